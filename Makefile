@@ -1,0 +1,49 @@
+# bertcli: `make demo` shows it at work, `make test` proves it, `make check` is for before a commit.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_RUN ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo check format test test-slow dist clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv with exact versions
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . --group dev
+	touch $(STAMP)
+
+demo: $(STAMP)  ## fine-tune a small encoder on the embedded sample, score it, predict
+	$(BIN)/bertcli finetune sample/sentiment --run $(DEMO_RUN)
+	$(BIN)/bertcli eval $(DEMO_RUN) --split test
+	$(BIN)/bertcli predict $(DEMO_RUN) --text "$$($(BIN)/python -c 'from bertcli.data.sample import sample_rows; print(sample_rows("sentiment", "test")[0]["text"])')"
+	@echo "the run folder is $(DEMO_RUN)"
+
+check: $(STAMP)  ## format, lint, types, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q
+
+format: $(STAMP)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(STAMP)  ## the fast tests: offline, two minutes
+	$(BIN)/pytest -q
+
+test-slow: $(STAMP)  ## the slow tests: real data from ../shared/mirror, where it is there
+	$(BIN)/pytest -q -m slow --timeout 1200
+
+dist: $(STAMP)  ## build the wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove what can be made again, never a run
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

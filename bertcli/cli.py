@@ -1,0 +1,234 @@
+"""The command line: parse, call one command, answer with an exit code. No torch is imported for `--help`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bertcli import __version__
+from bertcli.errors import BertcliError, UsageError
+
+if TYPE_CHECKING:
+    from bertcli.recipe.schema import HardwareSection
+
+app = typer.Typer(
+    name="bertcli",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Fine-tune BERT-family encoders from a recipe, score them and use them.",
+    epilog="Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · 130 stopped by Ctrl-C · 143 stopped by SIGTERM",
+)
+
+Mirror = Annotated[
+    Path | None,
+    typer.Option(envvar="BERTCLI_MIRROR", help="Folder with datasets/… and models/…, looked in before the hub."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RunOrModel = Annotated[str, typer.Argument(help="A run folder, a saved model, or a hub name.", metavar="RUN_OR_MODEL")]
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a command raises into one message on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except (KeyboardInterrupt, Exception) as error:
+            if isinstance(error, typer.Exit):
+                raise
+            if options.get("debug"):
+                traceback.print_exc()
+            message, code = _explain(error)
+            print(message, file=sys.stderr)
+            raise typer.Exit(code) from None
+
+    return guarded
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, BertcliError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", 130
+    words = str(error).strip().splitlines()
+    return f"error: unexpected {type(error).__name__}: {words[0] if words else ''} (--debug shows where)", 1
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+@reports_errors
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`glue/sst2`) or a YAML file.", metavar="RECIPE")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Recipe keys, such as `training.epochs=2`.", metavar="[KEY=VALUE]…")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")] = None,
+    mirror: Mirror = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the run folder.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a model as a recipe says.
+
+    The same command again goes on where the run stopped.
+
+    Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
+    """
+    from bertcli.recipe.load import load_recipe
+
+    wanted = load_recipe(recipe, overrides or [])
+    mirror = _checked_mirror(mirror)
+    from bertcli.commands.finetune import finetune as run_finetune
+    from bertcli.runs.console import Console, print_result
+
+    results = run_finetune(
+        wanted,
+        run or default_run_folder(recipe),
+        mirror=mirror,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        console=Console(quiet=quiet),
+    )
+    if as_json:
+        print_result(json.dumps(results, ensure_ascii=False))
+
+
+@app.command("eval")
+@reports_errors
+def evaluate(
+    model: RunOrModel,
+    task: Annotated[str | None, typer.Option(help="Task row or recipe, if the model does not say.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation, test, or a name the data set knows.")] = "validation",
+    mirror: Mirror = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score a model on a split.
+
+    Example: `bertcli eval runs/glue-sst2 --split validation --json`
+    """
+    mirror = _checked_mirror(mirror)
+    hardware = _hardware(device, precision)
+    from bertcli.commands.evaluate import evaluate as run_evaluate
+    from bertcli.runs.console import Console, print_result
+
+    results = run_evaluate(
+        model, task_name=task, split=split, mirror=mirror, hardware=hardware, console=Console(quiet=quiet)
+    )
+    if as_json:
+        print_result(json.dumps(results, ensure_ascii=False))
+        return
+    for name, value in results["metrics"][split].items():
+        words = f"{value['mean']:.6f} ± {value['sd']:.6f}" if isinstance(value, dict) else f"{value:.6f}"
+        print_result(f"{name:<12}{words}")
+
+
+@app.command()
+@reports_errors
+def predict(
+    model: RunOrModel,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
+    pair: Annotated[list[str] | None, typer.Option(help="The second text of a pair, one for each --text.")] = None,
+    input_file: Annotated[str | None, typer.Option("--input", help="File of inputs; `-` is stdin.")] = None,
+    input_format: Annotated[
+        str | None, typer.Option(help="text, jsonl, csv or tsv [default: by the ending; text for stdin].")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Text columns of the input, with a comma between two.")] = None,
+    output: Annotated[str, typer.Option(help="New file for the answers; `-` is stdout.")] = "-",
+    format_name: Annotated[str, typer.Option("--format", help="jsonl, csv or tsv.")] = "jsonl",
+    mirror: Mirror = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Answer for texts, in their order.
+
+    Examples: `bertcli predict runs/glue-sst2 --text "a fine film"` ·
+    `bertcli predict runs/glue-sst2 --input reviews.csv --output answers.csv --format csv`
+    """
+    from bertcli.data.inputs import guess_format, read_inputs
+
+    if (text is None) == (input_file is None):
+        raise UsageError("give either --text (once or more) or --input FILE (`-` for stdin)")
+    if pair is not None and (text is None or len(pair) != len(text)):
+        raise UsageError("give one --pair for each --text")
+    own_columns = columns.split(",") if columns else None
+    if own_columns and len(own_columns) > 2:
+        raise UsageError(f"found {len(own_columns)} names in --columns, expected one or two")
+
+    def read(task_columns: Sequence[str]) -> Iterable[tuple[str, ...]]:
+        if input_file is not None:
+            return read_inputs(input_file, input_format or guess_format(input_file), own_columns or task_columns)
+        return list(zip(text or (), pair, strict=True)) if pair else [(one,) for one in text or ()]
+
+    mirror = _checked_mirror(mirror)
+    hardware = _hardware(device, precision)
+    from bertcli.commands.predict import predict as run_predict
+    from bertcli.runs.console import Console
+
+    console = Console(quiet=quiet)
+    run_predict(
+        model, read, output, format_name, mirror=mirror, columns=own_columns, hardware=hardware, console=console
+    )
+
+
+def default_run_folder(recipe: str) -> Path:
+    """`runs/glue-sst2` for `glue/sst2`, `runs/mine` for `some/where/mine.yaml`."""
+    is_file = recipe.endswith((".yaml", ".yml"))
+    return Path("runs") / (Path(recipe).stem if is_file else recipe.replace("/", "-"))
+
+
+def _checked_mirror(mirror: Path | None) -> Path | None:
+    if mirror is not None and not mirror.is_dir():
+        raise UsageError(f"found no mirror folder {mirror} (from --mirror or BERTCLI_MIRROR)")
+    return mirror
+
+
+def _hardware(device: str | None, precision: str | None) -> HardwareSection | None:
+    """A hardware section if a person asked for something; None leaves it to the run's recipe."""
+    from pydantic import ValidationError
+
+    from bertcli.recipe.schema import HardwareSection
+
+    given = {name: value for name, value in (("device", device), ("precision", precision)) if value is not None}
+    try:
+        return HardwareSection.model_validate(given) if given else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"found --{first['loc'][0]} {first['input']}, expected {first['ctx']['expected']}") from error
+
+
+def main() -> None:
+    """The console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""`bertcli eval`: the scores of a trained model on a split of its task, or of another with the same labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bertcli.commands.finetune import summarise
+from bertcli.commands.score import score
+from bertcli.commands.trained import Trained, open_trained, seed_runs, task_from
+from bertcli.data.sources import load_split
+from bertcli.errors import DataError, ModelError, UsageError
+from bertcli.heads.text_classification import resolve_labels
+from bertcli.recipe.schema import HardwareSection
+from bertcli.runs.console import Console
+from bertcli.tasks.task import Task
+
+
+def evaluate(
+    name: str,
+    *,
+    task_name: str | None = None,
+    split: str = "validation",
+    mirror: Path | None = None,
+    hardware: HardwareSection | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Score a run folder (each of its seeds), a model folder or a hub model.
+
+    Args:
+        task_name: a task row or recipe; None: the task of the run.
+        split: `train`, `validation`, `test`, or a name the data set knows.
+
+    Raises:
+        UsageError: the model's task is not known and none was named.
+        DataError: the split is missing or its labels are hidden.
+        ModelError: the model's labels are not the task's.
+    """
+    console = console or Console()
+    task = task_from(task_name) if task_name else None
+    each = [_evaluate_one(run, task, split, mirror, hardware, console) for run in seed_runs(name)]
+    return each[0] if len(each) == 1 else summarise(each) | {"run": name}
+
+
+def _evaluate_one(
+    name: str,
+    task: Task | None,
+    split: str,
+    mirror: Path | None,
+    hardware: HardwareSection | None,
+    console: Console,
+) -> dict[str, Any]:
+    trained = open_trained(name, mirror, hardware)
+    task = task or trained.task
+    if task is None:
+        raise UsageError(f"{name} is not a run folder, so it does not say what it was made for; name it with --task")
+    rows = load_split(task, split, mirror)
+    _check_labels(trained, task, mirror)
+    encoded = trained.head.encode(task, rows, trained.tokenizer, trained.max_length)
+    if encoded.labels is None:
+        raise DataError(
+            f"{task.name}: the labels of split {split!r} are hidden; `bertcli predict` answers without them"
+        )
+    with console.display(f"eval {split}", len(encoded)) as display:
+        scores = score(
+            trained.accelerator,
+            trained.model,
+            encoded,
+            trained.head,
+            task,
+            max_tokens=trained.max_tokens,
+            on_batch=display.advance,
+        )
+    return {"task": task.name, "run": name, "num_examples": len(encoded), "metrics": {split: scores}}
+
+
+def _check_labels(trained: Trained, task: Task, mirror: Path | None) -> None:
+    if task.problem != trained.head.problem:
+        raise ModelError(f"{trained.name} was made for {trained.head.problem}, task {task.name} is {task.problem}")
+    if task.problem == "regression":
+        return
+    labels = task.labels or resolve_labels(task, load_split(task, "train", mirror))
+    if sorted(labels) != sorted(trained.head.labels):
+        raise ModelError(
+            f"the labels disagree: {trained.name} has {list(trained.head.labels)}, "
+            f"task {task.name} has {list(labels)}. Evaluate it on a task with its own labels."
+        )

@@ -1,0 +1,111 @@
+"""`bertcli finetune`: from a recipe to a run folder with a fine-tuned model and its scores."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bertcli.commands.prepare import Prepared, prepare
+from bertcli.commands.train import SPEED_ONLY, check_disk, train
+from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.plan import Plan, make_plan
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.console import Console, format_seconds
+from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, write_json
+
+
+def finetune(
+    recipe: Recipe,
+    run: Path,
+    *,
+    mirror: Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Fine-tune as the recipe says, once for each of its seeds; return what `results.json` holds.
+
+    With one seed `run` is the run folder; with several it holds one run folder a seed (`seed-1` …) and a
+    `results.json` with mean and standard deviation. A run that is there already is resumed, or just read if finished.
+
+    Raises:
+        BertcliError: one of its kinds, each with its cure.
+    """
+    console = console or Console()
+    prepared = prepare(recipe, mirror)
+    plan = make_plan(recipe, len(prepared.rows["train"]))
+    _say_plan(console, prepared, plan, run)
+    check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+    check_disk(run, prepared)
+    if dry_run:
+        if recipe.model.name is not None:
+            prepared.build_model()
+        console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
+        return {"dry_run": True, "run": str(run)}
+    folder = open_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+    if len(recipe.training.seed) == 1:
+        results = train(prepared, plan, folder, console)
+    else:
+        results = _train_seeds(prepared, plan, folder, console)
+    _say_results(console, results, folder)
+    return results
+
+
+def _train_seeds(prepared: Prepared, plan: Plan, parent: RunFolder, console: Console) -> dict[str, Any]:
+    each = []
+    for seed in prepared.recipe.training.seed:
+        training = prepared.recipe.training.model_copy(update={"seed": (seed,)})
+        single = Prepared(**{**vars(prepared), "recipe": prepared.recipe.model_copy(update={"training": training})})
+        path = parent.path / f"seed-{seed}"
+        folder = open_run_folder(path, dump_recipe(single.recipe), SPEED_ONLY, overwrite=False)
+        each.append(train(single, plan, folder, console))
+    results = summarise(each) | {"run": str(parent.path)}
+    write_json(parent.results, results)
+    return results
+
+
+def summarise(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs' results as one: each metric's mean, standard deviation and values."""
+    metrics: dict[str, dict[str, dict[str, Any]]] = {}
+    for split, scores in each[0]["metrics"].items():
+        metrics[split] = {}
+        for name in scores:
+            values = [results["metrics"][split][name] for results in each]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            metrics[split][name] = {"mean": statistics.fmean(values), "sd": spread, "values": values}
+    shared = ("task", "model", "size", "best_by", "total_steps", "num_train_examples", "num_parameters", "precision")
+    return {
+        **{name: each[0][name] for name in shared if name in each[0]},
+        "metrics": metrics,
+        "train_seconds": sum(results.get("train_seconds", 0.0) for results in each),
+        "runs": [results["run"] for results in each],
+    }
+
+
+def _say_plan(console: Console, prepared: Prepared, plan: Plan, run: Path) -> None:
+    recipe, training = prepared.recipe, prepared.recipe.training
+    labels = ", ".join(prepared.head.labels[:10]) or "a number"
+    validation = len(prepared.rows["validation"])
+    accumulation = f" in {plan.accumulation_steps} micro-batches" if plan.accumulation_steps > 1 else ""
+    console.say(f"task      {prepared.task.name}: {prepared.task.problem} ({labels})")
+    console.say(f"data      {plan.num_train_examples} training and {validation} validation rows")
+    console.say(f"model     {recipe.model.name or f'BERT {recipe.model.size}, fresh weights'}")
+    console.say(
+        f"training  {plan.total_steps} steps of {training.global_batch_size} examples{accumulation}, "
+        f"{plan.steps_per_epoch} an epoch; rate {training.learning_rate:g} {training.schedule}, "
+        f"{plan.warmup_steps} warm-up steps; evaluation every {plan.eval_every_steps}"
+    )
+    seeds = ", ".join(map(str, training.seed))
+    console.say(f"run       {run}, {'seeds' if len(training.seed) > 1 else 'seed'} {seeds}")
+
+
+def _say_results(console: Console, results: dict[str, Any], folder: RunFolder) -> None:
+    for name, value in results["metrics"]["validation"].items():
+        if isinstance(value, dict):
+            console.say(f"{name:10}{value['mean']:.4f} ± {value['sd']:.4f}  {json.dumps(value['values'])}")
+        else:
+            console.say(f"{name:10}{value:.4f}")
+    console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
+    console.say(f'next      bertcli predict {folder.path} --text "…"')

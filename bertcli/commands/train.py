@@ -1,0 +1,251 @@
+"""One run with one seed: steps, history, evaluation, best model, checkpoints, results; resumed where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from bertcli.commands.prepare import Prepared
+from bertcli.commands.score import score
+from bertcli.data.loaders import GlobalBatch, training_batches
+from bertcli.errors import Interrupted, RunFolderError, TrainingError
+from bertcli.models.build import save_model
+from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.plan import Plan
+from bertcli.runs.card import write_card
+from bertcli.runs.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from bertcli.runs.console import Console
+from bertcli.runs.environment import describe_environment
+from bertcli.runs.folder import RunFolder, replace_folder, write_json, write_text
+from bertcli.runs.history import append_record, forget_after, read_records
+from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16, width_multiple
+from bertcli.training.loop import train_steps
+from bertcli.training.optimizer import build_optimizer
+from bertcli.training.progress import Window
+from bertcli.training.schedule import rate_factor
+from bertcli.training.signals import stop_on_signals
+
+SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
+BYTES_PER_PARAMETER = 2 * 12 + 2 * 4  # two checkpoints (weights, two moments) and two models while one is replaced
+
+
+def train(prepared: Prepared, plan: Plan, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Train, or go on, or just read the results of a run that is finished.
+
+    Raises:
+        Interrupted: a signal came; the run is saved and the same command goes on with it.
+        TrainingError: the loss is no longer a number; the last good checkpoint is kept.
+    """
+    if folder.results.is_file():
+        console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
+        return json.loads(folder.results.read_text("utf-8"))
+    run = _Run(prepared, plan, folder, console)
+    run.go_on()
+    return run.finish()
+
+
+def check_disk(path: Path, prepared: Prepared) -> None:
+    """Raise `RunFolderError` if the disk under `path` cannot hold the checkpoints and models of all seeds."""
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
+    needed = BYTES_PER_PARAMETER * prepared.count_parameters() * len(prepared.recipe.training.seed)
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise RunFolderError(
+            f"the disk under {nearest} has {free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
+            "Make room or choose another place with --run."
+        )
+
+
+class _Run:
+    """The state of one run in memory: model, optimiser, progress and where they are kept."""
+
+    def __init__(self, prepared: Prepared, plan: Plan, folder: RunFolder, console: Console):
+        recipe = prepared.recipe
+        self.prepared, self.plan, self.folder, self.console = prepared, plan, folder, console
+        self.recipe, self.seed = recipe, recipe.training.seed[0]
+        self.accelerator = build_accelerator(recipe.hardware)
+        self.precision = choose_precision(recipe.hardware)
+        if self.precision == "bf16" and self.accelerator.device.type == "cpu" and not cpu_computes_bf16():
+            console.warn("this CPU has no bf16 instructions; hardware.precision=fp32 is far faster here")
+        set_seed(self.seed)
+        self.module = prepared.build_model()
+        training = recipe.training
+        optimizer = build_optimizer(
+            self.module,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            betas=(training.adam_beta1, training.adam_beta2),
+            epsilon=training.adam_epsilon,
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
+        self.train_split, self.validation = prepared.encode("train"), prepared.encode("validation")
+        self.best_by = recipe.evaluation.best_by or prepared.task.deciding_metric
+        self.progress = self._resume()
+        write_json(folder.environment, describe_environment())
+
+    def _resume(self) -> Progress:
+        """Take the newest checkpoint up, if there is one, and forget what the histories say of later steps."""
+        checkpoints = list_checkpoints(self.folder.checkpoints)
+        if checkpoints:
+            scaler = self.accelerator.scaler
+            progress = load_checkpoint(checkpoints[-1], self.module, self.optimizer.optimizer, scaler)
+            self.console.say(f"resuming {self.folder.path} after step {progress.step}")
+        else:
+            progress = Progress()
+            set_seed(self.seed)  # dropout does not depend on how the weights were made
+        forget_after(self.folder.train_history, progress.step)
+        forget_after(self.folder.eval_history, progress.step)
+        return progress
+
+    def go_on(self) -> None:
+        """Steps from here to the end, with everything that happens between them."""
+        progress, plan = self.progress, self.plan
+        if self._should_stop_early():
+            return
+        steps = train_steps(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            self._rate_at,
+            self._batches(),
+            self.prepared.head.loss,
+            max_grad_norm=self.recipe.training.max_grad_norm,
+            start_step=progress.step,
+        )
+        window = Window(self.accelerator.device)
+        with stop_on_signals() as stop, self.console.display("step", plan.total_steps) as display:
+            display.start_at(progress.step)
+            for record in steps:
+                window.add(record)
+                progress.step = record.step
+                is_last = record.step == plan.total_steps
+                saves = is_last or record.step % plan.eval_every_steps == 0 or stop.signal_number is not None
+                if saves or record.step % self.recipe.hardware.log_every_steps == 0:
+                    display.advance(window.num_steps, self._log(window))
+                    window = Window(self.accelerator.device)
+                if not saves:
+                    continue
+                if is_last or record.step % plan.eval_every_steps == 0:
+                    self._evaluate()
+                self._save_checkpoint()
+                if stop.signal_number is not None and not is_last:
+                    words = f"stopped after step {record.step}, all saved; the same command goes on from there"
+                    raise Interrupted(stop.signal_number, words)
+                if self._should_stop_early():
+                    self.console.say(f"no better {self.best_by} in {progress.evaluations_without_better} evaluations")
+                    break
+                window = Window(self.accelerator.device)
+
+    def finish(self) -> dict[str, Any]:
+        """Write results and model card."""
+        progress, recipe = self.progress, self.recipe
+        evaluations = read_records(self.folder.eval_history)
+        best = next(record for record in evaluations if record["step"] == progress.best_step)
+        prefix = "eval/validation/"
+        seconds = progress.train_seconds
+        results = {
+            "task": self.prepared.task.name,
+            "model": recipe.model.name,
+            "size": recipe.model.size if recipe.model.name is None else None,
+            "seed": self.seed,
+            "metrics": {"validation": {key.removeprefix(prefix): best[key] for key in best if key.startswith(prefix)}},
+            "best_by": self.best_by,
+            "best_step": progress.best_step,
+            "total_steps": progress.step,
+            "num_evaluations": len(evaluations),
+            "num_train_examples": self.plan.num_train_examples,
+            "num_parameters": self.module.num_parameters(),
+            "train_seconds": seconds,
+            "examples_per_second": progress.num_examples / seconds,
+            "tokens_per_second": progress.num_tokens / seconds,
+            "padding_share": 1 - progress.num_tokens / progress.num_padded_tokens,
+            "device": str(self.accelerator.device),
+            "precision": self.precision,
+            "run": str(self.folder.path),
+        }
+        dataset = self.prepared.task.dataset or "own files"
+        write_text(self.folder.card, write_card(results, dataset, dump_recipe(recipe)))
+        write_json(self.folder.results, results)
+        return results
+
+    def _batches(self) -> Iterator[GlobalBatch]:
+        return training_batches(
+            self.train_split,
+            global_batch_size=self.recipe.training.global_batch_size,
+            micro_batch_size=self.plan.micro_batch_size,
+            seed=self.seed,
+            start_step=self.progress.step,
+            total_steps=self.plan.total_steps,
+            process=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            multiple_of=width_multiple(self.accelerator),
+        )
+
+    def _rate_at(self, step: int) -> float:
+        training, plan = self.recipe.training, self.plan
+        return training.learning_rate * rate_factor(training.schedule, step, plan.warmup_steps, plan.total_steps)
+
+    def _log(self, window: Window) -> str:
+        """Write a line of train.jsonl, count the work, refuse a loss that is not a number; words for the display."""
+        record = window.summary(self.plan.steps_per_epoch)
+        progress = self.progress
+        progress.train_seconds += record.pop("seconds")
+        progress.num_examples += window.num_examples
+        progress.num_tokens += window.num_tokens
+        progress.num_padded_tokens += window.num_padded_tokens
+        loss = record["train/loss"]
+        if not math.isfinite(loss):
+            kept = list_checkpoints(self.folder.checkpoints)
+            raise TrainingError(
+                f"the loss became {loss} by step {progress.step}. "
+                + (f"The last good checkpoint is {kept[-1]}. " if kept else "There is no checkpoint yet. ")
+                + "Try a lower training.learning_rate, a longer warm-up, or hardware.precision=fp32."
+            )
+        append_record(self.folder.train_history, record)
+        return f"loss {loss:.4f}  {record['examples_per_second']:.0f} ex/s  {record['tokens_per_second']:.0f} tok/s"
+
+    def _evaluate(self) -> None:
+        """Score the validation split; keep the model if it is the best so far."""
+        progress, prepared = self.progress, self.prepared
+        scores = score(
+            self.accelerator,
+            self.model,
+            self.validation,
+            prepared.head,
+            prepared.task,
+            max_tokens=self.recipe.hardware.eval_batch_tokens,
+        )
+        record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
+        append_record(self.folder.eval_history, record)
+        words = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self.console.say(f"step {progress.step}/{self.plan.total_steps}  validation: {words}")
+        value = scores[self.best_by]
+        if progress.best_value is None or value > progress.best_value:
+            progress.best_value, progress.best_step = value, progress.step
+            progress.evaluations_without_better = 0
+            self._save_model()
+        else:
+            progress.evaluations_without_better += 1
+
+    def _save_model(self) -> None:
+        aside = self.folder.path / ".model.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        save_model(self.module, self.prepared.tokenizer, aside)
+        replace_folder(aside, self.folder.model)
+
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(
+            self.folder.checkpoints, self.progress, self.module, self.optimizer.optimizer, self.accelerator.scaler
+        )
+
+    def _should_stop_early(self) -> bool:
+        patience = self.recipe.evaluation.early_stopping_patience
+        return patience is not None and self.progress.evaluations_without_better >= patience

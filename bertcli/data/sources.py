@@ -1,0 +1,212 @@
+"""Where rows come from: the embedded sample, own files, a mirror folder, the Hugging Face cache, the hub.
+
+Nothing here asks the network for what lies on the disk: the hub is the last place looked in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bertcli.errors import DataError, did_you_mean
+from bertcli.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+HELD_OUT_SEED = 13  # the held-out rows are the same for every training seed
+SPLITS = ("train", "validation", "test")
+
+
+def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
+    """The rows of one split (`train`, `validation` or `test`, or a name the data set itself knows).
+
+    A task without a validation split gets `held_out_share` of its training rows for it, always the same ones, and
+    its training split is what is left.
+
+    Raises:
+        DataError: there is no such data set, split or column, it is unreadable, or it has no rows.
+    """
+    has_validation = bool(task.files.validation) if task.files else task.splits.validation is not None
+    if has_validation or split not in ("train", "validation"):
+        rows = _load_named_split(task, split, mirror)
+    else:
+        whole = _load_named_split(task, "train", mirror)
+        if len(whole) < 2:
+            raise DataError(f"{task.name}: found {len(whole)} training row, expected 2 or more to hold some out")
+        parts = whole.train_test_split(test_size=task.held_out_share, seed=HELD_OUT_SEED)
+        rows = parts["train" if split == "train" else "test"]
+    if len(rows) == 0:
+        raise DataError(f"{task.name}: split {split!r} has no rows")
+    _check_columns(task, split, rows)
+    return rows
+
+
+def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
+    from datasets import Dataset
+
+    if task.files is not None:
+        if split not in SPLITS or not getattr(task.files, split):
+            given = [name for name in SPLITS if getattr(task.files, name)]
+            raise DataError(f"{task.name}: found no files for split {split!r}, expected one of {given}")
+        return read_files(getattr(task.files, split), task)
+    name = getattr(task.splits, split) if split in SPLITS else split
+    if name is None:
+        raise DataError(f"{task.name}: the task row says that there is no {split} split")
+    if task.dataset == "sample":
+        from bertcli.data.sample import sample_rows
+
+        return Dataset.from_list(sample_rows(task.config or "", name))
+    return _load_dataset_split(task, name, mirror)
+
+
+def _load_dataset_split(task: Task, name: str, mirror: Path | None) -> Dataset:
+    assert task.dataset is not None
+    place = resolve_dataset(task.dataset, mirror)
+    if Path(place).is_dir():
+        splits = _call_datasets(task, place)
+    else:
+        try:
+            with _offline():
+                splits = _call_datasets(task, place)
+        except DataError:
+            splits = _call_datasets(task, place)
+    if name not in splits:
+        raise DataError(
+            f"{task.name}: found splits {list(splits)} in {place}, expected {name!r}."
+            f"{did_you_mean(name, splits)} Name the right one under task.splits."
+        )
+    return splits[name]
+
+
+def resolve_dataset(name: str, mirror: Path | None) -> str:
+    """The folder that holds data set `name` (the mirror's if it has it), or the name itself, for the hub."""
+    in_mirror = mirror / "datasets" / name if mirror and not Path(name).is_absolute() else None
+    return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
+
+
+def _call_datasets(task: Task, place: str) -> dict[str, Dataset]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(place, task.config)
+    except Exception as error:  # the library raises many kinds, from the file system up to HTTP
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{task.name}: cannot load data set {place!r} ({reason}). Not in a mirror, not in the local cache, not a "
+            "folder, and the hub did not give it: check the name, or point --mirror (or BERTCLI_MIRROR) at a copy."
+            if not Path(place).is_dir()
+            else f"{task.name}: cannot read the data set in {place} ({reason})"
+        ) from error
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Have `datasets` look in its cache only."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def read_files(paths: Sequence[str], task: Task | None = None) -> Dataset:
+    """Rows of CSV (quoted), TSV (unquoted, as GLUE's), JSON Lines or Parquet files, by their endings.
+
+    With a task its text columns are read as text and its label column as text or number, whatever they look like:
+    `007` stays `007`.
+
+    Raises:
+        DataError: a file is missing, unreadable, not UTF-8 or of an unknown kind.
+    """
+    import pyarrow
+    from datasets import Dataset, concatenate_datasets
+
+    tables = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise DataError(f"found no file {path}, expected a CSV, TSV, JSON Lines or Parquet file")
+        try:
+            tables.append(Dataset(_read_table(path, task)))
+        except (pyarrow.ArrowException, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+            raise DataError(f"cannot read {path}: {_plain_reason(path, error)}") from error
+    try:
+        return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+    except ValueError as error:
+        raise DataError(f"{', '.join(map(str, paths))}: the files have different columns ({error})") from error
+
+
+def _plain_reason(path: Path, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    return f"not UTF-8 text; convert it, e.g. `iconv -f latin1 -t utf8 {path}`" if "UTF" in reason.upper() else reason
+
+
+def _read_table(path: Path, task: Task | None) -> pyarrow.Table:
+    ending = path.suffix.lower()
+    if ending in (".csv", ".tsv"):
+        return _read_separated(path, task, "," if ending == ".csv" else "\t")
+    if ending == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path)
+    if ending in (".jsonl", ".ndjson", ".json"):
+        return _read_json(path)
+    raise DataError(f"found {path}, expected a file that ends in .csv, .tsv, .jsonl or .parquet")
+
+
+def _read_separated(path: Path, task: Task | None, delimiter: str) -> pyarrow.Table:
+    import pyarrow
+    from pyarrow import csv
+
+    types: dict[str, pyarrow.DataType] = {}
+    if task is not None:
+        types = dict.fromkeys(task.text_columns, pyarrow.string())
+        types[task.label_column] = pyarrow.float64() if task.problem == "regression" else pyarrow.string()
+    quoting = csv.ParseOptions(
+        delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
+    )
+    return csv.read_csv(path, parse_options=quoting, convert_options=csv.ConvertOptions(column_types=types))
+
+
+def _read_json(path: Path) -> pyarrow.Table:
+    import pyarrow
+    from pyarrow import json as arrow_json
+
+    text = path.read_text("utf-8-sig")
+    if text.lstrip().startswith("["):
+        return pyarrow.Table.from_pylist(json.loads(text))
+    if not text.strip():
+        return pyarrow.table({})
+    return arrow_json.read_json(path)
+
+
+def _check_columns(task: Task, split: str, rows: Dataset) -> None:
+    missing = [column for column in task.text_columns if column not in rows.column_names]
+    if missing:
+        raise DataError(
+            f"{task.name}: split {split!r} has no column {missing[0]!r}; it has {rows.column_names}."
+            f"{did_you_mean(missing[0], rows.column_names)} Set task.text_columns."
+        )
+    for column in task.text_columns:
+        values = rows.data.column(column)
+        if values.null_count:
+            row = values.is_null().to_pylist().index(True)
+            raise DataError(
+                f"{task.name}: row {row + 1} of split {split!r} has no text in column {column!r}; remove or mend it"
+            )
+        if not _is_text(values.type):
+            raise DataError(f"{task.name}: column {column!r} holds {values.type}, expected text")
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))

@@ -1,0 +1,231 @@
+"""Models and tokenizers: found by name, loaded or made from scratch, their labels checked by name.
+
+Names are looked up as a run folder, a model folder, in the mirror, in the local Hugging Face cache, on the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertcli.errors import ModelError
+from bertcli.recipe.schema import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# layers, width, heads: https://github.com/google-research/bert (base and large 2018; the small ones, Turc et al. 2019)
+SIZES = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+DROPOUT_FIELDS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+)
+UNLIMITED_LENGTH = 10**9  # tokenizers say 1e30 when they know no limit
+SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+
+
+def resolve_model(name: str, mirror: Path | None) -> str:
+    """The folder that holds model `name`, or the name itself, for the cache and the hub.
+
+    Raises:
+        ModelError: the name is a folder that holds no model.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        inside = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+        if not any((inside / known).is_file() for known in ("config.json", "tokenizer.json", "vocab.txt")):
+            raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model")
+        return str(inside)
+    in_mirror = mirror / "models" / name if mirror and not folder.is_absolute() else None
+    return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
+
+
+def load_tokenizer(name: str, mirror: Path | None) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of model `name`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", resolve_model(name, mirror))
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of {name} has no padding token, which batches need")
+    return tokenizer
+
+
+def load_config(name: str, mirror: Path | None) -> PretrainedConfig:
+    """The configuration of model `name`."""
+    from transformers import AutoConfig
+
+    place = resolve_model(name, mirror)
+    config = _from_pretrained(AutoConfig.from_pretrained, "configuration", place)
+    if Path(place).is_dir() and not _has_weights(Path(place)):
+        raise ModelError(
+            f"found {place} without weights, expected model.safetensors there. "
+            f"To start from fresh weights, give model.size and model.tokenizer={name} instead of model.name."
+        )
+    return config
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / f"model.safetensors{ending}").is_file() for ending in ("", ".index.json"))
+
+
+def has_trained_head(config: PretrainedConfig, model_class: str) -> bool:
+    """Whether the saved model was one with the head of `model_class` (an `AutoModelFor…` name)."""
+    return any(model_class.removeprefix("AutoModel") in name for name in config.architectures or ())
+
+
+def saved_labels(config: PretrainedConfig) -> list[str]:
+    """The label names a configuration holds, in order of their numbers."""
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+def check_labels(config: PretrainedConfig, wanted: Sequence[str], name: str) -> None:
+    """Refuse a model with a trained head whose labels are not the task's (their order may differ).
+
+    Raises:
+        ModelError: with both lists and the cure.
+    """
+    if wanted and sorted(saved_labels(config)) != sorted(wanted):
+        raise ModelError(
+            f"the labels disagree: model {name} has {saved_labels(config)}, the task has {list(wanted)}. "
+            "Make task.labels agree, or set model.new_head=true to learn a new classifier."
+        )
+
+
+def load_model(
+    name: str,
+    mirror: Path | None,
+    model_class: str,
+    config_fields: dict[str, Any],
+    *,
+    dropout: float | None = None,
+    fresh_head: bool = False,
+) -> PreTrainedModel:
+    """Model `name` with the head of `model_class`, its weights in fp32; a head it lacks is newly made.
+
+    Args:
+        config_fields: overrides of its configuration.
+        dropout: all dropout rates; None: as they are.
+        fresh_head: take the encoder only and make a new head, whatever the model has.
+
+    Raises:
+        ModelError: no such model, no weights, or weights that are not safetensors.
+    """
+    import transformers
+
+    config = load_config(name, mirror)
+    _set_fields(config, config_fields, dropout)
+    auto_class = getattr(transformers, model_class)
+    options = {"config": config, "dtype": "float32", "use_safetensors": True}
+    with _quiet_transformers():
+        if not fresh_head:
+            return _from_pretrained(auto_class.from_pretrained, "model", resolve_model(name, mirror), **options)
+        encoder = _from_pretrained(
+            transformers.AutoModel.from_pretrained, "model", resolve_model(name, mirror), **options
+        )
+        model = auto_class.from_config(config)
+        # Some encoders end in a pooling layer that their classifier does not have.
+        model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+        return model
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer so that plain `from_pretrained(folder)` loads them."""
+    with _quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def build_model(
+    section: ModelSection, tokenizer: PreTrainedTokenizerBase, model_class: str, config_fields: dict[str, Any]
+) -> PreTrainedModel:
+    """A BERT of `section.size` with fresh weights for the vocabulary of `tokenizer`."""
+    import transformers
+
+    layers, width, heads = SIZES[section.size]
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    _set_fields(config, config_fields, section.dropout)
+    return getattr(transformers, model_class).from_config(config)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerBase:
+    """A lower-casing WordPiece tokenizer with BERT's special tokens, learned from `texts`."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast
+
+    learner = BertWordPieceTokenizer(lowercase=True)
+    learner.train_from_iterable(texts, vocab_size=vocabulary_size, min_frequency=1, show_progress=False)
+    return BertTokenizerFast(tokenizer_object=learner._tokenizer, model_max_length=512, **SPECIAL_TOKENS)
+
+
+def longest_input(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """Tokens the model can read at once."""
+    positions = getattr(config, "max_position_embeddings", None) or UNLIMITED_LENGTH
+    if config.model_type in ("roberta", "camembert", "xlm-roberta"):  # positions start after the padding index
+        positions -= (config.pad_token_id or 0) + 1
+    return min(positions, tokenizer.model_max_length)
+
+
+def _set_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float | None) -> None:
+    for name, value in fields.items():
+        setattr(config, name, value)
+    if dropout is not None:
+        for name in DROPOUT_FIELDS:
+            if hasattr(config, name):
+                setattr(config, name, dropout)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep progress bars and load reports of transformers off the console while inside."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _from_pretrained(load: Callable[..., Any], what: str, place: str, **options: Any) -> Any:
+    """Call a `from_pretrained`: folders and the local cache first, the hub only for what is not there."""
+    try:
+        try:
+            return load(place, local_files_only=True, **options)
+        except OSError:
+            if Path(place).is_dir():
+                raise
+            return load(place, **options)
+    except Exception as error:  # the libraries raise many kinds, from the file system up to HTTP
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if Path(place).is_dir():
+            raise ModelError(f"cannot read the {what} in {place}: {reason}") from error
+        raise ModelError(
+            f"cannot load the {what} of {place!r}: not a folder, not in a mirror, not in the local cache, and the hub "
+            f"did not give it ({reason}). Check the name, or point --mirror (or BERTCLI_MIRROR) at a copy."
+        ) from error

@@ -1,0 +1,54 @@
+"""The plan: numbers that follow from a recipe and the data, worked out before any work starts. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bertcli.errors import RecipeError
+from bertcli.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run will do."""
+
+    num_train_examples: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    eval_every_steps: int
+    micro_batch_size: int  # examples at once on one device
+    accumulation_steps: int
+
+
+def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -> Plan:
+    """Derive the plan of a run over `num_train_examples` rows.
+
+    Raises:
+        RecipeError: the warm-up is longer than the training.
+    """
+    training, evaluation = recipe.training, recipe.evaluation
+    steps_per_epoch = math.ceil(num_train_examples / training.global_batch_size)
+    total = training.max_steps or max(1, round(training.epochs * steps_per_epoch))
+    warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total)
+    if warmup > total:
+        raise RecipeError([f"found training.warmup_steps {warmup}, expected at most the {total} steps of the training"])
+    if evaluation.every_steps is not None:
+        eval_every = evaluation.every_steps
+    elif evaluation.every_epochs is not None:
+        eval_every = max(1, round(evaluation.every_epochs * steps_per_epoch))
+    else:
+        eval_every = total
+    per_process = math.ceil(training.global_batch_size / num_processes)
+    micro = recipe.hardware.micro_batch_size
+    micro_batch_size = per_process if micro == "auto" else min(micro, per_process)
+    return Plan(
+        num_train_examples=num_train_examples,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=warmup,
+        eval_every_steps=min(eval_every, total),
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=math.ceil(per_process / micro_batch_size),
+    )

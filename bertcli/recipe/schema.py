@@ -1,0 +1,102 @@
+"""The typed recipe: every key with its type, default and meaning, in one place. Frozen; no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, Strict, field_validator, model_validator
+
+from bertcli.tasks.task import Section, Task
+
+Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
+Seeds = Annotated[tuple[int, ...], Strict(False), Field(min_length=1)]
+
+
+class ModelSection(Section):
+    """Which encoder to start from: a trained one (`name`) or fresh weights of a given `size`."""
+
+    name: str | None = Field(None, description="hub name, model folder or run folder; null: fresh weights")
+    size: Size = Field("base", description="BERT size when the weights are fresh")
+    tokenizer: str | None = Field(
+        None, description="tokenizer, if not the model's own; null with fresh weights: made from the training texts"
+    )
+    vocabulary_size: int = Field(8192, ge=64, description="entries of a tokenizer made from the training texts")
+    dropout: float | None = Field(None, ge=0, lt=1, description="all dropout rates of the model; null: as it comes")
+    new_head: bool = Field(False, description="discard the model's own classifier and make a new one")
+
+
+class DataSection(Section):
+    """How rows become model inputs."""
+
+    max_length: int = Field(128, ge=4, description="tokens; longer inputs are cut, the longer text of a pair first")
+    max_train_examples: int | None = Field(None, ge=1, description="use a random part of the training rows")
+    max_eval_examples: int | None = Field(None, ge=1, description="use the first rows of each evaluation split")
+
+
+class TrainingSection(Section):
+    """Everything that changes what is learned."""
+
+    epochs: float = Field(3.0, gt=0, description="passes over the training rows")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps; overrides `epochs`")
+    global_batch_size: int = Field(32, ge=1, description="examples an optimiser step, over all processes")
+    learning_rate: float = Field(2e-5, gt=0, description="peak rate")
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
+        "linear", description="shape after the warm-up"
+    )
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising rate")
+    warmup_steps: int | None = Field(None, ge=0, description="steps; overrides `warmup_ratio`")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW decay; none on biases and LayerNorm")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW first-moment decay")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW second-moment decay")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW denominator term")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradient norm to clip at; null: no clipping")
+    seed: Seeds = Field((42,), description="one seed or a list; a list is a set of runs")
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _one_seed_is_a_list_of_one(cls, given: object) -> object:
+        return (given,) if isinstance(given, int) else given
+
+
+class EvaluationSection(Section):
+    """When to look, and what counts as best."""
+
+    every_epochs: float | None = Field(1.0, gt=0, description="evaluate and save a checkpoint so often")
+    every_steps: int | None = Field(None, ge=1, description="steps; overrides `every_epochs`")
+    best_by: str | None = Field(None, description="metric that chooses the best checkpoint; null: the task's main one")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better one"
+    )
+
+
+class HardwareSection(Section):
+    """Changes only the speed. A resumed run may differ here, and only here."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="arithmetic of the model")
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="examples at once on one device; accumulation follows from it"
+    )
+    eval_batch_tokens: int = Field(8192, ge=16, description="tokens at once when evaluating or predicting")
+    log_every_steps: int = Field(20, ge=1, description="steps between two lines of train.jsonl")
+
+
+class Recipe(Section):
+    """Everything a person wants of one run."""
+
+    task: str | Task = Field(description="a row's name, or a row of your own")
+    model: ModelSection = Field(ModelSection(), description="which encoder")
+    data: DataSection = Field(DataSection(), description="how rows become inputs")
+    training: TrainingSection = Field(TrainingSection(), description="what changes the result")
+    evaluation: EvaluationSection = Field(EvaluationSection(), description="when to look, what is best")
+    hardware: HardwareSection = Field(HardwareSection(), description="what changes only the speed")
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> Self:
+        micro = self.hardware.micro_batch_size
+        if micro != "auto" and micro > self.training.global_batch_size:
+            raise ValueError(
+                f"hardware.micro_batch_size {micro} is larger than "
+                f"training.global_batch_size {self.training.global_batch_size}"
+            )
+        return self

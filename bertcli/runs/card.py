@@ -1,0 +1,53 @@
+"""The model card: README.md of a run, in the hub's metadata format, with the numbers of this run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def write_card(results: dict[str, Any], dataset: str, recipe_text: str) -> str:
+    """The card's text: front matter for the hub, what the model is, how good, how it was made, how to use it."""
+    scores = results["metrics"]["validation"]
+    metric_lines = "".join(f"      - type: {name}\n        value: {value:.6g}\n" for name, value in scores.items())
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
+    base = results["model"] or f"fresh weights, BERT {results['size']}"
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags:
+  - bertcli
+model-index:
+  - name: {results["task"].replace("/", "-")}
+    results:
+      - task:
+          type: text-classification
+        dataset:
+          name: {dataset}
+          type: {dataset}
+        metrics:
+{metric_lines}---
+
+# {results["task"]}
+
+Made by [bertcli](https://pypi.org/project/bertcli) from {base}, seed {results["seed"]}.
+
+| validation metric | value |
+| --- | --- |
+{rows}
+
+Best of {results["num_evaluations"]} evaluations (step {results["best_step"]} of {results["total_steps"]}), by
+{results["best_by"]}. Learned from {results["num_train_examples"]} examples in {results["train_seconds"]:.0f} seconds,
+{results["num_parameters"]:,} parameters, on {results["device"]} in {results["precision"]}.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="model")
+```
+
+## Recipe
+
+```yaml
+{recipe_text.rstrip()}
+```
+"""

@@ -1,0 +1,85 @@
+"""What a person sees while a run goes on: everything on stderr, so that stdout stays for results.
+
+On a terminal a Rich progress bar; elsewhere (logs, batch jobs) plain lines, one every so often.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """A moving display of one piece of work; `advance` is cheap enough to call at every step."""
+
+    def __init__(self, console: Console, title: str, total: int, bar: Progress | None):
+        self._console, self._title, self._total, self._bar = console, title, total, bar
+        self._task = bar.add_task(title, total=total, note="") if bar else None
+        self._done = self._start = 0
+        self._started_at = self._line_at = time.monotonic()
+
+    def start_at(self, done: int) -> None:
+        """Count `done` units as done before this display began."""
+        self._done = self._start = done
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done)
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """`units` more are done; `note` replaces the words behind the bar unless it is empty."""
+        self._done += units
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=units, **({"note": note} if note else {}))
+        elif note and time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
+            self._line_at = time.monotonic()
+            rate = (self._done - self._start) / (self._line_at - self._started_at)
+            left = (self._total - self._done) / rate if rate else 0.0
+            self._console.say(f"{self._title} {self._done}/{self._total}  {note}  {format_seconds(left)} left")
+
+
+class Console:
+    """Words for people. `quiet` keeps only warnings and errors."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line for people; nothing in it is taken as markup."""
+        if not self.quiet:
+            self._rich.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that even `quiet` shows."""
+        self._rich.print(f"warning: {text}", markup=False, style="yellow")
+
+    @contextmanager
+    def display(self, title: str, total: int) -> Iterator[Display]:
+        """Show the progress of `total` units of work while inside."""
+        if self.quiet or not self._rich.is_terminal:
+            yield Display(self, title, total, None)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(
+            *columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self._rich, transient=True
+        ) as bar:
+            yield Display(self, title, total, bar)
+
+
+def format_seconds(seconds: float) -> str:
+    """`75` → `1m15s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def print_result(text: str) -> None:
+    """The result itself, on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

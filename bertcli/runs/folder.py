@@ -1,0 +1,159 @@
+"""The run folder: where everything a run made lands. Nothing in it is ever overwritten without being asked.
+
+runs/<name>/
+  recipe.yaml         resolved recipe            environment.json   versions, machine, command
+  train.jsonl         loss, rate, speed          eval.jsonl         metrics of each evaluation
+  checkpoints/step-…  resumable                  model/             loads with `from_pretrained`
+  results.json        final numbers              README.md          model card
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertcli.errors import RunFolderError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """Resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine."""
+        return self.path / "environment.json"
+
+    @property
+    def train_history(self) -> Path:
+        """Loss, rate and speed, a line every few steps."""
+        return self.path / "train.jsonl"
+
+    @property
+    def eval_history(self) -> Path:
+        """Metrics, a line for each evaluation."""
+        return self.path / "eval.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of resumable checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Best model so far, as `save_pretrained` writes it."""
+        return self.path / "model"
+
+    @property
+    def results(self) -> Path:
+        """Final numbers; the run is finished when this is there."""
+        return self.path / "results.json"
+
+    @property
+    def card(self) -> Path:
+        """Model card."""
+        return self.path / "README.md"
+
+
+def open_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overwrite: bool) -> RunFolder:
+    """Make the folder, or take it up again if it holds a run of the same recipe.
+
+    Args:
+        recipe_text: the resolved recipe, as it will stand in `recipe.yaml`.
+        speed_only: top-level sections of the recipe that may differ from the earlier run's.
+        overwrite: remove what an earlier run left there (never a folder that is not a run).
+
+    Raises:
+        RunFolderError: the folder holds something else, a run of another recipe, or cannot be written.
+    """
+    folder = RunFolder(path)
+    check_run_folder(path, recipe_text, speed_only, overwrite=overwrite)
+    try:
+        if overwrite and path.is_dir():
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.recipe, recipe_text)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write the run folder {path}: {error.strerror}. Choose another with --run."
+        ) from error
+    return folder
+
+
+def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overwrite: bool) -> None:
+    """Raise what `open_run_folder` would, without writing anything."""
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file, expected a folder for the run. Choose another with --run.")
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        raise RunFolderError(f"cannot write in {nearest}, where the run folder goes. Choose another with --run.")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    folder = RunFolder(path)
+    if not folder.recipe.is_file():
+        raise RunFolderError(f"{path} is not empty and holds no run (no recipe.yaml); choose another with --run")
+    if overwrite:
+        return
+    before, now = folder.recipe.read_text("utf-8"), recipe_text
+    if _without(before, speed_only) != _without(now, speed_only):
+        difference = "\n".join(
+            difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", "", "", 0, "")
+        )
+        raise RunFolderError(
+            f"{path} holds a run of another recipe:\n{difference}\n"
+            "Choose another folder with --run, or replace that run with --overwrite."
+        )
+
+
+def _without(recipe_text: str, sections: set[str]) -> list[str]:
+    """The lines of a block-style YAML mapping, less the given top-level sections."""
+    kept, skipping = [], False
+    for line in recipe_text.splitlines():
+        if line and not line[0].isspace():
+            skipping = line.split(":")[0] in sections
+        if not skipping:
+            kept.append(line)
+    return kept
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` so that the file is there whole or not at all."""
+    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` to `path` as readable JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Put the finished folder `made` where `target` is; the earlier `target` goes away only then."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    made.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

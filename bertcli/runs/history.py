@@ -1,0 +1,29 @@
+"""Histories: JSON Lines files that only grow, one record a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Add one line to the history `path`."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All records of a history; none if there is no such file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the records of steps after `step`: they will be made again by the resumed run."""
+    kept = [record for record in read_records(path) if record["step"] <= step]
+    if path.is_file():
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+        aside.replace(path)

@@ -1,0 +1,58 @@
+"""Device and precision: what `auto` means on this machine, and the Accelerator that drives it."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from bertcli.errors import UsageError
+from bertcli.recipe.schema import HardwareSection
+
+ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def choose_precision(hardware: HardwareSection) -> str:
+    """`fp32`, `bf16` or `fp16`: the asked one, or for `auto` the fastest that the device computes natively.
+
+    Raises:
+        UsageError: fp16 on a CPU, which trains to nonsense.
+    """
+    on_gpu = _uses_gpu(hardware)
+    if hardware.precision == "fp16" and not on_gpu:
+        raise UsageError("found hardware.precision fp16 on a CPU, expected fp32 or bf16 there")
+    if hardware.precision != "auto":
+        return hardware.precision
+    if on_gpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_computes_bf16() else "fp32"
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this CPU has bf16 matrix instructions; without them bf16 is far slower than fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def build_accelerator(hardware: HardwareSection) -> Accelerator:
+    """The Accelerator for the recipe's device and precision.
+
+    Raises:
+        UsageError: the asked device is not there.
+    """
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("found hardware.device cuda, but this machine shows no CUDA device; use auto or cpu")
+    if hardware.device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("found hardware.device mps, but this machine has none; use auto or cpu")
+    return Accelerator(
+        cpu=hardware.device == "cpu",
+        mixed_precision=ACCELERATE_NAMES[choose_precision(hardware)],
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def width_multiple(accelerator: Accelerator) -> int:
+    """What padded lengths are rounded up to: 8 suits the tensor cores of a GPU."""
+    return 8 if accelerator.device.type == "cuda" else 1
+
+
+def _uses_gpu(hardware: HardwareSection) -> bool:
+    return hardware.device in ("auto", "cuda") and torch.cuda.is_available()

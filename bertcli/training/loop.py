@@ -1,0 +1,76 @@
+"""The loop: a generator of step records on top of Accelerate. It knows no task, no disk and no console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from bertcli.data.loaders import GlobalBatch
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits [B, C], labels [B] or [B, C]) → the loss summed over the B examples."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one optimiser step did. Tensors stay on the device: reading them is the caller's choice of moment."""
+
+    step: int  # from 1
+    loss: torch.Tensor  # mean over the global batch, as far as this process sees it
+    grad_norm: torch.Tensor  # before clipping
+    learning_rate: float
+    num_examples: int
+    num_tokens: int
+    num_padded_tokens: int
+
+
+def train_steps(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate_at: Callable[[int], float],
+    batches: Iterable[GlobalBatch],
+    loss_of: Loss,
+    *,
+    max_grad_norm: float | None,
+    start_step: int = 0,
+) -> Iterator[StepRecord]:
+    """Make one optimiser step for each global batch and say what it did.
+
+    The loss of a step is the sum over its examples divided by their number, however they are spread over
+    micro-batches and processes: accumulation and uneven last batches do not change what is learned.
+
+    Args:
+        rate_at: learning rate of the optimiser step with the given number (from 0).
+        max_grad_norm: clip the gradient to this norm; None: no clipping.
+        start_step: steps already made.
+    """
+    for step, batch in enumerate(batches, start=start_step):
+        model.train()
+        rate = rate_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = _accumulate(accelerator, model, batch, loss_of)
+        norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield StepRecord(step + 1, loss, norm, rate, batch.num_examples, batch.num_tokens, batch.num_padded_tokens)
+
+
+def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalBatch, loss_of: Loss) -> torch.Tensor:
+    """Leave the gradient of the global batch's mean loss in the parameters; return that loss."""
+    total = torch.zeros((), device=accelerator.device)
+    last = len(batch.micro_batches) - 1
+    for at, micro in enumerate(batch.micro_batches):
+        inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in micro.items()}
+        labels = inputs.pop("labels")
+        with nullcontext() if at == last else accelerator.no_sync(model):
+            loss = loss_of(model(**inputs).logits.float(), labels) / batch.num_examples
+            # DDP averages gradients over processes, but this loss is already a share of the whole.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    return total
