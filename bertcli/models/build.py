@@ -36,7 +36,6 @@ DROPOUT_FIELDS = (
     "mlp_dropout",
 )
 UNLIMITED_LENGTH = 10**9  # tokenizers say 1e30 when they know no limit
-SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
 
 def resolve_model(name: str, mirror: Path | None) -> str:
@@ -90,7 +89,8 @@ def has_trained_head(config: PretrainedConfig, model_class: str) -> bool:
 
 def saved_labels(config: PretrainedConfig) -> list[str]:
     """The label names a configuration holds, in order of their numbers."""
-    return [config.id2label[index] for index in sorted(config.id2label)]
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    return [names[index] for index in sorted(names)]
 
 
 def check_labels(config: PretrainedConfig, wanted: Sequence[str], name: str) -> None:
@@ -172,11 +172,12 @@ def build_model(
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerBase:
     """A lower-casing WordPiece tokenizer with BERT's special tokens, learned from `texts`."""
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizer
 
     learner = BertWordPieceTokenizer(lowercase=True)
-    learner.train_from_iterable(texts, vocab_size=vocabulary_size, min_frequency=1, show_progress=False)
-    return BertTokenizerFast(tokenizer_object=learner._tokenizer, model_max_length=512, **SPECIAL_TOKENS)
+    learner.train_from_iterator(texts, vocab_size=vocabulary_size, min_frequency=1, show_progress=False)
+    special: dict[str, Any] = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return BertTokenizer(tokenizer_object=learner._tokenizer, model_max_length=512, **special)
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:

@@ -81,7 +81,8 @@ def load_checkpoint(
 
 def _random_states() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = legacy
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

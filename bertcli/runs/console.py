@@ -23,6 +23,7 @@ class Display:
         self._console, self._title, self._total, self._bar = console, title, total, bar
         self._task = bar.add_task(title, total=total, note="") if bar else None
         self._done = self._start = 0
+        self._note = ""
         self._started_at = self._line_at = time.monotonic()
 
     def start_at(self, done: int) -> None:
@@ -35,7 +36,8 @@ class Display:
         """`units` more are done; `note` replaces the words behind the bar unless it is empty."""
         self._done += units
         if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=units, **({"note": note} if note else {}))
+            self._note = note or self._note
+            self._bar.update(self._task, advance=units, note=self._note)
         elif note and time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = time.monotonic()
             rate = (self._done - self._start) / (self._line_at - self._started_at)

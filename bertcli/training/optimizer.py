@@ -11,7 +11,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     normalisations = tuple(
         name for name, module in model.named_modules() if "norm" in type(module).__name__.lower() and name
     )
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_plain = name.endswith("bias") or name.rpartition(".")[0] in normalisations

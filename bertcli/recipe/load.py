@@ -1,0 +1,177 @@
+"""From a name or file, and `key=value` words, to a typed recipe; or all that is wrong with them, at once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+import bertcli
+from bertcli.errors import RecipeError, did_you_mean
+from bertcli.recipe.layers import Keys, Layer, overlay, read_file, read_overrides
+from bertcli.recipe.problems import describe_problem, misplaced_words
+from bertcli.recipe.schema import Recipe
+from bertcli.tasks import TASKS
+from bertcli.tasks.task import Task
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a shipped name (`glue/sst2`) or a YAML file, with `key=value` overrides.
+
+    Precedence: defaults, the file it `extends`, the file, the command line. Relative paths under `task.files` start
+    at the folder of the file they stand in (on the command line: at the current folder); `task.dataset` and
+    `model.name` are names first, so they are kept as they are.
+
+    Raises:
+        RecipeError: with every mistake found, each as `file:line: found … expected …`.
+    """
+    layer = _read_chain(find_recipe(name_or_path), ())
+    above = read_overrides(list(overrides))
+    _anchor_files(above, Path.cwd())
+    problems = [*layer.problems, *above.problems]
+    overlay(layer, above)
+    if problems and not layer.values:
+        raise RecipeError(problems)
+    recipe, found = _validate(layer)
+    if problems or found or recipe is None:
+        raise RecipeError(problems + found)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML text that `load_recipe` reads back to an equal recipe."""
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    buffer = io.StringIO()
+    yaml.dump(_plain(recipe.model_dump()), buffer)
+    return buffer.getvalue()
+
+
+def shipped_recipes_folder() -> Path:
+    """The folder of the shipped recipes: inside the package once installed, beside it in a checkout."""
+    package = Path(bertcli.__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The shipped recipes by short name."""
+    folder = shipped_recipes_folder()
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find_recipe(name_or_path: str, beside: Path = Path()) -> Path:
+    """The file of a short name, or the path itself, seen from the folder `beside`.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    path = beside / name_or_path
+    if path.is_file():
+        return path
+    known = shipped_recipes()
+    if name_or_path in known:
+        return known[name_or_path]
+    if path.is_dir():
+        raise RecipeError([f"{name_or_path} is a folder, expected a recipe file or one of: {', '.join(known)}"])
+    cure = did_you_mean(name_or_path, known) or f" Shipped ones: {', '.join(known)}."
+    raise RecipeError([f"found no recipe {name_or_path!r}, expected a YAML file or a shipped name.{cure}"])
+
+
+def _read_chain(path: Path, children: tuple[Path, ...]) -> Layer:
+    """The layer of a file over the ones it extends."""
+    layer = read_file(path)
+    _anchor_files(layer, path.parent)
+    parent = layer.values.pop("extends", None)
+    if parent is None:
+        return layer
+    place = layer.place(("extends",))
+    if not isinstance(parent, str):
+        layer.problems.append(f"{place}: found {parent!r} for extends, expected a recipe's name or path")
+        return layer
+    try:
+        parent_path = find_recipe(parent, path.parent)
+    except RecipeError as error:
+        layer.problems += [f"{place}: {problem}" for problem in error.problems]
+        return layer
+    if parent_path.resolve() in [child.resolve() for child in (*children, path)]:
+        layer.problems.append(f"{place}: {parent} extends this recipe in turn; one of them must stand alone")
+        return layer
+    below = _read_chain(parent_path, (*children, path))
+    overlay(below, layer)
+    below.problems += layer.problems
+    below.places[()] = layer.places[()]
+    return below
+
+
+def _anchor_files(layer: Layer, folder: Path) -> None:
+    """Let relative paths under `task.files` start at `folder`; they are absolute from here on."""
+    task = layer.values.get("task")
+    files: Any = task.get("files") if isinstance(task, dict) else None
+    for split, paths in files.items() if isinstance(files, dict) else ():
+        if isinstance(paths, str):
+            files[split] = str(folder.resolve() / paths)
+        elif isinstance(paths, list):
+            files[split] = [str(folder.resolve() / path) if isinstance(path, str) else path for path in paths]
+
+
+def _validate(layer: Layer) -> tuple[Recipe | None, list[str]]:
+    """The recipe of merged values, or None with every problem in the words of `describe_problem`."""
+    values = dict(layer.values)
+    problems: list[str] = []
+    task: Any = values.get("task")
+    if isinstance(task, dict):
+        row, problems = _validated(Task, task, layer, ("task",))
+        values["task"] = next(iter(TASKS))  # the row is checked by itself, so that its mistakes read plainly
+        recipe, others = _validated(Recipe, values, layer, ())
+        if isinstance(recipe, Recipe) and isinstance(row, Task):
+            return recipe.model_copy(update={"task": row}), others
+        return None, problems + others
+    if "task" not in values:
+        problems.append(f"{layer.place(())}: found no task, expected `task:` with a row's name or a row of your own")
+    elif not isinstance(task, str):
+        problems.append(
+            f"{layer.place(('task',))}: found {task!r} for task, expected a row's name or a row of your own"
+        )
+    elif task not in TASKS:
+        cure = did_you_mean(task, TASKS) or f" Known: {', '.join(TASKS)}."
+        problems.append(f"{layer.place(('task',))}: found task {task!r}, expected the name of a task row.{cure}")
+    if problems:
+        values["task"] = next(iter(TASKS))
+    recipe, others = _validated(Recipe, values, layer, ())
+    return (recipe if isinstance(recipe, Recipe) else None), problems + others
+
+
+def _validated(
+    model: type[BaseModel], values: dict[str, Any], layer: Layer, prefix: Keys
+) -> tuple[BaseModel | None, list[str]]:
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        problems: dict[str, None] = {}  # an ordered set: a union's branches give one line
+        for found in error.errors(include_url=False):
+            keys = (*prefix, *found["loc"])
+            place = layer.place(keys)
+            if found["type"] == "extra_forbidden":
+                problems[f"{place}: {misplaced_words(keys)}"] = None
+            else:
+                problems[f"{place}: {describe_problem(keys, dict(found))}"] = None
+        return None, list(problems)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        flow = CommentedSeq(_plain(inner) for inner in value)
+        flow.fa.set_flow_style()
+        return flow
+    return value

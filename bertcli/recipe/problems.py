@@ -1,0 +1,97 @@
+"""A validation problem in plain words: what was found, what was expected, where a key belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from bertcli.errors import did_you_mean
+from bertcli.recipe.layers import Keys
+from bertcli.recipe.schema import Recipe
+from bertcli.tasks.task import Task
+
+SECTIONS: dict[str, type[BaseModel]] = {"task": Task} | {
+    name: field.annotation
+    for name, field in Recipe.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "model_type": "a section with keys of its own",
+    "model_attributes_type": "a section with keys of its own",
+    "tuple_type": "a list",
+    "greater_than": "a number greater than {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number less than {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "string_pattern_mismatch": "letters, digits, `.`, `_` and `-`, with at most one `/`",
+}
+
+
+def describe_problem(keys: Keys, found: dict[str, Any]) -> str:
+    """One line for a pydantic error at `keys`: found …, expected …."""
+    if keys[:2] == ("hardware", "micro_batch_size"):
+        return (
+            f"found {found['input']!r} for hardware.micro_batch_size, expected `auto` or a whole number of at least 1"
+        )
+    name, kind, context = ".".join(map(str, keys)), found["type"], found.get("ctx", {})
+    if kind == "missing":
+        return f"found no {name}, which is needed"
+    if kind == "value_error":
+        return f"{f'in {name}: ' if name else ''}{found['msg'].removeprefix('Value error, ')}"
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        cure = did_you_mean(str(found["input"]), choices)
+        return f"found {found['input']!r} for {name}, expected one of {', '.join(choices)}.{cure}"
+    if kind in ("too_short", "too_long"):
+        least, most = context.get("min_length"), context.get("max_length")
+        limit = f"at least {least}" if kind == "too_short" else f"at most {most}"
+        return f"found {context['actual_length']} values for {name}, expected {limit}"
+    expected = EXPECTED.get(kind, found["msg"]).format(**context)
+    return f"found {found['input']!r} for {name}, expected {expected}"
+
+
+def misplaced_words(keys: Keys) -> str:
+    """One line for a key that its section does not have: near names, and the section where it belongs."""
+    section, key = ".".join(map(str, keys[:-1])), str(keys[-1])
+    where = f"in section {section!r}" if section else "at the top level"
+    here = list(_fields_at(keys[:-1]))
+    homes = [home for home in _homes(key) if home != section]
+    if homes:
+        return f"found key {key!r} {where}, expected it in section {homes[0]!r}. Did you mean {homes[0]}.{key}?"
+    near = did_you_mean(key, here)
+    if not near:
+        full_names = [f"{name}.{field}" for name, model in SECTIONS.items() for field in model.model_fields]
+        leaves = {full.rpartition(".")[2]: full for full in full_names}
+        near = did_you_mean(key, leaves)
+        for leaf, full in leaves.items():
+            near = near.replace(f" {leaf}?", f" {full}?").replace(f" {leaf} or", f" {full} or")
+    return f"found unknown key {key!r} {where}, expected one of {', '.join(here)}.{near}"
+
+
+def _homes(key: str) -> Iterator[str]:
+    for name, model in SECTIONS.items():
+        if key in model.model_fields:
+            yield name
+
+
+def _fields_at(keys: Keys) -> Iterator[str]:
+    model: type[BaseModel] = Recipe
+    for key in keys:
+        inner = SECTIONS.get(str(key)) if model is Recipe else None
+        if inner is None and str(key) in model.model_fields:
+            default = model.model_fields[str(key)].default
+            inner = type(default) if isinstance(default, BaseModel) else None
+        if inner is None:
+            return
+        model = inner
+    yield from model.model_fields
