@@ -138,10 +138,10 @@ def read_files(paths: Sequence[str], task: Task | None = None) -> Dataset:
             tables.append(Dataset(_read_table(path, task)))
         except (pyarrow.ArrowException, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
             raise DataError(f"cannot read {path}: {_plain_reason(path, error)}") from error
-    try:
-        return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
-    except ValueError as error:
-        raise DataError(f"{', '.join(map(str, paths))}: the files have different columns ({error})") from error
+    for path, table in zip(paths, tables, strict=True):
+        if table.features != tables[0].features:
+            raise DataError(f"{path} has the columns {table.features}, but {paths[0]} has {tables[0].features}")
+    return concatenate_datasets(tables)
 
 
 def _plain_reason(path: Path, error: Exception) -> str:

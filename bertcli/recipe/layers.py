@@ -110,6 +110,9 @@ def _at(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
 
 def _construct(node: Node, keys: Keys, path: str | None, layer: Layer) -> Any:
     """Plain values of a node; its place (and those inside it) go to the layer."""
+    if not str(node.tag).startswith("tag:yaml.org,2002:") or "python" in str(node.tag):
+        layer.problems.append(f"{_place(path, node)}: found the tag {node.tag}, expected plain values without tags")
+        return None
     if isinstance(node, ScalarNode):
         return _scalar(node, _wants_text(keys))
     if isinstance(node, SequenceNode):

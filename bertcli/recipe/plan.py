@@ -37,7 +37,7 @@ def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -
     if evaluation.every_steps is not None:
         eval_every = evaluation.every_steps
     elif evaluation.every_epochs is not None:
-        eval_every = max(1, round(evaluation.every_epochs * steps_per_epoch))
+        eval_every = math.ceil(evaluation.every_epochs * steps_per_epoch)
     else:
         eval_every = total
     per_process = math.ceil(training.global_batch_size / num_processes)

@@ -1,0 +1,204 @@
+"""The embedded default data: a seeded generator of a small made-up language, nothing of it from any data set.
+
+Its sentences follow rules that a small encoder can learn: polarity is flipped by negation and the clause after
+`but` wins; a dog is an animal; a topic shows in its nouns. Its documents keep to a topic and a mood, so that the
+company a word keeps tells what it means: that is what pretraining on them can carry over to the labelled rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+
+from bertcli.errors import DataError, did_you_mean
+
+SPLIT_SIZES = {"train": 2000, "validation": 400, "test": 400}
+
+KINDS = {  # kind of thing → (topic, its members)
+    "animal": ("animals", "dog cat horse goat otter badger heron falcon beetle salmon turtle weasel lynx moth"),
+    "herd": ("animals", "flock swarm litter pack shoal brood"),
+    "dish": ("food", "soup stew pie curry dumpling omelette pancake risotto chowder salad noodle casserole"),
+    "drink": ("food", "tea coffee cider lemonade cocoa broth"),
+    "vehicle": ("travel", "train ferry bus tram bicycle cart canoe coach"),
+    "place": ("travel", "harbour station village island museum bridge market castle valley hostel"),
+    "weather": ("weather", "rain fog snow hail thunder drizzle sunshine frost breeze storm"),
+    "sky": ("weather", "cloud rainbow moonlight dawn dusk horizon"),
+}
+TOPICS = ("animals", "food", "travel", "weather")
+NOUNS = {topic: [n for t, names in KINDS.values() if t == topic for n in names.split()] for topic in TOPICS}
+KIND_OF = {noun: kind for kind, (_, names) in KINDS.items() for noun in names.split()}
+
+POSITIVE = [
+    row.split()
+    for row in (
+        "good fine decent solid",
+        "lovely charming delightful sweet",
+        "splendid superb brilliant magnificent",
+        "clever witty inspired ingenious",
+        "calm gentle soothing tender",
+        "bright cheerful lively merry",
+        "honest warm generous kind",
+        "crisp neat graceful elegant",
+    )
+]
+NEGATIVE = [
+    row.split()
+    for row in (
+        "bad poor weak shoddy",
+        "ugly nasty vile foul",
+        "awful dreadful horrid abysmal",
+        "stupid silly clumsy daft",
+        "harsh rough cruel bitter",
+        "dull dreary gloomy bleak",
+        "fake cold selfish mean",
+        "messy sloppy dirty ragged",
+    )
+]
+CLASS_OF = {word: row[0] for row in POSITIVE + NEGATIVE for word in row}
+LIKES = ["enjoy", "love", "praise", "admire", "recommend"]
+DISLIKES = ["hate", "dislike", "regret", "avoid", "resent"]
+ADVERBS = ["very", "quite", "really", "rather", "truly", "so"]
+NAMES = [
+    *("anna", "bruno", "clara", "david", "elsa", "felix", "greta", "hugo"),
+    *("irma", "jonas", "karla", "leo", "mira", "nils", "olga", "paul"),
+]
+DEEDS = ["saw", "found", "sketched", "remembered", "mentioned", "followed", "described", "photographed"]
+TIMES = ["at noon", "last week", "before breakfast", "on monday", "in the evening", "after the meeting", "in april"]
+PLAIN = [
+    "the meeting began at ten",
+    "my neighbour called about the keys",
+    "the letter lay on the desk",
+    "somebody closed the window",
+    "the shop opens on monday",
+    "we talked about the old house",
+    "the clock in the hall had stopped",
+    "the report had twelve pages",
+]
+
+Row = dict[str, object]
+
+
+def sample_rows(config: str, split: str) -> list[Row]:
+    """The rows of a split of `sentiment`, `inference`, `similarity` or `topics`; the same on every machine.
+
+    All texts of a configuration differ, so no text of one split stands in another.
+
+    Raises:
+        DataError: there is no such configuration or split.
+    """
+    if config not in MAKERS:
+        raise DataError(f"found sample {config!r}, expected one of {list(MAKERS)}.{did_you_mean(config, MAKERS)}")
+    if split not in SPLIT_SIZES:
+        raise DataError(
+            f"found split {split!r}, expected one of {list(SPLIT_SIZES)}.{did_you_mean(split, SPLIT_SIZES)}"
+        )
+    random, seen, rows = Random(f"bertcli sample {config}"), set(), list[Row]()
+    while len(rows) < sum(SPLIT_SIZES.values()):
+        row = MAKERS[config](random)
+        texts = tuple(value for key, value in row.items() if key != "label")
+        if texts not in seen:
+            seen.add(texts)
+            rows.append(row)
+    names = list(SPLIT_SIZES)
+    start = sum(SPLIT_SIZES[name] for name in names[: names.index(split)])
+    return rows[start : start + SPLIT_SIZES[split]]
+
+
+def sample_documents(num_documents: int, seed: int = 0) -> Iterator[str]:
+    """Documents of four to nine sentences, each about one topic in one mood."""
+    random = Random(f"bertcli documents {seed}")
+    for _ in range(num_documents):
+        topic, mood = random.choice(TOPICS), random.random() < 0.5
+        sentences = []
+        for _ in range(random.randint(4, 9)):
+            kind = random.random()
+            if kind < 0.6:
+                sentences.append(_opinion(random, mood, random.choice(NOUNS[topic])))
+            elif kind < 0.9:
+                sentences.append(_event(random, random.choice(NOUNS[topic])))
+            else:
+                sentences.append(random.choice(PLAIN))
+        yield " . ".join(sentences) + " ."
+
+
+def _opinion(random: Random, is_positive: bool, noun: str) -> str:
+    """A clause about `noun` with the given polarity, by a plain or a negated word."""
+    is_negated = random.random() < 0.2
+    same = is_positive != is_negated
+    if random.random() < 0.3:
+        verb = random.choice(LIKES if same else DISLIKES)
+        return f"i did not {verb} the {noun}" if is_negated else f"i {verb} the {noun}"
+    adjective = random.choice(random.choice(POSITIVE if same else NEGATIVE))
+    if is_negated:
+        return f"the {noun} was {random.choice(('not', 'never'))} {adjective}"
+    adverb = f"{random.choice(ADVERBS)} " if random.random() < 0.5 else ""
+    return f"the {noun} was {adverb}{adjective}"
+
+
+def _event(random: Random, noun: str) -> str:
+    return f"{random.choice(NAMES)} {random.choice(DEEDS)} the {noun} {random.choice(TIMES)}"
+
+
+def _any_noun(random: Random) -> str:
+    return random.choice(NOUNS[random.choice(TOPICS)])
+
+
+def _sentiment(random: Random) -> Row:
+    is_positive = random.random() < 0.5
+    clause = _opinion(random, is_positive, _any_noun(random))
+    kind = random.random()
+    if kind < 0.25:
+        clause = f"{_opinion(random, not is_positive, _any_noun(random))} , but {clause}"
+    elif kind < 0.5:
+        clause = f"{clause} , and {_event(random, _any_noun(random))}"
+    return {"text": f"{clause} .", "label": "positive" if is_positive else "negative"}
+
+
+def _inference(random: Random) -> Row:
+    """Entailment by a wider noun or a dropped detail, contradiction by denial, neutral by a detail of its own."""
+    name, deed, noun, time = (random.choice(part) for part in (NAMES, DEEDS, list(KIND_OF), TIMES))
+    premise = f"{name} {deed} a {noun} {time} ."
+    label = random.choice(("entailment", "neutral", "contradiction"))
+    claim = random.choice((noun, KIND_OF[noun]))
+    if label == "entailment":
+        return {"premise": premise, "hypothesis": f"{name} {deed} a {claim} .", "label": label}
+    if label == "contradiction":
+        return {"premise": premise, "hypothesis": f"{name} never {deed} a {claim} .", "label": label}
+    if random.random() < 0.5:
+        other = random.choice([other for other in NAMES if other != name])
+        return {"premise": premise, "hypothesis": f"{other} {deed} a {claim} .", "label": label}
+    adjective = random.choice(random.choice(POSITIVE + NEGATIVE))
+    return {"premise": premise, "hypothesis": f"{name} {deed} a {adjective} {claim} .", "label": label}
+
+
+def _similarity(random: Random) -> Row:
+    """Five slots; each that is kept (or, for the adjective, kept in its class) makes the pair one point more alike."""
+    slots = [NAMES, DEEDS, list(CLASS_OF), list(KIND_OF), TIMES]
+    first = [random.choice(choices) for choices in slots]
+    kept = random.randint(0, 5)
+    places = set(random.sample(range(5), kept))
+    second = [
+        word if place in places else random.choice([other for other in choices if other != word])
+        for place, (word, choices) in enumerate(zip(first, slots, strict=True))
+    ]
+    if CLASS_OF[first[2]] == CLASS_OF[second[2]] and 2 not in places:
+        kept += 1
+    pair = [f"{name} {deed} the {adjective} {noun} {time} ." for name, deed, adjective, noun, time in (first, second)]
+    return {"sentence1": pair[0], "sentence2": pair[1], "label": float(kept)}
+
+
+def _topics(random: Random) -> Row:
+    chosen = [topic for topic in TOPICS if random.random() < 0.35]
+    clauses = [_event(random, random.choice(NOUNS[topic])) for topic in chosen]
+    if len(clauses) < 3:
+        clauses += random.sample(PLAIN, random.randint(1, 2))
+    random.shuffle(clauses)
+    return {"text": " . ".join(clauses) + " .", "label": chosen}
+
+
+MAKERS: dict[str, Callable[[Random], Row]] = {
+    "sentiment": _sentiment,
+    "inference": _inference,
+    "similarity": _similarity,
+    "topics": _topics,
+}

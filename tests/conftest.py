@@ -1,0 +1,83 @@
+"""Tiny but real things the tests share; no file of another project, no network."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # tiny matrices lose by threads
+
+REPOSITORY = Path(__file__).parent.parent
+MIRROR = REPOSITORY.parent / "shared" / "mirror"
+TEXTS = ["a fine film", "a dull film", "what a lovely day", "the soup was awful", "i love the harbour", "bad train"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test works in its own folder and sees no mirror."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BERTCLI_MIRROR", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    yield
+
+
+@pytest.fixture
+def write_csv(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows to a CSV (or, by its ending, TSV) file in the test's folder."""
+
+    def write(name: str, header: list[str], rows: list[list[object]]) -> Path:
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t" if name.endswith(".tsv") else ",")
+            writer.writerow(header)
+            writer.writerows(rows)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def reviews(write_csv: Callable[..., Path]) -> Path:
+    """A CSV file of 40 labelled texts."""
+    rows = [[f"the {noun} was {word}", label] for noun in ("film", "soup", "train", "day", "book") for word, label in
+            (("fine", "positive"), ("lovely", "positive"), ("good", "positive"), ("superb", "positive"),
+             ("bad", "negative"), ("awful", "negative"), ("dull", "negative"), ("vile", "negative"))]  # fmt: skip
+    return write_csv("reviews.csv", ["text", "label"], rows)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved BERT encoder, 2 layers of 16, with its tokenizer and no classifier."""
+    from transformers import BertConfig, BertModel
+
+    from bertcli.models.build import save_model, train_tokenizer
+
+    tokenizer = train_tokenizer(TEXTS, 128)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    folder = tmp_path_factory.mktemp("encoder")
+    save_model(BertModel(config), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe file in the test's folder."""
+
+    def write(text: str, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+        return path
+
+    return write

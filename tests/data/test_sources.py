@@ -1,0 +1,106 @@
+"""Where rows come from, and what is said when they do not come."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertcli.data.sources import load_split
+from bertcli.errors import DataError
+from bertcli.tasks.task import Task
+
+
+def own(path: Path | str, **rest: Any) -> Task:
+    return Task.model_validate({"files": {"train": str(path)}, "text_columns": ("text",), **rest})
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_each_kind_of_file_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
+    import json
+
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"text": "007", "label": "1"}, {"text": 'say "no"', "label": "no"}, {"text": "é, ü", "label": "1"}]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif ending == "csv":
+        path.write_text('text,label\n007,1\n"say ""no""",no\n"é, ü",1\n', "utf-8")
+    elif ending == "tsv":
+        path.write_text('text\tlabel\n007\t1\nsay "no"\tno\né, ü\t1\n', "utf-8")
+    else:
+        text = json.dumps(rows) if ending == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(text, "utf-8")
+    task = Task.model_validate({"files": {"test": str(path)}, "text_columns": ("text",)})
+    assert load_split(task, "test").to_list() == rows
+
+
+def test_a_held_out_share_is_the_same_every_time_and_apart_from_training(reviews: Path) -> None:
+    task = own(reviews, held_out_share=0.25)
+    train, validation = load_split(task, "train")["text"][:], load_split(task, "validation")["text"][:]
+    assert (len(train), len(validation)) == (30, 10)
+    assert not set(train) & set(validation)
+    assert validation == load_split(task, "validation")["text"][:]
+
+
+def test_a_mirror_is_looked_in_before_the_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "mirror" / "datasets" / "some" / "set"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        (folder / f"{split}.csv").write_text("text,label\na,x\nb,y\n", "utf-8")
+    task = Task.model_validate({"dataset": "some/set", "text_columns": ("text",)})
+    assert load_split(task, "train", tmp_path / "mirror")["text"][:] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("txt,label\na,b\n", "no column 'text'"),
+        ("text,label\n", "no rows"),
+        ("", "cannot read"),
+        ("text,label\na,b,c\n", "cannot read"),
+        ("text,label\nna\xefve,x\n", "iconv"),
+    ],
+)
+def test_a_bad_file_gives_one_clear_message(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content.encode("latin1"))
+    task = Task.model_validate({"files": {"test": str(path)}, "text_columns": ("text",)})
+    with pytest.raises(DataError, match=words):
+        load_split(task, "test")
+
+
+def test_a_row_without_a_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n', "utf-8")
+    task = Task.model_validate({"files": {"test": str(path)}, "text_columns": ("text",)})
+    with pytest.raises(DataError, match="row 2 of split 'test' has no text in column 'text'"):
+        load_split(task, "test")
+
+
+def test_a_missing_file_an_unknown_kind_and_a_missing_split_are_named(tmp_path: Path, reviews: Path) -> None:
+    with pytest.raises(DataError, match="found no file"):
+        load_split(own(tmp_path / "gone.csv"), "train")
+    (tmp_path / "a.xlsx").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(DataError, match=r"expected a file that ends in"):
+        load_split(own(tmp_path / "a.xlsx"), "train")
+    with pytest.raises(DataError, match="no files for split 'test'"):
+        load_split(own(reviews), "test")
+
+
+def test_an_unreachable_hub_is_said_with_the_cure() -> None:
+    task = Task.model_validate({"dataset": "no-such-org/no-such-set", "text_columns": ("text",)})
+    with pytest.raises(DataError, match="--mirror"):
+        load_split(task, "train")
+
+
+def test_files_with_different_columns_are_refused(write_csv: Callable[..., Path]) -> None:
+    paths = [write_csv("a.csv", ["text", "label"], [["a", 1]]), write_csv("b.csv", ["text", "n"], [["b", 1]])]
+    task = Task.model_validate({"files": {"test": [str(path) for path in paths]}, "text_columns": ("text",)})
+    with pytest.raises(DataError, match="has the columns"):
+        load_split(task, "test")
