@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,11 @@ TEXTS = ["a fine film", "a dull film", "what a lovely day", "the soup was awful"
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test works in its own folder and sees no mirror."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BERTCLI_MIRROR", raising=False)
     monkeypatch.setenv("COLUMNS", "120")
-    yield
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""Labels by name, losses as Hugging Face's, answers for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+
+from bertcli.errors import DataError
+from bertcli.heads.text_classification import TextClassification, resolve_labels
+from bertcli.tasks.task import Task
+
+
+def task_of(**rest: Any) -> Task:
+    return Task.model_validate({"dataset": "x", "text_columns": ("text",), **rest})
+
+
+def class_labels(names: list[str], values: list[int]) -> Dataset:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"text": ["t"] * len(values), "label": values}, features=features)
+
+
+def test_labels_are_matched_by_name_whatever_their_order_in_the_data() -> None:
+    rows = class_labels(["positive", "negative"], [0, 1, 1])
+    task = task_of(labels=("negative", "positive"))
+    assert resolve_labels(task, rows) == ("negative", "positive")
+    head = TextClassification("single_label", ("negative", "positive"))
+    assert head.read_labels(task, rows).tolist() == [1, 0, 0]
+
+
+def test_labels_come_from_the_row_then_the_data_set_then_the_rows() -> None:
+    declared = class_labels(["z", "a"], [0, 0])
+    assert resolve_labels(task_of(), declared) == ("z", "a")
+    assert resolve_labels(task_of(), Dataset.from_dict({"text": ["t"] * 3, "label": ["c", "a", "b"]})) == (
+        "a",
+        "b",
+        "c",
+    )
+    with pytest.raises(DataError, match=r"lists the labels \['x', 'y'\], the data set declares \['z', 'a'\]"):
+        resolve_labels(task_of(labels=("x", "y")), declared)
+
+
+def test_one_label_alone_cannot_be_learned() -> None:
+    with pytest.raises(DataError, match="at least two"):
+        resolve_labels(task_of(), Dataset.from_dict({"text": ["t"], "label": ["a"]}))
+
+
+def test_a_label_outside_the_list_is_named_with_its_row() -> None:
+    rows = Dataset.from_dict({"text": ["t"] * 2, "label": ["good", "godo"]})
+    with pytest.raises(DataError, match=r"row 2 has the label 'godo', expected one of .* Did you mean good"):
+        TextClassification("single_label", ("bad", "good")).read_labels(task_of(), rows)
+
+
+def test_hidden_labels_are_no_labels() -> None:
+    head = TextClassification("single_label", ("no", "yes"))
+    assert head.read_labels(task_of(), class_labels(["no", "yes"], [-1, -1])) is None
+    assert head.read_labels(task_of(), Dataset.from_dict({"text": ["t"]})) is None
+    with pytest.raises(DataError, match="row 2 has no label"):
+        head.read_labels(task_of(), class_labels(["no", "yes"], [1, -1]))
+    number = TextClassification("regression", ())
+    assert number.read_labels(task_of(), Dataset.from_dict({"text": ["t"], "label": [-1.0]})) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_number_that_is_none_is_named(value: float | None) -> None:
+    rows = Dataset.from_dict({"text": ["t", "t"], "label": [1.0, value]})
+    with pytest.raises(DataError, match="row 2"):
+        TextClassification("regression", ()).read_labels(task_of(problem="regression"), rows)
+
+
+def test_several_labels_come_as_lists_or_with_commas() -> None:
+    head = TextClassification("multi_label", ("a", "b", "c"))
+    expected = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    lists = Dataset.from_dict({"text": ["t"] * 3, "label": [["a", "c"], [], ["b"]]})
+    words = Dataset.from_dict({"text": ["t"] * 3, "label": ["a, c", "", "b"]})
+    assert head.read_labels(task_of(problem="multi_label"), lists).tolist() == expected
+    assert head.read_labels(task_of(problem="multi_label"), words).tolist() == expected
+
+
+@pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
+def test_the_loss_is_transformers_loss_summed_over_examples(problem: Any) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    head = TextClassification(problem, () if problem == "regression" else ("a", "b", "c"))
+    sizes = {"hidden_size": 14, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=30, **sizes, **head.config_fields)).eval()
+    ids = torch.randint(5, 30, (13, 7))
+    labels = {
+        "single_label": torch.randint(0, 3, (13,)),
+        "multi_label": torch.randint(0, 2, (13, 3)).float(),
+        "regression": torch.rand(13) * 5,
+    }[problem]
+    output = model(input_ids=ids, labels=labels)
+    assert torch.allclose(head.loss(output.logits, labels) / 13, output.loss, atol=1e-6)
+
+
+def test_answers_name_the_label_and_its_probabilities() -> None:
+    logits = np.array([[0.0, 2.0], [1.0, -1.0]], dtype=np.float32)
+    single = TextClassification("single_label", ("no", "yes")).decode(logits)
+    assert [answer["label"] for answer in single] == ["yes", "no"]
+    assert sum(single[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+    several = TextClassification("multi_label", ("x", "y")).decode(logits)
+    assert [answer["labels"] for answer in several] == [["y"], ["x"]]
+    assert TextClassification("regression", ()).decode(logits[:, :1]) == [{"score": 0.0}, {"score": 1.0}]

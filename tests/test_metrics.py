@@ -1,0 +1,74 @@
+"""Bundled metrics behind evaluate's interface, against their definitions written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bertcli.errors import DataError
+from bertcli.metrics import SCORES, compute_metrics, load_metric
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_accuracy_f1_and_matthews_follow_their_definitions() -> None:
+    predictions, references = RANDOM.integers(0, 2, 101), RANDOM.integers(0, 2, 101)
+    tp, tn = ((predictions == k) & (references == k) for k in (1, 0))
+    tp, tn = float(tp.sum()), float(tn.sum())
+    fp, fn = (
+        float(((predictions == 1) & (references == 0)).sum()),
+        float(((predictions == 0) & (references == 1)).sum()),
+    )
+    scores = compute_metrics(("accuracy", "f1", "matthews"), "single_label", predictions, references)
+    assert scores["accuracy"] == pytest.approx((tp + tn) / 101)
+    assert scores["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    product = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert scores["matthews"] == pytest.approx((tp * tn - fp * fn) / product)
+
+
+def test_macro_and_micro_f1_of_several_labels() -> None:
+    predictions, references = RANDOM.integers(0, 2, (50, 4)), RANDOM.integers(0, 2, (50, 4))
+    hits, sums = (predictions * references).sum(0), predictions.sum(0) + references.sum(0)
+    scores = compute_metrics(("f1_macro", "f1_micro", "exact_match"), "multi_label", predictions, references)
+    assert scores["f1_macro"] == pytest.approx((2 * hits / sums).mean())
+    assert scores["f1_micro"] == pytest.approx(2 * hits.sum() / sums.sum())
+    assert scores["exact_match"] == pytest.approx((predictions == references).all(1).mean())
+
+
+def test_correlations_follow_their_definitions() -> None:
+    predictions = RANDOM.normal(size=60)
+    references = predictions + RANDOM.normal(size=60)
+    scores = compute_metrics(("pearson", "spearman"), "regression", predictions, references)
+    assert scores["pearson"] == pytest.approx(np.corrcoef(predictions, references)[0, 1])
+    ranks = [np.argsort(np.argsort(values)) for values in (predictions, references)]
+    assert scores["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_a_constant_answer_correlates_with_nothing() -> None:
+    scores = compute_metrics(("pearson", "spearman"), "regression", np.ones(9), np.arange(9.0))
+    assert scores == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_a_metric_is_an_evaluate_metric_and_adds_batches() -> None:
+    metric = load_metric("accuracy", "single_label")
+    metric.add_batch(predictions=[0, 1], references=[0, 0])
+    metric.add_batch(predictions=[1], references=[1])
+    assert metric.compute() == {"accuracy": pytest.approx(2 / 3)}
+
+
+def test_an_unknown_or_unfitting_metric_names_the_fitting_ones() -> None:
+    with pytest.raises(DataError, match="Did you mean accuracy"):
+        load_metric("acuracy", "single_label")
+    with pytest.raises(DataError, match="pearson, spearman"):
+        load_metric("accuracy", "regression")
+
+
+def test_every_metric_is_perfect_on_perfect_answers() -> None:
+    answers = {
+        "single_label": np.array([0, 1, 1, 0]),
+        "multi_label": np.array([[0, 1], [1, 1.0]]),
+        "regression": np.arange(4.0),
+    }
+    for name, (_, problems) in SCORES.items():
+        for problem in problems.split():
+            assert compute_metrics((name,), problem, answers[problem], answers[problem])[name] == pytest.approx(1.0)

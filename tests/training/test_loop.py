@@ -1,0 +1,103 @@
+"""The loop: what a step learns does not depend on how its examples are spread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from bertcli.data.encoding import Encoded, encode_texts
+from bertcli.data.loaders import training_batches
+from bertcli.heads.text_classification import TextClassification
+from bertcli.models.build import load_model, load_tokenizer
+from bertcli.training.evaluation import compute_logits
+from bertcli.training.loop import StepRecord, train_steps
+from bertcli.training.optimizer import build_optimizer, parameter_groups
+from bertcli.training.progress import Window
+
+HEAD = TextClassification("single_label", ("a", "b"))
+
+
+def build(encoder: Path) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return load_model(str(encoder), None, "AutoModelForSequenceClassification", HEAD.config_fields, dropout=0.0)
+
+
+def encode(encoder: Path, num_rows: int = 29) -> Encoded:
+    import numpy as np
+
+    texts = ["film " * (1 + row % 7) + ("bad" if row % 2 else "good") for row in range(num_rows)]
+    return encode_texts(load_tokenizer(str(encoder), None), texts, None, 64, np.arange(num_rows) % 2)
+
+
+def run(
+    encoder: Path, micro_batch_size: int, steps: int = 6, clip: float | None = 1.0
+) -> tuple[list[StepRecord], torch.nn.Module]:
+    accelerator = Accelerator(cpu=True)
+    model = build(encoder)
+    optimizer = build_optimizer(model, learning_rate=1e-3, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    batches = training_batches(
+        encode(encoder),
+        global_batch_size=13,
+        micro_batch_size=micro_batch_size,
+        seed=1,
+        start_step=0,
+        total_steps=steps,
+    )
+    steps_made = train_steps(
+        accelerator, prepared, optimizer, lambda step: 1e-3, batches, HEAD.loss, max_grad_norm=clip
+    )
+    return list(steps_made), model
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 5, 12])
+def test_accumulation_learns_what_one_batch_learns_also_with_uneven_parts(encoder: Path, micro_batch_size: int) -> None:
+    whole, model = run(encoder, 13)
+    parts, other = run(encoder, micro_batch_size)
+    assert [record.num_examples for record in whole] == [record.num_examples for record in parts]
+    assert {13, 29 % 13} == {record.num_examples for record in whole}
+    for one, two in zip(whole, parts, strict=True):
+        assert two.loss.item() == pytest.approx(one.loss.item(), abs=1e-6)
+        assert two.grad_norm.item() == pytest.approx(one.grad_norm.item(), rel=1e-4)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter, other.get_parameter(name), atol=2e-5), name
+
+
+def test_clipping_bounds_the_gradient_and_none_leaves_it(encoder: Path) -> None:
+    clipped, one = run(encoder, 13, steps=1, clip=1e-6)
+    _, two = run(encoder, 13, steps=1, clip=None)
+    assert clipped[0].grad_norm > 1e-3
+    assert not all(torch.equal(parameter, two.get_parameter(name)) for name, parameter in one.named_parameters())
+
+
+def test_biases_and_normalisation_do_not_decay(encoder: Path) -> None:
+    model = build(encoder)
+    decayed, plain = (group["params"] for group in parameter_groups(model, 0.1))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in plain)
+    assert not any("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decayed)
+    assert len(decayed) + len(plain) == len(names)
+
+
+def test_evaluation_gives_each_row_its_own_logits_in_order(encoder: Path) -> None:
+    model, encoded = build(encoder).eval(), encode(encoder)
+    import numpy as np
+
+    logits = compute_logits(Accelerator(cpu=True), model, encoded, max_tokens=23)
+    for row in range(len(encoded)):
+        batch = encoded.batch(np.array([row]))
+        batch.pop("labels")
+        with torch.inference_mode():
+            assert np.allclose(logits[row], model(**batch).logits[0].numpy(), atol=1e-5)
+
+
+def test_a_window_averages_its_steps() -> None:
+    window = Window(torch.device("cpu"))
+    for step, loss in ((1, 1.0), (2, 3.0)):
+        window.add(StepRecord(step, torch.tensor(loss), torch.tensor(0.5), 1e-3, 4, 10, 12))
+    summary = window.summary(steps_per_epoch=4)
+    assert (summary["train/loss"], summary["step"], summary["epoch"]) == (2.0, 2, 0.5)
+    assert (window.num_examples, window.num_tokens, window.num_padded_tokens) == (8, 20, 24)
