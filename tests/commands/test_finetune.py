@@ -1,0 +1,237 @@
+"""From a recipe to a run folder: the exact files, the same again, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bertcli.commands import train as train_module
+from bertcli.commands.evaluate import evaluate
+from bertcli.commands.finetune import finetune
+from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, RunFolderError, TrainingError
+from bertcli.recipe.load import load_recipe
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.console import Console
+from bertcli.runs.history import read_records
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def recipe_of(encoder: Path, reviews: Path) -> Callable[..., Recipe]:
+    """The recipe of a run of a few small steps over the reviews, with overrides."""
+
+    def build(*overrides: str, task: str = "") -> Recipe:
+        path = Path("small.yaml")
+        own = f"{{files: {{train: {reviews}}}, text_columns: [text], labels: [negative, positive]}}"
+        path.write_text(
+            f"task: {task or own}\nmodel: {{name: {encoder}}}\ndata: {{max_length: 16}}\n"
+            "training: {epochs: 2, global_batch_size: 13, learning_rate: 1e-3, seed: 1}\n"
+            "hardware: {log_every_steps: 1}\n",
+            "utf-8",
+        )
+        return load_recipe(str(path), overrides)
+
+    return build
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_run_leaves_exactly_these_files_and_true_numbers(recipe_of: Callable[..., Recipe]) -> None:
+    results = finetune(recipe_of(), Path("run"), console=QUIET)
+    assert files_of(Path("run")) == {
+        "README.md",
+        "checkpoints/step-00000006/model.safetensors",
+        "checkpoints/step-00000006/optimizer.pt",
+        "checkpoints/step-00000006/progress.json",
+        "checkpoints/step-00000006/random.pt",
+        "environment.json",
+        "eval.jsonl",
+        "model/config.json",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "model/tokenizer_config.json",
+        "recipe.yaml",
+        "results.json",
+        "train.jsonl",
+    }
+    assert results == json.loads(Path("run/results.json").read_text())
+    assert [record["step"] for record in read_records(Path("run/train.jsonl"))] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in read_records(Path("run/eval.jsonl"))] == [3, 6]
+    best = max(record["eval/validation/accuracy"] for record in read_records(Path("run/eval.jsonl")))
+    assert results["metrics"]["validation"]["accuracy"] == best
+    assert f"| accuracy | {best:.4f} |" in Path("run/README.md").read_text()
+    assert load_recipe("run/recipe.yaml") == recipe_of()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others(recipe_of: Callable[..., Recipe]) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        finetune(recipe_of(f"training.seed={seed}"), Path(name), console=QUIET)
+    a, b, c = (weights(Path(name)) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_a_stopped_run_goes_on_and_ends_where_an_undisturbed_one_ends(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("model.dropout=0.1")
+    finetune(recipe, Path("whole"), console=QUIET)
+    steps_of = train_module.train_steps
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        for record in steps_of(*args, **options):
+            if record.step in (2, 4):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield record
+
+    monkeypatch.setattr(train_module, "train_steps", stopping)
+    for _ in range(2):
+        with pytest.raises(Interrupted) as stopped:
+            finetune(recipe, Path("parts"), console=QUIET)
+        assert stopped.value.exit_code == 143
+    finetune(recipe, Path("parts"), console=QUIET)
+    whole, parts = weights(Path("whole")), weights(Path("parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert read_records(Path("whole/eval.jsonl")) == read_records(Path("parts/eval.jsonl"))
+    losses = [[record["train/loss"] for record in read_records(Path(run, "train.jsonl"))] for run in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_only_read_and_another_recipe_refused(recipe_of: Callable[..., Recipe]) -> None:
+    first = finetune(recipe_of(), Path("run"), console=QUIET)
+    before = Path("run/train.jsonl").stat().st_mtime_ns
+    assert finetune(recipe_of(), Path("run"), console=QUIET) == first
+    assert Path("run/train.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(RunFolderError, match="learning_rate"):
+        finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), console=QUIET)
+
+
+def test_several_seeds_are_several_runs_with_mean_and_spread(recipe_of: Callable[..., Recipe]) -> None:
+    results = finetune(recipe_of("training.seed=[1, 2, 3]"), Path("run"), console=QUIET)
+    scores = results["metrics"]["validation"]["accuracy"]
+    assert scores["mean"] == pytest.approx(np.mean(scores["values"]))
+    assert scores["sd"] == pytest.approx(np.std(scores["values"], ddof=1))
+    assert [Path(run).name for run in results["runs"]] == ["seed-1", "seed-2", "seed-3"]
+    again = evaluate("run", console=QUIET)
+    assert again["metrics"]["validation"]["accuracy"]["values"] == scores["values"]
+
+
+def test_a_dry_run_checks_and_writes_nothing(recipe_of: Callable[..., Recipe]) -> None:
+    finetune(recipe_of(), Path("run"), dry_run=True, console=QUIET)
+    assert not Path("run").exists()
+
+
+def test_early_stopping_stops(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("training.epochs=50", "training.learning_rate=1e-12", "evaluation.early_stopping_patience=2")
+    assert finetune(recipe, Path("run"), console=QUIET)["total_steps"] == 9
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps_of = train_module.train_steps
+
+    def spoiling(accelerator: Any, model: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        for record in steps_of(accelerator, model, *args, **options):
+            yield record
+            if record.step == 4:
+                next(model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(train_module, "train_steps", spoiling)
+    with pytest.raises(TrainingError, match=r"loss became nan by step 5.*step-00000003"):
+        finetune(recipe_of(), Path("run"), console=QUIET)
+    assert all(tensor.isfinite().all() for tensor in weights(Path("run")).values())
+
+
+@pytest.mark.parametrize("name", ["sentiment", "inference", "similarity", "topics"])
+def test_every_kind_of_answer_trains_and_scores_alike_in_eval(recipe_of: Callable[..., Recipe], name: str) -> None:
+    overrides = ("training.max_steps=3", "data.max_train_examples=60", "data.max_eval_examples=400")
+    results = finetune(recipe_of(*overrides, task=f"sample/{name}"), Path("run"), console=QUIET)
+    assert evaluate("run", console=QUIET)["metrics"] == results["metrics"]
+
+
+def test_fresh_weights_make_their_own_tokenizer(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("model.name=null", "model.size=tiny", "model.vocabulary_size=100", "training.max_steps=1")
+    finetune(recipe, Path("run"), console=QUIET)
+    assert evaluate("run", console=QUIET)["num_examples"] == 4
+
+
+def test_a_model_with_other_labels_is_refused_unless_the_head_is_new(
+    recipe_of: Callable[..., Recipe], write_csv: Callable[..., Path]
+) -> None:
+    finetune(recipe_of("training.max_steps=1"), Path("run"), console=QUIET)
+    path = write_csv("mood.csv", ["text", "label"], [[f"t{row}", ("glad", "sad")[row % 2]] for row in range(20)])
+    other = f"{{files: {{train: {path}}}, text_columns: [text]}}"
+    with pytest.raises(ModelError, match=r"\['negative', 'positive'\].*\['glad', 'sad'\].*new_head"):
+        finetune(recipe_of("model.name=run", task=other), Path("other"), console=QUIET)
+    finetune(recipe_of("model.name=run", "model.new_head=true", task=other), Path("other"), console=QUIET)
+    assert evaluate("other", console=QUIET)["task"] == "custom"
+
+
+def test_a_kept_head_keeps_its_meaning_when_the_task_lists_labels_in_another_order(
+    recipe_of: Callable[..., Recipe], reviews: Path
+) -> None:
+    finetune(recipe_of("training.epochs=20"), Path("run"), console=QUIET)
+    turned = f"{{files: {{train: {reviews}}}, text_columns: [text], labels: [positive, negative]}}"
+    recipe = recipe_of("model.name=run", "training.learning_rate=1e-12", task=turned)
+    finetune(recipe, Path("again"), console=QUIET)
+    scores = [evaluate(run, split="train", console=QUIET)["metrics"]["train"]["accuracy"] for run in ("run", "again")]
+    assert scores[0] == scores[1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "words"),
+    [
+        (("task.metrics=[acuracy]",), DataError, "Did you mean accuracy"),
+        (("evaluation.best_by=f1",), RecipeError, "expected one of"),
+        (("data.max_length=99",), ModelError, "at most 64 tokens"),
+        (("task.label_column=lable",), DataError, "Did you mean label"),
+        (("task.text_columns=[txt]",), DataError, "Did you mean text"),
+        (("task.labels=[good, bad]",), DataError, "expected one of"),
+        (("model.name=nowhere/none",), ModelError, "--mirror"),
+        (("training.warmup_steps=99",), RecipeError, "at most"),
+        (("task.problem=regression", "task.labels=[]"), DataError, "cannot read"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(
+    recipe_of: Callable[..., Recipe], overrides: tuple[str, ...], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        finetune(recipe_of(*overrides), Path("run"), console=QUIET)
+    assert not Path("run").exists()
+
+
+def test_a_model_folder_without_weights_is_named(recipe_of: Callable[..., Recipe], encoder: Path) -> None:
+    Path("bare").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        Path("bare", name).write_bytes((encoder / name).read_bytes())
+    with pytest.raises(ModelError, match="without weights"):
+        finetune(recipe_of("model.name=bare"), Path("run"), console=QUIET)
+
+
+def test_too_little_disk_is_said_before_training(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(RunFolderError, match="free, the run needs up to"):
+        finetune(recipe_of(), Path("run"), console=QUIET)

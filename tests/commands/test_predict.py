@@ -1,0 +1,150 @@
+"""Answers in order, as a stream, the same as plain transformers'."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bertcli.commands.finetune import finetune
+from bertcli.commands.predict import ROWS_AT_ONCE, predict
+from bertcli.data.inputs import read_inputs
+from bertcli.errors import DataError, ModelError, UsageError
+from bertcli.recipe.load import load_recipe
+from bertcli.runs.console import Console
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def trained(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over the sample's sentiment rows."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    overrides = [f"model.name={encoder}", "training.max_steps=3", "data.max_train_examples=64", "data.max_length=32"]
+    finetune(load_recipe("sample/sentiment", overrides), folder, console=QUIET)
+    return folder
+
+
+def answers(run: Path, texts: list[tuple[str, ...]], **options: str) -> list[dict]:
+    predict(str(run), lambda _: texts, "answers.jsonl", console=QUIET, **options)
+    lines = Path("answers.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_answers_are_plain_transformers_answers_in_order(trained: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    texts = ["a fine film", "", "the soup was awful " * 30, "🦦 שלום", "bad"]
+    ours = answers(trained, [(text,) for text in texts])
+    model = AutoModelForSequenceClassification.from_pretrained(trained / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    for text, answer in zip(texts, ours, strict=True):
+        with torch.inference_mode():
+            inputs = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+            probabilities = model(**inputs).logits.softmax(-1)[0]
+        assert answer["text"] == text
+        assert answer["label"] == model.config.id2label[int(probabilities.argmax())]
+        assert list(answer["probabilities"].values()) == pytest.approx(probabilities.tolist(), abs=1e-5)
+
+
+def test_more_inputs_than_one_chunk_keep_their_order(trained: Path) -> None:
+    texts = [(f"{'film ' * (row % 9)}{row}",) for row in range(2 * ROWS_AT_ONCE + 3)]
+    assert [(answer["text"],) for answer in answers(trained, texts)] == texts
+
+
+@pytest.mark.parametrize(("kind", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_tables_hold_text_label_and_probabilities(trained: Path, kind: str, delimiter: str) -> None:
+    predict(str(trained), lambda _: [('say "a,b"\tc',), ("x",)], f"out.{kind}", kind, console=QUIET)
+    with Path(f"out.{kind}").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter=delimiter))
+    assert list(rows[0]) == ["text", "label", "probability_negative", "probability_positive"]
+    assert rows[0]["text"] == 'say "a,b"\tc'
+    assert float(rows[1]["probability_negative"]) + float(rows[1]["probability_positive"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_existing_output_and_an_unknown_format_are_refused(trained: Path) -> None:
+    Path("mine.jsonl").write_text("kept")
+    with pytest.raises(UsageError, match="exists already"):
+        predict(str(trained), lambda _: [("x",)], "mine.jsonl", console=QUIET)
+    assert Path("mine.jsonl").read_text() == "kept"
+    with pytest.raises(UsageError, match="Did you mean jsonl"):
+        predict(str(trained), lambda _: [], "-", "json", console=QUIET)
+
+
+def test_an_encoder_without_a_classifier_is_refused(encoder: Path) -> None:
+    with pytest.raises(ModelError, match="has no classifier"):
+        predict(str(encoder), lambda _: [("x",)], console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "one\n\ntwo\r\n", [("one",), ("",), ("two",)]),
+        ("a.jsonl", '{"text": "one", "label": 1}\n\n{"text": "two"}\n', [("one",), ("two",)]),
+        ("a.csv", 'label,text\nx,"a, ""b"""\n', [('a, "b"',)]),
+        ("a.tsv", 'text\tn\nsay "no"\t1\n', [('say "no"',)]),
+    ],
+)
+def test_inputs_are_read_by_their_kind(name: str, content: str, expected: list[tuple[str, ...]]) -> None:
+    from bertcli.data.inputs import guess_format
+
+    Path(name).write_bytes(content.encode())
+    assert list(read_inputs(name, guess_format(name), ["text"])) == expected
+
+
+def test_pairs_are_read_from_two_columns_or_a_tab() -> None:
+    Path("a.jsonl").write_text('{"p": "one", "h": "two"}\n')
+    Path("a.txt").write_text("one\ttwo\n")
+    assert list(read_inputs("a.jsonl", "jsonl", ["p", "h"])) == [("one", "two")]
+    assert list(read_inputs("a.txt", "text", ["p", "h"])) == [("one", "two")]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (b'{"text": "a"}\n{"text": 3}\n', "jsonl", r"in\.dat:2: found 3 in column 'text'"),
+        (b'{"txt": "a"}\n', "jsonl", r"in\.dat:1: found columns \['txt'\]"),
+        (b"{text\n", "jsonl", "not JSON"),
+        (b"[1]\n", "jsonl", "found list"),
+        (b"na\xefve\n", "text", "UTF-8"),
+        (b"a\n", "xml", "expected one of"),
+    ],
+)
+def test_a_bad_input_names_its_line(content: bytes, kind: str, words: str) -> None:
+    Path("in.dat").write_bytes(content)
+    with pytest.raises((DataError, UsageError), match=words):
+        list(read_inputs("in.dat", kind, ["text"]))
+    with pytest.raises(DataError, match="cannot read"):
+        list(read_inputs("gone.txt", "text", ["text"]))
+
+
+def test_inputs_are_not_read_ahead_of_a_chunk(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bertcli.commands.predict import predictions
+    from bertcli.commands.trained import open_trained
+
+    taken = 0
+
+    def endless() -> object:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield ("film",)
+
+    stream = predictions(open_trained(str(trained), None), endless())  # type: ignore[arg-type]
+    next(stream)
+    assert taken == ROWS_AT_ONCE
+
+
+def test_callable_columns_are_the_tasks(trained: Path) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def read(columns: tuple[str, ...]) -> Callable[..., object] | list:
+        seen.append(columns)
+        return []
+
+    predict(str(trained), read, "none.jsonl", console=QUIET)  # type: ignore[arg-type]
+    assert seen == [("text",)]
