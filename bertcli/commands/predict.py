@@ -56,6 +56,7 @@ def predict(
         raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{cure}")
     trained = open_trained(_best_seed(name), mirror, hardware)
     columns = tuple(columns or (trained.task.text_columns if trained.task else USUAL_COLUMNS[:1]))
+    count = 0
     with _opened(output) as file:
         count = _write(predictions(trained, read(columns)), columns, trained, file, format_name)
     if output != "-":

@@ -1,0 +1,159 @@
+"""The command line as a contract: exit codes, one clear message, results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bertcli.cli import app, default_run_folder
+
+
+def call(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bertcli.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def small(encoder: Path, reviews: Path, write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(
+        f"task:\n  files: {{train: {reviews}}}\n  text_columns: [text]\n  labels: [negative, positive]\n"
+        f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\ntraining: {{max_steps: 2, seed: 1}}\n",
+        "small.yaml",
+    )
+
+
+def test_finetune_eval_and_predict_follow_one_another(small: Path) -> None:
+    trained = call("finetune", str(small), "--json")
+    assert trained.exit_code == 0, trained.stderr
+    results = json.loads(trained.stdout)
+    assert results["run"] == "runs/small"
+    assert "next      bertcli predict runs/small" in trained.stderr
+
+    scored = call("eval", "runs/small", "--json", "--quiet")
+    assert json.loads(scored.stdout)["metrics"] == results["metrics"]
+    assert scored.stderr == ""
+    assert "accuracy" in call("eval", "runs/small").stdout
+    bare = call("eval", "runs/small/model", "--task", str(small), "--json")
+    assert json.loads(bare.stdout)["metrics"] == results["metrics"]
+
+    predicted = call("predict", "runs/small", "--input", "-", stdin="a fine film\na dull film\n")
+    rows = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert [row["text"] for row in rows] == ["a fine film", "a dull film"]
+    one = call("predict", "runs/small", "--text", "a fine film")
+    assert json.loads(one.stdout)["label"] == rows[0]["label"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("finetune", "glue/sst9"), 2, "Did you mean glue/sst2"),
+        (("finetune", "glue/sst2", "epochs=3"), 2, "training.epochs"),
+        (("finetune", "glue/sst2", "--mirror", "nowhere"), 2, "no mirror folder"),
+        (("finetune", "glue/sst2"), 1, "--mirror"),
+        (("finetune",), 2, "Missing argument"),
+        (("eval", "nowhere"), 1, "cannot load"),
+        (
+            (
+                "eval",
+                ".",
+            ),
+            1,
+            "without config.json",
+        ),
+        (("predict", "nowhere"), 2, "give either --text"),
+        (("predict", "nowhere", "--text", "a", "--pair", "b", "--pair", "c"), 2, "one --pair for each"),
+        (("predict", "nowhere", "--text", "a", "--device", "tpu"), 2, "--device tpu"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_a_mistake_gives_one_message_and_its_exit_code(arguments: tuple[str, ...], code: int, words: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in call("eval", ".", "--debug").stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_named(small: Path) -> None:
+    Path("shut").mkdir(mode=0o500)
+    result = call("finetune", str(small), "--run", "shut/run")
+    assert result.exit_code == 2
+    assert "cannot write in shut" in result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named_whoever_asks(small: Path) -> None:
+    result = call("finetune", str(small), "--run", "/proc/run")
+    assert result.exit_code == 2
+    assert "/proc" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_eval_of_hidden_or_missing_splits_says_so(small: Path, write_csv: Callable[..., Path]) -> None:
+    call("finetune", str(small))
+    assert "no files for split 'test'" in call("eval", "runs/small", "--split", "test").stderr
+    other = call("eval", "runs/small", "--task", "sample/inference")
+    assert other.exit_code == 1
+    assert "labels disagree" in other.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits_with_its_code(small: Path, number: int, code: int) -> None:
+    process = start("finetune", str(small), "training.max_steps=100000", "hardware.log_every_steps=1")
+    history = Path("runs/small/train.jsonl")
+    deadline = time.monotonic() + 60
+    while not (history.is_file() and history.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    assert len(list(Path("runs/small/checkpoints").glob("step-*"))) == 1
+
+
+def test_a_reader_that_goes_away_ends_predict_quietly(small: Path) -> None:
+    call("finetune", str(small))
+    Path("many.txt").write_text("film\n" * 20000)
+    process = start("predict", "runs/small", "--input", "many.txt")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert json.loads(process.stdout.readline())["text"] == "film"
+    process.stdout.close()
+    assert process.wait(timeout=60) in (0, -signal.SIGPIPE)
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_help_needs_no_torch() -> None:
+    code = """
+import sys
+from typer.testing import CliRunner
+from bertcli.cli import app
+assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+heavy = {"torch", "transformers", "datasets", "pandas", "numpy", "pydantic"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_runs_are_named_after_their_recipe() -> None:
+    assert default_run_folder("glue/sst2") == Path("runs/glue-sst2")
+    assert default_run_folder("some/where/mine.yaml") == Path("runs/mine")
