@@ -138,9 +138,9 @@ def read_files(paths: Sequence[str], task: Task | None = None) -> Dataset:
             tables.append(Dataset(_read_table(path, task)))
         except (pyarrow.ArrowException, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
             raise DataError(f"cannot read {path}: {_plain_reason(path, error)}") from error
-    for path, table in zip(paths, tables, strict=True):
+    for name, table in zip(paths, tables, strict=True):
         if table.features != tables[0].features:
-            raise DataError(f"{path} has the columns {table.features}, but {paths[0]} has {tables[0].features}")
+            raise DataError(f"{name} has the columns {table.features}, but {paths[0]} has {tables[0].features}")
     return concatenate_datasets(tables)
 
 

@@ -1,0 +1,66 @@
+"""What the README names is there: files, commands, recipes, keys."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bertcli.cli import app
+from bertcli.errors import RecipeError
+from bertcli.recipe.load import load_recipe, shipped_recipes
+from bertcli.runs.folder import RunFolder
+
+from .conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.startswith("bertcli")]
+
+
+def test_the_package_tree_is_the_package() -> None:
+    tree = next(text for kind, text in BLOCKS if kind == "text" and text.startswith("bertcli/"))
+    named = set(re.findall(r"^  ([\w.]+)/?\s", tree, re.MULTILINE))
+    there = {path.name for path in (REPOSITORY / "bertcli").iterdir() if not path.name.startswith("__")}
+    assert named == there
+    for folder in re.findall(r"^(\w+)/", tree, re.MULTILINE):
+        assert (REPOSITORY / folder).is_dir()
+
+
+def test_the_run_tree_is_the_run_folder() -> None:
+    tree = next(text for kind, text in BLOCKS if kind == "text" and text.startswith("runs/"))
+    named = set(re.findall(r"^  ([\w.]+)/?\s", tree, re.MULTILINE))
+    properties = [name for name, value in vars(RunFolder).items() if isinstance(value, property)]
+    assert named == {getattr(RunFolder(Path()), name).name for name in properties}
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_is_named(name: str) -> None:
+    assert name in README or all(f"`{part}`" in README or f"`{part}/`" in README for part in name.split("/"))
+
+
+@pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "yaml"])
+def test_recipe_snippets_are_valid(text: str, tmp_path: Path) -> None:
+    (tmp_path / "snippet.yaml").write_text(text, "utf-8")
+    load_recipe(str(tmp_path / "snippet.yaml"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command: str) -> None:
+    words = shlex.split(command.partition(" #")[0])[1:]
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0, result.output
+    if words[0] == "finetune":
+        load_recipe(words[1], [word for word in words[2:] if "=" in word and not word.startswith("-")])
+
+
+def test_the_shown_mistakes_are_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = next(text for kind, text in BLOCKS if kind == "text" and text.startswith("my.yaml")).splitlines()
+    text = "task: glue/rte\nmodel:\n  dropout: 0.1\n  learning_rate: 1\ntraining:\n  epochs: 1\n  schedule: linera\n"
+    Path("my.yaml").write_text(text, "utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("my.yaml")
+    assert caught.value.problems == shown
