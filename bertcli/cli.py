@@ -227,6 +227,7 @@ def _hardware(device: str | None, precision: str | None) -> HardwareSection | No
 def main() -> None:
     """The console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are noise beside the one message that follows
     app()
 
 

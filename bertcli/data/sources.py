@@ -36,8 +36,10 @@ def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
         rows = _load_named_split(task, split, mirror)
     else:
         whole = _load_named_split(task, "train", mirror)
-        if len(whole) < 2:
-            raise DataError(f"{task.name}: found {len(whole)} training row, expected 2 or more to hold some out")
+        if len(whole) == 1:
+            raise DataError(f"{task.name}: found one training row, expected two or more to hold some out")
+        if len(whole) == 0:
+            raise DataError(f"{task.name}: split 'train' has no rows")
         parts = whole.train_test_split(test_size=task.held_out_share, seed=HELD_OUT_SEED)
         rows = parts["train" if split == "train" else "test"]
     if len(rows) == 0:
