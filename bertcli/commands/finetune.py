@@ -56,8 +56,7 @@ def finetune(
 def _train_seeds(prepared: Prepared, plan: Plan, parent: RunFolder, console: Console) -> dict[str, Any]:
     each = []
     for seed in prepared.recipe.training.seed:
-        training = prepared.recipe.training.model_copy(update={"seed": (seed,)})
-        single = Prepared(**{**vars(prepared), "recipe": prepared.recipe.model_copy(update={"training": training})})
+        single = prepared.with_seed(seed)
         path = parent.path / f"seed-{seed}"
         folder = open_run_folder(path, dump_recipe(single.recipe), SPEED_ONLY, overwrite=False)
         each.append(train(single, plan, folder, console))

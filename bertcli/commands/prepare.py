@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,10 +36,19 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     rows: dict[str, Dataset]  # train and validation
     mirror: Path | None
+    _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def encode(self, split: str) -> Encoded:
-        """A split as token ids with labels."""
-        return self.head.encode(self.task, self.rows[split], self.tokenizer, self.recipe.data.max_length)
+        """A split as token ids with labels; tokenised once for all seeds."""
+        if split not in self._encoded:
+            rows, length = self.rows[split], self.recipe.data.max_length
+            self._encoded[split] = self.head.encode(self.task, rows, self.tokenizer, length)
+        return self._encoded[split]
+
+    def with_seed(self, seed: int) -> Prepared:
+        """The same, for one seed of the recipe."""
+        training = self.recipe.training.model_copy(update={"seed": (seed,)})
+        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
     def build_model(self) -> PreTrainedModel:
         """The model to fine-tune; what is fresh in it comes from torch's generator, so seed that first."""
