@@ -51,6 +51,7 @@ def reviews(write_csv: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved BERT encoder, 2 layers of 16, with its tokenizer and no classifier."""
+    import torch
     from transformers import BertConfig, BertModel
 
     from bertcli.models.build import save_model, train_tokenizer
@@ -63,7 +64,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=64,
+        initializer_range=0.2,  # so narrow a model learns nothing from BERT's 0.02
     )
+    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("encoder")
     save_model(BertModel(config), tokenizer, folder)
     return folder

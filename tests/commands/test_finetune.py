@@ -188,7 +188,7 @@ def test_a_model_with_other_labels_is_refused_unless_the_head_is_new(
 def test_a_kept_head_keeps_its_meaning_when_the_task_lists_labels_in_another_order(
     recipe_of: Callable[..., Recipe], reviews: Path
 ) -> None:
-    finetune(recipe_of("training.epochs=20"), Path("run"), console=QUIET)
+    finetune(recipe_of("training.epochs=20", "training.learning_rate=1e-2"), Path("run"), console=QUIET)
     turned = f"{{files: {{train: {reviews}}}, text_columns: [text], labels: [positive, negative]}}"
     recipe = recipe_of("model.name=run", "training.learning_rate=1e-12", task=turned)
     finetune(recipe, Path("again"), console=QUIET)

@@ -63,7 +63,9 @@ def test_accumulation_learns_what_one_batch_learns_also_with_uneven_parts(encode
         assert two.loss.item() == pytest.approx(one.loss.item(), abs=1e-6)
         assert two.grad_norm.item() == pytest.approx(one.grad_norm.item(), rel=1e-4)
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter, other.get_parameter(name), atol=2e-5), name
+        # Softmax does not feel a key bias: its gradient is rounding noise, which Adam blows up to whole steps.
+        if not name.endswith("key.bias"):
+            assert torch.allclose(parameter, other.get_parameter(name), atol=2e-5), name
 
 
 def test_clipping_bounds_the_gradient_and_none_leaves_it(encoder: Path) -> None:
