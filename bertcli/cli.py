@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,8 +172,6 @@ def predict(
     Examples: `bertcli predict runs/glue-sst2 --text "a fine film"` ·
     `bertcli predict runs/glue-sst2 --input reviews.csv --output answers.csv --format csv`
     """
-    from bertcli.data.inputs import guess_format, read_inputs
-
     if (text is None) == (input_file is None):
         raise UsageError("give either --text (once or more) or --input FILE (`-` for stdin)")
     if pair is not None and (text is None or len(pair) != len(text)):
@@ -182,19 +180,25 @@ def predict(
     if own_columns and len(own_columns) > 2:
         raise UsageError(f"found {len(own_columns)} names in --columns, expected one or two")
 
-    def read(task_columns: Sequence[str]) -> Iterable[tuple[str, ...]]:
-        if input_file is not None:
-            return read_inputs(input_file, input_format or guess_format(input_file), own_columns or task_columns)
-        return list(zip(text or (), pair, strict=True)) if pair else [(one,) for one in text or ()]
-
+    texts: list[tuple[str, ...]] | None = None
+    if text is not None:
+        texts = list(zip(text, pair, strict=True)) if pair else [(one,) for one in text]
     mirror = _checked_mirror(mirror)
     hardware = _hardware(device, precision)
     from bertcli.commands.predict import predict as run_predict
     from bertcli.runs.console import Console
 
-    console = Console(quiet=quiet)
     run_predict(
-        model, read, output, format_name, mirror=mirror, columns=own_columns, hardware=hardware, console=console
+        model,
+        texts,
+        output,
+        format_name,
+        input_path=input_file or "-",
+        input_format=input_format,
+        columns=own_columns,
+        mirror=mirror,
+        hardware=hardware,
+        console=Console(quiet=quiet),
     )
 
 

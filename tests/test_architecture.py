@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "heads": WANTED | {"data"},
     "training": WANTED | {"data"},
     "commands": WANTED | {"data", "metrics", "models", "runs", "heads", "training"},
-    "cli": WANTED | {"commands", "runs", "data"},
+    "cli": WANTED | {"commands", "runs"},
 }
 
 

@@ -6,14 +6,14 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from bertcli.commands.trained import Trained, open_trained, seed_runs
 from bertcli.data.encoding import encode_texts
-from bertcli.data.inputs import Texts, in_chunks
+from bertcli.data.inputs import USUAL_COLUMNS, Texts, guess_format, in_chunks, read_inputs
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console
@@ -22,17 +22,18 @@ from bertcli.training.evaluation import compute_logits
 
 FORMATS = ("jsonl", "csv", "tsv")
 ROWS_AT_ONCE = 1024
-USUAL_COLUMNS = ("text", "text_pair")
 
 Answer = dict[str, Any]
 
 
 def predict(
     name: str,
-    read: Callable[[tuple[str, ...]], Iterable[Texts]],
+    texts: Iterable[Texts] | None = None,
     output: str = "-",
     format_name: str = "jsonl",
     *,
+    input_path: str = "-",
+    input_format: str | None = None,
     columns: Sequence[str] | None = None,
     mirror: Path | None = None,
     hardware: HardwareSection | None = None,
@@ -42,13 +43,15 @@ def predict(
 
     Args:
         name: run folder (of several seeds: the best by its own choice), model folder or hub name.
-        read: given the names of the text columns, the inputs.
+        texts: the inputs themselves; None: they are read from `input_path`, a file or `-` for standard input.
         output: a new file, or `-` for standard output.
-        format_name: one of `FORMATS`.
+        format_name: format of the answers, one of `FORMATS`.
+        input_format: format of the input; None: as its ending says, plain lines on standard input.
         columns: names of the text columns; None: the task's, or `text`.
 
     Raises:
-        UsageError: unknown format, or the output file exists.
+        UsageError: an unknown format, or the output file exists.
+        DataError: the input cannot be read.
     """
     console = console or Console()
     if format_name not in FORMATS:
@@ -56,9 +59,11 @@ def predict(
         raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{cure}")
     trained = open_trained(_best_seed(name), mirror, hardware)
     columns = tuple(columns or (trained.task.text_columns if trained.task else USUAL_COLUMNS[:1]))
+    if texts is None:
+        texts = read_inputs(input_path, input_format or guess_format(input_path), columns)
     count = 0
     with _opened(output) as file:
-        count = _write(predictions(trained, read(columns)), columns, trained, file, format_name)
+        count = _write(predictions(trained, texts), columns, trained, file, format_name)
     if output != "-":
         console.say(f"{count} answers in {output}")
     return count

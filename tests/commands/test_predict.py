@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def trained(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(run: Path, texts: list[tuple[str, ...]], **options: str) -> list[dict]:
-    predict(str(run), lambda _: texts, "answers.jsonl", console=QUIET, **options)
+    predict(str(run), texts, "answers.jsonl", console=QUIET, **options)
     lines = Path("answers.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -58,7 +57,7 @@ def test_more_inputs_than_one_chunk_keep_their_order(trained: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "delimiter"), [("csv", ","), ("tsv", "\t")])
 def test_tables_hold_text_label_and_probabilities(trained: Path, kind: str, delimiter: str) -> None:
-    predict(str(trained), lambda _: [('say "a,b"\tc',), ("x",)], f"out.{kind}", kind, console=QUIET)
+    predict(str(trained), [('say "a,b"\tc',), ("x",)], f"out.{kind}", kind, console=QUIET)
     with Path(f"out.{kind}").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter=delimiter))
     assert list(rows[0]) == ["text", "label", "probability_negative", "probability_positive"]
@@ -69,15 +68,15 @@ def test_tables_hold_text_label_and_probabilities(trained: Path, kind: str, deli
 def test_an_existing_output_and_an_unknown_format_are_refused(trained: Path) -> None:
     Path("mine.jsonl").write_text("kept")
     with pytest.raises(UsageError, match="exists already"):
-        predict(str(trained), lambda _: [("x",)], "mine.jsonl", console=QUIET)
+        predict(str(trained), [("x",)], "mine.jsonl", console=QUIET)
     assert Path("mine.jsonl").read_text() == "kept"
     with pytest.raises(UsageError, match="Did you mean jsonl"):
-        predict(str(trained), lambda _: [], "-", "json", console=QUIET)
+        predict(str(trained), [], "-", "json", console=QUIET)
 
 
 def test_an_encoder_without_a_classifier_is_refused(encoder: Path) -> None:
     with pytest.raises(ModelError, match="has no classifier"):
-        predict(str(encoder), lambda _: [("x",)], console=QUIET)
+        predict(str(encoder), [("x",)], console=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +138,9 @@ def test_inputs_are_not_read_ahead_of_a_chunk(trained: Path, monkeypatch: pytest
     assert taken == ROWS_AT_ONCE
 
 
-def test_callable_columns_are_the_tasks(trained: Path) -> None:
-    seen: list[tuple[str, ...]] = []
-
-    def read(columns: tuple[str, ...]) -> Callable[..., object] | list:
-        seen.append(columns)
-        return []
-
-    predict(str(trained), read, "none.jsonl", console=QUIET)  # type: ignore[arg-type]
-    assert seen == [("text",)]
+def test_a_file_is_read_by_the_tasks_columns_or_the_named_ones(trained: Path) -> None:
+    Path("in.csv").write_text("text,other\none,two\n")
+    predict(str(trained), None, "text.csv", "csv", input_path="in.csv", console=QUIET)
+    predict(str(trained), None, "other.csv", "csv", input_path="in.csv", columns=["other"], console=QUIET)
+    assert Path("text.csv").read_text().splitlines()[1].startswith("one,")
+    assert Path("other.csv").read_text().splitlines()[1].startswith("two,")
