@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 import bertcli
 from bertcli.errors import RecipeError, did_you_mean
-from bertcli.recipe.layers import Keys, Layer, overlay, read_file, read_overrides
+from bertcli.recipe.layers import COMMAND_LINE, Keys, Layer, overlay, read_file, read_overrides
 from bertcli.recipe.problems import describe_problem, misplaced_words
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks import TASKS
@@ -31,10 +33,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every mistake found, each as `file:line: found … expected …`.
     """
     layer = _read_chain(find_recipe(name_or_path), ())
-    above = read_overrides(list(overrides))
-    _anchor_files(above, Path.cwd())
-    problems = [*layer.problems, *above.problems]
-    overlay(layer, above)
+    problems = list(layer.problems)
+    for word in overrides:
+        above = read_overrides([word])
+        _anchor_files(above, Path.cwd())
+        wrong = above.problems or _keys_under_a_value(layer, word)
+        problems += wrong
+        if not wrong:
+            overlay(layer, above)
     if problems and not layer.values:
         raise RecipeError(problems)
     recipe, found = _validate(layer)
@@ -75,13 +81,13 @@ def find_recipe(name_or_path: str, beside: Path = Path()) -> Path:
         RecipeError: there is no such recipe.
     """
     path = beside / name_or_path
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, false for a path too long or not allowed
         return path
     known = shipped_recipes()
     if name_or_path in known:
         return known[name_or_path]
-    if path.is_dir():
-        raise RecipeError([f"{name_or_path} is a folder, expected a recipe file or one of: {', '.join(known)}"])
+    if os.path.isdir(path):
+        raise RecipeError([f"found the folder {name_or_path!r}, expected a recipe file or one of: {', '.join(known)}"])
     cure = did_you_mean(name_or_path, known) or f" Shipped ones: {', '.join(known)}."
     raise RecipeError([f"found no recipe {name_or_path!r}, expected a YAML file or a shipped name.{cure}"])
 
@@ -110,6 +116,21 @@ def _read_chain(path: Path, children: tuple[Path, ...]) -> Layer:
     below.problems += layer.problems
     below.places[()] = layer.places[()]
     return below
+
+
+def _keys_under_a_value(layer: Layer, word: str) -> list[str]:
+    """What is wrong with a `key=value` whose key goes on below something that is no section, such as a task's name."""
+    keys = word.partition("=")[0].split(".")
+    value: Any = layer.values
+    for end, key in enumerate(keys[:-1], start=1):
+        value = value.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, dict):
+            section, place = ".".join(keys[:end]), layer.place(tuple(keys[:end]))
+            found = f"{COMMAND_LINE}: found key {'.'.join(keys)}"
+            return [f"{found}, expected {section} to be a section, but it is {value!r} ({place})"]
+    return []
 
 
 def _anchor_files(layer: Layer, folder: Path) -> None:
@@ -158,6 +179,8 @@ def _validated(
     except ValidationError as error:
         problems: dict[str, None] = {}  # an ordered set: a union's branches give one line
         for found in error.errors(include_url=False):
+            if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
+                continue  # pydantic does not count the wrong values, and each of those has its own line
             keys = (*prefix, *found["loc"])
             place = layer.place(keys)
             if found["type"] == "extra_forbidden":
@@ -174,4 +197,6 @@ def _plain(value: Any) -> Any:
         flow = CommentedSeq(_plain(inner) for inner in value)
         flow.fa.set_flow_style()
         return flow
+    if isinstance(value, str) and "\x85" in value:
+        return DoubleQuotedScalarString(value)  # elsewhere a YAML reader takes it for the end of a line
     return value

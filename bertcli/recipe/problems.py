@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -87,11 +87,7 @@ def _homes(key: str) -> Iterator[str]:
 def _fields_at(keys: Keys) -> Iterator[str]:
     model: type[BaseModel] = Recipe
     for key in keys:
-        inner = SECTIONS.get(str(key)) if model is Recipe else None
-        if inner is None and str(key) in model.model_fields:
-            default = model.model_fields[str(key)].default
-            inner = type(default) if isinstance(default, BaseModel) else None
-        if inner is None:
-            return
-        model = inner
+        wanted = model.model_fields[str(key)].annotation
+        kinds = [kind for kind in (wanted, *get_args(wanted)) if isinstance(kind, type)]
+        model = next(kind for kind in kinds if issubclass(kind, BaseModel))
     yield from model.model_fields

@@ -101,6 +101,22 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     assert "UTF-8" in problems_of(path)[0]
 
 
+def test_a_folder_and_an_endless_name_are_no_recipes(tmp_path: Path) -> None:
+    assert "found the folder" in problems_of(tmp_path)[0]
+    assert "found no recipe" in problems_of("x" * 5000)[0]
+
+
+def test_wrong_values_of_a_list_are_not_counted_as_missing_ones(write_recipe: Write) -> None:
+    (line,) = problems_of(write_recipe("task: glue/rte\ntraining: {seed: [one]}\n"))
+    assert "found 'one' for training.seed.0" in line
+
+
+def test_odd_line_ends_in_a_name_survive_the_dump(write_recipe: Write) -> None:
+    recipe = load_recipe("glue/sst2", ['model.name="a\\x85b"'])
+    assert recipe.model.name == "a\x85b"
+    assert load_recipe(str(write_recipe(dump_recipe(recipe)))) == recipe
+
+
 def test_a_missing_recipe_answers_with_near_names() -> None:
     assert "Did you mean glue/sst2" in problems_of("glue/sst22")[0]
 
@@ -137,7 +153,8 @@ def test_an_override_may_hold_an_equals_sign_a_list_or_null() -> None:
         ("learning_rate=1e-5", "Did you mean training.learning_rate?"),
         ("training.learning_rates=1e-5", "Did you mean learning_rate"),
         ("training.epochs=[", "not YAML"),
-        ("task.labels=[a]", "task"),
+        ("task.labels=[a]", "expected task to be a section, but it is 'glue/sst2'"),
+        ("training.epochs.first=1", "expected training.epochs to be a section"),
     ],
 )
 def test_a_wrong_override_says_how_to_write_it(word: str, words: str) -> None:
