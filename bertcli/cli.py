@@ -145,7 +145,7 @@ def evaluate(
         return
     for name, value in results["metrics"][split].items():
         words = f"{value['mean']:.6f} ± {value['sd']:.6f}" if isinstance(value, dict) else f"{value:.6f}"
-        print_result(f"{name:<12}{words}")
+        print_result(f"{name:<20}{words}")
 
 
 @app.command()
@@ -153,12 +153,16 @@ def evaluate(
 def predict(
     model: RunOrModel,
     text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
-    pair: Annotated[list[str] | None, typer.Option(help="The second text of a pair, one for each --text.")] = None,
+    pair: Annotated[
+        list[str] | None, typer.Option(help="The second text (or the passage of a question), one for each --text.")
+    ] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="A choice for the one --text; two or more times.")] = None,
     input_file: Annotated[str | None, typer.Option("--input", help="File of inputs; `-` is stdin.")] = None,
     input_format: Annotated[
-        str | None, typer.Option(help="text, jsonl, csv or tsv [default: by the ending; text for stdin].")
+        str | None, typer.Option(help="text, jsonl, json, csv, tsv or conll [default: by the ending; text for stdin].")
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="Text columns of the input, with a comma between two.")] = None,
+    split: Annotated[str | None, typer.Option(help="Answer this split of the run's own task.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns of the input, with commas between them.")] = None,
     output: Annotated[str, typer.Option(help="New file for the answers; `-` is stdout.")] = "-",
     format_name: Annotated[str, typer.Option("--format", help="jsonl, csv or tsv.")] = "jsonl",
     mirror: Mirror = None,
@@ -172,17 +176,17 @@ def predict(
     Examples: `bertcli predict runs/glue-sst2 --text "a fine film"` ·
     `bertcli predict runs/glue-sst2 --input reviews.csv --output answers.csv --format csv`
     """
-    if (text is None) == (input_file is None):
-        raise UsageError("give either --text (once or more) or --input FILE (`-` for stdin)")
+    if [text, input_file, split].count(None) != 2:
+        raise UsageError("give one of --text (once or more), --input FILE (`-` for stdin) and --split NAME")
     if pair is not None and (text is None or len(pair) != len(text)):
         raise UsageError("give one --pair for each --text")
-    own_columns = columns.split(",") if columns else None
-    if own_columns and len(own_columns) > 2:
-        raise UsageError(f"found {len(own_columns)} names in --columns, expected one or two")
-
-    texts: list[tuple[str, ...]] | None = None
+    if choice is not None and (text is None or len(text) != 1 or pair is not None or len(choice) < 2):
+        raise UsageError("give one --text with two or more --choice")
+    values = None
     if text is not None:
-        texts = list(zip(text, pair, strict=True)) if pair else [(one,) for one in text]
+        values = (
+            [[text[0], *choice]] if choice else [list(row) for row in zip(text, *([pair] if pair else []), strict=True)]
+        )
     mirror = _checked_mirror(mirror)
     hardware = _hardware(device, precision)
     from bertcli.commands.predict import predict as run_predict
@@ -190,12 +194,13 @@ def predict(
 
     run_predict(
         model,
-        texts,
+        values,
         output,
         format_name,
         input_path=input_file or "-",
         input_format=input_format,
-        columns=own_columns,
+        split=split,
+        columns=columns.split(",") if columns else None,
         mirror=mirror,
         hardware=hardware,
         console=Console(quiet=quiet),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # tiny matrices lose by threads
 
@@ -70,6 +72,20 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     save_model(BertModel(config), tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def roberta_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer as RoBERTa's: a space belongs to the word behind it, no segments."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    learner = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    learner.train_from_iterator(TEXTS, vocab_size=300, special_tokens=special, show_progress=False)
+    state = json.loads(learner._tokenizer.to_str())["model"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in state["merges"]]
+    return RobertaTokenizer(vocab=state["vocab"], merges=merges, add_prefix_space=True)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_finetune_eval_and_predict_follow_one_another(small: Path) -> None:
             1,
             "without config.json",
         ),
-        (("predict", "nowhere"), 2, "give either --text"),
+        (("predict", "nowhere"), 2, "give one of --text"),
         (("predict", "nowhere", "--text", "a", "--pair", "b", "--pair", "c"), 2, "one --pair for each"),
         (("predict", "nowhere", "--text", "a", "--device", "tpu"), 2, "--device tpu"),
         (("nonsense",), 2, "nonsense"),

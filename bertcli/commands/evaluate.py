@@ -10,8 +10,9 @@ from bertcli.commands.score import score
 from bertcli.commands.trained import Trained, open_trained, seed_runs, task_from
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, UsageError
-from bertcli.heads.text_classification import resolve_labels
-from bertcli.recipe.schema import HardwareSection
+from bertcli.heads import HEADS
+from bertcli.heads.labels import check_labels
+from bertcli.recipe.schema import HardwareSection, Recipe
 from bertcli.runs.console import Console
 from bertcli.tasks.task import Task
 
@@ -51,37 +52,42 @@ def _evaluate_one(
     console: Console,
 ) -> dict[str, Any]:
     trained = open_trained(name, mirror, hardware)
-    task = task or trained.task
-    if task is None:
+    if task is None and trained.recipe is None:
         raise UsageError(f"{name} is not a run folder, so it does not say what it was made for; name it with --task")
+    task = task or trained.task
     rows = load_split(task, split, mirror)
     _check_labels(trained, task, mirror)
-    encoded = trained.head.encode(task, rows, trained.tokenizer, trained.max_length)
-    if encoded.labels is None:
+    if trained.head.references(task, rows) is None:
         raise DataError(
             f"{task.name}: the labels of split {split!r} are hidden; `bertcli predict` answers without them"
         )
+    encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
+    for note in encoded.notes:
+        console.warn(note)
     with console.display(f"eval {split}", len(encoded)) as display:
         scores = score(
             trained.accelerator,
             trained.model,
+            rows,
             encoded,
             trained.head,
             task,
             max_tokens=trained.max_tokens,
             on_batch=display.advance,
         )
-    return {"task": task.name, "run": name, "num_examples": len(encoded), "metrics": {split: scores}}
+    return {"task": task.name, "run": name, "num_examples": len(rows), "metrics": {split: scores}}
 
 
 def _check_labels(trained: Trained, task: Task, mirror: Path | None) -> None:
-    if task.problem != trained.head.problem:
-        raise ModelError(f"{trained.name} was made for {trained.head.problem}, task {task.name} is {task.problem}")
-    if task.problem == "regression":
-        return
-    labels = task.labels or resolve_labels(task, load_split(task, "train", mirror))
-    if sorted(labels) != sorted(trained.head.labels):
+    if task.answer_kind != trained.head.answer_kind:
         raise ModelError(
-            f"the labels disagree: {trained.name} has {list(trained.head.labels)}, "
-            f"task {task.name} has {list(labels)}. Evaluate it on a task with its own labels."
+            f"{trained.name} was made for {trained.head.answer_kind}, task {task.name} is {task.answer_kind}"
         )
+    if trained.head.labels:
+        labels = task.labels or _labels_of(task, mirror)
+        check_labels(trained.head.labels, labels, trained.name)
+
+
+def _labels_of(task: Task, mirror: Path | None) -> tuple[str, ...]:
+    """The labels of a row that does not list them: its training split has them all."""
+    return HEADS[task.head].learned_from(task, load_split(task, "train", mirror), Recipe(task=task)).labels

@@ -35,7 +35,7 @@ def finetune(
     """
     console = console or Console()
     prepared = prepare(recipe, mirror)
-    plan = make_plan(recipe, len(prepared.rows["train"]))
+    plan = make_plan(recipe, len(prepared.encode("train")))
     _say_plan(console, prepared, plan, run)
     check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
     check_disk(run, prepared)
@@ -74,7 +74,17 @@ def summarise(each: list[dict[str, Any]]) -> dict[str, Any]:
             values = [results["metrics"][split][name] for results in each]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             metrics[split][name] = {"mean": statistics.fmean(values), "sd": spread, "values": values}
-    shared = ("task", "model", "size", "best_by", "total_steps", "num_train_examples", "num_parameters", "precision")
+    shared = (
+        "task",
+        "head",
+        "model",
+        "size",
+        "best_by",
+        "total_steps",
+        "num_train_examples",
+        "num_parameters",
+        "precision",
+    )
     return {
         **{name: each[0][name] for name in shared if name in each[0]},
         "metrics": metrics,
@@ -85,11 +95,12 @@ def summarise(each: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _say_plan(console: Console, prepared: Prepared, plan: Plan, run: Path) -> None:
     recipe, training = prepared.recipe, prepared.recipe.training
-    labels = ", ".join(prepared.head.labels[:10]) or "a number"
-    validation = len(prepared.rows["validation"])
+    labels = f" ({', '.join(prepared.head.labels[:10])})" if prepared.head.labels else ""
+    rows = {split: len(part) for split, part in prepared.rows.items()}
+    windows = f" in {plan.num_train_examples} windows" if plan.num_train_examples > rows["train"] else ""
     accumulation = f" in {plan.accumulation_steps} micro-batches" if plan.accumulation_steps > 1 else ""
-    console.say(f"task      {prepared.task.name}: {prepared.task.problem} ({labels})")
-    console.say(f"data      {plan.num_train_examples} training and {validation} validation rows")
+    console.say(f"task      {prepared.task.name}: {prepared.task.answer_kind}{labels}")
+    console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows")
     console.say(f"model     {recipe.model.name or f'BERT {recipe.model.size}, fresh weights'}")
     console.say(
         f"training  {plan.total_steps} steps of {training.global_batch_size} examples{accumulation}, "
@@ -103,8 +114,8 @@ def _say_plan(console: Console, prepared: Prepared, plan: Plan, run: Path) -> No
 def _say_results(console: Console, results: dict[str, Any], folder: RunFolder) -> None:
     for name, value in results["metrics"]["validation"].items():
         if isinstance(value, dict):
-            console.say(f"{name:10}{value['mean']:.4f} ± {value['sd']:.4f}  {json.dumps(value['values'])}")
+            console.say(f"{name:<20}{value['mean']:.4f} ± {value['sd']:.4f}  {json.dumps(value['values'])}")
         else:
-            console.say(f"{name:10}{value:.4f}")
+            console.say(f"{name:<20}{value:.4f}")
     console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
     console.say(f'next      bertcli predict {folder.path} --text "…"')

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bertcli.data.encoding import Encoded
 from bertcli.data.sources import load_split
-from bertcli.errors import DataError, ModelError, RecipeError
-from bertcli.heads.text_classification import MODEL_CLASS, TextClassification, resolve_labels
-from bertcli.metrics import load_metric
+from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
+from bertcli.heads import HEADS
+from bertcli.heads.head import Head
+from bertcli.heads.labels import check_labels, saved_labels
+from bertcli.metrics.bundled import load_metric, score_names
 from bertcli.models import build
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks import task_named
@@ -32,7 +32,7 @@ class Prepared:
 
     recipe: Recipe
     task: Task
-    head: TextClassification
+    head: Head
     tokenizer: PreTrainedTokenizerBase
     rows: dict[str, Dataset]  # train and validation
     mirror: Path | None
@@ -41,8 +41,7 @@ class Prepared:
     def encode(self, split: str) -> Encoded:
         """A split as token ids with labels; tokenised once for all seeds."""
         if split not in self._encoded:
-            rows, length = self.rows[split], self.recipe.data.max_length
-            self._encoded[split] = self.head.encode(self.task, rows, self.tokenizer, length)
+            self._encoded[split] = self.head.encode(self.task, self.rows[split], self.tokenizer, self.recipe.data)
         return self._encoded[split]
 
     def with_seed(self, seed: int) -> Prepared:
@@ -53,11 +52,11 @@ class Prepared:
     def build_model(self) -> PreTrainedModel:
         """The model to fine-tune; what is fresh in it comes from torch's generator, so seed that first."""
         section = self.recipe.model
-        fields = self.head.config_fields
+        model_class, fields = self.head.model_class, self.head.config_fields
         if section.name is None:
-            return build.build_model(section, self.tokenizer, MODEL_CLASS, fields)
+            return build.build_model(section, self.tokenizer, model_class, fields)
         return build.load_model(
-            section.name, self.mirror, MODEL_CLASS, fields, dropout=section.dropout, fresh_head=section.new_head
+            section.name, self.mirror, model_class, fields, dropout=section.dropout, fresh_head=section.new_head
         )
 
     def count_parameters(self) -> int:
@@ -80,20 +79,23 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
     """
     task = recipe_task(recipe)
     check_metrics(recipe, task)
-    rows = {split: load_split(task, split, mirror) for split in ("train", "validation")}
+    check_split_names(task)
+    rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.more_validation)}
     rows = _limit(recipe, rows)
-    labels = resolve_labels(task, rows["train"])
+    head = HEADS[task.head].learned_from(task, rows["train"], recipe)
     tokenizer = _tokenizer(recipe, task, rows["train"], mirror)
     if recipe.model.name is not None:
-        labels = _check_model(recipe, labels, tokenizer, mirror)
-    head = TextClassification(task.problem, labels)
+        head = _check_model(recipe, task, head, tokenizer, mirror)
     for split, part in rows.items():
-        answers = head.read_labels(task, part)
-        if answers is None:
+        if head.references(task, part) is None:
             raise DataError(f"{task.name}: split {split!r} has no labels, but {split} needs them")
-        if split == "train" and task.problem == "single_label" and len(np.unique(answers)) < 2:
-            raise DataError(f"{task.name}: all training rows have the same label, there is nothing to learn")
     return Prepared(recipe, task, head, tokenizer, rows, mirror)
+
+
+def check_split_names(task: Task) -> None:
+    """Refuse to fine-tune on a task that has nothing to learn from."""
+    if task.files is None and task.splits.train is None:
+        raise RecipeError([f"{task.name} has no training split: it is only for `eval` and `predict`"])
 
 
 def recipe_task(recipe: Recipe) -> Task:
@@ -104,42 +106,52 @@ def recipe_task(recipe: Recipe) -> Task:
 def check_metrics(recipe: Recipe, task: Task) -> None:
     """Refuse metrics that do not exist, do not fit the task, or are chosen by without being computed."""
     for name in task.metric_names:
-        load_metric(name, task.problem)
-    best_by = recipe.evaluation.best_by
-    if best_by is not None and best_by not in task.metric_names:
-        raise RecipeError([f"found evaluation.best_by {best_by!r}, expected one of {list(task.metric_names)}"])
+        load_metric(name, task.answer_kind)
+    known = score_names(task.metric_names)
+    for key, chosen in (("task.main_metric", task.main_metric), ("evaluation.best_by", recipe.evaluation.best_by)):
+        if chosen is not None and chosen not in known:
+            raise RecipeError([f"found {key} {chosen!r}, expected one of {known}.{did_you_mean(chosen, known)}"])
 
 
 def _limit(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Dataset]:
-    train, validation = rows["train"], rows["validation"]
-    most = recipe.data.max_train_examples
-    if most is not None and most < len(train):
-        train = train.shuffle(seed=SUBSET_SEED).select(range(most))
-    most = recipe.data.max_eval_examples
-    if most is not None and most < len(validation):
-        validation = validation.select(range(most))
-    return {"train": train, "validation": validation}
+    """The rows that the recipe's `max_…_examples` leave."""
+    limits = dict.fromkeys(rows, recipe.data.max_eval_examples) | {"train": recipe.data.max_train_examples}
+    limited = {}
+    for split, part in rows.items():
+        most = limits[split]
+        if most is not None and most < len(part):
+            part = part.shuffle(seed=SUBSET_SEED) if split == "train" else part
+            part = part.select(range(most))
+        limited[split] = part
+    return limited
 
 
 def _tokenizer(recipe: Recipe, task: Task, train: Dataset, mirror: Path | None) -> PreTrainedTokenizerBase:
     name = recipe.model.tokenizer or recipe.model.name
     if name is not None:
-        return build.load_tokenizer(name, mirror)
-    texts = chain.from_iterable(train[column] for column in task.text_columns)
-    return build.train_tokenizer(texts, recipe.model.vocabulary_size)
+        return build.load_tokenizer(name, mirror, for_words=task.head == "token_classification")
+    return build.train_tokenizer(_texts(task, train), recipe.model.vocabulary_size)
+
+
+def _texts(task: Task, rows: Dataset) -> Iterator[str]:
+    """All texts of the rows, lists of words joined."""
+    for column in task.columns:
+        for value in rows[column]:
+            yield value if isinstance(value, str) else " ".join(value)
 
 
 def _check_model(
-    recipe: Recipe, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, mirror: Path | None
-) -> tuple[str, ...]:
-    """Check the trained model against the recipe; the labels, in the order of its classifier if it keeps that."""
+    recipe: Recipe, task: Task, head: Head, tokenizer: PreTrainedTokenizerBase, mirror: Path | None
+) -> Head:
+    """Check the trained model against the recipe; the head, with the labels in the order of a classifier it keeps."""
     name = recipe.model.name
     assert name is not None
     config = build.load_config(name, mirror)
     longest = build.longest_input(tokenizer, config)
     if recipe.data.max_length > longest:
         raise ModelError(f"found data.max_length {recipe.data.max_length}, but {name} reads at most {longest} tokens")
-    if recipe.model.new_head or not build.has_trained_head(config, MODEL_CLASS):
-        return labels
-    build.check_labels(config, labels, name)
-    return tuple(build.saved_labels(config)) if labels else labels
+    if recipe.model.new_head or not build.has_trained_head(config, head.model_class) or not head.labels:
+        return head
+    saved = saved_labels(config)
+    check_labels(saved, head.labels, name)
+    return head.with_labels(saved)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,33 +11,79 @@ from accelerate import Accelerator
 
 from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
-from bertcli.heads.text_classification import TextClassification
-from bertcli.metrics import compute_metrics
+from bertcli.heads.head import Head
+from bertcli.metrics.bundled import compute_metrics
 from bertcli.tasks.task import Task
 from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
+from bertcli.training.loop import Loss
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ITEMS_AT_ONCE = 4096  # their logits are what evaluation keeps in memory
+
+
+def loss_of(head: Head) -> Loss:
+    """The head's loss as the loop takes it: from a model's output, in fp32."""
+    return lambda outputs, labels: head.loss(head.logits(outputs).float(), labels)
+
+
+def answer(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    encoded: Encoded,
+    head: Head,
+    *,
+    max_tokens: int,
+    with_loss: bool = False,
+    on_batch: Callable[[int], None] = lambda num_items: None,
+) -> Iterator[tuple[slice, Encoded, np.ndarray, float]]:
+    """The model's logits for a part of the rows at a time: the rows, their items, the logits, the summed loss.
+
+    Raises:
+        TrainingError: the model answers with numbers that are not finite.
+    """
+    for rows, part in encoded.parts(ITEMS_AT_ONCE):
+        logits, loss = compute_logits(
+            accelerator,
+            model,
+            part,
+            head.logits,
+            per_token=head.per_token,
+            loss_of=loss_of(head) if with_loss else None,
+            max_tokens=max_tokens,
+            multiple_of=width_multiple(accelerator),
+            on_batch=on_batch,
+        )
+        if not np.isfinite(logits).all():
+            raise TrainingError("the model answers with numbers that are not finite; its weights are spoilt")
+        yield rows, part, logits, loss
 
 
 def score(
     accelerator: Accelerator,
     model: torch.nn.Module,
+    rows: Dataset,
     encoded: Encoded,
-    head: TextClassification,
+    head: Head,
     task: Task,
     *,
     max_tokens: int,
-    on_batch: Callable[[int], None] = lambda num_examples: None,
+    on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> dict[str, float]:
-    """The task's metrics and the mean loss (`loss`) of `model` on labelled examples.
+    """The task's metrics and the mean loss (`loss`) of `model` on labelled rows.
 
     Raises:
         TrainingError: the model answers with numbers that are not finite.
     """
-    assert encoded.labels is not None, "only a labelled split can be scored"
-    logits = compute_logits(
-        accelerator, model, encoded, max_tokens=max_tokens, multiple_of=width_multiple(accelerator), on_batch=on_batch
-    )
-    if not np.isfinite(logits).all():
-        raise TrainingError("the model answers with numbers that are not finite; its weights are spoilt")
-    loss = head.loss(torch.from_numpy(logits), torch.from_numpy(encoded.labels)).item() / len(encoded)
-    return compute_metrics(task.metric_names, head.problem, head.decide(logits), encoded.labels) | {"loss": loss}
+    references = head.references(task, rows)
+    assert references is not None, "only a labelled split can be scored"
+    answers: list[Any] = []
+    total = 0.0
+    parts = answer(accelerator, model, encoded, head, max_tokens=max_tokens, with_loss=True, on_batch=on_batch)
+    for some, part, logits, loss in parts:
+        answers.extend(head.decide(task, rows.select(range(some.start, some.stop)), part, logits))
+        total += loss
+    scores = compute_metrics(task.metric_names, head.answer_kind, answers, references)
+    return scores | {"loss": total / max(1, int(encoded.num_targets.sum()))}

@@ -12,10 +12,10 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from bertcli.commands.prepare import Prepared
-from bertcli.commands.score import score
+from bertcli.commands.score import loss_of, score
 from bertcli.data.loaders import GlobalBatch, training_batches
 from bertcli.errors import Interrupted, RunFolderError, TrainingError
-from bertcli.models.build import save_model
+from bertcli.models.build import load_weights, save_model
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan
 from bertcli.runs.card import write_card
@@ -86,7 +86,10 @@ class _Run:
             epsilon=training.adam_epsilon,
         )
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
-        self.train_split, self.validation = prepared.encode("train"), prepared.encode("validation")
+        self.train_split = prepared.encode("train")
+        for split in prepared.rows:
+            for note in prepared.encode(split).notes:
+                console.warn(f"{split}: {note}")
         self.best_by = recipe.evaluation.best_by or prepared.task.deciding_metric
         self.progress = self._resume()
         write_json(folder.environment, describe_environment())
@@ -116,7 +119,7 @@ class _Run:
             self.optimizer,
             self._rate_at,
             self._batches(),
-            self.prepared.head.loss,
+            loss_of(self.prepared.head),
             max_grad_norm=self.recipe.training.max_grad_norm,
             start_step=progress.step,
         )
@@ -153,10 +156,14 @@ class _Run:
         seconds = progress.train_seconds
         results = {
             "task": self.prepared.task.name,
+            "head": self.prepared.task.head,
             "model": recipe.model.name,
             "size": recipe.model.size if recipe.model.name is None else None,
             "seed": self.seed,
-            "metrics": {"validation": {key.removeprefix(prefix): best[key] for key in best if key.startswith(prefix)}},
+            "metrics": {
+                "validation": {key.removeprefix(prefix): best[key] for key in best if key.startswith(prefix)},
+                **self._score_further_splits(),
+            },
             "best_by": self.best_by,
             "best_step": progress.best_step,
             "total_steps": progress.step,
@@ -214,15 +221,8 @@ class _Run:
 
     def _evaluate(self) -> None:
         """Score the validation split; keep the model if it is the best so far."""
-        progress, prepared = self.progress, self.prepared
-        scores = score(
-            self.accelerator,
-            self.model,
-            self.validation,
-            prepared.head,
-            prepared.task,
-            max_tokens=self.recipe.hardware.eval_batch_tokens,
-        )
+        progress = self.progress
+        scores = self._score("validation")
         record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
         append_record(self.folder.eval_history, record)
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -234,6 +234,25 @@ class _Run:
             self._save_model()
         else:
             progress.evaluations_without_better += 1
+
+    def _score(self, split: str) -> dict[str, float]:
+        prepared = self.prepared
+        return score(
+            self.accelerator,
+            self.model,
+            prepared.rows[split],
+            prepared.encode(split),
+            prepared.head,
+            prepared.task,
+            max_tokens=self.recipe.hardware.eval_batch_tokens,
+        )
+
+    def _score_further_splits(self) -> dict[str, dict[str, float]]:
+        """The best model's scores on the splits that are only looked at."""
+        further = self.prepared.task.splits.more_validation
+        if further:
+            load_weights(self.module, self.folder.model)
+        return {split: self._score(split) for split in further}
 
     def _save_model(self) -> None:
         aside = self.folder.path / ".model.tmp"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bertcli.commands.prepare import recipe_task
 from bertcli.errors import ModelError, RecipeError, UsageError
-from bertcli.heads.text_classification import MODEL_CLASS, TextClassification
+from bertcli.heads import HEADS
+from bertcli.heads.head import Head
 from bertcli.models import build
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
 from bertcli.tasks import TASKS, task_named
-from bertcli.tasks.task import Problem, Task
+from bertcli.tasks.task import HeadName, Task
 from bertcli.training.devices import build_accelerator
 
 if TYPE_CHECKING:
@@ -21,20 +22,19 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-PROBLEMS: tuple[Problem, ...] = ("single_label", "multi_label", "regression")
-
 
 @dataclass(frozen=True)
 class Trained:
     """A model ready to answer."""
 
     name: str
-    task: Task | None  # None for a bare model folder
-    head: TextClassification
+    recipe: Recipe | None  # None for a bare model folder
+    task: Task  # of the recipe; else what the model's kind usually takes
+    head: Head
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator
     model: torch.nn.Module
-    max_length: int
+    data: DataSection  # how inputs are encoded
     max_tokens: int
 
 
@@ -49,27 +49,42 @@ def open_trained(name: str, mirror: Path | None, hardware: HardwareSection | Non
     """
     recipe = run_recipe(name)
     config = build.load_config(name, mirror)
-    if not build.has_trained_head(config, MODEL_CLASS):
+    kind = recipe_task(recipe).head if recipe else _saved_kind(config)
+    if kind is None or not build.has_trained_head(config, HEADS[kind].model_class):
         raise ModelError(
             f"{name} has no classifier (its architecture: {', '.join(config.architectures or ['unknown'])}); "
             "fine-tune it first with `bertcli finetune`"
         )
+    task = recipe_task(recipe) if recipe else _usual_task(kind)
     hardware = hardware or (recipe.hardware if recipe else HardwareSection())
-    tokenizer = build.load_tokenizer(name, mirror)
-    head = _saved_head(config)
+    tokenizer = build.load_tokenizer(name, mirror, for_words=kind == "token_classification")
+    data = recipe.data if recipe else DataSection()
     accelerator = build_accelerator(hardware)
-    model = accelerator.prepare_model(build.load_model(name, mirror, MODEL_CLASS, {}), evaluation_mode=True)
-    longest = build.longest_input(tokenizer, config)
+    model = build.load_model(name, mirror, HEADS[kind].model_class, {})
     return Trained(
         name=name,
-        task=recipe_task(recipe) if recipe else None,
-        head=head,
+        recipe=recipe,
+        task=task,
+        head=HEADS[kind].saved_with(task, config, recipe),
         tokenizer=tokenizer,
         accelerator=accelerator,
-        model=model,
-        max_length=min(longest, (recipe.data if recipe else DataSection()).max_length),
+        model=accelerator.prepare_model(model, evaluation_mode=True),
+        data=data.model_copy(update={"max_length": min(build.longest_input(tokenizer, config), data.max_length)}),
         max_tokens=hardware.eval_batch_tokens,
     )
+
+
+def _saved_kind(config: PretrainedConfig) -> HeadName | None:
+    """The kind of answer a saved model was made for; None if it has no head that is known here."""
+    return next((kind for kind, head in HEADS.items() if build.has_trained_head(config, head.model_class)), None)
+
+
+def _usual_task(kind: HeadName) -> Task:
+    """A row for inputs of a model that does not say what it was made for."""
+    columns = HEADS[kind].usual_columns
+    if kind == "multiple_choice":
+        return Task(head=kind, dataset="unknown", text_columns=columns[:1], choice_columns=columns[1:])
+    return Task(head=kind, dataset="unknown", text_columns=columns[:1] if kind == "text_classification" else columns)
 
 
 def run_recipe(name: str) -> Recipe | None:
@@ -96,12 +111,3 @@ def task_from(name_or_recipe: str) -> Task:
         return recipe_task(load_recipe(name_or_recipe))
     except RecipeError as error:
         raise UsageError(f"--task {name_or_recipe}: neither a task row nor a usable recipe.\n{error}") from error
-
-
-def _saved_head(config: PretrainedConfig) -> TextClassification:
-    saved: Any = (config.problem_type or "single_label_classification").removesuffix("_classification")
-    if saved not in PROBLEMS:
-        raise ModelError(f"found problem_type {config.problem_type!r} in the model, expected one of {PROBLEMS}")
-    if config.problem_type is None and config.num_labels == 1:
-        saved = "regression"
-    return TextClassification(saved, () if saved == "regression" else build.saved_labels(config))

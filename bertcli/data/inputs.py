@@ -1,8 +1,9 @@
-"""Rows to predict on, read as a stream: plain lines, JSON Lines, CSV or TSV, from a file or standard input."""
+"""Rows to predict on, read as a stream: plain lines, JSON Lines, CSV, TSV or CoNLL, from a file or standard input."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,15 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from bertcli.data.formats import Row, conll_rows, is_squad, squad_rows
 from bertcli.errors import DataError, UsageError, did_you_mean
 
-FORMATS = ("text", "jsonl", "csv", "tsv")
-ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll")
+ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".conll": "conll"}
 USUAL_COLUMNS = ("text", "text_pair")
 csv.field_size_limit(sys.maxsize)  # a document may be longer than Python's 131,072 characters
 
-Texts = tuple[str, ...]
-"""One text, or the two of a pair."""
+Value = str | list[str]
 
 
 def guess_format(path: str) -> str:
@@ -27,30 +28,48 @@ def guess_format(path: str) -> str:
     return ENDINGS.get(Path(path).suffix.lower(), "text")
 
 
-def read_inputs(path: str, kind: str, columns: Sequence[str]) -> Iterator[Texts]:
-    """The texts of each row of `path` (`-` is standard input), one row at a time.
+def read_inputs(
+    path: str,
+    kind: str,
+    columns: Sequence[str],
+    *,
+    usual: Sequence[str] = USUAL_COLUMNS,
+    also: Sequence[str] = (),
+) -> Iterator[Row]:
+    """What a model is asked in each row of `path` (`-` is standard input), one row at a time, under `columns`.
 
     Args:
-        kind: one of `FORMATS`. In plain lines the texts of a pair stand on one line with a tab between them.
-        columns: names of the text columns; `text` (and `text_pair`) serve if a file has none of them.
+        kind: one of `FORMATS`. In plain lines the values of a row stand on one line with tabs between them. `json` is
+            a list of objects or SQuAD's official file.
+        columns: names of the wanted columns; their values are texts or lists of texts (words, choices).
+        usual: names that serve instead, in their order, if a file does not have the first of `columns`.
+        also: further columns to keep where they are there, such as an id.
 
     Raises:
-        DataError: the file is missing, not UTF-8, or a row lacks a text.
+        DataError: the file is missing, not UTF-8, or a row lacks a value.
         UsageError: the format is unknown.
     """
     if kind not in FORMATS:
         raise UsageError(
             f"found input format {kind!r}, expected one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}"
         )
-    readers = {"text": _read_lines, "jsonl": _read_jsonl, "csv": _read_csv, "tsv": _read_tsv}
+    readers = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv, "conll": _read_conll}
     with _opened(path) as file:
         try:
-            yield from readers[kind](file, path, columns)
+            if kind == "text":
+                yield from _read_lines(file, path, columns)
+                return
+            for place, row in readers[kind](file, path):
+                names = columns if columns[0] in row or len(usual) < len(columns) else usual[: len(columns)]
+                asked = {
+                    wanted: _value_of(row, name, wanted, place) for name, wanted in zip(names, columns, strict=True)
+                }
+                yield {name: row[name] for name in also if name in row} | asked
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text; convert it, e.g. `iconv -f latin1 -t utf8`") from error
 
 
-def in_chunks(rows: Iterable[Texts], size: int) -> Iterator[list[Texts]]:
+def in_chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     """`rows` in lists of at most `size`."""
     iterator = iter(rows)
     while chunk := list(islice(iterator, size)):
@@ -71,15 +90,19 @@ def _opened(path: str) -> Iterator[IO[str]]:
         yield file
 
 
-def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Texts]:
+def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
     for number, line in enumerate(file, start=1):
-        texts = tuple(line.rstrip("\r\n").split("\t")) if len(columns) == 2 else (line.rstrip("\r\n"),)
-        if len(texts) != len(columns):
-            raise DataError(f"{path}:{number}: found {len(texts)} texts, expected two with a tab between them")
-        yield texts
+        text = line.rstrip("\r\n")
+        values = text.split("\t") if len(columns) > 1 else [text]
+        if len(values) != len(columns):
+            raise DataError(
+                f"{path}:{number}: found {len(values)} values, expected {len(columns)} with tabs between them "
+                f"({', '.join(columns)})"
+            )
+        yield dict(zip(columns, values, strict=True))
 
 
-def _read_jsonl(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Texts]:
+def _read_jsonl(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -87,30 +110,49 @@ def _read_jsonl(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Te
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number}: not JSON ({error.msg}); each line must be one object") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: found {type(row).__name__}, expected an object on each line")
-        yield _texts_of(row, columns, f"{path}:{number}")
+        yield f"{path}:{number}", _checked_object(row, f"{path}:{number}")
 
 
-def _read_csv(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Texts]:
+def _read_json(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
+    text = file.read()
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:  # many files of JSON Lines end so, too
+        yield from _read_jsonl(io.StringIO(text), path)
+        return
+    rows = squad_rows(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, entry {number}", _checked_object(row, f"{path}, entry {number}")
+
+
+def _checked_object(row: object, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: found {type(row).__name__}, expected an object on each line")
+    return row
+
+
+def _read_csv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
     reader = csv.DictReader(file)
     for row in reader:
-        yield _texts_of(row, columns, f"{path}:{reader.line_num}")
+        yield f"{path}:{reader.line_num}", row
 
 
-def _read_tsv(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Texts]:
+def _read_tsv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
     reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     for row in reader:
-        yield _texts_of(row, columns, f"{path}:{reader.line_num}")
+        yield f"{path}:{reader.line_num}", row
 
 
-def _texts_of(row: dict[str, object], columns: Sequence[str], place: str) -> Texts:
-    names = columns if columns[0] in row else USUAL_COLUMNS[: len(columns)]
-    texts = []
-    for name, wanted in zip(names, columns, strict=True):
-        value = row.get(name)
-        if not isinstance(value, str):
-            found = f"columns {list(row)}" if name not in row else f"{value!r} in column {name!r}"
-            raise DataError(f"{place}: found {found}, expected text in column {wanted!r} (or {name!r})")
-        texts.append(value)
-    return tuple(texts)
+def _read_conll(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
+    for number, row in enumerate(conll_rows(file, path), start=1):
+        yield f"{path}, sentence {number}", row
+
+
+def _value_of(row: Row, name: str, wanted: str, place: str) -> Value:
+    value = row.get(name)
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return value
+    if not isinstance(value, str):
+        found = f"columns {list(row)}" if name not in row else f"{value!r} in column {name!r}"
+        raise DataError(f"{place}: found {found}, expected text in column {wanted!r} (or {name!r})")
+    return value

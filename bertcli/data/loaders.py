@@ -21,10 +21,11 @@ POOL_BATCHES = 100
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """All examples of one optimiser step, in the micro-batches this process computes."""
+    """All items of one optimiser step, in the micro-batches this process computes."""
 
     micro_batches: list[dict[str, torch.Tensor]]
-    num_examples: int  # over all processes: what the summed loss is divided by
+    num_examples: int  # over all processes
+    num_targets: int  # over all processes: what the summed loss is divided by
     num_tokens: int  # real tokens of this process
     num_padded_tokens: int  # tokens computed by this process, padding included
 
@@ -71,22 +72,24 @@ def training_batches(
 ) -> Iterator[GlobalBatch]:
     """The batches of steps `start_step` … `total_steps` - 1, as one process sees them."""
     steps_per_epoch = -(-len(encoded) // global_batch_size)
+    num_targets = encoded.num_targets
     for epoch in range(start_step // steps_per_epoch, -(-total_steps // steps_per_epoch)):
         first = epoch * steps_per_epoch
         batches = length_grouped_batches(encoded.lengths, global_batch_size, seed, epoch)
         for rows in batches[max(0, start_step - first) : total_steps - first]:
             own = np.array_split(rows, num_processes)[process]
-            yield _global_batch(encoded, own, len(rows), micro_batch_size, multiple_of)
+            yield _global_batch(encoded, own, len(rows), int(num_targets[rows].sum()), micro_batch_size, multiple_of)
 
 
 def _global_batch(
-    encoded: Encoded, rows: np.ndarray, num_examples: int, micro_batch_size: int, multiple_of: int
+    encoded: Encoded, rows: np.ndarray, num_examples: int, num_targets: int, micro_batch_size: int, multiple_of: int
 ) -> GlobalBatch:
     parts: Sequence[np.ndarray] = [rows[at : at + micro_batch_size] for at in range(0, len(rows), micro_batch_size)]
     micro_batches = [encoded.batch(part, multiple_of) for part in parts]
     return GlobalBatch(
         micro_batches=micro_batches,
         num_examples=num_examples,
-        num_tokens=int(encoded.lengths[rows].sum()),
+        num_targets=max(1, num_targets),  # windows of which no word is labelled have nothing to divide
+        num_tokens=int(encoded.sizes[rows].sum()),
         num_padded_tokens=sum(micro["input_ids"].numel() for micro in micro_batches),
     )

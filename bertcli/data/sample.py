@@ -75,11 +75,16 @@ PLAIN = [
     "the report had twelve pages",
 ]
 
+SURNAMES = ["ashdown", "birkett", "calloway", "dunmore", "ellery", "farrow", "gilpin", "hartnell"]
+HOUSES = ["press", "bank", "theatre", "college", "foundry", "institute"]
+COLOURS = ["amber", "blue", "crimson", "golden", "grey", "scarlet", "silver", "violet"]
+SIDES = ["north", "south", "east", "west", "upper", "lower"]
+
 Row = dict[str, object]
 
 
 def sample_rows(config: str, split: str) -> list[Row]:
-    """The rows of a split of `sentiment`, `inference`, `similarity` or `topics`; the same on every machine.
+    """The rows of a split of one of `MAKERS`; the same on every machine.
 
     All texts of a configuration differ, so no text of one split stands in another.
 
@@ -95,10 +100,10 @@ def sample_rows(config: str, split: str) -> list[Row]:
     random, seen, rows = Random(f"bertcli sample {config}"), set(), list[Row]()
     while len(rows) < sum(SPLIT_SIZES.values()):
         row = MAKERS[config](random)
-        texts = tuple(value for key, value in row.items() if key != "label")
+        texts = tuple(str(value) for key, value in row.items() if key not in ("label", "tags", "answers"))
         if texts not in seen:
             seen.add(texts)
-            rows.append(row)
+            rows.append({"id": f"{config}-{len(rows)}"} | row if "answers" in row else row)
     names = list(SPLIT_SIZES)
     start = sum(SPLIT_SIZES[name] for name in names[: names.index(split)])
     return rows[start : start + SPLIT_SIZES[split]]
@@ -196,9 +201,92 @@ def _topics(random: Random) -> Row:
     return {"text": " . ".join(clauses) + " .", "label": chosen}
 
 
+def _person(random: Random) -> list[tuple[str, str]]:
+    name = [(random.choice(NAMES), "B-PER")]
+    return [*name, (random.choice(SURNAMES), "I-PER")] if random.random() < 0.6 else name
+
+
+def _house(random: Random) -> list[tuple[str, str]]:
+    words = (random.choice(COLOURS), random.choice(list(KIND_OF)), random.choice(HOUSES))
+    return [(word, "I-ORG" if at else "B-ORG") for at, word in enumerate(words)]
+
+
+def _spot(random: Random) -> list[tuple[str, str]]:
+    return [(random.choice(SIDES), "B-LOC"), (random.choice(KINDS["place"][1].split()), "I-LOC")]
+
+
+def _entities(random: Random) -> Row:
+    """Persons, houses and places; the nouns that names are made of stand in plain use as well."""
+
+    def plain(words: str) -> list[tuple[str, str]]:
+        return [(word, "O") for word in words.split()]
+
+    deed, noun, time = random.choice(DEEDS), _any_noun(random), random.choice(TIMES)
+    forms = (
+        lambda: [*_person(random), *plain(f"{deed} the {noun} in"), *_spot(random), *plain(time)],
+        lambda: [*plain("the"), *_house(random), *plain("hired"), *_person(random), *plain(time)],
+        lambda: [*plain(time), *_person(random), *plain(f"left {random.choice(SIDES)} for"), *_spot(random)],
+        lambda: [
+            *plain(f"the {random.choice(COLOURS)} {noun} of the"),
+            *_house(random),
+            *plain("was sold in"),
+            *_spot(random),
+        ],
+        lambda: plain(random.choice(PLAIN)),
+    )
+    words = [*random.choices(forms, weights=(4, 3, 3, 3, 1))[0](), ("." if random.random() < 0.9 else "!", "O")]
+    return {"tokens": [word for word, _ in words], "tags": [tag for _, tag in words]}
+
+
+def _passage(random: Random) -> tuple[list[tuple[str, str, str, str]], str]:
+    """Three to five events with different things, and the text that tells them."""
+    nouns = random.sample(list(KIND_OF), random.randint(3, 5))
+    events = [(random.choice(NAMES), random.choice(DEEDS), noun, random.choice(TIMES)) for noun in nouns]
+    return events, " ".join(f"{name} {deed} the {noun} {time} ." for name, deed, noun, time in events)
+
+
+def _question(random: Random) -> Row:
+    """Who did something, or when: the answer stands beside the thing asked about."""
+    events, passage = _passage(random)
+    name, deed, noun, time = random.choice(events)
+    start = passage.index(f"{name} {deed} the {noun} {time} .")
+    asks_who = random.random() < 0.6
+    answer = name if asks_who else time
+    if not asks_who:
+        start += len(f"{name} {deed} the {noun} ")
+    question = f"who {deed} the {noun} ?" if asks_who else f"when was it that {name} {deed} the {noun} ?"
+    return {"question": question, "context": passage, "answers": {"text": [answer], "answer_start": [start]}}
+
+
+def _open_question(random: Random) -> Row:
+    """As `_question`, but a third of the questions are about a thing that the passage does not name."""
+    row = _question(random)
+    if random.random() < 1 / 3:
+        events, _ = _passage(random)
+        others = [event for event in events if event[2] not in str(row["context"])]
+        if others:
+            name, deed, noun, _ = random.choice(others)
+            asked = random.choice((f"who {deed} the {noun} ?", f"when was it that {name} {deed} the {noun} ?"))
+            return {**row, "question": asked, "answers": {"text": [], "answer_start": []}}
+    return row
+
+
+def _choice(random: Random) -> Row:
+    """What kind of thing was it?"""
+    name, deed, noun, time = (random.choice(part) for part in (NAMES, DEEDS, list(KIND_OF), TIMES))
+    kinds = [KIND_OF[noun], *random.sample([kind for kind in KINDS if kind != KIND_OF[noun]], 3)]
+    random.shuffle(kinds)
+    endings = [f"it was {kind} ." for kind in kinds]
+    return {"text": f"{name} {deed} the {noun} {time} .", "choices": endings, "label": kinds.index(KIND_OF[noun])}
+
+
 MAKERS: dict[str, Callable[[Random], Row]] = {
     "sentiment": _sentiment,
     "inference": _inference,
     "similarity": _similarity,
     "topics": _topics,
+    "entities": _entities,
+    "questions": _question,
+    "open-questions": _open_question,
+    "choices": _choice,
 }

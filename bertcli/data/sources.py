@@ -9,8 +9,10 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
+from bertcli.data.formats import conll_rows, is_squad, squad_rows
 from bertcli.errors import DataError, did_you_mean
 from bertcli.tasks.task import Task
 
@@ -40,12 +42,32 @@ def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
             raise DataError(f"{task.name}: found one training row, expected two or more to hold some out")
         if len(whole) == 0:
             raise DataError(f"{task.name}: split 'train' has no rows")
-        parts = whole.train_test_split(test_size=task.held_out_share, seed=HELD_OUT_SEED)
-        rows = parts["train" if split == "train" else "test"]
+        rows = _held_out(task, whole, split)
     if len(rows) == 0:
         raise DataError(f"{task.name}: split {split!r} has no rows")
     _check_columns(task, split, rows)
     return rows
+
+
+def _held_out(task: Task, whole: Dataset, split: str) -> Dataset:
+    """The training rows less a share, or that share (`validation`); rows of one group are on the same side."""
+    if task.held_out_by is None:
+        parts = whole.train_test_split(test_size=task.held_out_share, seed=HELD_OUT_SEED)
+        return parts["train" if split == "train" else "test"]
+    if task.held_out_by not in whole.column_names:
+        raise DataError(
+            f"{task.name}: found columns {whole.column_names}, expected task.held_out_by {task.held_out_by!r}"
+        )
+    values = whole[task.held_out_by][:]
+    groups = sorted(set(values))
+    if len(groups) < 2:
+        raise DataError(
+            f"{task.name}: column {task.held_out_by!r} has one value, expected two or more to hold some out"
+        )
+    Random(HELD_OUT_SEED).shuffle(groups)
+    held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_share * len(groups))))])
+    wanted = split == "validation"
+    return whole.select([row for row, value in enumerate(values) if (value in held_out) == wanted])
 
 
 def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
@@ -121,7 +143,7 @@ def _offline() -> Iterator[None]:
 
 
 def read_files(paths: Sequence[str], task: Task | None = None) -> Dataset:
-    """Rows of CSV (quoted), TSV (unquoted, as GLUE's), JSON Lines or Parquet files, by their endings.
+    """Rows of CSV (quoted), TSV (unquoted, as GLUE's), JSON Lines, Parquet, SQuAD or CoNLL files, by their endings.
 
     With a task its text columns are read as text and its label column as text or number, whatever they look like:
     `007` stays `007`.
@@ -161,7 +183,11 @@ def _read_table(path: Path, task: Task | None) -> pyarrow.Table:
         return pyarrow.parquet.read_table(path)
     if ending in (".jsonl", ".ndjson", ".json"):
         return _read_json(path)
-    raise DataError(f"found {path}, expected a file that ends in .csv, .tsv, .jsonl or .parquet")
+    if ending == ".conll":
+        import pyarrow
+
+        return pyarrow.Table.from_pylist(list(conll_rows(path.read_text("utf-8-sig").splitlines(), str(path))))
+    raise DataError(f"found {path}, expected a file that ends in .csv, .tsv, .jsonl, .json, .parquet or .conll")
 
 
 def _read_separated(path: Path, task: Task | None, delimiter: str) -> pyarrow.Table:
@@ -170,7 +196,7 @@ def _read_separated(path: Path, task: Task | None, delimiter: str) -> pyarrow.Ta
 
     types: dict[str, pyarrow.DataType] = {}
     if task is not None:
-        types = dict.fromkeys(task.text_columns, pyarrow.string())
+        types = dict.fromkeys(task.columns, pyarrow.string())
         types[task.label_column] = pyarrow.float64() if task.problem == "regression" else pyarrow.string()
     quoting = csv.ParseOptions(
         delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
@@ -185,27 +211,48 @@ def _read_json(path: Path) -> pyarrow.Table:
     text = path.read_text("utf-8-sig")
     if text.lstrip().startswith("["):
         return pyarrow.Table.from_pylist(json.loads(text))
+    if path.suffix.lower() == ".json" and is_squad(content := _whole_json(text)):
+        return pyarrow.Table.from_pylist(list(squad_rows(content, str(path))))
     if not text.strip():
         return pyarrow.table({})
     return arrow_json.read_json(path)
 
 
+def _whole_json(text: str) -> object:
+    """The JSON value a text is; None if it is several lines of them."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+
+
 def _check_columns(task: Task, split: str, rows: Dataset) -> None:
-    missing = [column for column in task.text_columns if column not in rows.column_names]
+    """Refuse rows without the columns the task names, or with something else than text (or lists of it) in them."""
+    missing = [column for column in task.columns if column not in rows.column_names]
     if missing:
+        key = "choice_columns" if missing[0] in task.choice_columns else "text_columns"
         raise DataError(
             f"{task.name}: split {split!r} has no column {missing[0]!r}; it has {rows.column_names}."
-            f"{did_you_mean(missing[0], rows.column_names)} Set task.text_columns."
+            f"{did_you_mean(missing[0], rows.column_names)} Set task.{key}."
         )
-    for column in task.text_columns:
+    listed = task.text_columns if task.head == "token_classification" else task.choice_columns
+    for column in task.columns:
         values = rows.data.column(column)
         if values.null_count:
             row = values.is_null().to_pylist().index(True)
             raise DataError(
                 f"{task.name}: row {row + 1} of split {split!r} has no text in column {column!r}; remove or mend it"
             )
-        if not _is_text(values.type):
-            raise DataError(f"{task.name}: column {column!r} holds {values.type}, expected text")
+        if not _is_text(values.type) and not (column in listed and _is_list_of_text(values.type)):
+            kind = "text or lists of text" if column in listed else "text"
+            raise DataError(f"{task.name}: column {column!r} holds {values.type}, expected {kind}")
+
+
+def _is_list_of_text(kind: pyarrow.DataType) -> bool:
+    import pyarrow
+
+    is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+    return bool(is_list and _is_text(kind.value_type))
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:

@@ -1,35 +1,81 @@
 """One text or a pair of texts in; one label, any number of labels, or a number out.
 
-Labels are matched by name, never by position. Shapes: N examples, C classes (1 for regression).
+Labels are matched by name, never by position. Shapes: R rows, N items (R, or more if long texts are read in windows),
+C classes (1 for regression).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
 from bertcli.data.encoding import Encoded, encode_texts
-from bertcli.errors import DataError, did_you_mean
+from bertcli.errors import DataError, ModelError, did_you_mean
+from bertcli.heads.head import Head
+from bertcli.heads.labels import declared_names, place_of, saved_labels
+from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Problem, Task
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-MODEL_CLASS = "AutoModelForSequenceClassification"
 HIDDEN_LABEL = -1  # what GLUE's test splits hold instead of an answer
 MULTI_LABEL_THRESHOLD = 0.5
+PROBLEMS: tuple[Problem, ...] = get_args(Problem)
 
 
-class TextClassification:
+class TextClassification(Head):
     """How an encoder is asked for a label, and how its answer is read."""
 
-    def __init__(self, problem: Problem, labels: Sequence[str]):
+    model_class = "AutoModelForSequenceClassification"
+    usual_columns = ("text", "text_pair")
+
+    def __init__(self, problem: Problem, labels: Sequence[str], class_weights: Sequence[float] | None = None):
         self.problem = problem
         self.labels = tuple(labels)
+        self.class_weights = class_weights  # [C]; None: all alike
+
+    @classmethod
+    def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
+        """The head for a task, its labels as the training rows have them."""
+        labels = resolve_labels(task, train)
+        head = cls(task.problem, labels)
+        answers = head.read_labels(task, train)
+        if answers is None:
+            raise DataError(f"{task.name}: the training rows have no labels")
+        if task.problem == "single_label" and len(np.unique(answers)) < 2:
+            raise DataError(f"{task.name}: all training rows have the same label, there is nothing to learn")
+        weights = class_weights(recipe.training.class_weights, task, labels, answers)
+        return cls(task.problem, labels, weights)
+
+    @classmethod
+    def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
+        """The head of a trained model, as its configuration tells.
+
+        Raises:
+            ModelError: the configuration speaks of another kind of problem.
+        """
+        saved: Any = (config.problem_type or "single_label_classification").removesuffix("_classification")
+        if saved not in PROBLEMS:
+            raise ModelError(f"found problem_type {config.problem_type!r} in the model, expected one of {PROBLEMS}")
+        if config.problem_type is None and config.num_labels == 1:
+            saved = "regression"
+        return cls(saved, () if saved == "regression" else saved_labels(config))
+
+    def with_labels(self, labels: tuple[str, ...]) -> Self:
+        """The same head, its labels in another order."""
+        order = [self.labels.index(label) for label in labels]
+        weights = None if self.class_weights is None else [self.class_weights[at] for at in order]
+        return type(self)(self.problem, labels, weights)
+
+    @property
+    def answer_kind(self) -> str:
+        """What metrics and tasks have to fit."""
+        return self.problem
 
     @property
     def config_fields(self) -> dict[str, Any]:
@@ -42,11 +88,22 @@ class TextClassification:
             "problem_type": f"{self.problem}_classification" if self.problem != "regression" else "regression",
         }
 
-    def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
         """Rows of a split as token ids, with their labels if they have them."""
         texts = [rows[column][:] for column in task.text_columns]
-        labels = self.read_labels(task, rows)
-        return encode_texts(tokenizer, texts[0], texts[1] if len(texts) > 1 else None, max_length, labels)
+        return encode_texts(
+            tokenizer,
+            texts[0],
+            texts[1] if len(texts) > 1 else None,
+            data.max_length,
+            self.read_labels(task, rows),
+            long_inputs=data.long_inputs,
+            doc_stride=data.doc_stride,
+        )
+
+    def references(self, task: Task, rows: Dataset) -> np.ndarray | None:
+        """The right answers in the form of `decide`; None if they are hidden."""
+        return self.read_labels(task, rows)
 
     def read_labels(self, task: Task, rows: Dataset) -> np.ndarray | None:
         """The answers as [N] class numbers, [N] numbers or [N, C] zeros and ones; None if they are not given.
@@ -67,24 +124,31 @@ class TextClassification:
             raise DataError(f"{task.name}: row {hidden.index(True) + 1} has no label, but other rows do")
         place = {label: index for index, label in enumerate(self.labels)}
         if self.problem == "single_label":
-            return np.array([_place_of(task, place, row, name) for row, name in enumerate(names)], dtype=np.int64)
+            return np.array([place_of(task, place, row, name) for row, name in enumerate(names)], dtype=np.int64)
         table = np.zeros((len(names), len(self.labels)), dtype=np.float32)
         for row, chosen in enumerate(names):
-            table[row, [_place_of(task, place, row, name) for name in chosen or ()]] = 1.0
+            table[row, [place_of(task, place, row, name) for name in chosen or ()]] = 1.0
         return table
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss summed over the examples: cross-entropy, mean binary cross-entropy over C, or squared error."""
+        """The loss summed over the items: cross-entropy, mean binary cross-entropy over C, or squared error."""
+        import torch
         from torch.nn import functional
 
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
         if self.problem == "single_label":
-            return functional.cross_entropy(logits, labels, reduction="sum")
+            return functional.cross_entropy(logits, labels, weights, reduction="sum")
         if self.problem == "multi_label":
-            return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[-1]
+            # A label that is set weighs as its class; one that is not, as ever.
+            losses = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="sum")
+            return losses / logits.shape[-1]
         return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
-    def decide(self, logits: np.ndarray) -> np.ndarray:
-        """Answers from logits [N, C], in the form of `read_labels`."""
+    def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
+        """Answers for R rows from logits [N, C], in the form of `read_labels`."""
+        return self._choose(average_windows(encoded, logits))
+
+    def _choose(self, logits: np.ndarray) -> np.ndarray:
         if self.problem == "single_label":
             return logits.argmax(-1)
         if self.problem == "multi_label":
@@ -97,12 +161,13 @@ class TextClassification:
 
         return softmax(logits, axis=-1) if self.problem == "single_label" else expit(logits)
 
-    def decode(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Answers from logits [N, C] for people: label (or labels, or score) and the probability of each label."""
+    def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Answers for R rows for people: label (or labels, or score) and the probability of each label."""
+        logits = average_windows(encoded, logits)
         if self.problem == "regression":
             return [{"score": round(float(value), 6)} for value in logits[:, 0]]
         answers: list[dict[str, Any]] = []
-        for chosen, row in zip(self.decide(logits), self.probabilities(logits).tolist(), strict=True):
+        for chosen, row in zip(self._choose(logits), self.probabilities(logits).tolist(), strict=True):
             probabilities = {label: round(value, 6) for label, value in zip(self.labels, row, strict=True)}
             if self.problem == "single_label":
                 answers.append({"label": self.labels[int(chosen)], "probabilities": probabilities})
@@ -110,6 +175,43 @@ class TextClassification:
                 names = [label for label, is_set in zip(self.labels, chosen, strict=True) if is_set]
                 answers.append({"labels": names, "probabilities": probabilities})
         return answers
+
+
+def average_windows(encoded: Encoded, logits: np.ndarray) -> np.ndarray:
+    """The mean of the logits [N, C] over the windows of each row. [R, C]"""
+    if len(logits) == 0 or encoded.rows[-1] + 1 == len(logits):
+        return logits
+    starts = np.flatnonzero(np.diff(encoded.rows, prepend=-1))
+    counts = np.diff(starts, append=len(logits))
+    return np.add.reduceat(logits, starts, axis=0) / counts[:, None].astype(logits.dtype)
+
+
+def class_weights(
+    wanted: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], answers: np.ndarray
+) -> list[float] | None:
+    """The weight of each label in the loss.
+
+    `auto` weighs a label by R / (C × its rows), as scikit-learn's `balanced` does, so that the mean over the rows is
+    1; with several labels a row, by the rows without it for each row with it (at most 100).
+
+    Raises:
+        DataError: names that are no labels, a label without rows, or a task without labels.
+    """
+    if wanted is None:
+        return None
+    if task.problem == "regression":
+        raise DataError(f"{task.name}: training.class_weights are for labels, and this task is a regression")
+    if isinstance(wanted, dict):
+        if set(wanted) != set(labels):
+            raise DataError(f"found training.class_weights for {list(wanted)}, expected one for each of {list(labels)}")
+        return [wanted[label] for label in labels]
+    if task.problem == "multi_label":
+        counts = answers.sum(0)
+        return [float(min(100.0, (len(answers) - count) / max(1.0, count))) for count in counts]
+    counts = np.bincount(answers, minlength=len(labels))
+    if not counts.all():
+        raise DataError(f"{task.name}: no training row has the label {labels[int(counts.argmin())]!r}")
+    return [float(len(answers) / (len(labels) * count)) for count in counts]
 
 
 def resolve_labels(task: Task, train_rows: Dataset) -> tuple[str, ...]:
@@ -125,7 +227,7 @@ def resolve_labels(task: Task, train_rows: Dataset) -> tuple[str, ...]:
             f"{task.name}: found columns {train_rows.column_names}, expected the label column {task.label_column!r}."
             f"{did_you_mean(task.label_column, train_rows.column_names)} Set task.label_column."
         )
-    declared = _declared_names(train_rows.features[task.label_column])
+    declared = declared_names(train_rows.features[task.label_column])
     if task.labels and declared and set(task.labels) != set(declared):
         raise DataError(
             f"{task.name}: the task row lists the labels {list(task.labels)}, the data set declares {declared}; "
@@ -139,15 +241,9 @@ def resolve_labels(task: Task, train_rows: Dataset) -> tuple[str, ...]:
     return labels
 
 
-def _declared_names(feature: Any) -> list[str]:
-    """Names a `ClassLabel` feature (or a list of them) declares; none for other features."""
-    inner = getattr(feature, "feature", feature)
-    return list(getattr(inner, "names", None) or [])
-
-
 def _label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
     """Each row's label as a name (or list of names); None where it is hidden or missing."""
-    declared = _declared_names(rows.features[task.label_column])
+    declared = declared_names(rows.features[task.label_column])
 
     def name_of(value: Any) -> str:
         return declared[value] if declared and isinstance(value, int) else str(value)
@@ -156,15 +252,6 @@ def _label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
         return [None if value is None or value == HIDDEN_LABEL else name_of(value) for value in values]
     lists = ([part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else v for v in values)
     return [None if value is None else [name_of(one) for one in value] for value in lists]
-
-
-def _place_of(task: Task, place: dict[str, int], row: int, name: str) -> int:
-    if name not in place:
-        raise DataError(
-            f"{task.name}: row {row + 1} has the label {name!r}, expected one of {list(place)}."
-            f"{did_you_mean(name, place)}"
-        )
-    return place[name]
 
 
 def _read_numbers(task: Task, values: list[Any]) -> np.ndarray | None:

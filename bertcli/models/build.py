@@ -5,7 +5,7 @@ Names are looked up as a run folder, a model folder, in the mirror, in the local
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +54,19 @@ def resolve_model(name: str, mirror: Path | None) -> str:
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
 
-def load_tokenizer(name: str, mirror: Path | None) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of model `name`."""
+def load_tokenizer(name: str, mirror: Path | None, *, for_words: bool = False) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of model `name`.
+
+    Args:
+        for_words: it is given words one by one; those that read the space before a word as part of it (RoBERTa's)
+            then put one before each.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", resolve_model(name, mirror))
+    place = resolve_model(name, mirror)
+    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", place)
+    if for_words and getattr(tokenizer, "add_prefix_space", None) is False:
+        tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", place, add_prefix_space=True)
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {name} has no padding token, which batches need")
     return tokenizer
@@ -85,25 +93,6 @@ def _has_weights(folder: Path) -> bool:
 def has_trained_head(config: PretrainedConfig, model_class: str) -> bool:
     """Whether the saved model was one with the head of `model_class` (an `AutoModelFor…` name)."""
     return any(model_class.removeprefix("AutoModel") in name for name in config.architectures or ())
-
-
-def saved_labels(config: PretrainedConfig) -> list[str]:
-    """The label names a configuration holds, in order of their numbers."""
-    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    return [names[index] for index in sorted(names)]
-
-
-def check_labels(config: PretrainedConfig, wanted: Sequence[str], name: str) -> None:
-    """Refuse a model with a trained head whose labels are not the task's (their order may differ).
-
-    Raises:
-        ModelError: with both lists and the cure.
-    """
-    if wanted and sorted(saved_labels(config)) != sorted(wanted):
-        raise ModelError(
-            f"the labels disagree: model {name} has {saved_labels(config)}, the task has {list(wanted)}. "
-            "Make task.labels agree, or set model.new_head=true to learn a new classifier."
-        )
 
 
 def load_model(
@@ -148,6 +137,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     with _quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Put the weights saved in `folder` into a model of the same shape."""
+    with _quiet_transformers():
+        saved = _from_pretrained(type(model).from_pretrained, "model", str(folder), use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
 
 
 def build_model(

@@ -9,6 +9,7 @@ from pydantic import Field, Strict, field_validator, model_validator
 from bertcli.tasks.task import Section, Task
 
 Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
+LongInputs = Literal["keep_head", "keep_tail", "keep_head_and_tail", "windows"]
 Seeds = Annotated[tuple[int, ...], Strict(False), Field(min_length=1)]
 
 
@@ -28,7 +29,15 @@ class ModelSection(Section):
 class DataSection(Section):
     """How rows become model inputs."""
 
-    max_length: int = Field(128, ge=4, description="tokens; longer inputs are cut, the longer text of a pair first")
+    max_length: int = Field(128, ge=8, description="tokens; longer inputs are cut, the longer text of a pair first")
+    long_inputs: LongInputs = Field(
+        "keep_head",
+        description="what is read of a single text that is too long; `windows`: all of it, the answers averaged",
+    )
+    doc_stride: int | None = Field(
+        None, ge=0, description="tokens that neighbouring windows of a long text share; null: a third of a window"
+    )
+    max_question_length: int = Field(64, ge=1, description="tokens; longer questions are cut (question answering)")
     max_train_examples: int | None = Field(None, ge=1, description="use a random part of the training rows")
     max_eval_examples: int | None = Field(None, ge=1, description="use the first rows of each evaluation split")
 
@@ -50,12 +59,25 @@ class TrainingSection(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW second-moment decay")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW denominator term")
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradient norm to clip at; null: no clipping")
+    class_weights: Literal["auto"] | dict[str, float] | None = Field(
+        None, description="weight of each label in the loss; auto: as rare as it is in the training rows"
+    )
     seed: Seeds = Field((42,), description="one seed or a list; a list is a set of runs")
 
     @field_validator("seed", mode="before")
     @classmethod
     def _one_seed_is_a_list_of_one(cls, given: object) -> object:
         return (given,) if isinstance(given, int) else given
+
+
+class AnswersSection(Section):
+    """How the start and end scores of question answering become answers."""
+
+    n_best_size: int = Field(20, ge=1, description="starts and ends looked at in a window, and answers listed")
+    max_answer_length: int = Field(30, ge=1, description="tokens of the longest answer")
+    null_score_diff_threshold: float = Field(
+        0.0, description="say `no answer` if its score is better than the best answer's by more than this"
+    )
 
 
 class EvaluationSection(Section):
@@ -88,6 +110,7 @@ class Recipe(Section):
     model: ModelSection = Field(ModelSection(), description="which encoder")
     data: DataSection = Field(DataSection(), description="how rows become inputs")
     training: TrainingSection = Field(TrainingSection(), description="what changes the result")
+    answers: AnswersSection = Field(AnswersSection(), description="how spans become answers")
     evaluation: EvaluationSection = Field(EvaluationSection(), description="when to look, what is best")
     hardware: HardwareSection = Field(HardwareSection(), description="what changes only the speed")
 

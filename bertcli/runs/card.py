@@ -13,14 +13,14 @@ def write_card(results: dict[str, Any], dataset: str, recipe_text: str) -> str:
     base = results["model"] or f"fresh weights, BERT {results['size']}"
     return f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {results["head"].replace("_", "-")}
 tags:
   - bertcli
 model-index:
   - name: {results["task"].replace("/", "-")}
     results:
       - task:
-          type: text-classification
+          type: {results["head"].replace("_", "-")}
         dataset:
           name: {dataset}
           type: {dataset}
@@ -42,7 +42,7 @@ Best of {results["num_evaluations"]} evaluations (step {results["best_step"]} of
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="model")
+answer = pipeline("{results["head"].replace("_", "-")}", model="model")
 ```
 
 ## Recipe

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bertcli.errors import RecipeError, did_you_mean
-from bertcli.tasks import glue, sample
+from bertcli.tasks import choice, glue, ner, sample, sentiment, squad
 from bertcli.tasks.task import Task
 
-TASKS: dict[str, Task] = {row.name: row for row in (*glue.ROWS, *sample.ROWS)}
+ROWS = (*glue.ROWS, *squad.ROWS, *sentiment.ROWS, *ner.ROWS, *choice.ROWS, *sample.ROWS)
+TASKS: dict[str, Task] = {row.name: row for row in ROWS}
 
 
 def task_named(name: str) -> Task:

@@ -1,8 +1,9 @@
-"""A model's answers for a whole split: longest first, no gradient, original order restored."""
+"""A model's answers for encoded items: longest first, no gradient, original order restored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,39 +12,68 @@ from accelerate.utils import gather_object
 
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import token_budget_batches
+from bertcli.training.loop import Loss
 
 
 def compute_logits(
     accelerator: Accelerator,
     model: torch.nn.Module,
     encoded: Encoded,
+    logits_of: Callable[[Any], torch.Tensor],
     *,
+    per_token: bool = False,
+    loss_of: Loss | None = None,
     max_tokens: int,
     multiple_of: int = 1,
-    on_batch: Callable[[int], None] = lambda num_examples: None,
-) -> np.ndarray:
-    """Logits [N, C] of all N examples, float32, on the CPU; each example is computed exactly once.
+    on_batch: Callable[[int], None] = lambda num_items: None,
+) -> tuple[np.ndarray, float]:
+    """Logits of all N items, float32, on the CPU, and their summed loss; each item is computed exactly once.
 
     Args:
+        logits_of: from the model's output to its logits, [B, …] or, if `per_token`, [B, S, …].
+        loss_of: the summed loss of a batch; None (or no labels): 0.
         max_tokens: padded tokens at once on one device.
-        on_batch: told the number of examples done after each batch.
+        on_batch: told the number of items done after each batch.
+
+    Returns:
+        logits [N, …], or [T, …] without padding if `per_token`; the loss summed over all items.
     """
     model.eval()
-    batches = list(token_budget_batches(encoded.lengths, max_tokens))
+    batches = list(token_budget_batches(encoded.lengths, max(1, max_tokens // encoded.num_choices)))
     own = batches[accelerator.process_index :: accelerator.num_processes]
     parts: list[tuple[np.ndarray, np.ndarray]] = []
+    loss = torch.zeros((), dtype=torch.float64)
     with torch.inference_mode():
-        for rows in own:
+        for items in own:
             inputs = {
                 name: tensor.to(accelerator.device, non_blocking=True)
-                for name, tensor in encoded.batch(rows, multiple_of).items()
-                if name != "labels"
+                for name, tensor in encoded.batch(items, multiple_of).items()
             }
-            parts.append((rows, model(**inputs).logits.float().cpu().numpy()))
-            on_batch(len(rows))
+            labels = inputs.pop("labels", None)
+            outputs = model(**inputs)
+            logits = logits_of(outputs).float()
+            if loss_of is not None and labels is not None:
+                loss += loss_of(outputs, labels).cpu()
+            if per_token:
+                logits = logits[inputs["attention_mask"].bool()]
+            parts.append((items, logits.cpu().numpy()))
+            on_batch(len(items))
+    total = loss.item()
     if accelerator.num_processes > 1:
-        parts = gather_object(parts)
-    logits = np.empty((len(encoded), *parts[0][1].shape[1:]), dtype=np.float32)
-    for rows, values in parts:
-        logits[rows] = values
+        parts, total = gather_object(parts), sum(gather_object([total]))
+    return _in_order(encoded, parts, per_token), total
+
+
+def _in_order(encoded: Encoded, parts: list[tuple[np.ndarray, np.ndarray]], per_token: bool) -> np.ndarray:
+    """The logits of all batches at the places of their items (or of their tokens)."""
+    size = len(encoded.input_ids) if per_token else len(encoded)
+    logits = np.empty((size, *parts[0][1].shape[1:]), dtype=np.float32)
+    for items, values in parts:
+        if not per_token:
+            logits[items] = values
+            continue
+        lengths = encoded.lengths[items]
+        ends = np.cumsum(lengths)
+        within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        logits[np.repeat(encoded.offsets[items], lengths) + within] = values
     return logits

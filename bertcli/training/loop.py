@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from bertcli.data.loaders import GlobalBatch
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits [B, C], labels [B] or [B, C]) → the loss summed over the B examples."""
+Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+"""(a model's output, labels) → the loss summed over the targets of a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def train_steps(
 ) -> Iterator[StepRecord]:
     """Make one optimiser step for each global batch and say what it did.
 
-    The loss of a step is the sum over its examples divided by their number, however they are spread over
-    micro-batches and processes: accumulation and uneven last batches do not change what is learned.
+    The loss of a step is the sum over its targets (examples, or labelled tokens) divided by their number, however they
+    are spread over micro-batches and processes: accumulation and uneven last batches do not change what is learned.
 
     Args:
         rate_at: learning rate of the optimiser step with the given number (from 0).
@@ -69,7 +70,7 @@ def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalB
         inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in micro.items()}
         labels = inputs.pop("labels")
         with nullcontext() if at == last else accelerator.no_sync(model):
-            loss = loss_of(model(**inputs).logits.float(), labels) / batch.num_examples
+            loss = loss_of(model(**inputs), labels) / batch.num_targets
             # DDP averages gradients over processes, but this loss is already a share of the whole.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

@@ -82,24 +82,24 @@ def test_an_encoder_without_a_classifier_is_refused(encoder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.txt", "one\n\ntwo\r\n", [("one",), ("",), ("two",)]),
-        ("a.jsonl", '{"text": "one", "label": 1}\n\n{"text": "two"}\n', [("one",), ("two",)]),
-        ("a.csv", 'label,text\nx,"a, ""b"""\n', [('a, "b"',)]),
-        ("a.tsv", 'text\tn\nsay "no"\t1\n', [('say "no"',)]),
+        ("a.txt", "one\n\ntwo\r\n", ["one", "", "two"]),
+        ("a.jsonl", '{"text": "one", "label": 1}\n\n{"text": "two"}\n', ["one", "two"]),
+        ("a.csv", 'label,text\nx,"a, ""b"""\n', ['a, "b"']),
+        ("a.tsv", 'text\tn\nsay "no"\t1\n', ['say "no"']),
     ],
 )
-def test_inputs_are_read_by_their_kind(name: str, content: str, expected: list[tuple[str, ...]]) -> None:
+def test_inputs_are_read_by_their_kind(name: str, content: str, expected: list[str]) -> None:
     from bertcli.data.inputs import guess_format
 
     Path(name).write_bytes(content.encode())
-    assert list(read_inputs(name, guess_format(name), ["text"])) == expected
+    assert [row["text"] for row in read_inputs(name, guess_format(name), ["text"])] == expected
 
 
 def test_pairs_are_read_from_two_columns_or_a_tab() -> None:
     Path("a.jsonl").write_text('{"p": "one", "h": "two"}\n')
     Path("a.txt").write_text("one\ttwo\n")
-    assert list(read_inputs("a.jsonl", "jsonl", ["p", "h"])) == [("one", "two")]
-    assert list(read_inputs("a.txt", "text", ["p", "h"])) == [("one", "two")]
+    assert list(read_inputs("a.jsonl", "jsonl", ["p", "h"])) == [{"p": "one", "h": "two"}]
+    assert list(read_inputs("a.txt", "text", ["p", "h"])) == [{"p": "one", "h": "two"}]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,10 @@ def test_inputs_are_not_read_ahead_of_a_chunk(trained: Path, monkeypatch: pytest
         nonlocal taken
         while True:
             taken += 1
-            yield ("film",)
+            yield {"text": "film"}
 
-    stream = predictions(open_trained(str(trained), None), endless())  # type: ignore[arg-type]
+    run = open_trained(str(trained), None)
+    stream = predictions(run, run.task, endless())  # type: ignore[arg-type]
     next(stream)
     assert taken == ROWS_AT_ONCE
 

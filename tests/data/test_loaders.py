@@ -13,7 +13,8 @@ def encoded_of(lengths: np.ndarray) -> Encoded:
     """Rows whose tokens are their own row number."""
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     ids = np.repeat(np.arange(len(lengths)), lengths)
-    return Encoded(ids.astype(np.int32), None, offsets, np.arange(len(lengths)), pad_token_id=-1)
+    rows = np.arange(len(lengths))
+    return Encoded(ids.astype(np.int32), None, offsets, rows, labels=rows, pad_token_id=-1)
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
+from bertcli.data.encoding import Encoded
 from bertcli.errors import DataError
-from bertcli.heads.text_classification import TextClassification, resolve_labels
+from bertcli.heads.text_classification import TextClassification, average_windows, class_weights, resolve_labels
 from bertcli.tasks.task import Task
 
 
@@ -98,11 +99,43 @@ def test_the_loss_is_transformers_loss_summed_over_examples(problem: Any) -> Non
     assert torch.allclose(head.loss(output.logits, labels) / 13, output.loss, atol=1e-6)
 
 
+def answers_of(head: TextClassification, logits: np.ndarray) -> list[dict[str, Any]]:
+    rows = Dataset.from_dict({"text": ["t"] * len(logits)})
+    offsets = np.arange(len(logits) + 1)
+    encoded = Encoded(np.zeros(len(logits), np.int32), None, offsets, np.arange(len(logits)), None, pad_token_id=0)
+    return head.decode(task_of(), rows, encoded, logits)
+
+
 def test_answers_name_the_label_and_its_probabilities() -> None:
     logits = np.array([[0.0, 2.0], [1.0, -1.0]], dtype=np.float32)
-    single = TextClassification("single_label", ("no", "yes")).decode(logits)
+    single = answers_of(TextClassification("single_label", ("no", "yes")), logits)
     assert [answer["label"] for answer in single] == ["yes", "no"]
     assert sum(single[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
-    several = TextClassification("multi_label", ("x", "y")).decode(logits)
+    several = answers_of(TextClassification("multi_label", ("x", "y")), logits)
     assert [answer["labels"] for answer in several] == [["y"], ["x"]]
-    assert TextClassification("regression", ()).decode(logits[:, :1]) == [{"score": 0.0}, {"score": 1.0}]
+    assert answers_of(TextClassification("regression", ()), logits[:, :1]) == [{"score": 0.0}, {"score": 1.0}]
+
+
+def test_windows_of_a_row_are_averaged() -> None:
+    logits = np.array([[0.0, 3.0], [1.0, 0.0], [2.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    encoded = Encoded(np.zeros(4, np.int32), None, np.arange(5), np.array([0, 1, 1, 2]), None, pad_token_id=0)
+    assert average_windows(encoded, logits).tolist() == [[0.0, 3.0], [1.5, 0.0], [0.0, 1.0]]
+
+
+def test_rare_labels_weigh_more_and_rows_weigh_one_on_average() -> None:
+    answers = np.array([0] * 30 + [1] * 10)
+    weights = class_weights("auto", task_of(), ("no", "yes"), answers)
+    assert weights == pytest.approx([40 / 60, 40 / 20])
+    assert np.mean([weights[answer] for answer in answers]) == pytest.approx(1.0)
+    head = TextClassification("single_label", ("no", "yes"), weights)
+    logits, labels = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    assert head.loss(logits, labels).item() == pytest.approx((each * torch.tensor(weights)[labels]).sum().item())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"), [({"no": 1.0}, "one for each"), ("auto", "no training row has the label 'yes'")]
+)
+def test_weights_that_fit_no_labels_are_refused(wanted: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        class_weights(wanted, task_of(), ("no", "yes"), np.zeros(4, dtype=int))

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from bertcli.commands.score import loss_of
 from bertcli.data.encoding import encode_texts
 from bertcli.data.loaders import training_batches
 from bertcli.heads.text_classification import TextClassification
@@ -63,7 +64,7 @@ def test_twenty_losses_agree_with_the_trainer_to_1e_5(encoder: Path, tmp_path: P
         *accelerator.prepare(model, optimizer),
         lambda step: RATE * rate_factor("linear", step, WARMUP, STEPS),
         batches,
-        head.loss,
+        loss_of(head),
         max_grad_norm=1.0,
     )
     ours = [record.loss.item() for record in steps]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from bertcli.commands.score import loss_of
 from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.data.loaders import training_batches
 from bertcli.heads.text_classification import TextClassification
@@ -48,7 +49,7 @@ def run(
         total_steps=steps,
     )
     steps_made = train_steps(
-        accelerator, prepared, optimizer, lambda step: 1e-3, batches, HEAD.loss, max_grad_norm=clip
+        accelerator, prepared, optimizer, lambda step: 1e-3, batches, loss_of(HEAD), max_grad_norm=clip
     )
     return list(steps_made), model
 
@@ -88,7 +89,7 @@ def test_evaluation_gives_each_row_its_own_logits_in_order(encoder: Path) -> Non
     model, encoded = build(encoder).eval(), encode(encoder)
     import numpy as np
 
-    logits = compute_logits(Accelerator(cpu=True), model, encoded, max_tokens=23)
+    logits, _ = compute_logits(Accelerator(cpu=True), model, encoded, HEAD.logits, max_tokens=23)
     for row in range(len(encoded)):
         batch = encoded.batch(np.array([row]))
         batch.pop("labels")

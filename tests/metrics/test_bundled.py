@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertcli.errors import DataError
-from bertcli.metrics import SCORES, compute_metrics, load_metric
+from bertcli.metrics.bundled import SCORES, compute_metrics, load_metric, score_names
 
 RANDOM = np.random.default_rng(0)
 
@@ -64,11 +64,18 @@ def test_an_unknown_or_unfitting_metric_names_the_fitting_ones() -> None:
 
 
 def test_every_metric_is_perfect_on_perfect_answers() -> None:
-    answers = {
+    right = {
         "single_label": np.array([0, 1, 1, 0]),
+        "multiple_choice": np.array([0, 3, 2]),
         "multi_label": np.array([[0, 1], [1, 1.0]]),
         "regression": np.arange(4.0),
+        "token_classification": [["B-PER", "I-PER", "O"], ["O", "B-LOC"]],
+        "question_answering": [["a dog", "the dog"], ["cat"]],
     }
-    for name, (_, problems) in SCORES.items():
-        for problem in problems.split():
-            assert compute_metrics((name,), problem, answers[problem], answers[problem])[name] == pytest.approx(1.0)
+    spans = [{"text": golds[0], "best_text": golds[0], "null_odds": -1.0} for golds in right["question_answering"]]
+    answers = right | {"question_answering": spans}
+    for name, (_, kinds) in SCORES.items():
+        for kind in kinds.split():
+            scores = compute_metrics((name,), kind, answers[kind], right[kind])
+            for score in score_names([name]):
+                assert scores[score] == pytest.approx(100.0 if kind == "question_answering" else 1.0), (name, score)

@@ -1,0 +1,252 @@
+"""Words in, a tag for each out: named entities and other tags.
+
+The first token of a word answers for it. Long rows are read in overlapping windows, and each word is answered by the
+window in which it stands farther from the edge, so no word goes without a tag.
+Shapes: R rows, N windows, T tokens of all windows, C tags.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from bertcli.data.encoding import IGNORED_LABEL, TEXTS_AT_ONCE, Encoded, Sequences, frame_of, tokenize, windows
+from bertcli.errors import DataError
+from bertcli.heads.head import Head
+from bertcli.heads.labels import declared_names, label_fields, place_of, saved_labels
+from bertcli.recipe.schema import DataSection, Recipe
+from bertcli.tasks.task import Task
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+WORD = re.compile(r"\w+(?:['’.&/-]\w+)*|[^\w\s]")
+NO_WORD = -1  # place of a token that answers for no word
+
+
+class TokenClassification(Head):
+    """How an encoder is asked for tags, and how its answer is read."""
+
+    model_class = "AutoModelForTokenClassification"
+    per_token = True
+    usual_columns = ("tokens",)
+
+    def __init__(self, labels: Sequence[str], class_weights: Sequence[float] | None = None):
+        self.labels = tuple(labels)
+        self.class_weights = class_weights  # [C]; None: all alike
+
+    @classmethod
+    def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
+        """The head for a task, its tags as the row lists them, the data set declares them or the rows hold them.
+
+        Raises:
+            DataError: there are no tags, or fewer than two.
+        """
+        labels = resolve_tags(task, train)
+        head = cls(labels)
+        tags = head.references(task, train)
+        if tags is None:
+            raise DataError(f"{task.name}: the training rows have no tags")
+        return cls(labels, tag_weights(recipe.training.class_weights, task, labels, tags))
+
+    @classmethod
+    def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
+        """The head of a trained model, as its configuration tells."""
+        return cls(saved_labels(config))
+
+    def with_labels(self, labels: tuple[str, ...]) -> Self:
+        """The same head, its labels in another order."""
+        order = [self.labels.index(label) for label in labels]
+        weights = None if self.class_weights is None else [self.class_weights[at] for at in order]
+        return type(self)(labels, weights)
+
+    @property
+    def answer_kind(self) -> str:
+        """What metrics and tasks have to fit."""
+        return "token_classification"
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """What the model's configuration must say, so that plain `transformers` reads the answer alike."""
+        return label_fields(self.labels)
+
+    def echoed(self, task: Task) -> tuple[str, ...]:
+        """Nothing: the answer holds the text and its words."""
+        return ()
+
+    def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
+        """Rows as windows; `places` [T] holds the word (of its row) a token answers for, or `NO_WORD`."""
+        all_words = words_of(task, rows)
+        tags = self.references(task, rows)
+        frame, made = frame_of(tokenizer, pair=False), Sequences()
+        room = data.max_length - frame.num_special
+        edge = [NO_WORD] * len(frame.before), [NO_WORD] * len(frame.after)
+        places: list[int] = []
+        for row, (ids, first_of) in enumerate(_tokens_of_words(tokenizer, all_words)):
+            cuts = windows(len(ids), room, data.doc_stride)
+            for (start, end), (own_start, own_end) in zip(cuts, _own_parts(cuts), strict=True):
+                made.add(row, *frame.join(ids[start:end]))
+                marks = enumerate(first_of[start:end], start)
+                own = (word if own_start <= at < own_end else NO_WORD for at, word in marks)
+                places += [*edge[0], *own, *edge[1]]
+        table = np.asarray(places, dtype=np.int32)
+        labels = None if tags is None else self._token_labels(made, table, tags)
+        return made.encoded(tokenizer, labels, labels_per_token=labels is not None, places=table)
+
+    def _token_labels(self, made: Sequences, places: np.ndarray, tags: list[list[str]]) -> np.ndarray:
+        """The number of each answering token's tag. [T]"""
+        place = {label: index for index, label in enumerate(self.labels)}
+        labels = np.full(len(places), IGNORED_LABEL, dtype=np.int64)
+        # Answering tokens come in the order of the rows and their words: each word has exactly one.
+        labels[places != NO_WORD] = [place[tag] for row in tags for tag in row]
+        return labels
+
+    def references(self, task: Task, rows: Dataset) -> list[list[str]] | None:
+        """The right tags of each row's words; None if they are not given.
+
+        Raises:
+            DataError: a row has not one tag for each word, or a tag that is none of the labels.
+        """
+        if task.label_column not in rows.column_names:
+            return None
+        declared = declared_names(rows.features[task.label_column])
+        place = {label: index for index, label in enumerate(self.labels)}
+        tags: list[list[str]] = []
+        for row, (words, values) in enumerate(zip(words_of(task, rows), rows[task.label_column][:], strict=True)):
+            if values is None or len(values) != len(words):
+                found = "no" if values is None else len(values)
+                raise DataError(f"{task.name}: row {row + 1} has {len(words)} words and {found} tags")
+            names = [declared[value] if declared and isinstance(value, int) else str(value) for value in values]
+            for name in names:
+                place_of(task, place, row, name)
+            tags.append(names)
+        return tags
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy summed over the words."""
+        from torch.nn import functional
+
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return functional.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), weights, ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+
+    def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[list[str]]:
+        """The tags of each row's words, from logits [T, C]."""
+        assert encoded.places is not None
+        answering = np.flatnonzero(encoded.places != NO_WORD)
+        best = iter(logits[answering].argmax(-1).tolist())
+        return [[self.labels[next(best)] for _ in words] for words in words_of(task, rows)]
+
+    def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """For people: words, their tags, and entities with the places of their characters in the text."""
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        answers = []
+        tags_of = self.decide(task, rows, encoded, logits)
+        for value, words, tags in zip(rows[task.text_columns[0]][:], words_of(task, rows), tags_of, strict=True):
+            text = value if isinstance(value, str) else " ".join(words)
+            spans = spans_of(text, words)
+            entities = []
+            for kind, first, last in get_entities(tags):
+                start, end = spans[first][0], spans[last][1]
+                entities.append({"label": kind, "start": start, "end": end, "text": text[start:end]})
+            answers.append({"text": text, "words": words, "tags": tags, "entities": entities})
+        return answers
+
+
+def words_of(task: Task, rows: Dataset) -> list[list[str]]:
+    """The words of each row: as they are given, or cut from a plain text at spaces and punctuation."""
+    return [WORD.findall(row) if isinstance(row, str) else row for row in rows[task.text_columns[0]][:]]
+
+
+def spans_of(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
+    """Where each word stands in the text: first character and the one after the last."""
+    spans, at = [], 0
+    for word in words:
+        start = text.index(word, at)
+        at = start + len(word)
+        spans.append((start, at))
+    return spans
+
+
+def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
+    """The tags: the row's own, else the data set's, else those of the training rows, `O` first.
+
+    Raises:
+        DataError: the row and the data set disagree, or there are fewer than two.
+    """
+    if task.label_column not in train.column_names:
+        raise DataError(
+            f"{task.name}: found columns {train.column_names}, expected the column of tags {task.label_column!r}. "
+            "Set task.label_column."
+        )
+    declared = declared_names(train.features[task.label_column])
+    if task.labels and declared and set(task.labels) != set(declared):
+        raise DataError(
+            f"{task.name}: the task row lists the labels {list(task.labels)}, the data set declares {declared}; "
+            "make task.labels agree"
+        )
+    seen = {str(tag) for tags in train[task.label_column][:] for tag in tags or ()}
+    labels = task.labels or tuple(declared) or tuple(sorted(seen, key=lambda tag: (tag != "O", tag)))
+    if len(labels) < 2:
+        raise DataError(f"{task.name}: found the tags {list(labels)}, expected at least two to tell apart")
+    return labels
+
+
+def tag_weights(
+    wanted: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], tags: list[list[str]]
+) -> list[float] | None:
+    """The weight of each tag in the loss; `auto`: words / (C × its words), at most 100.
+
+    Raises:
+        DataError: names that are no tags.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, dict):
+        if set(wanted) != set(labels):
+            raise DataError(f"found training.class_weights for {list(wanted)}, expected one for each of {list(labels)}")
+        return [wanted[label] for label in labels]
+    place = {label: index for index, label in enumerate(labels)}
+    counts = np.bincount([place[tag] for row in tags for tag in row], minlength=len(labels))
+    return [float(min(100.0, counts.sum() / (len(labels) * max(1, count)))) for count in counts]
+
+
+def _tokens_of_words(
+    tokenizer: PreTrainedTokenizerBase, all_words: list[list[str]]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """The token ids of each row's words, and for each token the word it begins (`NO_WORD`: it goes on with one)."""
+    for start in range(0, len(all_words), TEXTS_AT_ONCE):
+        part = all_words[start : start + TEXTS_AT_ONCE]
+        output = tokenize(tokenizer, part, is_split_into_words=True)
+        for at, words in enumerate(part):
+            yield _with_every_word(output["input_ids"][at], output.word_ids(at), len(words), tokenizer.unk_token_id)
+
+
+def _with_every_word(
+    ids: list[int], word_of: list[int], num_words: int, unknown: int | None
+) -> tuple[list[int], list[int]]:
+    """Ids and first-token marks; a word the tokenizer makes nothing of (a lone control character) becomes unknown."""
+    first_of = [word if at == 0 or word_of[at - 1] != word else NO_WORD for at, word in enumerate(word_of)]
+    if len(missing := set(range(num_words)) - set(word_of)) == 0:
+        return ids, first_of
+    pieces: dict[int, list[int]] = {word: [unknown or 0] for word in missing}
+    for token, word in zip(ids, word_of, strict=True):
+        pieces.setdefault(word, []).append(token)
+    ordered = [
+        (token, word if at == 0 else NO_WORD) for word in range(num_words) for at, token in enumerate(pieces[word])
+    ]
+    return [token for token, _ in ordered], [word for _, word in ordered]
+
+
+def _own_parts(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The part of each window it answers for: what it shares with a neighbour is divided in the middle."""
+    middles = [(later[0] + earlier[1]) // 2 for earlier, later in pairwise(cuts)]
+    return list(zip([cuts[0][0], *middles], [*middles, cuts[-1][1]], strict=True))

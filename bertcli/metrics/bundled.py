@@ -1,0 +1,148 @@
+"""Name → metric. Bundled `evaluate.Metric` classes, because `evaluate.load` by name needs a network.
+
+The arithmetic is scikit-learn's, SciPy's and seqeval's. All are such that higher is better. Shapes: N answers,
+C classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import evaluate
+import numpy as np
+from datasets import Features, List, Value
+
+from bertcli.errors import DataError, did_you_mean
+from bertcli.metrics.squad import score_squad, score_squad_v2
+
+Score = Callable[[Any, Any], float | dict[str, float]]
+"""(N answers, N right answers) → the score, or several by name."""
+
+
+def _f1(average: str) -> Score:
+    def score(predictions: np.ndarray, references: np.ndarray) -> float:
+        from sklearn.metrics import f1_score
+
+        return f1_score(references, predictions, average=average, zero_division=0.0)
+
+    return score
+
+
+def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return accuracy_score(references, predictions)
+
+
+def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return matthews_corrcoef(references, predictions)
+
+
+def _correlation(kind: str) -> Score:
+    def score(predictions: np.ndarray, references: np.ndarray) -> float:
+        from scipy import stats
+
+        if len(references) < 2:
+            raise DataError(f"{kind} needs two or more examples, found {len(references)}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.ConstantInputWarning)
+            correlation = getattr(stats, kind)(predictions, references).statistic
+        # Undefined for a constant answer; an uninformative answer scores 0, as Matthews' does.
+        return 0.0 if np.isnan(correlation) else correlation
+
+    return score
+
+
+def _seqeval(predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
+    """Precision, recall and F1 of whole entities as conlleval counts them, and the accuracy of the single tags."""
+    from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a kind of entity that is never there, a tag without B- or I-
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            references, predictions, average="micro", zero_division=0
+        )
+        accuracy = accuracy_score(references, predictions)
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "accuracy": float(accuracy)}
+
+
+SCORES: dict[str, tuple[Score, str]] = {
+    "accuracy": (_accuracy, "single_label multiple_choice"),
+    "f1": (_f1("binary"), "single_label"),
+    "f1_macro": (_f1("macro"), "single_label multi_label"),
+    "f1_micro": (_f1("micro"), "single_label multi_label"),
+    "matthews": (_matthews, "single_label"),
+    "exact_match": (_accuracy, "multi_label"),
+    "pearson": (_correlation("pearsonr"), "regression"),
+    "spearman": (_correlation("spearmanr"), "regression"),
+    "seqeval": (_seqeval, "token_classification"),
+    "squad": (score_squad, "question_answering"),
+    "squad_v2": (score_squad_v2, "question_answering"),
+}
+GIVEN = {  # names of the scores of metrics that give several
+    "seqeval": ("precision", "recall", "f1", "accuracy"),
+    "squad": ("exact_match", "f1"),
+    "squad_v2": ("exact", "f1", "best_exact", "best_f1"),
+}
+SPAN = {"text": Value("string"), "best_text": Value("string"), "null_odds": Value("float64")}
+FORMS: dict[str, tuple[Any, Any]] = {  # kind of answer → form of an answer, form of a right answer
+    "single_label": (Value("int64"), Value("int64")),
+    "multiple_choice": (Value("int64"), Value("int64")),
+    "multi_label": (List(Value("float32")), List(Value("float32"))),
+    "regression": (Value("float64"), Value("float64")),
+    "token_classification": (List(Value("string")), List(Value("string"))),
+    "question_answering": (SPAN, List(Value("string"))),
+}
+
+
+class BundledMetric(evaluate.Metric):
+    """One of `SCORES` behind the `evaluate` interface: `compute(predictions=…, references=…)`."""
+
+    def __init__(self, name: str, kind: str):
+        self._score_name, self._kind = name, kind
+        super().__init__(config_name=name, keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        answer, right = FORMS[self._kind]
+        return evaluate.MetricInfo(
+            description=f"{self._score_name} for {self._kind} answers",
+            citation="",
+            features=Features({"predictions": answer, "references": right}),
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        score, _ = SCORES[self._score_name]
+        if self._kind not in ("token_classification", "question_answering"):
+            predictions, references = np.asarray(predictions), np.asarray(references)
+        value = score(predictions, references)
+        return value if isinstance(value, dict) else {self._score_name: float(value)}
+
+
+def load_metric(name: str, kind: str) -> BundledMetric:
+    """The metric called `name` for answers of the kind `kind`.
+
+    Raises:
+        DataError: there is no such metric, or it does not fit this kind of answer.
+    """
+    fitting = [known for known, (_, kinds) in SCORES.items() if kind in kinds.split()]
+    if name not in fitting:
+        cure = did_you_mean(name, fitting)
+        raise DataError(f"found metric {name!r}, expected one that fits {kind}: {', '.join(fitting)}.{cure}")
+    return BundledMetric(name, kind)
+
+
+def compute_metrics(names: Iterable[str], kind: str, predictions: Any, references: Any) -> dict[str, float]:
+    """Each named metric's scores of N answers of a kind against the N right ones."""
+    scores: dict[str, float] = {}
+    for name in names:
+        scores |= load_metric(name, kind).compute(predictions=predictions, references=references)
+    return scores
+
+
+def score_names(names: Iterable[str]) -> list[str]:
+    """The names of the scores that the named metrics give."""
+    return [score for name in names for score in GIVEN.get(name, (name,))]

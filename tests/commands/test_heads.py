@@ -1,0 +1,148 @@
+"""Each kind of answer from a recipe to predictions: trained, scored, reloaded, the same in plain transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bertcli.commands.evaluate import evaluate
+from bertcli.commands.finetune import finetune
+from bertcli.commands.predict import predict
+from bertcli.errors import DataError, UsageError
+from bertcli.recipe.load import load_recipe
+from bertcli.runs.console import Console
+
+QUIET = Console(quiet=True)
+HEADS = {"entities": "seqeval", "questions": "squad", "open-questions": "squad_v2", "choices": "accuracy"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A short run for each head."""
+    folder = tmp_path_factory.mktemp("heads")
+    steps = {"entities": 40, "choices": 12, "questions": 12, "open-questions": 12}
+    for name in HEADS:
+        words = [f"training.max_steps={steps[name]}", "data.max_train_examples=300", "data.max_eval_examples=60"]
+        words += ["training.learning_rate=2e-3", "training.global_batch_size=16", "model.vocabulary_size=400"]
+        finetune(load_recipe(f"sample/{name}", words), folder / name, console=QUIET)
+    return {name: folder / name for name in HEADS}
+
+
+def answers(run: Path, **options: Any) -> list[dict[str, Any]]:
+    Path("answers.jsonl").unlink(missing_ok=True)
+    predict(str(run), output="answers.jsonl", console=QUIET, **options)
+    return [json.loads(line) for line in Path("answers.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_every_head_learns_something(runs: dict[str, Path]) -> None:
+    scores = {
+        name: json.loads((run / "results.json").read_text())["metrics"]["validation"] for name, run in runs.items()
+    }
+    assert scores["entities"]["f1"] > 0.5
+    assert {"exact_match", "f1"} < set(scores["questions"])
+    assert scores["open-questions"]["best_f1"] >= scores["open-questions"]["f1"]
+    assert scores["choices"]["accuracy"] > 0.1
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_eval_repeats_the_results_exactly(runs: dict[str, Path], name: str) -> None:
+    recipe = load_recipe(str(runs[name] / "recipe.yaml"))
+    told = json.loads((runs[name] / "results.json").read_text())["metrics"]["validation"]
+    found = evaluate(str(runs[name]), console=QUIET)
+    assert found["num_examples"] == 400
+    again = evaluate(str(runs[name]), console=QUIET)
+    assert found["metrics"] == again["metrics"]
+    assert set(found["metrics"]["validation"]) == set(told)
+    assert recipe.data.max_eval_examples == 60
+
+
+def test_words_get_tags_and_entities(runs: dict[str, Path]) -> None:
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    text = "the golden otter press hired anna calloway on monday ."
+    (answer,) = answers(runs["entities"], values=[[text]])
+    assert answer["words"] == text.split()
+    model = AutoModelForTokenClassification.from_pretrained(runs["entities"] / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(runs["entities"] / "model")
+    inputs = tokenizer(text.split(), is_split_into_words=True, return_tensors="pt")
+    with torch.inference_mode():
+        best = model(**inputs).logits[0].argmax(-1).tolist()
+    word_ids = inputs.word_ids(0)
+    firsts = [word_ids.index(word) for word in range(len(text.split()))]
+    assert answer["tags"] == [model.config.id2label[best[at]] for at in firsts]
+    for entity in answer["entities"]:
+        assert text[entity["start"] : entity["end"]] == entity["text"]
+
+
+def test_conll_files_are_learned_from_and_answered(encoder: Path) -> None:
+    sentences = ["-DOCSTART- O", "", "anna B-PER", "saw O", "film O", "", "soup O", "paul B-PER", ""] * 6
+    Path("train.conll").write_text("\n".join(sentences))
+    Path("recipe.yaml").write_text(
+        "task: {head: token_classification, files: {train: train.conll}, text_columns: [tokens], label_column: tags}\n"
+        f"model: {{name: {encoder}}}\n"
+        "training: {max_steps: 2}\n"
+        "data: {max_length: 16}\n"
+    )
+    finetune(load_recipe("recipe.yaml"), Path("run"), console=QUIET)
+    found = answers(Path("run"), input_path="train.conll")
+    assert [answer["words"] for answer in found[:2]] == [["anna", "saw", "film"], ["soup", "paul"]]
+
+
+def test_questions_are_answered_with_spans_of_the_passage(runs: dict[str, Path]) -> None:
+    passage = "anna found the dog last week . paul saw the soup at noon ."
+    found = answers(runs["questions"], values=[["who saw the soup ?", passage], ["x" * 9000, passage], ["who ?", ""]])
+    for answer in found[:2]:
+        assert answer["answer"]
+        assert passage[answer["start"] : answer["end"]] == answer["answer"]
+        assert 0 < answer["probability"] <= 1
+        assert "context" not in answer
+    assert found[2]["answer"] == ""
+    assert "null_odds" in answers(runs["open-questions"], values=[["who saw the soup ?", passage]])[0]
+
+
+def test_official_squad_json_is_read(runs: dict[str, Path]) -> None:
+    asked = {"id": "q1", "question": "who ?", "answers": [{"text": "anna", "answer_start": 0}]}
+    content = {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": "anna ran .", "qas": [asked]}]}]}
+    Path("dev.json").write_text(json.dumps(content))
+    (answer,) = answers(runs["questions"], input_path="dev.json")
+    assert (answer["id"], answer["question"]) == ("q1", "who ?")
+    from bertcli.data.sources import read_files
+
+    assert read_files(["dev.json"])[0]["answers"] == {"text": ["anna"], "answer_start": [0]}
+
+
+def test_a_choice_is_made_by_number_and_text(runs: dict[str, Path]) -> None:
+    endings = ["it was dish .", "it was animal .", "it was sky .", "it was herd ."]
+    (answer,) = answers(runs["choices"], values=[["anna saw the dog at noon .", *endings]])
+    assert answer["answer"] == endings[answer["choice"]]
+    assert sum(answer["probabilities"]) == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(UsageError, match="choices with --choice"):
+        answers(runs["choices"], values=[["only a text"]])
+
+
+def test_a_split_is_answered_in_its_order(runs: dict[str, Path]) -> None:
+    found = answers(runs["questions"], split="test")
+    assert len(found) == 400
+    assert [answer["id"] for answer in found[:2]] == ["questions-2400", "questions-2401"]
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_tables_of_every_head_have_the_same_columns_in_every_line(runs: dict[str, Path], name: str, kind: str) -> None:
+    import csv
+
+    predict(str(runs[name]), output=f"out.{kind}", format_name=kind, split="test", console=QUIET)
+    with Path(f"out.{kind}").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="," if kind == "csv" else "\t"))
+    assert len(rows) == 401
+    assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_mixed_inputs_are_refused_in_one_message(runs: dict[str, Path]) -> None:
+    Path("in.jsonl").write_text('{"tokens": ["a", "b"]}\n{"tokens": "a b"}\n')
+    with pytest.raises(DataError, match="some inputs hold texts where others hold lists"):
+        answers(runs["entities"], input_path="in.jsonl")

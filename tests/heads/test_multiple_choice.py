@@ -1,0 +1,73 @@
+"""Choices: encoded as pairs, answered by number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from bertcli.errors import DataError
+from bertcli.heads.multiple_choice import MultipleChoice, choices_of
+from bertcli.models.build import load_tokenizer
+from bertcli.recipe.schema import DataSection
+from bertcli.tasks.task import Task
+
+
+def task_of(**rest: Any) -> Task:
+    return Task.model_validate(
+        {"head": "multiple_choice", "dataset": "x", "text_columns": ("text",), "choice_columns": ("choices",)} | rest
+    )
+
+
+SWAG = {"text_columns": ("sent1", "sent2"), "choice_columns": ("ending0", "ending1")}
+
+
+def test_swag_rows_are_pairs_of_the_text_and_each_begun_ending(encoder: Path) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    columns = {"sent1": ["a fine film", "bad"], "sent2": ["the soup", "a train"], "label": [1, 0]}
+    rows = Dataset.from_dict(columns | {"ending0": ["was awful", "x"], "ending1": ["b", "y"]})
+    batch = MultipleChoice().encode(task_of(**SWAG), rows, tokenizer, DataSection()).batch(np.array([0, 1]))
+    firsts = ["a fine film"] * 2 + ["bad"] * 2
+    seconds = ["the soup was awful", "the soup b", "a train x", "a train y"]
+    expected = tokenizer(firsts, seconds, padding=True, return_tensors="pt")
+    for name, tensor in expected.items():
+        assert batch[name].equal(tensor.view(2, 2, -1)), name
+    assert batch["labels"].tolist() == [1, 0]
+
+
+def test_the_loss_is_transformers_loss_summed_over_questions() -> None:
+    from transformers import BertConfig, BertForMultipleChoice
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 14, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    model = BertForMultipleChoice(BertConfig(vocab_size=30, **sizes)).eval()
+    labels = torch.randint(0, 3, (13,))
+    output = model(input_ids=torch.randint(5, 30, (13, 3, 7)), labels=labels)
+    head = MultipleChoice()
+    assert torch.allclose(head.loss(head.logits(output), labels) / 13, output.loss, atol=1e-6)
+
+
+@pytest.mark.parametrize(("label", "number"), [(2, 2), ("2", 2), ("C", 2), ("c", 2)])
+def test_an_answer_may_be_a_number_or_a_letter(label: Any, number: int) -> None:
+    rows = Dataset.from_dict({"text": ["t"], "choices": [["a", "b", "c"]], "label": [label]})
+    references = MultipleChoice().references(task_of(), rows)
+    assert references is not None
+    assert references.tolist() == [number]
+
+
+@pytest.mark.parametrize("label", [3, -2, "D", "both"])
+def test_an_answer_that_is_no_choice_is_named(label: Any) -> None:
+    rows = Dataset.from_dict({"text": ["t"], "choices": [["a", "b", "c"]], "label": [label]})
+    with pytest.raises(DataError, match="row 1 has the answer"):
+        MultipleChoice().references(task_of(), rows)
+
+
+def test_hidden_answers_are_none_and_uneven_choices_are_refused() -> None:
+    rows = Dataset.from_dict({"text": ["t"], "choices": [["a", "b"]], "label": [-1]})
+    assert MultipleChoice().references(task_of(), rows) is None
+    with pytest.raises(DataError, match="row 2 has 3 choices, expected 2"):
+        choices_of(task_of(), Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"], ["a", "b", "c"]]}))

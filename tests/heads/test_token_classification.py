@@ -1,0 +1,136 @@
+"""Every word has a tag, whatever its length, and the tags are transformers'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from bertcli.data.encoding import IGNORED_LABEL, Encoded
+from bertcli.errors import DataError
+from bertcli.heads.token_classification import NO_WORD, TokenClassification, resolve_tags, spans_of, tag_weights
+from bertcli.models.build import load_tokenizer
+from bertcli.recipe.schema import DataSection
+from bertcli.tasks.task import Task
+
+TAGS = ("O", "B-X", "I-X")
+
+
+def task_of(**rest: Any) -> Task:
+    head = {"head": "token_classification", "dataset": "x", "text_columns": ("tokens",), "label_column": "tags"}
+    return Task.model_validate(head | rest)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, words: list[list[str]], tags: Any = None, **data: Any) -> Encoded:
+    rows = Dataset.from_dict({"tokens": words} | ({"tags": tags} if tags else {}))
+    return TokenClassification(TAGS).encode(task_of(), rows, tokenizer, DataSection(**data))
+
+
+@pytest.fixture(params=["wordpiece", "byte-level"])
+def tokenizer(
+    request: pytest.FixtureRequest, encoder: Path, roberta_tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(encoder), None) if request.param == "wordpiece" else roberta_tokenizer
+
+
+@pytest.mark.parametrize("max_length", [9, 16, 64])
+def test_each_word_is_answered_by_exactly_one_token(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    words = [["film", "lovely", "harbour"] * 9, ["a"], ["\u200b", "fine", "\ufeff"], ["superbsoup" * 9, "bad"], []]
+    encoded = encode(tokenizer, words, max_length=max_length)
+    assert encoded.lengths.max() <= max_length
+    assert encoded.places is not None
+    row_of = np.repeat(encoded.rows, encoded.lengths)
+    for row, some in enumerate(words):
+        answering = encoded.places[(row_of == row) & (encoded.places != NO_WORD)]
+        assert answering.tolist() == list(range(len(some))), row
+
+
+def test_the_first_token_of_a_word_is_labelled_and_no_other(encoder: Path) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    words, tags = [["the", "unaffable", "film"]], [["O", "B-X", "I-X"]]
+    encoded = encode(tokenizer, words, tags, max_length=64)
+    output = tokenizer(words, is_split_into_words=True)
+    seen: set[int | None] = {None}
+    expected = []
+    for word in output.word_ids(0):
+        expected.append(IGNORED_LABEL if word in seen else TAGS.index(tags[0][word]))
+        seen.add(word)
+    assert encoded.input_ids.tolist() == output["input_ids"][0]
+    assert encoded.labels is not None
+    assert encoded.labels.tolist() == expected
+    assert encoded.num_targets.tolist() == [3]
+
+
+def test_answers_are_put_together_from_the_windows(encoder: Path) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    random = np.random.default_rng(0)
+    words = [["film"] * 40, ["a", "fine", "day"]]
+    tags = [[str(random.choice(TAGS)) for _ in row] for row in words]
+    encoded = encode(tokenizer, words, tags, max_length=13, doc_stride=4)
+    assert encoded.labels is not None
+    logits = np.eye(3, dtype=np.float32)[np.maximum(encoded.labels, 0)]
+    rows = Dataset.from_dict({"tokens": words})
+    assert TokenClassification(TAGS).decide(task_of(), rows, encoded, logits) == tags
+
+
+def test_a_plain_text_is_cut_into_words_and_entities_have_their_characters(encoder: Path) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    text = "Fine films, (U.N.)  don't"
+    rows = Dataset.from_dict({"tokens": [text]})
+    head = TokenClassification(TAGS)
+    encoded = head.encode(task_of(), rows, tokenizer, DataSection())
+    logits = np.zeros((len(encoded.input_ids), 3), dtype=np.float32)
+    assert encoded.places is not None
+    logits[encoded.places == 0, 1] = logits[encoded.places == 1, 2] = logits[encoded.places == 4, 1] = 9
+    (answer,) = head.decode(task_of(), rows, encoded, logits)
+    assert answer["words"] == ["Fine", "films", ",", "(", "U.N", ".", ")", "don't"]
+    assert answer["entities"] == [
+        {"label": "X", "start": 0, "end": 10, "text": "Fine films"},
+        {"label": "X", "start": 13, "end": 16, "text": "U.N"},
+    ]
+    for word, (start, end) in zip(answer["words"], spans_of(text, answer["words"]), strict=True):
+        assert text[start:end] == word
+
+
+def test_the_loss_is_transformers_loss_summed_over_words() -> None:
+    from transformers import BertConfig, BertForTokenClassification
+
+    head = TokenClassification(TAGS)
+    sizes = {"hidden_size": 14, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    torch.manual_seed(0)
+    model = BertForTokenClassification(BertConfig(vocab_size=30, **sizes, **head.config_fields)).eval()
+    labels = torch.randint(0, 3, (13, 7))
+    labels[:, ::3] = IGNORED_LABEL
+    output = model(input_ids=torch.randint(5, 30, (13, 7)), labels=labels)
+    words = (labels != IGNORED_LABEL).sum()
+    assert torch.allclose(head.loss(head.logits(output), labels) / words, output.loss, atol=1e-6)
+
+
+def test_tags_come_from_the_row_then_the_data_set_then_the_rows() -> None:
+    features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=["O", "B-Z"]))})
+    declared = Dataset.from_dict({"tokens": [["a"]], "tags": [[1]]}, features=features)
+    assert resolve_tags(task_of(), declared) == ("O", "B-Z")
+    assert TokenClassification(("B-Z", "O")).references(task_of(), declared) == [["B-Z"]]
+    found = Dataset.from_dict({"tokens": [["a", "b"]], "tags": [["B-A", "O"]]})
+    assert resolve_tags(task_of(), found) == ("O", "B-A")
+    with pytest.raises(DataError, match="the data set declares"):
+        resolve_tags(task_of(labels=TAGS), declared)
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"), [([["O"]], "row 1 has 2 words and 1 tags"), ([["O", "B-Y"]], "row 1 has the label 'B-Y'")]
+)
+def test_rows_whose_tags_do_not_fit_are_named(tags: list[list[str]], words: str) -> None:
+    rows = Dataset.from_dict({"tokens": [["a", "b"]], "tags": tags})
+    with pytest.raises(DataError, match=words):
+        TokenClassification(TAGS).references(task_of(), rows)
+
+
+def test_rare_tags_weigh_more() -> None:
+    weights = tag_weights("auto", task_of(), TAGS, [["O"] * 8 + ["B-X"] * 4])
+    assert weights == pytest.approx([12 / 24, 12 / 12, 12 / 3])
