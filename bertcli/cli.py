@@ -97,20 +97,22 @@ def finetune(
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
     """
     from bertcli.recipe.load import load_recipe
+    from bertcli.recipe.suite import load_suite
 
-    wanted = load_recipe(recipe, overrides or [])
+    suite = load_suite(recipe, overrides or [])
+    wanted = None if suite else load_recipe(recipe, overrides or [])
     mirror = _checked_mirror(mirror)
     from bertcli.commands.finetune import finetune as run_finetune
+    from bertcli.commands.suite import finetune_suite
     from bertcli.runs.console import Console, print_result
 
-    results = run_finetune(
-        wanted,
-        run or default_run_folder(recipe),
-        mirror=mirror,
-        dry_run=dry_run,
-        overwrite=overwrite,
-        console=Console(quiet=quiet),
-    )
+    options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite}
+    options["console"] = Console(quiet=quiet)
+    folder = run or default_run_folder(recipe)
+    if suite:
+        results = finetune_suite(suite, folder, **options)
+    elif wanted:
+        results = run_finetune(wanted, folder, **options)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
 
@@ -163,8 +165,16 @@ def predict(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Answer this split of the run's own task.")] = None,
     columns: Annotated[str | None, typer.Option(help="Columns of the input, with commas between them.")] = None,
-    output: Annotated[str, typer.Option(help="New file for the answers; `-` is stdout.")] = "-",
-    format_name: Annotated[str, typer.Option("--format", help="jsonl, csv or tsv.")] = "jsonl",
+    output: Annotated[
+        str, typer.Option(help="New file (a folder for glue and squad) for the answers; `-` is stdout.")
+    ] = "-",
+    format_name: Annotated[str, typer.Option("--format", help="jsonl, csv, tsv, glue or squad.")] = "jsonl",
+    as_zip: Annotated[bool, typer.Option("--zip", help="Pack the files of --format glue into one.")] = False,
+    features: Annotated[
+        bool, typer.Option("--features", help="Vectors of the encoder instead of answers (.parquet or .npy).")
+    ] = False,
+    layers: Annotated[str, typer.Option(help="Layers for --features; 0 is the embeddings, -1 the last.")] = "-1",
+    pooling: Annotated[str, typer.Option(help="mean, cls or tokens, for --features.")] = "mean",
     mirror: Mirror = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
@@ -176,35 +186,48 @@ def predict(
     Examples: `bertcli predict runs/glue-sst2 --text "a fine film"` ·
     `bertcli predict runs/glue-sst2 --input reviews.csv --output answers.csv --format csv`
     """
-    if [text, input_file, split].count(None) != 2:
+    if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
         raise UsageError("give one of --text (once or more), --input FILE (`-` for stdin) and --split NAME")
+    values = _values(text, pair, choice)
+    mirror = _checked_mirror(mirror)
+    hardware = _hardware(device, precision)
+    from bertcli.commands.predict import predict as run_predict
+    from bertcli.commands.predict import predict_features
+    from bertcli.runs.console import Console
+
+    asked: dict[str, Any] = {
+        "input_path": input_file or "-",
+        "input_format": input_format,
+        "split": split,
+        "columns": columns.split(",") if columns else None,
+        "mirror": mirror,
+        "hardware": hardware,
+        "console": Console(quiet=quiet),
+    }
+    if features:
+        predict_features(model, values, output, layers=_numbers("--layers", layers), pooling=pooling, **asked)
+        return
+    run_predict(model, values, output, format_name, as_zip=as_zip, **asked)
+
+
+def _values(text: list[str] | None, pair: list[str] | None, choice: list[str] | None) -> list[list[str]] | None:
+    """The inputs given as options, each a list of its texts; None if there are none."""
     if pair is not None and (text is None or len(pair) != len(text)):
         raise UsageError("give one --pair for each --text")
     if choice is not None and (text is None or len(text) != 1 or pair is not None or len(choice) < 2):
         raise UsageError("give one --text with two or more --choice")
-    values = None
-    if text is not None:
-        values = (
-            [[text[0], *choice]] if choice else [list(row) for row in zip(text, *([pair] if pair else []), strict=True)]
-        )
-    mirror = _checked_mirror(mirror)
-    hardware = _hardware(device, precision)
-    from bertcli.commands.predict import predict as run_predict
-    from bertcli.runs.console import Console
+    if text is None:
+        return None
+    if choice is not None:
+        return [[text[0], *choice]]
+    return [list(row) for row in zip(text, *([pair] if pair else []), strict=True)]
 
-    run_predict(
-        model,
-        values,
-        output,
-        format_name,
-        input_path=input_file or "-",
-        input_format=input_format,
-        split=split,
-        columns=columns.split(",") if columns else None,
-        mirror=mirror,
-        hardware=hardware,
-        console=Console(quiet=quiet),
-    )
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UsageError(f"found {option} {text}, expected whole numbers with commas between them") from None
 
 
 def default_run_folder(recipe: str) -> Path:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from bertcli.cli import app
 from bertcli.errors import RecipeError
 from bertcli.recipe.load import load_recipe, shipped_recipes
+from bertcli.recipe.suite import load_suite
 from bertcli.runs.folder import RunFolder
 
 from .conftest import REPOSITORY
@@ -54,7 +55,8 @@ def test_commands_are_understood(command: str) -> None:
     result = CliRunner().invoke(app, [*words, "--help"])
     assert result.exit_code == 0, result.output
     if words[0] == "finetune":
-        load_recipe(words[1], [word for word in words[2:] if "=" in word and not word.startswith("-")])
+        keys = [word for word in words[2:] if "=" in word and not word.startswith("-")]
+        assert load_suite(words[1], keys) or load_recipe(words[1], keys)
 
 
 def test_the_shown_mistakes_are_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

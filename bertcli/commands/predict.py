@@ -12,17 +12,20 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from bertcli.commands.features import Extractor, write_features
+from bertcli.commands.prepare import recipe_task
 from bertcli.commands.score import answer
-from bertcli.commands.trained import Trained, open_trained, seed_runs
+from bertcli.commands.submission import open_new, write_glue, write_squad
+from bertcli.commands.trained import Trained, best_seed, open_trained, run_recipe, usual_task
 from bertcli.data.formats import Row
-from bertcli.data.inputs import guess_format, in_chunks, read_inputs
+from bertcli.data.inputs import USUAL_COLUMNS, guess_format, in_chunks, read_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError, did_you_mean
-from bertcli.recipe.schema import HardwareSection
+from bertcli.recipe.schema import DataSection, HardwareSection
 from bertcli.runs.console import Console
 from bertcli.tasks.task import Task
 
-FORMATS = ("jsonl", "csv", "tsv")
+FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
 ROWS_AT_ONCE = 1024
 
 Answer = dict[str, Any]
@@ -37,6 +40,7 @@ def predict(
     input_path: str = "-",
     input_format: str | None = None,
     split: str | None = None,
+    as_zip: bool = False,
     columns: Sequence[str] | None = None,
     mirror: Path | None = None,
     hardware: HardwareSection | None = None,
@@ -47,8 +51,9 @@ def predict(
     Args:
         name: run folder (of several seeds: the best by its own choice), model folder or hub name.
         values: the inputs themselves, the values of a row's columns in their order; None: they are read.
-        output: a new file, or `-` for standard output.
+        output: a new file, or `-` for standard output; for `glue` and `squad` a folder.
         format_name: format of the answers, one of `FORMATS`.
+        as_zip: for `glue`, also pack the files into one.
         input_path: the file to read, or `-` for standard input.
         input_format: its format; None: as its ending says, plain lines on standard input.
         split: answer this split of the model's task instead.
@@ -62,15 +67,20 @@ def predict(
     if format_name not in FORMATS:
         cure = did_you_mean(format_name, FORMATS)
         raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{cure}")
+    if format_name in ("glue", "squad") and output == "-":
+        raise UsageError(f"--format {format_name} writes several files; name a folder for them with --output")
+    if format_name == "glue":
+        return len(write_glue(name, Path(output), as_zip=as_zip, mirror=mirror, hardware=hardware, console=console))
     trained = open_trained(best_seed(name), mirror, hardware)
-    task = _with_columns(trained, columns)
-    if values is not None:
-        rows: Iterable[Row] = (_row_of(task, row) for row in values)
-    elif split is not None:
-        rows = split_rows(trained, split, mirror)
-    else:
-        kind, also = input_format or guess_format(input_path), (task.id_column,) if task.id_column else ()
-        rows = read_inputs(input_path, kind, task.columns, usual=trained.head.usual_columns, also=also)
+    task = _with_columns(trained.task, columns, is_known=trained.recipe is not None)
+    if split is not None and trained.recipe is None:
+        raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
+    usual = trained.head.usual_columns
+    rows = _inputs(task, values, input_path, input_format or guess_format(input_path), usual, split, mirror)
+    if format_name == "squad":
+        count = write_squad(trained, task, iter(rows), Path(output))
+        console.say(f"{count} answers in {output}")
+        return count
     count = 0
     with _opened(output) as file:
         count = _write(predictions(trained, task, rows), file, format_name)
@@ -98,45 +108,80 @@ def predictions(trained: Trained, task: Task, inputs: Iterable[Row]) -> Iterator
                 yield {name: row[name] for name in row if name in kept}, given
 
 
-def split_rows(trained: Trained, split: str, mirror: Path | None) -> Iterator[Row]:
-    """The rows of a split of the model's task, without their right answers.
+def predict_features(
+    name: str,
+    values: Iterable[Sequence[str]] | None,
+    output: str,
+    *,
+    layers: list[int],
+    pooling: str,
+    input_path: str = "-",
+    input_format: str | None = None,
+    split: str | None = None,
+    columns: Sequence[str] | None = None,
+    mirror: Path | None = None,
+    hardware: HardwareSection | None = None,
+    console: Console | None = None,
+) -> int:
+    """Write an encoder's vectors for each input; return their number. The arguments are those of `predict`.
+
+    Args:
+        name: also an encoder without a head.
+        output: a new `.parquet` or `.npy` file.
+        layers: 0 is the embeddings, 1 the first layer, -1 the last.
+        pooling: `mean`, `cls`, or `tokens` for the vectors of all tokens.
 
     Raises:
-        UsageError: the model is no run folder, so its task is not known.
+        UsageError: what is asked for cannot be.
+        DataError: the input cannot be read.
     """
-    if trained.recipe is None:
-        raise UsageError(f"{trained.name} is not a run folder, so it does not say which data --split means")
-    task = trained.task
-    rows = load_split(task, split, mirror)
-    kept = [*task.columns, *([task.id_column] if task.id_column in rows.column_names else [])]
-    return iter(rows.select_columns(kept))
+    name = best_seed(name)
+    recipe = run_recipe(name)
+    if split is not None and recipe is None:
+        raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
+    task = recipe_task(recipe) if recipe else usual_task("text_classification")
+    task = _with_columns(task, columns, is_known=recipe is not None)
+    if values is not None and recipe is None:
+        values = list(values)
+        task = task.model_copy(update={"text_columns": USUAL_COLUMNS[: len(values[0])]})
+    kind = input_format or guess_format(input_path)
+    rows = _inputs(task, values, input_path, kind, USUAL_COLUMNS, split, mirror)
+    extractor = Extractor(name, layers, recipe.data if recipe else DataSection(max_length=512), mirror, hardware)
+    count = write_features(extractor, rows, task.columns, Path(output), pooling)
+    (console or Console()).say(f"vectors of {count} inputs in {output}")
+    return count
 
 
-def best_seed(name: str) -> str:
-    """Of a run of several seeds, the run whose own choice scored best; else `name` itself."""
-    runs = seed_runs(name)
-    if len(runs) == 1:
-        return runs[0]
-    files = {run: Path(run) / "results.json" for run in runs}
-    finished = {run: json.loads(file.read_text("utf-8")) for run, file in files.items() if file.is_file()}
-    if not finished:
-        raise UsageError(f"no run under {name} is finished yet; run the same `bertcli finetune` again, or name one")
-    return max(finished, key=lambda run: finished[run]["metrics"]["validation"][finished[run]["best_by"]])
+def _inputs(
+    task: Task,
+    values: Iterable[Sequence[str]] | None,
+    input_path: str,
+    kind: str,
+    usual: Sequence[str],
+    split: str | None,
+    mirror: Path | None,
+) -> Iterator[Row]:
+    """The inputs as rows of the task's columns: given values, a split's rows without their answers, or a file's."""
+    if values is not None:
+        return (_row_of(task, row) for row in values)
+    if split is not None:
+        rows = load_split(task, split, mirror)
+        return iter(rows.select_columns([*task.columns, *({task.id_column} & set(rows.column_names))]))
+    also = (task.id_column,) if task.id_column else ()
+    return read_inputs(input_path, kind, task.columns, usual=usual, also=also)
 
 
-def _with_columns(trained: Trained, columns: Sequence[str] | None) -> Task:
-    """The model's task, its columns under the names a person gave."""
-    task = trained.task
+def _with_columns(task: Task, columns: Sequence[str] | None, *, is_known: bool) -> Task:
+    """The task, its columns under the names a person gave; one nobody described takes any number of texts."""
     if columns is None:
         return task
-    if len(columns) < len(task.text_columns) + bool(task.choice_columns) and trained.recipe is not None:
+    if is_known and len(columns) != len(task.columns):
         raise UsageError(
-            f"found {len(columns)} names in --columns, expected {len(task.columns)}: {', '.join(task.columns)}"
+            f"found {len(columns)} names in --columns, expected {len(task.columns)}, for {', '.join(task.columns)}"
         )
-    num_texts = len(task.text_columns) if task.choice_columns or trained.recipe else len(columns)
-    return task.model_copy(
-        update={"text_columns": tuple(columns[:num_texts]), "choice_columns": tuple(columns[num_texts:])}
-    )
+    num_texts = len(task.text_columns) if task.choice_columns or is_known else len(columns)
+    names = {"text_columns": tuple(columns[:num_texts]), "choice_columns": tuple(columns[num_texts:])}
+    return task.model_copy(update=names)
 
 
 def _row_of(task: Task, values: Sequence[str]) -> Row:
@@ -201,13 +246,7 @@ def _flat(row: Row, given: Answer) -> dict[str, Any]:
 def _opened(output: str) -> Iterator[IO[str]]:
     """The output as a text file; a reader that goes away (`| head`) ends the work quietly."""
     if output != "-":
-        try:
-            file = open(output, "x", encoding="utf-8", newline="")  # noqa: SIM115 - closed below
-        except FileExistsError as error:
-            raise UsageError(f"{output} exists already; name another --output or remove it") from error
-        except OSError as error:
-            raise UsageError(f"cannot write {output}: {error.strerror}") from error
-        with file:
+        with open_new(Path(output)) as file:
             yield file
         return
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ def open_trained(name: str, mirror: Path | None, hardware: HardwareSection | Non
             f"{name} has no classifier (its architecture: {', '.join(config.architectures or ['unknown'])}); "
             "fine-tune it first with `bertcli finetune`"
         )
-    task = recipe_task(recipe) if recipe else _usual_task(kind)
+    task = recipe_task(recipe) if recipe else usual_task(kind)
     hardware = hardware or (recipe.hardware if recipe else HardwareSection())
     tokenizer = build.load_tokenizer(name, mirror, for_words=kind == "token_classification")
     data = recipe.data if recipe else DataSection()
@@ -79,7 +80,7 @@ def _saved_kind(config: PretrainedConfig) -> HeadName | None:
     return next((kind for kind, head in HEADS.items() if build.has_trained_head(config, head.model_class)), None)
 
 
-def _usual_task(kind: HeadName) -> Task:
+def usual_task(kind: HeadName) -> Task:
     """A row for inputs of a model that does not say what it was made for."""
     columns = HEADS[kind].usual_columns
     if kind == "multiple_choice":
@@ -97,6 +98,18 @@ def seed_runs(name: str) -> list[str]:
     """The run folders of each seed if `name` holds several; else just `name`."""
     children = sorted(Path(name).glob("seed-*/recipe.yaml"), key=lambda path: (len(path.parent.name), path.parent.name))
     return [str(path.parent) for path in children] or [name]
+
+
+def best_seed(name: str) -> str:
+    """Of a run of several seeds, the run whose own choice scored best; else `name` itself."""
+    runs = seed_runs(name)
+    if len(runs) == 1:
+        return runs[0]
+    files = {run: Path(run) / "results.json" for run in runs}
+    finished = {run: json.loads(file.read_text("utf-8")) for run, file in files.items() if file.is_file()}
+    if not finished:
+        raise UsageError(f"no run under {name} is finished yet; run the same `bertcli finetune` again, or name one")
+    return max(finished, key=lambda run: finished[run]["metrics"]["validation"][finished[run]["best_by"]])
 
 
 def task_from(name_or_recipe: str) -> Task:

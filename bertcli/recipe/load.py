@@ -32,7 +32,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with every mistake found, each as `file:line: found … expected …`.
     """
-    layer = _read_chain(find_recipe(name_or_path), ())
+    layer = read_chain(find_recipe(name_or_path))
+    if "suite" in layer.values:
+        raise RecipeError([f"{layer.place(('suite',))}: {name_or_path} is a suite; name one of its recipes here"])
+    return resolve(layer, overrides)
+
+
+def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a layer with `key=value` overrides.
+
+    Raises:
+        RecipeError: with every mistake found.
+    """
     problems = list(layer.problems)
     for word in overrides:
         above = read_overrides([word])
@@ -92,8 +103,8 @@ def find_recipe(name_or_path: str, beside: Path = Path()) -> Path:
     raise RecipeError([f"found no recipe {name_or_path!r}, expected a YAML file or a shipped name.{cure}"])
 
 
-def _read_chain(path: Path, children: tuple[Path, ...]) -> Layer:
-    """The layer of a file over the ones it extends."""
+def read_chain(path: Path, children: tuple[Path, ...] = ()) -> Layer:
+    """The layer of a file over the ones it extends; what is wrong with them is in its `problems`."""
     layer = read_file(path)
     _anchor_files(layer, path.parent)
     parent = layer.values.pop("extends", None)
@@ -111,7 +122,7 @@ def _read_chain(path: Path, children: tuple[Path, ...]) -> Layer:
     if parent_path.resolve() in [child.resolve() for child in (*children, path)]:
         layer.problems.append(f"{place}: {parent} extends this recipe in turn; one of them must stand alone")
         return layer
-    below = _read_chain(parent_path, (*children, path))
+    below = read_chain(parent_path, (*children, path))
     overlay(below, layer)
     below.problems += layer.problems
     below.places[()] = layer.places[()]
@@ -150,9 +161,9 @@ def _validate(layer: Layer) -> tuple[Recipe | None, list[str]]:
     problems: list[str] = []
     task: Any = values.get("task")
     if isinstance(task, dict):
-        row, problems = _validated(Task, task, layer, ("task",))
+        row, problems = validated(Task, task, layer, ("task",))
         values["task"] = next(iter(TASKS))  # the row is checked by itself, so that its mistakes read plainly
-        recipe, others = _validated(Recipe, values, layer, ())
+        recipe, others = validated(Recipe, values, layer, ())
         if isinstance(recipe, Recipe) and isinstance(row, Task):
             return recipe.model_copy(update={"task": row}), others
         return None, problems + others
@@ -167,13 +178,14 @@ def _validate(layer: Layer) -> tuple[Recipe | None, list[str]]:
         problems.append(f"{layer.place(('task',))}: found task {task!r}, expected the name of a task row.{cure}")
     if problems:
         values["task"] = next(iter(TASKS))
-    recipe, others = _validated(Recipe, values, layer, ())
+    recipe, others = validated(Recipe, values, layer, ())
     return (recipe if isinstance(recipe, Recipe) else None), problems + others
 
 
-def _validated(
+def validated(
     model: type[BaseModel], values: dict[str, Any], layer: Layer, prefix: Keys
 ) -> tuple[BaseModel | None, list[str]]:
+    """A checked section, or None with every problem at its place."""
     try:
         return model.model_validate(values), []
     except ValidationError as error:

@@ -1,0 +1,190 @@
+"""Answers in the files that leaderboards and official scorers take: GLUE's TSV files, SQuAD's JSON files."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from bertcli.commands.score import answer
+from bertcli.commands.trained import Trained, best_seed, open_trained
+from bertcli.data.formats import Row
+from bertcli.data.inputs import in_chunks
+from bertcli.data.sources import load_split
+from bertcli.errors import BertcliError, DataError, UsageError
+from bertcli.heads.question_answering import QuestionAnswering
+from bertcli.heads.spans import SpanAnswer
+from bertcli.recipe.schema import HardwareSection
+from bertcli.runs.console import Console
+from bertcli.tasks import task_named
+from bertcli.tasks.task import Task
+
+ROWS_AT_ONCE = 1024
+SIMILARITY_RANGE = (0.0, 5.0)  # of STS-B's scores
+
+
+def write_glue(
+    name: str, output: Path, *, as_zip: bool, mirror: Path | None, hardware: HardwareSection | None, console: Console
+) -> list[Path]:
+    """Write the leaderboard's files for a GLUE run, or for each of a suite's runs, into the folder `output`.
+
+    Args:
+        as_zip: also pack all files into `<output>/submission.zip`.
+
+    Raises:
+        UsageError: no run there is of a GLUE task, or a file exists.
+        DataError: a test split cannot be read.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for run in _runs_in(name):
+        trained = open_trained(best_seed(run), mirror, hardware)
+        if trained.recipe is None or trained.task.submission is None:
+            console.warn(f"{run}: its task {trained.task.name} has no leaderboard file")
+            continue
+        for task in (trained.task, *(task_named(other) for other in trained.task.submission.also)):
+            assert task.submission is not None
+            for split, file in task.submission.files.items():
+                path = output / f"{file}.tsv"
+                _write_glue_file(trained, task, split, path, mirror)
+                console.say(f"{run} → {path}")
+                written.append(path)
+    if not written:
+        raise UsageError(f"found no run of a GLUE task in {name}")
+    if as_zip:
+        packed = output / "submission.zip"
+        open_new(packed).close()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
+            for path in written:
+                bundle.write(path, path.name)
+        written.append(packed)
+    return written
+
+
+def write_squad(trained: Trained, task: Task, rows: Iterator[Row], output: Path) -> int:
+    """Write `predictions.json`, `nbest_predictions.json` and, for tasks with open questions, `null_odds.json`.
+
+    Returns:
+        the number of questions.
+
+    Raises:
+        UsageError: the model is of another kind, or a file exists.
+    """
+    if not isinstance(trained.head, QuestionAnswering):
+        raise UsageError(f"{trained.name} answers no questions ({trained.head.answer_kind}), so it has no SQuAD files")
+    output.mkdir(parents=True, exist_ok=True)
+    names = ["predictions", "nbest_predictions", *(["null_odds"] if task.unanswerable else [])]
+    count = 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(_JsonObject(output / f"{name}.json")) for name in names}
+        for number, (row, one) in enumerate(_span_answers(trained, trained.head, task, rows)):
+            key = str(row.get(task.id_column or "", number))
+            files["predictions"].write(key, one.text)
+            files["nbest_predictions"].write(key, _nbest(one))
+            if task.unanswerable:
+                files["null_odds"].write(key, one.null_odds)
+            count = number + 1
+    return count
+
+
+class _JsonObject:
+    """A JSON object written one entry at a time, so that it need not fit in memory."""
+
+    def __init__(self, path: Path):
+        self._path, self._first = path, True
+        self._file: IO[str]
+
+    def __enter__(self) -> _JsonObject:
+        self._file = open_new(self._path)
+        self._file.write("{")
+        return self
+
+    def write(self, key: str, value: Any) -> None:
+        """Add an entry."""
+        comma = "" if self._first else ","
+        self._file.write(f"{comma}\n{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}")
+        self._first = False
+
+    def __exit__(self, *_: object) -> None:
+        self._file.write("\n}\n")
+        self._file.close()
+
+
+def open_new(path: Path) -> IO[str]:
+    """A file that was not there before, for UTF-8 text.
+
+    Raises:
+        UsageError: it is there, or cannot be made.
+    """
+    try:
+        return path.open("x", encoding="utf-8", newline="")
+    except FileExistsError as error:
+        raise UsageError(f"{path} exists already; name another --output or remove it") from error
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _span_answers(
+    trained: Trained, head: QuestionAnswering, task: Task, inputs: Iterator[Row]
+) -> Iterator[tuple[Row, SpanAnswer]]:
+    from datasets import Dataset
+
+    for chunk in in_chunks(inputs, ROWS_AT_ONCE):
+        rows = Dataset.from_list(chunk)
+        encoded = head.encode(task, rows, trained.tokenizer, trained.data)
+        for some, part, logits, _ in answer(
+            trained.accelerator, trained.model, encoded, head, max_tokens=trained.max_tokens
+        ):
+            asked = rows.select(range(some.start, some.stop))
+            yield from zip(chunk[some], head.read(task, asked, part, logits), strict=True)
+
+
+def _nbest(one: SpanAnswer) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": candidate.text,
+            "probability": candidate.probability,
+            "start_logit": candidate.start_logit,
+            "end_logit": candidate.end_logit,
+        }
+        for candidate in one.candidates
+    ]
+
+
+def _runs_in(name: str) -> list[str]:
+    """The runs of a suite's folder, or the run itself."""
+    if (Path(name) / "recipe.yaml").is_file():
+        return [name]
+    runs = [str(path.parent) for path in sorted(Path(name).glob("*/recipe.yaml"))]
+    return runs or [name]
+
+
+def _write_glue_file(trained: Trained, task: Task, split: str, path: Path, mirror: Path | None) -> None:
+    assert task.submission is not None
+    try:
+        rows = load_split(task, split, mirror).select_columns(list(task.columns))
+    except BertcliError as error:
+        raise DataError(f"{path.name} needs the test rows of {task.name}: {error}") from error
+    encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
+    parts = answer(trained.accelerator, trained.model, encoded, trained.head, max_tokens=trained.max_tokens)
+    answers: list[Any] = []
+    for some, part, logits, _ in parts:
+        answers.extend(trained.head.decide(task, rows.select(range(some.start, some.stop)), part, logits))
+    with open_new(path) as file:
+        file.write("index\tprediction\n")
+        for number, given in enumerate(answers):
+            file.write(f"{number}\t{_glue_answer(trained, task, given)}\n")
+
+
+def _glue_answer(trained: Trained, task: Task, given: Any) -> str:
+    """An answer as the leaderboard wants it: a number, or a label by its name or by its place in GLUE's own order."""
+    assert task.submission is not None
+    if task.problem == "regression":
+        return f"{np.clip(given, *SIMILARITY_RANGE):.3f}"
+    label = trained.head.labels[int(given)]
+    return label if task.submission.answers == "names" else str(task.labels.index(label))

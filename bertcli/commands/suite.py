@@ -1,0 +1,124 @@
+"""`bertcli finetune` for a suite: its recipes one after the other, then one table of all of them."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bertcli.commands.finetune import finetune
+from bertcli.commands.prepare import recipe_task
+from bertcli.commands.trained import best_seed
+from bertcli.errors import BertcliError, Interrupted, TrainingError
+from bertcli.metrics.bundled import score_names
+from bertcli.recipe.schema import Recipe
+from bertcli.recipe.suite import Suite
+from bertcli.runs.console import Console, format_seconds, format_table
+from bertcli.runs.folder import write_json, write_text
+
+HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "minutes")
+
+
+def finetune_suite(
+    suite: Suite,
+    folder: Path,
+    *,
+    mirror: Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run each recipe of the suite in a run folder of its own in `folder`; return what its `results.json` holds.
+
+    A recipe that fails is told and left behind; the same command tries it again and goes on where it stopped.
+
+    Raises:
+        Interrupted: a signal came; what is done is saved.
+        TrainingError: some recipe failed; the others are finished.
+    """
+    console = console or Console()
+    finished: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    for number, (name, recipe) in enumerate(suite.recipes.items(), start=1):
+        console.say(f"\n{name} ({number} of {len(suite.recipes)})")
+        try:
+            if name in suite.start_from and not dry_run:
+                recipe = _started_from(recipe, _source(suite, name, folder))
+            options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite}
+            finished[name] = finetune(recipe, run_folder(folder, name), **options, console=console)
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except Exception as error:  # whatever one task dies of, the others can go on
+            kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "
+            failed[name] = f"{kind}{error}"
+            console.warn(f"{name} failed: {failed[name]}")
+    if dry_run:
+        return {"dry_run": True, "run": str(folder), "failed": failed}
+    results = _results(suite, folder, finished, failed)
+    write_json(folder / "results.json", results)
+    table = format_table(HEADER, [[row[column] for column in HEADER] for row in results["table"]])
+    console.say(f"\n{table}")
+    if "average" in results:
+        console.say(f"\naverage of {len(finished)} tasks: {results['average']:.4f}")
+    write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(suite.recipes)} tasks failed: {', '.join(failed)}. "
+            "The same command tries them again; the others are finished."
+        )
+    return results
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    """Where the recipe `name` of a suite runs."""
+    return folder / Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
+
+
+def _source(suite: Suite, name: str, folder: Path) -> str:
+    """The run whose encoder `name` starts from."""
+    source = suite.start_from[name]
+    run = run_folder(folder, source) if source in suite.recipes or run_folder(folder, source).is_dir() else Path(source)
+    return best_seed(str(run))
+
+
+def _started_from(recipe: Recipe, run: str) -> Recipe:
+    model = recipe.model.model_copy(update={"name": run, "new_head": True})
+    return recipe.model_copy(update={"model": model})
+
+
+def _results(suite: Suite, folder: Path, finished: dict[str, dict[str, Any]], failed: dict[str, str]) -> dict[str, Any]:
+    table: list[dict[str, str]] = []
+    means: list[float] = []
+    for name, recipe in suite.recipes.items():
+        if name in failed:
+            table.append(dict.fromkeys(HEADER, "") | {"task": name, "metric": "failed"})
+            continue
+        rows = _rows(name, recipe, finished[name])
+        table += [row for row, _ in rows]
+        means.append(statistics.fmean(value for _, value in rows))
+    results: dict[str, Any] = {"run": str(folder), "table": table, "tasks": finished, "failed": failed}
+    return results | ({"average": statistics.fmean(means)} if means else {})
+
+
+def _rows(name: str, recipe: Recipe, results: dict[str, Any]) -> list[tuple[dict[str, str], float]]:
+    """A line of the table for each split and score of a task, and the score's mean."""
+    task = recipe_task(recipe)
+    published = task.reference
+    rows = []
+    for split, scores in results["metrics"].items():
+        for score in [score for score in score_names(task.metric_names) if score in scores]:
+            given = scores[score]
+            values = given["values"] if isinstance(given, dict) else [given]
+            mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+            known = published.scores.get(score) if published and published.split == split else None
+            row = {
+                "task": name,
+                "split": split,
+                "metric": score,
+                "mean ± sd": f"{mean:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""),
+                "best": f"{max(values):.4f}",
+                "published": f"{known:.4f}" if known is not None else "",
+                "minutes": format_seconds(results["train_seconds"]),
+            }
+            rows.append((row, mean))
+    return rows

@@ -1,0 +1,92 @@
+"""A suite: several recipes run one after the other, with what they share laid over each of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from bertcli.errors import RecipeError, did_you_mean
+from bertcli.recipe.layers import Layer, overlay, read_overrides
+from bertcli.recipe.load import find_recipe, read_chain, resolve, validated
+from bertcli.recipe.schema import Recipe
+from bertcli.tasks.task import Names, Section
+
+OWN_KEYS = ("suite", "start_from")
+
+
+class SuiteKeys(Section):
+    """The keys a suite has beside those of a recipe, which go over each of its recipes."""
+
+    suite: Names = Field(min_length=1, description="recipes to run, by short name or path")
+    start_from: dict[str, str] | None = Field(
+        None, description="recipe → recipe of the suite (or finished run) whose encoder it starts from"
+    )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Recipes by name, in the order they run: one that others start from comes before them."""
+
+    recipes: dict[str, Recipe]
+    start_from: dict[str, str]
+
+
+def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None:
+    """The suite of a shipped name (`glue`) or a YAML file; None if it is no suite but a recipe.
+
+    Precedence: the recipe, the suite's sections, the command line. `suite=[cola, rte]` runs a part of it.
+
+    Raises:
+        RecipeError: with every mistake found, each as `file:line: found … expected …`.
+    """
+    path = find_recipe(name_or_path)
+    layer = read_chain(path)
+    if "suite" not in layer.values:
+        return None
+    all_names = layer.values["suite"]
+    own = read_overrides([word for word in overrides if word.partition("=")[0].split(".")[0] in OWN_KEYS])
+    problems = [*layer.problems, *own.problems]
+    overlay(layer, own)
+    shared = Layer({key: value for key, value in layer.values.items() if key not in OWN_KEYS}, layer.places)
+    keys, found = validated(SuiteKeys, {key: layer.values[key] for key in OWN_KEYS if key in layer.values}, layer, ())
+    problems += found
+    if not isinstance(keys, SuiteKeys):
+        raise RecipeError(problems)
+    short = {name.rpartition("/")[2]: name for name in all_names}
+    names = [short.get(name, name) for name in keys.suite]
+    start_from = {short.get(a, a): short.get(b, b) for a, b in (keys.start_from or {}).items()}
+    unknown = [name for name in start_from if name not in [short.get(one, one) for one in all_names]]
+    problems += [
+        f"found start_from for {name!r}, expected one of {names}.{did_you_mean(name, short)}" for name in unknown
+    ]
+    rest = [word for word in overrides if word.partition("=")[0].split(".")[0] not in OWN_KEYS]
+    recipes: dict[str, Recipe] = {}
+    for name in names:
+        try:
+            member = read_chain(find_recipe(name, path.parent))
+            overlay(member, copy.deepcopy(shared))
+            recipes[name] = resolve(member, rest)
+        except RecipeError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise RecipeError(problems)
+    order = list(_sources_first(list(recipes), start_from))
+    return Suite({name: recipes[name] for name in order}, start_from)
+
+
+def _sources_first(names: list[str], start_from: dict[str, str]) -> Iterator[str]:
+    """The names in their order, but none before the one it starts from.
+
+    Raises:
+        RecipeError: some start from each other.
+    """
+    waiting = list(names)
+    while waiting:
+        ready = next((name for name in waiting if start_from.get(name) not in waiting), None)
+        if ready is None:
+            raise RecipeError([f"found {', '.join(waiting)} starting from each other in start_from"])
+        waiting.remove(ready)
+        yield ready

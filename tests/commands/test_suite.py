@@ -1,0 +1,154 @@
+"""A suite runs its recipes, survives a failure, goes on, and tells all in one table; GLUE's files come from it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertcli.commands.finetune import finetune
+from bertcli.commands.predict import predict
+from bertcli.commands.suite import finetune_suite
+from bertcli.errors import TrainingError, UsageError
+from bertcli.recipe.load import load_recipe
+from bertcli.recipe.suite import Suite, load_suite
+from bertcli.runs.console import Console
+
+QUIET = Console(quiet=True)
+SHORT = ["training.max_steps=2", "data.max_train_examples=40", "data.max_eval_examples=20"]
+
+
+def load(text: str, *overrides: str) -> Suite:
+    Path("suite.yaml").write_text(text)
+    suite = load_suite("suite.yaml", [*SHORT, *overrides])
+    assert suite is not None
+    return suite
+
+
+def test_one_failure_leaves_the_others_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    Path("mine.yaml").write_text("extends: sample/sentiment\ntask: {files: {train: mine.csv}, text_columns: [text]}\n")
+    text = "suite: [sample/topics, mine.yaml, sample/similarity]\ntraining: {seed: [1, 2]}\n"
+    with pytest.raises(TrainingError, match=r"1 of 3 tasks failed: mine\.yaml"):
+        finetune_suite(load(text), Path("all"), console=QUIET)
+    first = json.loads(Path("all/results.json").read_text())
+    assert "found no file" in first["failed"]["mine.yaml"]
+    Path("mine.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 20)
+    changed = Path("all/sample-topics/seed-1/results.json").stat().st_mtime_ns
+    second = finetune_suite(load(text), Path("all"), console=QUIET)
+    assert not second["failed"]
+    assert Path("all/sample-topics/seed-1/results.json").stat().st_mtime_ns == changed
+    assert [row["task"] for row in second["table"]] == [
+        *["sample/topics"] * 3,
+        *["mine.yaml"] * 2,
+        *["sample/similarity"] * 2,
+    ]
+    assert " ± " in second["table"][0]["mean ± sd"]
+    assert 0 <= second["average"] <= 1
+    assert "| sample/topics " in Path("all/README.md").read_text()
+
+
+def test_a_task_starts_from_the_encoder_of_another(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    text = "suite: [sample/inference, sample/sentiment]\nstart_from: {sentiment: inference}\n"
+    finetune_suite(load(text, "training.learning_rate=1e-12"), Path("all"), console=QUIET)
+    before = load_file(Path("all/sample-inference/model/model.safetensors"))
+    after = load_file(Path("all/sample-sentiment/model/model.safetensors"))
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert before[name].sub(after[name]).abs().max() < 1e-6
+    assert before["classifier.weight"].shape != after["classifier.weight"].shape
+
+
+def test_dry_run_checks_all_and_writes_nothing() -> None:
+    results = finetune_suite(load("suite: [sample/topics, sample/choices]\n"), Path("all"), dry_run=True, console=QUIET)
+    assert results["dry_run"]
+    assert not Path("all").exists()
+
+
+GLUE_TASK = """
+task:
+  name: glue/mine
+  dataset: sample
+  config: {config}
+  text_columns: [{columns}]
+  problem: {problem}
+  labels: {labels}
+  submission: {{files: {{test: {file}}}, answers: {answers}}}
+extends: sample/sentiment
+"""
+
+
+def run_of(name: str, **rest: Any) -> None:
+    Path("task.yaml").write_text(GLUE_TASK.format(**rest))
+    finetune(load_recipe("task.yaml", SHORT), Path("runs") / name, console=QUIET)
+
+
+def test_glue_files_hold_numbers_or_names_in_glues_own_order() -> None:
+    run_of(
+        "one",
+        config="sentiment",
+        columns="text",
+        problem="single_label",
+        labels="[positive, negative]",
+        file="CoLA",
+        answers="numbers",
+    )
+    run_of(
+        "two",
+        config="inference",
+        columns="premise, hypothesis",
+        problem="single_label",
+        labels="[entailment, neutral, contradiction]",
+        file="MNLI-m",
+        answers="names",
+    )
+    run_of(
+        "three",
+        config="similarity",
+        columns="sentence1, sentence2",
+        problem="regression",
+        labels="[]",
+        file="STS-B",
+        answers="numbers",
+    )
+    predict("runs", output="out", format_name="glue", as_zip=True, console=QUIET)
+    files = {path.name: path.read_text().splitlines() for path in Path("out").glob("*.tsv")}
+    assert sorted(files) == ["CoLA.tsv", "MNLI-m.tsv", "STS-B.tsv"]
+    for lines in files.values():
+        assert lines[0] == "index\tprediction"
+        assert [line.split("\t")[0] for line in lines[1:]] == [str(row) for row in range(400)]
+    answers = {name: {line.split("\t")[1] for line in lines[1:]} for name, lines in files.items()}
+    assert answers["CoLA.tsv"] <= {"0", "1"}
+    assert answers["MNLI-m.tsv"] <= {"entailment", "neutral", "contradiction"}
+    assert all(0 <= float(answer) <= 5 for answer in answers["STS-B.tsv"])
+    with zipfile.ZipFile("out/submission.zip") as bundle:
+        assert sorted(bundle.namelist()) == sorted(files)
+    Path("one.jsonl").unlink(missing_ok=True)
+    predict("runs/one", output="one.jsonl", split="test", console=QUIET)
+    labels = [json.loads(line)["label"] for line in Path("one.jsonl").read_text().splitlines()]
+    numbers = [["positive", "negative"].index(label) for label in labels]
+    assert [line.split("\t")[1] for line in files["CoLA.tsv"][1:]] == [str(number) for number in numbers]
+    with pytest.raises(UsageError, match="exists already"):
+        predict("runs/one", output="out", format_name="glue", console=QUIET)
+
+
+def test_squad_files_have_the_official_form() -> None:
+    for name in ("questions", "open-questions"):
+        finetune(load_recipe(f"sample/{name}", SHORT), Path("runs") / name, console=QUIET)
+        predict(f"runs/{name}", output=name, format_name="squad", split="test", console=QUIET)
+    asked = [f"open-questions-{row}" for row in range(2400, 2800)]
+    files = {path.name: json.loads(path.read_text()) for path in Path("open-questions").iterdir()}
+    assert sorted(files) == ["nbest_predictions.json", "null_odds.json", "predictions.json"]
+    assert all(list(content) == asked for content in files.values())
+    for key in asked:
+        best = files["nbest_predictions.json"][key]
+        assert set(best[0]) == {"text", "probability", "start_logit", "end_logit"}
+        assert len({one["text"] for one in best}) == len(best) <= 21  # 20, and `no answer` wherever it stands
+        assert "" in {one["text"] for one in best}
+        assert (files["predictions.json"][key] == "") == (files["null_odds.json"][key] > 0)
+    assert sorted(path.name for path in Path("questions").iterdir()) == ["nbest_predictions.json", "predictions.json"]
+    with pytest.raises(UsageError, match="name a folder"):
+        predict("runs/questions", format_name="squad", split="test", console=QUIET)
