@@ -10,9 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from bertcli.cli import app
+from bertcli.commands.evaluate import evaluate
+from bertcli.commands.finetune import finetune
 from bertcli.errors import RecipeError
 from bertcli.recipe.load import load_recipe, shipped_recipes
 from bertcli.recipe.suite import load_suite
+from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder
 
 from .conftest import REPOSITORY
@@ -47,6 +50,18 @@ def test_every_shipped_recipe_is_named(name: str) -> None:
 def test_recipe_snippets_are_valid(text: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.yaml").write_text(text, "utf-8")
     load_recipe(str(tmp_path / "snippet.yaml"))
+
+
+def test_the_example_with_own_files_runs(encoder: Path) -> None:
+    """A new data set takes one section of a recipe: the README's, as it stands there."""
+    text = next(text for kind, text in BLOCKS if kind == "yaml" and "files:" in text)
+    Path("own.yaml").write_text(text, "utf-8")
+    for name in ("reviews.csv", "final.csv"):
+        Path(name).write_text("text,label\n" + "a fine film,positive\nawful soup,negative\n" * 20, "utf-8")
+    words = [f"model.name={encoder}", "training.max_steps=2", "data.max_length=32"]
+    results = finetune(load_recipe("own.yaml", words), Path("run"), console=Console(quiet=True))
+    assert set(results["metrics"]["validation"]) == {"accuracy", "f1_macro", "loss"}
+    assert evaluate("run", split="test", console=Console(quiet=True))["num_examples"] == 40
 
 
 @pytest.mark.parametrize("command", COMMANDS)
