@@ -62,8 +62,7 @@ def _evaluate_one(
             f"{task.name}: the labels of split {split!r} are hidden; `bertcli predict` answers without them"
         )
     encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
-    for note in encoded.notes:
-        console.warn(note)
+    console.warn_of_rows(encoded.notes)
     with console.display(f"eval {split}", len(encoded)) as display:
         scores = score(
             trained.accelerator,

@@ -78,29 +78,30 @@ def predict(
     usual = trained.head.usual_columns
     rows = _inputs(task, values, input_path, input_format or guess_format(input_path), usual, split, mirror)
     if format_name == "squad":
-        count = write_squad(trained, task, iter(rows), Path(output))
+        count = write_squad(trained, task, iter(rows), Path(output), console)
         console.say(f"{count} answers in {output}")
         return count
     count = 0
     with _opened(output) as file:
-        count = _write(predictions(trained, task, rows), file, format_name)
+        count = _write(predictions(trained, task, rows, console), file, format_name)
     if output != "-":
         console.say(f"{count} answers in {output}")
     return count
 
 
-def predictions(trained: Trained, task: Task, inputs: Iterable[Row]) -> Iterator[tuple[Row, Answer]]:
+def predictions(trained: Trained, task: Task, inputs: Iterable[Row], console: Console) -> Iterator[tuple[Row, Answer]]:
     """What is repeated of each input, with its answer; memory does not grow with the number of inputs."""
     import pyarrow
     from datasets import Dataset
 
     kept = {*trained.head.echoed(task), task.id_column}
-    for chunk in in_chunks(inputs, ROWS_AT_ONCE):
+    for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
         try:
             rows = Dataset.from_list(chunk)
         except pyarrow.ArrowException as error:
             raise DataError(f"some inputs hold texts where others hold lists of them ({error})") from error
         encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
+        console.warn_of_rows(encoded.notes, first_row=number * ROWS_AT_ONCE)
         parts = answer(trained.accelerator, trained.model, encoded, trained.head, max_tokens=trained.max_tokens)
         for some, part, logits, _ in parts:
             answers = trained.head.decode(task, rows.select(range(some.start, some.stop)), part, logits)

@@ -66,7 +66,7 @@ def write_glue(
     return written
 
 
-def write_squad(trained: Trained, task: Task, rows: Iterator[Row], output: Path) -> int:
+def write_squad(trained: Trained, task: Task, rows: Iterator[Row], output: Path, console: Console) -> int:
     """Write `predictions.json`, `nbest_predictions.json` and, for tasks with open questions, `null_odds.json`.
 
     Returns:
@@ -82,7 +82,7 @@ def write_squad(trained: Trained, task: Task, rows: Iterator[Row], output: Path)
     count = 0
     with ExitStack() as stack:
         files = {name: stack.enter_context(_JsonObject(output / f"{name}.json")) for name in names}
-        for number, (row, one) in enumerate(_span_answers(trained, trained.head, task, rows)):
+        for number, (row, one) in enumerate(_span_answers(trained, trained.head, task, rows, console)):
             key = str(row.get(task.id_column or "", number))
             files["predictions"].write(key, one.text)
             files["nbest_predictions"].write(key, _nbest(one))
@@ -130,13 +130,14 @@ def open_new(path: Path) -> IO[str]:
 
 
 def _span_answers(
-    trained: Trained, head: QuestionAnswering, task: Task, inputs: Iterator[Row]
+    trained: Trained, head: QuestionAnswering, task: Task, inputs: Iterator[Row], console: Console
 ) -> Iterator[tuple[Row, SpanAnswer]]:
     from datasets import Dataset
 
-    for chunk in in_chunks(inputs, ROWS_AT_ONCE):
+    for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
         rows = Dataset.from_list(chunk)
         encoded = head.encode(task, rows, trained.tokenizer, trained.data)
+        console.warn_of_rows(encoded.notes, first_row=number * ROWS_AT_ONCE)
         for some, part, logits, _ in answer(
             trained.accelerator, trained.model, encoded, head, max_tokens=trained.max_tokens
         ):

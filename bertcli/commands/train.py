@@ -88,8 +88,7 @@ class _Run:
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.train_split = prepared.encode("train")
         for split in prepared.rows:
-            for note in prepared.encode(split).notes:
-                console.warn(f"{split}: {note}")
+            console.warn_of_rows(prepared.encode(split).notes, where=f"{split} rows")
         self.best_by = recipe.evaluation.best_by or prepared.task.deciding_metric
         self.progress = self._resume()
         write_json(folder.environment, describe_environment())

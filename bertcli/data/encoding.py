@@ -25,6 +25,10 @@ TEXTS_AT_ONCE = 2000
 IGNORED_LABEL = -100
 
 
+Note = tuple[int, str]
+"""A row's number, and what happened to it."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """N items laid end to end; sequence i is `input_ids[offsets[i]:offsets[i + 1]]`."""
@@ -38,7 +42,7 @@ class Encoded:
     num_choices: int = 1  # K
     labels_per_token: bool = False
     places: np.ndarray | None = None  # [T …] where in its row each token stands; its head says how
-    notes: tuple[str, ...] = ()  # what a person should know of how rows were encoded
+    notes: tuple[Note, ...] = ()  # what a person should know of how rows were encoded
 
     def __len__(self) -> int:
         return len(self.rows)

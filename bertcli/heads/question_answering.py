@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.encoding import TEXTS_AT_ONCE, Encoded, Sequences, frame_of, tokenize, windows
+from bertcli.data.encoding import TEXTS_AT_ONCE, Encoded, Note, Sequences, frame_of, tokenize, windows
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
 from bertcli.heads.spans import NOT_IN_PASSAGE, SpanAnswer, best_spans, read_answer
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+CUT_QUESTION = "the question is longer than {} tokens (data.max_question_length) and was cut"
 
 
 class QuestionAnswering(Head):
@@ -71,10 +73,10 @@ class QuestionAnswering(Head):
         spans = answer_spans(task, rows)
         places: list[np.ndarray] = []
         labels: list[tuple[int, int]] = []
-        cut_questions: list[int] = []
+        notes: list[Note] = []
         for row, question, passage, offsets in self._tokenized(task, rows, tokenizer):
             if len(question) > longest_question:
-                cut_questions.append(row)
+                notes.append((row, CUT_QUESTION.format(longest_question)))
                 question = question[:longest_question]
             before = len(frame.before) + len(question) + len(frame.between)
             room = data.max_length - frame.num_special - len(question)
@@ -89,7 +91,7 @@ class QuestionAnswering(Head):
             tokenizer,
             np.asarray(labels, dtype=np.int64).reshape(-1, 2) if spans is not None else None,
             places=np.concatenate(places) if places else np.empty((0, 2), np.int32),
-            notes=_note_of_cut_questions(cut_questions, longest_question),
+            notes=tuple(notes),
         )
 
     def _tokenized(
@@ -241,11 +243,3 @@ def _tokens_of_span(place: np.ndarray, span: tuple[int, int] | None) -> tuple[in
     first = int(np.searchsorted(ends, span[0], side="right"))
     last = int(np.searchsorted(starts, span[1], side="left")) - 1
     return (int(inside[first]), int(inside[last])) if first <= last else (0, 0)
-
-
-def _note_of_cut_questions(rows: list[int], longest: int) -> tuple[str, ...]:
-    if not rows:
-        return ()
-    some = ", ".join(str(row + 1) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
-    note = f"questions longer than {longest} tokens were cut in {len(rows)} rows ({some})"
-    return (f"{note}; data.max_question_length sets how long they may be",)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
+ROWS_SHOWN = 5
 
 
 class Display:
@@ -60,6 +61,15 @@ class Console:
     def warn(self, text: str) -> None:
         """A line that even `quiet` shows."""
         self._rich.print(f"warning: {text}", markup=False, style="yellow")
+
+    def warn_of_rows(self, notes: Iterable[tuple[int, str]], *, first_row: int = 0, where: str = "rows") -> None:
+        """One warning for each thing that happened to some rows, which are numbered from 0 in `notes`."""
+        by_words: dict[str, list[int]] = {}
+        for row, words in notes:
+            by_words.setdefault(words, []).append(first_row + row + 1)
+        for words, rows in by_words.items():
+            some = ", ".join(map(str, rows[:ROWS_SHOWN])) + (", …" if len(rows) > ROWS_SHOWN else "")
+            self.warn(f"{where} {some} ({len(rows)}): {words}")
 
     @contextmanager
     def display(self, title: str, total: int) -> Iterator[Display]:

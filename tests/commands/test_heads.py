@@ -104,6 +104,14 @@ def test_questions_are_answered_with_spans_of_the_passage(runs: dict[str, Path])
     assert "null_odds" in answers(runs["open-questions"], values=[["who saw the soup ?", passage]])[0]
 
 
+def test_a_question_that_is_cut_is_reported_with_its_row(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [["who ?", "anna ran ."]] * 1030 + [["word " * 200, "anna ran ."]]
+    assert len(answers(runs["questions"], values=rows)) == 1031
+    assert "rows 1031 (1): the question is longer than" in " ".join(capsys.readouterr().err.split())
+
+
 def test_official_squad_json_is_read(runs: dict[str, Path]) -> None:
     asked = {"id": "q1", "question": "who ?", "answers": [{"text": "anna", "answer_start": 0}]}
     content = {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": "anna ran .", "qas": [asked]}]}]}

@@ -134,7 +134,7 @@ def test_inputs_are_not_read_ahead_of_a_chunk(trained: Path, monkeypatch: pytest
             yield {"text": "film"}
 
     run = open_trained(str(trained), None)
-    stream = predictions(run, run.task, endless())  # type: ignore[arg-type]
+    stream = predictions(run, run.task, endless(), QUIET)  # type: ignore[arg-type]
     next(stream)
     assert taken == ROWS_AT_ONCE
 
