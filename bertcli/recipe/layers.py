@@ -6,7 +6,7 @@ Only mappings, lists and scalars are read: no YAML tag can make an object.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -28,6 +28,7 @@ COMMAND_LINE = "command line"
 class Layer:
     """Values of one source; `places` says where each key stands (`file:line`, or the command line)."""
 
+    root: type[BaseModel] = Recipe  # what kind of recipe it is of
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Keys, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -39,12 +40,12 @@ class Layer:
         return self.places.get(keys, COMMAND_LINE)
 
 
-def read_file(path: Path) -> Layer:
-    """The mapping in a YAML file; what is wrong with it is in `problems`."""
-    layer = Layer(places={(): f"{path}:1"})
+def read_file(path: Path, root: type[BaseModel]) -> Layer:
+    """The mapping in a YAML file, a recipe of the kind `root`; what is wrong with it is in `problems`."""
+    layer = Layer(root, places={(): f"{path}:1"})
     try:
         text = path.read_text("utf-8-sig")
-        root = YAML(typ="rt", pure=True).compose(text)
+        node = YAML(typ="rt", pure=True).compose(text)
     except UnicodeDecodeError:
         layer.problems.append(f"{path}:1: found bytes that are not UTF-8, expected a YAML file in UTF-8")
         return layer
@@ -54,17 +55,17 @@ def read_file(path: Path) -> Layer:
     except YAMLError as error:
         layer.problems.append(_syntax_problem(path, error))
         return layer
-    if not isinstance(root, MappingNode):
-        found = "nothing" if root is None else "a list" if isinstance(root, SequenceNode) else repr(root.value)
+    if not isinstance(node, MappingNode):
+        found = "nothing" if node is None else "a list" if isinstance(node, SequenceNode) else repr(node.value)
         layer.problems.append(f"{path}:1: found {found}, expected `key: value` lines (at least `task: …`)")
         return layer
-    layer.values = _construct(root, (), str(path), layer)
+    layer.values = _construct(node, (), str(path), layer)
     return layer
 
 
-def read_overrides(overrides: Iterator[str] | list[str] | tuple[str, ...]) -> Layer:
+def read_overrides(overrides: Iterable[str], root: type[BaseModel]) -> Layer:
     """`key=value` words of the command line as one layer; a later word wins."""
-    layer = Layer(places={(): COMMAND_LINE})
+    layer = Layer(root, places={(): COMMAND_LINE})
     for word in overrides:
         dotted, equals, text = word.partition("=")
         keys: Keys = tuple(dotted.split("."))
@@ -76,7 +77,7 @@ def read_overrides(overrides: Iterator[str] | list[str] | tuple[str, ...]) -> La
         except YAMLError:
             layer.problems.append(f"{COMMAND_LINE}: found {word!r}, whose value is not YAML; quote it")
             continue
-        part = Layer()
+        part = Layer(root)
         for end in range(len(keys) + 1):
             part.places[keys[:end]] = COMMAND_LINE
         value = None if node is None else _construct(node, keys, None, part)
@@ -114,7 +115,7 @@ def _construct(node: Node, keys: Keys, path: str | None, layer: Layer) -> Any:
         layer.problems.append(f"{_place(path, node)}: found the tag {node.tag}, expected plain values without tags")
         return None
     if isinstance(node, ScalarNode):
-        return _scalar(node, _wants_text(keys))
+        return _scalar(node, _wants_text(layer.root, keys))
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             layer.places[(*keys, index)] = _place(path, item)
@@ -164,19 +165,20 @@ def _number(text: str) -> Any:
     return int(text, 0) if text[:2] in ("0x", "0o") else math.nan
 
 
-def _wants_text(keys: Keys) -> bool:
+def _wants_text(root: type[BaseModel], keys: Keys) -> bool:
     """Whether the recipe's field at `keys` takes text (or a list of texts) and no number."""
-    model: type[BaseModel] = Recipe
-    for depth, key in enumerate(keys):
-        known = model.model_fields.get(str(key))
+    model = root
+    names = [key for key in keys if isinstance(key, str)]
+    for depth, key in enumerate(names):
+        known = model.model_fields.get(key)
         if known is None:
             return False
-        if depth == 0 and key == "task" and len(keys) > 1:
+        if model is Recipe and key == "task" and depth < len(names) - 1:
             model = Task
             continue
         inner = [kind for kind in _kinds(known.annotation) if isinstance(kind, type)]
         sections = [kind for kind in inner if issubclass(kind, BaseModel)]
-        if not sections or depth == len(keys) - 1:
+        if not sections or depth == len(names) - 1:
             return str in inner and not {int, float} & set(inner)
         model = sections[0]
     return False

@@ -16,6 +16,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 import bertcli
 from bertcli.errors import RecipeError, did_you_mean
 from bertcli.recipe.layers import COMMAND_LINE, Keys, Layer, overlay, read_file, read_overrides
+from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.problems import describe_problem, misplaced_words
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks import TASKS
@@ -32,13 +33,35 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with every mistake found, each as `file:line: found … expected …`.
     """
-    layer = read_chain(find_recipe(name_or_path))
+    layer = read_chain(find_recipe(name_or_path), Recipe)
     if "suite" in layer.values:
         raise RecipeError([f"{layer.place(('suite',))}: {name_or_path} is a suite; name one of its recipes here"])
-    return resolve(layer, overrides)
+    if "corpus" in layer.values:
+        place = layer.place(("corpus",))
+        raise RecipeError([f"{place}: {name_or_path} is a recipe for `bertcli pretrain`, expected one with a task"])
+    recipe = resolve(layer, overrides)
+    assert isinstance(recipe, Recipe)
+    return recipe
 
 
-def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe:
+def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe:
+    """The pretraining recipe of a shipped name (`pretrain/tiny`) or a YAML file; all as `load_recipe` does it.
+
+    Relative paths under `corpus.sources` start at the folder of the file they stand in.
+
+    Raises:
+        RecipeError: with every mistake found, each as `file:line: found … expected …`.
+    """
+    layer = read_chain(find_recipe(name_or_path), PretrainRecipe)
+    if "task" in layer.values:
+        place = layer.place(("task",))
+        raise RecipeError([f"{place}: {name_or_path} is a recipe for `bertcli finetune`, expected one with a corpus"])
+    recipe = resolve(layer, overrides)
+    assert isinstance(recipe, PretrainRecipe)
+    return recipe
+
+
+def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe | PretrainRecipe:
     """The recipe of a layer with `key=value` overrides.
 
     Raises:
@@ -46,7 +69,7 @@ def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe:
     """
     problems = list(layer.problems)
     for word in overrides:
-        above = read_overrides([word])
+        above = read_overrides([word], layer.root)
         _anchor_files(above, Path.cwd())
         wrong = above.problems or _keys_under_a_value(layer, word)
         problems += wrong
@@ -60,7 +83,7 @@ def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Recipe | PretrainRecipe) -> str:
     """The resolved recipe as YAML text that `load_recipe` reads back to an equal recipe."""
     yaml = YAML()
     yaml.width = 4096
@@ -103,9 +126,9 @@ def find_recipe(name_or_path: str, beside: Path = Path()) -> Path:
     raise RecipeError([f"found no recipe {name_or_path!r}, expected a YAML file or a shipped name.{cure}"])
 
 
-def read_chain(path: Path, children: tuple[Path, ...] = ()) -> Layer:
+def read_chain(path: Path, root: type[BaseModel], children: tuple[Path, ...] = ()) -> Layer:
     """The layer of a file over the ones it extends; what is wrong with them is in its `problems`."""
-    layer = read_file(path)
+    layer = read_file(path, root)
     _anchor_files(layer, path.parent)
     parent = layer.values.pop("extends", None)
     if parent is None:
@@ -122,7 +145,7 @@ def read_chain(path: Path, children: tuple[Path, ...] = ()) -> Layer:
     if parent_path.resolve() in [child.resolve() for child in (*children, path)]:
         layer.problems.append(f"{place}: {parent} extends this recipe in turn; one of them must stand alone")
         return layer
-    below = read_chain(parent_path, (*children, path))
+    below = read_chain(parent_path, root, (*children, path))
     overlay(below, layer)
     below.problems += layer.problems
     below.places[()] = layer.places[()]
@@ -145,19 +168,31 @@ def _keys_under_a_value(layer: Layer, word: str) -> list[str]:
 
 
 def _anchor_files(layer: Layer, folder: Path) -> None:
-    """Let relative paths under `task.files` start at `folder`; they are absolute from here on."""
-    task = layer.values.get("task")
-    files: Any = task.get("files") if isinstance(task, dict) else None
-    for split, paths in files.items() if isinstance(files, dict) else ():
+    """Let relative paths under `task.files` and `corpus.sources` start at `folder`; from here on they are absolute."""
+
+    def anchor(section: dict[str, Any], key: str) -> None:
+        paths = section[key]
         if isinstance(paths, str):
-            files[split] = str(folder.resolve() / paths)
+            section[key] = str(folder.resolve() / paths)
         elif isinstance(paths, list):
-            files[split] = [str(folder.resolve() / path) if isinstance(path, str) else path for path in paths]
+            section[key] = [str(folder.resolve() / path) if isinstance(path, str) else path for path in paths]
+
+    task, corpus = layer.values.get("task"), layer.values.get("corpus")
+    files: Any = task.get("files") if isinstance(task, dict) else None
+    for split in files if isinstance(files, dict) else ():
+        anchor(files, split)
+    sources: Any = corpus.get("sources") if isinstance(corpus, dict) else None
+    for source in sources if isinstance(sources, list) else ():
+        if isinstance(source, dict) and "files" in source:
+            anchor(source, "files")
 
 
-def _validate(layer: Layer) -> tuple[Recipe | None, list[str]]:
+def _validate(layer: Layer) -> tuple[Recipe | PretrainRecipe | None, list[str]]:
     """The recipe of merged values, or None with every problem in the words of `describe_problem`."""
     values = dict(layer.values)
+    if layer.root is PretrainRecipe:
+        pretraining, found = validated(PretrainRecipe, values, layer, ())
+        return (pretraining if isinstance(pretraining, PretrainRecipe) else None), found
     problems: list[str] = []
     task: Any = values.get("task")
     if isinstance(task, dict):
@@ -196,7 +231,7 @@ def validated(
             keys = (*prefix, *found["loc"])
             place = layer.place(keys)
             if found["type"] == "extra_forbidden":
-                problems[f"{place}: {misplaced_words(keys)}"] = None
+                problems[f"{place}: {misplaced_words(layer.root, keys)}"] = None
             else:
                 problems[f"{place}: {describe_problem(keys, dict(found))}"] = None
         return None, list(problems)

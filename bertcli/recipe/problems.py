@@ -12,11 +12,6 @@ from bertcli.recipe.layers import Keys
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Task
 
-SECTIONS: dict[str, type[BaseModel]] = {"task": Task} | {
-    name: field.annotation
-    for name, field in Recipe.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-}
 EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -60,17 +55,17 @@ def describe_problem(keys: Keys, found: dict[str, Any]) -> str:
     return f"found {found['input']!r} for {name}, expected {expected}"
 
 
-def misplaced_words(keys: Keys) -> str:
-    """One line for a key that its section does not have: near names, and the section where it belongs."""
+def misplaced_words(root: type[BaseModel], keys: Keys) -> str:
+    """One line for a key that its section of a `root` recipe does not have: near names, where it belongs."""
     section, key = ".".join(map(str, keys[:-1])), str(keys[-1])
     where = f"in section {section!r}" if section else "at the top level"
-    here = list(_fields_at(keys[:-1]))
-    homes = [home for home in _homes(key) if home != section]
+    here = list(_fields_at(root, keys[:-1]))
+    homes = [home for home in _homes(root, key) if home != section]
     if homes:
         return f"found key {key!r} {where}, expected it in section {homes[0]!r}. Did you mean {homes[0]}.{key}?"
     near = did_you_mean(key, here)
     if not near:
-        full_names = [f"{name}.{field}" for name, model in SECTIONS.items() for field in model.model_fields]
+        full_names = [f"{name}.{field}" for name, model in _sections(root).items() for field in model.model_fields]
         leaves = {full.rpartition(".")[2]: full for full in full_names}
         near = did_you_mean(key, leaves)
         for leaf, full in leaves.items():
@@ -78,16 +73,26 @@ def misplaced_words(keys: Keys) -> str:
     return f"found unknown key {key!r} {where}, expected one of {', '.join(here)}.{near}"
 
 
-def _homes(key: str) -> Iterator[str]:
-    for name, model in SECTIONS.items():
+def _sections(root: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The sections of a kind of recipe by name; a recipe's task may be one."""
+    sections: dict[str, type[BaseModel]] = {"task": Task} if root is Recipe else {}
+    for name, field in root.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            sections[name] = field.annotation
+    return sections
+
+
+def _homes(root: type[BaseModel], key: str) -> Iterator[str]:
+    for name, model in _sections(root).items():
         if key in model.model_fields:
             yield name
 
 
-def _fields_at(keys: Keys) -> Iterator[str]:
-    model: type[BaseModel] = Recipe
+def _fields_at(root: type[BaseModel], keys: Keys) -> Iterator[str]:
+    model = root
     for key in keys:
-        wanted = model.model_fields[str(key)].annotation
-        kinds = [kind for kind in (wanted, *get_args(wanted)) if isinstance(kind, type)]
-        model = next(kind for kind in kinds if issubclass(kind, BaseModel))
+        if isinstance(key, str):
+            wanted = model.model_fields[key].annotation
+            kinds = [kind for kind in (wanted, *get_args(wanted)) if isinstance(kind, type)]
+            model = next(kind for kind in kinds if issubclass(kind, BaseModel))
     yield from model.model_fields

@@ -43,14 +43,14 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
         RecipeError: with every mistake found, each as `file:line: found … expected …`.
     """
     path = find_recipe(name_or_path)
-    layer = read_chain(path)
+    layer = read_chain(path, Recipe)
     if "suite" not in layer.values:
         return None
     all_names = layer.values["suite"]
-    own = read_overrides([word for word in overrides if word.partition("=")[0].split(".")[0] in OWN_KEYS])
+    own = read_overrides([word for word in overrides if word.partition("=")[0].split(".")[0] in OWN_KEYS], Recipe)
     problems = [*layer.problems, *own.problems]
     overlay(layer, own)
-    shared = Layer({key: value for key, value in layer.values.items() if key not in OWN_KEYS}, layer.places)
+    shared = Layer(Recipe, {key: value for key, value in layer.values.items() if key not in OWN_KEYS}, layer.places)
     keys, found = validated(SuiteKeys, {key: layer.values[key] for key in OWN_KEYS if key in layer.values}, layer, ())
     problems += found
     if not isinstance(keys, SuiteKeys):
@@ -66,9 +66,11 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
     recipes: dict[str, Recipe] = {}
     for name in names:
         try:
-            member = read_chain(find_recipe(name, path.parent))
+            member = read_chain(find_recipe(name, path.parent), Recipe)
             overlay(member, copy.deepcopy(shared))
-            recipes[name] = resolve(member, rest)
+            recipe = resolve(member, rest)
+            assert isinstance(recipe, Recipe)
+            recipes[name] = recipe
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
