@@ -56,7 +56,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from bertcli.models.build import save_model, train_tokenizer
+    from bertcli.models.build import save_model
+    from bertcli.models.tokenizers import train_tokenizer
 
     tokenizer = train_tokenizer(TEXTS, 128)
     config = BertConfig(

@@ -15,6 +15,7 @@ from bertcli.heads.head import Head
 from bertcli.heads.labels import check_labels, saved_labels
 from bertcli.metrics.bundled import load_metric, score_names
 from bertcli.models import build
+from bertcli.models.tokenizers import train_tokenizer
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks import task_named
 from bertcli.tasks.task import Task
@@ -130,7 +131,7 @@ def _tokenizer(recipe: Recipe, task: Task, train: Dataset, mirror: Path | None) 
     name = recipe.model.tokenizer or recipe.model.name
     if name is not None:
         return build.load_tokenizer(name, mirror, for_words=task.head == "token_classification")
-    return build.train_tokenizer(_texts(task, train), recipe.model.vocabulary_size)
+    return train_tokenizer(_texts(task, train), recipe.model.vocabulary_size)
 
 
 def _texts(task: Task, rows: Dataset) -> Iterator[str]:

@@ -5,7 +5,7 @@ Names are looked up as a run folder, a model folder, in the mirror, in the local
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,17 +163,6 @@ def build_model(
     )
     _set_fields(config, config_fields, section.dropout)
     return getattr(transformers, model_class).from_config(config)
-
-
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerBase:
-    """A lower-casing WordPiece tokenizer with BERT's special tokens, learned from `texts`."""
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizer
-
-    learner = BertWordPieceTokenizer(lowercase=True)
-    learner.train_from_iterator(texts, vocab_size=vocabulary_size, min_frequency=1, show_progress=False)
-    special: dict[str, Any] = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    return BertTokenizer(tokenizer_object=learner._tokenizer, model_max_length=512, **special)
 
 
 def longest_input(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:

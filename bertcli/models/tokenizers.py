@@ -1,0 +1,126 @@
+"""Vocabularies learned from text: WordPiece (BERT), byte-level BPE (RoBERTa, GPT-2), Unigram (SentencePiece).
+
+Texts are streamed; what is kept in memory are the counts of their distinct words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from bertcli.errors import DataError
+from bertcli.recipe.pretrain import TokenizerKind
+
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerBase
+
+BERT_TOKENS = {name: f"[{name.removesuffix('_token').upper()}]" for name in
+               ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")}  # fmt: skip
+ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+}
+LONGEST_INPUT = 512  # what a learned tokenizer says a model reads, until a model says otherwise
+NUM_SENTINELS = 100  # marks of lost spans, as T5's
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocabulary_size: int,
+    kind: TokenizerKind = "wordpiece",
+    *,
+    lowercase: bool = True,
+    sentinels: bool = False,
+) -> PreTrainedTokenizerBase:
+    """A fast tokenizer learned from `texts`.
+
+    Args:
+        vocabulary_size: entries at most, special tokens included; a small corpus gives fewer.
+        lowercase: ignore case and accents (not with `bpe`, which keeps every byte).
+        sentinels: add T5's marks of lost spans, `<extra_id_0>` ….
+
+    Raises:
+        DataError: the texts hold no words.
+    """
+    special = ROBERTA_TOKENS if kind == "bpe" else BERT_TOKENS
+    names = list(dict.fromkeys(special.values()))
+    extra = [f"<extra_id_{number}>" for number in range(NUM_SENTINELS)] if sentinels else []
+    learner = _learner(kind, lowercase)
+    try:
+        learner.train_from_iterator(texts, trainer=_trainer(kind, vocabulary_size - len(extra), names))
+    except Exception as error:  # what the Rust library raises has no type of its own
+        raise DataError(f"cannot learn a {kind} vocabulary of {vocabulary_size} entries ({error})") from error
+    if learner.get_vocab_size() <= len(names) + 1:  # Unigram keeps the mark of a space in any case
+        raise DataError("cannot learn a vocabulary: the corpus holds no words")
+    learner.post_processor = _frame(kind, learner)
+    return _wrapped(kind, learner, special, extra)
+
+
+def _learner(kind: TokenizerKind, lowercase: bool) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    if kind == "bpe":
+        learner = Tokenizer(models.BPE())
+        learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        learner.decoder = decoders.ByteLevel()
+        return learner
+    if kind == "wordpiece":
+        learner = Tokenizer(models.WordPiece(unk_token=BERT_TOKENS["unk_token"]))
+        learner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        learner.decoder = decoders.WordPiece()
+        return learner
+    learner = Tokenizer(models.Unigram())
+    cleaning = [normalizers.Nmt(), normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])]
+    learner.normalizer = normalizers.Sequence(cleaning)
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    learner.decoder = decoders.Metaspace()
+    return learner
+
+
+def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str]) -> Any:
+    from tokenizers import pre_tokenizers, trainers
+
+    shared: dict[str, Any] = {"vocab_size": vocabulary_size, "special_tokens": special, "show_progress": False}
+    if kind == "bpe":
+        return trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **shared)
+    if kind == "wordpiece":
+        return trainers.WordPieceTrainer(min_frequency=1, **shared)
+    return trainers.UnigramTrainer(unk_token=BERT_TOKENS["unk_token"], **shared)
+
+
+def _frame(kind: TokenizerKind, learner: tokenizers.Tokenizer) -> Any:
+    """What the tokenizer sets around texts: `[CLS] a [SEP] b [SEP]`, or RoBERTa's `<s> a </s></s> b </s>`."""
+    from tokenizers import processors
+
+    if kind == "bpe":
+        start, end = ("<s>", learner.token_to_id("<s>")), ("</s>", learner.token_to_id("</s>"))
+        return processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[start, end]
+        )
+    start, end = (("[CLS]", learner.token_to_id("[CLS]")), ("[SEP]", learner.token_to_id("[SEP]")))
+    return processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=[start, end]
+    )
+
+
+def _wrapped(
+    kind: TokenizerKind, learner: tokenizers.Tokenizer, special: dict[str, str], extra: list[str]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer as transformers saves and loads it."""
+    from transformers import BertTokenizer, PreTrainedTokenizerFast
+
+    options: dict[str, Any] = {"tokenizer_object": learner, "model_max_length": LONGEST_INPUT, **special}
+    if extra:
+        options["additional_special_tokens"] = extra
+    if kind == "wordpiece":
+        return BertTokenizer(**options)
+    if kind == "bpe":
+        return PreTrainedTokenizerFast(model_input_names=["input_ids", "attention_mask"], **options)
+    return PreTrainedTokenizerFast(model_input_names=["input_ids", "token_type_ids", "attention_mask"], **options)

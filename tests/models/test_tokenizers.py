@@ -1,0 +1,80 @@
+"""Learned vocabularies: round trips, special tokens, the same after saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from bertcli.data.sample import sample_documents
+from bertcli.errors import DataError
+from bertcli.models.tokenizers import train_tokenizer
+from bertcli.recipe.pretrain import TokenizerKind
+
+KINDS: tuple[TokenizerKind, ...] = ("wordpiece", "bpe", "unigram")
+TEXT = "anna saw the otter . but the soup was not bad ."
+
+
+def learned(kind: TokenizerKind, size: int = 600, **options: bool) -> PreTrainedTokenizerBase:
+    return train_tokenizer(sample_documents(200), size, kind, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_text_comes_back_and_nothing_in_it_is_unknown(kind: TokenizerKind) -> None:
+    tokenizer = learned(kind)
+    ids = tokenizer(TEXT)["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    back = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert back.replace(" ", "") == TEXT.replace(" ", "")  # WordPiece's decoder puts full stops to their words
+    assert len(tokenizer) <= 600
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_tokenizer_reads_alike(kind: TokenizerKind, tmp_path: Path) -> None:
+    tokenizer = learned(kind)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again(TEXT, "a soup") == tokenizer(TEXT, "a soup")
+    assert again.special_tokens_map == tokenizer.special_tokens_map
+    assert again.is_fast
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_are_there_once_and_frame_texts(kind: TokenizerKind) -> None:
+    tokenizer = learned(kind)
+    names = (tokenizer.pad_token, tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token, tokenizer.unk_token)
+    assert len({tokenizer.convert_tokens_to_ids(name) for name in names}) == 5
+    output = tokenizer("soup", "bad")
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    assert output["input_ids"][0] == cls
+    assert output["input_ids"].count(sep) == (3 if kind == "bpe" else 2)
+    assert ("token_type_ids" in output) == (kind != "bpe")
+    if kind != "bpe":
+        assert set(output["token_type_ids"]) == {0, 1}
+    masked = tokenizer(f"the {tokenizer.mask_token} was bad")["input_ids"]
+    assert masked.count(tokenizer.mask_token_id) == 1
+
+
+def test_bytes_know_every_text_and_words_know_case_if_asked() -> None:
+    tokenizer = learned("bpe")
+    odd = "Łódź 🦦 \t «née»\n"
+    assert tokenizer.decode(tokenizer(odd, add_special_tokens=False)["input_ids"]) == odd
+    assert tokenizer.unk_token_id not in tokenizer(odd)["input_ids"]
+    for kind in ("wordpiece", "unigram"):
+        lower, cased = learned(kind), learned(kind, lowercase=False)  # type: ignore[arg-type]
+        assert lower("SOUP")["input_ids"] == lower("soup")["input_ids"]
+        assert cased("SOUP")["input_ids"] != cased("soup")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sentinels_are_single_tokens(kind: TokenizerKind) -> None:
+    tokenizer = learned(kind, sentinels=True)
+    ids = tokenizer("<extra_id_0> soup <extra_id_99>", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens([ids[0], ids[-1]]) == ["<extra_id_0>", "<extra_id_99>"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_a_corpus_without_words_is_refused(kind: TokenizerKind) -> None:
+    with pytest.raises(DataError, match="cannot learn"):
+        train_tokenizer(["", "  "], 600, kind)
