@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from accelerate import Accelerator
+
+from bertcli.commands.job import Job
 from bertcli.commands.prepare import Prepared, prepare
+from bertcli.commands.score import loss_of, score
 from bertcli.commands.train import SPEED_ONLY, check_disk, train
+from bertcli.data.loaders import GlobalBatch, training_batches
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.card import write_card
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, write_json
+from bertcli.training.devices import width_multiple
+from bertcli.training.loop import Loss
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 def finetune(
@@ -38,19 +51,81 @@ def finetune(
     plan = make_plan(recipe, len(prepared.encode("train")))
     _say_plan(console, prepared, plan, run)
     check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
-    check_disk(run, prepared)
+    check_disk(run, prepared.count_parameters(), len(recipe.training.seed))
     if dry_run:
         if recipe.model.name is not None:
             prepared.build_model()
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
     folder = open_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+    for split in prepared.rows:
+        console.warn_of_rows(prepared.encode(split).notes, where=f"{split} rows")
     if len(recipe.training.seed) == 1:
-        results = train(prepared, plan, folder, console)
+        results = train(FinetuneJob(prepared, plan), folder, console)
     else:
         results = _train_seeds(prepared, plan, folder, console)
     _say_results(console, results, folder)
     return results
+
+
+class FinetuneJob(Job):
+    """A model learns a task."""
+
+    def __init__(self, prepared: Prepared, plan: Plan):
+        self.prepared, self.plan = prepared, plan
+        self.recipe, self.tokenizer = prepared.recipe, prepared.tokenizer
+        self.best_by = prepared.recipe.evaluation.best_by or prepared.task.deciding_metric
+
+    def build_model(self) -> PreTrainedModel:
+        """The encoder with its head."""
+        return self.prepared.build_model()
+
+    @property
+    def loss(self) -> Loss:
+        """The head's loss."""
+        return loss_of(self.prepared.head)
+
+    def batches(self, accelerator: Accelerator, start_step: int) -> Iterator[GlobalBatch]:
+        """Batches of the training split."""
+        return training_batches(
+            self.prepared.encode("train"),
+            global_batch_size=self.prepared.recipe.training.global_batch_size,
+            micro_batch_size=self.plan.micro_batch_size,
+            seed=self.seed,
+            start_step=start_step,
+            total_steps=self.plan.total_steps,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            multiple_of=width_multiple(accelerator),
+        )
+
+    def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
+        """The task's metrics on a split."""
+        prepared = self.prepared
+        return score(
+            accelerator,
+            model,
+            prepared.rows[split],
+            prepared.encode(split),
+            prepared.head,
+            prepared.task,
+            max_tokens=self.recipe.hardware.eval_batch_tokens,
+        )
+
+    @property
+    def further_splits(self) -> tuple[str, ...]:
+        """Those the task row names."""
+        return self.prepared.task.splits.more_validation
+
+    def describe(self) -> dict[str, Any]:
+        """Task and model."""
+        task, section = self.prepared.task, self.prepared.recipe.model
+        size = section.size if section.name is None else None
+        return {"task": task.name, "head": task.head, "model": section.name, "size": size}
+
+    def card(self, results: dict[str, Any]) -> str:
+        """The card of a fine-tuned model."""
+        return write_card(results, self.prepared.task.dataset or "own files", dump_recipe(self.recipe))
 
 
 def _train_seeds(prepared: Prepared, plan: Plan, parent: RunFolder, console: Console) -> dict[str, Any]:
@@ -59,7 +134,7 @@ def _train_seeds(prepared: Prepared, plan: Plan, parent: RunFolder, console: Con
         single = prepared.with_seed(seed)
         path = parent.path / f"seed-{seed}"
         folder = open_run_folder(path, dump_recipe(single.recipe), SPEED_ONLY, overwrite=False)
-        each.append(train(single, plan, folder, console))
+        each.append(train(FinetuneJob(single, plan), folder, console))
     results = summarise(each) | {"run": str(parent.path)}
     write_json(parent.results, results)
     return results

@@ -24,9 +24,15 @@ if TYPE_CHECKING:
 ITEMS_AT_ONCE = 4096  # their logits are what evaluation keeps in memory
 
 
-def loss_of(head: Head) -> Loss:
-    """The head's loss as the loop takes it: from a model's output, in fp32."""
+def summed_loss(head: Head) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """The head's loss of a model's output, in fp32, summed over its targets."""
     return lambda outputs, labels: head.loss(head.logits(outputs).float(), labels)
+
+
+def loss_of(head: Head) -> Loss:
+    """The head's loss as the loop takes it."""
+    summed = summed_loss(head)
+    return lambda outputs, targets, counts: summed(outputs, targets["labels"]) / counts["labels"]
 
 
 def answer(
@@ -51,7 +57,7 @@ def answer(
             part,
             head.logits,
             per_token=head.per_token,
-            loss_of=loss_of(head) if with_loss else None,
+            loss_of=summed_loss(head) if with_loss else None,
             max_tokens=max_tokens,
             multiple_of=width_multiple(accelerator),
             on_batch=on_batch,

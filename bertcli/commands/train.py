@@ -5,26 +5,20 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
 
-from bertcli.commands.prepare import Prepared
-from bertcli.commands.score import loss_of, score
-from bertcli.data.loaders import GlobalBatch, training_batches
+from bertcli.commands.job import Job
 from bertcli.errors import Interrupted, RunFolderError, TrainingError
 from bertcli.models.build import load_weights, save_model
-from bertcli.recipe.load import dump_recipe
-from bertcli.recipe.plan import Plan
-from bertcli.runs.card import write_card
 from bertcli.runs.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import RunFolder, replace_folder, write_json, write_text
 from bertcli.runs.history import append_record, forget_after, read_records
-from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16, width_multiple
+from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
 from bertcli.training.progress import Window
@@ -35,7 +29,7 @@ SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
 BYTES_PER_PARAMETER = 2 * 12 + 2 * 4  # two checkpoints (weights, two moments) and two models while one is replaced
 
 
-def train(prepared: Prepared, plan: Plan, folder: RunFolder, console: Console) -> dict[str, Any]:
+def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Train, or go on, or just read the results of a run that is finished.
 
     Raises:
@@ -45,17 +39,17 @@ def train(prepared: Prepared, plan: Plan, folder: RunFolder, console: Console) -
     if folder.results.is_file():
         console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
         return json.loads(folder.results.read_text("utf-8"))
-    run = _Run(prepared, plan, folder, console)
+    run = _Run(job, folder, console)
     run.go_on()
     return run.finish()
 
 
-def check_disk(path: Path, prepared: Prepared) -> None:
-    """Raise `RunFolderError` if the disk under `path` cannot hold the checkpoints and models of all seeds."""
+def check_disk(path: Path, num_parameters: int, num_runs: int = 1) -> None:
+    """Raise `RunFolderError` if the disk under `path` cannot hold the checkpoints and models of so many runs."""
     nearest = path
     while not nearest.exists():
         nearest = nearest.parent
-    needed = BYTES_PER_PARAMETER * prepared.count_parameters() * len(prepared.recipe.training.seed)
+    needed = BYTES_PER_PARAMETER * num_parameters * num_runs
     free = shutil.disk_usage(nearest).free
     if free < needed:
         raise RunFolderError(
@@ -67,16 +61,16 @@ def check_disk(path: Path, prepared: Prepared) -> None:
 class _Run:
     """The state of one run in memory: model, optimiser, progress and where they are kept."""
 
-    def __init__(self, prepared: Prepared, plan: Plan, folder: RunFolder, console: Console):
-        recipe = prepared.recipe
-        self.prepared, self.plan, self.folder, self.console = prepared, plan, folder, console
-        self.recipe, self.seed = recipe, recipe.training.seed[0]
+    def __init__(self, job: Job, folder: RunFolder, console: Console):
+        recipe = job.recipe
+        self.job, self.plan, self.folder, self.console = job, job.plan, folder, console
+        self.recipe, self.seed = recipe, job.seed
         self.accelerator = build_accelerator(recipe.hardware)
         self.precision = choose_precision(recipe.hardware)
         if self.precision == "bf16" and self.accelerator.device.type == "cpu" and not cpu_computes_bf16():
             console.warn("this CPU has no bf16 instructions; hardware.precision=fp32 is far faster here")
         set_seed(self.seed)
-        self.module = prepared.build_model()
+        self.module = job.build_model()
         training = recipe.training
         optimizer = build_optimizer(
             self.module,
@@ -86,10 +80,7 @@ class _Run:
             epsilon=training.adam_epsilon,
         )
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
-        self.train_split = prepared.encode("train")
-        for split in prepared.rows:
-            console.warn_of_rows(prepared.encode(split).notes, where=f"{split} rows")
-        self.best_by = recipe.evaluation.best_by or prepared.task.deciding_metric
+        self.best_by = job.best_by
         self.progress = self._resume()
         write_json(folder.environment, describe_environment())
 
@@ -117,8 +108,8 @@ class _Run:
             self.model,
             self.optimizer,
             self._rate_at,
-            self._batches(),
-            loss_of(self.prepared.head),
+            self.job.batches(self.accelerator, progress.step),
+            self.job.loss,
             max_grad_norm=self.recipe.training.max_grad_norm,
             start_step=progress.step,
         )
@@ -148,16 +139,13 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Write results and model card."""
-        progress, recipe = self.progress, self.recipe
+        progress = self.progress
         evaluations = read_records(self.folder.eval_history)
         best = next(record for record in evaluations if record["step"] == progress.best_step)
         prefix = "eval/validation/"
         seconds = progress.train_seconds
         results = {
-            "task": self.prepared.task.name,
-            "head": self.prepared.task.head,
-            "model": recipe.model.name,
-            "size": recipe.model.size if recipe.model.name is None else None,
+            **self.job.describe(),
             "seed": self.seed,
             "metrics": {
                 "validation": {key.removeprefix(prefix): best[key] for key in best if key.startswith(prefix)},
@@ -168,7 +156,7 @@ class _Run:
             "total_steps": progress.step,
             "num_evaluations": len(evaluations),
             "num_train_examples": self.plan.num_train_examples,
-            "num_parameters": self.module.num_parameters(),
+            "num_parameters": self.job.model_to_save(self.module).num_parameters(),
             "train_seconds": seconds,
             "examples_per_second": progress.num_examples / seconds,
             "tokens_per_second": progress.num_tokens / seconds,
@@ -177,23 +165,9 @@ class _Run:
             "precision": self.precision,
             "run": str(self.folder.path),
         }
-        dataset = self.prepared.task.dataset or "own files"
-        write_text(self.folder.card, write_card(results, dataset, dump_recipe(recipe)))
+        write_text(self.folder.card, self.job.card(results))
         write_json(self.folder.results, results)
         return results
-
-    def _batches(self) -> Iterator[GlobalBatch]:
-        return training_batches(
-            self.train_split,
-            global_batch_size=self.recipe.training.global_batch_size,
-            micro_batch_size=self.plan.micro_batch_size,
-            seed=self.seed,
-            start_step=self.progress.step,
-            total_steps=self.plan.total_steps,
-            process=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            multiple_of=width_multiple(self.accelerator),
-        )
 
     def _rate_at(self, step: int) -> float:
         training, plan = self.recipe.training, self.plan
@@ -221,12 +195,12 @@ class _Run:
     def _evaluate(self) -> None:
         """Score the validation split; keep the model if it is the best so far."""
         progress = self.progress
-        scores = self._score("validation")
+        scores = self.job.score(self.accelerator, self.model)
         record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
         append_record(self.folder.eval_history, record)
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.console.say(f"step {progress.step}/{self.plan.total_steps}  validation: {words}")
-        value = scores[self.best_by]
+        value = self.job.goodness(scores)
         if progress.best_value is None or value > progress.best_value:
             progress.best_value, progress.best_step = value, progress.step
             progress.evaluations_without_better = 0
@@ -234,29 +208,17 @@ class _Run:
         else:
             progress.evaluations_without_better += 1
 
-    def _score(self, split: str) -> dict[str, float]:
-        prepared = self.prepared
-        return score(
-            self.accelerator,
-            self.model,
-            prepared.rows[split],
-            prepared.encode(split),
-            prepared.head,
-            prepared.task,
-            max_tokens=self.recipe.hardware.eval_batch_tokens,
-        )
-
     def _score_further_splits(self) -> dict[str, dict[str, float]]:
         """The best model's scores on the splits that are only looked at."""
-        further = self.prepared.task.splits.more_validation
+        further = self.job.further_splits
         if further:
-            load_weights(self.module, self.folder.model)
-        return {split: self._score(split) for split in further}
+            load_weights(self.job.model_to_save(self.module), self.folder.model)
+        return {split: self.job.score(self.accelerator, self.model, split) for split in further}
 
     def _save_model(self) -> None:
         aside = self.folder.path / ".model.tmp"
         shutil.rmtree(aside, ignore_errors=True)
-        save_model(self.module, self.prepared.tokenizer, aside)
+        save_model(self.job.model_to_save(self.module), self.job.tokenizer, aside)
         replace_folder(aside, self.folder.model)
 
     def _save_checkpoint(self) -> None:

@@ -25,7 +25,7 @@ class GlobalBatch:
 
     micro_batches: list[dict[str, torch.Tensor]]
     num_examples: int  # over all processes
-    num_targets: int  # over all processes: what the summed loss is divided by
+    num_targets: dict[str, int]  # over all processes: what the summed loss of each kind of target is divided by
     num_tokens: int  # real tokens of this process
     num_padded_tokens: int  # tokens computed by this process, padding included
 
@@ -89,7 +89,7 @@ def _global_batch(
     return GlobalBatch(
         micro_batches=micro_batches,
         num_examples=num_examples,
-        num_targets=max(1, num_targets),  # windows of which no word is labelled have nothing to divide
+        num_targets={"labels": max(1, num_targets)},  # windows without a labelled word have nothing to divide
         num_tokens=int(encoded.sizes[rows].sum()),
         num_padded_tokens=sum(micro["input_ids"].numel() for micro in micro_batches),
     )

@@ -90,21 +90,33 @@ def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
 
 def _load_dataset_split(task: Task, name: str, mirror: Path | None) -> Dataset:
     assert task.dataset is not None
-    place = resolve_dataset(task.dataset, mirror)
+    try:
+        return load_rows(task.dataset, task.config, name, mirror)
+    except DataError as error:
+        raise DataError(f"{task.name}: {error}") from error
+
+
+def load_rows(dataset: str, config: str | None, split: str, mirror: Path | None) -> Dataset:
+    """The rows of a split of a data set: from the mirror, a folder, the local cache or the hub, in this order.
+
+    Raises:
+        DataError: there is no such data set or split, or it is unreadable.
+    """
+    place = resolve_dataset(dataset, mirror)
     if Path(place).is_dir():
-        splits = _call_datasets(task, place)
+        splits = _call_datasets(place, config)
     else:
         try:
             with _offline():
-                splits = _call_datasets(task, place)
+                splits = _call_datasets(place, config)
         except DataError:
-            splits = _call_datasets(task, place)
-    if name not in splits:
+            splits = _call_datasets(place, config)
+    if split not in splits:
         raise DataError(
-            f"{task.name}: found splits {list(splits)} in {place}, expected {name!r}."
-            f"{did_you_mean(name, splits)} Name the right one under task.splits."
+            f"found splits {list(splits)} in {place}, expected {split!r}.{did_you_mean(split, splits)} "
+            "Name the right one in the recipe."
         )
-    return splits[name]
+    return splits[split]
 
 
 def resolve_dataset(name: str, mirror: Path | None) -> str:
@@ -113,19 +125,19 @@ def resolve_dataset(name: str, mirror: Path | None) -> str:
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
 
-def _call_datasets(task: Task, place: str) -> dict[str, Dataset]:
+def _call_datasets(place: str, config: str | None) -> dict[str, Dataset]:
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(place, task.config)
+        return datasets.load_dataset(place, config)
     except Exception as error:  # the library raises many kinds, from the file system up to HTTP
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{task.name}: cannot load data set {place!r} ({reason}). Not in a mirror, not in the local cache, not a "
+            f"cannot load data set {place!r} ({reason}). Not in a mirror, not in the local cache, not a "
             "folder, and the hub did not give it: check the name, or point --mirror (or BERTCLI_MIRROR) at a copy."
             if not Path(place).is_dir()
-            else f"{task.name}: cannot read the data set in {place} ({reason})"
+            else f"cannot read the data set in {place} ({reason})"
         ) from error
 
 

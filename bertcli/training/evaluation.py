@@ -12,7 +12,6 @@ from accelerate.utils import gather_object
 
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import token_budget_batches
-from bertcli.training.loop import Loss
 
 
 def compute_logits(
@@ -22,7 +21,7 @@ def compute_logits(
     logits_of: Callable[[Any], torch.Tensor],
     *,
     per_token: bool = False,
-    loss_of: Loss | None = None,
+    loss_of: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
     max_tokens: int,
     multiple_of: int = 1,
     on_batch: Callable[[int], None] = lambda num_items: None,
@@ -31,7 +30,7 @@ def compute_logits(
 
     Args:
         logits_of: from the model's output to its logits, [B, …] or, if `per_token`, [B, S, …].
-        loss_of: the summed loss of a batch; None (or no labels): 0.
+        loss_of: from the model's output and the labels to the summed loss of a batch; None (or no labels): 0.
         max_tokens: padded tokens at once on one device.
         on_batch: told the number of items done after each batch.
 

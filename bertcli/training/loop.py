@@ -12,8 +12,9 @@ from accelerate import Accelerator
 
 from bertcli.data.loaders import GlobalBatch
 
-Loss = Callable[[Any, torch.Tensor], torch.Tensor]
-"""(a model's output, labels) → the loss summed over the targets of a micro-batch."""
+Targets = dict[str, torch.Tensor]
+Loss = Callable[[Any, Targets, dict[str, int]], torch.Tensor]
+"""(a model's output, targets by name, their numbers in the whole batch) → the micro-batch's share of the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalB
     last = len(batch.micro_batches) - 1
     for at, micro in enumerate(batch.micro_batches):
         inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in micro.items()}
-        labels = inputs.pop("labels")
+        targets = {name: inputs.pop(name) for name in batch.num_targets}
         with nullcontext() if at == last else accelerator.no_sync(model):
-            loss = loss_of(model(**inputs), labels) / batch.num_targets
+            loss = loss_of(model(**inputs), targets, batch.num_targets)
             # DDP averages gradients over processes, but this loss is already a share of the whole.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

@@ -1,0 +1,72 @@
+"""What a run trains, as the run sees it: fine-tuning and pretraining are two jobs for one way of running."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+
+from bertcli.data.loaders import GlobalBatch
+from bertcli.recipe.plan import Plan
+from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.schema import Recipe
+from bertcli.training.loop import Loss
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Job(ABC):
+    """One run with one seed: its model, its batches, how it is scored and what is told of it."""
+
+    recipe: Recipe | PretrainRecipe
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase
+    best_by: str  # the score that chooses the best model
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything that chance decides."""
+        return self.recipe.training.seed[0]
+
+    @abstractmethod
+    def build_model(self) -> torch.nn.Module:
+        """What is trained; what is fresh in it comes from torch's generator, so seed that first."""
+
+    def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
+        """The part of what is trained that `model/` holds."""
+        saved: Any = module
+        return saved
+
+    @property
+    @abstractmethod
+    def loss(self) -> Loss:
+        """The loss as the loop takes it."""
+
+    @abstractmethod
+    def batches(self, accelerator: Accelerator, start_step: int) -> Iterator[GlobalBatch]:
+        """The batches from `start_step` on, as this process sees them."""
+
+    @abstractmethod
+    def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
+        """The scores on a split."""
+
+    def goodness(self, scores: dict[str, float]) -> float:
+        """How good the scores are: more is better."""
+        return scores[self.best_by]
+
+    @property
+    def further_splits(self) -> tuple[str, ...]:
+        """Splits that the best model is scored on at the end, and nothing is chosen by."""
+        return ()
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What `results.json` says of the job itself."""
+
+    @abstractmethod
+    def card(self, results: dict[str, Any]) -> str:
+        """The model card's text."""

@@ -1,0 +1,204 @@
+"""The tokens of a corpus on disk: made once, memory-mapped, keyed by what they are made of.
+
+<cache>/corpora/<key>/
+  tokens.bin       uint16 or uint32, all documents end to end
+  flags.bin        uint8 a token: 1 begins a word, 2 begins a sentence
+  documents.npy    int64, where each document begins, and the end
+  corpus.json      what it was made of
+
+The folder is made aside and named into place, so that an interrupted or parallel making harms nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertcli.data.documents import files_of, read_documents
+from bertcli.data.sources import load_rows
+from bertcli.errors import DataError
+from bertcli.recipe.pretrain import CorpusSection, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+BEGINS_WORD, BEGINS_SENTENCE = 1, 2
+CHARACTERS_AT_ONCE = 4_000_000  # what is tokenised at a time, by all cores
+LONGEST_PIECE = 20_000  # characters tokenised as one text
+SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s+\S)|(?<=\n)(?=\S)")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenised documents; document d is `tokens[documents[d]:documents[d + 1]]`."""
+
+    tokens: np.ndarray  # [T] memory-mapped
+    flags: np.ndarray  # [T] memory-mapped
+    documents: np.ndarray  # [D + 1] int64
+    sources: np.ndarray  # [number of sources + 1] first document of each, and the end
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document. [D]"""
+        return np.diff(self.documents)
+
+
+def cache_folder() -> Path:
+    """Where tokenised corpora are kept: `BERTCLI_CACHE`, else `bertcli` under the user's cache folder."""
+    given = os.environ.get("BERTCLI_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertcli"
+
+
+def open_corpus(
+    section: CorpusSection,
+    tokenizer: PreTrainedTokenizerBase,
+    mirror: Path | None,
+    on_tokens: Callable[[int], None] = lambda num_tokens: None,
+) -> Corpus:
+    """The tokens of the corpus, made now if they are not in the cache.
+
+    Args:
+        on_tokens: told how many more tokens are done, while they are made.
+
+    Raises:
+        DataError: a source cannot be read, or the corpus is empty.
+    """
+    key = corpus_key(section, tokenizer, mirror)
+    folder = cache_folder() / "corpora" / key
+    if not (folder / "corpus.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}."))
+        try:
+            _write_corpus(section, tokenizer, mirror, aside, on_tokens)
+            try:
+                aside.rename(folder)
+            except OSError:  # another process was faster: its tokens are the same
+                if not (folder / "corpus.json").is_file():
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return _read_corpus(folder)
+
+
+def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase, mirror: Path | None) -> str:
+    """A name for the tokens of this text by this tokenizer: the same if, and only if, contents and options are."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update(f"{FORMAT} {section.max_documents}".encode())
+    state.update(tokenizer.backend_tokenizer.to_str().encode())
+    for source in section.sources:
+        state.update(
+            json.dumps([source.column, source.documents, source.dataset, source.config, source.split]).encode()
+        )
+        if source.dataset is not None and source.dataset != "sample":
+            state.update(load_rows(source.dataset, source.config, source.split, mirror)._fingerprint.encode())
+        for path in files_of(source) if source.files else ():
+            state.update(path.suffix.encode())
+            with path.open("rb") as file:
+                while part := file.read(1 << 22):
+                    state.update(part)
+    return state.hexdigest()
+
+
+def _read_corpus(folder: Path) -> Corpus:
+    about = json.loads((folder / "corpus.json").read_text("utf-8"))
+    return Corpus(
+        tokens=np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r"),
+        flags=np.memmap(folder / "flags.bin", dtype=np.uint8, mode="r"),
+        documents=np.load(folder / "documents.npy"),
+        sources=np.asarray(about["sources"]),
+    )
+
+
+def _write_corpus(
+    section: CorpusSection,
+    tokenizer: PreTrainedTokenizerBase,
+    mirror: Path | None,
+    folder: Path,
+    on_tokens: Callable[[int], None],
+) -> None:
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    ends, sources, total = array("q", [0]), [0], 0
+    with (folder / "tokens.bin").open("wb") as tokens, (folder / "flags.bin").open("wb") as flags:
+        for source in section.sources:
+            documents = islice(read_documents(source, mirror), section.max_documents)
+            for part in _chunks(documents):
+                for ids, marks in _tokenize(tokenizer, part):
+                    if len(ids) == 0:
+                        continue
+                    tokens.write(ids.astype(dtype).tobytes())
+                    flags.write(marks.tobytes())
+                    total += len(ids)
+                    ends.append(total)
+                on_tokens(total)
+            sources.append(len(ends) - 1)
+    if len(ends) < 3:
+        raise DataError(f"found {len(ends) - 1} documents with words in the corpus, expected two or more")
+    np.save(folder / "documents.npy", np.frombuffer(ends, dtype=np.int64))
+    about = {"dtype": np.dtype(dtype).name, "sources": sources, "num_tokens": total}
+    (folder / "corpus.json").write_text(json.dumps(about | {"from": _described(section.sources)}, indent=2))
+
+
+def _described(sources: tuple[Source, ...]) -> list[Any]:
+    return [source.model_dump(exclude_defaults=True) for source in sources]
+
+
+def _chunks(documents: Iterator[str]) -> Iterator[list[str]]:
+    """Documents in lists of about `CHARACTERS_AT_ONCE` characters."""
+    chunk: list[str] = []
+    size = 0
+    for document in documents:
+        chunk.append(document)
+        size += len(document)
+        if size >= CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token ids and flags of each document. Its sentences are tokenised side by side, by all cores."""
+    pieces: list[str] = []
+    counts: list[int] = []
+    for document in documents:
+        own = list(_sentences(document))
+        pieces += own
+        counts.append(len(own))
+    encodings = iter(tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False))
+    for count in counts:
+        ids: list[np.ndarray] = []
+        marks: list[np.ndarray] = []
+        for encoding in islice(encodings, count):
+            words = np.asarray([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
+            if len(words) == 0:
+                continue
+            begins = (np.diff(words, prepend=-2) != 0) * BEGINS_WORD
+            begins[0] |= BEGINS_SENTENCE
+            ids.append(np.asarray(encoding.ids))
+            marks.append(begins.astype(np.uint8))
+        yield (np.concatenate(ids), np.concatenate(marks)) if ids else (np.empty(0, np.int64), np.empty(0, np.uint8))
+
+
+def _sentences(document: str) -> Iterator[str]:
+    """The sentences of a document: its lines, cut behind full stops; none is longer than `LONGEST_PIECE`."""
+    for sentence in SENTENCE_END.split(document):
+        rest = sentence
+        while len(rest) > LONGEST_PIECE:
+            cut = max(rest.rfind(" ", 1, LONGEST_PIECE), 0) or LONGEST_PIECE
+            yield rest[:cut]
+            rest = rest[cut:]
+        if rest and not rest.isspace():
+            yield rest
