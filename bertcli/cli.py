@@ -8,34 +8,39 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from bertcli import __version__
 from bertcli.errors import BertcliError, UsageError
-
-if TYPE_CHECKING:
-    from bertcli.recipe.schema import HardwareSection
+from bertcli.options import (
+    Debug,
+    Device,
+    DryRun,
+    Json,
+    Mirror,
+    Overrides,
+    Overwrite,
+    Precision,
+    Quiet,
+    Run,
+    RunOrModel,
+    asked_hardware,
+    checked_mirror,
+    default_run_folder,
+    given_values,
+    whole_numbers,
+)
 
 app = typer.Typer(
     name="bertcli",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Fine-tune BERT-family encoders from a recipe, score them and use them.",
+    help="Pretrain and fine-tune BERT-family encoders from a recipe, score them and use them.",
     epilog="Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · 130 stopped by Ctrl-C · 143 stopped by SIGTERM",
 )
-
-Mirror = Annotated[
-    Path | None,
-    typer.Option(envvar="BERTCLI_MIRROR", help="Folder with datasets/… and models/…, looked in before the hub."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-RunOrModel = Annotated[str, typer.Argument(help="A run folder, a saved model, or a hub name.", metavar="RUN_OR_MODEL")]
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -77,15 +82,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @reports_errors
 def finetune(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (`glue/sst2`) or a YAML file.", metavar="RECIPE")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Recipe keys, such as `training.epochs=2`.", metavar="[KEY=VALUE]…")
-    ] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")] = None,
+    overrides: Overrides = None,
+    run: Run = None,
     mirror: Mirror = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the run folder.")] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -101,7 +102,7 @@ def finetune(
 
     suite = load_suite(recipe, overrides or [])
     wanted = None if suite else load_recipe(recipe, overrides or [])
-    mirror = _checked_mirror(mirror)
+    mirror = checked_mirror(mirror)
     from bertcli.commands.finetune import finetune as run_finetune
     from bertcli.commands.suite import finetune_suite
     from bertcli.runs.console import Console, print_result
@@ -117,6 +118,44 @@ def finetune(
         print_result(json.dumps(results, ensure_ascii=False))
 
 
+@app.command()
+@reports_errors
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`pretrain/tiny`) or a YAML file.", metavar="RECIPE")],
+    overrides: Overrides = None,
+    run: Run = None,
+    mirror: Mirror = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain a model on plain text as a recipe says.
+
+    The same command again goes on where the run stopped.
+
+    Example: `bertcli pretrain pretrain/tiny --run runs/tiny`
+    """
+    from bertcli.recipe.load import load_pretrain_recipe
+
+    wanted = load_pretrain_recipe(recipe, overrides or [])
+    mirror = checked_mirror(mirror)
+    from bertcli.commands.pretrain import pretrain as run_pretrain
+    from bertcli.runs.console import Console, print_result
+
+    results = run_pretrain(
+        wanted,
+        run or default_run_folder(recipe),
+        mirror=mirror,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        console=Console(quiet=quiet),
+    )
+    if as_json:
+        print_result(json.dumps(results, ensure_ascii=False))
+
+
 @app.command("eval")
 @reports_errors
 def evaluate(
@@ -124,8 +163,8 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="Task row or recipe, if the model does not say.")] = None,
     split: Annotated[str, typer.Option(help="train, validation, test, or a name the data set knows.")] = "validation",
     mirror: Mirror = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    device: Device = None,
+    precision: Precision = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -134,8 +173,8 @@ def evaluate(
 
     Example: `bertcli eval runs/glue-sst2 --split validation --json`
     """
-    mirror = _checked_mirror(mirror)
-    hardware = _hardware(device, precision)
+    mirror = checked_mirror(mirror)
+    hardware = asked_hardware(device, precision)
     from bertcli.commands.evaluate import evaluate as run_evaluate
     from bertcli.runs.console import Console, print_result
 
@@ -176,8 +215,8 @@ def predict(
     layers: Annotated[str, typer.Option(help="Layers for --features; 0 is the embeddings, -1 the last.")] = "-1",
     pooling: Annotated[str, typer.Option(help="mean, cls or tokens, for --features.")] = "mean",
     mirror: Mirror = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    device: Device = None,
+    precision: Precision = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -188,9 +227,9 @@ def predict(
     """
     if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
         raise UsageError("give one of --text (once or more), --input FILE (`-` for stdin) and --split NAME")
-    values = _values(text, pair, choice)
-    mirror = _checked_mirror(mirror)
-    hardware = _hardware(device, precision)
+    values = given_values(text, pair, choice)
+    mirror = checked_mirror(mirror)
+    hardware = asked_hardware(device, precision)
     from bertcli.commands.predict import predict as run_predict
     from bertcli.commands.predict import predict_features
     from bertcli.runs.console import Console
@@ -205,55 +244,9 @@ def predict(
         "console": Console(quiet=quiet),
     }
     if features:
-        predict_features(model, values, output, layers=_numbers("--layers", layers), pooling=pooling, **asked)
+        predict_features(model, values, output, layers=whole_numbers("--layers", layers), pooling=pooling, **asked)
         return
     run_predict(model, values, output, format_name, as_zip=as_zip, **asked)
-
-
-def _values(text: list[str] | None, pair: list[str] | None, choice: list[str] | None) -> list[list[str]] | None:
-    """The inputs given as options, each a list of its texts; None if there are none."""
-    if pair is not None and (text is None or len(pair) != len(text)):
-        raise UsageError("give one --pair for each --text")
-    if choice is not None and (text is None or len(text) != 1 or pair is not None or len(choice) < 2):
-        raise UsageError("give one --text with two or more --choice")
-    if text is None:
-        return None
-    if choice is not None:
-        return [[text[0], *choice]]
-    return [list(row) for row in zip(text, *([pair] if pair else []), strict=True)]
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UsageError(f"found {option} {text}, expected whole numbers with commas between them") from None
-
-
-def default_run_folder(recipe: str) -> Path:
-    """`runs/glue-sst2` for `glue/sst2`, `runs/mine` for `some/where/mine.yaml`."""
-    is_file = recipe.endswith((".yaml", ".yml"))
-    return Path("runs") / (Path(recipe).stem if is_file else recipe.replace("/", "-"))
-
-
-def _checked_mirror(mirror: Path | None) -> Path | None:
-    if mirror is not None and not mirror.is_dir():
-        raise UsageError(f"found no mirror folder {mirror} (from --mirror or BERTCLI_MIRROR)")
-    return mirror
-
-
-def _hardware(device: str | None, precision: str | None) -> HardwareSection | None:
-    """A hardware section if a person asked for something; None leaves it to the run's recipe."""
-    from pydantic import ValidationError
-
-    from bertcli.recipe.schema import HardwareSection
-
-    given = {name: value for name, value in (("device", device), ("precision", precision)) if value is not None}
-    try:
-        return HardwareSection.model_validate(given) if given else None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"found --{first['loc'][0]} {first['input']}, expected {first['ctx']['expected']}") from error
 
 
 def main() -> None:

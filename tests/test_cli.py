@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bertcli.cli import app, default_run_folder
+from bertcli.cli import app
+from bertcli.options import default_run_folder
 
 
 def call(*arguments: str, stdin: str | None = None) -> Result:

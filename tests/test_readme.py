@@ -13,7 +13,7 @@ from bertcli.cli import app
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.errors import RecipeError
-from bertcli.recipe.load import load_recipe, shipped_recipes
+from bertcli.recipe.load import load_pretrain_recipe, load_recipe, shipped_recipes
 from bertcli.recipe.suite import load_suite
 from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder
@@ -49,7 +49,8 @@ def test_every_shipped_recipe_is_named(name: str) -> None:
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "yaml"])
 def test_recipe_snippets_are_valid(text: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.yaml").write_text(text, "utf-8")
-    load_recipe(str(tmp_path / "snippet.yaml"))
+    load = load_pretrain_recipe if "corpus:" in text else load_recipe
+    load(str(tmp_path / "snippet.yaml"))
 
 
 def test_the_example_with_own_files_runs(encoder: Path) -> None:
@@ -72,6 +73,8 @@ def test_commands_are_understood(command: str) -> None:
     if words[0] == "finetune":
         keys = [word for word in words[2:] if "=" in word and not word.startswith("-")]
         assert load_suite(words[1], keys) or load_recipe(words[1], keys)
+    if words[0] == "pretrain":
+        load_pretrain_recipe(words[1], [word for word in words[2:] if "=" in word])
 
 
 def test_the_shown_mistakes_are_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

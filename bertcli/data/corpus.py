@@ -93,11 +93,12 @@ def open_corpus(
     return _read_corpus(folder)
 
 
-def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase, mirror: Path | None) -> str:
-    """A name for the tokens of this text by this tokenizer: the same if, and only if, contents and options are."""
+def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None, mirror: Path | None) -> str:
+    """A name for this text, or for its tokens by a tokenizer: the same if, and only if, contents and options are."""
     state = hashlib.blake2b(digest_size=16)
     state.update(f"{FORMAT} {section.max_documents}".encode())
-    state.update(tokenizer.backend_tokenizer.to_str().encode())
+    if tokenizer is not None:
+        state.update(tokenizer.backend_tokenizer.to_str().encode())
     for source in section.sources:
         state.update(
             json.dumps([source.column, source.documents, source.dataset, source.config, source.split]).encode()

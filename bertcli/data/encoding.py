@@ -98,6 +98,10 @@ class Encoded:
             tensors["labels"] = torch.from_numpy(self.labels[items]) if whole else padded(self.labels, IGNORED_LABEL)
         return tensors
 
+    def with_labels(self, input_ids: np.ndarray, labels: np.ndarray) -> Encoded:
+        """The same sequences with other ids [T] and a label for each token [T]."""
+        return replace(self, input_ids=input_ids, labels=labels, labels_per_token=True)
+
     def parts(self, max_items: int) -> Iterator[tuple[slice, Encoded]]:
         """These items in parts of about `max_items`, no row divided: the rows of a part and its items, by views."""
         start = 0

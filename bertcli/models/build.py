@@ -177,9 +177,14 @@ def _set_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float
     for name, value in fields.items():
         setattr(config, name, value)
     if dropout is not None:
-        for name in DROPOUT_FIELDS:
-            if hasattr(config, name):
-                setattr(config, name, dropout)
+        set_dropout(config, dropout)
+
+
+def set_dropout(config: PretrainedConfig, dropout: float) -> None:
+    """Set every dropout rate the configuration has."""
+    for name in DROPOUT_FIELDS:
+        if hasattr(config, name):
+            setattr(config, name, dropout)
 
 
 @contextmanager

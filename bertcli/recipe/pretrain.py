@@ -10,7 +10,7 @@ from bertcli.recipe.schema import EvaluationSection, HardwareSection, Size, Trai
 from bertcli.tasks.task import Names, Section
 
 MaskingUnit = Literal["tokens", "words", "spans"]
-ObjectiveKind = Literal["masked_lm", "replaced_tokens", "causal_lm", "span_corruption"]
+ObjectiveKind = Literal["masked_lm", "causal_lm"]
 Pairs = Literal["next_sentence", "sentence_order"]
 TokenizerKind = Literal["wordpiece", "bpe", "unigram"]
 
@@ -46,6 +46,7 @@ class CorpusSection(Section):
     sources: Annotated[tuple[Source, ...], Strict(False)] = Field(min_length=1, description="where documents come from")
     held_out_share: float = Field(0.01, gt=0, lt=1, description="share of the documents kept for validation")
     max_documents: int | None = Field(None, ge=2, description="use the first documents of each source only")
+    max_held_out_tokens: int = Field(500_000, ge=100, description="held-out text to score at most")
 
 
 class TokenizerSection(Section):
@@ -73,16 +74,13 @@ class ArchitectureSection(Section):
 class ObjectiveSection(Section):
     """What is to be guessed."""
 
-    kind: ObjectiveKind = Field("masked_lm", description="masked tokens, replaced ones, the next one, or lost spans")
+    kind: ObjectiveKind = Field("masked_lm", description="masked tokens, or the next one")
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of the tokens to guess")
     unit: MaskingUnit = Field("tokens", description="what is chosen: single tokens, whole words, or spans of words")
     mask_share: float = Field(0.8, ge=0, le=1, description="share of the chosen tokens that are masked")
     random_share: float = Field(0.1, ge=0, le=1, description="share that a random token replaces; the rest stays")
     pairs: Pairs | None = Field(None, description="also tell whether two texts follow each other, or in which order")
     short_sequence_probability: float = Field(0.1, ge=0, le=1, description="share of pairs that are shorter by chance")
-    generator_size: float = Field(0.25, gt=0, le=1, description="width of the generator (replaced_tokens)")
-    discriminator_weight: float = Field(50.0, gt=0, description="weight of the discriminator's loss (replaced_tokens)")
-    mean_span_length: float = Field(3.0, ge=1, description="tokens of a lost span on average (span_corruption)")
 
     @model_validator(mode="after")
     def _check_shares(self) -> Self:
@@ -104,14 +102,10 @@ class Phase(Section):
 
 
 class PretrainingSection(TrainingSection):
-    """Everything that changes what is learned; the last of the budgets that is given counts."""
+    """Everything that changes what is learned. The budget is `max_steps`, else `max_tokens`, else `epochs`."""
 
     epochs: float = Field(1.0, gt=0, description="passes over the corpus")
     max_tokens: int | None = Field(None, ge=1, description="tokens to read; overrides `epochs`")
-    budget: str | None = Field(
-        None, pattern=r"^\d+(\.\d+)?[smh]$", description="time to train, such as 30m or 2h; the schedule ends with it"
-    )
-    batch_warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps with growing batches")
     global_batch_size: int = Field(256, ge=1, description="sequences an optimiser step, over all processes")
     learning_rate: float = Field(1e-4, gt=0, description="peak rate")
     warmup_ratio: float = Field(0.01, ge=0, lt=1, description="share of the steps with a rising rate")

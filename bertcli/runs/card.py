@@ -51,3 +51,37 @@ answer = pipeline("{results["head"].replace("_", "-")}", model="model")
 {recipe_text.rstrip()}
 ```
 """
+
+
+def write_pretraining_card(results: dict[str, Any], recipe_text: str) -> str:
+    """The card's text of a pretrained model: what it is, how good its guesses are, how it was made."""
+    scores = results["metrics"]["validation"]
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
+    pipeline = "fill-mask" if results["objective"] == "masked_lm" else "text-generation"
+    start = results["model"] or f"fresh weights, {results['family']} {results['size'] or ''}".strip()
+    return f"""---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags:
+  - bertcli
+---
+
+# {results["family"]}, pretrained
+
+Made by [bertcli](https://pypi.org/project/bertcli) from {start}, seed {results["seed"]}, on {results["num_tokens"]:,}
+tokens of {results["num_documents"]:,} documents.
+
+| held-out score | value |
+| --- | --- |
+{rows}
+| entropy without context | {results["unigram_entropy"]:.4f} |
+
+Step {results["best_step"]} of {results["total_steps"]}; {results["train_seconds"]:.0f} seconds,
+{results["num_parameters"]:,} parameters, on {results["device"]} in {results["precision"]}.
+
+## Recipe
+
+```yaml
+{recipe_text.rstrip()}
+```
+"""

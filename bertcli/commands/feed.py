@@ -1,0 +1,98 @@
+"""Batches of a pretraining run: which sequences meet at a step, asked about afresh in every epoch.
+
+All of it is a function of (seed, epoch, step), so a resumed run finds its place without replaying anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from bertcli.data.corpus import BEGINS_WORD, Corpus
+from bertcli.data.loaders import GlobalBatch, length_grouped_batches
+from bertcli.data.sequences import Ranges, cut_documents, documents_of_epoch, pair_documents
+from bertcli.heads.objective import Objective, Text
+from bertcli.recipe.pretrain import PretrainRecipe
+
+PAIRS_SALT, MASK_SALT = 1, 2  # so that choices of different kinds draw different numbers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A phase with its numbers worked out."""
+
+    start_step: int
+    end_step: int
+    max_length: int
+    global_batch_size: int
+
+
+class Feed:
+    """The training sequences of a corpus, epoch by epoch."""
+
+    def __init__(self, recipe: PretrainRecipe, corpus: Corpus, train: np.ndarray, objective: Objective, seed: int):
+        self.recipe, self.corpus, self.train, self.objective, self.seed = recipe, corpus, train, objective, seed
+        self.ranges = lru_cache(maxsize=1)(self._ranges)  # an epoch's sequences are made once
+
+    def _ranges(self, max_length: int, epoch: int) -> Ranges:
+        """The sequences of an epoch."""
+        random = np.random.default_rng((self.seed, epoch, PAIRS_SALT))
+        documents = documents_of_epoch(self.corpus, self.train, self.recipe.corpus.sources, random)
+        return ranges_of(self.recipe, self.corpus, documents, self.objective, max_length, random)
+
+    def batches(
+        self, stage: Stage, start_step: int, micro_batch_size: int, process: int, num_processes: int, multiple_of: int
+    ) -> Iterator[GlobalBatch]:
+        """The batches of the stage from `start_step` on, as one process sees them."""
+        number, epoch = stage.start_step, 0
+        while number < stage.end_step:
+            ranges = self.ranges(stage.max_length, epoch)
+            batches = length_grouped_batches(ranges.lengths, stage.global_batch_size, self.seed, epoch)
+            for rows in batches[: stage.end_step - number]:
+                if number >= start_step:
+                    random = np.random.default_rng((self.seed, number, MASK_SALT))
+                    asked = self.objective.ask(texts_of(self.corpus, ranges, rows), random)
+                    own = np.array_split(np.arange(len(rows)), num_processes)[process]
+                    parts = [own[at : at + micro_batch_size] for at in range(0, len(own), micro_batch_size)]
+                    micro_batches = [asked.batch(part, multiple_of) for part in parts]
+                    yield GlobalBatch(
+                        micro_batches=micro_batches,
+                        num_examples=len(rows),
+                        num_targets=asked.counts,
+                        num_tokens=int(asked.sizes[own].sum()),
+                        num_padded_tokens=sum(micro["input_ids"].numel() for micro in micro_batches),
+                    )
+                number += 1
+            epoch += 1
+
+
+def ranges_of(
+    recipe: PretrainRecipe,
+    corpus: Corpus,
+    documents: np.ndarray,
+    objective: Objective,
+    max_length: int,
+    random: np.random.Generator,
+) -> Ranges:
+    """The sequences of some documents as the recipe's objective wants them."""
+    room, section = objective.room(max_length), recipe.objective
+    if section.pairs is None:
+        return cut_documents(corpus, documents, room)
+    return pair_documents(corpus, documents, room, section.pairs, section.short_sequence_probability, random)
+
+
+def texts_of(corpus: Corpus, ranges: Ranges, rows: np.ndarray) -> list[Text]:
+    """The sequences `rows`, read from the corpus."""
+
+    def read(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part = slice(*place.tolist())
+        return corpus.tokens[part].astype(np.int32), (corpus.flags[part] & BEGINS_WORD) > 0
+
+    labels = ranges.pair_labels
+    return [
+        Text(*read(ranges.first[row]), *read(ranges.second[row]), None if labels is None else int(labels[row]))
+        for row in rows
+    ]

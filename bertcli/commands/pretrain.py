@@ -1,0 +1,176 @@
+"""`bertcli pretrain`: from a corpus to a run folder with a pretrained model and its held-out scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from bertcli.commands.feed import Feed, Stage, texts_of
+from bertcli.commands.job import Job
+from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
+from bertcli.commands.train import SPEED_ONLY, check_disk, train
+from bertcli.data.loaders import GlobalBatch, token_budget_batches
+from bertcli.models import build
+from bertcli.models.architecture import build_from_config
+from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.plan import Plan
+from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.runs.card import write_pretraining_card
+from bertcli.runs.console import Console, format_seconds
+from bertcli.runs.folder import check_run_folder, open_run_folder
+from bertcli.training.devices import width_multiple
+from bertcli.training.loop import Loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def pretrain(
+    recipe: PretrainRecipe,
+    run: Path,
+    *,
+    mirror: Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Pretrain as the recipe says; return what `results.json` holds. The same call again goes on where it stopped.
+
+    Raises:
+        BertcliError: one of its kinds, each with its cure.
+    """
+    console = console or Console()
+    prepared = prepare(recipe, mirror, console)
+    plan, stages = plan_stages(recipe, prepared)
+    job = PretrainJob(prepared, plan, stages)
+    _say_plan(console, prepared, plan, stages, run)
+    check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+    with torch.device("meta"):
+        num_parameters = build_from_config(prepared.config, prepared.objective.model_class).num_parameters()
+    check_disk(run, num_parameters)
+    if dry_run:
+        console.say("dry run: recipe, corpus, tokenizer, model, run folder and disk are fine; nothing was trained")
+        return {"dry_run": True, "run": str(run)}
+    folder = open_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+    results = train(job, folder, console)
+    for name, value in results["metrics"]["validation"].items():
+        console.say(f"{name:<20}{value:.4f}")
+    console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
+    console.say(f"next      bertcli finetune glue/sst2 model.name={folder.path}")
+    return results
+
+
+def _say_plan(console: Console, prepared: Pretraining, plan: Plan, stages: list[Stage], run: Path) -> None:
+    recipe, corpus = prepared.recipe, prepared.corpus
+    sizes = f"{len(corpus.documents) - 1:,} documents, {len(corpus.tokens):,} tokens"
+    console.say(f"corpus    {sizes}; {len(prepared.held_out):,} held-out sequences")
+    console.say(f"tokenizer {len(prepared.tokenizer):,} entries")
+    fresh = f"{recipe.model.family} {recipe.model.size or 'as its defaults are'}, fresh weights"
+    console.say(f"model     {recipe.model.name or fresh}")
+    for stage in stages:
+        console.say(
+            f"training  steps {stage.start_step} to {stage.end_step}: {stage.global_batch_size} sequences of up to "
+            f"{stage.max_length} tokens"
+        )
+    training = recipe.training
+    console.say(
+        f"          {plan.steps_per_epoch} steps an epoch; rate {training.learning_rate:g} {training.schedule}, "
+        f"{plan.warmup_steps} warm-up steps; evaluation every {plan.eval_every_steps}"
+    )
+    console.say(f"run       {run}, seed {training.seed[0]}")
+
+
+class PretrainJob(Job):
+    """A model learns from plain text."""
+
+    def __init__(self, prepared: Pretraining, plan: Plan, stages: list[Stage]):
+        self.prepared, self.plan, self.stages = prepared, plan, stages
+        self.recipe, self.tokenizer = prepared.recipe, prepared.tokenizer
+        self.best_by = prepared.recipe.evaluation.best_by or "loss"
+        self._feed = Feed(prepared.recipe, prepared.corpus, prepared.train, prepared.objective, self.seed)
+
+    def build_model(self) -> torch.nn.Module:
+        """A fresh model, or the named one to go on with."""
+        prepared, section = self.prepared, self.prepared.recipe.model
+        model_class = prepared.objective.model_class
+        if section.name is None:
+            model = build_from_config(prepared.config, model_class)
+        else:
+            model = build.load_model(
+                section.name, prepared.mirror, model_class, prepared.objective.config_fields(), dropout=section.dropout
+            )
+        return prepared.objective.build(model)
+
+    def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
+        """What the objective keeps."""
+        return self.prepared.objective.saved(module)
+
+    @property
+    def loss(self) -> Loss:
+        """The objective's loss."""
+        return self.prepared.objective.loss
+
+    def batches(self, accelerator: Accelerator, start_step: int) -> Iterator[GlobalBatch]:
+        """Batches of all stages, one after the other."""
+        for stage in self.stages:
+            if stage.end_step > start_step:
+                yield from self._feed.batches(
+                    stage,
+                    start_step,
+                    self.plan.micro_batch_size,
+                    accelerator.process_index,
+                    accelerator.num_processes,
+                    width_multiple(accelerator),
+                )
+
+    def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
+        """Loss, perplexity and accuracy on held-out text, always the same and with the same tokens asked for."""
+        prepared, objective = self.prepared, self.prepared.objective
+        texts = texts_of(prepared.corpus, prepared.held_out, np.arange(len(prepared.held_out)))
+        asked = objective.ask(texts, np.random.default_rng(HELD_OUT_SALT))
+        sums: dict[str, np.ndarray] = {}
+        model.eval()
+        batches = list(token_budget_batches(asked.lengths, self.recipe.hardware.eval_batch_tokens))
+        with torch.inference_mode():
+            for items in batches[accelerator.process_index :: accelerator.num_processes]:
+                inputs = {
+                    name: tensor.to(accelerator.device)
+                    for name, tensor in asked.batch(items, width_multiple(accelerator)).items()
+                }
+                targets = {name: inputs.pop(name) for name in asked.counts}
+                for name, pair in objective.measure(model(**inputs), targets).items():
+                    sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair)
+        names = sorted(sums)
+        table = torch.tensor(np.stack([sums[name] for name in names]), device=accelerator.device)
+        totals = accelerator.reduce(table, reduction="sum").cpu().numpy()
+        scores = {name: float(total / max(1.0, number)) for name, (total, number) in zip(names, totals, strict=True)}
+        return scores | {"perplexity": math.exp(min(scores["loss"], 100.0))}
+
+    def goodness(self, scores: dict[str, float]) -> float:
+        """A lower loss or perplexity is better, of everything else a higher score."""
+        value = scores[self.best_by]
+        return -value if self.best_by in ("loss", "perplexity") else value
+
+    def describe(self) -> dict[str, Any]:
+        """Objective, model, corpus, and the entropy that a model without context would be left with."""
+        section, corpus = self.prepared.recipe.model, self.prepared.corpus
+        return {
+            "objective": self.prepared.recipe.objective.kind,
+            "model": section.name,
+            "family": section.family,
+            "size": section.size,
+            "vocabulary": len(self.tokenizer),
+            "num_documents": len(corpus.documents) - 1,
+            "num_tokens": len(corpus.tokens),
+            "unigram_entropy": unigram_entropy(corpus, self.prepared.held_out, len(self.tokenizer)),
+        }
+
+    def card(self, results: dict[str, Any]) -> str:
+        """The card of a pretrained model."""
+        return write_pretraining_card(results, dump_recipe(self.recipe))

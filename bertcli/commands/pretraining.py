@@ -1,0 +1,196 @@
+"""Everything a pretraining run needs before its first step: tokenizer, tokens, configuration, held-out text, plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertcli.commands.feed import Stage, ranges_of
+from bertcli.data.corpus import Corpus, cache_folder, corpus_key, open_corpus
+from bertcli.data.documents import read_documents
+from bertcli.data.sequences import Ranges, divide_documents
+from bertcli.errors import DataError, ModelError
+from bertcli.heads.objective import Objective
+from bertcli.heads.objectives import OBJECTIVES
+from bertcli.models import build
+from bertcli.models.architecture import VOCABULARY_MULTIPLE, build_config
+from bertcli.models.tokenizers import train_tokenizer
+from bertcli.recipe.plan import Plan
+from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.runs.console import Console
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+HELD_OUT_SALT = 3  # of the choices made once, for the held-out text
+TOKENS_BETWEEN_LINES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a recipe names, read and checked."""
+
+    recipe: PretrainRecipe
+    tokenizer: PreTrainedTokenizerBase
+    objective: Objective
+    config: PretrainedConfig
+    corpus: Corpus
+    train: np.ndarray  # numbers of the documents to learn from
+    held_out: Ranges
+    mirror: Path | None
+
+
+def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pretraining:
+    """Tokenizer, tokens, model configuration and held-out text of a recipe.
+
+    Raises:
+        DataError, ModelError: what the recipe asks for does not fit together.
+    """
+    tokenizer = _tokenizer(recipe, mirror, console)
+    objective = OBJECTIVES[recipe.objective.kind](recipe.objective, tokenizer)
+    longest = max(phase.max_length for phase in recipe.phases)
+    if recipe.model.name is None:
+        config = build_config(recipe.model, tokenizer, longest)
+    else:
+        config = build.load_config(recipe.model.name, mirror)
+        if longest > build.longest_input(tokenizer, config):
+            raise ModelError(f"found a phase of {longest} tokens, but {recipe.model.name} reads fewer")
+        if config.vocab_size < len(tokenizer):
+            known = f"{recipe.model.name} knows {config.vocab_size}"
+            raise ModelError(f"the tokenizer has {len(tokenizer)} entries, but {known}")
+    for name, value in objective.config_fields().items():
+        setattr(config, name, value)
+    corpus = open_corpus(recipe.corpus, tokenizer, mirror, _teller(console))
+    train_documents, held_out_documents = divide_documents(corpus, recipe.corpus.held_out_share)
+    random = np.random.default_rng(HELD_OUT_SALT)
+    held_out = ranges_of(recipe, corpus, held_out_documents, objective, longest, random)
+    return Pretraining(recipe, tokenizer, objective, config, corpus, train_documents, _limit(recipe, held_out), mirror)
+
+
+def _teller(console: Console) -> Any:
+    """Says now and then how many tokens are made."""
+    said = [0]
+
+    def tell(num_tokens: int) -> None:
+        if num_tokens >= said[0] + TOKENS_BETWEEN_LINES:
+            said[0] = num_tokens
+            console.say(f"corpus    {num_tokens:,} tokens so far")
+
+    return tell
+
+
+def _limit(recipe: PretrainRecipe, held_out: Ranges) -> Ranges:
+    """A random part of the held-out sequences, if they are more than the recipe wants to score."""
+    order = np.random.default_rng(HELD_OUT_SALT).permutation(len(held_out))
+    kept = np.cumsum(held_out.lengths[order]) <= recipe.corpus.max_held_out_tokens
+    chosen = np.sort(order[kept]) if kept.any() else order[:1]
+    labels = held_out.pair_labels
+    return Ranges(held_out.first[chosen], held_out.second[chosen], None if labels is None else labels[chosen])
+
+
+def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> PreTrainedTokenizerBase:
+    """The named tokenizer, the model's own, or one learned from the corpus (kept in the cache)."""
+    name = recipe.tokenizer.name or recipe.model.name
+    if name is not None:
+        return build.load_tokenizer(name, mirror)
+    from transformers import AutoTokenizer
+
+    key = _tokenizer_key(recipe, mirror)
+    folder = cache_folder() / "tokenizers" / key
+    if not folder.is_dir():
+        section = recipe.tokenizer
+        wanted = -(-section.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        tokenizer = train_tokenizer(_sample(recipe, mirror), wanted, section.kind, lowercase=section.lowercase)
+        if len(tokenizer) < wanted:
+            console.warn(f"the corpus gave {len(tokenizer)} vocabulary entries, fewer than the {wanted} asked for")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}."))
+        tokenizer.save_pretrained(aside)
+        try:
+            aside.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(aside)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _tokenizer_key(recipe: PretrainRecipe, mirror: Path | None) -> str:
+    options = json.dumps(recipe.tokenizer.model_dump(), sort_keys=True)
+    return hashlib.blake2b(f"{options} {corpus_key(recipe.corpus, None, mirror)}".encode(), digest_size=16).hexdigest()
+
+
+def _sample(recipe: PretrainRecipe, mirror: Path | None) -> Iterator[str]:
+    """About `sample_megabytes` of text, the same from each source."""
+    share = recipe.tokenizer.sample_megabytes * 1e6 / len(recipe.corpus.sources)
+    for source in recipe.corpus.sources:
+        size = 0
+        for document in islice(read_documents(source, mirror), recipe.corpus.max_documents):
+            yield from document.splitlines()
+            size += len(document)
+            if size >= share:
+                break
+
+
+def plan_stages(recipe: PretrainRecipe, prepared: Pretraining) -> tuple[Plan, list[Stage]]:
+    """The numbers of the run, and the steps of each phase."""
+    training, phases = recipe.training, recipe.phases
+    sizes = [phase.global_batch_size or training.global_batch_size for phase in phases]
+    num_tokens = int(prepared.corpus.lengths[prepared.train].sum())
+    rooms = [prepared.objective.room(phase.max_length) for phase in phases]
+    sequences = int((-(-prepared.corpus.lengths[prepared.train] // rooms[0])).sum())
+    per_epoch = math.ceil(sequences / sizes[0])
+    tokens_a_step = sum(
+        phase.share * size * min(room, num_tokens / sequences if room == rooms[0] else room)
+        for phase, size, room in zip(phases, sizes, rooms, strict=True)
+    )
+    if training.max_steps is not None:
+        total = training.max_steps
+    elif training.max_tokens is not None:
+        total = math.ceil(training.max_tokens / tokens_a_step)
+    else:
+        total = max(1, round(training.epochs * num_tokens / tokens_a_step))
+    warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total)
+    evaluation = recipe.evaluation
+    every = evaluation.every_steps or (
+        math.ceil(evaluation.every_epochs * per_epoch) if evaluation.every_epochs is not None else total
+    )
+    micro = recipe.hardware.micro_batch_size
+    micro_batch_size = max(sizes) if micro == "auto" else micro
+    plan = Plan(
+        num_train_examples=sequences,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        warmup_steps=min(warmup, total),
+        eval_every_steps=min(every, total),
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=math.ceil(max(sizes) / micro_batch_size),
+    )
+    ends = np.round(np.cumsum([phase.share for phase in phases]) * total).astype(int).tolist()
+    stages = [
+        Stage(start, end, phase.max_length, size)
+        for start, end, phase, size in zip([0, *ends[:-1]], ends, phases, sizes, strict=True)
+    ]
+    return plan, stages
+
+
+def unigram_entropy(corpus: Corpus, held_out: Ranges, vocabulary: int) -> float:
+    """Nats a held-out token costs whoever knows how often each token occurs in the corpus, and nothing else."""
+    counts = np.ones(vocabulary)  # none is impossible
+    for start in range(0, len(corpus.tokens), 1 << 24):
+        counts += np.bincount(corpus.tokens[start : start + (1 << 24)], minlength=vocabulary)
+    costs = -np.log(counts / counts.sum())
+    own = np.zeros(vocabulary)
+    for start, end in held_out.first:
+        own += np.bincount(corpus.tokens[start:end], minlength=vocabulary)
+    if own.sum() == 0:
+        raise DataError("the held-out text holds no tokens")
+    return float((costs * own).sum() / own.sum())

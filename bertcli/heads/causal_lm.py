@@ -1,0 +1,43 @@
+"""Guess the next token from those before it (GPT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertcli.data.encoding import IGNORED_LABEL
+from bertcli.heads.masked_lm import MaskedSequences, asked_logits, frame_texts, measure_tokens
+from bertcli.heads.objective import Objective, Text
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CausalLM(Objective):
+    """Every token but the first is asked for; the label at a place is the token behind it."""
+
+    model_class = "AutoModelForCausalLM"
+
+    def config_fields(self) -> dict[str, Any]:
+        """BERT-like encoders only look back if they are told to be decoders."""
+        return {"is_decoder": True}
+
+    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> MaskedSequences:
+        """The texts as they are; chance has no part in it."""
+        encoded, _, _ = frame_texts(self, texts)
+        labels = np.append(encoded.input_ids[1:], IGNORED_LABEL).astype(np.int64)
+        labels[encoded.offsets[1:] - 1] = IGNORED_LABEL  # nothing follows the last token of a sequence
+        return MaskedSequences(encoded.with_labels(encoded.input_ids, labels), None)
+
+    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
+        """Cross-entropy of the next tokens."""
+        from torch.nn import functional
+
+        logits, labels = asked_logits(outputs.logits, targets["labels"])
+        return functional.cross_entropy(logits, labels, reduction="sum") / counts["labels"]
+
+    def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        """Loss and accuracy on the next tokens."""
+        return measure_tokens(*asked_logits(outputs.logits, targets["labels"]))

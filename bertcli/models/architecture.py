@@ -1,0 +1,67 @@
+"""Models with fresh weights for pretraining: BERT's presets, or any architecture transformers knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bertcli.errors import ModelError, did_you_mean
+from bertcli.models.build import SIZES, set_dropout
+from bertcli.recipe.pretrain import ArchitectureSection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+VOCABULARY_MULTIPLE = 64  # matrix sizes that suit every device
+
+
+def build_config(
+    section: ArchitectureSection, tokenizer: PreTrainedTokenizerBase, longest_sequence: int
+) -> PretrainedConfig:
+    """The configuration of a fresh model for the vocabulary of `tokenizer`.
+
+    The vocabulary is padded to a multiple of 64: the entries beyond the tokenizer's are never used.
+
+    Raises:
+        ModelError: there is no such family, or a field that it does not have.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if section.family not in CONFIG_MAPPING:
+        cure = did_you_mean(section.family, CONFIG_MAPPING)
+        raise ModelError(f"found model.family {section.family!r}, expected a model type of transformers.{cure}")
+    config = AutoConfig.for_model(section.family)
+    fields: dict[str, Any] = {}
+    if section.size is not None:
+        layers, width, heads = SIZES[section.size]
+        fields = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+        fields |= {"intermediate_size": 4 * width, "embedding_size": width}
+        fields = {name: value for name, value in fields.items() if hasattr(config, name)}
+    for name, value in (fields | section.fields).items():
+        if not hasattr(config, name):
+            raise ModelError(f"{section.family} has no field {name!r}.{did_you_mean(name, vars(config))}")
+        setattr(config, name, value)
+    config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        if hasattr(config, name):
+            setattr(config, name, getattr(tokenizer, name, None))
+    if getattr(config, "max_position_embeddings", None) and "max_position_embeddings" not in section.fields:
+        # RoBERTa's positions start behind the padding index.
+        spare = (tokenizer.pad_token_id or 0) + 1 if section.family in ("roberta", "camembert", "xlm-roberta") else 0
+        config.max_position_embeddings = max(512, longest_sequence) + spare
+    if section.dropout is not None:
+        set_dropout(config, section.dropout)
+    return config
+
+
+def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedModel:
+    """A model of `model_class` (an `AutoModelFor…` name) with fresh weights.
+
+    Raises:
+        ModelError: this family has no such model.
+    """
+    import transformers
+
+    try:
+        return getattr(transformers, model_class).from_config(config)
+    except ValueError as error:
+        raise ModelError(f"{config.model_type} has no model for this objective ({model_class})") from error

@@ -1,0 +1,195 @@
+"""Pretraining: to a model that plain transformers loads and fine-tuning starts from; a stopped run resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bertcli.commands import pretrain as pretraining
+from bertcli.commands.finetune import finetune
+from bertcli.commands.pretrain import pretrain
+from bertcli.data.sample import sample_documents
+from bertcli.errors import DataError, ModelError, RecipeError
+from bertcli.models.architecture import build_config, build_from_config
+from bertcli.models.build import load_tokenizer
+from bertcli.recipe.load import load_pretrain_recipe, load_recipe
+from bertcli.recipe.pretrain import ArchitectureSection
+from bertcli.runs.console import Console
+
+QUIET = Console(quiet=True)
+SMALL = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}"
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    Path("corpus.txt").write_text("\n\n".join(sample_documents(400)))
+
+
+def recipe(*overrides: str, **sections: str) -> Any:
+    text = {
+        "corpus": "{sources: [{files: corpus.txt}], held_out_share: 0.1}",
+        "tokenizer": "{vocabulary_size: 500}",
+        "model": f"{{size: null, fields: {SMALL}}}",
+        "phases": "[{max_length: 32}]",
+        "training": "{max_steps: 12, global_batch_size: 16, learning_rate: 3e-3}",
+    } | sections
+    Path("recipe.yaml").write_text("".join(f"{key}: {value}\n" for key, value in text.items()))
+    return load_pretrain_recipe("recipe.yaml", overrides)
+
+
+def run(*overrides: str, folder: str = "run", **sections: str) -> dict[str, Any]:
+    return pretrain(recipe(*overrides, **sections), Path(folder), console=QUIET)
+
+
+def test_it_learns_and_plain_transformers_reads_the_model() -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    results = run("training.max_steps=160", "evaluation.every_steps=80", "training.learning_rate=5e-3")
+    scores = results["metrics"]["validation"]
+    assert scores["loss"] < results["unigram_entropy"]
+    assert scores["perplexity"] == pytest.approx(torch.tensor(scores["loss"]).exp().item(), rel=1e-5)
+    model, report = AutoModelForMaskedLM.from_pretrained("run/model", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert model.config.vocab_size % 64 == 0
+    tokenizer = AutoTokenizer.from_pretrained("run/model")
+    assert len(tokenizer) <= model.config.vocab_size
+    assert {path.name for path in Path("run").iterdir()} >= {"recipe.yaml", "train.jsonl", "results.json", "README.md"}
+
+
+def test_fine_tuning_starts_from_the_run_folder() -> None:
+    run()
+    words = ["model.name=run", "training.max_steps=2", "data.max_train_examples=40", "data.max_length=32"]
+    results = finetune(load_recipe("sample/sentiment", words), Path("tuned"), console=QUIET)
+    assert 0 <= results["metrics"]["validation"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("pairs", ["next_sentence", "sentence_order"])
+def test_pairs_are_told_apart_beside_the_masked_tokens(pairs: str) -> None:
+    from transformers import BertForPreTraining
+
+    results = run(objective=f"{{pairs: {pairs}, unit: words}}")
+    assert set(results["metrics"]["validation"]) == {"accuracy", "loss", "pair_accuracy", "perplexity"}
+    assert json.loads(Path("run/model/config.json").read_text())["architectures"] == ["BertForPreTraining"]
+    BertForPreTraining.from_pretrained("run/model")
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "unit"),
+    [("roberta", "bpe", "spans"), ("electra", "unigram", "words"), ("distilbert", "wordpiece", "tokens")],
+)
+def test_other_families_and_vocabularies(family: str, kind: str, unit: str) -> None:
+    fields = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
+    results = run(
+        "training.max_steps=3",
+        model=f"{{family: {family}, size: null, fields: {fields}}}",
+        tokenizer=f"{{kind: {kind}, vocabulary_size: 500}}",
+        objective=f"{{unit: {unit}}}",
+    )
+    assert results["family"] == family
+    assert torch.isfinite(torch.tensor(results["metrics"]["validation"]["loss"]))
+
+
+def test_the_next_token_is_guessed_without_seeing_it() -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = "{family: gpt2, size: null, fields: {n_embd: 32, n_layer: 2, n_head: 2}}"
+    run(model=model, tokenizer="{kind: bpe, vocabulary_size: 500}", objective="{kind: causal_lm}")
+    module = AutoModelForCausalLM.from_pretrained("run/model").eval()
+    ids = torch.tensor([[9, 10, 11, 12]])
+    changed = torch.tensor([[9, 10, 11, 99]])
+    with torch.inference_mode():
+        assert torch.allclose(module(ids).logits[0, :3], module(changed).logits[0, :3], atol=1e-5)
+
+
+def test_training_goes_on_from_a_model_with_its_tokenizer() -> None:
+    first = run("training.max_steps=40", folder="first")
+    second = run(
+        "training.max_steps=2", "training.learning_rate=1e-9", folder="second", model="{name: first}", tokenizer="{}"
+    )
+    assert second["vocabulary"] == first["vocabulary"]
+    before, after = (result["metrics"]["validation"]["loss"] for result in (first, second))
+    assert after == pytest.approx(before, abs=1e-4)
+
+
+def test_phases_follow_each_other_with_their_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    original = pretraining.PretrainJob.batches
+
+    def watched(self: Any, accelerator: Any, start_step: int) -> Any:
+        for batch in original(self, accelerator, start_step):
+            seen.append((batch.num_examples, max(micro["input_ids"].shape[1] for micro in batch.micro_batches)))
+            yield batch
+
+    monkeypatch.setattr(pretraining.PretrainJob, "batches", watched)
+    run(phases="[{max_length: 16, share: 0.75}, {max_length: 64, share: 0.25, global_batch_size: 4}]")
+    assert len(seen) == 12
+    assert all(number == 16 and length <= 16 for number, length in seen[:9])
+    assert all(number == 4 and length <= 64 for number, length in seen[9:])
+    assert max(length for _, length in seen[9:]) > 16
+
+
+def test_a_stopped_run_ends_where_an_undisturbed_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file
+
+    options = ["evaluation.every_steps=4", "hardware.micro_batch_size=5"]
+    run(*options, folder="whole")
+    original = pretraining.PretrainJob.batches
+
+    def cut(self: Any, accelerator: Any, start_step: int) -> Any:
+        for number, batch in enumerate(original(self, accelerator, start_step), start=start_step):
+            if number == 6:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(pretraining.PretrainJob, "batches", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(*options, folder="stopped")
+    monkeypatch.setattr(pretraining.PretrainJob, "batches", original)
+    run(*options, folder="stopped")
+    one, two = (load_file(f"{name}/model/model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("base", 110), ("large", 336)])
+def test_base_and_large_have_the_parameters_of_the_paper(encoder: Path, size: str, millions: int) -> None:
+    """Devlin et al. 2019 say 110M and 340M; with BERT's vocabulary of 30,522 these are 109.5M and 335.1M."""
+    config = build_config(ArchitectureSection(size=size), load_tokenizer(str(encoder), None), 512)
+    config.vocab_size = 30522
+    with torch.device("meta"):
+        number = build_from_config(config, "AutoModel").num_parameters()
+    assert number / 1e6 == pytest.approx(millions, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "words"),
+    [
+        ({"model": "{family: brt}"}, ModelError, "Did you mean bert"),
+        ({"model": "{fields: {hiden_size: 3}}"}, ModelError, "Did you mean hidden_size"),
+        ({"model": "{name: nowhere}", "tokenizer": "{name: nowhere}"}, ModelError, "cannot load"),
+        ({"corpus": "{sources: [{files: gone.txt}]}"}, DataError, "found no file"),
+        ({"corpus": "{sources: []}"}, RecipeError, "expected at least 1"),
+        ({"corpus": "{sources: [{files: a, dataset: b}]}"}, RecipeError, "either `files` or `dataset`"),
+        ({"phases": "[{max_length: 32, share: 0.5}]"}, RecipeError, "add up to 0.5"),
+        ({"objective": "{masking: words}"}, RecipeError, "unknown key 'masking'"),
+        ({"objective": "{kind: causal_lm, pairs: next_sentence}"}, RecipeError, "go with the objective masked_lm"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_message(sections: dict[str, str], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        run(**sections)
+    assert not Path("run").exists()
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
+    from bertcli.models.tokenizers import train_tokenizer
+
+    tokenizer = train_tokenizer(sample_documents(20), 400, "bpe")
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained("plain")
+    with pytest.raises(ModelError, match="no mask token"):
+        run(tokenizer="{name: ./plain}")
