@@ -209,6 +209,7 @@ def predict(
     ] = "-",
     format_name: Annotated[str, typer.Option("--format", help="jsonl, csv, tsv, glue or squad.")] = "jsonl",
     as_zip: Annotated[bool, typer.Option("--zip", help="Pack the files of --format glue into one.")] = False,
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens to list for each mask, if the model fills masks.")] = 5,
     features: Annotated[
         bool, typer.Option("--features", help="Vectors of the encoder instead of answers (.parquet or .npy).")
     ] = False,
@@ -246,7 +247,7 @@ def predict(
     if features:
         predict_features(model, values, output, layers=whole_numbers("--layers", layers), pooling=pooling, **asked)
         return
-    run_predict(model, values, output, format_name, as_zip=as_zip, **asked)
+    run_predict(model, values, output, format_name, as_zip=as_zip, top_k=top_k, **asked)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bertcli.commands.features import Extractor, write_features
+from bertcli.commands.fill_mask import MaskFiller, fills_masks
 from bertcli.commands.prepare import recipe_task
 from bertcli.commands.score import answer
 from bertcli.commands.submission import open_new, write_glue, write_squad
@@ -41,6 +42,7 @@ def predict(
     input_format: str | None = None,
     split: str | None = None,
     as_zip: bool = False,
+    top_k: int = 5,
     columns: Sequence[str] | None = None,
     mirror: Path | None = None,
     hardware: HardwareSection | None = None,
@@ -54,6 +56,7 @@ def predict(
         output: a new file, or `-` for standard output; for `glue` and `squad` a folder.
         format_name: format of the answers, one of `FORMATS`.
         as_zip: for `glue`, also pack the files into one.
+        top_k: how many tokens to list for a mask, if the model is one that fills them.
         input_path: the file to read, or `-` for standard input.
         input_format: its format; None: as its ending says, plain lines on standard input.
         split: answer this split of the model's task instead.
@@ -71,22 +74,24 @@ def predict(
         raise UsageError(f"--format {format_name} writes several files; name a folder for them with --output")
     if format_name == "glue":
         return len(write_glue(name, Path(output), as_zip=as_zip, mirror=mirror, hardware=hardware, console=console))
-    trained = open_trained(best_seed(name), mirror, hardware)
+    name = best_seed(name)
+    kind = input_format or guess_format(input_path)
+    if fills_masks(name, mirror):
+        column = (columns or USUAL_COLUMNS)[0]
+        texts = ({column: row[0]} for row in values) if values is not None else read_inputs(input_path, kind, [column])
+        answers = MaskFiller(name, top_k, mirror, hardware).fill(texts, column)
+        return _write_to(output, answers, format_name, console)
+    trained = open_trained(name, mirror, hardware)
     task = _with_columns(trained.task, columns, is_known=trained.recipe is not None)
     if split is not None and trained.recipe is None:
         raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
     usual = trained.head.usual_columns
-    rows = _inputs(task, values, input_path, input_format or guess_format(input_path), usual, split, mirror)
+    rows = _inputs(task, values, input_path, kind, usual, split, mirror)
     if format_name == "squad":
         count = write_squad(trained, task, iter(rows), Path(output), console)
         console.say(f"{count} answers in {output}")
         return count
-    count = 0
-    with _opened(output) as file:
-        count = _write(predictions(trained, task, rows, console), file, format_name)
-    if output != "-":
-        console.say(f"{count} answers in {output}")
-    return count
+    return _write_to(output, predictions(trained, task, rows, console), format_name, console)
 
 
 def predictions(trained: Trained, task: Task, inputs: Iterable[Row], console: Console) -> Iterator[tuple[Row, Answer]]:
@@ -200,6 +205,16 @@ def _row_of(task: Task, values: Sequence[str]) -> Row:
     if len(task.choice_columns) == 1:
         return dict(zip(task.text_columns, values, strict=False)) | {task.choice_columns[0]: list(values[num_texts:])}
     return dict(zip(task.columns, values, strict=True))
+
+
+def _write_to(output: str, answers: Iterable[tuple[Row, Answer]], format_name: str, console: Console) -> int:
+    """Write the answers to a new file or standard output; return their number."""
+    count = 0
+    with _opened(output) as file:
+        count = _write(answers, file, format_name)
+    if output != "-":
+        console.say(f"{count} answers in {output}")
+    return count
 
 
 def _write(answers: Iterable[tuple[Row, Answer]], file: IO[str], format_name: str) -> int:

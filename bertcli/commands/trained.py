@@ -12,7 +12,7 @@ from bertcli.errors import ModelError, RecipeError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.head import Head
 from bertcli.models import build
-from bertcli.recipe.load import load_recipe
+from bertcli.recipe.load import load_recipe, read_chain
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
 from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import HeadName, Task
@@ -89,9 +89,11 @@ def usual_task(kind: HeadName) -> Task:
 
 
 def run_recipe(name: str) -> Recipe | None:
-    """The recipe of the run folder `name`; None if it is no run folder."""
+    """The recipe of the run folder `name`; None if it is no run folder, or one of pretraining."""
     path = Path(name) / "recipe.yaml"
-    return load_recipe(str(path)) if path.is_file() else None
+    if not path.is_file() or "corpus" in read_chain(path, Recipe).values:
+        return None
+    return load_recipe(str(path))
 
 
 def seed_runs(name: str) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from bertcli.commands import pretrain as pretraining
 from bertcli.commands.finetune import finetune
+from bertcli.commands.predict import predict
 from bertcli.commands.pretrain import pretrain
 from bertcli.data.sample import sample_documents
 from bertcli.errors import DataError, ModelError, RecipeError
@@ -59,6 +60,26 @@ def test_it_learns_and_plain_transformers_reads_the_model() -> None:
     tokenizer = AutoTokenizer.from_pretrained("run/model")
     assert len(tokenizer) <= model.config.vocab_size
     assert {path.name for path in Path("run").iterdir()} >= {"recipe.yaml", "train.jsonl", "results.json", "README.md"}
+
+
+def test_a_pretrained_model_fills_masks_as_plain_transformers_does() -> None:
+    from transformers import pipeline
+
+    run("training.max_steps=20")
+    texts = ["anna saw the [MASK] .", "the [MASK] was [MASK] ."]
+    predict("run", [[text] for text in texts], "out.jsonl", top_k=3, console=QUIET)
+    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [answer["text"] for answer in found] == texts
+    fill = pipeline("fill-mask", model="run/model", top_k=3)
+    expected = [[fill(texts[0])], fill(texts[1])]
+    for answer, masks in zip(found, expected, strict=True):
+        assert [[one["token"] for one in mask] for mask in answer["masks"]] == [
+            [one["token_str"] for one in mask] for mask in masks
+        ]
+        for ours, theirs in zip(answer["masks"], masks, strict=True):
+            assert [one["probability"] for one in ours] == pytest.approx([one["score"] for one in theirs], abs=1e-4)
+    with pytest.raises(DataError, match=r"row 2 has no \[MASK\]"):
+        predict("run", [[texts[0]], ["nothing to fill"]], "more.jsonl", console=QUIET)
 
 
 def test_fine_tuning_starts_from_the_run_folder() -> None:
