@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEMO_RUN ?= runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo check format test test-slow dist clean
@@ -20,11 +19,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . --group dev
 	touch $(STAMP)
 
-demo: $(STAMP)  ## fine-tune a small encoder on the embedded sample, score it, predict
-	$(BIN)/bertcli finetune sample/sentiment --run $(DEMO_RUN)
-	$(BIN)/bertcli eval $(DEMO_RUN) --split test
-	$(BIN)/bertcli predict $(DEMO_RUN) --text "$$($(BIN)/python -c 'from bertcli.data.sample import sample_rows; print(sample_rows("sentiment", "test")[0]["text"])')"
-	@echo "the run folder is $(DEMO_RUN)"
+demo: $(STAMP)  ## pretrain a tiny encoder on the embedded sample, fine-tune it with few labels, score it, predict
+	$(BIN)/bertcli pretrain pretrain/tiny --run runs/demo/pretrained
+	$(BIN)/bertcli finetune demo --run runs/demo/tasks
+	$(BIN)/bertcli eval runs/demo/tasks/demo-from-pretrained --split test
+	$(BIN)/bertcli predict runs/demo/tasks/demo-from-pretrained --text "$$($(BIN)/python -c 'from bertcli.data.sample import sample_rows; print(sample_rows("sentiment", "test")[0]["text"])')"
+	@echo "the run folders are runs/demo/pretrained and runs/demo/tasks/…"
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .

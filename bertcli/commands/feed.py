@@ -13,6 +13,7 @@ import numpy as np
 
 from bertcli.data.corpus import BEGINS_WORD, Corpus
 from bertcli.data.loaders import GlobalBatch, length_grouped_batches
+from bertcli.data.packing import pack
 from bertcli.data.sequences import Ranges, cut_documents, documents_of_epoch, pair_documents
 from bertcli.heads.objective import Objective, Text
 from bertcli.recipe.pretrain import PretrainRecipe
@@ -31,17 +32,39 @@ class Stage:
 
 
 class Feed:
-    """The training sequences of a corpus, epoch by epoch."""
+    """The training sequences of a corpus, epoch by epoch.
 
-    def __init__(self, recipe: PretrainRecipe, corpus: Corpus, train: np.ndarray, objective: Objective, seed: int):
+    Args:
+        first_position: None: one sequence a row; else sequences are packed, and positions counted from this number.
+    """
+
+    def __init__(
+        self,
+        recipe: PretrainRecipe,
+        corpus: Corpus,
+        train: np.ndarray,
+        objective: Objective,
+        seed: int,
+        first_position: int | None = None,
+    ):
         self.recipe, self.corpus, self.train, self.objective, self.seed = recipe, corpus, train, objective, seed
-        self.ranges = lru_cache(maxsize=1)(self._ranges)  # an epoch's sequences are made once
+        self.first_position = first_position
+        self.epoch = lru_cache(maxsize=1)(self._epoch)  # an epoch's batches are made once
 
-    def _ranges(self, max_length: int, epoch: int) -> Ranges:
-        """The sequences of an epoch."""
+    def _epoch(self, max_length: int, batch_size: int, epoch: int) -> tuple[Ranges, list[list[np.ndarray]]]:
+        """The sequences of an epoch, and for each batch the sequences of each of its rows."""
         random = np.random.default_rng((self.seed, epoch, PAIRS_SALT))
         documents = documents_of_epoch(self.corpus, self.train, self.recipe.corpus.sources, random)
-        return ranges_of(self.recipe, self.corpus, documents, self.objective, max_length, random)
+        ranges = ranges_of(self.recipe, self.corpus, documents, self.objective, max_length, random)
+        if self.first_position is None:
+            batches = length_grouped_batches(ranges.lengths, batch_size, self.seed, epoch)
+            return ranges, [list(batch[:, None]) for batch in batches]
+        room = self.objective.room(max_length)
+        rows = pack(ranges.lengths + (max_length - room), max_length)
+        order = random.permutation(len(rows))
+        return ranges, [
+            [rows[at] for at in order[start : start + batch_size]] for start in range(0, len(rows), batch_size)
+        ]
 
     def batches(
         self, stage: Stage, start_step: int, micro_batch_size: int, process: int, num_processes: int, multiple_of: int
@@ -49,12 +72,15 @@ class Feed:
         """The batches of the stage from `start_step` on, as one process sees them."""
         number, epoch = stage.start_step, 0
         while number < stage.end_step:
-            ranges = self.ranges(stage.max_length, epoch)
-            batches = length_grouped_batches(ranges.lengths, stage.global_batch_size, self.seed, epoch)
+            ranges, batches = self.epoch(stage.max_length, stage.global_batch_size, epoch)
             for rows in batches[: stage.end_step - number]:
                 if number >= start_step:
                     random = np.random.default_rng((self.seed, number, MASK_SALT))
-                    asked = self.objective.ask(texts_of(self.corpus, ranges, rows), random)
+                    asked = self.objective.ask(texts_of(self.corpus, ranges, np.concatenate(rows)), random)
+                    if self.first_position is not None:
+                        ends = np.cumsum([len(row) for row in rows])
+                        numbers = np.split(np.arange(ends[-1]), ends[:-1])
+                        asked = asked.packed(numbers, self.first_position)
                     own = np.array_split(np.arange(len(rows)), num_processes)[process]
                     parts = [own[at : at + micro_batch_size] for at in range(0, len(own), micro_batch_size)]
                     micro_batches = [asked.batch(part, multiple_of) for part in parts]

@@ -14,7 +14,7 @@ from bertcli.commands.job import Job
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.train import SPEED_ONLY, check_disk, train
-from bertcli.data.loaders import GlobalBatch, training_batches
+from bertcli.data.loaders import GlobalBatch, cut_off_tokens, training_batches
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
@@ -83,13 +83,14 @@ class FinetuneJob(Job):
     @property
     def loss(self) -> Loss:
         """The head's loss."""
-        return loss_of(self.prepared.head)
+        return loss_of(self.prepared.head, self.recipe.training.label_smoothing)
 
     def batches(self, accelerator: Accelerator, start_step: int) -> Iterator[GlobalBatch]:
         """Batches of the training split."""
-        return training_batches(
+        training = self.prepared.recipe.training
+        batches = training_batches(
             self.prepared.encode("train"),
-            global_batch_size=self.prepared.recipe.training.global_batch_size,
+            global_batch_size=training.global_batch_size,
             micro_batch_size=self.plan.micro_batch_size,
             seed=self.seed,
             start_step=start_step,
@@ -98,6 +99,9 @@ class FinetuneJob(Job):
             num_processes=accelerator.num_processes,
             multiple_of=width_multiple(accelerator),
         )
+        if not training.token_cutoff:
+            return batches
+        return cut_off_tokens(batches, training.token_cutoff, self.seed, start_step, accelerator.process_index)
 
     def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
         """The task's metrics on a split."""

@@ -81,6 +81,7 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
     task = recipe_task(recipe)
     check_metrics(recipe, task)
     check_split_names(task)
+    check_regularisers(recipe, task)
     rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.more_validation)}
     rows = _limit(recipe, rows)
     head = HEADS[task.head].learned_from(task, rows["train"], recipe)
@@ -91,6 +92,15 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
         if head.references(task, part) is None:
             raise DataError(f"{task.name}: split {split!r} has no labels, but {split} needs them")
     return Prepared(recipe, task, head, tokenizer, rows, mirror)
+
+
+def check_regularisers(recipe: Recipe, task: Task) -> None:
+    """Refuse ways to regularise that this kind of answer does not know."""
+    training, kind = recipe.training, task.answer_kind
+    if training.label_smoothing and kind not in ("single_label", "token_classification", "multiple_choice"):
+        raise RecipeError([f"training.label_smoothing is for tasks with one label, and {task.name} is {kind}"])
+    if training.token_cutoff and task.head not in ("text_classification", "multiple_choice"):
+        raise RecipeError([f"training.token_cutoff is for whole texts, and {task.name} asks about single tokens"])
 
 
 def check_split_names(task: Task) -> None:

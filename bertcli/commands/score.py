@@ -16,7 +16,7 @@ from bertcli.metrics.bundled import compute_metrics
 from bertcli.tasks.task import Task
 from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
-from bertcli.training.loop import Loss
+from bertcli.training.loop import Loss, Targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,10 +29,13 @@ def summed_loss(head: Head) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     return lambda outputs, labels: head.loss(head.logits(outputs).float(), labels)
 
 
-def loss_of(head: Head) -> Loss:
-    """The head's loss as the loop takes it."""
-    summed = summed_loss(head)
-    return lambda outputs, targets, counts: summed(outputs, targets["labels"]) / counts["labels"]
+def loss_of(head: Head, label_smoothing: float = 0.0) -> Loss:
+    """The head's loss as the loop takes it, in fp32."""
+
+    def mean_loss(outputs: Any, targets: Targets, counts: dict[str, int]) -> torch.Tensor:
+        return head.loss(head.logits(outputs).float(), targets["labels"], label_smoothing) / counts["labels"]
+
+    return mean_loss
 
 
 def answer(

@@ -5,7 +5,7 @@ Training order is a function of (seed, epoch) alone, so a resumed run finds its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 POOL_BATCHES = 100
+CUTOFF_SALT = 4  # so that this choice draws other numbers than the order of the rows does
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,25 @@ def training_batches(
         for rows in batches[max(0, start_step - first) : total_steps - first]:
             own = np.array_split(rows, num_processes)[process]
             yield _global_batch(encoded, own, len(rows), int(num_targets[rows].sum()), micro_batch_size, multiple_of)
+
+
+def cut_off_tokens(
+    batches: Iterable[GlobalBatch], share: float, seed: int, start_step: int, process: int = 0
+) -> Iterator[GlobalBatch]:
+    """The batches with a share of their tokens, never a sequence's first, hidden from attention by chance.
+
+    What is hidden is a function of (seed, step). Token cutoff: Shen et al. 2020, https://arxiv.org/abs/2009.13818.
+    """
+    import torch
+
+    for step, batch in enumerate(batches, start=start_step):
+        random = np.random.default_rng((seed, step, CUTOFF_SALT, process))
+        for micro in batch.micro_batches:
+            mask = micro["attention_mask"]
+            kept = torch.from_numpy(random.random(tuple(mask.shape)) >= share)
+            kept[..., 0] = True
+            micro["attention_mask"] = mask * kept
+        yield batch
 
 
 def _global_batch(

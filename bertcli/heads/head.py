@@ -73,8 +73,8 @@ class Head(ABC):
         return outputs.logits
 
     @abstractmethod
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss summed over the targets of a batch."""
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+        """The loss summed over the targets of a batch; answers that are no labels know no smoothing."""
 
     @abstractmethod
     def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> Any:

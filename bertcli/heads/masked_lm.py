@@ -11,6 +11,7 @@ import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences
 from bertcli.data.masking import Replacement, choose, replace
+from bertcli.data.packing import Packed
 from bertcli.errors import ModelError
 from bertcli.heads.objective import Objective, Text, random_token_ids
 from bertcli.recipe.pretrain import ObjectiveSection
@@ -26,8 +27,13 @@ PAIR_TARGET = "next_sentence_label"
 class MaskedSequences:
     """Masked sequences, with the labels of their pairs if they are pairs."""
 
-    encoded: Encoded
+    encoded: Encoded | Packed
     pair_labels: np.ndarray | None  # [N]
+
+    def packed(self, rows: list[np.ndarray], first_position: int) -> MaskedSequences:
+        """The same sequences, several in a row."""
+        assert isinstance(self.encoded, Encoded)
+        return MaskedSequences(Packed(self.encoded, rows, first_position), None)
 
     @property
     def sizes(self) -> np.ndarray:

@@ -91,11 +91,11 @@ class MultipleChoice(Head):
                 )
         return np.asarray(answers, dtype=np.int64)
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """Cross-entropy over the choices, summed over the questions."""
         from torch.nn import functional
 
-        return functional.cross_entropy(logits, labels, reduction="sum")
+        return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
 
     def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
         """The number of the likeliest choice of each question. [N]"""

@@ -34,6 +34,9 @@ class Text:
 class Asked(Protocol):
     """Sequences turned into questions: what `Encoded` is for labels, with any kind of targets."""
 
+    def packed(self, rows: list[np.ndarray], first_position: int) -> Asked:
+        """The same with several sequences in a row, positions counted from `first_position` in each."""
+
     @property
     def sizes(self) -> np.ndarray:
         """Tokens of each sequence. [N]"""

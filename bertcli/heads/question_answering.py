@@ -121,7 +121,7 @@ class QuestionAnswering(Head):
 
         return torch.stack((outputs.start_logits, outputs.end_logits), dim=-1)
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """The mean of the cross-entropies of start and end, summed over the windows."""
         from torch.nn import functional
 

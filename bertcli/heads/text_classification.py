@@ -130,14 +130,14 @@ class TextClassification(Head):
             table[row, [place_of(task, place, row, name) for name in chosen or ()]] = 1.0
         return table
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """The loss summed over the items: cross-entropy, mean binary cross-entropy over C, or squared error."""
         import torch
         from torch.nn import functional
 
         weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
         if self.problem == "single_label":
-            return functional.cross_entropy(logits, labels, weights, reduction="sum")
+            return functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
         if self.problem == "multi_label":
             # A label that is set weighs as its class; one that is not, as ever.
             losses = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="sum")

@@ -128,13 +128,18 @@ class TokenClassification(Head):
             tags.append(names)
         return tags
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """Cross-entropy summed over the words."""
         from torch.nn import functional
 
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         return functional.cross_entropy(
-            logits.flatten(0, -2), labels.flatten(), weights, ignore_index=IGNORED_LABEL, reduction="sum"
+            logits.flatten(0, -2),
+            labels.flatten(),
+            weights,
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+            label_smoothing=label_smoothing,
         )
 
     def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[list[str]]:

@@ -121,6 +121,7 @@ class PretrainRecipe(Section):
     phases: Annotated[tuple[Phase, ...], Strict(False)] = Field(
         (Phase(max_length=128),), min_length=1, description="lengths of the sequences, one phase after the other"
     )
+    packing: bool = Field(False, description="several short sequences in a row, none of which sees another")
     training: PretrainingSection = Field(PretrainingSection(), description="what changes the result")
     evaluation: EvaluationSection = Field(EvaluationSection(), description="when to look")
     hardware: HardwareSection = Field(HardwareSection(), description="what changes only the speed")
@@ -130,6 +131,10 @@ class PretrainRecipe(Section):
         total = sum(phase.share for phase in self.phases)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the shares of the phases add up to {total:g}, expected 1")
+        if self.packing and self.objective.pairs is not None:
+            raise ValueError(
+                "`packing` is for single texts, and objective.pairs asks for pairs; set one of them to null"
+            )
         if len(self.training.seed) > 1:
             raise ValueError("pretraining takes one seed; run it once for each")
         return self

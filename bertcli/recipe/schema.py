@@ -62,6 +62,10 @@ class TrainingSection(Section):
     class_weights: Literal["auto"] | dict[str, float] | None = Field(
         None, description="weight of each label in the loss; auto: as rare as it is in the training rows"
     )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the certainty given to all labels alike")
+    token_cutoff: float = Field(
+        0.0, ge=0, lt=1, description="share of the tokens hidden from attention at a step, other ones each time"
+    )
     seed: Seeds = Field((42,), description="one seed or a list; a list is a set of runs")
 
     @field_validator("seed", mode="before")

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from bertcli.data.encoding import Encoded
-from bertcli.data.loaders import length_grouped_batches, token_budget_batches, training_batches
+from bertcli.data.loaders import (
+    GlobalBatch,
+    cut_off_tokens,
+    length_grouped_batches,
+    token_budget_batches,
+    training_batches,
+)
 
 
 def encoded_of(lengths: np.ndarray) -> Encoded:
@@ -98,3 +104,20 @@ def test_a_batch_holds_its_rows_and_padding_elsewhere() -> None:
     assert batch["input_ids"].tolist() == [[2, -1, -1, -1], [1, 1, 1, -1]]
     assert batch["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0]]
     assert batch["labels"].tolist() == [2, 1]
+
+
+def test_cut_off_tokens_are_the_asked_share_never_the_first_and_repeat_with_the_step(lengths: np.ndarray) -> None:
+    def batches(start: int) -> list[GlobalBatch]:
+        options = {"global_batch_size": 64, "micro_batch_size": 64, "seed": 1, "total_steps": 40}
+        made = training_batches(encoded_of(lengths), start_step=start, **options)
+        return list(cut_off_tokens(made, 0.15, 1, start))
+
+    whole = [batch.micro_batches[0] for batch in batches(0)]
+    later = [batch.micro_batches[0] for batch in batches(30)]
+    for one, two in zip(whole[30:], later, strict=True):
+        assert one["attention_mask"].equal(two["attention_mask"])
+    real = np.concatenate([(micro["input_ids"][:, 1:] != -1).numpy().ravel() for micro in whole])
+    seen = np.concatenate([micro["attention_mask"][:, 1:].numpy().ravel() for micro in whole])
+    assert all((micro["attention_mask"][:, 0] == 1).all() for micro in whole)
+    assert not seen[~real].any()
+    assert 1 - seen[real].mean() == pytest.approx(0.15, abs=0.01)
