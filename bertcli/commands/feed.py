@@ -95,6 +95,15 @@ class Feed:
             epoch += 1
 
 
+def packing_efficiency(
+    recipe: PretrainRecipe, corpus: Corpus, documents: np.ndarray, objective: Objective, max_length: int
+) -> float:
+    """The share of the places that packed rows of these documents fill, special tokens included."""
+    ranges = ranges_of(recipe, corpus, documents, objective, max_length, np.random.default_rng(0))
+    lengths = ranges.lengths + (max_length - objective.room(max_length))
+    return float(lengths.sum() / (len(pack(lengths, max_length)) * max_length))
+
+
 def ranges_of(
     recipe: PretrainRecipe,
     corpus: Corpus,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from bertcli.commands.feed import Feed, Stage, texts_of
+from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
 from bertcli.commands.job import Job
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
 from bertcli.commands.train import SPEED_ONLY, check_disk, train
@@ -73,6 +73,9 @@ def _say_plan(console: Console, prepared: Pretraining, plan: Plan, stages: list[
     console.say(f"tokenizer {len(prepared.tokenizer):,} entries")
     fresh = f"{recipe.model.family} {recipe.model.size or 'as its defaults are'}, fresh weights"
     console.say(f"model     {recipe.model.name or fresh}")
+    if prepared.first_position is not None:
+        share = packing_efficiency(recipe, corpus, prepared.train, prepared.objective, stages[0].max_length)
+        console.say(f"packing   {share:.1%} of the places in a row are filled")
     for stage in stages:
         console.say(
             f"training  steps {stage.start_step} to {stage.end_step}: {stage.global_batch_size} sequences of up to "
@@ -93,7 +96,9 @@ class PretrainJob(Job):
         self.prepared, self.plan, self.stages = prepared, plan, stages
         self.recipe, self.tokenizer = prepared.recipe, prepared.tokenizer
         self.best_by = prepared.recipe.evaluation.best_by or "loss"
-        self._feed = Feed(prepared.recipe, prepared.corpus, prepared.train, prepared.objective, self.seed)
+        self._feed = Feed(
+            prepared.recipe, prepared.corpus, prepared.train, prepared.objective, self.seed, prepared.first_position
+        )
 
     def build_model(self) -> torch.nn.Module:
         """A fresh model, or the named one to go on with."""
@@ -137,19 +142,22 @@ class PretrainJob(Job):
         sums: dict[str, np.ndarray] = {}
         model.eval()
         batches = list(token_budget_batches(asked.lengths, self.recipe.hardware.eval_batch_tokens))
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(HELD_OUT_SALT)
             for items in batches[accelerator.process_index :: accelerator.num_processes]:
                 inputs = {
                     name: tensor.to(accelerator.device)
                     for name, tensor in asked.batch(items, width_multiple(accelerator)).items()
                 }
-                targets = {name: inputs.pop(name) for name in asked.counts}
+                targets = {name: inputs.pop(name) for name in asked.counts if name in inputs}
                 for name, pair in objective.measure(model(**inputs), targets).items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair)
         names = sorted(sums)
         table = torch.tensor(np.stack([sums[name] for name in names]), device=accelerator.device)
         totals = accelerator.reduce(table, reduction="sum").cpu().numpy()
         scores = {name: float(total / max(1.0, number)) for name, (total, number) in zip(names, totals, strict=True)}
+        if not objective.loss_is_of_tokens:
+            return scores
         return scores | {"perplexity": math.exp(min(scores["loss"], 100.0))}
 
     def goodness(self, scores: dict[str, float]) -> float:

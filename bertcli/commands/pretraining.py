@@ -23,7 +23,7 @@ from bertcli.errors import DataError, ModelError
 from bertcli.heads.objective import Objective
 from bertcli.heads.objectives import OBJECTIVES
 from bertcli.models import build
-from bertcli.models.architecture import VOCABULARY_MULTIPLE, build_config
+from bertcli.models.architecture import PACKABLE, VOCABULARY_MULTIPLE, build_config
 from bertcli.models.tokenizers import train_tokenizer
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
@@ -47,6 +47,7 @@ class Pretraining:
     corpus: Corpus
     train: np.ndarray  # numbers of the documents to learn from
     held_out: Ranges
+    first_position: int | None  # where positions start if sequences are packed; None: one a row
     mirror: Path | None
 
 
@@ -74,7 +75,12 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
     train_documents, held_out_documents = divide_documents(corpus, recipe.corpus.held_out_share)
     random = np.random.default_rng(HELD_OUT_SALT)
     held_out = ranges_of(recipe, corpus, held_out_documents, objective, longest, random)
-    return Pretraining(recipe, tokenizer, objective, config, corpus, train_documents, _limit(recipe, held_out), mirror)
+    first = build.first_position(config) if recipe.packing else None
+    if recipe.packing and config.model_type not in PACKABLE:
+        console.warn(f"{config.model_type} cannot keep packed sequences apart; each has a row of its own")
+        first = None
+    kept = _limit(recipe, held_out)
+    return Pretraining(recipe, tokenizer, objective, config, corpus, train_documents, kept, first, mirror)
 
 
 def _teller(console: Console) -> Any:
@@ -110,7 +116,10 @@ def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) ->
     if not folder.is_dir():
         section = recipe.tokenizer
         wanted = -(-section.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        tokenizer = train_tokenizer(_sample(recipe, mirror), wanted, section.kind, lowercase=section.lowercase)
+        sentinels = recipe.objective.kind == "span_corruption"
+        tokenizer = train_tokenizer(
+            _sample(recipe, mirror), wanted, section.kind, lowercase=section.lowercase, sentinels=sentinels
+        )
         if len(tokenizer) < wanted:
             console.warn(f"the corpus gave {len(tokenizer)} vocabulary entries, fewer than the {wanted} asked for")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +133,7 @@ def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) ->
 
 
 def _tokenizer_key(recipe: PretrainRecipe, mirror: Path | None) -> str:
-    options = json.dumps(recipe.tokenizer.model_dump(), sort_keys=True)
+    options = json.dumps([recipe.tokenizer.model_dump(), recipe.objective.kind == "span_corruption"], sort_keys=True)
     return hashlib.blake2b(f"{options} {corpus_key(recipe.corpus, None, mirror)}".encode(), digest_size=16).hexdigest()
 
 
@@ -144,14 +153,19 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining) -> tuple[Plan, li
     """The numbers of the run, and the steps of each phase."""
     training, phases = recipe.training, recipe.phases
     sizes = [phase.global_batch_size or training.global_batch_size for phase in phases]
-    num_tokens = int(prepared.corpus.lengths[prepared.train].sum())
-    rooms = [prepared.objective.room(phase.max_length) for phase in phases]
-    sequences = int((-(-prepared.corpus.lengths[prepared.train] // rooms[0])).sum())
-    per_epoch = math.ceil(sequences / sizes[0])
+    lengths = prepared.corpus.lengths[prepared.train]
+    num_tokens, rooms = int(lengths.sum()), [prepared.objective.room(phase.max_length) for phase in phases]
+    pieces = [int((-(-lengths // room)).sum()) for room in rooms]
+    if prepared.first_position is not None:  # rows of several pieces, hardly a place empty
+        special = [phase.max_length - room for phase, room in zip(phases, rooms, strict=True)]
+        pieces = [
+            math.ceil((num_tokens + count * more) / phase.max_length)
+            for phase, count, more in zip(phases, pieces, special, strict=True)
+        ]
     tokens_a_step = sum(
-        phase.share * size * min(room, num_tokens / sequences if room == rooms[0] else room)
-        for phase, size, room in zip(phases, sizes, rooms, strict=True)
+        phase.share * size * num_tokens / count for phase, size, count in zip(phases, sizes, pieces, strict=True)
     )
+    sequences, per_epoch = pieces[0], math.ceil(pieces[0] / sizes[0])
     if training.max_steps is not None:
         total = training.max_steps
     elif training.max_tokens is not None:

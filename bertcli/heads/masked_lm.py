@@ -72,21 +72,16 @@ class MaskedLM(Objective):
             raise ModelError("the tokenizer has no mask token, which the objective masked_lm needs; name another")
         if section.pairs is not None:
             self.model_class = "AutoModelForPreTraining"  # type: ignore[misc]
-            self.targets = ("labels", PAIR_TARGET)  # type: ignore[misc]
         self.replacement = Replacement(
             tokenizer.mask_token_id, random_token_ids(tokenizer), section.mask_share, section.random_share
         )
 
     def ask(self, texts: Sequence[Text], random: np.random.Generator) -> MaskedSequences:
         """Each text with some of its tokens hidden; special tokens never are."""
-        encoded, maskable, starts = frame_texts(self, texts)
-        section = self.section
-        groups = choose(maskable, starts, encoded.offsets, section.mlm_probability, section.unit, random)
-        ids, labels = replace(encoded.input_ids, groups, self.replacement, random)
         pair_labels = None
-        if section.pairs is not None:
+        if self.section.pairs is not None:
             pair_labels = np.asarray([text.pair_label for text in texts], dtype=np.int64)
-        return MaskedSequences(encoded.with_labels(ids, labels), pair_labels)
+        return MaskedSequences(mask_texts(self, texts, random), pair_labels)
 
     def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
         """Cross-entropy of the masked tokens, plus that of the pairs."""
@@ -107,6 +102,15 @@ class MaskedLM(Objective):
             hits = outputs.seq_relationship_logits.argmax(-1) == targets[PAIR_TARGET]
             scores["pair_accuracy"] = (float(hits.sum()), len(hits))
         return scores
+
+
+def mask_texts(objective: MaskedLM, texts: Sequence[Text], random: np.random.Generator) -> Encoded:
+    """The texts with special tokens around them and some of their own hidden, which are the labels."""
+    encoded, maskable, starts = frame_texts(objective, texts)
+    section = objective.section
+    groups = choose(maskable, starts, encoded.offsets, section.mlm_probability, section.unit, random)
+    ids, labels = replace(encoded.input_ids, groups, objective.replacement, random)
+    return encoded.with_labels(ids, labels)
 
 
 def frame_texts(objective: Objective, texts: Sequence[Text]) -> tuple[Encoded, np.ndarray, np.ndarray]:

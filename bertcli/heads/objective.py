@@ -57,7 +57,7 @@ class Objective(ABC):
     """One way to learn from plain text."""
 
     model_class: ClassVar[str]  # of transformers
-    targets: ClassVar[tuple[str, ...]] = ("labels",)
+    loss_is_of_tokens: ClassVar[bool] = True  # whether e to its power is a perplexity
 
     def __init__(self, section: ObjectiveSection, tokenizer: PreTrainedTokenizerBase):
         self.section, self.tokenizer = section, tokenizer

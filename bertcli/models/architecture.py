@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bertcli.errors import ModelError, did_you_mean
-from bertcli.models.build import SIZES, set_dropout
+from bertcli.models.build import COUNT_BEHIND_PADDING, SIZES, first_position, set_dropout
 from bertcli.recipe.pretrain import ArchitectureSection
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+PACKABLE = ("bert", "electra", *COUNT_BEHIND_PADDING)  # take positions and a mask of who may see whom
 VOCABULARY_MULTIPLE = 64  # matrix sizes that suit every device
 
 
@@ -45,9 +46,7 @@ def build_config(
         if hasattr(config, name):
             setattr(config, name, getattr(tokenizer, name, None))
     if getattr(config, "max_position_embeddings", None) and "max_position_embeddings" not in section.fields:
-        # RoBERTa's positions start behind the padding index.
-        spare = (tokenizer.pad_token_id or 0) + 1 if section.family in ("roberta", "camembert", "xlm-roberta") else 0
-        config.max_position_embeddings = max(512, longest_sequence) + spare
+        config.max_position_embeddings = max(512, longest_sequence) + first_position(config)
     if section.dropout is not None:
         set_dropout(config, section.dropout)
     return config

@@ -35,6 +35,7 @@ DROPOUT_FIELDS = (
     "embedding_dropout",
     "mlp_dropout",
 )
+COUNT_BEHIND_PADDING = ("roberta", "camembert", "xlm-roberta")
 UNLIMITED_LENGTH = 10**9  # tokenizers say 1e30 when they know no limit
 
 
@@ -168,9 +169,12 @@ def build_model(
 def longest_input(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
     """Tokens the model can read at once."""
     positions = getattr(config, "max_position_embeddings", None) or UNLIMITED_LENGTH
-    if config.model_type in ("roberta", "camembert", "xlm-roberta"):  # positions start after the padding index
-        positions -= (config.pad_token_id or 0) + 1
-    return min(positions, tokenizer.model_max_length)
+    return min(positions - first_position(config), tokenizer.model_max_length)
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """The position of a sequence's first token as the model counts them: RoBERTa starts behind the padding index."""
+    return (config.pad_token_id or 0) + 1 if config.model_type in COUNT_BEHIND_PADDING else 0
 
 
 def _set_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float | None) -> None:

@@ -10,7 +10,7 @@ from bertcli.recipe.schema import EvaluationSection, HardwareSection, Size, Trai
 from bertcli.tasks.task import Names, Section
 
 MaskingUnit = Literal["tokens", "words", "spans"]
-ObjectiveKind = Literal["masked_lm", "causal_lm"]
+ObjectiveKind = Literal["masked_lm", "replaced_tokens", "causal_lm", "span_corruption"]
 Pairs = Literal["next_sentence", "sentence_order"]
 TokenizerKind = Literal["wordpiece", "bpe", "unigram"]
 
@@ -74,13 +74,17 @@ class ArchitectureSection(Section):
 class ObjectiveSection(Section):
     """What is to be guessed."""
 
-    kind: ObjectiveKind = Field("masked_lm", description="masked tokens, or the next one")
+    kind: ObjectiveKind = Field("masked_lm", description="masked tokens, replaced ones, the next one, or lost spans")
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="share of the tokens to guess")
     unit: MaskingUnit = Field("tokens", description="what is chosen: single tokens, whole words, or spans of words")
     mask_share: float = Field(0.8, ge=0, le=1, description="share of the chosen tokens that are masked")
     random_share: float = Field(0.1, ge=0, le=1, description="share that a random token replaces; the rest stays")
     pairs: Pairs | None = Field(None, description="also tell whether two texts follow each other, or in which order")
     short_sequence_probability: float = Field(0.1, ge=0, le=1, description="share of pairs that are shorter by chance")
+
+    generator_size: float = Field(0.25, gt=0, le=1, description="width of the generator (replaced_tokens)")
+    discriminator_weight: float = Field(50.0, gt=0, description="weight of the discriminator's loss (replaced_tokens)")
+    mean_span_length: float = Field(3.0, ge=1, description="tokens of a lost span on average (span_corruption)")
 
     @model_validator(mode="after")
     def _check_shares(self) -> Self:

@@ -69,7 +69,7 @@ def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalB
     last = len(batch.micro_batches) - 1
     for at, micro in enumerate(batch.micro_batches):
         inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in micro.items()}
-        targets = {name: inputs.pop(name) for name in batch.num_targets}
+        targets = {name: inputs.pop(name) for name in batch.num_targets if name in inputs}
         with nullcontext() if at == last else accelerator.no_sync(model):
             loss = loss_of(model(**inputs), targets, batch.num_targets)
             # DDP averages gradients over processes, but this loss is already a share of the whole.

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from bertcli.commands import pretrain as pretraining
+from bertcli.commands.feed import texts_of
 from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
 from bertcli.commands.pretrain import pretrain
+from bertcli.commands.pretraining import prepare
+from bertcli.data.packing import pack
 from bertcli.data.sample import sample_documents
 from bertcli.errors import DataError, ModelError, RecipeError
 from bertcli.models.architecture import build_config, build_from_config
-from bertcli.models.build import load_tokenizer
+from bertcli.models.build import first_position, load_tokenizer
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
 from bertcli.recipe.pretrain import ArchitectureSection
 from bertcli.runs.console import Console
@@ -127,6 +130,43 @@ def test_the_next_token_is_guessed_without_seeing_it() -> None:
         assert torch.allclose(module(ids).logits[0, :3], module(changed).logits[0, :3], atol=1e-5)
 
 
+def test_replaced_tokens_are_found_and_only_the_discriminator_is_kept() -> None:
+    from transformers import AutoModelForPreTraining, ElectraForPreTraining
+
+    fields = "{hidden_size: 32, embedding_size: 32, num_hidden_layers: 2, num_attention_heads: 4}"
+    results = run(
+        "training.max_steps=80",
+        model=f"{{family: electra, size: null, fields: {fields}}}",
+        objective="{kind: replaced_tokens, discriminator_weight: 5}",
+    )
+    scores = results["metrics"]["validation"]
+    assert set(scores) == {"loss", "accuracy", "generator_loss", "generator_accuracy"}
+    assert scores["generator_loss"] < 6.2  # below the ln 500 of knowing nothing
+    model, report = AutoModelForPreTraining.from_pretrained("run/model", output_loading_info=True)
+    assert isinstance(model, ElectraForPreTraining)
+    assert not report["missing_keys"]
+    assert not any("generator" in name for name in model.state_dict())
+    with pytest.raises(ModelError, match="expected electra"):
+        run(objective="{kind: replaced_tokens}", folder="other")
+
+
+def test_lost_spans_are_said_again_by_an_encoder_decoder() -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    fields = "{d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_decoder_layers: 1, num_heads: 4}"
+    results = run(
+        "training.max_steps=60",
+        model=f"{{family: t5, size: null, fields: {fields}}}",
+        tokenizer="{kind: unigram, vocabulary_size: 500}",
+        objective="{kind: span_corruption}",
+    )
+    assert results["metrics"]["validation"]["loss"] < 5.5
+    model, tokenizer = (auto.from_pretrained("run/model") for auto in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    assert "<extra_id_0>" in tokenizer.get_vocab()
+    ids = tokenizer("anna saw the <extra_id_0> .", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=3).shape[1] <= 4
+
+
 def test_training_goes_on_from_a_model_with_its_tokenizer() -> None:
     first = run("training.max_steps=40", folder="first")
     second = run(
@@ -135,6 +175,44 @@ def test_training_goes_on_from_a_model_with_its_tokenizer() -> None:
     assert second["vocabulary"] == first["vocabulary"]
     before, after = (result["metrics"]["validation"]["loss"] for result in (first, second))
     assert after == pytest.approx(before, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_a_packed_batch_has_the_loss_of_each_document_alone(family: str) -> None:
+    import numpy as np
+
+    fields = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
+    wanted = recipe(model=f"{{family: {family}, size: null, fields: {fields}}}", phases="[{max_length: 64}]")
+    prepared = prepare(wanted, None, QUIET)
+    objective, ranges = prepared.objective, prepared.held_out
+    texts = texts_of(prepared.corpus, ranges, np.arange(24))
+    alone = objective.ask(texts, np.random.default_rng(0))
+    rows = pack(alone.sizes, 64)
+    assert len(rows) < 24
+    packed = alone.packed(rows, first_position(prepared.config))
+    torch.manual_seed(0)
+    model = build_from_config(prepared.config, objective.model_class).eval()
+
+    def losses(asked: Any, items: np.ndarray) -> list[list[float]]:
+        """The loss of each asked token of each row."""
+        batch = asked.batch(items)
+        labels = batch.pop("labels")
+        with torch.inference_mode():
+            logits = model(**batch).logits
+        values = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return [values.view(labels.shape)[row][labels[row] != -100].tolist() for row in range(len(items))]
+
+    each = losses(alone, np.arange(24))
+    for row, found in zip(rows, losses(packed, np.arange(len(rows))), strict=True):
+        assert found == pytest.approx([value for sequence in row for value in each[sequence]], abs=1e-4)
+
+
+def test_packing_trains_and_a_family_that_cannot_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    results = run("packing=true", "training.max_steps=3", phases="[{max_length: 256}]")
+    assert results["padding_share"] < 0.1
+    model = "{family: distilbert, size: null, fields: {dim: 32, n_layers: 1, n_heads: 2}}"
+    run("packing=true", "training.max_steps=2", folder="other", model=model)
+    assert "distilbert cannot keep packed sequences apart" in " ".join(capsys.readouterr().err.split())
 
 
 def test_phases_follow_each_other_with_their_lengths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,64 @@
+"""ELECTRA in training: a generator and a discriminator that share their embeddings. B rows, S tokens, V vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+
+@dataclass
+class JointOutput:
+    """What generator and discriminator say; `get`-able by name as outputs of transformers are."""
+
+    logits: torch.Tensor  # [B, S, V] the generator's
+    discriminator_logits: torch.Tensor  # [B, S]
+    replaced: torch.Tensor  # [B, S] whether a token is not what it was
+    attention_mask: torch.Tensor  # [B, S]
+
+    def __contains__(self, name: str) -> bool:
+        return name in vars(self)
+
+
+class GeneratorAndDiscriminator(torch.nn.Module):
+    """The generator guesses masked tokens; drawn guesses stand in for them; the discriminator judges every token.
+
+    No gradient goes from the discriminator to the generator.
+    """
+
+    def __init__(self, discriminator: PreTrainedModel, generator: PreTrainedModel):
+        super().__init__()
+        self.discriminator, self.generator = discriminator, generator
+        generator.base_model.embeddings = discriminator.base_model.embeddings
+        generator.tie_weights()
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, original_ids: torch.Tensor, **inputs: torch.Tensor
+    ) -> JointOutput:
+        """Fill the masked places of `input_ids` [B, S] and judge the result against `original_ids`."""
+        logits = self.generator(input_ids=input_ids, attention_mask=attention_mask, **inputs).logits
+        hidden = input_ids != original_ids
+        filled = original_ids.clone()
+        with torch.no_grad():
+            filled[hidden] = torch.distributions.Categorical(logits=logits[hidden].float()).sample()
+        judged = self.discriminator(input_ids=filled, attention_mask=attention_mask, **inputs).logits
+        return JointOutput(logits, judged, filled != original_ids, attention_mask)
+
+
+def build_generator_and_discriminator(
+    discriminator: PreTrainedModel, config: transformers.ElectraConfig, generator_size: float
+) -> GeneratorAndDiscriminator:
+    """Put a generator beside the discriminator.
+
+    Args:
+        config: a copy of the discriminator's, to be narrowed.
+        generator_size: the generator's width as a share of the discriminator's; heads keep theirs.
+    """
+    heads = max(1, round(config.num_attention_heads * generator_size))
+    width = config.hidden_size // config.num_attention_heads * heads
+    config.num_attention_heads, config.hidden_size = heads, width
+    config.intermediate_size = 4 * width
+    generator = transformers.ElectraForMaskedLM(config)
+    return GeneratorAndDiscriminator(discriminator, generator)

@@ -1,0 +1,95 @@
+"""Tell which tokens a small generator has replaced (ELECTRA, Clark et al. 2020, https://arxiv.org/abs/2003.10555)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertcli.data.encoding import Encoded
+from bertcli.errors import ModelError
+from bertcli.heads.masked_lm import MaskedLM, MaskedSequences, asked_logits, frame_texts, mask_texts, measure_tokens
+from bertcli.heads.objective import Text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+TOKENS = "tokens"  # what the discriminator's loss is a mean over: it judges every token
+
+
+@dataclass(frozen=True)
+class ReplaceableSequences(MaskedSequences):
+    """Masked sequences beside what they were."""
+
+    original: Encoded
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Masked tokens for the generator, all tokens for the discriminator."""
+        return super().counts | {TOKENS: len(self.original.input_ids)}
+
+    def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
+        """Masked inputs, labels and the original ids. [B, S]"""
+        original = self.original.batch(items, multiple_of)["input_ids"]
+        return super().batch(items, multiple_of) | {"original_ids": original}
+
+
+class ReplacedTokens(MaskedLM):
+    """A generator fills masked tokens, the discriminator looks at every token. Only the discriminator is kept."""
+
+    model_class = "AutoModelForPreTraining"
+    loss_is_of_tokens = False
+
+    def build(self, model: PreTrainedModel) -> torch.nn.Module:
+        """Discriminator and a narrower generator that share their embeddings.
+
+        Raises:
+            ModelError: the model is no ELECTRA.
+        """
+        from bertcli.heads.electra import build_generator_and_discriminator
+
+        if model.config.model_type != "electra":
+            raise ModelError(f"found model.family {model.config.model_type}, expected electra for replaced_tokens")
+        config: Any = copy.deepcopy(model.config)
+        return build_generator_and_discriminator(model, config, self.section.generator_size)
+
+    def saved(self, module: torch.nn.Module) -> PreTrainedModel:
+        """The discriminator."""
+        model: Any = module.discriminator
+        return model
+
+    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> ReplaceableSequences:
+        """Masked texts for the generator, the texts themselves to judge by."""
+        original, _, _ = frame_texts(self, texts)
+        return ReplaceableSequences(mask_texts(self, texts, random), None, original)
+
+    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
+        """The generator's cross-entropy and the discriminator's, weighted."""
+        generator = super().loss(outputs, targets, counts)
+        judged = self._judged(outputs).sum() / counts[TOKENS]
+        return generator + self.section.discriminator_weight * judged
+
+    def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        """Loss and accuracy of the discriminator, and the generator's beside them."""
+        losses = self._judged(outputs)
+        real = outputs.attention_mask.bool()
+        hits = ((outputs.discriminator_logits > 0) == outputs.replaced)[real]
+        generator = measure_tokens(*asked_logits(outputs.logits, targets["labels"]))
+        return {
+            "loss": (float(losses.sum()), len(losses)),
+            "accuracy": (float(hits.sum()), len(hits)),
+            **{f"generator_{name}": pair for name, pair in generator.items()},
+        }
+
+    def _judged(self, outputs: Any) -> torch.Tensor:
+        """The discriminator's loss on each token that is no padding."""
+        from torch.nn import functional
+
+        real = outputs.attention_mask.bool()
+        logits, replaced = outputs.discriminator_logits[real].float(), outputs.replaced[real].float()
+        return functional.binary_cross_entropy_with_logits(logits, replaced, reduction="none")
