@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.commands.finetune import summarise
+from bertcli.commands.pretrain import score_held_out
 from bertcli.commands.score import score
-from bertcli.commands.trained import Trained, open_trained, seed_runs, task_from
+from bertcli.commands.trained import Trained, open_trained, pretraining_recipe, seed_runs, task_from
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads import HEADS
@@ -26,7 +27,7 @@ def evaluate(
     hardware: HardwareSection | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Score a run folder (each of its seeds), a model folder or a hub model.
+    """Score a run folder (each of its seeds), a model folder or a hub model; of a pretraining run, its held-out text.
 
     Args:
         task_name: a task row or recipe; None: the task of the run.
@@ -38,6 +39,11 @@ def evaluate(
         ModelError: the model's labels are not the task's.
     """
     console = console or Console()
+    pretraining = pretraining_recipe(name)
+    if pretraining is not None and task_name is None:
+        if split != "validation":
+            raise UsageError(f"{name} is a pretraining run: it has held-out text (validation) and no split {split!r}")
+        return score_held_out(pretraining, name, mirror=mirror, hardware=hardware, console=console)
     task = task_from(task_name) if task_name else None
     each = [_evaluate_one(run, task, split, mirror, hardware, console) for run in seed_runs(name)]
     return each[0] if len(each) == 1 else summarise(each) | {"run": name}

@@ -16,15 +16,17 @@ from bertcli.commands.job import Job
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
 from bertcli.commands.train import SPEED_ONLY, check_disk, train
 from bertcli.data.loaders import GlobalBatch, token_budget_batches
+from bertcli.errors import ModelError
 from bertcli.models import build
 from bertcli.models.architecture import build_from_config
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.card import write_pretraining_card
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import check_run_folder, open_run_folder
-from bertcli.training.devices import width_multiple
+from bertcli.training.devices import build_accelerator, width_multiple
 from bertcli.training.loop import Loss
 
 if TYPE_CHECKING:
@@ -64,6 +66,31 @@ def pretrain(
     console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
     console.say(f"next      bertcli finetune glue/sst2 model.name={folder.path}")
     return results
+
+
+def score_held_out(
+    recipe: PretrainRecipe, run: str, *, mirror: Path | None, hardware: HardwareSection | None, console: Console
+) -> dict[str, Any]:
+    """The scores of a pretraining run's model on its held-out text.
+
+    Raises:
+        ModelError: the run kept only a part of what was trained, such as ELECTRA's discriminator.
+    """
+    prepared = prepare(recipe, mirror, console)
+    if recipe.objective.kind == "replaced_tokens":
+        raise ModelError(f"{run} holds the discriminator alone, which cannot be scored without its generator")
+    recipe = recipe.model_copy(update={"hardware": hardware or recipe.hardware})
+    accelerator = build_accelerator(recipe.hardware)
+    model = build.load_model(run, mirror, prepared.objective.model_class, {})
+    plan, stages = plan_stages(recipe, prepared)
+    scores = PretrainJob(prepared, plan, stages).score(accelerator, accelerator.prepare_model(model))
+    sequences = len(prepared.held_out)
+    return {
+        "objective": recipe.objective.kind,
+        "run": run,
+        "num_examples": sequences,
+        "metrics": {"validation": scores},
+    }
 
 
 def _say_plan(console: Console, prepared: Pretraining, plan: Plan, stages: list[Stage], run: Path) -> None:

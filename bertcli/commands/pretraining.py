@@ -125,6 +125,7 @@ def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) ->
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}."))
         tokenizer.save_pretrained(aside)
+        aside.chmod(0o755)
         try:
             aside.rename(folder)
         except OSError:  # another process was faster

@@ -12,7 +12,8 @@ from bertcli.errors import ModelError, RecipeError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.head import Head
 from bertcli.models import build
-from bertcli.recipe.load import load_recipe, read_chain
+from bertcli.recipe.load import load_pretrain_recipe, load_recipe, read_chain
+from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
 from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import HeadName, Task
@@ -94,6 +95,14 @@ def run_recipe(name: str) -> Recipe | None:
     if not path.is_file() or "corpus" in read_chain(path, Recipe).values:
         return None
     return load_recipe(str(path))
+
+
+def pretraining_recipe(name: str) -> PretrainRecipe | None:
+    """The recipe of the pretraining run `name`; None if it is none."""
+    path = Path(name) / "recipe.yaml"
+    if not path.is_file() or "corpus" not in read_chain(path, Recipe).values:
+        return None
+    return load_pretrain_recipe(str(path))
 
 
 def seed_runs(name: str) -> list[str]:

@@ -83,6 +83,7 @@ def open_corpus(
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}."))
         try:
             _write_corpus(section, tokenizer, mirror, aside, on_tokens)
+            aside.chmod(0o755)  # others may share the cache
             try:
                 aside.rename(folder)
             except OSError:  # another process was faster: its tokens are the same

@@ -56,7 +56,7 @@ class TokenizerSection(Section):
     kind: TokenizerKind = Field("wordpiece", description="how a learned one cuts words (bpe: of bytes)")
     vocabulary_size: int = Field(30522, ge=300, description="entries of a learned one, rounded up to a multiple of 64")
     lowercase: bool = Field(True, description="whether a learned one ignores case and accents (not bpe)")
-    sample_megabytes: float = Field(200.0, gt=0, description="text to learn it from, taken evenly from the corpus")
+    sample_megabytes: float = Field(200.0, gt=0, description="text to learn it from, from the beginning of each source")
 
 
 class ArchitectureSection(Section):

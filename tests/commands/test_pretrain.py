@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bertcli.commands import pretrain as pretraining
+from bertcli.commands.evaluate import evaluate
 from bertcli.commands.feed import texts_of
 from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
@@ -57,6 +58,7 @@ def test_it_learns_and_plain_transformers_reads_the_model() -> None:
     scores = results["metrics"]["validation"]
     assert scores["loss"] < results["unigram_entropy"]
     assert scores["perplexity"] == pytest.approx(torch.tensor(scores["loss"]).exp().item(), rel=1e-5)
+    assert evaluate("run", console=QUIET)["metrics"]["validation"] == pytest.approx(scores, rel=1e-6)
     model, report = AutoModelForMaskedLM.from_pretrained("run/model", output_loading_info=True)
     assert not report["missing_keys"]
     assert model.config.vocab_size % 64 == 0
