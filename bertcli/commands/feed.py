@@ -15,8 +15,9 @@ from bertcli.data.corpus import BEGINS_WORD, Corpus
 from bertcli.data.loaders import GlobalBatch, length_grouped_batches
 from bertcli.data.packing import pack
 from bertcli.data.sequences import Ranges, cut_documents, documents_of_epoch, pair_documents
-from bertcli.heads.objective import Objective, Text
+from bertcli.heads.objective import Asked, Objective, Text
 from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.training.progress import Clock
 
 PAIRS_SALT, MASK_SALT = 1, 2  # so that choices of different kinds draw different numbers
 
@@ -25,10 +26,11 @@ PAIRS_SALT, MASK_SALT = 1, 2  # so that choices of different kinds draw differen
 class Stage:
     """A phase with its numbers worked out."""
 
-    start_step: int
-    end_step: int
+    start_step: int  # if the run goes by its steps
+    end_share: float  # of the run
     max_length: int
     global_batch_size: int
+    by_the_clock: bool = False
 
 
 class Feed:
@@ -67,20 +69,27 @@ class Feed:
         ]
 
     def batches(
-        self, stage: Stage, start_step: int, micro_batch_size: int, process: int, num_processes: int, multiple_of: int
+        self,
+        stage: Stage,
+        start_step: int,
+        clock: Clock,
+        micro_batch_size: int,
+        process: int,
+        num_processes: int,
+        multiple_of: int,
     ) -> Iterator[GlobalBatch]:
-        """The batches of the stage from `start_step` on, as one process sees them."""
-        number, epoch = stage.start_step, 0
-        while number < stage.end_step:
+        """The batches of the stage from `start_step` on, as one process sees them, until its share is done.
+
+        Where time counts, nobody knows at which step a stage began: a run that goes on draws a new order.
+        """
+        number, epoch = (start_step, start_step) if stage.by_the_clock else (stage.start_step, 0)
+        while True:
             ranges, batches = self.epoch(stage.max_length, stage.global_batch_size, epoch)
-            for rows in batches[: stage.end_step - number]:
+            for rows in batches:
                 if number >= start_step:
-                    random = np.random.default_rng((self.seed, number, MASK_SALT))
-                    asked = self.objective.ask(texts_of(self.corpus, ranges, np.concatenate(rows)), random)
-                    if self.first_position is not None:
-                        ends = np.cumsum([len(row) for row in rows])
-                        numbers = np.split(np.arange(ends[-1]), ends[:-1])
-                        asked = asked.packed(numbers, self.first_position)
+                    if clock.share(number) >= stage.end_share:
+                        return
+                    asked = self._ask(ranges, rows, number)
                     own = np.array_split(np.arange(len(rows)), num_processes)[process]
                     parts = [own[at : at + micro_batch_size] for at in range(0, len(own), micro_batch_size)]
                     micro_batches = [asked.batch(part, multiple_of) for part in parts]
@@ -93,6 +102,15 @@ class Feed:
                     )
                 number += 1
             epoch += 1
+
+    def _ask(self, ranges: Ranges, rows: list[np.ndarray], number: int) -> Asked:
+        """The questions of step `number` about the sequences in its rows."""
+        random = np.random.default_rng((self.seed, number, MASK_SALT))
+        asked = self.objective.ask(texts_of(self.corpus, ranges, np.concatenate(rows)), random)
+        if self.first_position is None:
+            return asked
+        ends = np.cumsum([len(row) for row in rows])
+        return asked.packed(np.split(np.arange(ends[-1]), ends[:-1]), self.first_position)
 
 
 def packing_efficiency(

@@ -23,6 +23,7 @@ from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, write_json
 from bertcli.training.devices import width_multiple
 from bertcli.training.loop import Loss
+from bertcli.training.progress import Clock
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ class FinetuneJob(Job):
         """The head's loss."""
         return loss_of(self.prepared.head, self.recipe.training.label_smoothing)
 
-    def batches(self, accelerator: Accelerator, start_step: int) -> Iterator[GlobalBatch]:
+    def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
         """Batches of the training split."""
         training = self.prepared.recipe.training
         batches = training_batches(

@@ -13,6 +13,7 @@ from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.training.loop import Loss
+from bertcli.training.progress import Clock
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +48,8 @@ class Job(ABC):
         """The loss as the loop takes it."""
 
     @abstractmethod
-    def batches(self, accelerator: Accelerator, start_step: int) -> Iterator[GlobalBatch]:
-        """The batches from `start_step` on, as this process sees them."""
+    def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
+        """The batches from `start_step` on, as this process sees them, until the clock says that all is done."""
 
     @abstractmethod
     def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:

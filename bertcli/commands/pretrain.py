@@ -28,6 +28,7 @@ from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import check_run_folder, open_run_folder
 from bertcli.training.devices import build_accelerator, width_multiple
 from bertcli.training.loop import Loss
+from bertcli.training.progress import Clock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,10 +104,11 @@ def _say_plan(console: Console, prepared: Pretraining, plan: Plan, stages: list[
     if prepared.first_position is not None:
         share = packing_efficiency(recipe, corpus, prepared.train, prepared.objective, stages[0].max_length)
         console.say(f"packing   {share:.1%} of the places in a row are filled")
+    limit = "" if plan.budget_seconds is None else f" or {format_seconds(plan.budget_seconds)}"
     for stage in stages:
         console.say(
-            f"training  steps {stage.start_step} to {stage.end_step}: {stage.global_batch_size} sequences of up to "
-            f"{stage.max_length} tokens"
+            f"training  {stage.global_batch_size} sequences of up to {stage.max_length} tokens until "
+            f"{stage.end_share:.0%} of {plan.total_steps} steps{limit} are done"
         )
     training = recipe.training
     console.say(
@@ -148,18 +150,21 @@ class PretrainJob(Job):
         """The objective's loss."""
         return self.prepared.objective.loss
 
-    def batches(self, accelerator: Accelerator, start_step: int) -> Iterator[GlobalBatch]:
+    def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
         """Batches of all stages, one after the other."""
+        step = start_step
         for stage in self.stages:
-            if stage.end_step > start_step:
-                yield from self._feed.batches(
-                    stage,
-                    start_step,
-                    self.plan.micro_batch_size,
-                    accelerator.process_index,
-                    accelerator.num_processes,
-                    width_multiple(accelerator),
-                )
+            for batch in self._feed.batches(
+                stage,
+                step,
+                clock,
+                self.plan.micro_batch_size,
+                accelerator.process_index,
+                accelerator.num_processes,
+                width_multiple(accelerator),
+            ):
+                step += 1
+                yield batch
 
     def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
         """Loss, perplexity and accuracy on held-out text, always the same and with the same tokens asked for."""

@@ -188,13 +188,21 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining) -> tuple[Plan, li
         eval_every_steps=min(every, total),
         micro_batch_size=micro_batch_size,
         accumulation_steps=math.ceil(max(sizes) / micro_batch_size),
+        budget_seconds=_seconds(training.budget),
     )
-    ends = np.round(np.cumsum([phase.share for phase in phases]) * total).astype(int).tolist()
+    ends = np.cumsum([phase.share for phase in phases]).tolist()
+    ends[-1] = 1.0  # whatever rounding says
+    starts = [0, *(math.ceil(end * total - 1e-9) for end in ends[:-1])]
     stages = [
-        Stage(start, end, phase.max_length, size)
-        for start, end, phase, size in zip([0, *ends[:-1]], ends, phases, sizes, strict=True)
+        Stage(start, end, phase.max_length, size, by_the_clock=plan.budget_seconds is not None)
+        for start, end, phase, size in zip(starts, ends, phases, sizes, strict=True)
     ]
     return plan, stages
+
+
+def _seconds(budget: str | None) -> float | None:
+    """`30m` → 1800.0"""
+    return None if budget is None else float(budget[:-1]) * {"s": 1, "m": 60, "h": 3600}[budget[-1]]
 
 
 def unigram_entropy(corpus: Corpus, held_out: Ranges, vocabulary: int) -> float:

@@ -21,11 +21,12 @@ from bertcli.runs.history import append_record, forget_after, read_records
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
-from bertcli.training.progress import Window
+from bertcli.training.progress import Clock, Window
 from bertcli.training.schedule import rate_factor
 from bertcli.training.signals import stop_on_signals
 
 SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
+TICKS = 10_000  # what the schedule of a run by the clock counts instead of steps
 BYTES_PER_PARAMETER = 2 * 12 + 2 * 4  # two checkpoints (weights, two moments) and two models while one is replaced
 
 
@@ -82,6 +83,8 @@ class _Run:
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.best_by = job.best_by
         self.progress = self._resume()
+        budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
+        self.clock = Clock(self.accelerator, job.plan.total_steps, budget, elapsed)
         write_json(folder.environment, describe_environment())
 
     def _resume(self) -> Progress:
@@ -108,7 +111,7 @@ class _Run:
             self.model,
             self.optimizer,
             self._rate_at,
-            self.job.batches(self.accelerator, progress.step),
+            self.job.batches(self.accelerator, progress.step, self.clock),
             self.job.loss,
             max_grad_norm=self.recipe.training.max_grad_norm,
             start_step=progress.step,
@@ -119,7 +122,7 @@ class _Run:
             for record in steps:
                 window.add(record)
                 progress.step = record.step
-                is_last = record.step == plan.total_steps
+                is_last = self.clock.share(record.step) >= 1
                 saves = is_last or record.step % plan.eval_every_steps == 0 or stop.signal_number is not None
                 if saves or record.step % self.recipe.hardware.log_every_steps == 0:
                     display.advance(window.num_steps, self._log(window))
@@ -132,6 +135,8 @@ class _Run:
                 if stop.signal_number is not None and not is_last:
                     words = f"stopped after step {record.step}, all saved; the same command goes on from there"
                     raise Interrupted(stop.signal_number, words)
+                if is_last:
+                    break
                 if self._should_stop_early():
                     self.console.say(f"no better {self.best_by} in {progress.evaluations_without_better} evaluations")
                     break
@@ -171,7 +176,11 @@ class _Run:
 
     def _rate_at(self, step: int) -> float:
         training, plan = self.recipe.training, self.plan
-        return training.learning_rate * rate_factor(training.schedule, step, plan.warmup_steps, plan.total_steps)
+        now, warmup, total = float(step), float(plan.warmup_steps), float(plan.total_steps)
+        if plan.budget_seconds is not None:
+            total = float(TICKS)
+            now, warmup = self.clock.share(step) * total, training.warmup_ratio * total
+        return training.learning_rate * rate_factor(training.schedule, now, warmup, total)
 
     def _log(self, window: Window) -> str:
         """Write a line of train.jsonl, count the work, refuse a loss that is not a number; words for the display."""
@@ -222,6 +231,7 @@ class _Run:
         replace_folder(aside, self.folder.model)
 
     def _save_checkpoint(self) -> None:
+        self.progress.elapsed_seconds = self.clock.elapsed_seconds
         save_checkpoint(
             self.folder.checkpoints, self.progress, self.module, self.optimizer.optimizer, self.accelerator.scaler
         )

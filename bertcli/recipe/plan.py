@@ -20,6 +20,7 @@ class Plan:
     eval_every_steps: int
     micro_batch_size: int  # examples at once on one device
     accumulation_steps: int
+    budget_seconds: float | None = None  # the run ends by then at the latest
 
 
 def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -> Plan:

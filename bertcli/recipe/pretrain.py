@@ -106,10 +106,15 @@ class Phase(Section):
 
 
 class PretrainingSection(TrainingSection):
-    """Everything that changes what is learned. The budget is `max_steps`, else `max_tokens`, else `epochs`."""
+    """Everything that changes what is learned. The run has `max_steps`, else `max_tokens`, else `epochs`."""
 
     epochs: float = Field(1.0, gt=0, description="passes over the corpus")
     max_tokens: int | None = Field(None, ge=1, description="tokens to read; overrides `epochs`")
+    budget: str | None = Field(
+        None,
+        pattern=r"^\d+(\.\d+)?[smh]$",
+        description="time, such as 30m or 2h: if it runs out before the steps do, the schedule ends with it",
+    )
     global_batch_size: int = Field(256, ge=1, description="sequences an optimiser step, over all processes")
     learning_rate: float = Field(1e-4, gt=0, description="peak rate")
     warmup_ratio: float = Field(0.01, ge=0, lt=1, description="share of the steps with a rising rate")

@@ -32,6 +32,7 @@ class Progress:
     best_step: int | None = None
     evaluations_without_better: int = 0
     train_seconds: float = 0.0
+    elapsed_seconds: float = 0.0  # evaluation and saving included
     num_examples: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0

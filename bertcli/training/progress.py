@@ -1,4 +1,4 @@
-"""Step records added up between two lines of the history, without waiting for the device at every step."""
+"""How far a run is: its share of steps or time, and step records added up between two lines of the history."""
 
 from __future__ import annotations
 
@@ -6,8 +6,35 @@ import time
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 from bertcli.training.loop import StepRecord
+
+
+class Clock:
+    """How much of a run is done: by its steps or, if its time is limited and runs out sooner, by the time."""
+
+    def __init__(self, accelerator: Accelerator, total_steps: int, budget_seconds: float | None, elapsed: float):
+        self._accelerator, self._total, self._budget = accelerator, total_steps, budget_seconds
+        self._before, self._started_at = elapsed, time.monotonic()
+        self._last = (-1, 0.0)  # a step's share is asked for more than once and must not change meanwhile
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Time since the run began, all its parts together."""
+        return self._before + time.monotonic() - self._started_at
+
+    def share(self, step: int) -> float:
+        """The share of the run that is done before step number `step` (from 0); the same on every process."""
+        if self._budget is None:
+            return step / self._total
+        if self._last[0] != step:
+            value = torch.tensor(max(step / self._total, self.elapsed_seconds / self._budget))
+            if self._accelerator.num_processes > 1:
+                value = broadcast(value.to(self._accelerator.device))
+            self._last = (step, float(value))
+        return self._last[1]
 
 
 class Window:

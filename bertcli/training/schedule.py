@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 
-def rate_factor(kind: str, step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor in 0 … 1 for the optimiser step number `step` (from 0).
+def rate_factor(kind: str, step: float, warmup_steps: float, total_steps: float) -> float:
+    """Factor in 0 … 1 for the optimiser step number `step` (from 0); a run by the clock counts time instead of steps.
 
     The rate rises linearly from 0 over `warmup_steps`, then falls linearly to 0, falls as half a cosine to 0, stays
     (`constant`), or falls as sqrt(warmup_steps / step) (`inverse_sqrt`, Vaswani et al. 2017).

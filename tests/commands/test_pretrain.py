@@ -221,8 +221,8 @@ def test_phases_follow_each_other_with_their_lengths(monkeypatch: pytest.MonkeyP
     seen: list[tuple[int, int]] = []
     original = pretraining.PretrainJob.batches
 
-    def watched(self: Any, accelerator: Any, start_step: int) -> Any:
-        for batch in original(self, accelerator, start_step):
+    def watched(self: Any, accelerator: Any, start_step: int, clock: Any) -> Any:
+        for batch in original(self, accelerator, start_step, clock):
             seen.append((batch.num_examples, max(micro["input_ids"].shape[1] for micro in batch.micro_batches)))
             yield batch
 
@@ -234,6 +234,19 @@ def test_phases_follow_each_other_with_their_lengths(monkeypatch: pytest.MonkeyP
     assert max(length for _, length in seen[9:]) > 16
 
 
+def test_a_run_by_the_clock_ends_in_time_with_its_schedule() -> None:
+    import time
+
+    started = time.monotonic()
+    results = run("training.budget=4s", "training.max_steps=100000", "evaluation.every_epochs=null")
+    assert time.monotonic() - started < 15
+    assert 5 < results["total_steps"] < 100000
+    lines = [json.loads(line) for line in Path("run/train.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[-1] < 0.2 * max(rates)
+    assert run("training.budget=4s", "training.max_steps=100000", "evaluation.every_epochs=null") == results
+
+
 def test_a_stopped_run_ends_where_an_undisturbed_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file
 
@@ -241,8 +254,8 @@ def test_a_stopped_run_ends_where_an_undisturbed_one_ends(monkeypatch: pytest.Mo
     run(*options, folder="whole")
     original = pretraining.PretrainJob.batches
 
-    def cut(self: Any, accelerator: Any, start_step: int) -> Any:
-        for number, batch in enumerate(original(self, accelerator, start_step), start=start_step):
+    def cut(self: Any, accelerator: Any, start_step: int, clock: Any) -> Any:
+        for number, batch in enumerate(original(self, accelerator, start_step, clock), start=start_step):
             if number == 6:
                 raise KeyboardInterrupt
             yield batch
