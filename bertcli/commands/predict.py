@@ -83,6 +83,8 @@ def predict(
         return _write_to(output, answers, format_name, console)
     trained = open_trained(name, mirror, hardware)
     task = _with_columns(trained.task, columns, is_known=trained.recipe is not None)
+    if trained.recipe is None:
+        task, values = _fitted(task, values)
     if split is not None and trained.recipe is None:
         raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
     usual = trained.head.usual_columns
@@ -147,9 +149,8 @@ def predict_features(
         raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
     task = recipe_task(recipe) if recipe else usual_task("text_classification")
     task = _with_columns(task, columns, is_known=recipe is not None)
-    if values is not None and recipe is None:
-        values = list(values)
-        task = task.model_copy(update={"text_columns": USUAL_COLUMNS[: len(values[0])]})
+    if recipe is None:
+        task, values = _fitted(task, values)
     kind = input_format or guess_format(input_path)
     rows = _inputs(task, values, input_path, kind, USUAL_COLUMNS, split, mirror)
     extractor = Extractor(name, layers, recipe.data if recipe else DataSection(max_length=512), mirror, hardware)
@@ -188,6 +189,16 @@ def _with_columns(task: Task, columns: Sequence[str] | None, *, is_known: bool) 
     num_texts = len(task.text_columns) if task.choice_columns or is_known else len(columns)
     names = {"text_columns": tuple(columns[:num_texts]), "choice_columns": tuple(columns[num_texts:])}
     return task.model_copy(update=names)
+
+
+def _fitted(task: Task, values: Iterable[Sequence[str]] | None) -> tuple[Task, list[Sequence[str]] | None]:
+    """For a classifier of which only the model is known: its task takes as many texts as are given."""
+    if values is None:
+        return task, None
+    values = list(values)
+    if task.head == "text_classification" and values and len(values[0]) <= len(USUAL_COLUMNS):
+        task = task.model_copy(update={"text_columns": USUAL_COLUMNS[: len(values[0])]})
+    return task, values
 
 
 def _row_of(task: Task, values: Sequence[str]) -> Row:

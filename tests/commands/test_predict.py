@@ -145,3 +145,13 @@ def test_a_file_is_read_by_the_tasks_columns_or_the_named_ones(trained: Path) ->
     predict(str(trained), None, "other.csv", "csv", input_path="in.csv", columns=["other"], console=QUIET)
     assert Path("text.csv").read_text().splitlines()[1].startswith("one,")
     assert Path("other.csv").read_text().splitlines()[1].startswith("two,")
+
+
+def test_a_bare_model_folder_takes_one_text_or_a_pair(trained: Path) -> None:
+    model = trained / "model"
+    predict(str(model), [("a fine film",)], "one.jsonl", console=QUIET)
+    predict(str(model), [("a fine film", "a dull film")], "two.jsonl", console=QUIET)
+    one, two = (json.loads(Path(name).read_text()) for name in ("one.jsonl", "two.jsonl"))
+    assert set(one) == {"text", "label", "probabilities"}
+    assert set(two) == {"text", "text_pair", "label", "probabilities"}
+    assert one["probabilities"] == answers(trained, [("a fine film",)])[0]["probabilities"]
