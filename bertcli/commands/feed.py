@@ -33,6 +33,15 @@ class Stage:
     by_the_clock: bool = False
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """The sequences of one epoch, the rows they are packed in, and the rows of each batch."""
+
+    ranges: Ranges
+    packed: list[np.ndarray] | None  # the sequences of each row; None: each is a row of its own
+    batches: list[np.ndarray]
+
+
 class Feed:
     """The training sequences of a corpus, epoch by epoch.
 
@@ -53,20 +62,16 @@ class Feed:
         self.first_position = first_position
         self.epoch = lru_cache(maxsize=1)(self._epoch)  # an epoch's batches are made once
 
-    def _epoch(self, max_length: int, batch_size: int, epoch: int) -> tuple[Ranges, list[list[np.ndarray]]]:
-        """The sequences of an epoch, and for each batch the sequences of each of its rows."""
+    def _epoch(self, max_length: int, batch_size: int, epoch: int) -> Epoch:
+        """The sequences of an epoch and how they are put together."""
         random = np.random.default_rng((self.seed, epoch, PAIRS_SALT))
         documents = documents_of_epoch(self.corpus, self.train, self.recipe.corpus.sources, random)
         ranges = ranges_of(self.recipe, self.corpus, documents, self.objective, max_length, random)
         if self.first_position is None:
-            batches = length_grouped_batches(ranges.lengths, batch_size, self.seed, epoch)
-            return ranges, [list(batch[:, None]) for batch in batches]
-        room = self.objective.room(max_length)
-        rows = pack(ranges.lengths + (max_length - room), max_length)
+            return Epoch(ranges, None, length_grouped_batches(ranges.lengths, batch_size, self.seed, epoch))
+        rows = pack(ranges.lengths + (max_length - self.objective.room(max_length)), max_length)
         order = random.permutation(len(rows))
-        return ranges, [
-            [rows[at] for at in order[start : start + batch_size]] for start in range(0, len(rows), batch_size)
-        ]
+        return Epoch(ranges, rows, [order[at : at + batch_size] for at in range(0, len(rows), batch_size)])
 
     def batches(
         self,
@@ -84,12 +89,12 @@ class Feed:
         """
         number, epoch = (start_step, start_step) if stage.by_the_clock else (stage.start_step, 0)
         while True:
-            ranges, batches = self.epoch(stage.max_length, stage.global_batch_size, epoch)
-            for rows in batches:
+            current = self.epoch(stage.max_length, stage.global_batch_size, epoch)
+            for rows in current.batches:
                 if number >= start_step:
                     if clock.share(number) >= stage.end_share:
                         return
-                    asked = self._ask(ranges, rows, number)
+                    asked = self._ask(current, rows, number)
                     own = np.array_split(np.arange(len(rows)), num_processes)[process]
                     parts = [own[at : at + micro_batch_size] for at in range(0, len(own), micro_batch_size)]
                     micro_batches = [asked.batch(part, multiple_of) for part in parts]
@@ -103,13 +108,14 @@ class Feed:
                 number += 1
             epoch += 1
 
-    def _ask(self, ranges: Ranges, rows: list[np.ndarray], number: int) -> Asked:
+    def _ask(self, epoch: Epoch, rows: np.ndarray, number: int) -> Asked:
         """The questions of step `number` about the sequences in its rows."""
         random = np.random.default_rng((self.seed, number, MASK_SALT))
-        asked = self.objective.ask(texts_of(self.corpus, ranges, np.concatenate(rows)), random)
-        if self.first_position is None:
-            return asked
-        ends = np.cumsum([len(row) for row in rows])
+        if epoch.packed is None or self.first_position is None:
+            return self.objective.ask(texts_of(self.corpus, epoch.ranges, rows), random)
+        packed = [epoch.packed[row] for row in rows]
+        asked = self.objective.ask(texts_of(self.corpus, epoch.ranges, np.concatenate(packed)), random)
+        ends = np.cumsum([len(row) for row in packed])
         return asked.packed(np.split(np.arange(ends[-1]), ends[:-1]), self.first_position)
 
 

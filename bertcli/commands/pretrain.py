@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages
 from bertcli.commands.train import SPEED_ONLY, check_disk, train
 from bertcli.data.loaders import GlobalBatch, token_budget_batches
 from bertcli.errors import ModelError
+from bertcli.heads.objective import Asked
 from bertcli.models import build
 from bertcli.models.architecture import build_from_config
 from bertcli.recipe.load import dump_recipe
@@ -168,9 +170,7 @@ class PretrainJob(Job):
 
     def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
         """Loss, perplexity and accuracy on held-out text, always the same and with the same tokens asked for."""
-        prepared, objective = self.prepared, self.prepared.objective
-        texts = texts_of(prepared.corpus, prepared.held_out, np.arange(len(prepared.held_out)))
-        asked = objective.ask(texts, np.random.default_rng(HELD_OUT_SALT))
+        objective, asked = self.prepared.objective, self._asked_of_held_out
         sums: dict[str, np.ndarray] = {}
         model.eval()
         batches = list(token_budget_batches(asked.lengths, self.recipe.hardware.eval_batch_tokens))
@@ -191,6 +191,12 @@ class PretrainJob(Job):
         if not objective.loss_is_of_tokens:
             return scores
         return scores | {"perplexity": math.exp(min(scores["loss"], 100.0))}
+
+    @cached_property
+    def _asked_of_held_out(self) -> Asked:
+        prepared = self.prepared
+        texts = texts_of(prepared.corpus, prepared.held_out, np.arange(len(prepared.held_out)))
+        return prepared.objective.ask(texts, np.random.default_rng(HELD_OUT_SALT))
 
     def goodness(self, scores: dict[str, float]) -> float:
         """A lower loss or perplexity is better, of everything else a higher score."""
