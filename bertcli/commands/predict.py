@@ -67,11 +67,7 @@ def predict(
         DataError: the input cannot be read.
     """
     console = console or Console()
-    if format_name not in FORMATS:
-        cure = did_you_mean(format_name, FORMATS)
-        raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{cure}")
-    if format_name in ("glue", "squad") and output == "-":
-        raise UsageError(f"--format {format_name} writes several files; name a folder for them with --output")
+    _check_format(format_name, output)
     if format_name == "glue":
         return len(write_glue(name, Path(output), as_zip=as_zip, mirror=mirror, hardware=hardware, console=console))
     name = best_seed(name)
@@ -94,6 +90,14 @@ def predict(
         console.say(f"{count} answers in {output}")
         return count
     return _write_to(output, predictions(trained, task, rows, console), format_name, console)
+
+
+def _check_format(format_name: str, output: str) -> None:
+    if format_name not in FORMATS:
+        cure = did_you_mean(format_name, FORMATS)
+        raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{cure}")
+    if format_name in ("glue", "squad") and output == "-":
+        raise UsageError(f"--format {format_name} writes several files; name a folder for them with --output")
 
 
 def predictions(trained: Trained, task: Task, inputs: Iterable[Row], console: Console) -> Iterator[tuple[Row, Answer]]:
