@@ -50,6 +50,16 @@ def test_each_word_is_answered_by_exactly_one_token(tokenizer: PreTrainedTokeniz
         assert answering.tolist() == list(range(len(some))), row
 
 
+def test_a_word_is_answered_where_it_stands_farther_from_the_edge(encoder: Path) -> None:
+    encoded = encode(load_tokenizer(str(encoder), None), [["film"] * 40], max_length=14, doc_stride=6)
+    assert encoded.places is not None
+    for item in range(len(encoded) - 1):
+        places = encoded.places[encoded.offsets[item] : encoded.offsets[item + 1]]
+        answering = np.flatnonzero(places != NO_WORD)
+        assert answering[-1] == 9  # of the six tokens it shares with the next window it answers for three
+        assert answering[0] == (1 if item == 0 else 4)
+
+
 def test_the_first_token_of_a_word_is_labelled_and_no_other(encoder: Path) -> None:
     tokenizer = load_tokenizer(str(encoder), None)
     words, tags = [["the", "unaffable", "film"]], [["O", "B-X", "I-X"]]
