@@ -89,6 +89,16 @@ def roberta_tokenizer() -> PreTrainedTokenizerBase:
     return RobertaTokenizer(vocab=state["vocab"], merges=merges, add_prefix_space=True)
 
 
+@pytest.fixture(params=["wordpiece", "byte-level"])
+def tokenizer(
+    request: pytest.FixtureRequest, encoder: Path, roberta_tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedTokenizerBase:
+    """A tokenizer of each make."""
+    from bertcli.models.build import load_tokenizer
+
+    return load_tokenizer(str(encoder), None) if request.param == "wordpiece" else roberta_tokenizer
+
+
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[..., Path]:
     """Write a recipe file in the test's folder."""

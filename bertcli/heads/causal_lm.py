@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL
-from bertcli.heads.masked_lm import MaskedSequences, asked_logits, frame_texts, measure_tokens
-from bertcli.heads.objective import Objective, Text
+from bertcli.heads.masked_lm import MaskedSequences, frame_texts
+from bertcli.heads.objective import Text, TokenObjective
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
-class CausalLM(Objective):
+class CausalLM(TokenObjective):
     """Every token but the first is asked for; the label at a place is the token behind it."""
 
     model_class = "AutoModelForCausalLM"
@@ -30,14 +30,3 @@ class CausalLM(Objective):
         labels = np.append(encoded.input_ids[1:], IGNORED_LABEL).astype(np.int64)
         labels[encoded.offsets[1:] - 1] = IGNORED_LABEL  # nothing follows the last token of a sequence
         return MaskedSequences(encoded.with_labels(encoded.input_ids, labels), None)
-
-    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-        """Cross-entropy of the next tokens."""
-        from torch.nn import functional
-
-        logits, labels = asked_logits(outputs.logits, targets["labels"])
-        return functional.cross_entropy(logits, labels, reduction="sum") / counts["labels"]
-
-    def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
-        """Loss and accuracy on the next tokens."""
-        return measure_tokens(*asked_logits(outputs.logits, targets["labels"]))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences
+from bertcli.data.encoding import Encoded, Sequences
 from bertcli.data.masking import Replacement, choose, replace
 from bertcli.data.packing import Packed
 from bertcli.errors import ModelError
-from bertcli.heads.objective import Objective, Text, random_token_ids
+from bertcli.heads.objective import Objective, Text, asked_logits, measure_tokens, random_token_ids
 from bertcli.recipe.pretrain import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -126,23 +126,6 @@ def frame_texts(objective: Objective, texts: Sequence[Text]) -> tuple[Encoded, n
         starts += [before, text.first_starts, between, text.second_starts, after]
     encoded = made.encoded(objective.tokenizer, None)
     return encoded, np.concatenate(maskable), np.concatenate(starts).astype(bool)
-
-
-def asked_logits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits [M, V] and labels [M] of the M tokens that are asked for, in fp32."""
-    asked = labels != IGNORED_LABEL
-    return logits[asked].float(), labels[asked]
-
-
-def measure_tokens(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, tuple[float, int]]:
-    """Sums of loss and hits over the asked tokens."""
-    from torch.nn import functional
-
-    loss = functional.cross_entropy(logits, labels, reduction="sum")
-    return {
-        "loss": (float(loss), len(labels)),
-        "accuracy": (float((logits.argmax(-1) == labels).sum()), len(labels)),
-    }
 
 
 def _token_logits(outputs: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from bertcli.data.encoding import Frame, frame_of
+from bertcli.data.encoding import IGNORED_LABEL, Frame, frame_of
 from bertcli.recipe.pretrain import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -91,6 +91,38 @@ class Objective(ABC):
     @abstractmethod
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """For each score its sum over a batch and the number it is a mean of."""
+
+
+class TokenObjective(Objective):
+    """An objective whose only targets are the tokens that a model's logits are of."""
+
+    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
+        """Cross-entropy of the asked tokens."""
+        from torch.nn import functional
+
+        logits, labels = asked_logits(outputs.logits, targets["labels"])
+        return functional.cross_entropy(logits, labels, reduction="sum") / counts["labels"]
+
+    def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        """Loss and accuracy on the asked tokens."""
+        return measure_tokens(*asked_logits(outputs.logits, targets["labels"]))
+
+
+def asked_logits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits [M, V] and labels [M] of the M tokens that are asked for, in fp32."""
+    asked = labels != IGNORED_LABEL
+    return logits[asked].float(), labels[asked]
+
+
+def measure_tokens(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, tuple[float, int]]:
+    """Sums of loss and hits over the asked tokens."""
+    from torch.nn import functional
+
+    loss = functional.cross_entropy(logits, labels, reduction="sum")
+    return {
+        "loss": (float(loss), len(labels)),
+        "accuracy": (float((logits.argmax(-1) == labels).sum()), len(labels)),
+    }
 
 
 def random_token_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -12,8 +12,8 @@ import numpy as np
 
 from bertcli.data.encoding import Encoded
 from bertcli.errors import ModelError
-from bertcli.heads.masked_lm import MaskedLM, MaskedSequences, asked_logits, frame_texts, mask_texts, measure_tokens
-from bertcli.heads.objective import Text
+from bertcli.heads.masked_lm import MaskedLM, MaskedSequences, frame_texts, mask_texts
+from bertcli.heads.objective import Text, asked_logits, measure_tokens
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,7 @@ import numpy as np
 
 from bertcli.data.encoding import Encoded, Sequences
 from bertcli.errors import ModelError
-from bertcli.heads.masked_lm import asked_logits, measure_tokens
-from bertcli.heads.objective import Asked, Objective, Text
+from bertcli.heads.objective import Asked, Text, TokenObjective
 from bertcli.recipe.pretrain import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class CorruptedSequences:
         return tensors | {"labels": labels, "decoder_input_ids": decoder_ids}
 
 
-class SpanCorruption(Objective):
+class SpanCorruption(TokenObjective):
     """Lost spans of `mean_span_length` tokens on average, `mlm_probability` of the text in all."""
 
     model_class = "AutoModelForSeq2SeqLM"
@@ -92,17 +91,6 @@ class SpanCorruption(Objective):
         answers = answer.encoded(self.tokenizer, None)
         labelled = answers.with_labels(answers.input_ids, answers.input_ids.astype(np.int64))
         return CorruptedSequences(source.encoded(self.tokenizer, None), labelled)
-
-    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-        """Cross-entropy of the answers' tokens."""
-        from torch.nn import functional
-
-        logits, labels = asked_logits(outputs.logits, targets["labels"])
-        return functional.cross_entropy(logits, labels, reduction="sum") / counts["labels"]
-
-    def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
-        """Loss and accuracy on the answers' tokens."""
-        return measure_tokens(*asked_logits(outputs.logits, targets["labels"]))
 
 
 def lose_spans(

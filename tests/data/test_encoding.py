@@ -14,13 +14,6 @@ from bertcli.errors import DataError
 from bertcli.models.build import load_tokenizer
 
 
-@pytest.fixture(params=["wordpiece", "byte-level"])
-def tokenizer(
-    request: pytest.FixtureRequest, encoder: Path, roberta_tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedTokenizerBase:
-    return load_tokenizer(str(encoder), None) if request.param == "wordpiece" else roberta_tokenizer
-
-
 def test_texts_and_pairs_match_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     texts, pairs = ["a fine film", "bad", "", "soup " * 30], ["what a lovely day " * 9, "x", "soup", "film " * 40]
     for second in (None, pairs):

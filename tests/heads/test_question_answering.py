@@ -42,13 +42,6 @@ def rows_of(*answers: str, passage: str = PASSAGE, question: str = "what was it 
     )
 
 
-@pytest.fixture(params=["wordpiece", "byte-level"])
-def tokenizer(
-    request: pytest.FixtureRequest, encoder: Path, roberta_tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedTokenizerBase:
-    return load_tokenizer(str(encoder), None) if request.param == "wordpiece" else roberta_tokenizer
-
-
 @pytest.mark.parametrize("max_length", [40, 64, 200])
 def test_labels_point_at_the_answer_in_every_window_that_holds_it(
     tokenizer: PreTrainedTokenizerBase, max_length: int

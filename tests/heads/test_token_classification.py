@@ -31,13 +31,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, words: list[list[str]], tags: Any
     return TokenClassification(TAGS).encode(task_of(), rows, tokenizer, DataSection(**data))
 
 
-@pytest.fixture(params=["wordpiece", "byte-level"])
-def tokenizer(
-    request: pytest.FixtureRequest, encoder: Path, roberta_tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedTokenizerBase:
-    return load_tokenizer(str(encoder), None) if request.param == "wordpiece" else roberta_tokenizer
-
-
 @pytest.mark.parametrize("max_length", [9, 16, 64])
 def test_each_word_is_answered_by_exactly_one_token(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     words = [["film", "lovely", "harbour"] * 9, ["a"], ["\u200b", "fine", "\ufeff"], ["superbsoup" * 9, "bad"], []]
