@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import glob
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from bertcli.data.formats import jsonl_rows
 from bertcli.data.sources import load_rows
 from bertcli.errors import DataError
 from bertcli.recipe.pretrain import Source
@@ -111,16 +111,9 @@ def split_stream(parts: Iterable[str], separator: re.Pattern[str], longest: int 
 
 def _jsonl_texts(path: Path, column: str) -> Iterator[str]:
     with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error.msg}); each line must be one object") from error
-            if not isinstance(row, dict) or not isinstance(row.get(column), str):
-                found = list(row) if isinstance(row, dict) else type(row).__name__
-                raise DataError(f"{path}:{number}: found {found}, expected text under {column!r}")
+        for place, row in jsonl_rows(file, str(path)):
+            if not isinstance(row.get(column), str):
+                raise DataError(f"{place}: found {list(row)}, expected text under {column!r}")
             yield row[column]
 
 

@@ -1,13 +1,37 @@
-"""File forms that belong to a task: SQuAD's nested JSON and CoNLL's columns, as plain rows."""
+"""File forms as plain rows: JSON Lines, SQuAD's nested JSON, CoNLL's columns."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bertcli.errors import DataError
 
 Row = dict[str, Any]
+
+
+def jsonl_rows(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
+    """Each object of JSON Lines with its place, `file:line`.
+
+    Raises:
+        DataError: a line is not JSON, or no object.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error.msg}); each line must be one object") from error
+        yield f"{path}:{number}", checked_object(row, f"{path}:{number}")
+
+
+def checked_object(row: object, place: str) -> Row:
+    """`row`, which must be an object."""
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: found {type(row).__name__}, expected an object on each line")
+    return row
 
 
 def squad_rows(content: Any, place: str) -> Iterator[Row]:

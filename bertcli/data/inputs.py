@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from bertcli.data.formats import Row, conll_rows, is_squad, squad_rows
+from bertcli.data.formats import Row, checked_object, conll_rows, is_squad, jsonl_rows, squad_rows
 from bertcli.errors import DataError, UsageError, did_you_mean
 
 FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll")
@@ -53,7 +53,7 @@ def read_inputs(
         raise UsageError(
             f"found input format {kind!r}, expected one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}"
         )
-    readers = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv, "conll": _read_conll}
+    readers = {"jsonl": jsonl_rows, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv, "conll": _read_conll}
     with _opened(path) as file:
         try:
             if kind == "text":
@@ -102,33 +102,16 @@ def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Ro
         yield dict(zip(columns, values, strict=True))
 
 
-def _read_jsonl(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}); each line must be one object") from error
-        yield f"{path}:{number}", _checked_object(row, f"{path}:{number}")
-
-
 def _read_json(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
     text = file.read()
     try:
         content = json.loads(text)
     except json.JSONDecodeError:  # many files of JSON Lines end so, too
-        yield from _read_jsonl(io.StringIO(text), path)
+        yield from jsonl_rows(io.StringIO(text), path)
         return
     rows = squad_rows(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
     for number, row in enumerate(rows, start=1):
-        yield f"{path}, entry {number}", _checked_object(row, f"{path}, entry {number}")
-
-
-def _checked_object(row: object, place: str) -> Row:
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: found {type(row).__name__}, expected an object on each line")
-    return row
+        yield f"{path}, entry {number}", checked_object(row, f"{path}, entry {number}")
 
 
 def _read_csv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
