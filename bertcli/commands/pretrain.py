@@ -86,7 +86,9 @@ def score_held_out(
     accelerator = build_accelerator(recipe.hardware)
     model = build.load_model(run, mirror, prepared.objective.model_class, {})
     plan, stages = plan_stages(recipe, prepared)
-    scores = PretrainJob(prepared, plan, stages).score(accelerator, accelerator.prepare_model(model))
+    scores = PretrainJob(prepared, plan, stages).score(
+        accelerator, accelerator.prepare_model(prepared.objective.build(model))
+    )
     sequences = len(prepared.held_out)
     return {
         "objective": recipe.objective.kind,

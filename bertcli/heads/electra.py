@@ -8,12 +8,14 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from bertcli.heads.asked_positions import AskedPositions
+
 
 @dataclass
 class JointOutput:
     """What generator and discriminator say; `get`-able by name as outputs of transformers are."""
 
-    logits: torch.Tensor  # [B, S, V] the generator's
+    logits: torch.Tensor  # [M, V] the generator's, of the M asked tokens
     discriminator_logits: torch.Tensor  # [B, S]
     replaced: torch.Tensor  # [B, S] whether a token is not what it was
     attention_mask: torch.Tensor  # [B, S]
@@ -30,19 +32,23 @@ class GeneratorAndDiscriminator(torch.nn.Module):
 
     def __init__(self, discriminator: PreTrainedModel, generator: PreTrainedModel):
         super().__init__()
-        self.discriminator, self.generator = discriminator, generator
         generator.base_model.embeddings = discriminator.base_model.embeddings
         generator.tie_weights()
+        self.discriminator, self.generator = discriminator, AskedPositions(generator)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, original_ids: torch.Tensor, **inputs: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        original_ids: torch.Tensor,
+        asked: torch.Tensor,
+        **inputs: torch.Tensor,
     ) -> JointOutput:
-        """Fill the masked places of `input_ids` [B, S] and judge the result against `original_ids`."""
-        logits = self.generator(input_ids=input_ids, attention_mask=attention_mask, **inputs).logits
-        hidden = input_ids != original_ids
+        """Fill the `asked` places of `input_ids` [B, S] and judge the result against `original_ids`."""
+        logits = self.generator(asked=asked, input_ids=input_ids, attention_mask=attention_mask, **inputs).logits
         filled = original_ids.clone()
         with torch.no_grad():
-            filled[hidden] = torch.distributions.Categorical(logits=logits[hidden].float()).sample()
+            filled[asked] = torch.distributions.Categorical(logits=logits.float()).sample()
         judged = self.discriminator(input_ids=filled, attention_mask=attention_mask, **inputs).logits
         return JointOutput(logits, judged, filled != original_ids, attention_mask)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.encoding import Encoded, Sequences
+from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences
 from bertcli.data.masking import Replacement, choose, replace
 from bertcli.data.packing import Packed
 from bertcli.errors import ModelError
-from bertcli.heads.objective import Objective, Text, asked_logits, measure_tokens, random_token_ids
+from bertcli.heads.objective import Objective, Text, asked_labels, measure_tokens, random_token_ids
 from bertcli.recipe.pretrain import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class MaskedSequences:
         import torch
 
         tensors = self.encoded.batch(items, multiple_of)
+        tensors["asked"] = tensors["labels"] != IGNORED_LABEL
         if self.pair_labels is not None:
             tensors[PAIR_TARGET] = torch.from_numpy(self.pair_labels[items])
         return tensors
@@ -87,7 +88,7 @@ class MaskedLM(Objective):
         """Cross-entropy of the masked tokens, plus that of the pairs."""
         from torch.nn import functional
 
-        logits, labels = asked_logits(_token_logits(outputs), targets["labels"])
+        logits, labels = asked_labels(_token_logits(outputs), targets["labels"])
         loss = functional.cross_entropy(logits, labels, reduction="sum") / counts["labels"]
         if PAIR_TARGET in targets:
             pair_logits = outputs.seq_relationship_logits.float()
@@ -97,7 +98,7 @@ class MaskedLM(Objective):
 
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy on masked tokens, accuracy on pairs."""
-        scores = measure_tokens(*asked_logits(_token_logits(outputs), targets["labels"]))
+        scores = measure_tokens(*asked_labels(_token_logits(outputs), targets["labels"]))
         if PAIR_TARGET in targets:
             hits = outputs.seq_relationship_logits.argmax(-1) == targets[PAIR_TARGET]
             scores["pair_accuracy"] = (float(hits.sum()), len(hits))

@@ -68,12 +68,14 @@ class Objective(ABC):
         return max_length - self.frame.num_special
 
     def build(self, model: PreTrainedModel) -> torch.nn.Module:
-        """What is trained, around the model that is saved."""
-        return model
+        """What is trained, around the model that is saved: it gives logits where tokens are asked for."""
+        from bertcli.heads.asked_positions import AskedPositions
+
+        return AskedPositions(model)
 
     def saved(self, module: torch.nn.Module) -> PreTrainedModel:
         """The model inside what is trained."""
-        model: Any = module
+        model: Any = module.model
         return model
 
     def config_fields(self) -> dict[str, Any]:
@@ -100,18 +102,17 @@ class TokenObjective(Objective):
         """Cross-entropy of the asked tokens."""
         from torch.nn import functional
 
-        logits, labels = asked_logits(outputs.logits, targets["labels"])
+        logits, labels = asked_labels(outputs.logits, targets["labels"])
         return functional.cross_entropy(logits, labels, reduction="sum") / counts["labels"]
 
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy on the asked tokens."""
-        return measure_tokens(*asked_logits(outputs.logits, targets["labels"]))
+        return measure_tokens(*asked_labels(outputs.logits, targets["labels"]))
 
 
-def asked_logits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits [M, V] and labels [M] of the M tokens that are asked for, in fp32."""
-    asked = labels != IGNORED_LABEL
-    return logits[asked].float(), labels[asked]
+def asked_labels(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits [M, V] of the asked tokens, in fp32, and their labels [M] out of those of all tokens [B, S]."""
+    return logits.float(), labels[labels != IGNORED_LABEL]
 
 
 def measure_tokens(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, tuple[float, int]]:

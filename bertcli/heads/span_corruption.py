@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.encoding import Encoded, Sequences
+from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences
 from bertcli.errors import ModelError
 from bertcli.heads.objective import Asked, Text, TokenObjective
 from bertcli.recipe.pretrain import ObjectiveSection
@@ -54,7 +54,7 @@ class CorruptedSequences:
         labels = self.answer.batch(items, multiple_of)["labels"]
         decoder_ids = labels.new_full(labels.shape, self.answer.pad_token_id)
         decoder_ids[:, 1:] = labels[:, :-1].clamp(min=0)
-        return tensors | {"labels": labels, "decoder_input_ids": decoder_ids}
+        return tensors | {"labels": labels, "decoder_input_ids": decoder_ids, "asked": labels != IGNORED_LABEL}
 
 
 class SpanCorruption(TokenObjective):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +95,29 @@ def test_special_tokens_are_never_asked_for(tokenizer: PreTrainedTokenizerBase, 
     assert not set(chosen.tolist()) & set(tokenizer.all_special_ids)
 
 
+@pytest.mark.parametrize("pairs", [None, "next_sentence"])
+def test_the_loss_and_gradient_are_those_of_the_whole_head(tokenizer: PreTrainedTokenizerBase, pairs: Any) -> None:
+    from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+
+    objective = MaskedLM(ObjectiveSection(pairs=pairs), tokenizer)
+    texts = [replace(text, pair_label=row % 2) for row, text in enumerate(texts_of(tokenizer, 13))]
+    asked = objective.ask(texts, np.random.default_rng(0))
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    torch.manual_seed(0)
+    model = (BertForPreTraining if pairs else BertForMaskedLM)(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    batch = asked.batch(np.arange(13))
+    whole = model(**{name: tensor for name, tensor in batch.items() if name != "asked"}).loss
+    whole.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    targets = {name: batch.pop(name) for name in asked.counts}
+    loss = objective.loss(objective.build(model)(**batch), targets, asked.counts)
+    loss.backward()
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, gradients[name], atol=1e-6), name
+
+
 def test_the_generator_learns_nothing_from_the_discriminator_and_shares_its_embeddings() -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "embedding_size": 16, "num_attention_heads": 4, "num_hidden_layers": 1}
@@ -99,13 +125,13 @@ def test_the_generator_learns_nothing_from_the_discriminator_and_shares_its_embe
     joint = build_generator_and_discriminator(
         ElectraForPreTraining(config), ElectraConfig(vocab_size=50, **sizes), 0.25
     )
-    assert joint.generator.config.hidden_size == 8
+    assert joint.generator.model.config.hidden_size == 8
     embeddings = joint.discriminator.electra.embeddings.word_embeddings.weight
-    assert joint.generator.electra.embeddings.word_embeddings.weight is embeddings
+    assert joint.generator.model.electra.embeddings.word_embeddings.weight is embeddings
     original = torch.randint(5, 50, (6, 13))
     masked = original.clone()
     masked[:, ::4] = 3
-    output = joint(masked, torch.ones_like(masked), original)
+    output = joint(masked, torch.ones_like(masked), original, masked == 3)
     assert not output.replaced[:, 1::4].any()
     output.discriminator_logits.sum().backward()
     assert all(parameter.grad is None for name, parameter in joint.generator.named_parameters() if "encoder" in name)
