@@ -98,10 +98,9 @@ def finetune(
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
     """
     from bertcli.recipe.load import load_recipe
-    from bertcli.recipe.suite import load_suite
+    from bertcli.recipe.suite import Suite, load_suite
 
-    suite = load_suite(recipe, overrides or [])
-    wanted = None if suite else load_recipe(recipe, overrides or [])
+    wanted = load_suite(recipe, overrides or []) or load_recipe(recipe, overrides or [])
     mirror = checked_mirror(mirror)
     from bertcli.commands.finetune import finetune as run_finetune
     from bertcli.commands.suite import finetune_suite
@@ -110,9 +109,9 @@ def finetune(
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite}
     options["console"] = Console(quiet=quiet)
     folder = run or default_run_folder(recipe)
-    if suite:
-        results = finetune_suite(suite, folder, **options)
-    elif wanted:
+    if isinstance(wanted, Suite):
+        results = finetune_suite(wanted, folder, **options)
+    else:
         results = run_finetune(wanted, folder, **options)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))

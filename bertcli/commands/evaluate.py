@@ -63,7 +63,8 @@ def _evaluate_one(
     task = task or trained.task
     rows = load_split(task, split, mirror)
     _check_labels(trained, task, mirror)
-    if trained.head.references(task, rows) is None:
+    references = trained.head.references(task, rows)
+    if references is None:
         raise DataError(
             f"{task.name}: the labels of split {split!r} are hidden; `bertcli predict` answers without them"
         )
@@ -77,6 +78,7 @@ def _evaluate_one(
             encoded,
             trained.head,
             task,
+            references,
             max_tokens=trained.max_tokens,
             on_batch=display.advance,
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from bertcli.commands.submission import open_new
 from bertcli.data.encoding import Encoded, encode_texts
-from bertcli.data.formats import Row
+from bertcli.data.formats import Row, as_text
 from bertcli.data.inputs import in_chunks
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.models import build
@@ -108,13 +108,9 @@ def _encoded_chunks(
     extractor: Extractor, rows: Iterable[Row], columns: tuple[str, ...]
 ) -> Iterator[tuple[list[Row], Encoded, np.ndarray]]:
     for chunk in in_chunks(rows, ROWS_AT_ONCE):
-        texts = [[_text(row[column]) for row in chunk] for column in columns[:2]]
+        texts = [[as_text(row[column]) for row in chunk] for column in columns[:2]]
         encoded = extractor.encode(texts[0], texts[1] if len(texts) > 1 else None)
         yield chunk, encoded, extractor.vectors(encoded)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else " ".join(value)
 
 
 def _pooled(extractor: Extractor, rows: Iterable[Row], columns: tuple[str, ...], pooling: str) -> Iterator[np.ndarray]:
@@ -141,7 +137,7 @@ def _tables(extractor: Extractor, rows: Iterable[Row], columns: tuple[str, ...],
     import pyarrow
 
     for chunk, encoded, vectors in _encoded_chunks(extractor, rows, columns):
-        cells: dict[str, Any] = {column: [_text(row[column]) for row in chunk] for column in columns[:2]}
+        cells: dict[str, Any] = {column: [as_text(row[column]) for row in chunk] for column in columns[:2]}
         offsets = pyarrow.array(encoded.offsets, pyarrow.int32())
         if pooling == "tokens":
             tokens = extractor.tokenizer.convert_ids_to_tokens(encoded.input_ids.tolist())

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from bertcli.data.corpus import BEGINS_WORD, Corpus
-from bertcli.data.loaders import GlobalBatch, length_grouped_batches
+from bertcli.data.loaders import GlobalBatch, global_batch, length_grouped_batches
 from bertcli.data.packing import pack
 from bertcli.data.sequences import Ranges, cut_documents, documents_of_epoch, pair_documents
 from bertcli.heads.objective import Asked, Objective, Text
@@ -95,15 +95,14 @@ class Feed:
                     if clock.share(number) >= stage.end_share:
                         return
                     asked = self._ask(current, rows, number)
-                    own = np.array_split(np.arange(len(rows)), num_processes)[process]
-                    parts = [own[at : at + micro_batch_size] for at in range(0, len(own), micro_batch_size)]
-                    micro_batches = [asked.batch(part, multiple_of) for part in parts]
-                    yield GlobalBatch(
-                        micro_batches=micro_batches,
-                        num_examples=len(rows),
-                        num_targets=asked.counts,
-                        num_tokens=int(asked.sizes[own].sum()),
-                        num_padded_tokens=sum(micro["input_ids"].numel() for micro in micro_batches),
+                    yield global_batch(
+                        asked,
+                        np.arange(len(rows)),
+                        asked.counts,
+                        micro_batch_size=micro_batch_size,
+                        process=process,
+                        num_processes=num_processes,
+                        multiple_of=multiple_of,
                     )
                 number += 1
             epoch += 1

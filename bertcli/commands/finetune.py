@@ -114,6 +114,7 @@ class FinetuneJob(Job):
             prepared.encode(split),
             prepared.head,
             prepared.task,
+            prepared.references[split],
             max_tokens=self.recipe.hardware.eval_batch_tokens,
         )
 

@@ -15,19 +15,24 @@ from typing import IO, Any
 from bertcli.commands.features import Extractor, write_features
 from bertcli.commands.fill_mask import MaskFiller, fills_masks
 from bertcli.commands.prepare import recipe_task
-from bertcli.commands.score import answer
 from bertcli.commands.submission import open_new, write_glue, write_squad
-from bertcli.commands.trained import Trained, best_seed, open_trained, run_recipe, usual_task
+from bertcli.commands.trained import (
+    Trained,
+    answer_inputs,
+    best_seed,
+    open_trained,
+    run_recipe,
+    usual_task,
+)
 from bertcli.data.formats import Row
-from bertcli.data.inputs import USUAL_COLUMNS, guess_format, in_chunks, read_inputs
+from bertcli.data.inputs import USUAL_COLUMNS, guess_format, read_inputs
 from bertcli.data.sources import load_split
-from bertcli.errors import DataError, UsageError, did_you_mean
+from bertcli.errors import UsageError, did_you_mean
 from bertcli.recipe.schema import DataSection, HardwareSection
 from bertcli.runs.console import Console
 from bertcli.tasks.task import Task
 
 FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
-ROWS_AT_ONCE = 1024
 
 Answer = dict[str, Any]
 
@@ -102,22 +107,10 @@ def _check_format(format_name: str, output: str) -> None:
 
 def predictions(trained: Trained, task: Task, inputs: Iterable[Row], console: Console) -> Iterator[tuple[Row, Answer]]:
     """What is repeated of each input, with its answer; memory does not grow with the number of inputs."""
-    import pyarrow
-    from datasets import Dataset
-
     kept = {*trained.head.echoed(task), task.id_column}
-    for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
-        try:
-            rows = Dataset.from_list(chunk)
-        except pyarrow.ArrowException as error:
-            raise DataError(f"some inputs hold texts where others hold lists of them ({error})") from error
-        encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
-        console.warn_of_rows(encoded.notes, first_row=number * ROWS_AT_ONCE)
-        parts = answer(trained.accelerator, trained.model, encoded, trained.head, max_tokens=trained.max_tokens)
-        for some, part, logits, _ in parts:
-            answers = trained.head.decode(task, rows.select(range(some.start, some.stop)), part, logits)
-            for row, given in zip(chunk[some], answers, strict=True):
-                yield {name: row[name] for name in row if name in kept}, given
+    for asked, rows, items, logits in answer_inputs(trained, task, inputs, console):
+        for row, given in zip(asked, trained.head.decode(task, rows, items, logits), strict=True):
+            yield {name: row[name] for name in row if name in kept}, given
 
 
 def predict_features(
@@ -245,13 +238,12 @@ def _write(answers: Iterable[tuple[Row, Answer]], file: IO[str], format_name: st
         table = csv.DictWriter(file, list(_flat(*first)), dialect=dialect, lineterminator="\n")
         table.writeheader()
         stream = chain([first], stream)
-    for count, (row, given) in enumerate(stream, start=1):
+    for row, given in stream:
+        count += 1
         if table is None:
             file.write(json.dumps(row | given, ensure_ascii=False) + "\n")
         else:
             table.writerow(_flat(row, given))
-        if count % ROWS_AT_ONCE == 0:
-            file.flush()
     file.flush()
     return count
 

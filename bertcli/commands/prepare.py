@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bertcli.data.encoding import Encoded
+from bertcli.data.formats import as_text
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads import HEADS
@@ -36,6 +37,7 @@ class Prepared:
     head: Head
     tokenizer: PreTrainedTokenizerBase
     rows: dict[str, Dataset]  # train and validation
+    references: dict[str, Any]  # the right answers to them
     mirror: Path | None
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
@@ -88,10 +90,11 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
     tokenizer = _tokenizer(recipe, task, rows["train"], mirror)
     if recipe.model.name is not None:
         head = _check_model(recipe, task, head, tokenizer, mirror)
-    for split, part in rows.items():
-        if head.references(task, part) is None:
+    references = {split: head.references(task, part) for split, part in rows.items()}
+    for split, known in references.items():
+        if known is None:
             raise DataError(f"{task.name}: split {split!r} has no labels, but {split} needs them")
-    return Prepared(recipe, task, head, tokenizer, rows, mirror)
+    return Prepared(recipe, task, head, tokenizer, rows, references, mirror)
 
 
 def check_regularisers(recipe: Recipe, task: Task) -> None:
@@ -148,7 +151,7 @@ def _texts(task: Task, rows: Dataset) -> Iterator[str]:
     """All texts of the rows, lists of words joined."""
     for column in task.columns:
         for value in rows[column]:
-            yield value if isinstance(value, str) else " ".join(value)
+            yield as_text(value)
 
 
 def _check_model(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.commands.feed import Stage, ranges_of
-from bertcli.data.corpus import Corpus, cache_folder, corpus_key, open_corpus
+from bertcli.data.corpus import Corpus, cache_folder, corpus_key, made_once, open_corpus
 from bertcli.data.documents import read_documents
 from bertcli.data.sequences import Ranges, divide_documents
 from bertcli.errors import DataError, ModelError
@@ -111,9 +109,7 @@ def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) ->
         return build.load_tokenizer(name, mirror)
     from transformers import AutoTokenizer
 
-    key = _tokenizer_key(recipe, mirror)
-    folder = cache_folder() / "tokenizers" / key
-    if not folder.is_dir():
+    def make(aside: Path) -> None:
         section = recipe.tokenizer
         wanted = -(-section.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         sentinels = recipe.objective.kind == "span_corruption"
@@ -122,15 +118,11 @@ def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) ->
         )
         if len(tokenizer) < wanted:
             console.warn(f"the corpus gave {len(tokenizer)} vocabulary entries, fewer than the {wanted} asked for")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}."))
         tokenizer.save_pretrained(aside)
-        aside.chmod(0o755)
-        try:
-            aside.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(aside)
-    return AutoTokenizer.from_pretrained(folder)
+
+    return AutoTokenizer.from_pretrained(
+        made_once(cache_folder() / "tokenizers" / _tokenizer_key(recipe, mirror), make)
+    )
 
 
 def _tokenizer_key(recipe: PretrainRecipe, mirror: Path | None) -> str:

@@ -41,19 +41,20 @@ def loss_of(head: Head, label_smoothing: float = 0.0) -> Loss:
 def answer(
     accelerator: Accelerator,
     model: torch.nn.Module,
+    rows: Dataset,
     encoded: Encoded,
     head: Head,
     *,
     max_tokens: int,
     with_loss: bool = False,
     on_batch: Callable[[int], None] = lambda num_items: None,
-) -> Iterator[tuple[slice, Encoded, np.ndarray, float]]:
-    """The model's logits for a part of the rows at a time: the rows, their items, the logits, the summed loss.
+) -> Iterator[tuple[Dataset, Encoded, np.ndarray, float]]:
+    """The model's logits for a part of the rows at a time: those rows, their items, the logits, the summed loss.
 
     Raises:
         TrainingError: the model answers with numbers that are not finite.
     """
-    for rows, part in encoded.parts(ITEMS_AT_ONCE):
+    for some, part in encoded.parts(ITEMS_AT_ONCE):
         logits, loss = compute_logits(
             accelerator,
             model,
@@ -67,7 +68,7 @@ def answer(
         )
         if not np.isfinite(logits).all():
             raise TrainingError("the model answers with numbers that are not finite; its weights are spoilt")
-        yield rows, part, logits, loss
+        yield rows.select(range(some.start, some.stop)), part, logits, loss
 
 
 def score(
@@ -77,22 +78,21 @@ def score(
     encoded: Encoded,
     head: Head,
     task: Task,
+    references: Any,
     *,
     max_tokens: int,
     on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> dict[str, float]:
-    """The task's metrics and the mean loss (`loss`) of `model` on labelled rows.
+    """The task's metrics and the mean loss (`loss`) of `model` on rows whose right answers are the `references`.
 
     Raises:
         TrainingError: the model answers with numbers that are not finite.
     """
-    references = head.references(task, rows)
-    assert references is not None, "only a labelled split can be scored"
     answers: list[Any] = []
     total = 0.0
-    parts = answer(accelerator, model, encoded, head, max_tokens=max_tokens, with_loss=True, on_batch=on_batch)
+    parts = answer(accelerator, model, rows, encoded, head, max_tokens=max_tokens, with_loss=True, on_batch=on_batch)
     for some, part, logits, loss in parts:
-        answers.extend(head.decide(task, rows.select(range(some.start, some.stop)), part, logits))
+        answers.extend(head.decide(task, some, part, logits))
         total += loss
     scores = compute_metrics(task.metric_names, head.answer_kind, answers, references)
     return scores | {"loss": total / max(1, int(encoded.num_targets.sum()))}

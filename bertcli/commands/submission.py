@@ -11,10 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from bertcli.commands.score import answer
-from bertcli.commands.trained import Trained, best_seed, open_trained
+from bertcli.commands.trained import Trained, answer_inputs, best_seed, open_trained
 from bertcli.data.formats import Row
-from bertcli.data.inputs import in_chunks
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, UsageError
 from bertcli.heads.question_answering import QuestionAnswering
@@ -24,7 +22,6 @@ from bertcli.runs.console import Console
 from bertcli.tasks import task_named
 from bertcli.tasks.task import Task
 
-ROWS_AT_ONCE = 1024
 SIMILARITY_RANGE = (0.0, 5.0)  # of STS-B's scores
 
 
@@ -51,7 +48,7 @@ def write_glue(
             assert task.submission is not None
             for split, file in task.submission.files.items():
                 path = output / f"{file}.tsv"
-                _write_glue_file(trained, task, split, path, mirror)
+                _write_glue_file(trained, task, split, path, mirror, console)
                 console.say(f"{run} → {path}")
                 written.append(path)
     if not written:
@@ -132,17 +129,8 @@ def open_new(path: Path) -> IO[str]:
 def _span_answers(
     trained: Trained, head: QuestionAnswering, task: Task, inputs: Iterator[Row], console: Console
 ) -> Iterator[tuple[Row, SpanAnswer]]:
-    from datasets import Dataset
-
-    for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
-        rows = Dataset.from_list(chunk)
-        encoded = head.encode(task, rows, trained.tokenizer, trained.data)
-        console.warn_of_rows(encoded.notes, first_row=number * ROWS_AT_ONCE)
-        for some, part, logits, _ in answer(
-            trained.accelerator, trained.model, encoded, head, max_tokens=trained.max_tokens
-        ):
-            asked = rows.select(range(some.start, some.stop))
-            yield from zip(chunk[some], head.read(task, asked, part, logits), strict=True)
+    for asked, rows, items, logits in answer_inputs(trained, task, inputs, console):
+        yield from zip(asked, head.read(task, rows, items, logits), strict=True)
 
 
 def _nbest(one: SpanAnswer) -> list[dict[str, Any]]:
@@ -165,17 +153,16 @@ def _runs_in(name: str) -> list[str]:
     return runs or [name]
 
 
-def _write_glue_file(trained: Trained, task: Task, split: str, path: Path, mirror: Path | None) -> None:
+def _write_glue_file(
+    trained: Trained, task: Task, split: str, path: Path, mirror: Path | None, console: Console
+) -> None:
     assert task.submission is not None
     try:
         rows = load_split(task, split, mirror).select_columns(list(task.columns))
     except BertcliError as error:
         raise DataError(f"{path.name} needs the test rows of {task.name}: {error}") from error
-    encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
-    parts = answer(trained.accelerator, trained.model, encoded, trained.head, max_tokens=trained.max_tokens)
-    answers: list[Any] = []
-    for some, part, logits, _ in parts:
-        answers.extend(trained.head.decide(task, rows.select(range(some.start, some.stop)), part, logits))
+    parts = answer_inputs(trained, task, iter(rows), console)
+    answers = (given for _, some, items, logits in parts for given in trained.head.decide(task, some, items, logits))
     with open_new(path) as file:
         file.write("index\tprediction\n")
         for number, given in enumerate(answers):

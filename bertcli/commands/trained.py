@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertcli.commands.prepare import recipe_task
-from bertcli.errors import ModelError, RecipeError, UsageError
+from bertcli.commands.score import answer
+from bertcli.data.encoding import Encoded
+from bertcli.data.formats import Row
+from bertcli.data.inputs import in_chunks
+from bertcli.errors import DataError, ModelError, RecipeError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.head import Head
 from bertcli.models import build
-from bertcli.recipe.load import load_pretrain_recipe, load_recipe, read_chain
+from bertcli.recipe.load import load_any_recipe, load_recipe
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
+from bertcli.runs.console import Console
 from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import HeadName, Task
 from bertcli.training.devices import build_accelerator
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from accelerate import Accelerator
+    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+ROWS_AT_ONCE = 1024  # inputs that are held in memory
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,32 @@ def open_trained(name: str, mirror: Path | None, hardware: HardwareSection | Non
     )
 
 
+def answer_inputs(
+    trained: Trained, task: Task, inputs: Iterable[Row], console: Console
+) -> Iterator[tuple[list[Row], Dataset, Encoded, np.ndarray]]:
+    """The model's logits for inputs as they come, a part at a time: as given, as rows, as items, the logits.
+
+    Memory does not grow with the number of inputs.
+
+    Raises:
+        DataError: texts and lists of them stand in one column.
+    """
+    import pyarrow
+    from datasets import Dataset
+
+    for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
+        try:
+            rows = Dataset.from_list(chunk)
+        except pyarrow.ArrowException as error:
+            raise DataError(f"some inputs hold texts where others hold lists of them ({error})") from error
+        encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
+        console.warn_of_rows(encoded.notes, first_row=number * ROWS_AT_ONCE)
+        given = iter(chunk)
+        parts = answer(trained.accelerator, trained.model, rows, encoded, trained.head, max_tokens=trained.max_tokens)
+        for some, part, logits, _ in parts:
+            yield list(islice(given, len(some))), some, part, logits
+
+
 def _saved_kind(config: PretrainedConfig) -> HeadName | None:
     """The kind of answer a saved model was made for; None if it has no head that is known here."""
     return next((kind for kind, head in HEADS.items() if build.has_trained_head(config, head.model_class)), None)
@@ -91,18 +128,19 @@ def usual_task(kind: HeadName) -> Task:
 
 def run_recipe(name: str) -> Recipe | None:
     """The recipe of the run folder `name`; None if it is no run folder, or one of pretraining."""
-    path = Path(name) / "recipe.yaml"
-    if not path.is_file() or "corpus" in read_chain(path, Recipe).values:
-        return None
-    return load_recipe(str(path))
+    recipe = _saved_recipe(name)
+    return recipe if isinstance(recipe, Recipe) else None
 
 
 def pretraining_recipe(name: str) -> PretrainRecipe | None:
     """The recipe of the pretraining run `name`; None if it is none."""
+    recipe = _saved_recipe(name)
+    return recipe if isinstance(recipe, PretrainRecipe) else None
+
+
+def _saved_recipe(name: str) -> Recipe | PretrainRecipe | None:
     path = Path(name) / "recipe.yaml"
-    if not path.is_file() or "corpus" not in read_chain(path, Recipe).values:
-        return None
-    return load_pretrain_recipe(str(path))
+    return load_any_recipe(str(path)) if path.is_file() else None
 
 
 def seed_runs(name: str) -> list[str]:

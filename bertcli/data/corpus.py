@@ -77,21 +77,30 @@ def open_corpus(
         DataError: a source cannot be read, or the corpus is empty.
     """
     key = corpus_key(section, tokenizer, mirror)
-    folder = cache_folder() / "corpora" / key
-    if not (folder / "corpus.json").is_file():
+    return _read_corpus(
+        made_once(
+            cache_folder() / "corpora" / key,
+            lambda aside: _write_corpus(section, tokenizer, mirror, aside, on_tokens),
+        )
+    )
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`; if it is not there, `make` makes it aside first, so that it is never there by half."""
+    if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}."))
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            _write_corpus(section, tokenizer, mirror, aside, on_tokens)
+            make(aside)
             aside.chmod(0o755)  # others may share the cache
             try:
                 aside.rename(folder)
-            except OSError:  # another process was faster: its tokens are the same
-                if not (folder / "corpus.json").is_file():
+            except OSError:  # another process was faster: what it made is the same
+                if not folder.is_dir():
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return _read_corpus(folder)
+    return folder
 
 
 def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None, mirror: Path | None) -> str:

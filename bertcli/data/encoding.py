@@ -153,6 +153,11 @@ class Frame:
         before, one, between, two, after = self.segments
         return ids, [*before, *[one] * len(first), *between, *[two] * len(second), *after]
 
+    def fit(self, first: list[int], second: list[int], room: int) -> tuple[list[int], list[int] | None]:
+        """A pair of which `room` tokens are kept, the longer text cut first."""
+        num_first, num_second = cut_pair(len(first), len(second), room)
+        return self.join(first[:num_first], second[:num_second])
+
 
 def frame_of(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> Frame:
     """The frame of one text or of a pair, read off what the tokenizer makes of a short one."""
@@ -248,8 +253,7 @@ def encode_texts(
     else:
         both = zip(token_ids(tokenizer, texts), token_ids(tokenizer, pairs), strict=True)
         for row, (first, second) in enumerate(both):
-            num_first, num_second = cut_pair(len(first), len(second), room)
-            made.add(row, *frame.join(first[:num_first], second[:num_second]))
+            made.add(row, *frame.fit(first, second, room))
     return made.encoded(tokenizer, None if labels is None else labels[made.rows])
 
 

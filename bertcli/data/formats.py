@@ -11,6 +11,11 @@ from bertcli.errors import DataError
 Row = dict[str, Any]
 
 
+def as_text(value: str | list[str]) -> str:
+    """A text, or a list of words with spaces between them."""
+    return value if isinstance(value, str) else " ".join(value)
+
+
 def jsonl_rows(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
     """Each object of JSON Lines with its place, `file:line`.
 

@@ -5,9 +5,9 @@ Training order is a function of (seed, epoch) alone, so a resumed run finds its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 POOL_BATCHES = 100
 CUTOFF_SALT = 4  # so that this choice draws other numbers than the order of the rows does
+
+
+class Batchable(Protocol):
+    """Items that batches are made of: encoded rows, or whatever pretraining asks."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each item. [N]"""
+
+    def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
+        """Some items as padded tensors."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +89,15 @@ def training_batches(
         first = epoch * steps_per_epoch
         batches = length_grouped_batches(encoded.lengths, global_batch_size, seed, epoch)
         for rows in batches[max(0, start_step - first) : total_steps - first]:
-            own = np.array_split(rows, num_processes)[process]
-            yield _global_batch(encoded, own, len(rows), int(num_targets[rows].sum()), micro_batch_size, multiple_of)
+            yield global_batch(
+                encoded,
+                rows,
+                {"labels": max(1, int(num_targets[rows].sum()))},  # where no word is labelled, nothing is divided
+                micro_batch_size=micro_batch_size,
+                process=process,
+                num_processes=num_processes,
+                multiple_of=multiple_of,
+            )
 
 
 def cut_off_tokens(
@@ -101,15 +119,24 @@ def cut_off_tokens(
         yield batch
 
 
-def _global_batch(
-    encoded: Encoded, rows: np.ndarray, num_examples: int, num_targets: int, micro_batch_size: int, multiple_of: int
+def global_batch(
+    items: Batchable,
+    chosen: np.ndarray,
+    num_targets: dict[str, int],
+    *,
+    micro_batch_size: int,
+    process: int,
+    num_processes: int,
+    multiple_of: int,
 ) -> GlobalBatch:
-    parts: Sequence[np.ndarray] = [rows[at : at + micro_batch_size] for at in range(0, len(rows), micro_batch_size)]
-    micro_batches = [encoded.batch(part, multiple_of) for part in parts]
+    """One process's share of the `chosen` items, in micro-batches."""
+    own = np.array_split(chosen, num_processes)[process]
+    parts = [own[at : at + micro_batch_size] for at in range(0, len(own), micro_batch_size)]
+    micro_batches = [items.batch(part, multiple_of) for part in parts]
     return GlobalBatch(
         micro_batches=micro_batches,
-        num_examples=num_examples,
-        num_targets={"labels": max(1, num_targets)},  # windows without a labelled word have nothing to divide
-        num_tokens=int(encoded.sizes[rows].sum()),
+        num_examples=len(chosen),
+        num_targets=num_targets,
+        num_tokens=int(items.sizes[own].sum()),
         num_padded_tokens=sum(micro["input_ids"].numel() for micro in micro_batches),
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.heads.masked_lm import MaskedSequences, frame_texts
 from bertcli.heads.objective import Text, TokenObjective
-
-if TYPE_CHECKING:
-    pass
 
 
 class CausalLM(TokenObjective):

@@ -9,6 +9,7 @@ from bertcli.errors import DataError, ModelError, did_you_mean
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PretrainedConfig
 
 
@@ -44,6 +45,37 @@ def declared_names(feature: Any) -> list[str]:
     """Names a `ClassLabel` feature (or a list of them) declares; none for other features."""
     inner = getattr(feature, "feature", feature)
     return list(getattr(inner, "names", None) or [])
+
+
+def listed_labels(task: Task, train: Dataset) -> tuple[str, ...]:
+    """The labels as the task row lists them, else as the data set declares them; none if neither does.
+
+    Raises:
+        DataError: there is no such column, or the two disagree.
+    """
+    if task.label_column not in train.column_names:
+        raise DataError(
+            f"{task.name}: found columns {train.column_names}, expected the label column {task.label_column!r}."
+            f"{did_you_mean(task.label_column, train.column_names)} Set task.label_column."
+        )
+    declared = declared_names(train.features[task.label_column])
+    if task.labels and declared and set(task.labels) != set(declared):
+        raise DataError(
+            f"{task.name}: the task row lists the labels {list(task.labels)}, the data set declares {declared}; "
+            "make task.labels agree"
+        )
+    return task.labels or tuple(declared)
+
+
+def given_weights(wanted: dict[str, float], labels: tuple[str, ...]) -> list[float]:
+    """The weights a recipe gives, in the order of the labels.
+
+    Raises:
+        DataError: they are not for these labels.
+    """
+    if set(wanted) != set(labels):
+        raise DataError(f"found training.class_weights for {list(wanted)}, expected one for each of {list(labels)}")
+    return [wanted[label] for label in labels]
 
 
 def place_of(task: Task, place: dict[str, int], row: int, name: str) -> int:

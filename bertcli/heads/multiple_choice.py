@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.encoding import Encoded, Sequences, cut_pair, frame_of, token_ids
+from bertcli.data.encoding import Encoded, Sequences, frame_of, token_ids
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
 from bertcli.heads.labels import declared_names
@@ -64,9 +64,7 @@ class MultipleChoice(Head):
         seconds = token_ids(tokenizer, endings)
         for row, first in enumerate(token_ids(tokenizer, texts)):
             for _ in range(num_choices):
-                second = next(seconds)
-                num_first, num_second = cut_pair(len(first), len(second), room)
-                made.add(row, *frame.join(first[:num_first], second[:num_second]))
+                made.add(row, *frame.fit(first, next(seconds), room))
         return made.encoded(tokenizer, self.references(task, rows), num_choices=num_choices)
 
     def references(self, task: Task, rows: Dataset) -> np.ndarray | None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import numpy as np
 
 from bertcli.data.encoding import Encoded, encode_texts
-from bertcli.errors import DataError, ModelError, did_you_mean
+from bertcli.errors import DataError, ModelError
 from bertcli.heads.head import Head
-from bertcli.heads.labels import declared_names, place_of, saved_labels
+from bertcli.heads.labels import declared_names, given_weights, label_fields, listed_labels, place_of, saved_labels
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Problem, Task
 
@@ -80,13 +80,8 @@ class TextClassification(Head):
     @property
     def config_fields(self) -> dict[str, Any]:
         """What the model's configuration must say, so that plain `transformers` reads the answer alike."""
-        names = self.labels or ("score",)
-        return {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-            "problem_type": f"{self.problem}_classification" if self.problem != "regression" else "regression",
-        }
+        kind = f"{self.problem}_classification" if self.problem != "regression" else "regression"
+        return label_fields(self.labels or ("score",)) | {"problem_type": kind}
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
         """Rows of a split as token ids, with their labels if they have them."""
@@ -132,10 +127,9 @@ class TextClassification(Head):
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """The loss summed over the items: cross-entropy, mean binary cross-entropy over C, or squared error."""
-        import torch
         from torch.nn import functional
 
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         if self.problem == "single_label":
             return functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
         if self.problem == "multi_label":
@@ -202,9 +196,7 @@ def class_weights(
     if task.problem == "regression":
         raise DataError(f"{task.name}: training.class_weights are for labels, and this task is a regression")
     if isinstance(wanted, dict):
-        if set(wanted) != set(labels):
-            raise DataError(f"found training.class_weights for {list(wanted)}, expected one for each of {list(labels)}")
-        return [wanted[label] for label in labels]
+        return given_weights(wanted, labels)
     if task.problem == "multi_label":
         counts = answers.sum(0)
         return [float(min(100.0, (len(answers) - count) / max(1.0, count))) for count in counts]
@@ -222,20 +214,10 @@ def resolve_labels(task: Task, train_rows: Dataset) -> tuple[str, ...]:
     """
     if task.problem == "regression":
         return ()
-    if task.label_column not in train_rows.column_names:
-        raise DataError(
-            f"{task.name}: found columns {train_rows.column_names}, expected the label column {task.label_column!r}."
-            f"{did_you_mean(task.label_column, train_rows.column_names)} Set task.label_column."
-        )
-    declared = declared_names(train_rows.features[task.label_column])
-    if task.labels and declared and set(task.labels) != set(declared):
-        raise DataError(
-            f"{task.name}: the task row lists the labels {list(task.labels)}, the data set declares {declared}; "
-            "make task.labels agree"
-        )
+    listed = listed_labels(task, train_rows)
     found = _label_names(task, train_rows, train_rows[task.label_column][:])
     seen = {one for name in found if name is not None for one in ([name] if isinstance(name, str) else name)}
-    labels = task.labels or tuple(declared) or tuple(sorted(seen))
+    labels = listed or tuple(sorted(seen))
     if len(labels) < (2 if task.problem == "single_label" else 1):
         raise DataError(f"{task.name}: found the labels {list(labels)}, expected at least two to tell apart")
     return labels

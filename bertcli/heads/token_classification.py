@@ -17,7 +17,7 @@ import numpy as np
 from bertcli.data.encoding import IGNORED_LABEL, TEXTS_AT_ONCE, Encoded, Sequences, frame_of, tokenize, windows
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
-from bertcli.heads.labels import declared_names, label_fields, place_of, saved_labels
+from bertcli.heads.labels import declared_names, given_weights, label_fields, listed_labels, place_of, saved_labels
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -187,19 +187,9 @@ def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
     Raises:
         DataError: the row and the data set disagree, or there are fewer than two.
     """
-    if task.label_column not in train.column_names:
-        raise DataError(
-            f"{task.name}: found columns {train.column_names}, expected the column of tags {task.label_column!r}. "
-            "Set task.label_column."
-        )
-    declared = declared_names(train.features[task.label_column])
-    if task.labels and declared and set(task.labels) != set(declared):
-        raise DataError(
-            f"{task.name}: the task row lists the labels {list(task.labels)}, the data set declares {declared}; "
-            "make task.labels agree"
-        )
+    listed = listed_labels(task, train)
     seen = {str(tag) for tags in train[task.label_column][:] for tag in tags or ()}
-    labels = task.labels or tuple(declared) or tuple(sorted(seen, key=lambda tag: (tag != "O", tag)))
+    labels = listed or tuple(sorted(seen, key=lambda tag: (tag != "O", tag)))
     if len(labels) < 2:
         raise DataError(f"{task.name}: found the tags {list(labels)}, expected at least two to tell apart")
     return labels
@@ -216,9 +206,7 @@ def tag_weights(
     if wanted is None:
         return None
     if isinstance(wanted, dict):
-        if set(wanted) != set(labels):
-            raise DataError(f"found training.class_weights for {list(wanted)}, expected one for each of {list(labels)}")
-        return [wanted[label] for label in labels]
+        return given_weights(wanted, labels)
     place = {label: index for index, label in enumerate(labels)}
     counts = np.bincount([place[tag] for row in tags for tag in row], minlength=len(labels))
     return [float(min(100.0, counts.sum() / (len(labels) * max(1, count)))) for count in counts]

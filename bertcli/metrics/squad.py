@@ -65,16 +65,12 @@ def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[S
     golds = [[answer for answer in answers if normalize(answer)] or [""] for answers in references]
     has_answer = np.array([answers != [""] for answers in golds])
     texts = [answer["text"] for answer in predictions]
-    scores: dict[str, float] = {}
     by_kind = {"exact": exact_match, "f1": f1_or_nothing}
-    for name, rule in by_kind.items():
-        scores[name] = float(100 * _best_of(rule, texts, golds).mean())
+    values = {name: 100 * _best_of(rule, texts, golds) for name, rule in by_kind.items()}
+    scores = {name: float(value.mean()) for name, value in values.items()}
     for group, chosen in (("HasAns", has_answer), ("NoAns", ~has_answer)):
         if chosen.any():
-            some = [at for at, is_chosen in enumerate(chosen) if is_chosen]
-            for name, rule in by_kind.items():
-                values = _best_of(rule, [texts[at] for at in some], [golds[at] for at in some])
-                scores[f"{group}_{name}"] = float(100 * values.mean())
+            scores |= {f"{group}_{name}": float(value[chosen].mean()) for name, value in values.items()}
     spans = [answer["best_text"] for answer in predictions]
     null_odds = np.array([answer["null_odds"] for answer in predictions])
     for name, rule in by_kind.items():

@@ -34,11 +34,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every mistake found, each as `file:line: found … expected …`.
     """
     layer = read_chain(find_recipe(name_or_path), Recipe)
-    if "suite" in layer.values:
-        raise RecipeError([f"{layer.place(('suite',))}: {name_or_path} is a suite; name one of its recipes here"])
-    if "corpus" in layer.values:
-        place = layer.place(("corpus",))
-        raise RecipeError([f"{place}: {name_or_path} is a recipe for `bertcli pretrain`, expected one with a task"])
+    _refuse(layer, "suite", f"{name_or_path} is a suite; name one of its recipes here")
+    _refuse(layer, "corpus", f"{name_or_path} is a recipe for `bertcli pretrain`, expected one with a task")
     recipe = resolve(layer, overrides)
     assert isinstance(recipe, Recipe)
     return recipe
@@ -53,12 +50,26 @@ def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pr
         RecipeError: with every mistake found, each as `file:line: found … expected …`.
     """
     layer = read_chain(find_recipe(name_or_path), PretrainRecipe)
-    if "task" in layer.values:
-        place = layer.place(("task",))
-        raise RecipeError([f"{place}: {name_or_path} is a recipe for `bertcli finetune`, expected one with a corpus"])
+    _refuse(layer, "task", f"{name_or_path} is a recipe for `bertcli finetune`, expected one with a corpus")
     recipe = resolve(layer, overrides)
     assert isinstance(recipe, PretrainRecipe)
     return recipe
+
+
+def load_any_recipe(path: str) -> Recipe | PretrainRecipe:
+    """The recipe in the file `path`, of whichever kind it is.
+
+    Raises:
+        RecipeError: with every mistake found.
+    """
+    layer = read_chain(find_recipe(path), Recipe)
+    return resolve(read_chain(find_recipe(path), PretrainRecipe) if "corpus" in layer.values else layer, ())
+
+
+def _refuse(layer: Layer, key: str, words: str) -> None:
+    """Raise `RecipeError` if the recipe has a top-level key that tells it to be of another kind."""
+    if key in layer.values:
+        raise RecipeError([f"{layer.place((key,))}: {words}"])
 
 
 def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe | PretrainRecipe:

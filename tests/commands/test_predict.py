@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bertcli.commands.finetune import finetune
-from bertcli.commands.predict import ROWS_AT_ONCE, predict
+from bertcli.commands.predict import predict
+from bertcli.commands.trained import ROWS_AT_ONCE, open_trained
 from bertcli.data.inputs import read_inputs
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.recipe.load import load_recipe
@@ -123,7 +124,6 @@ def test_a_bad_input_names_its_line(content: bytes, kind: str, words: str) -> No
 
 def test_inputs_are_not_read_ahead_of_a_chunk(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bertcli.commands.predict import predictions
-    from bertcli.commands.trained import open_trained
 
     taken = 0
 
