@@ -92,7 +92,8 @@ def _check_labels(trained: Trained, task: Task, mirror: Path | None) -> None:
         )
     if trained.head.labels:
         labels = task.labels or _labels_of(task, mirror)
-        check_labels(trained.head.labels, labels, trained.name)
+        cure = "Evaluate it on a task with its own labels, or fine-tune it on this one."
+        check_labels(trained.head.labels, labels, trained.name, cure)
 
 
 def _labels_of(task: Task, mirror: Path | None) -> tuple[str, ...]:

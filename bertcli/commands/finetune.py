@@ -84,7 +84,7 @@ class FinetuneJob(Job):
     @property
     def loss(self) -> Loss:
         """The head's loss."""
-        return loss_of(self.prepared.head, self.recipe.training.label_smoothing)
+        return loss_of(self.prepared.head, self.prepared.recipe.training.label_smoothing)
 
     def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
         """Batches of the training split."""

@@ -167,5 +167,6 @@ def _check_model(
     if recipe.model.new_head or not build.has_trained_head(config, head.model_class) or not head.labels:
         return head
     saved = saved_labels(config)
-    check_labels(saved, head.labels, name)
+    cure = "Make task.labels agree, or set model.new_head=true to learn a new classifier."
+    check_labels(saved, head.labels, name, cure)
     return head.with_labels(saved)

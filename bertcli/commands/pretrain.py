@@ -203,7 +203,7 @@ class PretrainJob(Job):
     def goodness(self, scores: dict[str, float]) -> float:
         """A lower loss or perplexity is better, of everything else a higher score."""
         value = scores[self.best_by]
-        return -value if self.best_by in ("loss", "perplexity") else value
+        return -value if self.best_by.endswith(("loss", "perplexity")) else value
 
     def describe(self) -> dict[str, Any]:
         """Objective, model, corpus, and the entropy that a model without context would be left with."""

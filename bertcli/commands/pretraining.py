@@ -17,7 +17,7 @@ from bertcli.commands.feed import Stage, ranges_of
 from bertcli.data.corpus import Corpus, cache_folder, corpus_key, made_once, open_corpus
 from bertcli.data.documents import read_documents
 from bertcli.data.sequences import Ranges, divide_documents
-from bertcli.errors import DataError, ModelError
+from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads.objective import Objective
 from bertcli.heads.objectives import OBJECTIVES
 from bertcli.models import build
@@ -53,10 +53,14 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
     """Tokenizer, tokens, model configuration and held-out text of a recipe.
 
     Raises:
-        DataError, ModelError: what the recipe asks for does not fit together.
+        RecipeError, DataError, ModelError: what the recipe asks for does not fit together.
     """
     tokenizer = _tokenizer(recipe, mirror, console)
     objective = OBJECTIVES[recipe.objective.kind](recipe.objective, tokenizer)
+    best_by, known = recipe.evaluation.best_by, objective.score_names
+    if best_by is not None and best_by not in known:
+        cure = did_you_mean(best_by, known)
+        raise RecipeError([f"found evaluation.best_by {best_by!r}, expected one of {', '.join(known)}.{cure}"])
     longest = max(phase.max_length for phase in recipe.phases)
     if recipe.model.name is None:
         config = build_config(recipe.model, tokenizer, longest)
@@ -65,10 +69,10 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
         if longest > build.longest_input(tokenizer, config):
             raise ModelError(f"found a phase of {longest} tokens, but {recipe.model.name} reads fewer")
         if config.vocab_size < len(tokenizer):
-            known = f"{recipe.model.name} knows {config.vocab_size}"
-            raise ModelError(f"the tokenizer has {len(tokenizer)} entries, but {known}")
-    for name, value in objective.config_fields().items():
-        setattr(config, name, value)
+            model = f"{recipe.model.name} knows {config.vocab_size}"
+            raise ModelError(f"the tokenizer has {len(tokenizer)} entries, but {model}")
+    for field, value in objective.config_fields().items():
+        setattr(config, field, value)
     corpus = open_corpus(recipe.corpus, tokenizer, mirror, _teller(console))
     train_documents, held_out_documents = divide_documents(corpus, recipe.corpus.held_out_share)
     random = np.random.default_rng(HELD_OUT_SALT)

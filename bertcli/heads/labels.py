@@ -28,17 +28,14 @@ def saved_labels(config: PretrainedConfig) -> tuple[str, ...]:
     return tuple(names[index] for index in sorted(names))
 
 
-def check_labels(saved: Sequence[str], wanted: Sequence[str], name: str) -> None:
+def check_labels(saved: Sequence[str], wanted: Sequence[str], name: str, cure: str) -> None:
     """Refuse a model with a trained head whose labels are not the task's (their order may differ).
 
     Raises:
         ModelError: with both lists and the cure.
     """
     if wanted and sorted(saved) != sorted(wanted):
-        raise ModelError(
-            f"the labels disagree: model {name} has {list(saved)}, the task has {list(wanted)}. "
-            "Make task.labels agree, or set model.new_head=true to learn a new classifier."
-        )
+        raise ModelError(f"the labels disagree: model {name} has {list(saved)}, the task has {list(wanted)}. {cure}")
 
 
 def declared_names(feature: Any) -> list[str]:

@@ -31,7 +31,7 @@ class MaskedSequences:
     pair_labels: np.ndarray | None  # [N]
 
     def packed(self, rows: list[np.ndarray], first_position: int) -> MaskedSequences:
-        """The same sequences, several in a row."""
+        """The same with several sequences in a row, positions counted from `first_position` in each."""
         assert isinstance(self.encoded, Encoded)
         return MaskedSequences(Packed(self.encoded, rows, first_position), None)
 
@@ -95,6 +95,11 @@ class MaskedLM(Objective):
             pairs = functional.cross_entropy(pair_logits, targets[PAIR_TARGET], reduction="sum")
             loss = loss + pairs / counts[PAIR_TARGET]
         return loss
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Those of tokens, and of pairs."""
+        return (*super().score_names, *(["pair_accuracy"] if self.section.pairs else []))
 
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy on masked tokens, accuracy on pairs."""

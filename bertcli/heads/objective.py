@@ -34,9 +34,6 @@ class Text:
 class Asked(Protocol):
     """Sequences turned into questions: what `Encoded` is for labels, with any kind of targets."""
 
-    def packed(self, rows: list[np.ndarray], first_position: int) -> Asked:
-        """The same with several sequences in a row, positions counted from `first_position` in each."""
-
     @property
     def sizes(self) -> np.ndarray:
         """Tokens of each sequence. [N]"""
@@ -89,6 +86,11 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
         """The batch's share of the mean loss, `counts` targets of each kind being the whole."""
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The scores of held-out text."""
+        return ("loss", "accuracy", *(["perplexity"] if self.loss_is_of_tokens else []))
 
     @abstractmethod
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:

@@ -74,6 +74,11 @@ class ReplacedTokens(MaskedLM):
         judged = self._judged(outputs).sum() / counts[TOKENS]
         return generator + self.section.discriminator_weight * judged
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The discriminator's, and the generator's beside them."""
+        return (*super().score_names, "generator_loss", "generator_accuracy")
+
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy of the discriminator, and the generator's beside them."""
         losses = self._judged(outputs)

@@ -14,7 +14,7 @@ import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences
 from bertcli.errors import ModelError
-from bertcli.heads.objective import Asked, Text, TokenObjective
+from bertcli.heads.objective import Text, TokenObjective
 from bertcli.recipe.pretrain import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ class CorruptedSequences:
 
     source: Encoded
     answer: Encoded
-
-    def packed(self, rows: list[np.ndarray], first_position: int) -> Asked:
-        """Encoder-decoder models are not packed."""
-        raise ModelError("the objective span_corruption cannot be packed; set packing=false")
 
     @property
     def sizes(self) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from bertcli.recipe.schema import EvaluationSection, HardwareSection, Size, TrainingSection
+from bertcli.recipe.schema import EvaluationSection, HardwareSection, OptimizationSection, Size
 from bertcli.tasks.task import Names, Section
 
 MaskingUnit = Literal["tokens", "words", "spans"]
@@ -105,7 +105,7 @@ class Phase(Section):
     global_batch_size: int | None = Field(None, ge=1, description="sequences a step; null: training.global_batch_size")
 
 
-class PretrainingSection(TrainingSection):
+class PretrainingSection(OptimizationSection):
     """Everything that changes what is learned. The run has `max_steps`, else `max_tokens`, else `epochs`."""
 
     epochs: float = Field(1.0, gt=0, description="passes over the corpus")
@@ -140,10 +140,10 @@ class PretrainRecipe(Section):
         total = sum(phase.share for phase in self.phases)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the shares of the phases add up to {total:g}, expected 1")
+        if self.packing and self.objective.kind != "masked_lm":
+            raise ValueError(f"`packing` goes with the objective masked_lm, not with {self.objective.kind}")
         if self.packing and self.objective.pairs is not None:
-            raise ValueError(
-                "`packing` is for single texts, and objective.pairs asks for pairs; set one of them to null"
-            )
+            raise ValueError("`packing` is for single texts and objective.pairs for pairs; leave one of them out")
         if len(self.training.seed) > 1:
             raise ValueError("pretraining takes one seed; run it once for each")
         return self

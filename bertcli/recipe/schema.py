@@ -42,8 +42,8 @@ class DataSection(Section):
     max_eval_examples: int | None = Field(None, ge=1, description="use the first rows of each evaluation split")
 
 
-class TrainingSection(Section):
-    """Everything that changes what is learned."""
+class OptimizationSection(Section):
+    """How a model learns, whatever it learns."""
 
     epochs: float = Field(3.0, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; overrides `epochs`")
@@ -59,6 +59,17 @@ class TrainingSection(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW second-moment decay")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW denominator term")
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradient norm to clip at; null: no clipping")
+    seed: Seeds = Field((42,), description="one seed or a list; a list is a set of runs")
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _one_seed_is_a_list_of_one(cls, given: object) -> object:
+        return (given,) if isinstance(given, int) else given
+
+
+class TrainingSection(OptimizationSection):
+    """Everything that changes what is learned."""
+
     class_weights: Literal["auto"] | dict[str, float] | None = Field(
         None, description="weight of each label in the loss; auto: as rare as it is in the training rows"
     )
@@ -66,12 +77,6 @@ class TrainingSection(Section):
     token_cutoff: float = Field(
         0.0, ge=0, lt=1, description="share of the tokens hidden from attention at a step, other ones each time"
     )
-    seed: Seeds = Field((42,), description="one seed or a list; a list is a set of runs")
-
-    @field_validator("seed", mode="before")
-    @classmethod
-    def _one_seed_is_a_list_of_one(cls, given: object) -> object:
-        return (given,) if isinstance(given, int) else given
 
 
 class AnswersSection(Section):
