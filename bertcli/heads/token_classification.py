@@ -1,14 +1,15 @@
 """Words in, a tag for each out: named entities and other tags.
 
 The first token of a word answers for it. Long rows are read in overlapping windows, and each word is answered by the
-window in which it stands farther from the edge, so no word goes without a tag.
+window in which it stands farther from the edge, so no word goes without a tag. A short row may be read together with
+its neighbours, as BERT read whole documents for this (Devlin et al. 2019, section 5.3, https://arxiv.org/abs/1810.04805).
 Shapes: R rows, N windows, T tokens of all windows, C tags.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
@@ -87,10 +88,16 @@ class TokenClassification(Head):
         frame, made = frame_of(tokenizer, pair=False), Sequences()
         room = data.max_length - frame.num_special
         edge = [NO_WORD] * len(frame.before), [NO_WORD] * len(frame.after)
+        ids, first_of, bounds = _tokens_of_words(tokenizer, all_words)
         places: list[int] = []
-        for row, (ids, first_of) in enumerate(_tokens_of_words(tokenizer, all_words)):
-            cuts = windows(len(ids), room, data.doc_stride)
-            for (start, end), (own_start, own_end) in zip(cuts, _own_parts(cuts), strict=True):
+        for row, (row_start, row_end) in enumerate(pairwise(bounds)):
+            num_own = row_end - row_start
+            cuts = [(row_start + start, row_start + end) for start, end in windows(num_own, room, data.doc_stride)]
+            own_parts = _own_parts(cuts)
+            if num_own <= room:
+                context = min(data.context_tokens, room - num_own)
+                cuts = [_among_neighbours(row_start, row_end, bounds[-1], context)]
+            for (start, end), (own_start, own_end) in zip(cuts, own_parts, strict=True):
                 made.add(row, *frame.join(ids[start:end]))
                 marks = enumerate(first_of[start:end], start)
                 own = (word if own_start <= at < own_end else NO_WORD for at, word in marks)
@@ -214,13 +221,23 @@ def tag_weights(
 
 def _tokens_of_words(
     tokenizer: PreTrainedTokenizerBase, all_words: list[list[str]]
-) -> Iterator[tuple[list[int], list[int]]]:
-    """The token ids of each row's words, and for each token the word it begins (`NO_WORD`: it goes on with one)."""
+) -> tuple[list[int], list[int], list[int]]:
+    """The token ids of all rows' words, for each token the word of its row that it begins (`NO_WORD`: it goes on with
+    one), and where each row begins, with the end of the last. [T], [T], [R + 1]
+    """
+    ids: list[int] = []
+    first_of: list[int] = []
+    bounds = [0]
     for start in range(0, len(all_words), TEXTS_AT_ONCE):
         part = all_words[start : start + TEXTS_AT_ONCE]
         output = tokenize(tokenizer, part, is_split_into_words=True)
         for at, words in enumerate(part):
-            yield _with_every_word(output["input_ids"][at], output.word_ids(at), len(words), tokenizer.unk_token_id)
+            encoded = output["input_ids"][at], output.word_ids(at)
+            some_ids, some_marks = _with_every_word(*encoded, len(words), tokenizer.unk_token_id)
+            ids += some_ids
+            first_of += some_marks
+            bounds.append(len(ids))
+    return ids, first_of, bounds
 
 
 def _with_every_word(
@@ -237,6 +254,12 @@ def _with_every_word(
         (token, word if at == 0 else NO_WORD) for word in range(num_words) for at, token in enumerate(pieces[word])
     ]
     return [token for token, _ in ordered], [word for _, word in ordered]
+
+
+def _among_neighbours(start: int, end: int, num_tokens: int, context: int) -> tuple[int, int]:
+    """A row's tokens with `context` ones around them, as many before as behind where there are enough."""
+    before = min(start, max(context // 2, context - (num_tokens - end)))
+    return start - before, min(num_tokens, end + context - before)
 
 
 def _own_parts(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:

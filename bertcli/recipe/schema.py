@@ -37,6 +37,11 @@ class DataSection(Section):
     doc_stride: int | None = Field(
         None, ge=0, description="tokens that neighbouring windows of a long text share; null: a third of a window"
     )
+    context_tokens: int = Field(
+        0,
+        ge=0,
+        description="tokens of the rows around a row that are read along with it (token classification)",
+    )
     max_question_length: int = Field(64, ge=1, description="tokens; longer questions are cut (question answering)")
     max_train_examples: int | None = Field(None, ge=1, description="use a random part of the training rows")
     max_eval_examples: int | None = Field(None, ge=1, description="use the first rows of each evaluation split")

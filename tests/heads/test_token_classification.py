@@ -53,6 +53,27 @@ def test_a_word_is_answered_where_it_stands_farther_from_the_edge(encoder: Path)
         assert answering[0] == (1 if item == 0 else 4)
 
 
+def test_neighbours_are_read_along_and_answer_for_nothing(encoder: Path) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    words = [["film"], ["lovely"] * 3, [], ["harbour", "bad"], ["film"] * 20]
+    tags = [["O"] * len(row) for row in words]
+    alone = encode(tokenizer, words, tags, max_length=16)
+    encoded = encode(tokenizer, words, tags, max_length=16, context_tokens=4)
+    texts = [tokenizer.decode(some, skip_special_tokens=True) for some in np.split(encoded.input_ids, encoded.offsets)]
+    assert texts[1:5] == [
+        "film lovely lovely lovely harbour",
+        "film lovely lovely lovely harbour bad film",
+        "lovely lovely harbour bad",
+        "lovely lovely harbour bad film film",
+    ]
+    assert encoded.num_targets.tolist() == alone.num_targets.tolist()
+    assert encoded.lengths.max() <= 16
+    assert encode(tokenizer, words, tags, max_length=8, context_tokens=4).lengths.max() <= 8
+    for some in (alone, encoded):
+        assert some.places is not None
+        assert some.input_ids[some.places != NO_WORD].tolist() == alone.input_ids[alone.places != NO_WORD].tolist()
+
+
 def test_the_first_token_of_a_word_is_labelled_and_no_other(encoder: Path) -> None:
     tokenizer = load_tokenizer(str(encoder), None)
     words, tags = [["the", "unaffable", "film"]], [["O", "B-X", "I-X"]]
