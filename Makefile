@@ -19,11 +19,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . --group dev
 	touch $(STAMP)
 
-demo: $(STAMP)  ## fine-tune a small encoder on the embedded sample, score it, predict
-	$(BIN)/bertcli finetune sample/sentiment --run runs/demo
-	$(BIN)/bertcli eval runs/demo --split test
-	$(BIN)/bertcli predict runs/demo --text "$$($(BIN)/python -c 'from bertcli.data.sample import sample_rows; print(sample_rows("sentiment", "test")[0]["text"])')"
-	@echo "the run folder is runs/demo"
+DEMO := runs/demo
+FEW := $(BIN)/bertcli finetune sample/few-labels --quiet
+
+demo: $(STAMP)  ## pretrain, then fine-tune with few labels from that model and from scratch; score, predict, compare
+	$(BIN)/bertcli pretrain pretrain/tiny --run $(DEMO)/pretrained
+	$(FEW) model.name=$(DEMO)/pretrained --run $(DEMO)/50-labels-pretrained
+	$(FEW) --run $(DEMO)/50-labels
+	$(FEW) data.max_train_examples=500 --run $(DEMO)/500-labels
+	$(BIN)/bertcli eval $(DEMO)/50-labels-pretrained --split test
+	$(BIN)/bertcli predict $(DEMO)/50-labels-pretrained --text "the golden heron press hired clara ellery in april ."
+	$(BIN)/bertcli report $(DEMO)/500-labels $(DEMO)/50-labels $(DEMO)/50-labels-pretrained
+	@echo "the run folders are in $(DEMO)"
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .

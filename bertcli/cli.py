@@ -249,6 +249,25 @@ def predict(
     run_predict(model, values, output, format_name, as_zip=as_zip, top_k=top_k, **asked)
 
 
+@app.command()
+@reports_errors
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Run folders.", metavar="RUN…")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show runs side by side: how good, from how many examples, how soon.
+
+    Example: `bertcli report runs/first runs/second`
+    """
+    from bertcli.commands.report import report as compare
+    from bertcli.commands.report import report_table
+    from bertcli.runs.console import print_result
+
+    found = compare(runs)
+    print_result(json.dumps(found, ensure_ascii=False) if as_json else report_table(found))
+
+
 def main() -> None:
     """The console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -113,7 +113,10 @@ def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None
         state.update(
             json.dumps([source.column, source.documents, source.dataset, source.config, source.split]).encode()
         )
-        if source.dataset is not None and source.dataset != "sample":
+        if source.dataset == "sample":  # another version may make other ones
+            for document in read_documents(source, mirror):
+                state.update(document.encode())
+        elif source.dataset is not None:
             state.update(load_rows(source.dataset, source.config, source.split, mirror)._fingerprint.encode())
         for path in files_of(source) if source.files else ():
             state.update(path.suffix.encode())

@@ -1,8 +1,8 @@
 """The embedded default data: a seeded generator of a small made-up language, nothing of it from any data set.
 
 Its sentences follow rules that a small encoder can learn: polarity is flipped by negation and the clause after
-`but` wins; a dog is an animal; a topic shows in its nouns. Its documents keep to a topic and a mood, so that the
-company a word keeps tells what it means: that is what pretraining on them can carry over to the labelled rows.
+`but` wins; a dog is an animal; a topic shows in its nouns. In its documents words of a kind stand at the same places,
+persons where persons stand in the labelled rows: that is what pretraining on them carries over.
 """
 
 from __future__ import annotations
@@ -110,19 +110,19 @@ def sample_rows(config: str, split: str) -> list[Row]:
 
 
 def sample_documents(num_documents: int, seed: int = 0) -> Iterator[str]:
-    """Documents of four to nine sentences, each about one topic in one mood."""
+    """Documents of three to six sentences, in one mood about one topic, with news in between."""
     random = Random(f"bertcli documents {seed}")
     for _ in range(num_documents):
         topic, mood = random.choice(TOPICS), random.random() < 0.5
         sentences = []
-        for _ in range(random.randint(4, 9)):
-            kind = random.random()
-            if kind < 0.6:
+        for _ in range(random.randint(3, 6)):
+            form = random.random()
+            if form < 0.4:
                 sentences.append(_opinion(random, mood, random.choice(NOUNS[topic])))
-            elif kind < 0.9:
+            elif form < 0.6:
                 sentences.append(_event(random, random.choice(NOUNS[topic])))
             else:
-                sentences.append(random.choice(PLAIN))
+                sentences.append(" ".join(word for word, _ in _news(random)))
         yield " . ".join(sentences) + " ."
 
 
@@ -217,6 +217,12 @@ def _spot(random: Random) -> list[tuple[str, str]]:
 
 def _entities(random: Random) -> Row:
     """Persons, houses and places; the nouns that names are made of stand in plain use as well."""
+    words = [*_news(random), ("." if random.random() < 0.9 else "!", "O")]
+    return {"tokens": [word for word, _ in words], "tags": [tag for _, tag in words]}
+
+
+def _news(random: Random) -> list[tuple[str, str]]:
+    """The words of a sentence about persons, houses and places, with their tags."""
 
     def plain(words: str) -> list[tuple[str, str]]:
         return [(word, "O") for word in words.split()]
@@ -234,8 +240,7 @@ def _entities(random: Random) -> Row:
         ],
         lambda: plain(random.choice(PLAIN)),
     )
-    words = [*random.choices(forms, weights=(4, 3, 3, 3, 1))[0](), ("." if random.random() < 0.9 else "!", "O")]
-    return {"tokens": [word for word, _ in words], "tags": [tag for _, tag in words]}
+    return random.choices(forms, weights=(4, 3, 3, 3, 1))[0]()
 
 
 def _passage(random: Random) -> tuple[list[tuple[str, str, str, str]], str]:

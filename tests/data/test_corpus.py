@@ -133,6 +133,10 @@ def test_the_cache_is_used_again_until_content_or_tokenizer_change(
     before = corpus_key(section, tokenizer, None)
     assert corpus_key(section_of(TEXT + "more"), tokenizer, None) != before
     assert corpus_key(section_of(), tokenizer, None) == before
+    sample = CorpusSection.model_validate({"sources": [{"dataset": "sample"}]})
+    shipped = corpus_key(sample, tokenizer, None)
+    monkeypatch.setattr("bertcli.data.sample.sample_documents", lambda number: iter(["another version's document"]))
+    assert corpus_key(sample, tokenizer, None) != shipped
     tokenizer.add_tokens(["harbourmaster"])
     assert corpus_key(section_of(), tokenizer, None) != before
 

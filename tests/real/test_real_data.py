@@ -11,8 +11,10 @@ import torch
 
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
+from bertcli.commands.pretrain import pretrain
+from bertcli.commands.report import report
 from bertcli.data.sources import load_split
-from bertcli.recipe.load import load_recipe
+from bertcli.recipe.load import load_pretrain_recipe, load_recipe
 from bertcli.runs.console import Console
 from bertcli.tasks import task_named
 
@@ -55,6 +57,15 @@ def test_plain_transformers_gives_the_same_labels_on_real_sentences() -> None:
         with torch.inference_mode():
             hits += (model(**inputs).logits.argmax(-1).numpy() == np.array(part["label"])).tolist()
     assert np.mean(hits) == results["metrics"]["validation"]["accuracy"] > 0.7
+
+
+def test_pretraining_pays_where_labels_are_few() -> None:
+    pretrain(load_pretrain_recipe("pretrain/tiny"), Path("tiny"), console=QUIET)
+    finetune(load_recipe("sample/few-labels", ["model.name=tiny"]), Path("transfer"), console=QUIET)
+    finetune(load_recipe("sample/few-labels", ["data.max_train_examples=500"]), Path("alone"), console=QUIET)
+    transfer, alone = report(["transfer", "alone"])["runs"]
+    assert transfer["mean"] > alone["mean"] > 0.9
+    assert transfer["steps_to_weakest"] < alone["steps_to_weakest"]
 
 
 def test_padding_is_under_five_percent_on_sst2() -> None:

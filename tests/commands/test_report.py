@@ -1,0 +1,63 @@
+"""Runs side by side: best score, its spread over seeds, and how soon each was as good as the weakest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertcli.commands.report import report, report_table
+from bertcli.errors import UsageError
+from bertcli.runs.folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def made(name: str, scores: list[float], metric: str = "f1", **rest: Any) -> str:
+    """A finished run with an evaluation every ten steps."""
+    folder = RunFolder(Path(name))
+    folder.path.mkdir(parents=True)
+    folder.recipe.write_text("task: glue/sst2\n")
+    best = min(scores) if metric == "loss" else max(scores)
+    results = {"best_by": metric, "metrics": {"validation": {metric: best}}, "model": None}
+    folder.results.write_text(json.dumps(results | {"num_train_examples": 50, "train_seconds": 60.0} | rest))
+    records = [{"step": 10 * at, f"eval/validation/{metric}": score} for at, score in enumerate(scores, start=1)]
+    folder.eval_history.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return name
+
+
+def test_each_run_is_told_with_the_steps_to_what_the_weakest_reached() -> None:
+    found = report([made("weak", [0.1, 0.5, 0.6, 0.4]), made("strong", [0.3, 0.7, 0.9], model="encoder")])
+    assert found["weakest"] == 0.6
+    weak, strong = found["runs"]
+    assert (weak["mean"], weak["sd"], weak["steps_to_weakest"], weak["start"]) == (0.6, None, 30, "scratch")
+    assert (strong["mean"], strong["steps_to_weakest"], strong["start"]) == (0.9, 20, "encoder")
+    assert "| strong | encoder | 50       | 0.9000 | 20" in report_table(found)
+    assert "steps to 0.6000" in report_table(found)
+
+
+def test_seeds_are_averaged_and_each_reaches_the_weakest() -> None:
+    made("seeds/seed-1", [0.2, 0.8])
+    made("seeds/seed-2", [0.6, 0.4])
+    line = report(["seeds"])["runs"][0]
+    assert line["mean"] == pytest.approx(0.7)
+    assert line["sd"] == pytest.approx(0.2 / 2**0.5)
+    assert line["steps_to_weakest"] == 15
+
+
+def test_a_lower_loss_is_better() -> None:
+    found = report([made("weak", [3.0, 2.5], "loss"), made("strong", [2.7, 2.4, 1.0], "loss")])
+    assert found["weakest"] == 2.5
+    assert [line["steps_to_weakest"] for line in found["runs"]] == [20, 20]
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(UsageError, match="no finished run in gone"):
+        report(["gone"])
+    with pytest.raises(UsageError, match="one by f1, other by accuracy"):
+        report([made("one", [0.5]), made("other", [0.5], "accuracy")])
