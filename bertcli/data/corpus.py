@@ -20,7 +20,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,13 +149,11 @@ def _write_corpus(
         for source in section.sources:
             documents = islice(read_documents(source, mirror), section.max_documents)
             for part in _chunks(documents):
-                for ids, marks in _tokenize(tokenizer, part):
-                    if len(ids) == 0:
-                        continue
-                    tokens.write(ids.astype(dtype).tobytes())
-                    flags.write(marks.tobytes())
-                    total += len(ids)
-                    ends.append(total)
+                ids, marks, sizes = _tokenize(tokenizer, part)
+                tokens.write(ids.astype(dtype).tobytes())
+                flags.write(marks.tobytes())
+                ends.extend((total + np.cumsum(sizes[sizes > 0])).tolist())
+                total += len(ids)
                 on_tokens(total)
             sources.append(len(ends) - 1)
     if len(ends) < 3:
@@ -183,27 +181,22 @@ def _chunks(documents: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token ids and flags of each document. Its sentences are tokenised side by side, by all cores."""
-    pieces: list[str] = []
-    counts: list[int] = []
-    for document in documents:
-        own = list(_sentences(document))
-        pieces += own
-        counts.append(len(own))
-    encodings = iter(tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False))
-    for count in counts:
-        ids: list[np.ndarray] = []
-        marks: list[np.ndarray] = []
-        for encoding in islice(encodings, count):
-            words = np.asarray([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
-            if len(words) == 0:
-                continue
-            begins = (np.diff(words, prepend=-2) != 0) * BEGINS_WORD
-            begins[0] |= BEGINS_SENTENCE
-            ids.append(np.asarray(encoding.ids))
-            marks.append(begins.astype(np.uint8))
-        yield (np.concatenate(ids), np.concatenate(marks)) if ids else (np.empty(0, np.int64), np.empty(0, np.uint8))
+def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids and flags of all tokens [T], and the number of each document's [D]; all cores work on sentences."""
+    pieces = [list(_sentences(document)) for document in documents]
+    sentences = list(chain.from_iterable(pieces))
+    encodings = tokenizer.backend_tokenizer.encode_batch(sentences, add_special_tokens=False)
+    lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+    total = int(lengths.sum())
+    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64, total)
+    words = np.fromiter(
+        (-1 if word is None else word for encoding in encodings for word in encoding.word_ids), np.int64, total
+    )
+    starts = (np.cumsum(lengths) - lengths)[lengths > 0]
+    flags = (np.diff(words, prepend=-1) != 0) * np.uint8(BEGINS_WORD)
+    flags[starts] = BEGINS_WORD | BEGINS_SENTENCE
+    ends = np.concatenate(([0], np.cumsum(lengths)))[np.cumsum([0, *map(len, pieces)])]
+    return ids, flags, np.diff(ends)
 
 
 def _sentences(document: str) -> Iterator[str]:
