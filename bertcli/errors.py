@@ -3,13 +3,17 @@
 A message names what was found, what was expected and what to do about it. The command line prints it and
 nothing else; `--debug` adds the traceback.
 
-Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · 130 stopped by Ctrl-C · 143 stopped by SIGTERM.
+Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · 130 stopped by Ctrl-C · 143 stopped by SIGTERM · 85 stopped
+by SIGUSR1, which batch systems send ahead of the end of a job's time: put it in the queue again.
 """
 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
+
+REQUEUE = 85
 
 
 class BertcliError(Exception):
@@ -56,7 +60,7 @@ class Interrupted(BertcliError):  # noqa: N818 - not an error of anything
     """A signal asked the program to stop; what was done until then is saved."""
 
     def __init__(self, signal_number: int, message: str):
-        self.exit_code = 128 + signal_number
+        self.exit_code = REQUEUE if signal_number == signal.SIGUSR1 else 128 + signal_number
         super().__init__(message)
 
 

@@ -52,7 +52,7 @@ def finetune(
     plan = make_plan(recipe, len(prepared.encode("train")))
     _say_plan(console, prepared, plan, run)
     check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
-    check_disk(run, prepared.count_parameters(), len(recipe.training.seed))
+    check_disk(run, recipe, prepared.count_parameters())
     if dry_run:
         if recipe.model.name is not None:
             prepared.build_model()

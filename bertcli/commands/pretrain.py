@@ -58,7 +58,7 @@ def pretrain(
     check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
     with torch.device("meta"):
         num_parameters = build_from_config(prepared.config, prepared.objective.model_class).num_parameters()
-    check_disk(run, num_parameters)
+    check_disk(run, recipe, num_parameters)
     if dry_run:
         console.say("dry run: recipe, corpus, tokenizer, model, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from accelerate.utils import set_seed
 from bertcli.commands.job import Job
 from bertcli.errors import Interrupted, RunFolderError, TrainingError
 from bertcli.models.build import load_weights, save_model
-from bertcli.runs.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.checkpoint import Progress, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import RunFolder, replace_folder, write_json, write_text
+from bertcli.runs.folder import RunFolder, replace_folder, restore_folder, write_json, write_text
 from bertcli.runs.history import append_record, forget_after, read_records
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
@@ -27,7 +29,8 @@ from bertcli.training.signals import stop_on_signals
 
 SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
 TICKS = 10_000  # what the schedule of a run by the clock counts instead of steps
-BYTES_PER_PARAMETER = 2 * 12 + 2 * 4  # two checkpoints (weights, two moments) and two models while one is replaced
+BYTES_OF_MODEL = 4  # a parameter
+BYTES_OF_CHECKPOINT = 12  # a parameter and its two moments
 
 
 def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
@@ -35,22 +38,47 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
 
     Raises:
         Interrupted: a signal came; the run is saved and the same command goes on with it.
-        TrainingError: the loss is no longer a number; the last good checkpoint is kept.
+        TrainingError: a gradient is no number, and the recipe says to stop; the last good checkpoint is kept.
+        RunFolderError: the disk is full, or a checkpoint is damaged.
     """
     if folder.results.is_file():
         console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
         return json.loads(folder.results.read_text("utf-8"))
     run = _Run(job, folder, console)
-    run.go_on()
-    return run.finish()
+    try:
+        run.go_on()
+        return run.finish()
+    except Exception as error:
+        if not _is_of_full_disk(error):
+            raise
+        needed, free = bytes_of_run(job.recipe, run.num_parameters), shutil.disk_usage(folder.path).free
+        raise RunFolderError(
+            f"the disk under {folder.path} is full: the run needs up to {needed / 1e9:.1f} GB in all, "
+            f"{free / 1e9:.1f} GB are free. What was saved before is whole; make room, and the same command goes on."
+        ) from error
 
 
-def check_disk(path: Path, num_parameters: int, num_runs: int = 1) -> None:
-    """Raise `RunFolderError` if the disk under `path` cannot hold the checkpoints and models of so many runs."""
+def _is_of_full_disk(error: Exception) -> bool:
+    """Whether Python, safetensors or torch (which tells no reason) could not write for want of room."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(words in str(error) for words in ("os error 28", "os error 122", "inline_container.cc"))
+
+
+def bytes_of_run(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
+    """The room a run takes at most: its checkpoints and one that is being written, its model and the one before it."""
+    checkpoints = (recipe.evaluation.keep_checkpoints + 1) * BYTES_OF_CHECKPOINT
+    return num_parameters * (checkpoints + 2 * BYTES_OF_MODEL)
+
+
+def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int) -> None:
+    """Raise `RunFolderError` if the disk cannot hold a new run in `path`; one that goes on has its room."""
     nearest = path
     while not nearest.exists():
         nearest = nearest.parent
-    needed = BYTES_PER_PARAMETER * num_parameters * num_runs
+    if nearest == path:
+        return
+    needed = bytes_of_run(recipe, num_parameters) * len(recipe.training.seed)
     free = shutil.disk_usage(nearest).free
     if free < needed:
         raise RunFolderError(
@@ -89,16 +117,17 @@ class _Run:
 
     def _resume(self) -> Progress:
         """Take the newest checkpoint up, if there is one, and forget what the histories say of later steps."""
-        checkpoints = list_checkpoints(self.folder.checkpoints)
-        if checkpoints:
+        checkpoint = newest_checkpoint(self.folder.checkpoints, self.console.warn)
+        if checkpoint:
             scaler = self.accelerator.scaler
-            progress = load_checkpoint(checkpoints[-1], self.module, self.optimizer.optimizer, scaler)
+            progress = load_checkpoint(checkpoint, self.module, self.optimizer.optimizer, scaler)
             self.console.say(f"resuming {self.folder.path} after step {progress.step}")
         else:
             progress = Progress()
             set_seed(self.seed)  # dropout does not depend on how the weights were made
         forget_after(self.folder.train_history, progress.step)
         forget_after(self.folder.eval_history, progress.step)
+        restore_folder(self.folder.model)
         return progress
 
     def go_on(self) -> None:
@@ -161,10 +190,11 @@ class _Run:
             "total_steps": progress.step,
             "num_evaluations": len(evaluations),
             "num_train_examples": self.plan.num_train_examples,
-            "num_parameters": self.job.model_to_save(self.module).num_parameters(),
+            "num_parameters": self.num_parameters,
             "train_seconds": seconds,
             "examples_per_second": progress.num_examples / seconds,
             "tokens_per_second": progress.num_tokens / seconds,
+            "num_skipped_steps": progress.num_skipped_steps,
             "padding_share": 1 - progress.num_tokens / progress.num_padded_tokens,
             "device": str(self.accelerator.device),
             "precision": self.precision,
@@ -173,6 +203,11 @@ class _Run:
         write_text(self.folder.card, self.job.card(results))
         write_json(self.folder.results, results)
         return results
+
+    @property
+    def num_parameters(self) -> int:
+        """Those of the model that is saved."""
+        return self.job.model_to_save(self.module).num_parameters()
 
     def _rate_at(self, step: int) -> float:
         training, plan = self.recipe.training, self.plan
@@ -190,16 +225,26 @@ class _Run:
         progress.num_examples += window.num_examples
         progress.num_tokens += window.num_tokens
         progress.num_padded_tokens += window.num_padded_tokens
-        loss = record["train/loss"]
-        if not math.isfinite(loss):
-            kept = list_checkpoints(self.folder.checkpoints)
-            raise TrainingError(
-                f"the loss became {loss} by step {progress.step}. "
-                + (f"The last good checkpoint is {kept[-1]}. " if kept else "There is no checkpoint yet. ")
-                + "Try a lower training.learning_rate, a longer warm-up, or hardware.precision=fp32."
-            )
+        progress.num_skipped_steps += record["skipped_steps"]
         append_record(self.folder.train_history, record)
-        return f"loss {loss:.4f}  {record['examples_per_second']:.0f} ex/s  {record['tokens_per_second']:.0f} tok/s"
+        if record["skipped_steps"]:
+            self._tell_of_skipped(record["skipped_steps"])
+        loss = "–" if record["train/loss"] is None else f"{record['train/loss']:.4f}"
+        return f"loss {loss}  {record['examples_per_second']:.0f} ex/s  {record['tokens_per_second']:.0f} tok/s"
+
+    def _tell_of_skipped(self, number: int) -> None:
+        """Warn of steps whose gradient was no number, or stop, as the recipe says."""
+        words = f"the gradient was no number in {number} of the last steps, by step {self.progress.step}"
+        if self.recipe.training.non_finite == "skip":
+            self.console.warn(f"{words}; they were skipped")
+            return
+        kept = list_checkpoints(self.folder.checkpoints)
+        raise TrainingError(
+            f"{words}. "
+            + (f"The last good checkpoint is {kept[-1]}. " if kept else "There is no checkpoint yet. ")
+            + "Try a lower training.learning_rate, a longer warm-up or hardware.precision=fp32, "
+            "or leave such steps out by training.non_finite=skip."
+        )
 
     def _evaluate(self) -> None:
         """Score the validation split; keep the model if it is the best so far."""
@@ -233,7 +278,12 @@ class _Run:
     def _save_checkpoint(self) -> None:
         self.progress.elapsed_seconds = self.clock.elapsed_seconds
         save_checkpoint(
-            self.folder.checkpoints, self.progress, self.module, self.optimizer.optimizer, self.accelerator.scaler
+            self.folder.checkpoints,
+            self.progress,
+            self.module,
+            self.optimizer.optimizer,
+            self.accelerator.scaler,
+            keep=self.recipe.evaluation.keep_checkpoints,
         )
 
     def _should_stop_early(self) -> bool:

@@ -64,6 +64,9 @@ class OptimizationSection(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW second-moment decay")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW denominator term")
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradient norm to clip at; null: no clipping")
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what follows a loss or gradient that is no number: the end, or the next step"
+    )
     seed: Seeds = Field((42,), description="one seed or a list; a list is a set of runs")
 
     @field_validator("seed", mode="before")
@@ -99,6 +102,7 @@ class EvaluationSection(Section):
 
     every_epochs: float | None = Field(1.0, gt=0, description="evaluate and save a checkpoint so often")
     every_steps: int | None = Field(None, ge=1, description="steps; overrides `every_epochs`")
+    keep_checkpoints: int = Field(2, ge=1, description="the newest ones that are kept; the best model is kept beside")
     best_by: str | None = Field(None, description="metric that chooses the best checkpoint; null: the task's main one")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better one"

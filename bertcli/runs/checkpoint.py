@@ -5,13 +5,16 @@ checkpoints/step-00001000/
   model.safetensors   weights
   optimizer.pt        moments of AdamW, gradient scaler
   random.pt           states of the random generators
+  manifest.json       size and hash of each of these; written last
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from bertcli.runs.folder import replace_folder, write_json
+from bertcli.errors import RunFolderError
+from bertcli.runs.folder import flush, replace_folder, write_json
+
+FILES = ("model.safetensors", "optimizer.pt", "random.pt", "progress.json")
+MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Progress:
     num_examples: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
+    num_skipped_steps: int = 0
 
 
 def save_checkpoint(
@@ -47,16 +55,27 @@ def save_checkpoint(
     *,
     keep: int = 1,
 ) -> Path:
-    """Write `folder/step-…` aside, name it into place, then drop all but the newest `keep`."""
+    """Write `folder/step-…` aside, see it on the disk, name it into place, then drop all but the newest `keep`.
+
+    Whatever goes wrong, the checkpoints that were there before stay.
+    """
     target = folder / f"step-{progress.step:08d}"
     aside = folder / f".{target.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_model(model, str(aside / "model.safetensors"))
-    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}, aside / "optimizer.pt")
-    torch.save(_random_states(), aside / "random.pt")
-    write_json(aside / "progress.json", asdict(progress))
-    replace_folder(aside, target)
+    try:
+        aside.mkdir(parents=True)
+        save_model(model, str(aside / "model.safetensors"))
+        states = {"optimizer": optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}
+        torch.save(states, aside / "optimizer.pt")
+        torch.save(_random_states(), aside / "random.pt")
+        write_json(aside / "progress.json", asdict(progress))
+        write_json(aside / MANIFEST, {name: _described(aside / name) for name in FILES})
+        flush(*aside.iterdir(), aside)
+        replace_folder(aside, target)
+        flush(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -65,6 +84,52 @@ def save_checkpoint(
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; None if there is none at all.
+
+    Args:
+        warn: told of each newer one that is damaged.
+
+    Raises:
+        RunFolderError: there are checkpoints, and all are damaged.
+    """
+    damaged: list[str] = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        problem = _damage(checkpoint)
+        if problem is None:
+            for words in damaged:
+                warn(f"{words}; going on from {checkpoint.name}")
+            return checkpoint
+        damaged.append(f"the checkpoint {checkpoint} is damaged ({problem})")
+    if damaged:
+        raise RunFolderError(f"{'; '.join(damaged)}. To begin anew, remove it or say --overwrite.")
+    return None
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, seen against its manifest."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
+        for name in FILES:
+            found, written = _described(checkpoint / name), manifest[name]
+            if found["bytes"] != written["bytes"]:
+                return f"{name} has {found['bytes']} bytes where {written['bytes']} were written"
+            if found != written:
+                return f"{name} has other contents than were written"
+    except OSError as error:
+        return f"{Path(error.filename).name}: {error.strerror}"
+    except (ValueError, TypeError, KeyError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """Size and hash of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return {"bytes": path.stat().st_size, "blake2b": digest}
 
 
 def load_checkpoint(

@@ -144,6 +144,16 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def flush(*paths: Path) -> None:
+    """Wait until files (and the names in folders) are on the disk, so that they outlast a loss of power."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` to `path` as readable JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -151,9 +161,20 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def replace_folder(made: Path, target: Path) -> None:
     """Put the finished folder `made` where `target` is; the earlier `target` goes away only then."""
-    old = target.with_name(f".{target.name}.old")
+    old = _old(target)
+    restore_folder(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     made.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """If a replacing of `target` was cut off in the middle, put back what was there before."""
+    if not target.exists() and _old(target).is_dir():
+        _old(target).rename(target)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")

@@ -14,10 +14,10 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records of a history; none if there is no such file."""
+    """All records of a history; none if there is no such file. A last line that was cut off does not count."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def forget_after(path: Path, step: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 from bertcli.data.loaders import GlobalBatch
 
@@ -25,6 +26,7 @@ class StepRecord:
     loss: torch.Tensor  # mean over the global batch, as far as this process sees it
     grad_norm: torch.Tensor  # before clipping
     learning_rate: float
+    skipped: torch.Tensor  # 1 if the gradient was no number and the weights stayed as they were; else 0
     num_examples: int
     num_tokens: int
     num_padded_tokens: int
@@ -33,7 +35,7 @@ class StepRecord:
 def train_steps(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AcceleratedOptimizer,
     rate_at: Callable[[int], float],
     batches: Iterable[GlobalBatch],
     loss_of: Loss,
@@ -45,6 +47,7 @@ def train_steps(
 
     The loss of a step is the sum over its targets (examples, or labelled tokens) divided by their number, however they
     are spread over micro-batches and processes: accumulation and uneven last batches do not change what is learned.
+    A step whose gradient is no number leaves weights and moments as they were.
 
     Args:
         rate_at: learning rate of the optimiser step with the given number (from 0).
@@ -58,9 +61,13 @@ def train_steps(
             group["lr"] = rate
         loss = _accumulate(accelerator, model, batch, loss_of)
         norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+        skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
+        if accelerator.scaler is None:  # the scaler of fp16 does the same by itself
+            optimizer.optimizer.found_inf = skipped  # fused AdamW looks at it on the device
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        yield StepRecord(step + 1, loss, norm, rate, batch.num_examples, batch.num_tokens, batch.num_padded_tokens)
+        counts = batch.num_examples, batch.num_tokens, batch.num_padded_tokens
+        yield StepRecord(step + 1, loss, norm, rate, skipped, *counts)
 
 
 def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalBatch, loss_of: Loss) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -42,13 +43,15 @@ class Window:
 
     def __init__(self, device: torch.device):
         self._loss = torch.zeros((), device=device)
+        self._skipped = torch.zeros((), device=device)
         self._last: StepRecord | None = None
         self._started_at = time.perf_counter()
         self.num_steps = self.num_examples = self.num_tokens = self.num_padded_tokens = 0
 
     def add(self, record: StepRecord) -> None:
         """Count one step."""
-        self._loss += record.loss
+        self._loss += torch.where(record.skipped > 0, 0.0, record.loss)
+        self._skipped += record.skipped
         self._last = record
         self.num_steps += 1
         self.num_examples += record.num_examples
@@ -56,15 +59,18 @@ class Window:
         self.num_padded_tokens += record.num_padded_tokens
 
     def summary(self, steps_per_epoch: int) -> dict[str, Any]:
-        """One line of `train.jsonl`. Reads the loss, so it waits for the device."""
+        """One line of `train.jsonl`; its loss is of the steps that were not skipped. Waits for the device."""
         assert self._last is not None, "a window without steps has no summary"
-        loss = self._loss.item() / self.num_steps
+        num_skipped = int(self._skipped.item())
+        num_counted = self.num_steps - num_skipped
+        norm = self._last.grad_norm.item()
         seconds = time.perf_counter() - self._started_at
         return {
             "step": self._last.step,
             "epoch": round(self._last.step / steps_per_epoch, 4),
-            "train/loss": loss,
-            "train/grad_norm": float(self._last.grad_norm),
+            "train/loss": self._loss.item() / num_counted if num_counted else None,
+            "train/grad_norm": norm if math.isfinite(norm) else None,
+            "skipped_steps": num_skipped,
             "learning_rate": self._last.learning_rate,
             "examples_per_second": round(self.num_examples / seconds, 2),
             "tokens_per_second": round(self.num_tokens / seconds, 1),

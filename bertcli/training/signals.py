@@ -19,7 +19,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block Ctrl-C and SIGTERM only set the request; a second Ctrl-C leaves at once."""
+    """Within the block Ctrl-C, SIGTERM and SIGUSR1 only set the request; a second Ctrl-C leaves at once."""
     request = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -30,7 +30,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield request
     finally:

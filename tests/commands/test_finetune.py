@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ import torch
 from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
+from bertcli.commands.score import loss_of
 from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, RunFolderError, TrainingError
+from bertcli.heads.head import Head
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
+from bertcli.runs import checkpoint as checkpoint_module
+from bertcli.runs.checkpoint import FILES, MANIFEST
 from bertcli.runs.console import Console
 from bertcli.runs.history import read_records
+from bertcli.training.loop import Loss
 
 QUIET = Console(quiet=True)
 
@@ -57,10 +63,7 @@ def test_a_run_leaves_exactly_these_files_and_true_numbers(recipe_of: Callable[.
     results = finetune(recipe_of(), Path("run"), console=QUIET)
     assert files_of(Path("run")) == {
         "README.md",
-        "checkpoints/step-00000006/model.safetensors",
-        "checkpoints/step-00000006/optimizer.pt",
-        "checkpoints/step-00000006/progress.json",
-        "checkpoints/step-00000006/random.pt",
+        *(f"checkpoints/step-0000000{step}/{name}" for step in (3, 6) for name in (*FILES, MANIFEST)),
         "environment.json",
         "eval.jsonl",
         "model/config.json",
@@ -143,7 +146,7 @@ def test_early_stopping_stops(recipe_of: Callable[..., Recipe]) -> None:
     assert finetune(recipe, Path("run"), console=QUIET)["total_steps"] == 9
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
+def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps_of = train_module.train_steps
@@ -155,9 +158,60 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
                 next(model.parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(train_module, "train_steps", spoiling)
-    with pytest.raises(TrainingError, match=r"loss became nan by step 5.*step-00000003"):
+    with pytest.raises(TrainingError, match=r"no number in 1 .* by step 5.*step-00000003"):
         finetune(recipe_of(), Path("run"), console=QUIET)
     assert all(tensor.isfinite().all() for tensor in weights(Path("run")).values())
+
+
+def test_steps_without_a_number_are_left_out_and_counted_if_the_recipe_says_so(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoilt(head: Head, label_smoothing: float) -> Loss:
+        true, calls = loss_of(head, label_smoothing), count()
+        return lambda *given: true(*given) * (float("nan") if next(calls) == 4 else 1.0)
+
+    monkeypatch.setattr("bertcli.commands.finetune.loss_of", spoilt)
+    results = finetune(recipe_of("training.non_finite=skip"), Path("run"), console=Console())
+    assert results["num_skipped_steps"] == 1
+    assert sum(record["skipped_steps"] for record in read_records(Path("run/train.jsonl"))) == 1
+    assert "they were skipped" in capsys.readouterr().err
+    assert all(tensor.isfinite().all() for tensor in weights(Path("run")).values())
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune(recipe_of(), Path("whole"), console=QUIET)
+    save = checkpoint_module.torch.save
+
+    def full(content: Any, path: Path) -> None:
+        if "step-00000006" in str(path):
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+        save(content, path)
+
+    monkeypatch.setattr(checkpoint_module.torch, "save", full)
+    with pytest.raises(RunFolderError, match=r"disk under parts is full.* GB are free"):
+        finetune(recipe_of(), Path("parts"), console=QUIET)
+    assert [path.name for path in Path("parts/checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.setattr(checkpoint_module.torch, "save", save)
+    finetune(recipe_of(), Path("parts"), console=QUIET)
+    whole, parts = weights(Path("whole")), weights(Path("parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken_up(
+    recipe_of: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(recipe_of(), Path("run"), console=QUIET)
+    whole = weights(Path("run"))
+    Path("run/results.json").unlink()
+    newest = sorted(Path("run/checkpoints").iterdir())[-1]
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    finetune(recipe_of(), Path("run"), console=Console())
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{newest} is damaged (model.safetensors has 1000 bytes where" in told
+    assert all(torch.equal(whole[name], tensor) for name, tensor in weights(Path("run")).items())
 
 
 @pytest.mark.parametrize("name", ["sentiment", "inference", "similarity", "topics"])

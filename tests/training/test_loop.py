@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from bertcli.data.loaders import training_batches
 from bertcli.heads.text_classification import TextClassification
 from bertcli.models.build import load_model, load_tokenizer
 from bertcli.training.evaluation import compute_logits
-from bertcli.training.loop import StepRecord, train_steps
+from bertcli.training.loop import Loss, StepRecord, Targets, train_steps
 from bertcli.training.optimizer import build_optimizer, parameter_groups
 from bertcli.training.progress import Window
 
@@ -33,13 +36,13 @@ def encode(encoder: Path, num_rows: int = 29) -> Encoded:
     return encode_texts(load_tokenizer(str(encoder), None), texts, None, 64, np.arange(num_rows) % 2)
 
 
-def run(
-    encoder: Path, micro_batch_size: int, steps: int = 6, clip: float | None = 1.0
-) -> tuple[list[StepRecord], torch.nn.Module]:
+def start(
+    encoder: Path, micro_batch_size: int, steps: int = 6, clip: float | None = 1.0, loss: Loss | None = None
+) -> tuple[Iterator[StepRecord], torch.nn.Module, torch.optim.Optimizer]:
     accelerator = Accelerator(cpu=True)
     model = build(encoder)
     optimizer = build_optimizer(model, learning_rate=1e-3, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared = accelerator.prepare(model, optimizer)
     batches = training_batches(
         encode(encoder),
         global_batch_size=13,
@@ -48,10 +51,15 @@ def run(
         start_step=0,
         total_steps=steps,
     )
-    steps_made = train_steps(
-        accelerator, prepared, optimizer, lambda step: 1e-3, batches, loss_of(HEAD), max_grad_norm=clip
-    )
-    return list(steps_made), model
+    made = train_steps(accelerator, *prepared, lambda step: 1e-3, batches, loss or loss_of(HEAD), max_grad_norm=clip)
+    return made, model, optimizer
+
+
+def run(
+    encoder: Path, micro_batch_size: int, steps: int = 6, clip: float | None = 1.0
+) -> tuple[list[StepRecord], torch.nn.Module]:
+    made, model, _ = start(encoder, micro_batch_size, steps, clip)
+    return list(made), model
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 12])
@@ -97,10 +105,39 @@ def test_evaluation_gives_each_row_its_own_logits_in_order(encoder: Path) -> Non
             assert np.allclose(logits[row], model(**batch).logits[0].numpy(), atol=1e-5)
 
 
+def test_a_step_without_a_number_changes_nothing_and_the_next_goes_on(encoder: Path) -> None:
+    spoilt = 3
+
+    def loss(outputs: Any, targets: Targets, counts: dict[str, int]) -> torch.Tensor:
+        value = loss_of(HEAD)(outputs, targets, counts)
+        return value * float("nan") if len(seen) == spoilt else value
+
+    seen: list[dict[str, torch.Tensor]] = []
+    moments: list[float] = []
+    steps, model, optimizer = start(encoder, 13, loss=loss)
+    for record in steps:
+        seen.append({name: value.detach().clone() for name, value in model.named_parameters()})
+        moments.append(float(next(iter(optimizer.state.values()))["step"]))
+        assert bool(record.skipped) == (record.step == spoilt + 1) == (not record.loss.isfinite())
+    assert moments == [1, 2, 3, 3, 4, 5]
+    changed = [any(not torch.equal(one[name], two[name]) for name in one) for one, two in pairwise(seen)]
+    assert changed == [True, True, False, True, True]
+    assert all(value.isfinite().all() for value in seen[-1].values())
+
+
+def test_a_window_counts_skipped_steps_and_leaves_their_loss_out() -> None:
+    window = Window(torch.device("cpu"))
+    for step, loss in ((1, 1.0), (2, float("nan"))):
+        skipped = torch.tensor(float(loss != loss))
+        window.add(StepRecord(step, torch.tensor(loss), torch.tensor(loss), 1e-3, skipped, 4, 10, 12))
+    summary = window.summary(steps_per_epoch=4)
+    assert (summary["train/loss"], summary["train/grad_norm"], summary["skipped_steps"]) == (1.0, None, 1)
+
+
 def test_a_window_averages_its_steps() -> None:
     window = Window(torch.device("cpu"))
     for step, loss in ((1, 1.0), (2, 3.0)):
-        window.add(StepRecord(step, torch.tensor(loss), torch.tensor(0.5), 1e-3, 4, 10, 12))
+        window.add(StepRecord(step, torch.tensor(loss), torch.tensor(0.5), 1e-3, torch.tensor(0.0), 4, 10, 12))
     summary = window.summary(steps_per_epoch=4)
     assert (summary["train/loss"], summary["step"], summary["epoch"]) == (2.0, 2, 0.5)
     assert (window.num_examples, window.num_tokens, window.num_padded_tokens) == (8, 20, 24)
