@@ -95,7 +95,7 @@ def test_an_endless_line_is_cut_at_spaces_and_nothing_is_lost() -> None:
     ("name", "content", "words"),
     [
         ("a.txt", b"na\xefve\n", "not UTF-8"),
-        ("a.txt.gz", gzip.compress(b"text " * 9999)[:-20], "damaged or cut short"),
+        ("a.txt.gz", gzip.compress(b"text " * 9999, mtime=0)[:-20], "damaged or cut short"),
         ("a.jsonl", b'{"text": 1}\n', r"a\.jsonl:1: found \['text'\]"),
         ("a.jsonl", b"{text\n", "not JSON"),
         ("a.parquet", b"PAR1", "cannot read"),
