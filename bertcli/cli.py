@@ -55,8 +55,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             if options.get("debug"):
                 traceback.print_exc()
+            from bertcli.runs.console import harmless
+
             message, code = _explain(error)
-            print(message, file=sys.stderr)
+            print(harmless(message), file=sys.stderr)
             raise typer.Exit(code) from None
 
     return guarded

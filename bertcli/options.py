@@ -54,7 +54,7 @@ def whole_numbers(option: str, text: str) -> list[int]:
 def default_run_folder(recipe: str) -> Path:
     """`runs/glue-sst2` for `glue/sst2`, `runs/mine` for `some/where/mine.yaml`."""
     is_file = recipe.endswith((".yaml", ".yml"))
-    return Path("runs") / (Path(recipe).stem if is_file else recipe.replace("/", "-"))
+    return Path("runs") / (Path(recipe).stem if is_file else recipe.replace("/", "-").lstrip("."))
 
 
 def checked_mirror(mirror: Path | None) -> Path | None:

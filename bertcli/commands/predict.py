@@ -29,7 +29,7 @@ from bertcli.data.inputs import USUAL_COLUMNS, guess_format, read_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.recipe.schema import DataSection, HardwareSection
-from bertcli.runs.console import Console
+from bertcli.runs.console import Console, harmless
 from bertcli.tasks.task import Task
 
 FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
@@ -241,9 +241,9 @@ def _write(answers: Iterable[tuple[Row, Answer]], file: IO[str], format_name: st
     for row, given in stream:
         count += 1
         if table is None:
-            file.write(json.dumps(row | given, ensure_ascii=False) + "\n")
+            file.write(harmless(json.dumps(row | given, ensure_ascii=False)) + "\n")
         else:
-            table.writerow(_flat(row, given))
+            table.writerow({key: _cell(value) for key, value in _flat(row, given).items()})
     file.flush()
     return count
 
@@ -263,6 +263,14 @@ def _flat(row: Row, given: Answer) -> dict[str, Any]:
         else:
             cells[key] = value
     return cells
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no terminal obeys and, by an apostrophe before it (OWASP), no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = harmless(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 @contextmanager

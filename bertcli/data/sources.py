@@ -121,7 +121,7 @@ def load_rows(dataset: str, config: str | None, split: str, mirror: Path | None)
 
 def resolve_dataset(name: str, mirror: Path | None) -> str:
     """The folder that holds data set `name` (the mirror's if it has it), or the name itself, for the hub."""
-    in_mirror = mirror / "datasets" / name if mirror and not Path(name).is_absolute() else None
+    in_mirror = mirror / "datasets" / name if mirror and not {"..", "/"} & {*Path(name).parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
 

@@ -51,7 +51,7 @@ def resolve_model(name: str, mirror: Path | None) -> str:
         if not any((inside / known).is_file() for known in ("config.json", "tokenizer.json", "vocab.txt")):
             raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model")
         return str(inside)
-    in_mirror = mirror / "models" / name if mirror and not folder.is_absolute() else None
+    in_mirror = mirror / "models" / name if mirror and not {"..", "/"} & {*folder.parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -17,13 +18,13 @@ pipeline_tag: {results["head"].replace("_", "-")}
 tags:
   - bertcli
 model-index:
-  - name: {results["task"].replace("/", "-")}
+  - name: {json.dumps(results["task"].replace("/", "-"), ensure_ascii=False)}
     results:
       - task:
           type: {results["head"].replace("_", "-")}
         dataset:
-          name: {dataset}
-          type: {dataset}
+          name: {json.dumps(dataset, ensure_ascii=False)}
+          type: {json.dumps(dataset, ensure_ascii=False)}
         metrics:
 {metric_lines}---
 

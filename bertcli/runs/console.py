@@ -5,6 +5,7 @@ On a terminal a Rich progress bar; elsewhere (logs, batch jobs) plain lines, one
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 SECONDS_BETWEEN_LINES = 10.0
 ROWS_SHOWN = 5
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class Display:
@@ -56,11 +58,11 @@ class Console:
     def say(self, text: str) -> None:
         """A line for people; nothing in it is taken as markup."""
         if not self.quiet:
-            self._rich.print(text, markup=False)
+            self._rich.print(harmless(text), markup=False)
 
     def warn(self, text: str) -> None:
         """A line that even `quiet` shows."""
-        self._rich.print(f"warning: {text}", markup=False, style="yellow")
+        self._rich.print(f"warning: {harmless(text)}", markup=False, style="yellow")
 
     def warn_of_rows(self, notes: Iterable[tuple[int, str]], *, first_row: int = 0, where: str = "rows") -> None:
         """One warning for each thing that happened to some rows, which are numbered from 0 in `notes`."""
@@ -84,6 +86,11 @@ class Console:
             yield Display(self, title, total, bar)
 
 
+def harmless(text: str) -> str:
+    """`text`, in which what steers a terminal (escapes, marks of direction) is spelt out; JSON still means the same."""
+    return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def format_seconds(seconds: float) -> str:
     """`75` → `1m15s`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -93,6 +100,7 @@ def format_seconds(seconds: float) -> str:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well as plain text and as Markdown."""
+    rows = [[harmless(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[at]) for row in (header, *rows)) for at in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -102,5 +110,5 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def print_result(text: str) -> None:
     """The result itself, on stdout."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(harmless(text) + "\n")
     sys.stdout.flush()

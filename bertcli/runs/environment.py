@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from typing import Any
 
 PACKAGES = ("bertcli", "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "numpy")
+
+TOKEN = re.compile(r"hf_\w+")  # of the hub
 
 
 def describe_environment() -> dict[str, Any]:
@@ -16,7 +19,7 @@ def describe_environment() -> dict[str, Any]:
     import torch
 
     return {
-        "command": " ".join(sys.argv),
+        "command": TOKEN.sub("hf_…", " ".join(sys.argv)),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),

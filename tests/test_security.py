@@ -1,0 +1,152 @@
+"""Hostile names and texts stay names and texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from bertcli.cli import app
+from bertcli.commands.predict import _write
+from bertcli.data.sources import resolve_dataset
+from bertcli.errors import ModelError
+from bertcli.models.build import load_model, resolve_model
+from bertcli.options import default_run_folder
+from bertcli.recipe.load import load_recipe
+from bertcli.runs.card import write_card
+from bertcli.runs.console import Console, format_table, harmless
+from bertcli.runs.environment import describe_environment
+
+ESCAPE = "\x1b[31mred\x1b[0m \x9b2J \u202egnp.exe [bold]x[/bold]"
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"]
+
+
+def test_a_terminal_obeys_nothing_and_markup_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.say(ESCAPE)
+    console.warn(ESCAPE)
+    shown = capsys.readouterr().err
+    assert not any(part in shown for part in ("\x1b[31m", "\x9b", "\u202e"))
+    assert shown.count("[bold]x[/bold]") == 2
+    assert "\\u001b[31mred" in shown
+
+
+def test_an_error_about_data_steers_no_terminal() -> None:
+    Path("bad.yaml").write_text('task: "\\e[31mred"\n')
+    result = CliRunner().invoke(app, ["finetune", "bad.yaml"])
+    assert result.exit_code == 2
+    assert "\x1b" not in result.stderr
+
+
+def test_answers_mean_the_same_as_json_and_are_no_formulas_in_tables() -> None:
+    rows = [({"text": text}, {"label": "a"}) for text in (ESCAPE, *FORMULAS)]
+    file = io.StringIO()
+    _write(rows, file, "jsonl")
+    assert [json.loads(line)["text"] for line in file.getvalue().splitlines()] == [ESCAPE, *FORMULAS]
+    assert not {"\x1b", "\x9b", "\u202e"} & {*file.getvalue()}
+    for kind, dialect in (("csv", "excel"), ("tsv", "excel-tab")):
+        file = io.StringIO()
+        _write(rows, file, kind)
+        cells = [row["text"] for row in csv.DictReader(io.StringIO(file.getvalue()), dialect=dialect)]
+        assert cells == [harmless(ESCAPE), *("'" + text for text in FORMULAS)]
+
+
+def test_a_table_keeps_its_columns() -> None:
+    lines = format_table(["run", "score"], [["a|b\nc\x1b", "1"]]).splitlines()
+    assert [line.replace("\\|", "").count("|") for line in lines] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["../../secret", "a/../../../secret", "/secret"])
+def test_names_cannot_leave_the_mirror(tmp_path: Path, name: str) -> None:
+    for kind in ("models", "datasets"):
+        (tmp_path / "mirror" / kind / "a").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "mirror" / "secret").mkdir()
+    assert resolve_model(name, tmp_path / "mirror") == name
+    assert resolve_dataset(name, tmp_path / "mirror") == name
+
+
+@pytest.mark.parametrize("name", ["../evil", "../../etc/evil.yaml", ".", "glue/sst2"])
+def test_a_run_folder_by_a_recipes_name_is_in_runs(name: str) -> None:
+    assert Path(os.path.normpath(default_run_folder(name))).parts[0] == "runs"
+    assert ".." not in default_run_folder(name).parts
+
+
+def test_pickled_weights_are_not_loaded(encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((encoder / name).read_bytes())
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ModelError, match=r"safetensors"):
+        load_model(str(folder), None, "AutoModel", {})
+    assert not Path("exploded").exists()
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_a_models_own_code_is_not_run(encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "coded"
+    folder.mkdir()
+    for path in encoder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("import os; os.mkdir('exploded')\n")
+    with pytest.raises(ModelError):
+        load_model(str(folder), None, "AutoModel", {})
+    assert not Path("exploded").exists()
+
+
+def test_a_recipe_makes_no_object() -> None:
+    Path("bad.yaml").write_text("task: !!python/object/apply:os.mkdir [exploded]\n")
+    result = CliRunner().invoke(app, ["finetune", "bad.yaml"])
+    assert result.exit_code == 2
+    assert not Path("exploded").exists()
+
+
+def test_a_token_on_the_command_line_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    monkeypatch.setattr("sys.argv", ["bertcli", "finetune", "x", "model.name=hf_secretsecret"])
+    assert "secret" not in json.dumps(describe_environment())
+
+
+def test_a_cards_front_matter_holds_any_name() -> None:
+    name = 'x: "y"\ninjected: true'
+    results = {
+        "metrics": {"validation": {"f1": 0.5}}, "model": "m", "head": "text_classification", "task": name, "seed": 1,
+        "num_evaluations": 1, "best_step": 1, "total_steps": 1, "best_by": "f1", "num_train_examples": 1,
+        "train_seconds": 1.0, "num_parameters": 1, "device": "cpu", "precision": "fp32",
+    }  # fmt: skip
+    front = yaml.safe_load(write_card(results, name, "task: x\n").split("---\n")[1])
+    assert "injected" not in front
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == name
+
+
+def test_what_a_run_writes_others_may_read_and_only_the_owner_write(encoder: Path, reviews: Path) -> None:
+    from bertcli.commands.finetune import finetune
+
+    Path("small.yaml").write_text(
+        f"task: {{files: {{train: {reviews}}}, text_columns: [text], labels: [negative, positive]}}\n"
+        f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\ntraining: {{max_steps: 2, seed: 1}}\n"
+    )
+    finetune(load_recipe("small.yaml"), Path("run"), console=Console(quiet=True))
+    for path in Path("run").rglob("*"):
+        mode = path.stat().st_mode & 0o777
+        assert not mode & 0o022, path
+        assert mode & 0o400, path
