@@ -58,7 +58,8 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             from bertcli.runs.console import harmless
 
             message, code = _explain(error)
-            print(harmless(message), file=sys.stderr)
+            who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
+            print(f"{who}{harmless(message)}", file=sys.stderr)
             raise typer.Exit(code) from None
 
     return guarded

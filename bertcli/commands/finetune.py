@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from bertcli.commands.job import Job
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.score import loss_of, score
-from bertcli.commands.train import SPEED_ONLY, check_disk, train
+from bertcli.commands.train import SPEED_ONLY, check_disk, open_together, train
 from bertcli.data.loaders import GlobalBatch, cut_off_tokens, training_batches
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.card import write_card
 from bertcli.runs.console import Console, format_seconds
-from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, write_json
-from bertcli.training.devices import width_multiple
+from bertcli.runs.folder import RunFolder, check_run_folder, write_json
+from bertcli.training.devices import processes_of, width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
 
@@ -47,24 +47,27 @@ def finetune(
     Raises:
         BertcliError: one of its kinds, each with its cure.
     """
-    console = console or Console()
-    prepared = prepare(recipe, mirror)
-    plan = make_plan(recipe, len(prepared.encode("train")))
+    processes = processes_of(recipe.hardware)
+    console = (console or Console()) if processes.is_main_process else Console(mute=True)
+    with processes.main_process_first():  # the others find its cache
+        prepared = prepare(recipe, mirror)
+    plan = make_plan(recipe, len(prepared.encode("train")), processes.num_processes)
     _say_plan(console, prepared, plan, run)
-    check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
-    check_disk(run, recipe, prepared.count_parameters())
+    if processes.is_main_process:
+        check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+        check_disk(run, recipe, prepared.count_parameters())
     if dry_run:
         if recipe.model.name is not None:
             prepared.build_model()
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
-    folder = open_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+    folder = open_together(processes, run, dump_recipe(recipe), overwrite=overwrite)
     for split in prepared.rows:
         console.warn_of_rows(prepared.encode(split).notes, where=f"{split} rows")
     if len(recipe.training.seed) == 1:
         results = train(FinetuneJob(prepared, plan), folder, console)
     else:
-        results = _train_seeds(prepared, plan, folder, console)
+        results = _train_seeds(prepared, plan, folder, processes, console)
     _say_results(console, results, folder)
     return results
 
@@ -134,15 +137,18 @@ class FinetuneJob(Job):
         return write_card(results, self.prepared.task.dataset or "own files", dump_recipe(self.recipe))
 
 
-def _train_seeds(prepared: Prepared, plan: Plan, parent: RunFolder, console: Console) -> dict[str, Any]:
+def _train_seeds(
+    prepared: Prepared, plan: Plan, parent: RunFolder, processes: PartialState, console: Console
+) -> dict[str, Any]:
     each = []
     for seed in prepared.recipe.training.seed:
         single = prepared.with_seed(seed)
         path = parent.path / f"seed-{seed}"
-        folder = open_run_folder(path, dump_recipe(single.recipe), SPEED_ONLY, overwrite=False)
+        folder = open_together(processes, path, dump_recipe(single.recipe), overwrite=False)
         each.append(train(FinetuneJob(single, plan), folder, console))
     results = summarise(each) | {"run": str(parent.path)}
-    write_json(parent.results, results)
+    if processes.is_main_process:
+        write_json(parent.results, results)
     return results
 
 

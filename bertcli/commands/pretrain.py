@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
 from bertcli.commands.job import Job
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
-from bertcli.commands.train import SPEED_ONLY, check_disk, train
+from bertcli.commands.train import SPEED_ONLY, check_disk, open_together, train
 from bertcli.data.loaders import GlobalBatch, token_budget_batches
 from bertcli.errors import ModelError
 from bertcli.heads.objective import Asked
@@ -27,8 +28,8 @@ from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.card import write_pretraining_card
 from bertcli.runs.console import Console, format_seconds
-from bertcli.runs.folder import check_run_folder, open_run_folder
-from bertcli.training.devices import build_accelerator, width_multiple
+from bertcli.runs.folder import check_run_folder
+from bertcli.training.devices import build_accelerator, processes_of, width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
 
@@ -50,19 +51,22 @@ def pretrain(
     Raises:
         BertcliError: one of its kinds, each with its cure.
     """
-    console = console or Console()
-    prepared = prepare(recipe, mirror, console)
-    plan, stages = plan_stages(recipe, prepared)
+    processes = processes_of(recipe.hardware)
+    console = (console or Console()) if processes.is_main_process else Console(mute=True)
+    with processes.main_process_first():  # the others find its cache
+        prepared = prepare(recipe, mirror, console)
+    plan, stages = plan_stages(recipe, prepared, processes.num_processes)
     job = PretrainJob(prepared, plan, stages)
     _say_plan(console, prepared, plan, stages, run)
-    check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
     with torch.device("meta"):
         num_parameters = build_from_config(prepared.config, prepared.objective.model_class).num_parameters()
-    check_disk(run, recipe, num_parameters)
+    if processes.is_main_process:
+        check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+        check_disk(run, recipe, num_parameters)
     if dry_run:
         console.say("dry run: recipe, corpus, tokenizer, model, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
-    folder = open_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+    folder = open_together(processes, run, dump_recipe(recipe), overwrite=overwrite)
     results = train(job, folder, console)
     for name, value in results["metrics"]["validation"].items():
         console.say(f"{name:<20}{value:.4f}")
@@ -186,10 +190,10 @@ class PretrainJob(Job):
                 targets = {name: inputs.pop(name) for name in asked.counts if name in inputs}
                 for name, pair in objective.measure(model(**inputs), targets).items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair)
-        names = sorted(sums)
-        table = torch.tensor(np.stack([sums[name] for name in names]), device=accelerator.device)
-        totals = accelerator.reduce(table, reduction="sum").cpu().numpy()
-        scores = {name: float(total / max(1.0, number)) for name, (total, number) in zip(names, totals, strict=True)}
+        everyones = gather_object([sums]) if accelerator.num_processes > 1 else [sums]
+        names = sorted({name for own in everyones for name in own})
+        totals = {name: np.sum([own[name] for own in everyones if name in own], axis=0) for name in names}
+        scores = {name: float(total / max(1.0, number)) for name, (total, number) in totals.items()}
         if not objective.loss_is_of_tokens:
             return scores
         return scores | {"perplexity": math.exp(min(scores["loss"], 100.0))}

@@ -146,7 +146,7 @@ def _sample(recipe: PretrainRecipe, mirror: Path | None) -> Iterator[str]:
                 break
 
 
-def plan_stages(recipe: PretrainRecipe, prepared: Pretraining) -> tuple[Plan, list[Stage]]:
+def plan_stages(recipe: PretrainRecipe, prepared: Pretraining, num_processes: int = 1) -> tuple[Plan, list[Stage]]:
     """The numbers of the run, and the steps of each phase."""
     training, phases = recipe.training, recipe.phases
     sizes = [phase.global_batch_size or training.global_batch_size for phase in phases]
@@ -175,7 +175,7 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining) -> tuple[Plan, li
         math.ceil(evaluation.every_epochs * per_epoch) if evaluation.every_epochs is not None else total
     )
     micro = recipe.hardware.micro_batch_size
-    micro_batch_size = max(sizes) if micro == "auto" else micro
+    micro_batch_size = math.ceil(max(sizes) / num_processes) if micro == "auto" else micro
     plan = Plan(
         num_train_examples=sequences,
         steps_per_epoch=per_epoch,

@@ -15,6 +15,7 @@ from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import write_json, write_text
+from bertcli.training.devices import processes_of
 
 HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "minutes")
 
@@ -36,7 +37,8 @@ def finetune_suite(
         Interrupted: a signal came; what is done is saved.
         TrainingError: some recipe failed; the others are finished.
     """
-    console = console or Console()
+    processes = processes_of(next(iter(suite.recipes.values())).hardware)
+    console = (console or Console()) if processes.is_main_process else Console(mute=True)
     finished: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     for number, (name, recipe) in enumerate(suite.recipes.items(), start=1):
@@ -55,12 +57,14 @@ def finetune_suite(
     if dry_run:
         return {"dry_run": True, "run": str(folder), "failed": failed}
     results = _results(suite, folder, finished, failed)
-    write_json(folder / "results.json", results)
+    if processes.is_main_process:
+        write_json(folder / "results.json", results)
     table = format_table(HEADER, [[row[column] for column in HEADER] for row in results["table"]])
     console.say(f"\n{table}")
     if "average" in results:
         console.say(f"\naverage of {len(finished)} tasks: {results['average']:.4f}")
-    write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
+    if processes.is_main_process:
+        write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(suite.recipes)} tasks failed: {', '.join(failed)}. "

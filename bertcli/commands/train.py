@@ -8,26 +8,36 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import set_seed
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, set_seed
 
 from bertcli.commands.job import Job
 from bertcli.errors import Interrupted, RunFolderError, TrainingError
 from bertcli.models.build import load_weights, save_model
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.checkpoint import Progress, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from bertcli.runs.checkpoint import (
+    Progress,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    random_states,
+    save_checkpoint,
+)
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import RunFolder, replace_folder, restore_folder, write_json, write_text
+from bertcli.runs.folder import RunFolder, open_run_folder, replace_folder, restore_folder, write_json, write_text
 from bertcli.runs.history import append_record, forget_after, read_records
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
 from bertcli.training.progress import Clock, Window
 from bertcli.training.schedule import rate_factor
-from bertcli.training.signals import stop_on_signals
+from bertcli.training.signals import StopRequest, stop_on_signals
 
 SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
+STEPS_BETWEEN_QUESTIONS = 10  # how often several processes ask each other whether one was told to stop
 TICKS = 10_000  # what the schedule of a run by the clock counts instead of steps
 BYTES_OF_MODEL = 4  # a parameter
 BYTES_OF_CHECKPOINT = 12  # a parameter and its two moments
@@ -65,6 +75,14 @@ def _is_of_full_disk(error: Exception) -> bool:
     return any(words in str(error) for words in ("os error 28", "os error 122", "inline_container.cc"))
 
 
+def open_together(processes: PartialState, path: Path, recipe_text: str, *, overwrite: bool) -> RunFolder:
+    """The run folder, opened by the first process before any other sees it."""
+    if processes.is_main_process:
+        open_run_folder(path, recipe_text, SPEED_ONLY, overwrite=overwrite)
+    processes.wait_for_everyone()
+    return RunFolder(path)
+
+
 def bytes_of_run(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
     """The room a run takes at most: its checkpoints and one that is being written, its model and the one before it."""
     checkpoints = (recipe.evaluation.keep_checkpoints + 1) * BYTES_OF_CHECKPOINT
@@ -95,6 +113,7 @@ class _Run:
         self.job, self.plan, self.folder, self.console = job, job.plan, folder, console
         self.recipe, self.seed = recipe, job.seed
         self.accelerator = build_accelerator(recipe.hardware)
+        self.is_first = self.accelerator.is_main_process  # the one that writes
         self.precision = choose_precision(recipe.hardware)
         if self.precision == "bf16" and self.accelerator.device.type == "cpu" and not cpu_computes_bf16():
             console.warn("this CPU has no bf16 instructions; hardware.precision=fp32 is far faster here")
@@ -113,21 +132,25 @@ class _Run:
         self.progress = self._resume()
         budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
         self.clock = Clock(self.accelerator, job.plan.total_steps, budget, elapsed)
-        write_json(folder.environment, describe_environment())
+        if self.is_first:
+            write_json(folder.environment, describe_environment())
 
     def _resume(self) -> Progress:
         """Take the newest checkpoint up, if there is one, and forget what the histories say of later steps."""
         checkpoint = newest_checkpoint(self.folder.checkpoints, self.console.warn)
         if checkpoint:
             scaler = self.accelerator.scaler
-            progress = load_checkpoint(checkpoint, self.module, self.optimizer.optimizer, scaler)
+            process = self.accelerator.process_index
+            progress = load_checkpoint(checkpoint, self.module, self.optimizer.optimizer, scaler, process=process)
             self.console.say(f"resuming {self.folder.path} after step {progress.step}")
         else:
             progress = Progress()
-            set_seed(self.seed)  # dropout does not depend on how the weights were made
-        forget_after(self.folder.train_history, progress.step)
-        forget_after(self.folder.eval_history, progress.step)
-        restore_folder(self.folder.model)
+            # Dropout does not depend on how the weights were made, and differs between processes.
+            set_seed(self.seed, device_specific=True)
+        if self.is_first:
+            forget_after(self.folder.train_history, progress.step)
+            forget_after(self.folder.eval_history, progress.step)
+            restore_folder(self.folder.model)
         return progress
 
     def go_on(self) -> None:
@@ -152,7 +175,8 @@ class _Run:
                 window.add(record)
                 progress.step = record.step
                 is_last = self.clock.share(record.step) >= 1
-                saves = is_last or record.step % plan.eval_every_steps == 0 or stop.signal_number is not None
+                stopped_by = self._agreed(stop, record.step)
+                saves = is_last or record.step % plan.eval_every_steps == 0 or stopped_by is not None
                 if saves or record.step % self.recipe.hardware.log_every_steps == 0:
                     display.advance(window.num_steps, self._log(window))
                     window = Window(self.accelerator.device)
@@ -161,9 +185,9 @@ class _Run:
                 if is_last or record.step % plan.eval_every_steps == 0:
                     self._evaluate()
                 self._save_checkpoint()
-                if stop.signal_number is not None and not is_last:
+                if stopped_by is not None and not is_last:
                     words = f"stopped after step {record.step}, all saved; the same command goes on from there"
-                    raise Interrupted(stop.signal_number, words)
+                    raise Interrupted(stopped_by, words)
                 if is_last:
                     break
                 if self._should_stop_early():
@@ -200,14 +224,26 @@ class _Run:
             "precision": self.precision,
             "run": str(self.folder.path),
         }
-        write_text(self.folder.card, self.job.card(results))
-        write_json(self.folder.results, results)
+        if self.is_first:
+            write_text(self.folder.card, self.job.card(results))
+            write_json(self.folder.results, results)
+        self.accelerator.wait_for_everyone()
         return results
 
     @property
     def num_parameters(self) -> int:
         """Those of the model that is saved."""
         return self.job.model_to_save(self.module).num_parameters()
+
+    def _agreed(self, request: StopRequest, step: int) -> int | None:
+        """The signal that asked to stop; several processes ask each other now and then, so that all stop alike."""
+        number = request.signal_number
+        if self.accelerator.num_processes == 1:
+            return number
+        if step % STEPS_BETWEEN_QUESTIONS:
+            return None
+        asked = torch.tensor([number or 0], device=self.accelerator.device)
+        return int(self.accelerator.gather(asked).max()) or None
 
     def _rate_at(self, step: int) -> float:
         training, plan = self.recipe.training, self.plan
@@ -219,6 +255,7 @@ class _Run:
 
     def _log(self, window: Window) -> str:
         """Write a line of train.jsonl, count the work, refuse a loss that is not a number; words for the display."""
+        window.sum_over(self.accelerator)
         record = window.summary(self.plan.steps_per_epoch)
         progress = self.progress
         progress.train_seconds += record.pop("seconds")
@@ -226,7 +263,8 @@ class _Run:
         progress.num_tokens += window.num_tokens
         progress.num_padded_tokens += window.num_padded_tokens
         progress.num_skipped_steps += record["skipped_steps"]
-        append_record(self.folder.train_history, record)
+        if self.is_first:
+            append_record(self.folder.train_history, record)
         if record["skipped_steps"]:
             self._tell_of_skipped(record["skipped_steps"])
         loss = "–" if record["train/loss"] is None else f"{record['train/loss']:.4f}"
@@ -249,16 +287,18 @@ class _Run:
     def _evaluate(self) -> None:
         """Score the validation split; keep the model if it is the best so far."""
         progress = self.progress
-        scores = self.job.score(self.accelerator, self.model)
+        scores = self.job.score(self.accelerator, self.module)
         record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
-        append_record(self.folder.eval_history, record)
+        if self.is_first:
+            append_record(self.folder.eval_history, record)
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.console.say(f"step {progress.step}/{self.plan.total_steps}  validation: {words}")
         value = self.job.goodness(scores)
         if progress.best_value is None or value > progress.best_value:
             progress.best_value, progress.best_step = value, progress.step
             progress.evaluations_without_better = 0
-            self._save_model()
+            if self.is_first:
+                self._save_model()
         else:
             progress.evaluations_without_better += 1
 
@@ -266,8 +306,9 @@ class _Run:
         """The best model's scores on the splits that are only looked at."""
         further = self.job.further_splits
         if further:
+            self.accelerator.wait_for_everyone()  # the first may still be writing the model
             load_weights(self.job.model_to_save(self.module), self.folder.model)
-        return {split: self.job.score(self.accelerator, self.model, split) for split in further}
+        return {split: self.job.score(self.accelerator, self.module, split) for split in further}
 
     def _save_model(self) -> None:
         aside = self.folder.path / ".model.tmp"
@@ -277,14 +318,20 @@ class _Run:
 
     def _save_checkpoint(self) -> None:
         self.progress.elapsed_seconds = self.clock.elapsed_seconds
-        save_checkpoint(
-            self.folder.checkpoints,
-            self.progress,
-            self.module,
-            self.optimizer.optimizer,
-            self.accelerator.scaler,
-            keep=self.recipe.evaluation.keep_checkpoints,
-        )
+        states = [random_states()]
+        if self.accelerator.num_processes > 1:
+            states = gather_object(states)
+        if self.is_first:
+            save_checkpoint(
+                self.folder.checkpoints,
+                self.progress,
+                self.module,
+                self.optimizer.optimizer,
+                self.accelerator.scaler,
+                states,
+                keep=self.recipe.evaluation.keep_checkpoints,
+            )
+        self.accelerator.wait_for_everyone()
 
     def _should_stop_early(self) -> bool:
         patience = self.recipe.evaluation.early_stopping_patience

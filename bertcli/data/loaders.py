@@ -40,6 +40,7 @@ class GlobalBatch:
     num_targets: dict[str, int]  # over all processes: what the summed loss of each kind of target is divided by
     num_tokens: int  # real tokens of this process
     num_padded_tokens: int  # tokens computed by this process, padding included
+    stands_in: bool = False  # of a process that no item is left for: it computes another's, whose loss counts nothing
 
 
 def length_grouped_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -131,6 +132,8 @@ def global_batch(
 ) -> GlobalBatch:
     """One process's share of the `chosen` items, in micro-batches."""
     own = np.array_split(chosen, num_processes)[process]
+    if len(own) == 0:
+        return GlobalBatch([items.batch(chosen[:1], multiple_of)], len(chosen), num_targets, 0, 0, stands_in=True)
     parts = [own[at : at + micro_batch_size] for at in range(0, len(own), micro_batch_size)]
     micro_batches = [items.batch(part, multiple_of) for part in parts]
     return GlobalBatch(

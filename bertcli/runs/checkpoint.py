@@ -4,7 +4,7 @@ checkpoints/step-00001000/
   progress.json       where the run is, readable
   model.safetensors   weights
   optimizer.pt        moments of AdamW, gradient scaler
-  random.pt           states of the random generators
+  random.pt           states of the random generators, of each process
   manifest.json       size and hash of each of these; written last
 """
 
@@ -51,13 +51,17 @@ def save_checkpoint(
     progress: Progress,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    scaler: Any = None,
+    scaler: Any,
+    states: list[dict[str, Any]],
     *,
     keep: int = 1,
 ) -> Path:
     """Write `folder/step-…` aside, see it on the disk, name it into place, then drop all but the newest `keep`.
 
     Whatever goes wrong, the checkpoints that were there before stay.
+
+    Args:
+        states: the `random_states` of each process.
     """
     target = folder / f"step-{progress.step:08d}"
     aside = folder / f".{target.name}.tmp"
@@ -65,9 +69,10 @@ def save_checkpoint(
     try:
         aside.mkdir(parents=True)
         save_model(model, str(aside / "model.safetensors"))
-        states = {"optimizer": optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}
-        torch.save(states, aside / "optimizer.pt")
-        torch.save(_random_states(), aside / "random.pt")
+        torch.save(
+            {"optimizer": optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}, aside / "optimizer.pt"
+        )
+        torch.save(states, aside / "random.pt")
         write_json(aside / "progress.json", asdict(progress))
         write_json(aside / MANIFEST, {name: _described(aside / name) for name in FILES})
         flush(*aside.iterdir(), aside)
@@ -133,19 +138,24 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None
+    checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None, *, process: int = 0
 ) -> Progress:
-    """Bring model, optimiser, scaler and random generators to where `checkpoint` was written."""
+    """Bring model, optimiser, scaler and the random generators of a process to where `checkpoint` was written.
+
+    A process that there was not before takes the generators of another up.
+    """
     load_model(model, str(checkpoint / "model.safetensors"))
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
     optimizer.load_state_dict(state["optimizer"])
     if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    _set_random_states(torch.load(checkpoint / "random.pt", weights_only=True))
+    states = torch.load(checkpoint / "random.pt", weights_only=True)
+    _set_random_states(states[process % len(states)])
     return Progress(**json.loads((checkpoint / "progress.json").read_text("utf-8")))
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
+    """Where all random generators of this process stand."""
     version, numbers, gauss = random.getstate()
     legacy: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = legacy

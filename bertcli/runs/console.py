@@ -5,6 +5,7 @@ On a terminal a Rich progress bar; elsewhere (logs, batch jobs) plain lines, one
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -49,10 +50,10 @@ class Display:
 
 
 class Console:
-    """Words for people. `quiet` keeps only warnings and errors."""
+    """Words for people. `quiet` keeps only warnings and errors, `mute` nothing (all processes but the first)."""
 
-    def __init__(self, *, quiet: bool = False):
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, mute: bool = False):
+        self.quiet, self._mute = quiet or mute, mute
         self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -62,6 +63,8 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A line that even `quiet` shows."""
+        if self._mute:
+            return
         self._rich.print(f"warning: {harmless(text)}", markup=False, style="yellow")
 
     def warn_of_rows(self, notes: Iterable[tuple[int, str]], *, first_row: int = 0, where: str = "rows") -> None:
@@ -109,6 +112,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_result(text: str) -> None:
-    """The result itself, on stdout."""
+    """The result itself, on stdout, by the first process alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     sys.stdout.write(harmless(text) + "\n")
     sys.stdout.flush()

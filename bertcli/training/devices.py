@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
 from bertcli.errors import UsageError
 from bertcli.recipe.schema import HardwareSection
@@ -43,15 +43,28 @@ def build_accelerator(hardware: HardwareSection) -> Accelerator:
     if hardware.device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("found hardware.device mps, but this machine has none; use auto or cpu")
     return Accelerator(
-        cpu=hardware.device == "cpu",
+        cpu=_uses_cpu(hardware),
         mixed_precision=ACCELERATE_NAMES[choose_precision(hardware)],
         step_scheduler_with_optimizer=False,
+        # The buffers of encoders are constants: nothing to send at each step.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def processes_of(hardware: HardwareSection) -> PartialState:
+    """Which of how many processes this is, as `torchrun`, `srun` or Accelerate's launcher started them."""
+    return PartialState(cpu=_uses_cpu(hardware))
 
 
 def width_multiple(accelerator: Accelerator) -> int:
     """What padded lengths are rounded up to: 8 suits the tensor cores of a GPU."""
     return 8 if accelerator.device.type == "cuda" else 1
+
+
+def _uses_cpu(hardware: HardwareSection) -> bool:
+    """Said outright, or Accelerate would not join the processes of a machine without a GPU."""
+    none = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    return hardware.device == "cpu" or (hardware.device == "auto" and none)
 
 
 def _uses_gpu(hardware: HardwareSection) -> bool:

@@ -78,7 +78,7 @@ def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalB
         inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in micro.items()}
         targets = {name: inputs.pop(name) for name in batch.num_targets if name in inputs}
         with nullcontext() if at == last else accelerator.no_sync(model):
-            loss = loss_of(model(**inputs), targets, batch.num_targets)
+            loss = loss_of(model(**inputs), targets, batch.num_targets) * (not batch.stands_in)
             # DDP averages gradients over processes, but this loss is already a share of the whole.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

@@ -58,6 +58,15 @@ class Window:
         self.num_tokens += record.num_tokens
         self.num_padded_tokens += record.num_padded_tokens
 
+    def sum_over(self, accelerator: Accelerator) -> None:
+        """Count what all processes did; each saw the whole number of examples, but only its own share of the rest."""
+        if accelerator.num_processes == 1:
+            return
+        counts = torch.tensor([self.num_tokens, self.num_padded_tokens], dtype=torch.float64, device=self._loss.device)
+        own = torch.cat([self._loss.double()[None], counts])
+        loss, tokens, padded = accelerator.reduce(own, reduction="sum")
+        self._loss, self.num_tokens, self.num_padded_tokens = loss, int(tokens), int(padded)
+
     def summary(self, steps_per_epoch: int) -> dict[str, Any]:
         """One line of `train.jsonl`; its loss is of the steps that were not skipped. Waits for the device."""
         assert self._last is not None, "a window without steps has no summary"

@@ -1,0 +1,135 @@
+"""Two processes learn, score and save what one does; the failure of one ends both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bertcli.data.sample import sample_documents
+from bertcli.runs.history import read_records
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def small(encoder: Path, reviews: Path) -> str:
+    """A recipe whose batches and evaluation rows do not divide by two."""
+    Path("small.yaml").write_text(
+        f"task: {{files: {{train: {reviews}}}, text_columns: [text], labels: [negative, positive]}}\n"
+        f"model: {{name: {encoder}, dropout: 0}}\ndata: {{max_length: 16, max_eval_examples: 7}}\n"
+        "training: {max_steps: 20, global_batch_size: 7, learning_rate: 1e-3, seed: 1}\n"
+        "evaluation: {every_steps: 10}\nhardware: {device: cpu, log_every_steps: 5}\n",
+        "utf-8",
+    )
+    return "small.yaml"
+
+
+def command(processes: int, *arguments: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m", "--"]
+    return [sys.executable, *(launcher if processes > 1 else ["-m"]), "bertcli.cli", *arguments]
+
+
+def call(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(processes, *arguments), capture_output=True, text=True, env=environment, check=False)
+
+
+def assert_alike(one: str, two: str) -> None:
+    """Losses, scores and weights, within rounding."""
+    for history in ("train.jsonl", "eval.jsonl"):
+        records = [read_records(Path(run, history)) for run in (one, two)]
+        assert [record["step"] for record in records[0]] == [record["step"] for record in records[1]]
+        for first, second in zip(*records, strict=True):
+            for name in first.keys() - {"examples_per_second", "tokens_per_second"}:
+                assert second[name] == pytest.approx(first[name], rel=1e-4), (history, name)
+    weights = [load_file(Path(run, "model", "model.safetensors")) for run in (one, two)]
+    for name, tensor in weights[0].items():
+        # Softmax does not feel a key bias: its gradient is rounding noise, which Adam blows up to whole steps.
+        if not name.endswith("key.bias"):
+            assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
+    results = [json.loads(Path(run, "results.json").read_text()) for run in (one, two)]
+    for name in ("total_steps", "best_step", "num_train_examples"):
+        assert results[0][name] == results[1][name], name
+
+
+def test_two_processes_fine_tune_as_one(small: str) -> None:
+    for processes, run in ((1, "one"), (2, "two")):
+        made = call(processes, "finetune", small, "--run", run, "--json")
+        assert made.returncode == 0, made.stderr
+        assert len(made.stdout.splitlines()) == 1, made.stdout
+        assert made.stderr.count("20/20  validation") == 1
+    assert_alike("one", "two")
+
+
+def test_two_processes_pretrain_as_one() -> None:
+    Path("corpus.txt").write_text("\n\n".join(sample_documents(300)))
+    Path("pre.yaml").write_text(
+        "corpus: {sources: [{files: corpus.txt}], held_out_share: 0.1}\ntokenizer: {vocabulary_size: 500}\n"
+        "model: {size: null, dropout: 0, fields: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}\n"
+        "phases: [{max_length: 32}]\n"
+        "training: {max_steps: 10, global_batch_size: 9, learning_rate: 1e-3}\n"
+        "evaluation: {every_steps: 5}\nhardware: {device: cpu, log_every_steps: 5}\n"
+    )
+    os.environ["BERTCLI_CACHE"] = str(Path("cache").resolve())
+    try:
+        for processes, run in ((1, "one"), (2, "two")):
+            made = call(processes, "pretrain", "pre.yaml", "--run", run)
+            assert made.returncode == 0, made.stderr
+    finally:
+        del os.environ["BERTCLI_CACHE"]
+    assert_alike("one", "two")
+
+
+@pytest.mark.parametrize("task", ["sample/entities", "sample/questions"])
+def test_each_row_is_scored_once_by_however_many_processes(encoder: Path, task: str) -> None:
+    overrides = [f"model.name={encoder}", "model.dropout=0", "training.max_steps=2", "data.max_eval_examples=33"]
+    for processes, run in ((1, "one"), (2, "two")):
+        made = call(processes, "finetune", task, *overrides, "data.max_train_examples=40", "--run", run)
+        assert made.returncode == 0, made.stderr
+    scores = [json.loads(Path(run, "results.json").read_text())["metrics"]["validation"] for run in ("one", "two")]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_the_failure_of_one_process_ends_all_with_its_message(small: str) -> None:
+    Path("sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from bertcli.commands.train import _Run\n"
+        "    def fail(self, *_): raise RuntimeError('rank one fell over')\n"
+        "    _Run._log = fail\n"
+    )
+    started = time.monotonic()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    made = subprocess.run(
+        command(2, "finetune", small, "--run", "run"), capture_output=True, text=True, env=environment, timeout=90
+    )
+    assert made.returncode != 0
+    assert "process 1: error: unexpected RuntimeError: rank one fell over" in made.stderr
+    assert time.monotonic() - started < 60
+    assert not Path("run/results.json").exists()
+
+
+def test_a_signal_stops_all_processes_alike_and_the_run_goes_on(small: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    long = ["finetune", small, "training.max_steps=20000", "hardware.log_every_steps=5", "--run", "run"]
+    process = subprocess.Popen(command(2, *long), stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 90
+    while not Path("run/train.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert errors.count("the same command goes on from there") >= 1, errors
+    checkpoint = sorted(Path("run/checkpoints").iterdir())[-1]
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    assert len(torch.load(checkpoint / "random.pt", weights_only=True)) == 2
+    assert progress["step"] % 10 == 0
