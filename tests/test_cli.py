@@ -115,7 +115,7 @@ def test_eval_of_hidden_or_missing_splits_says_so(small: Path, write_csv: Callab
     assert "labels disagree" in other.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 85)])
 def test_a_signal_saves_and_exits_with_its_code(small: Path, number: int, code: int) -> None:
     process = start("finetune", str(small), "training.max_steps=100000", "hardware.log_every_steps=1")
     history = Path("runs/small/train.jsonl")
@@ -127,7 +127,7 @@ def test_a_signal_saves_and_exits_with_its_code(small: Path, number: int, code: 
     assert process.returncode == code, errors
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
-    assert len(list(Path("runs/small/checkpoints").glob("step-*"))) == 1
+    assert 1 <= len(list(Path("runs/small/checkpoints").glob("step-*"))) <= 2
 
 
 def test_a_reader_that_goes_away_ends_predict_quietly(small: Path) -> None:

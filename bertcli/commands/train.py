@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,11 +11,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
 
+from bertcli.commands.disk import bytes_of_run, telling_of_full_disk
 from bertcli.commands.job import Job
-from bertcli.errors import Interrupted, RunFolderError, TrainingError
+from bertcli.errors import Interrupted, TrainingError
 from bertcli.models.build import load_weights, save_model
-from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.schema import Recipe
 from bertcli.runs.checkpoint import (
     Progress,
     list_checkpoints,
@@ -39,8 +37,6 @@ from bertcli.training.signals import StopRequest, stop_on_signals
 SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
 STEPS_BETWEEN_QUESTIONS = 10  # how often several processes ask each other whether one was told to stop
 TICKS = 10_000  # what the schedule of a run by the clock counts instead of steps
-BYTES_OF_MODEL = 4  # a parameter
-BYTES_OF_CHECKPOINT = 12  # a parameter and its two moments
 
 
 def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
@@ -55,24 +51,9 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
         console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
         return json.loads(folder.results.read_text("utf-8"))
     run = _Run(job, folder, console)
-    try:
+    with telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters)):
         run.go_on()
         return run.finish()
-    except Exception as error:
-        if not _is_of_full_disk(error):
-            raise
-        needed, free = bytes_of_run(job.recipe, run.num_parameters), shutil.disk_usage(folder.path).free
-        raise RunFolderError(
-            f"the disk under {folder.path} is full: the run needs up to {needed / 1e9:.1f} GB in all, "
-            f"{free / 1e9:.1f} GB are free. What was saved before is whole; make room, and the same command goes on."
-        ) from error
-
-
-def _is_of_full_disk(error: Exception) -> bool:
-    """Whether Python, safetensors or torch (which tells no reason) could not write for want of room."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(words in str(error) for words in ("os error 28", "os error 122", "inline_container.cc"))
 
 
 def open_together(processes: PartialState, path: Path, recipe_text: str, *, overwrite: bool) -> RunFolder:
@@ -81,28 +62,6 @@ def open_together(processes: PartialState, path: Path, recipe_text: str, *, over
         open_run_folder(path, recipe_text, SPEED_ONLY, overwrite=overwrite)
     processes.wait_for_everyone()
     return RunFolder(path)
-
-
-def bytes_of_run(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
-    """The room a run takes at most: its checkpoints and one that is being written, its model and the one before it."""
-    checkpoints = (recipe.evaluation.keep_checkpoints + 1) * BYTES_OF_CHECKPOINT
-    return num_parameters * (checkpoints + 2 * BYTES_OF_MODEL)
-
-
-def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int) -> None:
-    """Raise `RunFolderError` if the disk cannot hold a new run in `path`; one that goes on has its room."""
-    nearest = path
-    while not nearest.exists():
-        nearest = nearest.parent
-    if nearest == path:
-        return
-    needed = bytes_of_run(recipe, num_parameters) * len(recipe.training.seed)
-    free = shutil.disk_usage(nearest).free
-    if free < needed:
-        raise RunFolderError(
-            f"the disk under {nearest} has {free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
-            "Make room or choose another place with --run."
-        )
 
 
 class _Run:

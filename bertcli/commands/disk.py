@@ -1,0 +1,60 @@
+"""Whether a run has room on its disk, and what to say when it has not."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bertcli.errors import RunFolderError
+from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.schema import Recipe
+
+BYTES_OF_MODEL = 4  # a parameter
+BYTES_OF_CHECKPOINT = 12  # a parameter and its two moments
+
+
+def bytes_of_run(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
+    """The room a run takes at most: its checkpoints and one that is being written, its model and the one before it."""
+    checkpoints = (recipe.evaluation.keep_checkpoints + 1) * BYTES_OF_CHECKPOINT
+    return num_parameters * (checkpoints + 2 * BYTES_OF_MODEL)
+
+
+def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int) -> None:
+    """Raise `RunFolderError` if the disk cannot hold a new run in `path`; one that goes on has its room."""
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
+    if nearest == path:
+        return
+    needed = bytes_of_run(recipe, num_parameters) * len(recipe.training.seed)
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise RunFolderError(
+            f"the disk under {nearest} has {free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
+            "Make room or choose another place with --run."
+        )
+
+
+@contextmanager
+def telling_of_full_disk(path: Path, needed: int) -> Iterator[None]:
+    """Within the block a failure to write for want of room becomes a `RunFolderError` with the numbers."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_of_full_disk(error):
+            raise
+        free = shutil.disk_usage(path).free
+        raise RunFolderError(
+            f"the disk under {path} is full: the run needs up to {needed / 1e9:.1f} GB in all, {free / 1e9:.1f} GB are "
+            "free. What was saved before is whole; make room, and the same command goes on."
+        ) from error
+
+
+def _is_of_full_disk(error: Exception) -> bool:
+    """Whether Python, safetensors or torch (which tells no reason) could not write for want of room."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(words in str(error) for words in ("os error 28", "os error 122", "inline_container.cc"))
