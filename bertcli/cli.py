@@ -23,6 +23,7 @@ from bertcli.options import (
     Overrides,
     Overwrite,
     Precision,
+    Processes,
     Quiet,
     Run,
     RunOrModel,
@@ -88,6 +89,7 @@ def finetune(
     overrides: Overrides = None,
     run: Run = None,
     mirror: Mirror = None,
+    processes: Processes = 1,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -105,6 +107,7 @@ def finetune(
 
     wanted = load_suite(recipe, overrides or []) or load_recipe(recipe, overrides or [])
     mirror = checked_mirror(mirror)
+    _spread(processes)
     from bertcli.commands.finetune import finetune as run_finetune
     from bertcli.commands.suite import finetune_suite
     from bertcli.runs.console import Console, print_result
@@ -127,6 +130,7 @@ def pretrain(
     overrides: Overrides = None,
     run: Run = None,
     mirror: Mirror = None,
+    processes: Processes = 1,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -143,6 +147,7 @@ def pretrain(
 
     wanted = load_pretrain_recipe(recipe, overrides or [])
     mirror = checked_mirror(mirror)
+    _spread(processes)
     from bertcli.commands.pretrain import pretrain as run_pretrain
     from bertcli.runs.console import Console, print_result
 
@@ -269,6 +274,14 @@ def report(
 
     found = compare(runs)
     print_result(json.dumps(found, ensure_ascii=False) if as_json else report_table(found))
+
+
+def _spread(processes: int) -> None:
+    """Go on in so many processes, and end with their exit code, unless this is one of them."""
+    from bertcli.cluster.launch import is_joined, launch
+
+    if processes > 1 and not is_joined():
+        raise typer.Exit(launch(processes, sys.argv[1:]))
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "heads": WANTED | {"data"},
     "training": WANTED | {"data"},
     "commands": WANTED | {"data", "metrics", "models", "runs", "heads", "training"},
+    "cluster": WANTED,
     "options": WANTED,
-    "cli": WANTED | {"options", "commands", "runs"},
+    "cli": WANTED | {"options", "commands", "runs", "cluster"},
 }
 
 
