@@ -127,23 +127,23 @@ class _Run:
             max_grad_norm=self.recipe.training.max_grad_norm,
             start_step=progress.step,
         )
-        window = Window(self.accelerator.device)
+        window = Window(self.accelerator.device, progress.window if self.is_first else None)
         with stop_on_signals() as stop, self.console.display("step", plan.total_steps) as display:
-            display.start_at(progress.step)
+            display.start_at(progress.step - window.num_steps)
             for record in steps:
                 window.add(record)
                 progress.step = record.step
                 is_last = self.clock.share(record.step) >= 1
                 stopped_by = self._agreed(stop, record.step)
-                saves = is_last or record.step % plan.eval_every_steps == 0 or stopped_by is not None
-                if saves or record.step % self.recipe.hardware.log_every_steps == 0:
+                evaluates = is_last or record.step % plan.eval_every_steps == 0
+                if evaluates or record.step % self.recipe.hardware.log_every_steps == 0:
                     display.advance(window.num_steps, self._log(window))
                     window = Window(self.accelerator.device)
-                if not saves:
+                if not evaluates and stopped_by is None:
                     continue
-                if is_last or record.step % plan.eval_every_steps == 0:
+                if evaluates:
                     self._evaluate()
-                self._save_checkpoint()
+                self._save_checkpoint(window)
                 if stopped_by is not None and not is_last:
                     words = f"stopped after step {record.step}, all saved; the same command goes on from there"
                     raise Interrupted(stopped_by, words)
@@ -275,7 +275,9 @@ class _Run:
         save_model(self.job.model_to_save(self.module), self.job.tokenizer, aside)
         replace_folder(aside, self.folder.model)
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, window: Window) -> None:
+        window.sum_over(self.accelerator)
+        self.progress.window = window.state() if window.num_steps else None
         self.progress.elapsed_seconds = self.clock.elapsed_seconds
         states = [random_states()]
         if self.accelerator.num_processes > 1:

@@ -39,14 +39,33 @@ class Clock:
 
 
 class Window:
-    """The steps since the last look, and how long they took."""
+    """The steps since the last look, and how long they took.
 
-    def __init__(self, device: torch.device):
-        self._loss = torch.zeros((), device=device)
-        self._skipped = torch.zeros((), device=device)
+    Args:
+        state: of a window that was interrupted, to go on with.
+    """
+
+    def __init__(self, device: torch.device, state: dict[str, float] | None = None):
+        state = state or {}
+        self._loss = torch.tensor(state.get("loss", 0.0), device=device)
+        self._skipped = torch.tensor(state.get("skipped", 0.0), device=device)
         self._last: StepRecord | None = None
-        self._started_at = time.perf_counter()
-        self.num_steps = self.num_examples = self.num_tokens = self.num_padded_tokens = 0
+        self._started_at = time.perf_counter() - state.get("seconds", 0.0)
+        self.num_steps, self.num_examples, self.num_tokens, self.num_padded_tokens = (
+            int(state.get(name, 0)) for name in ("num_steps", "num_examples", "num_tokens", "num_padded_tokens")
+        )
+
+    def state(self) -> dict[str, float]:
+        """All of it as plain numbers. Waits for the device."""
+        return {
+            "loss": self._loss.item(),
+            "skipped": self._skipped.item(),
+            "seconds": time.perf_counter() - self._started_at,
+            "num_steps": self.num_steps,
+            "num_examples": self.num_examples,
+            "num_tokens": self.num_tokens,
+            "num_padded_tokens": self.num_padded_tokens,
+        }
 
     def add(self, record: StepRecord) -> None:
         """Count one step."""
