@@ -40,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Pretrain and fine-tune BERT-family encoders from a recipe, score them and use them.",
-    epilog="Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · 130 stopped by Ctrl-C · 143 stopped by SIGTERM",
+    epilog="Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · stopped by Ctrl-C 130, SIGTERM 143, SIGUSR1 85",
 )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+
+from bertcli.errors import REQUEUE
 
 
 def is_joined() -> bool:
@@ -29,6 +32,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     try:
         elastic_launch(config, sys.executable)("-m", "bertcli.cli", *arguments)
@@ -36,5 +40,5 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
     except SignalException as error:
-        return 128 + int(error.sigval)
+        return REQUEUE if error.sigval == signal.SIGUSR1 else 128 + int(error.sigval)
     return 0

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator, PartialState
 
 from bertcli.commands.disk import check_disk
-from bertcli.commands.job import Job
+from bertcli.commands.job import SPEED_ONLY, Job, open_together
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.score import loss_of, score
-from bertcli.commands.train import SPEED_ONLY, open_together, train
+from bertcli.commands.train import train
 from bertcli.data.loaders import GlobalBatch, cut_off_tokens, training_batches
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from bertcli.data.loaders import GlobalBatch
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.folder import RunFolder, open_run_folder
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
 
 
 class Job(ABC):
@@ -71,3 +75,11 @@ class Job(ABC):
     @abstractmethod
     def card(self, results: dict[str, Any]) -> str:
         """The model card's text."""
+
+
+def open_together(processes: PartialState, path: Path, recipe_text: str, *, overwrite: bool) -> RunFolder:
+    """The run folder, opened by the first process before any other sees it."""
+    if processes.is_main_process:
+        open_run_folder(path, recipe_text, SPEED_ONLY, overwrite=overwrite)
+    processes.wait_for_everyone()
+    return RunFolder(path)

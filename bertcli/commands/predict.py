@@ -17,6 +17,7 @@ from bertcli.commands.fill_mask import MaskFiller, fills_masks
 from bertcli.commands.prepare import recipe_task
 from bertcli.commands.submission import open_new, write_glue, write_squad
 from bertcli.commands.trained import (
+    ROWS_AT_ONCE,
     Trained,
     answer_inputs,
     best_seed,
@@ -235,8 +236,9 @@ def _write(answers: Iterable[tuple[Row, Answer]], file: IO[str], format_name: st
         if first is None:
             return 0
         dialect = "excel" if format_name == "csv" else "excel-tab"
-        table = csv.DictWriter(file, list(_flat(*first)), dialect=dialect, lineterminator="\n")
-        table.writeheader()
+        names = list(_flat(*first))
+        table = csv.DictWriter(file, names, dialect=dialect, lineterminator="\n")
+        table.writerow({name: _cell(name) for name in names})
         stream = chain([first], stream)
     for row, given in stream:
         count += 1
@@ -244,6 +246,8 @@ def _write(answers: Iterable[tuple[Row, Answer]], file: IO[str], format_name: st
             file.write(harmless(json.dumps(row | given, ensure_ascii=False)) + "\n")
         else:
             table.writerow({key: _cell(value) for key, value in _flat(row, given).items()})
+        if count % ROWS_AT_ONCE == 0:  # who sends so many inputs may wait for their answers
+            file.flush()
     file.flush()
     return count
 

@@ -15,9 +15,9 @@ from accelerate.utils import gather_object
 
 from bertcli.commands.disk import check_disk
 from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
-from bertcli.commands.job import Job
+from bertcli.commands.job import SPEED_ONLY, Job, open_together
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
-from bertcli.commands.train import SPEED_ONLY, open_together, train
+from bertcli.commands.train import train
 from bertcli.data.loaders import GlobalBatch, token_budget_batches
 from bertcli.errors import ModelError
 from bertcli.heads.objective import Asked

@@ -30,6 +30,11 @@ class _Run:
         return str(self.results["best_by"])
 
     @property
+    def work(self) -> str:
+        """The task, or the objective of pretraining."""
+        return str(self.results.get("task") or self.results["objective"])
+
+    @property
     def best(self) -> float:
         return float(self.results["metrics"]["validation"][self.metric])
 
@@ -48,11 +53,11 @@ def report(names: Sequence[str]) -> dict[str, Any]:
         UsageError: one of them is no finished run, or they are scored by different metrics.
     """
     runs = {name: [_read_run(one) for one in seed_runs(name)] for name in names}
-    metrics = {name: each[0].metric for name, each in runs.items()}
-    if len(set(metrics.values())) > 1:
-        told = ", ".join(f"{name} by {metric}" for name, metric in metrics.items())
-        raise UsageError(f"the runs are scored differently ({told}); name runs of one task")
-    metric = next(iter(metrics.values()))
+    kinds = {name: (each[0].work, each[0].metric) for name, each in runs.items()}
+    if len(set(kinds.values())) > 1:
+        told = ", ".join(f"{name}: {work} by {metric}" for name, (work, metric) in kinds.items())
+        raise UsageError(f"the runs cannot be compared ({told}); name runs of one task")
+    _, metric = next(iter(kinds.values()))
     bests = [run.best for each in runs.values() for run in each]
     weakest = (max if metric.endswith(LOWER_IS_BETTER) else min)(bests)
     return {

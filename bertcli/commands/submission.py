@@ -107,8 +107,9 @@ class _JsonObject:
         self._file.write(f"{comma}\n{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}")
         self._first = False
 
-    def __exit__(self, *_: object) -> None:
-        self._file.write("\n}\n")
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:  # else the file is left visibly unfinished
+            self._file.write("\n}\n")
         self._file.close()
 
 

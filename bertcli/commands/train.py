@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
 
 from bertcli.commands.disk import bytes_of_run, telling_of_full_disk
@@ -25,7 +23,13 @@ from bertcli.runs.checkpoint import (
 )
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import RunFolder, open_run_folder, replace_folder, restore_folder, write_json, write_text
+from bertcli.runs.folder import (
+    RunFolder,
+    flush,
+    replace_folder,
+    write_json,
+    write_text,
+)
 from bertcli.runs.history import append_record, forget_after, read_records
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
@@ -34,8 +38,7 @@ from bertcli.training.progress import Clock, Window
 from bertcli.training.schedule import rate_factor
 from bertcli.training.signals import StopRequest, stop_on_signals
 
-SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
-STEPS_BETWEEN_QUESTIONS = 10  # how often several processes ask each other whether one was told to stop
+STEPS_BETWEEN_QUESTIONS = 10  # an answer has to be waited for, so GPUs are not asked at each step
 TICKS = 10_000  # what the schedule of a run by the clock counts instead of steps
 
 
@@ -54,14 +57,6 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     with telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters)):
         run.go_on()
         return run.finish()
-
-
-def open_together(processes: PartialState, path: Path, recipe_text: str, *, overwrite: bool) -> RunFolder:
-    """The run folder, opened by the first process before any other sees it."""
-    if processes.is_main_process:
-        open_run_folder(path, recipe_text, SPEED_ONLY, overwrite=overwrite)
-    processes.wait_for_everyone()
-    return RunFolder(path)
 
 
 class _Run:
@@ -109,7 +104,7 @@ class _Run:
         if self.is_first:
             forget_after(self.folder.train_history, progress.step)
             forget_after(self.folder.eval_history, progress.step)
-            restore_folder(self.folder.model)
+            self.folder.tidy()
         return progress
 
     def go_on(self) -> None:
@@ -144,6 +139,7 @@ class _Run:
                 if evaluates:
                     self._evaluate()
                 self._save_checkpoint(window)
+                stopped_by = stopped_by or self._agreed(stop, record.step)  # it may have come meanwhile
                 if stopped_by is not None and not is_last:
                     words = f"stopped after step {record.step}, all saved; the same command goes on from there"
                     raise Interrupted(stopped_by, words)
@@ -195,11 +191,11 @@ class _Run:
         return self.job.model_to_save(self.module).num_parameters()
 
     def _agreed(self, request: StopRequest, step: int) -> int | None:
-        """The signal that asked to stop; several processes ask each other now and then, so that all stop alike."""
+        """The signal that asked to stop; several processes ask each other, so that all stop alike."""
         number = request.signal_number
         if self.accelerator.num_processes == 1:
             return number
-        if step % STEPS_BETWEEN_QUESTIONS:
+        if self.accelerator.device.type != "cpu" and step % STEPS_BETWEEN_QUESTIONS:
             return None
         asked = torch.tensor([number or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(asked).max()) or None
@@ -273,6 +269,7 @@ class _Run:
         aside = self.folder.path / ".model.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         save_model(self.job.model_to_save(self.module), self.job.tokenizer, aside)
+        flush(*aside.iterdir(), aside)
         replace_folder(aside, self.folder.model)
 
     def _save_checkpoint(self, window: Window) -> None:

@@ -208,7 +208,11 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _from_pretrained(load: Callable[..., Any], what: str, place: str, **options: Any) -> Any:
-    """Call a `from_pretrained`: folders and the local cache first, the hub only for what is not there."""
+    """Call a `from_pretrained`: folders and the local cache first, the hub only for what is not there.
+
+    Code that comes with a model is never run; without saying so, transformers would ask, and take an answer from stdin.
+    """
+    options["trust_remote_code"] = False
     try:
         try:
             return load(place, local_files_only=True, **options)

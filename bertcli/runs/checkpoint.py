@@ -125,7 +125,7 @@ def _damage(checkpoint: Path) -> str | None:
             if found != written:
                 return f"{name} has other contents than were written"
     except OSError as error:
-        return f"{Path(error.filename).name}: {error.strerror}"
+        return f"{Path(error.filename or checkpoint).name}: {error.strerror}"
     except (ValueError, TypeError, KeyError):
         return f"{MANIFEST} cannot be read"
     return None
@@ -164,7 +164,7 @@ def random_states() -> dict[str, Any]:
         "python": [version, list(numbers), gauss],
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -174,5 +174,5 @@ def _set_random_states(states: dict[str, Any]) -> None:
     keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if torch.cuda.is_available() and states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"])

@@ -67,6 +67,12 @@ class RunFolder:
         """Model card."""
         return self.path / "README.md"
 
+    def tidy(self) -> None:
+        """Undo what a save that was cut off in the middle has left."""
+        restore_folder(self.model)
+        for left in (*self.checkpoints.glob(".step-*"), self.path / ".model.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+
 
 def open_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overwrite: bool) -> RunFolder:
     """Make the folder, or take it up again if it holds a run of the same recipe.
@@ -137,6 +143,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(aside, 0o644)
         os.replace(aside, path)
     except BaseException:

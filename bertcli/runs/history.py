@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
     """Add one line to the history `path`."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint that counts on this line outlasts a loss of power, too
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

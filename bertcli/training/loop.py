@@ -61,9 +61,11 @@ def train_steps(
             group["lr"] = rate
         loss = _accumulate(accelerator, model, batch, loss_of)
         norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-        skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
-        if accelerator.scaler is None:  # the scaler of fp16 does the same by itself
+        if accelerator.scaler is None:
+            skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
             optimizer.optimizer.found_inf = skipped  # fused AdamW looks at it on the device
+        else:  # fp16's scaler leaves such steps out by itself, and is meant to overflow now and then
+            skipped = (~torch.isfinite(loss)).float()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         counts = batch.num_examples, batch.num_tokens, batch.num_padded_tokens

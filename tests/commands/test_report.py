@@ -24,7 +24,7 @@ def made(name: str, scores: list[float], metric: str = "f1", **rest: Any) -> str
     folder.path.mkdir(parents=True)
     folder.recipe.write_text("task: glue/sst2\n")
     best = min(scores) if metric == "loss" else max(scores)
-    results = {"best_by": metric, "metrics": {"validation": {metric: best}}, "model": None}
+    results = {"task": "a task", "best_by": metric, "metrics": {"validation": {metric: best}}, "model": None}
     folder.results.write_text(json.dumps(results | {"num_train_examples": 50, "train_seconds": 60.0} | rest))
     records = [{"step": 10 * at, f"eval/validation/{metric}": score} for at, score in enumerate(scores, start=1)]
     folder.eval_history.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -59,5 +59,7 @@ def test_a_lower_loss_is_better() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UsageError, match="no finished run in gone"):
         report(["gone"])
-    with pytest.raises(UsageError, match="one by f1, other by accuracy"):
+    with pytest.raises(UsageError, match="one: a task by f1, other: a task by accuracy"):
         report([made("one", [0.5]), made("other", [0.5], "accuracy")])
+    with pytest.raises(UsageError, match="third: another by f1"):
+        report(["one", made("third", [0.5], task="another")])
