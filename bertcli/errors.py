@@ -60,8 +60,13 @@ class Interrupted(BertcliError):  # noqa: N818 - not an error of anything
     """A signal asked the program to stop; what was done until then is saved."""
 
     def __init__(self, signal_number: int, message: str):
-        self.exit_code = REQUEUE if signal_number == signal.SIGUSR1 else 128 + signal_number
+        self.exit_code = exit_code_of(signal_number)
         super().__init__(message)
+
+
+def exit_code_of(signal_number: int) -> int:
+    """The exit code that tells of a signal."""
+    return REQUEUE if signal_number == signal.SIGUSR1 else 128 + signal_number
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
-from bertcli.errors import REQUEUE
+from bertcli.errors import exit_code_of
 
 
 def is_joined() -> bool:
@@ -40,5 +39,5 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
     except SignalException as error:
-        return REQUEUE if error.sigval == signal.SIGUSR1 else 128 + int(error.sigval)
+        return exit_code_of(error.sigval)
     return 0

@@ -8,13 +8,14 @@ from typing import Any
 from bertcli.commands.finetune import summarise
 from bertcli.commands.pretrain import score_held_out
 from bertcli.commands.score import score
-from bertcli.commands.trained import Trained, open_trained, pretraining_recipe, seed_runs, task_from
+from bertcli.commands.trained import Trained, open_trained, pretraining_recipe, task_from
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.labels import check_labels
 from bertcli.recipe.schema import HardwareSection, Recipe
 from bertcli.runs.console import Console
+from bertcli.runs.folder import seed_runs
 from bertcli.tasks.task import Task
 
 

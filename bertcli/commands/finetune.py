@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator, PartialState
 
 from bertcli.commands.disk import check_disk
-from bertcli.commands.job import SPEED_ONLY, Job, open_together
+from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.train import train
@@ -22,7 +22,7 @@ from bertcli.recipe.schema import Recipe
 from bertcli.runs.card import write_card
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import RunFolder, check_run_folder, write_json
-from bertcli.training.devices import processes_of, width_multiple
+from bertcli.training.devices import width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
 
@@ -48,8 +48,7 @@ def finetune(
     Raises:
         BertcliError: one of its kinds, each with its cure.
     """
-    processes = processes_of(recipe.hardware)
-    console = (console or Console()) if processes.is_main_process else Console(mute=True)
+    processes, console = join(recipe.hardware, console)
     with processes.main_process_first():  # the others find its cache
         prepared = prepare(recipe, mirror)
     plan = make_plan(recipe, len(prepared.encode("train")), processes.num_processes)

@@ -12,8 +12,10 @@ from accelerate import Accelerator, PartialState
 from bertcli.data.loaders import GlobalBatch
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.schema import Recipe
+from bertcli.recipe.schema import HardwareSection, Recipe
+from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder, open_run_folder
+from bertcli.training.devices import processes_of
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
 
@@ -75,6 +77,12 @@ class Job(ABC):
     @abstractmethod
     def card(self, results: dict[str, Any]) -> str:
         """The model card's text."""
+
+
+def join(hardware: HardwareSection, console: Console | None) -> tuple[PartialState, Console]:
+    """Which of how many processes this is, and its console: only the first speaks."""
+    processes = processes_of(hardware)
+    return processes, (console or Console()) if processes.is_main_process else Console(mute=True)
 
 
 def open_together(processes: PartialState, path: Path, recipe_text: str, *, overwrite: bool) -> RunFolder:

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from bertcli.commands.disk import check_disk
 from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
-from bertcli.commands.job import SPEED_ONLY, Job, open_together
+from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
 from bertcli.commands.train import train
 from bertcli.data.loaders import GlobalBatch, token_budget_batches
@@ -30,7 +30,8 @@ from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.card import write_pretraining_card
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import check_run_folder
-from bertcli.training.devices import build_accelerator, processes_of, width_multiple
+from bertcli.runs.history import is_better_lower
+from bertcli.training.devices import build_accelerator, width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
 
@@ -52,8 +53,7 @@ def pretrain(
     Raises:
         BertcliError: one of its kinds, each with its cure.
     """
-    processes = processes_of(recipe.hardware)
-    console = (console or Console()) if processes.is_main_process else Console(mute=True)
+    processes, console = join(recipe.hardware, console)
     with processes.main_process_first():  # the others find its cache
         prepared = prepare(recipe, mirror, console)
     plan, stages = plan_stages(recipe, prepared, processes.num_processes)
@@ -191,7 +191,7 @@ class PretrainJob(Job):
                 targets = {name: inputs.pop(name) for name in asked.counts if name in inputs}
                 for name, pair in objective.measure(model(**inputs), targets).items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair)
-        everyones = gather_object([sums]) if accelerator.num_processes > 1 else [sums]
+        everyones = gather_object([sums])
         names = sorted({name for own in everyones for name in own})
         totals = {name: np.sum([own[name] for own in everyones if name in own], axis=0) for name in names}
         scores = {name: float(total / max(1.0, number)) for name, (total, number) in totals.items()}
@@ -208,7 +208,7 @@ class PretrainJob(Job):
     def goodness(self, scores: dict[str, float]) -> float:
         """A lower loss or perplexity is better, of everything else a higher score."""
         value = scores[self.best_by]
-        return -value if self.best_by.endswith(("loss", "perplexity")) else value
+        return -value if is_better_lower(self.best_by) else value
 
     def describe(self) -> dict[str, Any]:
         """Objective, model, corpus, and the entropy that a model without context would be left with."""

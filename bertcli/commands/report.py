@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertcli.commands.trained import seed_runs
 from bertcli.errors import UsageError
 from bertcli.runs.console import format_seconds, format_table
-from bertcli.runs.folder import RunFolder
-from bertcli.runs.history import read_records
-
-LOWER_IS_BETTER = ("loss", "perplexity")
+from bertcli.runs.folder import RunFolder, seed_runs
+from bertcli.runs.history import is_better_lower, read_records
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class _Run:
 
     def steps_to(self, wanted: float) -> int:
         """The step of the first evaluation as good as `wanted`, which its best one is."""
-        sign = -1 if self.metric.endswith(LOWER_IS_BETTER) else 1
+        sign = -1 if is_better_lower(self.metric) else 1
         return next(step for step, score in self.scores if sign * score >= sign * wanted)
 
 
@@ -59,7 +56,7 @@ def report(names: Sequence[str]) -> dict[str, Any]:
         raise UsageError(f"the runs cannot be compared ({told}); name runs of one task")
     _, metric = next(iter(kinds.values()))
     bests = [run.best for each in runs.values() for run in each]
-    weakest = (max if metric.endswith(LOWER_IS_BETTER) else min)(bests)
+    weakest = (max if is_better_lower(metric) else min)(bests)
     return {
         "metric": metric,
         "weakest": weakest,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.commands.finetune import finetune
+from bertcli.commands.job import join
 from bertcli.commands.prepare import recipe_task
 from bertcli.commands.trained import best_seed
 from bertcli.errors import BertcliError, Interrupted, TrainingError
@@ -15,7 +16,6 @@ from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import write_json, write_text
-from bertcli.training.devices import processes_of
 
 HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "minutes")
 
@@ -37,8 +37,7 @@ def finetune_suite(
         Interrupted: a signal came; what is done is saved.
         TrainingError: some recipe failed; the others are finished.
     """
-    processes = processes_of(next(iter(suite.recipes.values())).hardware)
-    console = (console or Console()) if processes.is_main_process else Console(mute=True)
+    processes, console = join(next(iter(suite.recipes.values())).hardware, console)
     finished: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     for number, (name, recipe) in enumerate(suite.recipes.items(), start=1):

@@ -23,13 +23,7 @@ from bertcli.runs.checkpoint import (
 )
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import (
-    RunFolder,
-    flush,
-    replace_folder,
-    write_json,
-    write_text,
-)
+from bertcli.runs.folder import RunFolder, flush, replace_folder, write_json, write_text
 from bertcli.runs.history import append_record, forget_after, read_records
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
@@ -276,9 +270,7 @@ class _Run:
         window.sum_over(self.accelerator)
         self.progress.window = window.state() if window.num_steps else None
         self.progress.elapsed_seconds = self.clock.elapsed_seconds
-        states = [random_states()]
-        if self.accelerator.num_processes > 1:
-            states = gather_object(states)
+        states = gather_object([random_states()])
         if self.is_first:
             save_checkpoint(
                 self.folder.checkpoints,

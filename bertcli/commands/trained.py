@@ -22,6 +22,7 @@ from bertcli.recipe.load import load_any_recipe, load_recipe
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
 from bertcli.runs.console import Console
+from bertcli.runs.folder import seed_runs
 from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import HeadName, Task
 from bertcli.training.devices import build_accelerator
@@ -141,12 +142,6 @@ def pretraining_recipe(name: str) -> PretrainRecipe | None:
 def _saved_recipe(name: str) -> Recipe | PretrainRecipe | None:
     path = Path(name) / "recipe.yaml"
     return load_any_recipe(str(path)) if path.is_file() else None
-
-
-def seed_runs(name: str) -> list[str]:
-    """The run folders of each seed if `name` holds several; else just `name`."""
-    children = sorted(Path(name).glob("seed-*/recipe.yaml"), key=lambda path: (len(path.parent.name), path.parent.name))
-    return [str(path.parent) for path in children] or [name]
 
 
 def best_seed(name: str) -> str:

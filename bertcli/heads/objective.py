@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL, Frame, frame_of
+from bertcli.data.loaders import Batchable
 from bertcli.recipe.pretrain import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -31,12 +32,8 @@ class Text:
     pair_label: int | None  # None: not a pair
 
 
-class Asked(Protocol):
+class Asked(Batchable, Protocol):
     """Sequences turned into questions: what `Encoded` is for labels, with any kind of targets."""
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Tokens of each sequence. [N]"""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -45,9 +42,6 @@ class Asked(Protocol):
     @property
     def counts(self) -> dict[str, int]:
         """The number of targets of each kind, over all sequences."""
-
-    def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """Inputs and targets of some sequences as padded tensors."""
 
 
 class Objective(ABC):

@@ -74,6 +74,12 @@ class RunFolder:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def seed_runs(name: str) -> list[str]:
+    """The run folders of each seed if `name` holds several; else just `name`."""
+    children = sorted(Path(name).glob("seed-*/recipe.yaml"), key=lambda path: (len(path.parent.name), path.parent.name))
+    return [str(path.parent) for path in children] or [name]
+
+
 def open_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overwrite: bool) -> RunFolder:
     """Make the folder, or take it up again if it holds a run of the same recipe.
 

@@ -30,3 +30,8 @@ def forget_after(path: Path, step: int) -> None:
         aside = path.with_suffix(".tmp")
         aside.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
         aside.replace(path)
+
+
+def is_better_lower(score: str) -> bool:
+    """Whether less of a score is better."""
+    return score.endswith(("loss", "perplexity"))

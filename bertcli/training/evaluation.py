@@ -57,10 +57,7 @@ def compute_logits(
                 logits = logits[inputs["attention_mask"].bool()]
             parts.append((items, logits.cpu().numpy()))
             on_batch(len(items))
-    total = loss.item()
-    if accelerator.num_processes > 1:
-        parts, total = gather_object(parts), sum(gather_object([total]))
-    return _in_order(encoded, parts, per_token), total
+    return _in_order(encoded, gather_object(parts), per_token), sum(gather_object([loss.item()]))
 
 
 def _in_order(encoded: Encoded, parts: list[tuple[np.ndarray, np.ndarray]], per_token: bool) -> np.ndarray:
