@@ -287,6 +287,7 @@ def _spread(processes: int) -> None:
 def main() -> None:
     """The console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch on a CPU: large pages, far fewer of them to map
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are noise beside the one message that follows
     app()
 

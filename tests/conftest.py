@@ -59,7 +59,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bertcli.models.build import save_model
     from bertcli.models.tokenizers import train_tokenizer
 
-    tokenizer = train_tokenizer(TEXTS, 128)
+    tokenizer = train_tokenizer(lambda: TEXTS, 128)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def _tokenizer(recipe: Recipe, task: Task, train: Dataset, mirror: Path | None) 
     name = recipe.model.tokenizer or recipe.model.name
     if name is not None:
         return build.load_tokenizer(name, mirror, for_words=task.head == "token_classification")
-    return train_tokenizer(_texts(task, train), recipe.model.vocabulary_size)
+    return train_tokenizer(partial(_texts, task, train), recipe.model.vocabulary_size)
 
 
 def _texts(task: Task, rows: Dataset) -> Iterator[str]:

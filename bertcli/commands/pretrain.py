@@ -23,6 +23,7 @@ from bertcli.errors import ModelError
 from bertcli.heads.objective import Asked
 from bertcli.models import build
 from bertcli.models.architecture import build_from_config
+from bertcli.models.padding_free import speed_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
@@ -31,7 +32,7 @@ from bertcli.runs.card import write_pretraining_card
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import check_run_folder
 from bertcli.runs.history import is_better_lower
-from bertcli.training.devices import build_accelerator, width_multiple
+from bertcli.training.devices import build_accelerator, on_device, width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
 
@@ -89,11 +90,10 @@ def score_held_out(
         raise ModelError(f"{run} holds the discriminator alone, which cannot be scored without its generator")
     recipe = recipe.model_copy(update={"hardware": hardware or recipe.hardware})
     accelerator = build_accelerator(recipe.hardware)
-    model = build.load_model(run, mirror, prepared.objective.model_class, {})
+    module = prepared.objective.build(build.load_model(run, mirror, prepared.objective.model_class, {}))
+    speed_up(module, accelerator.device)
     plan, stages = plan_stages(recipe, prepared)
-    scores = PretrainJob(prepared, plan, stages).score(
-        accelerator, accelerator.prepare_model(prepared.objective.build(model))
-    )
+    scores = PretrainJob(prepared, plan, stages).score(accelerator, accelerator.prepare_model(module))
     sequences = len(prepared.held_out)
     return {
         "objective": recipe.objective.kind,
@@ -184,10 +184,7 @@ class PretrainJob(Job):
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(HELD_OUT_SALT)
             for items in batches[accelerator.process_index :: accelerator.num_processes]:
-                inputs = {
-                    name: tensor.to(accelerator.device)
-                    for name, tensor in asked.batch(items, width_multiple(accelerator)).items()
-                }
+                inputs = on_device(asked.batch(items, width_multiple(accelerator)), model, accelerator.device)
                 targets = {name: inputs.pop(name) for name in asked.counts if name in inputs}
                 for name, pair in objective.measure(model(**inputs), targets).items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair)

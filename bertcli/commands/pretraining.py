@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +119,7 @@ def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) ->
         wanted = -(-section.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         sentinels = recipe.objective.kind == "span_corruption"
         tokenizer = train_tokenizer(
-            _sample(recipe, mirror), wanted, section.kind, lowercase=section.lowercase, sentinels=sentinels
+            partial(_sample, recipe, mirror), wanted, section.kind, lowercase=section.lowercase, sentinels=sentinels
         )
         if len(tokenizer) < wanted:
             console.warn(f"the corpus gave {len(tokenizer)} vocabulary entries, fewer than the {wanted} asked for")

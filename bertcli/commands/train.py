@@ -13,6 +13,7 @@ from bertcli.commands.disk import bytes_of_run, telling_of_full_disk
 from bertcli.commands.job import Job
 from bertcli.errors import Interrupted, TrainingError
 from bertcli.models.build import load_weights, save_model
+from bertcli.models.padding_free import speed_up
 from bertcli.runs.checkpoint import (
     Progress,
     list_checkpoints,
@@ -67,6 +68,7 @@ class _Run:
             console.warn("this CPU has no bf16 instructions; hardware.precision=fp32 is far faster here")
         set_seed(self.seed)
         self.module = job.build_model()
+        speed_up(self.module, self.accelerator.device)
         training = recipe.training
         optimizer = build_optimizer(
             self.module,

@@ -18,6 +18,7 @@ from bertcli.errors import DataError, ModelError, RecipeError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.head import Head
 from bertcli.models import build
+from bertcli.models.padding_free import speed_up
 from bertcli.recipe.load import load_any_recipe, load_recipe
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
@@ -75,6 +76,7 @@ def open_trained(name: str, mirror: Path | None, hardware: HardwareSection | Non
     data = recipe.data if recipe else DataSection()
     accelerator = build_accelerator(hardware)
     model = build.load_model(name, mirror, HEADS[kind].model_class, {})
+    speed_up(model, accelerator.device)
     return Trained(
         name=name,
         recipe=recipe,

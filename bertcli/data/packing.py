@@ -70,7 +70,7 @@ class Packed:
         return self.sequences.num_targets
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """The rows `items` as padded tensors [B, S] and a mask [B, 1, S, S] of who may see whom."""
+        """The rows `items` as padded tensors [B, S]; their mask numbers a row's sequences from 1, padding is 0."""
         import torch
 
         encoded = self.sequences
@@ -79,10 +79,10 @@ class Packed:
         ids = np.full(shape, encoded.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
         types, positions = np.zeros(shape, dtype=np.int64), np.full(shape, self.first_position, dtype=np.int64)
-        owner = np.full(shape, -1)  # the sequence a place belongs to
+        numbers = np.zeros(shape, dtype=np.int64)
         for place, item in enumerate(items):
             at = 0
-            for sequence in self.rows[item]:
+            for number, sequence in enumerate(self.rows[item], start=1):
                 start, end = encoded.offsets[sequence : sequence + 2]
                 here = slice(at, at + int(end - start))
                 ids[place, here] = encoded.input_ids[start:end]
@@ -91,10 +91,9 @@ class Packed:
                 if encoded.token_type_ids is not None:
                     types[place, here] = encoded.token_type_ids[start:end]
                 positions[place, here] += np.arange(end - start)
-                owner[place, here] = sequence
+                numbers[place, here] = number
                 at = here.stop
-        sees = owner[:, :, None] == owner[:, None, :]  # padding sees padding: a row that sees nothing has no softmax
-        arrays = {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": sees[:, None]}
+        arrays = {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": numbers}
         if encoded.token_type_ids is not None:
             arrays["token_type_ids"] = types
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

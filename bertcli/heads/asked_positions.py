@@ -17,15 +17,20 @@ class AskedPositions(torch.nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        # A pooler reads first tokens too, so the last layer then has to answer for all.
+        self.reading = "all" if getattr(model.base_model, "pooler", None) else "asked"
         self._asked: torch.Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._choose)
 
     def _choose(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        assert self._asked is not None, "the model is to be called through its wrapper"
-        return (inputs[0][self._asked], *inputs[1:])
+        hidden = inputs[0]
+        return (hidden.flatten(0, 1) if self._asked is None else hidden[self._asked], *inputs[1:])
 
-    def forward(self, asked: torch.Tensor, **inputs: torch.Tensor) -> Any:
-        """The model's output for `inputs`, its token logits where `asked` [B, S] is true."""
+    def forward(self, asked: torch.Tensor | None = None, **inputs: Any) -> Any:
+        """The model's output for `inputs`, its token logits where `asked` [B, S] is true.
+
+        Without `asked`, they are those of all tokens that reach the head: of a padding-free model only the asked ones.
+        """
         self._asked = asked
         try:
             return self.model(**inputs)

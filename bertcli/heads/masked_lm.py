@@ -13,7 +13,7 @@ from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences
 from bertcli.data.masking import Replacement, choose, replace
 from bertcli.data.packing import Packed
 from bertcli.errors import ModelError
-from bertcli.heads.objective import Objective, Text, asked_labels, measure_tokens, random_token_ids
+from bertcli.heads.objective import Objective, Text, measure_tokens, random_token_ids
 from bertcli.recipe.pretrain import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ class MaskedLM(Objective):
         """Cross-entropy of the masked tokens, plus that of the pairs."""
         from torch.nn import functional
 
-        logits, labels = asked_labels(_token_logits(outputs), targets["labels"])
-        loss = functional.cross_entropy(logits, labels, reduction="sum") / counts["labels"]
+        logits = _token_logits(outputs).float()
+        loss = functional.cross_entropy(logits, targets["labels"], reduction="sum") / counts["labels"]
         if PAIR_TARGET in targets:
             pair_logits = outputs.seq_relationship_logits.float()
             pairs = functional.cross_entropy(pair_logits, targets[PAIR_TARGET], reduction="sum")
@@ -103,7 +103,7 @@ class MaskedLM(Objective):
 
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy on masked tokens, accuracy on pairs."""
-        scores = measure_tokens(*asked_labels(_token_logits(outputs), targets["labels"]))
+        scores = measure_tokens(_token_logits(outputs), targets["labels"])
         if PAIR_TARGET in targets:
             hits = outputs.seq_relationship_logits.argmax(-1) == targets[PAIR_TARGET]
             scores["pair_accuracy"] = (float(hits.sum()), len(hits))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from bertcli.data.encoding import IGNORED_LABEL, Frame, frame_of
+from bertcli.data.encoding import Frame, frame_of
 from bertcli.data.loaders import Batchable
 from bertcli.recipe.pretrain import ObjectiveSection
 
@@ -98,24 +98,18 @@ class TokenObjective(Objective):
         """Cross-entropy of the asked tokens."""
         from torch.nn import functional
 
-        logits, labels = asked_labels(outputs.logits, targets["labels"])
-        return functional.cross_entropy(logits, labels, reduction="sum") / counts["labels"]
+        return functional.cross_entropy(outputs.logits.float(), targets["labels"], reduction="sum") / counts["labels"]
 
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy on the asked tokens."""
-        return measure_tokens(*asked_labels(outputs.logits, targets["labels"]))
-
-
-def asked_labels(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits [M, V] of the asked tokens, in fp32, and their labels [M] out of those of all tokens [B, S]."""
-    return logits.float(), labels[labels != IGNORED_LABEL]
+        return measure_tokens(outputs.logits, targets["labels"])
 
 
 def measure_tokens(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, tuple[float, int]]:
-    """Sums of loss and hits over the asked tokens."""
+    """Sums of loss and hits over the M asked tokens: logits [M, V], labels [M]."""
     from torch.nn import functional
 
-    loss = functional.cross_entropy(logits, labels, reduction="sum")
+    loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
     return {
         "loss": (float(loss), len(labels)),
         "accuracy": (float((logits.argmax(-1) == labels).sum()), len(labels)),

@@ -13,7 +13,7 @@ import numpy as np
 from bertcli.data.encoding import Encoded
 from bertcli.errors import ModelError
 from bertcli.heads.masked_lm import MaskedLM, MaskedSequences, frame_texts, mask_texts
-from bertcli.heads.objective import Text, asked_labels, measure_tokens
+from bertcli.heads.objective import Text, measure_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class ReplacedTokens(MaskedLM):
         losses = self._judged(outputs)
         real = outputs.attention_mask.bool()
         hits = ((outputs.discriminator_logits > 0) == outputs.replaced)[real]
-        generator = measure_tokens(*asked_labels(outputs.logits, targets["labels"]))
+        generator = measure_tokens(outputs.logits, targets["labels"])
         return {
             "loss": (float(losses.sum()), len(losses)),
             "accuracy": (float(hits.sum()), len(hits)),

@@ -1,11 +1,13 @@
 """Vocabularies learned from text: WordPiece (BERT), byte-level BPE (RoBERTa, GPT-2), Unigram (SentencePiece).
 
-Texts are streamed; what is kept in memory are the counts of their distinct words.
+Texts are streamed; what is kept in memory are the counts of their distinct words. The same texts always give the same
+vocabulary and the same numbers in it; the tokenizers library alone sees to that for BPE only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from bertcli.errors import DataError
@@ -31,16 +33,17 @@ NUM_SENTINELS = 100  # marks of lost spans, as T5's
 
 
 def train_tokenizer(
-    texts: Iterable[str],
+    texts: Callable[[], Iterable[str]],
     vocabulary_size: int,
     kind: TokenizerKind = "wordpiece",
     *,
     lowercase: bool = True,
     sentinels: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """A fast tokenizer learned from `texts`.
+    """A fast tokenizer learned from texts.
 
     Args:
+        texts: gives them all, anew each time.
         vocabulary_size: entries at most, special tokens included; a small corpus gives fewer.
         lowercase: ignore case and accents (not with `bpe`, which keeps every byte).
         sentinels: add T5's marks of lost spans, `<extra_id_0>` ….
@@ -53,11 +56,14 @@ def train_tokenizer(
     extra = [f"<extra_id_{number}>" for number in range(NUM_SENTINELS)] if sentinels else []
     learner = _learner(kind, lowercase)
     try:
-        learner.train_from_iterator(texts, trainer=_trainer(kind, vocabulary_size - len(extra), names))
+        alphabet = _alphabet(texts(), learner) if kind == "wordpiece" else []
+        trainer = _trainer(kind, vocabulary_size - len(extra), names, alphabet)
+        learner.train_from_iterator(texts(), trainer=trainer)
     except Exception as error:  # what the Rust library raises has no type of its own
         raise DataError(f"cannot learn a {kind} vocabulary of {vocabulary_size} entries ({error})") from error
     if learner.get_vocab_size() <= len(names) + 1:  # Unigram keeps the mark of a space in any case
         raise DataError("cannot learn a vocabulary: the corpus holds no words")
+    learner = _in_order(kind, learner, names, lowercase)
     learner.post_processor = _frame(kind, learner)
     return _wrapped(kind, learner, special, extra)
 
@@ -84,15 +90,46 @@ def _learner(kind: TokenizerKind, lowercase: bool) -> tokenizers.Tokenizer:
     return learner
 
 
-def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str]) -> Any:
+def _alphabet(texts: Iterable[str], learner: tokenizers.Tokenizer) -> list[str]:
+    """All characters of the texts as the learner's normalizer leaves them."""
+    found: set[str] = set()
+    for text in texts:
+        found.update(text)
+    return sorted(set("".join(learner.normalizer.normalize_str("".join(sorted(found))).split())))
+
+
+def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str], alphabet: list[str]) -> Any:
+    """Ties between pairs go by the numbers of their parts, so WordPiece's `##a` … are numbered before it starts."""
     from tokenizers import pre_tokenizers, trainers
 
-    shared: dict[str, Any] = {"vocab_size": vocabulary_size, "special_tokens": special, "show_progress": False}
+    numbered = special + [f"##{character}" for character in alphabet]
+    shared: dict[str, Any] = {"vocab_size": vocabulary_size, "special_tokens": numbered, "show_progress": False}
     if kind == "bpe":
         return trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **shared)
     if kind == "wordpiece":
-        return trainers.WordPieceTrainer(min_frequency=1, **shared)
+        return trainers.WordPieceTrainer(min_frequency=1, initial_alphabet=alphabet, **shared)
     return trainers.UnigramTrainer(unk_token=BERT_TOKENS["unk_token"], **shared)
+
+
+def _in_order(
+    kind: TokenizerKind, learned: tokenizers.Tokenizer, special: list[str], lowercase: bool
+) -> tokenizers.Tokenizer:
+    """The same vocabulary without the marks of the training, and without the chance in Unigram's numbers."""
+    from tokenizers import AddedToken, models
+
+    if kind == "bpe":
+        return learned
+    ordered = _learner(kind, lowercase)
+    if kind == "wordpiece":
+        ordered.model = models.WordPiece(learned.get_vocab(with_added_tokens=False), unk_token=BERT_TOKENS["unk_token"])
+    else:
+        # Scores are sums of floats in the order of the day: their last digits and the order by them are chance.
+        scores = {text: round(score, 6) for text, score in json.loads(learned.to_str())["model"]["vocab"]}
+        own = sorted(entry for entry in scores.items() if entry[0] not in special)
+        entries = [*((name, 0.0) for name in special), *own]
+        ordered.model = models.Unigram(entries, special.index(BERT_TOKENS["unk_token"]))
+    ordered.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return ordered
 
 
 def _frame(kind: TokenizerKind, learner: tokenizers.Tokenizer) -> Any:

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import token_budget_batches
+from bertcli.training.devices import on_device
 
 
 def compute_logits(
@@ -44,10 +45,7 @@ def compute_logits(
     loss = torch.zeros((), dtype=torch.float64)
     with torch.inference_mode():
         for items in own:
-            inputs = {
-                name: tensor.to(accelerator.device, non_blocking=True)
-                for name, tensor in encoded.batch(items, multiple_of).items()
-            }
+            inputs = on_device(encoded.batch(items, multiple_of), model, accelerator.device)
             labels = inputs.pop("labels", None)
             outputs = model(**inputs)
             logits = logits_of(outputs).float()

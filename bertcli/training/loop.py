@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from torch.nn.utils import get_total_norm
 
 from bertcli.data.loaders import GlobalBatch
+from bertcli.training.devices import on_device
 
 Targets = dict[str, torch.Tensor]
 Loss = Callable[[Any, Targets, dict[str, int]], torch.Tensor]
@@ -60,11 +62,15 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _accumulate(accelerator, model, batch, loss_of)
-        norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+        limit = max_grad_norm or float("inf")
         if accelerator.scaler is None:
+            norm = get_total_norm([part.grad for part in model.parameters() if part.grad is not None])
             skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
-            optimizer.optimizer.found_inf = skipped  # fused AdamW looks at it on the device
+            # Fused AdamW looks at both on the device, and divides as it reads: clipping costs no pass of its own.
+            optimizer.optimizer.found_inf = skipped
+            optimizer.optimizer.grad_scale = (norm / limit).clamp(min=1.0)
         else:  # fp16's scaler leaves such steps out by itself, and is meant to overflow now and then
+            norm = accelerator.clip_grad_norm_(model.parameters(), limit)
             skipped = (~torch.isfinite(loss)).float()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -77,7 +83,7 @@ def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalB
     total = torch.zeros((), device=accelerator.device)
     last = len(batch.micro_batches) - 1
     for at, micro in enumerate(batch.micro_batches):
-        inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in micro.items()}
+        inputs = on_device(micro, model, accelerator.device)
         targets = {name: inputs.pop(name) for name in batch.num_targets if name in inputs}
         with nullcontext() if at == last else accelerator.no_sync(model):
             loss = loss_of(model(**inputs), targets, batch.num_targets) * (not batch.stands_in)

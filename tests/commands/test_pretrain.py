@@ -25,6 +25,7 @@ from bertcli.models.build import first_position, load_tokenizer
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
 from bertcli.recipe.pretrain import ArchitectureSection
 from bertcli.runs.console import Console
+from bertcli.training.devices import on_device
 
 QUIET = Console(quiet=True)
 SMALL = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}"
@@ -200,11 +201,11 @@ def test_a_packed_batch_has_the_loss_of_each_document_alone(family: str) -> None
 
     def losses(asked: Any, items: np.ndarray) -> list[list[float]]:
         """The loss of each asked token of each row."""
-        batch = asked.batch(items)
-        labels = batch.pop("labels")
-        del batch["asked"]
+        batch = on_device(asked.batch(items), model, torch.device("cpu"))
+        del batch["labels"], batch["asked"]
         with torch.inference_mode():
             logits = model(**batch).logits
+        labels = asked.batch(items)["labels"]
         values = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         return [values.view(labels.shape)[row][labels[row] != -100].tolist() for row in range(len(items))]
 
@@ -310,7 +311,7 @@ def test_what_does_not_fit_is_said_in_one_message(sections: dict[str, str], erro
 def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
     from bertcli.models.tokenizers import train_tokenizer
 
-    tokenizer = train_tokenizer(sample_documents(20), 400, "bpe")
+    tokenizer = train_tokenizer(lambda: sample_documents(20), 400, "bpe")
     tokenizer.mask_token = None
     tokenizer.save_pretrained("plain")
     with pytest.raises(ModelError, match="no mask token"):

@@ -18,11 +18,12 @@ from bertcli.heads.objective import Text
 from bertcli.heads.span_corruption import SpanCorruption, corrupt, lose_spans
 from bertcli.models.tokenizers import train_tokenizer
 from bertcli.recipe.pretrain import ObjectiveSection
+from bertcli.training.devices import on_device
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return train_tokenizer(sample_documents(100), 500, sentinels=True)
+    return train_tokenizer(lambda: sample_documents(100), 500, sentinels=True)
 
 
 def texts_of(tokenizer: PreTrainedTokenizerBase, number: int = 50) -> list[Text]:
@@ -110,8 +111,10 @@ def test_the_loss_and_gradient_are_those_of_the_whole_head(tokenizer: PreTrained
     whole.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    targets = {name: batch.pop(name) for name in asked.counts}
-    loss = objective.loss(objective.build(model)(**batch), targets, asked.counts)
+    asking = objective.build(model)
+    sent = on_device(batch, asking, torch.device("cpu"))
+    targets = {name: sent.pop(name) for name in asked.counts}
+    loss = objective.loss(asking(**sent), targets, asked.counts)
     loss.backward()
     assert loss.item() == pytest.approx(whole.item(), abs=1e-5)
     for name, parameter in model.named_parameters():

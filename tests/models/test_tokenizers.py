@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ TEXT = "anna saw the otter . but the soup was not bad ."
 
 
 def learned(kind: TokenizerKind, size: int = 600, **options: bool) -> PreTrainedTokenizerBase:
-    return train_tokenizer(sample_documents(200), size, kind, **options)
+    return train_tokenizer(lambda: sample_documents(200), size, kind, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,4 +80,24 @@ def test_sentinels_are_single_tokens(kind: TokenizerKind) -> None:
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
 def test_a_corpus_without_words_is_refused(kind: TokenizerKind) -> None:
     with pytest.raises(DataError, match="cannot learn"):
-        train_tokenizer(["", "  "], 600, kind)
+        train_tokenizer(lambda: ["", "  "], 600, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_process_learns_the_same_numbers(kind: TokenizerKind) -> None:
+    """Words lie in hash tables of another order in each process."""
+    program = (
+        "import json; from bertcli.data.sample import sample_documents; "
+        "from bertcli.models.tokenizers import train_tokenizer; "
+        f"print(json.dumps(train_tokenizer(lambda: sample_documents(50), 300, {kind!r}).get_vocab(), sort_keys=True))"
+    )
+    here = train_tokenizer(lambda: sample_documents(50), 300, kind).get_vocab()
+    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert json.loads(there) == here
+
+
+def test_no_mark_of_the_training_is_special() -> None:
+    tokenizer = learned("wordpiece")
+    assert set(tokenizer.all_special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    assert tokenizer.tokenize("a##a") != ["a", "##a"]
+    assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
