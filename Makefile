@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test test-slow dist clean
+.PHONY: help install demo check format test test-slow bench dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -51,6 +51,9 @@ $(VENV)/.minilm: $(STAMP)
 
 test-slow: $(STAMP) $(VENV)/.minilm  ## the slow tests: a real encoder, and real data where ../shared/mirror is there
 	$(BIN)/pytest -q -m slow --timeout 1200
+
+bench: $(STAMP)  ## this program and its peers side by side, half an hour on a quiet machine
+	$(BIN)/python -m tests.benchmarks
 
 dist: $(STAMP)  ## build the wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

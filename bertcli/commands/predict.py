@@ -17,6 +17,7 @@ from bertcli.commands.fill_mask import MaskFiller, fills_masks
 from bertcli.commands.prepare import recipe_task
 from bertcli.commands.submission import open_new, write_glue, write_squad
 from bertcli.commands.trained import (
+    DATA_OF_BARE_MODELS,
     ROWS_AT_ONCE,
     Trained,
     answer_inputs,
@@ -29,7 +30,7 @@ from bertcli.data.formats import Row
 from bertcli.data.inputs import USUAL_COLUMNS, guess_format, read_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import UsageError, did_you_mean
-from bertcli.recipe.schema import DataSection, HardwareSection
+from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console, harmless
 from bertcli.tasks.task import Task
 
@@ -151,7 +152,7 @@ def predict_features(
         task, values = _fitted(task, values)
     kind = input_format or guess_format(input_path)
     rows = _inputs(task, values, input_path, kind, USUAL_COLUMNS, split, mirror)
-    extractor = Extractor(name, layers, recipe.data if recipe else DataSection(max_length=512), mirror, hardware)
+    extractor = Extractor(name, layers, recipe.data if recipe else DATA_OF_BARE_MODELS, mirror, hardware)
     count = write_features(extractor, rows, task.columns, Path(output), pooling)
     (console or Console()).say(f"vectors of {count} inputs in {output}")
     return count

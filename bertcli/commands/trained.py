@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+DATA_OF_BARE_MODELS = DataSection(max_length=512)  # as far as the model reads
 ROWS_AT_ONCE = 1024  # inputs that are held in memory
 
 
@@ -73,7 +74,7 @@ def open_trained(name: str, mirror: Path | None, hardware: HardwareSection | Non
     task = recipe_task(recipe) if recipe else usual_task(kind)
     hardware = hardware or (recipe.hardware if recipe else HardwareSection())
     tokenizer = build.load_tokenizer(name, mirror, for_words=kind == "token_classification")
-    data = recipe.data if recipe else DataSection()
+    data = recipe.data if recipe else DATA_OF_BARE_MODELS
     accelerator = build_accelerator(hardware)
     model = build.load_model(name, mirror, HEADS[kind].model_class, {})
     speed_up(model, accelerator.device)

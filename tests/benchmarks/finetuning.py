@@ -1,0 +1,178 @@
+"""Fine-tuning steps a second: the loop of `bertcli finetune` against the `Trainer`, at its defaults and at its best."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+from bertcli.data.encoding import Encoded
+from bertcli.data.loaders import training_batches
+from bertcli.models.padding_free import speed_up
+from bertcli.recipe.schema import HardwareSection
+from bertcli.training.devices import build_accelerator
+from bertcli.training.loop import train_steps
+from bertcli.training.optimizer import build_optimizer
+from tests.benchmarks.measure import LARGE_PAGES, Contender, race, training_flops
+
+LAYERS, WIDTH, VOCABULARY, BATCH = 6, 384, 30_522, 32
+WARM_STEPS = 4
+BEST_FLAGS: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
+
+
+def config() -> transformers.BertConfig:
+    """A BERT of the shape of MiniLM-L6-H384, with its usual dropout."""
+    return transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=12,
+        intermediate_size=4 * WIDTH,
+    )
+
+
+def sentences(number: int, seed: int = 0) -> list[int]:
+    """Lengths in tokens as SST-2's training phrases have them: 13 on average, long ones rare."""
+    return np.random.default_rng(seed).gamma(1.45, 7.6, number).clip(1, 64).astype(int).__add__(2).tolist()
+
+
+def passages(number: int, seed: int = 0) -> list[int]:
+    """Lengths as SQuAD's questions with passages have them: 170 on average, cut at 384."""
+    return np.random.default_rng(seed).gamma(6.0, 28.0, number).clip(40, 384).astype(int).tolist()
+
+
+def ids_of(lengths: list[int]) -> list[list[int]]:
+    """Token ids by chance."""
+    random = np.random.default_rng(1)
+    return [random.integers(1000, VOCABULARY, length).tolist() for length in lengths]
+
+
+class Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Called by the `Trainer`."""
+        self.times.append(time.perf_counter())
+
+
+def trainer_rate(
+    model: torch.nn.Module,
+    rows: Dataset,
+    steps: int,
+    collator: Any,
+    *,
+    flags: dict[str, Any],
+    batch: int = BATCH,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> float:
+    """Examples a second of the whole `Trainer` after its first steps."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=batch, max_steps=steps + WARM_STEPS, use_cpu=True, save_strategy="no",
+            report_to=[], disable_tqdm=True, logging_strategy="no", **flags,
+        )  # fmt: skip
+        trainer = Trainer(
+            model, arguments, train_dataset=rows, data_collator=collator, callbacks=[clock], processing_class=tokenizer
+        )
+        trainer.train()
+    return steps * batch / (clock.times[-1] - clock.times[WARM_STEPS - 1])
+
+
+def our_rate(
+    model: torch.nn.Module,
+    batches: Callable[[Accelerator], Iterator[Any]],
+    loss: Callable[..., torch.Tensor],
+    steps: int,
+) -> float:
+    """Examples a second of our loop after its first steps."""
+    accelerator = build_accelerator(HardwareSection(device="cpu", precision="fp32"))
+    speed_up(model, accelerator.device)
+    optimizer = build_optimizer(model, learning_rate=2e-5, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    start, examples = 0.0, 0
+    for record in train_steps(
+        accelerator, model, optimizer, lambda step: 2e-5, batches(accelerator), loss, max_grad_norm=1.0
+    ):
+        if record.step > WARM_STEPS:
+            examples += record.num_examples
+        if record.step == WARM_STEPS:
+            start = time.perf_counter()
+        if record.step == steps + WARM_STEPS:
+            break
+    return examples / (time.perf_counter() - start)
+
+
+def bench(tokenizer: PreTrainedTokenizerBase, rounds: int) -> None:
+    """Classification at SST-2's lengths, question answering at SQuAD's."""
+    for title, lengths, kind, padded_to, steps in (
+        ("fine-tuning, SST-2 lengths, batch 32", sentences(6400), "SequenceClassification", 128, (3, 60)),
+        ("fine-tuning, SQuAD lengths, batch 8", passages(800), "QuestionAnswering", 384, (2, 8)),
+    ):
+        batch = BATCH if kind == "SequenceClassification" else 8
+        _race(tokenizer, title, lengths, kind, padded_to, steps, batch, rounds)
+
+
+def _race(
+    tokenizer: PreTrainedTokenizerBase,
+    title: str,
+    lengths: list[int],
+    kind: str,
+    padded_to: int,
+    steps: tuple[int, int],
+    batch: int,
+    rounds: int,
+) -> None:
+    few, many = steps
+    ids = ids_of(lengths)
+    answers_spans = kind == "QuestionAnswering"
+    labels = np.arange(len(ids)) % 2
+    names = {"start_positions": labels, "end_positions": labels} if answers_spans else {"labels": labels}
+    rows = Dataset.from_dict({"input_ids": ids, **names})
+    to_longest = DataCollatorWithPadding(tokenizer)
+    to_fixed = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=padded_to)
+
+    def fresh() -> torch.nn.Module:
+        torch.manual_seed(0)
+        model: torch.nn.Module = getattr(transformers, f"BertFor{kind}")(config())
+        return model
+
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    flat = np.concatenate([np.asarray(row, dtype=np.int32) for row in ids])
+    given = np.stack((labels, labels), axis=1) if answers_spans else labels
+    encoded = Encoded(flat, None, offsets, np.arange(len(ids)), given, 0)
+
+    def batches(_: Accelerator) -> Iterator[Any]:
+        return training_batches(
+            encoded, global_batch_size=batch, micro_batch_size=batch, seed=0, start_step=0, total_steps=10_000
+        )
+
+    def loss(outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
+        if answers_spans:
+            pairs = zip((outputs.start_logits, outputs.end_logits), targets["labels"].unbind(1), strict=True)
+            total = sum(torch.nn.functional.cross_entropy(logits, at, reduction="sum") for logits, at in pairs)
+            return total / (2 * counts["labels"])
+        return torch.nn.functional.cross_entropy(outputs.logits, targets["labels"], reduction="sum") / counts["labels"]
+
+    def trainer(steps: int, collator: Any, **flags: Any) -> Callable[[], float]:
+        return lambda: trainer_rate(fresh(), rows, steps, collator, flags=flags, batch=batch, tokenizer=tokenizer)
+
+    mean = float(np.mean(lengths))
+    race(title, "examples/s", [
+        Contender(f"Trainer, padded to {padded_to} (the example script's default)", trainer(few, to_fixed)),
+        Contender("Trainer, padded to the longest", trainer(many // 2, to_longest)),
+        Contender("Trainer, best flags: grouped by length, fused AdamW", trainer(many, to_longest, **BEST_FLAGS)),
+        Contender("the same, torch asked for large pages", trainer(many, to_longest, **BEST_FLAGS), LARGE_PAGES),
+        Contender("bertcli", lambda: our_rate(fresh(), batches, loss, many), LARGE_PAGES),
+    ], rounds, training_flops(LAYERS, WIDTH, mean, mean))  # fmt: skip
