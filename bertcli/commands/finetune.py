@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator, PartialState
 
-from bertcli.commands.disk import check_disk
 from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
+from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.train import train
 from bertcli.data.loaders import GlobalBatch, cut_off_tokens, training_batches

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, set_seed
 
-from bertcli.commands.disk import bytes_of_run, telling_of_full_disk
 from bertcli.commands.job import Job
+from bertcli.commands.room import bytes_of_run, telling_of_full_disk, telling_of_full_memory
 from bertcli.errors import Interrupted, TrainingError
 from bertcli.models.build import load_weights, save_model
 from bertcli.models.padding_free import speed_up
@@ -42,14 +42,15 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
 
     Raises:
         Interrupted: a signal came; the run is saved and the same command goes on with it.
-        TrainingError: a gradient is no number, and the recipe says to stop; the last good checkpoint is kept.
+        TrainingError: a gradient is no number, and the recipe says to stop, or memory does not hold a step; the last
+            good checkpoint is kept.
         RunFolderError: the disk is full, or a checkpoint is damaged.
     """
     if folder.results.is_file():
         console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
         return json.loads(folder.results.read_text("utf-8"))
     run = _Run(job, folder, console)
-    with telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters)):
+    with telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters)), telling_of_full_memory():
         run.go_on()
         return run.finish()
 
@@ -117,6 +118,8 @@ class _Run:
             self.job.loss,
             max_grad_norm=self.recipe.training.max_grad_norm,
             start_step=progress.step,
+            micro_batch_size=progress.micro_batch_size,
+            may_divide=self.recipe.hardware.micro_batch_size == "auto" and self.accelerator.num_processes == 1,
         )
         window = Window(self.accelerator.device, progress.window if self.is_first else None)
         with stop_on_signals() as stop, self.console.display("step", plan.total_steps) as display:
@@ -124,6 +127,10 @@ class _Run:
             for record in steps:
                 window.add(record)
                 progress.step = record.step
+                if record.micro_batch_size != progress.micro_batch_size:
+                    progress.micro_batch_size = record.micro_batch_size
+                    words = f"memory holds {record.micro_batch_size} examples at once; the global batch stays as it is"
+                    self.console.say(f"step {record.step}: {words}")
                 is_last = self.clock.share(record.step) >= 1
                 stopped_by = self._agreed(stop, record.step)
                 evaluates = is_last or record.step % plan.eval_every_steps == 0

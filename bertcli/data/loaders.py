@@ -6,7 +6,7 @@ Training order is a function of (seed, epoch) alone, so a resumed run finds its 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -41,6 +41,14 @@ class GlobalBatch:
     num_tokens: int  # real tokens of this process
     num_padded_tokens: int  # tokens computed by this process, padding included
     stands_in: bool = False  # of a process that no item is left for: it computes another's, whose loss counts nothing
+
+    def divided(self, most: int) -> GlobalBatch:
+        """The same with at most `most` items in a micro-batch."""
+        parts: list[dict[str, torch.Tensor]] = []
+        for micro in self.micro_batches:
+            rows = len(micro["input_ids"])
+            parts += [{name: part[at : at + most] for name, part in micro.items()} for at in range(0, rows, most)]
+        return replace(self, micro_batches=parts)
 
 
 def length_grouped_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

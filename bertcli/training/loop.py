@@ -32,6 +32,7 @@ class StepRecord:
     num_examples: int
     num_tokens: int
     num_padded_tokens: int
+    micro_batch_size: int | None = None  # items at once, if memory did not hold as many as the batches came with
 
 
 def train_steps(
@@ -44,6 +45,8 @@ def train_steps(
     *,
     max_grad_norm: float | None,
     start_step: int = 0,
+    micro_batch_size: int | None = None,
+    may_divide: bool = False,
 ) -> Iterator[StepRecord]:
     """Make one optimiser step for each global batch and say what it did.
 
@@ -55,13 +58,29 @@ def train_steps(
         rate_at: learning rate of the optimiser step with the given number (from 0).
         max_grad_norm: clip the gradient to this norm; None: no clipping.
         start_step: steps already made.
+        micro_batch_size: items at once at most; None: as the batches come.
+        may_divide: whether micro-batches are halved, from then on, when memory does not hold them.
+
+    Raises:
+        torch.OutOfMemoryError: memory does not hold what may not be divided further.
     """
     for step, batch in enumerate(batches, start=start_step):
         model.train()
         rate = rate_at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _accumulate(accelerator, model, batch, loss_of)
+        while True:
+            try:
+                fitting = batch if micro_batch_size is None else batch.divided(micro_batch_size)
+                loss = _accumulate(accelerator, model, fitting, loss_of)
+                break
+            except torch.OutOfMemoryError:
+                rows = max(len(micro["input_ids"]) for micro in fitting.micro_batches)
+                if not may_divide or rows == 1:
+                    raise
+                micro_batch_size = rows // 2
+            optimizer.zero_grad(set_to_none=True)  # of the part that fitted; outside, where nothing holds the rest
+            torch.cuda.empty_cache()
         limit = max_grad_norm or float("inf")
         if accelerator.scaler is None:
             norm = get_total_norm([part.grad for part in model.parameters() if part.grad is not None])
@@ -75,7 +94,7 @@ def train_steps(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         counts = batch.num_examples, batch.num_tokens, batch.num_padded_tokens
-        yield StepRecord(step + 1, loss, norm, rate, skipped, *counts)
+        yield StepRecord(step + 1, loss, norm, rate, skipped, *counts, micro_batch_size)
 
 
 def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalBatch, loss_of: Loss) -> torch.Tensor:

@@ -37,7 +37,12 @@ def encode(encoder: Path, num_rows: int = 29) -> Encoded:
 
 
 def start(
-    encoder: Path, micro_batch_size: int, steps: int = 6, clip: float | None = 1.0, loss: Loss | None = None
+    encoder: Path,
+    micro_batch_size: int,
+    steps: int = 6,
+    clip: float | None = 1.0,
+    loss: Loss | None = None,
+    **options: Any,
 ) -> tuple[Iterator[StepRecord], torch.nn.Module, torch.optim.Optimizer]:
     accelerator = Accelerator(cpu=True)
     model = build(encoder)
@@ -51,7 +56,9 @@ def start(
         start_step=0,
         total_steps=steps,
     )
-    made = train_steps(accelerator, *prepared, lambda step: 1e-3, batches, loss or loss_of(HEAD), max_grad_norm=clip)
+    made = train_steps(
+        accelerator, *prepared, lambda step: 1e-3, batches, loss or loss_of(HEAD), max_grad_norm=clip, **options
+    )
     return made, model, optimizer
 
 
@@ -141,3 +148,29 @@ def test_a_window_averages_its_steps() -> None:
     summary = window.summary(steps_per_epoch=4)
     assert (summary["train/loss"], summary["step"], summary["epoch"]) == (2.0, 2, 0.5)
     assert (window.num_examples, window.num_tokens, window.num_padded_tokens) == (8, 20, 24)
+
+
+def test_what_memory_does_not_hold_is_divided_and_learned_alike(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, model = run(encoder, 13)
+    seen: list[int] = []
+    forward = torch.nn.Embedding.forward
+
+    def small_memory(layer: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        seen.append(len(ids))
+        if len(ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(layer, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", small_memory)
+    made, other, _ = start(encoder, 13, may_divide=True)
+    parts = list(made)
+    assert [record.micro_batch_size for record in parts] == [None] + [3] * (len(parts) - 1)  # the first has 3 rows
+    assert max(seen) == 13
+    assert seen.count(13) == 1  # what did not fit once is not tried again
+    for one, two in zip(whole, parts, strict=True):
+        assert two.loss.item() == pytest.approx(one.loss.item(), abs=1e-6)
+    for name, parameter in model.named_parameters():
+        if not name.endswith("key.bias"):
+            assert torch.allclose(parameter, other.get_parameter(name), atol=2e-5), name
+    with pytest.raises(torch.OutOfMemoryError):
+        list(start(encoder, 13)[0])

@@ -1,4 +1,4 @@
-"""Whether a run has room on its disk, and what to say when it has not."""
+"""Whether a run has room, on its disk and in memory, and what to say when it has not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bertcli.errors import RunFolderError
+from bertcli.errors import RunFolderError, TrainingError
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 
@@ -50,6 +50,20 @@ def telling_of_full_disk(path: Path, needed: int) -> Iterator[None]:
         raise RunFolderError(
             f"the disk under {path} is full: the run needs up to {needed / 1e9:.1f} GB in all, {free / 1e9:.1f} GB are "
             "free. What was saved before is whole; make room, and the same command goes on."
+        ) from error
+
+
+@contextmanager
+def telling_of_full_memory() -> Iterator[None]:
+    """Within the block a device without memory for a step becomes a `TrainingError` with the cure."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "the device's memory does not hold a step. Set hardware.micro_batch_size to fewer examples at once (the "
+            "global batch stays as it is), lower data.max_length or hardware.eval_batch_tokens, or take a smaller model"
         ) from error
 
 
