@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-import traceback
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from bertcli import __version__
-from bertcli.errors import BertcliError, UsageError
+from bertcli.errors import UsageError
+from bertcli.guard import reports_errors
+from bertcli.helpers import add_helpers
 from bertcli.options import (
     Debug,
     Device,
@@ -25,6 +24,7 @@ from bertcli.options import (
     Precision,
     Processes,
     Quiet,
+    RecipeName,
     Run,
     RunOrModel,
     asked_hardware,
@@ -44,37 +44,6 @@ app = typer.Typer(
 )
 
 
-def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a command raises into one message on stderr and an exit code."""
-
-    @functools.wraps(command)
-    def guarded(*args: Any, **options: Any) -> None:
-        try:
-            command(*args, **options)
-        except (KeyboardInterrupt, Exception) as error:
-            if isinstance(error, typer.Exit):
-                raise
-            if options.get("debug"):
-                traceback.print_exc()
-            from bertcli.runs.console import harmless
-
-            message, code = _explain(error)
-            who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-            print(f"{who}{harmless(message)}", file=sys.stderr)
-            raise typer.Exit(code) from None
-
-    return guarded
-
-
-def _explain(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, BertcliError):
-        return f"error: {error}", error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped", 130
-    words = str(error).strip().splitlines()
-    return f"error: unexpected {type(error).__name__}: {words[0] if words else ''} (--debug shows where)", 1
-
-
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -85,7 +54,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 @reports_errors
 def finetune(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`glue/sst2`) or a YAML file.", metavar="RECIPE")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     run: Run = None,
     mirror: Mirror = None,
@@ -126,7 +95,7 @@ def finetune(
 @app.command()
 @reports_errors
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`pretrain/tiny`) or a YAML file.", metavar="RECIPE")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     run: Run = None,
     mirror: Mirror = None,
@@ -257,23 +226,7 @@ def predict(
     run_predict(model, values, output, format_name, as_zip=as_zip, top_k=top_k, **asked)
 
 
-@app.command()
-@reports_errors
-def report(
-    runs: Annotated[list[str], typer.Argument(help="Run folders.", metavar="RUN…")],
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Show runs side by side: how good, from how many examples, how soon.
-
-    Example: `bertcli report runs/first runs/second`
-    """
-    from bertcli.commands.report import report as compare
-    from bertcli.commands.report import report_table
-    from bertcli.runs.console import print_result
-
-    found = compare(runs)
-    print_result(json.dumps(found, ensure_ascii=False) if as_json else report_table(found))
+add_helpers(app)
 
 
 def _spread(processes: int) -> None:

@@ -12,6 +12,19 @@ from bertcli.errors import UsageError
 if TYPE_CHECKING:
     from bertcli.recipe.schema import HardwareSection
 
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from bertcli.recipe.catalogue import complete_recipe
+
+    return complete_recipe(incomplete)
+
+
+def _complete_key(incomplete: str) -> list[str]:
+    from bertcli.recipe.catalogue import complete_key
+
+    return complete_key(incomplete)
+
+
 Mirror = Annotated[
     Path | None,
     typer.Option(envvar="BERTCLI_MIRROR", help="Folder with datasets/… and models/…, looked in before the hub."),
@@ -20,7 +33,18 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors o
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Recipe keys, such as `training.epochs=2`.", metavar="[KEY=VALUE]…")
+    list[str] | None,
+    typer.Argument(
+        help="Recipe keys, such as `training.epochs=2`.", metavar="[KEY=VALUE]…", autocompletion=_complete_key
+    ),
+]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped recipe (`bertcli recipes list`) or a YAML file.",
+        metavar="RECIPE",
+        autocompletion=_complete_recipe,
+    ),
 ]
 Run = Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")]

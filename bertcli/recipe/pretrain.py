@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, Strict, field_validator, model_validator
 
 from bertcli.recipe.schema import EvaluationSection, HardwareSection, OptimizationSection, Size
-from bertcli.tasks.task import Names, Section
+from bertcli.tasks.task import Paths, Section
 
 MaskingUnit = Literal["tokens", "words", "spans"]
 ObjectiveKind = Literal["masked_lm", "replaced_tokens", "causal_lm", "span_corruption"]
@@ -18,7 +18,7 @@ TokenizerKind = Literal["wordpiece", "bpe", "unigram"]
 class Source(Section):
     """One source of documents: files, or a data set."""
 
-    files: Names = Field((), description="text, JSON Lines or Parquet files, also .gz and .zst; `*` and `**` match")
+    files: Paths = Field((), description="text, JSON Lines or Parquet files, also .gz and .zst; `*` and `**` match")
     dataset: str | None = Field(None, description="hub name or folder in its layout, or `sample` (embedded)")
     config: str | None = Field(None, description="configuration (subset) of the data set")
     split: str = Field("train", description="split of the data set")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, Strict, field_validator, model_validator
+from pydantic import Field, Strict, WithJsonSchema, field_validator, model_validator
 
 from bertcli.tasks.task import Section, Task
 
 Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
 LongInputs = Literal["keep_head", "keep_tail", "keep_head_and_tail", "windows"]
-Seeds = Annotated[tuple[int, ...], Strict(False), Field(min_length=1)]
+ONE_OR_MORE = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
+Seeds = Annotated[tuple[int, ...], Strict(False), Field(min_length=1), WithJsonSchema(ONE_OR_MORE)]
 
 
 class ModelSection(Section):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, WithJsonSchema, model_validator
 
 Names = Annotated[tuple[str, ...], Strict(False)]
+A_PATH_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Paths = Annotated[tuple[str, ...], Strict(False), WithJsonSchema(A_PATH_OR_MORE)]
 Problem = Literal["single_label", "multi_label", "regression"]
 HeadName = Literal["text_classification", "token_classification", "question_answering", "multiple_choice"]
 USUAL_METRICS = {  # kind of answer → what to compute if the row names nothing
@@ -29,9 +31,9 @@ class Section(BaseModel):
 class Files(Section):
     """Files of a person's own: CSV, TSV, JSON Lines or Parquet, by their endings (one path or a list a split)."""
 
-    train: Names = Field((), description="files to learn from")
-    validation: Names = Field((), description="files to choose the best checkpoint by")
-    test: Names = Field((), description="files to score at the end, with `bertcli eval --split test`")
+    train: Paths = Field((), description="files to learn from")
+    validation: Paths = Field((), description="files to choose the best checkpoint by")
+    test: Paths = Field((), description="files to score at the end, with `bertcli eval --split test`")
 
     @model_validator(mode="before")
     @classmethod

@@ -15,10 +15,10 @@ import transformers
 from bertcli.data.sample import sample_documents
 from bertcli.models.tokenizers import train_tokenizer
 from bertcli.options import checked_mirror
-from tests.benchmarks import finetuning, prediction, preparing, pretraining
+from tests.benchmarks import curves, finetuning, prediction, preparing, pretraining
 from tests.benchmarks.measure import apart
 
-TOPICS = ("finetuning", "pretraining", "prediction", "preparing")
+TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves")
 
 
 def main() -> None:
@@ -43,6 +43,8 @@ def main() -> None:
         prediction.bench(tokenizer, given.rounds)
     if "preparing" in given.topics:
         preparing.bench(tokenizer, given.rounds)
+    if "curves" in given.topics:
+        curves.bench(given.rounds)
 
 
 if __name__ == "__main__":

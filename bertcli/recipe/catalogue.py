@@ -1,0 +1,158 @@
+"""Recipes as things to look at: listed, resolved, checked, compared, copied, and as a JSON schema for editors."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from bertcli.errors import RecipeError, UsageError
+from bertcli.recipe.load import dump_recipe, find_recipe, load_pretrain_recipe, load_recipe, read_chain, shipped_recipes
+from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.schema import Recipe
+from bertcli.recipe.suite import Suite, SuiteKeys, load_suite
+
+END_OF_SENTENCE = re.compile(r"(?<! al)\. (?=[A-Z])")
+SCHEMAS: dict[str, type[BaseModel]] = {"finetune": Recipe, "pretrain": PretrainRecipe}
+
+
+def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe | Suite:
+    """The recipe or suite of a shipped name, a file or a run folder, with `key=value` overrides.
+
+    Raises:
+        RecipeError: with every mistake found.
+    """
+    name = recipe_of_run(name_or_path)
+    if "corpus" in read_chain(find_recipe(name), Recipe).values:
+        return load_pretrain_recipe(name, overrides)
+    return load_suite(name, overrides) or load_recipe(name, overrides)
+
+
+def recipe_of_run(name_or_path: str) -> str:
+    """The recipe inside a run folder; anything else as it is."""
+    inside = Path(name_or_path) / "recipe.yaml"
+    return str(inside) if inside.is_file() else name_or_path
+
+
+def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The shipped recipes whose name or header holds all the words: name, verb, what it says of itself."""
+    found = []
+    for name, path in shipped_recipes().items():
+        about = _header(path)
+        if all(word.lower() in f"{name} {about}".lower() for word in words):
+            verb = "pretrain" if name.startswith("pretrain/") else "finetune"
+            found.append({"recipe": name, "verb": verb, "about": END_OF_SENTENCE.split(about)[0].rstrip(".")})
+    return found
+
+
+def show_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> str:
+    """The resolved recipe as YAML; of a suite, one document for each of its recipes."""
+    recipe = load_any(name_or_path, overrides)
+    if not isinstance(recipe, Suite):
+        return dump_recipe(recipe)
+    return "---\n".join(f"# {name}\n{dump_recipe(one)}" for name, one in recipe.recipes.items())
+
+
+def copy_recipe(name: str, target: Path) -> None:
+    """Write a shipped recipe, comments and all, to a new file.
+
+    Raises:
+        UsageError: the file exists.
+    """
+    text = find_recipe(name).read_text("utf-8")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{target} exists; name another file") from None
+
+
+def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, list[str]]:
+    """What is wrong with each recipe; an empty list if it is fine."""
+    problems: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            load_any(name, overrides)
+            problems[name] = []
+        except RecipeError as error:
+            problems[name] = error.problems
+    return problems
+
+
+def compare_recipes(one: str, other: str) -> list[tuple[str, str, str]]:
+    """Each key in which two recipes or runs differ, with both values; a key that one of them lacks is `-` there."""
+    first, second = (dict(_flat(YAML(typ="safe").load(io.StringIO(_single(name))))) for name in (one, other))
+    keys = [*first, *(key for key in second if key not in first)]
+    return [
+        (key, str(first.get(key, "-")), str(second.get(key, "-")))
+        for key in keys
+        if first.get(key, "-") != second.get(key, "-")
+    ]
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """The JSON schema of recipes of a kind, made from the typed recipe; what a file extends need not be repeated.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    if kind not in SCHEMAS:
+        raise UsageError(f"found the kind {kind!r}, expected one of {', '.join(SCHEMAS)}")
+    schema = SCHEMAS[kind].model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "recipe that this one is laid over"}
+    if kind == "finetune":
+        schema["properties"] |= SuiteKeys.model_json_schema()["properties"]
+    schema.pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _single(name: str) -> str:
+    recipe = load_any(name)
+    if isinstance(recipe, Suite):
+        raise UsageError(f"{name} is a suite; name one of its recipes: {', '.join(recipe.recipes)}")
+    return dump_recipe(recipe)
+
+
+def _header(path: Path) -> str:
+    """The words of the comment a recipe begins with, without its commands."""
+    words: list[str] = []
+    for line in path.read_text("utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("#   "):
+            words.append(line.removeprefix("#").strip())
+    return " ".join(words)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots, and their values."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Shipped names for the shell's completion."""
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Recipe keys, each with `=`, for the shell's completion."""
+    return [f"{key}=" for kind in SCHEMAS.values() for key in _keys(kind) if key.startswith(incomplete)]
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, known in section.model_fields.items():
+        inner = known.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _keys(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

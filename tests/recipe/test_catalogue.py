@@ -1,0 +1,120 @@
+"""`bertcli recipes` and `bertcli env`: listed, shown, copied, checked, compared, and a schema that cannot drift."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from bertcli.cli import app
+from bertcli.errors import RecipeError, UsageError
+from bertcli.recipe.catalogue import (
+    check_recipes,
+    compare_recipes,
+    complete_key,
+    complete_recipe,
+    copy_recipe,
+    json_schema,
+    list_recipes,
+    load_any,
+    show_recipe,
+)
+from bertcli.recipe.load import load_recipe, shipped_recipes
+
+
+def schema_problems(text: str, kind: str) -> list[str]:
+    validator = jsonschema.Draft202012Validator(json_schema(kind))
+    return [error.message for error in validator.iter_errors(YAML(typ="safe").load(text))]
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_the_schema_takes_every_shipped_recipe_and_what_it_resolves_to(name: str) -> None:
+    kind = "pretrain" if name.startswith("pretrain/") else "finetune"
+    assert schema_problems(shipped_recipes()[name].read_text("utf-8"), kind) == []
+    for document in show_recipe(name).split("---\n"):
+        assert schema_problems(document, kind) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "training: {epoch: 3}",
+        "training: {epochs: many}",
+        "training: {seed: [one]}",
+        "model: {size: huge}",
+        "data: {max_length: 1}",
+        "hardware: {micro_batch_size: 0}",
+    ],
+)
+def test_the_schema_and_the_typed_recipe_refuse_the_same(text: str) -> None:
+    Path("wrong.yaml").write_text(f"task: glue/sst2\n{text}\n", "utf-8")
+    assert schema_problems(Path("wrong.yaml").read_text("utf-8"), "finetune")
+    with pytest.raises(RecipeError):
+        load_recipe("wrong.yaml")
+
+
+def test_one_seed_and_several_are_right_for_the_schema() -> None:
+    assert schema_problems("training: {seed: 3}", "finetune") == []
+    assert schema_problems("training: {seed: [3, 4]}", "pretrain") == []
+    with pytest.raises(UsageError, match="finetune, pretrain"):
+        json_schema("eval")
+
+
+def test_the_list_names_each_with_a_sentence_and_can_be_narrowed() -> None:
+    listed = list_recipes()
+    assert [recipe["recipe"] for recipe in listed] == list(shipped_recipes())
+    assert all(20 < len(recipe["about"]) < 240 for recipe in listed), listed
+    assert [recipe["recipe"] for recipe in list_recipes(["squad", "1.1"])] == ["squad/v1-by-article", "squad/v1"]
+    assert next(recipe for recipe in listed if recipe["recipe"] == "pretrain/tiny")["verb"] == "pretrain"
+
+
+def test_what_is_shown_loads_to_the_same_recipe() -> None:
+    Path("shown.yaml").write_text(show_recipe("glue/cola", ["training.epochs=1"]), "utf-8")
+    assert load_recipe("shown.yaml") == load_recipe("glue/cola", ["training.epochs=1"])
+
+
+def test_a_copy_keeps_the_comments_and_takes_no_file_s_place() -> None:
+    copy_recipe("glue/cola", Path("new/mine.yaml"))
+    assert Path("new/mine.yaml").read_text("utf-8") == shipped_recipes()["glue/cola"].read_text("utf-8")
+    with pytest.raises(UsageError, match="exists"):
+        copy_recipe("glue/rte", Path("new/mine.yaml"))
+    assert load_any("new/mine.yaml") == load_any("glue/cola")
+
+
+def test_the_check_tells_of_each_recipe_and_the_exit_code_of_all() -> None:
+    Path("wrong.yaml").write_text("task: glue/sst2\ntraining: {epoch: 3}\n", "utf-8")
+    found = check_recipes(["glue/sst2", "wrong.yaml", "pretrain/tiny", "glue"])
+    assert [name for name, problems in found.items() if problems] == ["wrong.yaml"]
+    result = CliRunner().invoke(app, ["recipes", "check", "glue/sst2", "wrong.yaml"])
+    assert result.exit_code == 2
+    assert "glue/sst2: fine" in result.stdout
+    assert "wrong.yaml:2" in result.stderr
+    assert CliRunner().invoke(app, ["recipes", "check", "glue", "training.epochs=x"]).exit_code == 2
+
+
+def test_a_difference_names_key_and_values_also_of_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(show_recipe("glue/sst2", ["training.epochs=7"]), "utf-8")
+    assert compare_recipes("glue/sst2", str(run)) == [("training.epochs", "1.8", "7.0")]
+    with pytest.raises(UsageError, match="suite"):
+        compare_recipes("glue", "glue/sst2")
+
+
+def test_the_shell_completes_names_and_keys() -> None:
+    assert complete_recipe("squad/v2") == ["squad/v2-by-article", "squad/v2"]
+    assert "training.learning_rate=" in complete_key("training.l")
+    assert "objective.pairs=" in complete_key("objective.")
+
+
+def test_the_environment_is_told_as_text_and_json() -> None:
+    told: dict[str, Any] = json.loads(CliRunner().invoke(app, ["env", "--json"]).stdout)
+    assert told["packages"].keys() >= {"torch", "transformers"}
+    assert told["precision"] in ("fp32", "bf16", "fp16")
+    assert "command" not in told
+    assert "torch" in CliRunner().invoke(app, ["env"]).stdout
