@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator, PartialState
 
 from bertcli.data.loaders import GlobalBatch
+from bertcli.errors import Interrupted
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import HardwareSection, Recipe
@@ -18,6 +20,7 @@ from bertcli.runs.folder import RunFolder, open_run_folder
 from bertcli.training.devices import processes_of
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
+from bertcli.training.signals import leave_on_requeue
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +85,7 @@ class Job(ABC):
 def join(hardware: HardwareSection, console: Console | None) -> tuple[PartialState, Console]:
     """Which of how many processes this is, and its console: only the first speaks."""
     processes = processes_of(hardware)
+    leave_on_requeue(Interrupted(signal.SIGUSR1, "stopped outside of the training steps; the same command goes on"))
     return processes, (console or Console()) if processes.is_main_process else Console(mute=True)
 
 

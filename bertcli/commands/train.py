@@ -42,8 +42,7 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
 
     Raises:
         Interrupted: a signal came; the run is saved and the same command goes on with it.
-        TrainingError: a gradient is no number, and the recipe says to stop, or memory does not hold a step; the last
-            good checkpoint is kept.
+        TrainingError: a gradient is no number, or memory does not hold a step; the last good checkpoint is kept.
         RunFolderError: the disk is full, or a checkpoint is damaged.
     """
     if folder.results.is_file():
@@ -52,16 +51,18 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     run = _Run(job, folder, console)
     with telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters)), telling_of_full_memory():
         run.go_on()
-        return run.finish()
+        results = run.finish()
+    if run.stopped_by is not None:
+        raise Interrupted(run.stopped_by, f"{folder.path} is finished; what follows it waits for the same command")
+    return results
 
 
 class _Run:
     """The state of one run in memory: model, optimiser, progress and where they are kept."""
 
     def __init__(self, job: Job, folder: RunFolder, console: Console):
-        recipe = job.recipe
-        self.job, self.plan, self.folder, self.console = job, job.plan, folder, console
-        self.recipe, self.seed = recipe, job.seed
+        self.recipe = recipe = job.recipe
+        self.job, self.plan, self.seed, self.folder, self.console = job, job.plan, job.seed, folder, console
         self.accelerator = build_accelerator(recipe.hardware)
         self.is_first = self.accelerator.is_main_process  # the one that writes
         self.precision = choose_precision(recipe.hardware)
@@ -80,6 +81,7 @@ class _Run:
         )
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.best_by = job.best_by
+        self.stopped_by: int | None = None  # the signal that came in the last step
         self.progress = self._resume()
         budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
         self.clock = Clock(self.accelerator, job.plan.total_steps, budget, elapsed)
@@ -90,8 +92,7 @@ class _Run:
         """Take the newest checkpoint up, if there is one, and forget what the histories say of later steps."""
         checkpoint = newest_checkpoint(self.folder.checkpoints, self.console.warn)
         if checkpoint:
-            scaler = self.accelerator.scaler
-            process = self.accelerator.process_index
+            scaler, process = self.accelerator.scaler, self.accelerator.process_index
             progress = load_checkpoint(checkpoint, self.module, self.optimizer.optimizer, scaler, process=process)
             self.console.say(f"resuming {self.folder.path} after step {progress.step}")
         else:
@@ -143,9 +144,11 @@ class _Run:
                     self._evaluate()
                 self._save_checkpoint(window)
                 stopped_by = stopped_by or self._agreed(stop, record.step)  # it may have come meanwhile
+                self.stopped_by = stopped_by
                 if stopped_by is not None and not is_last:
-                    words = f"stopped after step {record.step}, all saved; the same command goes on from there"
-                    raise Interrupted(stopped_by, words)
+                    raise Interrupted(
+                        stopped_by, f"stopped after step {record.step}, all saved; the same command goes on"
+                    )
                 if is_last:
                     break
                 if self._should_stop_early():

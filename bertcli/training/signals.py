@@ -17,6 +17,16 @@ class StopRequest:
     signal_number: int | None = None
 
 
+def leave_on_requeue(error: BaseException) -> None:
+    """Let SIGUSR1, which would end the process with its own code, raise `error` where nothing waits for signals."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise error
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, leave)
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within the block Ctrl-C, SIGTERM and SIGUSR1 only set the request; a second Ctrl-C leaves at once."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from bertcli.runs.checkpoint import FILES, MANIFEST
 from bertcli.runs.console import Console
 from bertcli.runs.history import read_records
 from bertcli.training.loop import Loss
+from bertcli.training.signals import StopRequest
 
 QUIET = Console(quiet=True)
 
@@ -118,6 +120,39 @@ def test_a_stopped_run_goes_on_and_ends_where_an_undisturbed_one_ends(
         [[line[key] for key in keys] for line in read_records(Path(run, "train.jsonl"))] for run in ("whole", "parts")
     ]
     assert lines[0] == lines[1]
+
+
+def test_a_signal_in_the_last_step_of_a_seed_keeps_the_next_from_starting(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("training.seed=[1, 2]", "training.max_steps=2")
+    steps_of = train_module.train_steps
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        for record in steps_of(*args, **options):
+            if record.step == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield record
+
+    monkeypatch.setattr(train_module, "train_steps", stopping)
+    with pytest.raises(Interrupted, match="finished") as stopped:
+        finetune(recipe, Path("run"), console=QUIET)
+    assert stopped.value.exit_code == 85
+    assert Path("run/seed-1/results.json").is_file()
+    assert not Path("run/seed-2").exists()
+    monkeypatch.setattr(train_module, "train_steps", steps_of)
+    assert len(finetune(recipe, Path("run"), console=QUIET)["metrics"]["validation"]["accuracy"]["values"]) == 2
+
+
+def test_a_request_for_the_queue_outside_of_the_steps_has_its_exit_code(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("training.max_steps=2")
+    monkeypatch.setattr(train_module, "save_model", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr(train_module, "stop_on_signals", lambda: nullcontext(StopRequest()))
+    with pytest.raises(Interrupted) as stopped:
+        finetune(recipe, Path("run"), console=QUIET)
+    assert stopped.value.exit_code == 85
 
 
 def test_a_finished_run_is_only_read_and_another_recipe_refused(recipe_of: Callable[..., Recipe]) -> None:
