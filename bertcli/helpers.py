@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bertcli.errors import RecipeError
+from bertcli.errors import RecipeError, UsageError
 from bertcli.guard import reports_errors
 from bertcli.options import Debug, Json, Mirror, Overrides, RecipeName
 
@@ -122,6 +122,8 @@ def check(
     from bertcli.runs.console import print_result
 
     names = [word for word in words if "=" not in word or Path(word).exists()]
+    if not names:
+        raise UsageError("name a recipe to check; KEY=VALUE goes behind it")
     problems = check_recipes(names, [word for word in words if word not in names])
     for name, found in problems.items():
         if not found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator, PartialState
 
 from bertcli.data.loaders import GlobalBatch
-from bertcli.errors import Interrupted
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import HardwareSection, Recipe
@@ -85,8 +83,9 @@ class Job(ABC):
 def join(hardware: HardwareSection, console: Console | None) -> tuple[PartialState, Console]:
     """Which of how many processes this is, and its console: only the first speaks."""
     processes = processes_of(hardware)
-    leave_on_requeue(Interrupted(signal.SIGUSR1, "stopped outside of the training steps; the same command goes on"))
-    return processes, (console or Console()) if processes.is_main_process else Console(mute=True)
+    console = (console or Console()) if processes.is_main_process else Console(mute=True)
+    leave_on_requeue(lambda: console.warn("stopped outside of the training steps; the same command goes on"))
+    return processes, console
 
 
 def open_together(processes: PartialState, path: Path, recipe_text: str, *, overwrite: bool) -> RunFolder:

@@ -143,7 +143,7 @@ class _Run:
                 if evaluates:
                     self._evaluate()
                 self._save_checkpoint(window)
-                stopped_by = stopped_by or self._agreed(stop, record.step)  # it may have come meanwhile
+                stopped_by = stopped_by or self._agreed(stop, 0)  # it may have come meanwhile; here all have just met
                 self.stopped_by = stopped_by
                 if stopped_by is not None and not is_last:
                     raise Interrupted(

@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from bertcli.models.dropout import drop
 
 ATTENTION = "bertcli"
+WIDEST_HEAD = 256  # of flash attention
 
 
 def attend(
@@ -33,8 +34,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """What each query sees: [B, S, H, E], or [1, T, H, E] of the `computed` or [1, M, H, E] of the `read` tokens.
 
-    On CUDA in half precision, sequences are attended to as they lie; elsewhere, and with dropout on attention, which
-    that kernel does not know, in a table of them.
+    Where flash attention can be had (CUDA, half precision), sequences are attended to as they lie; elsewhere, and with
+    dropout on attention, which that kernel does not know, in a table of them.
 
     Args:
         query: [B, H, S, E]; [1, H, T, E] with `computed`, [1, H, M, E] with `read` (`bertcli.data.layout.Gathered`).
@@ -44,7 +45,7 @@ def attend(
     asking = computed if read is None else read
     if asking is None:
         return _attend(module, query, key, value, attention_mask, dropout, scaling, **options), None
-    if computed is not None and query.is_cuda and dropout == 0.0 and query.dtype in (torch.bfloat16, torch.float16):
+    if computed is not None and dropout == 0.0 and _kernel_takes(query):
         from torch.nn.attention.varlen import varlen_attn
 
         query, key, value = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))  # [·, H, E]
@@ -66,6 +67,18 @@ def attend(
         attention_mask = table.index_copy(0, asking.within, seen).view(rows, 1, asking.longest, -1)
     attended = _attend(module, query, key, value, attention_mask, dropout, scaling, **options)
     return attended.flatten(0, 1)[asking.within][None], None
+
+
+def _kernel_takes(query: torch.Tensor) -> bool:
+    """Whether flash attention for sequences of different lengths knows this device, precision and width."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= WIDEST_HEAD
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def spread(values: torch.Tensor, places: torch.Tensor, rows: int, width: int) -> torch.Tensor:

@@ -55,6 +55,7 @@ class PaddingFree:
         self.computed: Any = None  # `bertcli.data.layout.Gathered`, None: everything
         self.read: Any = None  # `Gathered`, None: everything
         self._shape = (0, 0)
+        self._mask: torch.Tensor | None = None
         model.padding_free = self  # type: ignore[assignment]
         model.register_forward_pre_hook(self._begin, with_kwargs=True)
         model.register_forward_hook(self._end, always_call=True)
@@ -70,10 +71,16 @@ class PaddingFree:
     def _begin(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
         inputs = dict(inputs)
         self.computed, self.read = inputs.pop("computed", None), inputs.pop("read", None)
+        self._mask = inputs.get("attention_mask")
         return args, inputs
 
-    def _end(self, *_: Any) -> None:
-        self.computed = self.read = None
+    def _end(self, _: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        """Starts and ends of answers compete over a row: padding, of which nothing is known, has no part in it."""
+        mask, self.computed, self.read, self._mask = self._mask, None, None, None
+        if mask is not None and "start_logits" in (outputs or ()):
+            for name in ("start_logits", "end_logits"):
+                outputs[name] = outputs[name].masked_fill(mask == 0, torch.finfo(outputs[name].dtype).min)
+        return outputs
 
     def _hide_mask(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any] | None:
         """`computed` says all that the mask says, and making a mask of it would wait for the device."""

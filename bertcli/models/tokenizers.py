@@ -65,7 +65,7 @@ def train_tokenizer(
         raise DataError("cannot learn a vocabulary: the corpus holds no words")
     learner = _in_order(kind, learner, names, lowercase)
     learner.post_processor = _frame(kind, learner)
-    return _wrapped(kind, learner, special, extra)
+    return _wrapped(kind, learner, special, extra, lowercase=lowercase)
 
 
 def _learner(kind: TokenizerKind, lowercase: bool) -> tokenizers.Tokenizer:
@@ -91,11 +91,20 @@ def _learner(kind: TokenizerKind, lowercase: bool) -> tokenizers.Tokenizer:
 
 
 def _alphabet(texts: Iterable[str], learner: tokenizers.Tokenizer) -> list[str]:
-    """All characters of the texts as the learner's normalizer leaves them."""
+    """The characters of the texts, as the learner's normalizer leaves them, that can go on a word.
+
+    Marks and CJK characters cannot: each of them is a word of its own.
+    """
     found: set[str] = set()
     for text in texts:
         found.update(text)
-    return sorted(set("".join(learner.normalizer.normalize_str("".join(sorted(found))).split())))
+    clean = sorted(set("".join(learner.normalizer.normalize_str("".join(sorted(found))).split())))
+
+    def goes_on(character: str) -> bool:
+        around = learner.normalizer.normalize_str(f"a{character}a")
+        return len(learner.pre_tokenizer.pre_tokenize_str(around)) == 1
+
+    return [character for character in clean if goes_on(character)]
 
 
 def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str], alphabet: list[str]) -> Any:
@@ -107,7 +116,7 @@ def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str], alph
     if kind == "bpe":
         return trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **shared)
     if kind == "wordpiece":
-        return trainers.WordPieceTrainer(min_frequency=1, initial_alphabet=alphabet, **shared)
+        return trainers.WordPieceTrainer(min_frequency=1, **shared)
     return trainers.UnigramTrainer(unk_token=BERT_TOKENS["unk_token"], **shared)
 
 
@@ -148,7 +157,7 @@ def _frame(kind: TokenizerKind, learner: tokenizers.Tokenizer) -> Any:
 
 
 def _wrapped(
-    kind: TokenizerKind, learner: tokenizers.Tokenizer, special: dict[str, str], extra: list[str]
+    kind: TokenizerKind, learner: tokenizers.Tokenizer, special: dict[str, str], extra: list[str], *, lowercase: bool
 ) -> PreTrainedTokenizerBase:
     """The tokenizer as transformers saves and loads it."""
     from transformers import BertTokenizer, PreTrainedTokenizerFast
@@ -157,7 +166,7 @@ def _wrapped(
     if extra:
         options["additional_special_tokens"] = extra
     if kind == "wordpiece":
-        return BertTokenizer(**options)
+        return BertTokenizer(do_lower_case=lowercase, **options)  # it makes its normalizer anew when it is loaded
     if kind == "bpe":
         return PreTrainedTokenizerFast(model_input_names=["input_ids", "attention_mask"], **options)
     return PreTrainedTokenizerFast(model_input_names=["input_ids", "token_type_ids", "attention_mask"], **options)

@@ -108,7 +108,8 @@ def json_schema(kind: str) -> dict[str, Any]:
     schema["properties"]["extends"] = {"type": "string", "description": "recipe that this one is laid over"}
     if kind == "finetune":
         schema["properties"] |= SuiteKeys.model_json_schema()["properties"]
-    schema.pop("required", None)
+    for part in (schema, *schema["$defs"].values()):  # sections are laid over those of what is extended
+        part.pop("required", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
@@ -146,7 +147,8 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def complete_key(incomplete: str) -> list[str]:
     """Recipe keys, each with `=`, for the shell's completion."""
-    return [f"{key}=" for kind in SCHEMAS.values() for key in _keys(kind) if key.startswith(incomplete)]
+    known = dict.fromkeys(key for kind in SCHEMAS.values() for key in _keys(kind))
+    return [f"{key}=" for key in known if key.startswith(incomplete)]
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

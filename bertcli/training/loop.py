@@ -81,20 +81,30 @@ def train_steps(
                 micro_batch_size = rows // 2
             optimizer.zero_grad(set_to_none=True)  # of the part that fitted; outside, where nothing holds the rest
             torch.cuda.empty_cache()
-        limit = max_grad_norm or float("inf")
-        if accelerator.scaler is None:
-            norm = get_total_norm([part.grad for part in model.parameters() if part.grad is not None])
-            skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
-            # Fused AdamW looks at both on the device, and divides as it reads: clipping costs no pass of its own.
-            optimizer.optimizer.found_inf = skipped
-            optimizer.optimizer.grad_scale = (norm / limit).clamp(min=1.0)
-        else:  # fp16's scaler leaves such steps out by itself, and is meant to overflow now and then
-            norm = accelerator.clip_grad_norm_(model.parameters(), limit)
-            skipped = (~torch.isfinite(loss)).float()
+        norm, skipped = _clip(accelerator, model, optimizer, loss, max_grad_norm or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         counts = batch.num_examples, batch.num_tokens, batch.num_padded_tokens
         yield StepRecord(step + 1, loss, norm, rate, skipped, *counts, micro_batch_size)
+
+
+def _clip(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: AcceleratedOptimizer, loss: torch.Tensor, limit: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clip the gradient, or have the optimiser do it; its norm, and 1 if the optimiser is to leave the step out."""
+    if accelerator.scaler is not None:  # fp16's leaves such steps out by itself, and is meant to overflow now and then
+        return accelerator.clip_grad_norm_(model.parameters(), limit), (~torch.isfinite(loss)).float()
+    if accelerator.device.type == "mps":  # whose kernel looks at neither of the two below
+        norm = accelerator.clip_grad_norm_(model.parameters(), limit)
+        if not torch.isfinite(norm):
+            optimizer.zero_grad(set_to_none=True)
+        return norm, (~torch.isfinite(norm)).float()
+    norm = get_total_norm([part.grad for part in model.parameters() if part.grad is not None])
+    skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
+    # Fused AdamW looks at both on the device, and divides as it reads: clipping costs no pass of its own.
+    optimizer.optimizer.found_inf = skipped
+    optimizer.optimizer.grad_scale = (norm / limit).clamp(min=1.0)
+    return norm, skipped
 
 
 def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalBatch, loss_of: Loss) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from bertcli.errors import exit_code_of
 
 
 @dataclass
@@ -17,11 +19,15 @@ class StopRequest:
     signal_number: int | None = None
 
 
-def leave_on_requeue(error: BaseException) -> None:
-    """Let SIGUSR1, which would end the process with its own code, raise `error` where nothing waits for signals."""
+def leave_on_requeue(say: Callable[[], None]) -> None:
+    """Where nothing waits for signals, let SIGUSR1 `say` so and end the program with the code that asks for the queue.
+
+    What it raises is no `Exception`: those are caught, and told as something else, where libraries are called.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise error
+        say()
+        raise SystemExit(exit_code_of(number))
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, leave)

@@ -151,6 +151,19 @@ def test_hidden_tokens_are_skipped_only_where_nobody_looks_at_them(family: str) 
     assert "computed" not in on_device(batch, reader, CPU)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_answers_compete_without_padding(on_cpu: bool) -> None:
+    encoded = encode(LENGTHS, labels="items")
+    batch = {name: part for name, part in encoded.batch(np.arange(len(LENGTHS))).items() if name != "labels"}
+    model = build("bert", "AutoModelForQuestionAnswering").eval()
+    plain = model(**batch).start_logits
+    speed_up(model, CPU)
+    for given in (batch, with_layout(batch, "all", on_cpu=on_cpu)):
+        logits = model(**given).start_logits
+        for row, length in enumerate(LENGTHS):
+            assert torch.allclose(logits[row].softmax(-1)[:length], plain[row, :length].softmax(-1), atol=1e-6)
+
+
 def test_dropout_on_attention_drops_the_right_share() -> None:
     model = build("bert", "AutoModel", num_hidden_layers=1)
     model.encoder.layer[0].attention.self.dropout.p = 0.5

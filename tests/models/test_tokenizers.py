@@ -101,3 +101,22 @@ def test_no_mark_of_the_training_is_special() -> None:
     assert set(tokenizer.all_special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
     assert tokenizer.tokenize("a##a") != ["a", "##a"]
     assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def test_signs_that_are_words_of_their_own_take_one_entry_each() -> None:
+    signs = [chr(0x4E00 + number) for number in range(300)]
+    texts = ["".join(signs[at : at + 20]) for at in range(0, 300, 20)] + ["word worded words !"] * 50
+    vocabulary = train_tokenizer(lambda: texts, 400).get_vocab()
+    assert len(vocabulary) <= 400
+    assert {"word", "worded", "!", *signs} <= vocabulary.keys()
+    assert not {f"##{sign}" for sign in (*signs, "!")} & vocabulary.keys()
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_case_is_kept_or_not_also_once_saved(lowercase: bool, tmp_path: Path) -> None:
+    texts = ["A fine Film", "Élan and Film"] * 5
+    tokenizer = train_tokenizer(lambda: texts, 100, lowercase=lowercase)
+    tokenizer.save_pretrained(tmp_path)
+    words = "A fine Film élan"
+    assert AutoTokenizer.from_pretrained(tmp_path).tokenize(words) == tokenizer.tokenize(words)
+    assert ("A" in tokenizer.tokenize(words)) != lowercase

@@ -65,6 +65,11 @@ def test_one_seed_and_several_are_right_for_the_schema() -> None:
         json_schema("eval")
 
 
+def test_a_recipe_that_extends_another_need_not_say_all_again() -> None:
+    assert schema_problems("extends: pretrain/tiny\ncorpus: {max_documents: 10}", "pretrain") == []
+    assert schema_problems("extends: sentiment/own-csv\ntask: {label_column: y}", "finetune") == []
+
+
 def test_the_list_names_each_with_a_sentence_and_can_be_narrowed() -> None:
     listed = list_recipes()
     assert [recipe["recipe"] for recipe in listed] == list(shipped_recipes())
@@ -95,6 +100,7 @@ def test_the_check_tells_of_each_recipe_and_the_exit_code_of_all() -> None:
     assert "glue/sst2: fine" in result.stdout
     assert "wrong.yaml:2" in result.stderr
     assert CliRunner().invoke(app, ["recipes", "check", "glue", "training.epochs=x"]).exit_code == 2
+    assert CliRunner().invoke(app, ["recipes", "check", "training.epochs=1"]).exit_code == 2
 
 
 def test_a_difference_names_key_and_values_also_of_a_run(tmp_path: Path) -> None:
