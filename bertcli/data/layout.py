@@ -1,7 +1,8 @@
 """Which tokens of a padded batch are computed and read, worked out before it goes to the device.
 
-Where they are given the device is not asked which they are, which would mean to wait for it. Shapes: B rows of a batch,
-S places in each, D sequences in them (D > B if rows are packed), T tokens that are computed, M that are read at the end.
+Where they are given, the device is not asked which they are, which would mean to wait for it. Shapes: B rows of a
+batch, S places in each, D sequences in them (D > B if rows are packed), T tokens that are computed, M that are read at
+the end.
 """
 
 from __future__ import annotations
