@@ -29,11 +29,10 @@ class Gathered:
     within: torch.Tensor  # [n] where each stands in a table of the sequences [D * L]
     longest: int  # L
 
-    def to(self, device: torch.device) -> Gathered:
-        """The same on a device."""
-        places, starts, within = (
-            part.to(device, non_blocking=True) for part in (self.places, self.starts, self.within)
-        )
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Gathered:
+        """The same on a device, as a tensor goes there."""
+        parts = (self.places, self.starts, self.within)
+        places, starts, within = (part.to(device, non_blocking=non_blocking) for part in parts)
         return Gathered(places, starts, within, self.longest)
 
 
@@ -60,14 +59,15 @@ def with_layout(batch: dict[str, Any], reading: Reading, *, on_cpu: bool) -> dic
     numbers = batch["attention_mask"].numpy()
     numbers = numbers.reshape(-1, numbers.shape[-1])
     is_packed = "position_ids" in batch
-    computed: Gathered | None = None
-    order, sequences = np.arange(numbers.size), np.repeat(np.arange(len(numbers)), numbers.shape[1])
-    if _is_worth_gathering(numbers, reading, is_packed=is_packed, on_cpu=on_cpu):
-        order, sequences = _sequences(numbers)
-        computed = gather(order, sequences, int(sequences[-1]) + 1)
-    elif is_packed:
+    gathers = _is_worth_gathering(numbers, reading, is_packed=is_packed, on_cpu=on_cpu)
+    if is_packed and not gathers:
         batch = with_block_mask(batch)
-    batch = batch | {"computed": computed}
+    if reading == "all" and not gathers:
+        return batch
+    order, sequences = np.arange(numbers.size), np.repeat(np.arange(len(numbers)), numbers.shape[1])
+    if gathers:
+        order, sequences = _sequences(numbers)
+        batch = batch | {"computed": gather(order, sequences, int(sequences[-1]) + 1)}
     if reading == "all":
         return batch
     if reading == "first":

@@ -118,9 +118,7 @@ class PaddingFree:
 def _answer_of_bert(layer: Any, read: torch.Tensor, hidden: torch.Tensor, attend_to: Any) -> torch.Tensor:
     """A layer of BERT (RoBERTa, ELECTRA …) for the `read` tokens [1, M, N] among all that are `hidden`."""
     own = layer.attention.self
-    rate = own.dropout.p if own.training else 0.0
-    heads = (_heads(own.query(read), own), _heads(own.key(hidden), own), _heads(own.value(hidden), own))
-    context = attend_to(own, *heads, dropout=rate, scaling=own.scaling)[0].flatten(-2)
+    context = _context(own, own.query(read), own.key(hidden), own.value(hidden), attend_to)
     attended = layer.attention.output(context, read)
     return layer.output(layer.intermediate(attended), attended)
 
@@ -128,13 +126,13 @@ def _answer_of_bert(layer: Any, read: torch.Tensor, hidden: torch.Tensor, attend
 def _answer_of_distilbert(layer: Any, read: torch.Tensor, hidden: torch.Tensor, attend_to: Any) -> torch.Tensor:
     """The same for a layer of DistilBERT."""
     own = layer.attention
-    rate = own.dropout.p if own.training else 0.0
-    heads = (_heads(own.q_lin(read), own), _heads(own.k_lin(hidden), own), _heads(own.v_lin(hidden), own))
-    context = attend_to(own, *heads, dropout=rate, scaling=own.scaling)[0].flatten(-2)
+    context = _context(own, own.q_lin(read), own.k_lin(hidden), own.v_lin(hidden), attend_to)
     attended = layer.sa_layer_norm(own.out_lin(context) + read)
     return layer.output_layer_norm(layer.ffn(attended) + attended)
 
 
-def _heads(projected: torch.Tensor, own: Any) -> torch.Tensor:
-    """[…, S, N] to […, H, S, E]."""
-    return projected.unflatten(-1, (-1, own.attention_head_size)).transpose(-3, -2)
+def _context(own: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attend_to: Any) -> torch.Tensor:
+    """What the self-attention `own` makes of its projections [1, M, N] and twice [B, S, N] or [1, T, N]: [1, M, N]."""
+    heads = (part.unflatten(-1, (-1, own.attention_head_size)).transpose(-3, -2) for part in (query, key, value))
+    rate = own.dropout.p if own.training else 0.0
+    return attend_to(own, *heads, dropout=rate, scaling=own.scaling)[0].flatten(-2)

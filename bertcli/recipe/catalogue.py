@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from bertcli.errors import RecipeError, UsageError
-from bertcli.recipe.load import dump_recipe, find_recipe, load_pretrain_recipe, load_recipe, read_chain, shipped_recipes
+from bertcli.recipe.load import dump_recipe, find_recipe, load_any_recipe, shipped_recipes
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, SuiteKeys, load_suite
@@ -28,9 +28,7 @@ def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Pretr
         RecipeError: with every mistake found.
     """
     name = recipe_of_run(name_or_path)
-    if "corpus" in read_chain(find_recipe(name), Recipe).values:
-        return load_pretrain_recipe(name, overrides)
-    return load_suite(name, overrides) or load_recipe(name, overrides)
+    return load_suite(name, overrides) or load_any_recipe(name, overrides)
 
 
 def recipe_of_run(name_or_path: str) -> str:

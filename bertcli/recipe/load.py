@@ -56,14 +56,14 @@ def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pr
     return recipe
 
 
-def load_any_recipe(path: str) -> Recipe | PretrainRecipe:
-    """The recipe in the file `path`, of whichever kind it is.
+def load_any_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe:
+    """The recipe of a shipped name or a YAML file, of whichever kind it is.
 
     Raises:
         RecipeError: with every mistake found.
     """
-    layer = read_chain(find_recipe(path), Recipe)
-    return resolve(read_chain(find_recipe(path), PretrainRecipe) if "corpus" in layer.values else layer, ())
+    has_corpus = "corpus" in read_chain(find_recipe(name_or_path), Recipe).values
+    return (load_pretrain_recipe if has_corpus else load_recipe)(name_or_path, overrides)
 
 
 def _refuse(layer: Layer, key: str, words: str) -> None:

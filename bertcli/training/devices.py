@@ -87,11 +87,7 @@ def on_device(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: to
         batch = with_layout(batch, padding_free.reading, on_cpu=device.type == "cpu")
     elif "position_ids" in batch:
         batch = with_block_mask(batch)
-    sent: dict[str, Any] = {}
-    for name, value in batch.items():
-        if value is not None:
-            sent[name] = value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value.to(device)
-    return sent
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def width_multiple(accelerator: Accelerator) -> int:

@@ -17,7 +17,7 @@ from rich.table import Table
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import training_batches
 from bertcli.models.build import SIZES
-from tests.benchmarks.finetuning import our_rate
+from tests.benchmarks.finetuning import config, label_loss, our_rate
 from tests.benchmarks.measure import LARGE_PAGES, apart
 
 EXAMPLES, LENGTHS, MODELS = (8, 32, 128), (16, 64, 128, 256, 512), ("tiny", "mini", "small", "medium")
@@ -53,13 +53,6 @@ def _encoded(number: int, length: int) -> Encoded:
 def _rate(number: int, length: int, size: str) -> float:
     layers, width, heads = SIZES[size]
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=8192,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-    )
     encoded = _encoded(number * 8, length)
 
     def batches(_: Accelerator) -> Iterator[Any]:
@@ -67,10 +60,8 @@ def _rate(number: int, length: int, size: str) -> float:
             encoded, global_batch_size=number, micro_batch_size=number, seed=0, start_step=0, total_steps=1000
         )
 
-    def loss(outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs.logits, targets["labels"], reduction="sum") / counts["labels"]
-
-    return our_rate(transformers.BertForSequenceClassification(config), batches, loss, 6)
+    model = transformers.BertForSequenceClassification(config(layers, width, heads, 8192))
+    return our_rate(model, batches, label_loss, 6)
 
 
 def _loading(number: int) -> float:

@@ -28,20 +28,35 @@ WARM_STEPS = 4
 BEST_FLAGS: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
 
 
-def config() -> transformers.BertConfig:
-    """A BERT of the shape of MiniLM-L6-H384, with its usual dropout."""
+def config(
+    layers: int = LAYERS, width: int = WIDTH, heads: int = 12, vocabulary: int = VOCABULARY
+) -> transformers.BertConfig:
+    """A BERT with its usual dropout, by default of the shape of MiniLM-L6-H384."""
     return transformers.BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=12,
-        intermediate_size=4 * WIDTH,
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
     )
+
+
+def label_loss(outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
+    """A classifier's, as the loop takes it."""
+    return torch.nn.functional.cross_entropy(outputs.logits, targets["labels"], reduction="sum") / counts["labels"]
+
+
+def span_loss(outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
+    """That of starts and ends."""
+    pairs = zip((outputs.start_logits, outputs.end_logits), targets["labels"].unbind(1), strict=True)
+    total = sum(torch.nn.functional.cross_entropy(logits, at, reduction="sum") for logits, at in pairs)
+    return total / (2 * counts["labels"])
 
 
 def sentences(number: int, seed: int = 0) -> list[int]:
     """Lengths in tokens as SST-2's training phrases have them: 13 on average, long ones rare."""
-    return np.random.default_rng(seed).gamma(1.45, 7.6, number).clip(1, 64).astype(int).__add__(2).tolist()
+    lengths = np.random.default_rng(seed).gamma(1.45, 7.6, number).clip(1, 64).astype(int)
+    return (lengths + 2).tolist()
 
 
 def passages(number: int, seed: int = 0) -> list[int]:
@@ -158,12 +173,7 @@ def _race(
             encoded, global_batch_size=batch, micro_batch_size=batch, seed=0, start_step=0, total_steps=10_000
         )
 
-    def loss(outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-        if answers_spans:
-            pairs = zip((outputs.start_logits, outputs.end_logits), targets["labels"].unbind(1), strict=True)
-            total = sum(torch.nn.functional.cross_entropy(logits, at, reduction="sum") for logits, at in pairs)
-            return total / (2 * counts["labels"])
-        return torch.nn.functional.cross_entropy(outputs.logits, targets["labels"], reduction="sum") / counts["labels"]
+    loss = span_loss if answers_spans else label_loss
 
     def trainer(steps: int, collator: Any, **flags: Any) -> Callable[[], float]:
         return lambda: trainer_rate(fresh(), rows, steps, collator, flags=flags, batch=batch, tokenizer=tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ CPU = torch.device("cpu")
 FAMILIES = ["bert", "roberta", "electra", "distilbert"]
 LENGTHS = [11, 3, 7, 1, 4]
 VOCABULARY = 50
+
+
+def on_each_batch(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for each family, as on a CPU and as elsewhere, with padding and without."""
+    for name, values, ids in (
+        ("lengths", [LENGTHS, [6, 6, 6]], ["padded", "full"]),
+        ("on_cpu", [True, False], None),
+        ("family", FAMILIES, None),
+    ):
+        test = pytest.mark.parametrize(name, values, ids=ids)(test)
+    return test
 
 
 def build(family: str, model_class: str, **fields: object) -> PreTrainedModel:
@@ -81,9 +93,7 @@ def ends_of(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
     return linear[0], [module for module in linear if module.in_features == 32][-1]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("on_cpu", [True, False])
-@pytest.mark.parametrize("lengths", [LENGTHS, [6, 6, 6]], ids=["padded", "full"])
+@on_each_batch
 def test_a_classifier_computes_no_padding_and_its_last_layer_first_tokens_alone(
     family: str, on_cpu: bool, lengths: list[int]
 ) -> None:
@@ -98,9 +108,7 @@ def test_a_classifier_computes_no_padding_and_its_last_layer_first_tokens_alone(
     assert_same(padded, loss_and_gradients(model, batch))  # a plain batch is read as ever
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("on_cpu", [True, False])
-@pytest.mark.parametrize("lengths", [LENGTHS, [6, 6, 6]], ids=["padded", "full"])
+@on_each_batch
 def test_a_language_model_computes_no_padding_and_its_last_layer_asked_tokens_alone(
     family: str, on_cpu: bool, lengths: list[int]
 ) -> None:
