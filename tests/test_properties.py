@@ -12,7 +12,8 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertcli.data.encoding import IGNORED_LABEL, cut_pair, windows
+from bertcli.data.cuts import cut_pair, windows
+from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.data.masking import Replacement, choose, replace
 from bertcli.data.packing import pack
 from bertcli.errors import RecipeError

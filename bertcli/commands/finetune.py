@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator, PartialState
 
@@ -15,7 +15,11 @@ from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.train import train
+from bertcli.commands.vectors import with_vectors
+from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import GlobalBatch, cut_off_tokens, training_batches
+from bertcli.models import adapt, build
+from bertcli.models.padding_free import speed_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
@@ -28,6 +32,7 @@ from bertcli.training.progress import Clock
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -79,10 +84,52 @@ class FinetuneJob(Job):
         self.prepared, self.plan = prepared, plan
         self.recipe, self.tokenizer = prepared.recipe, prepared.tokenizer
         self.best_by = prepared.recipe.evaluation.best_by or prepared.task.deciding_metric
+        self._additions: PeftModel | None = None  # of LoRA
+        self._unfreezing: adapt.Unfreezing | None = None
+        self._encoded: dict[str, Encoded] = {}  # with what a fixed encoder makes of them
 
     def build_model(self) -> PreTrainedModel:
         """The encoder with its head."""
-        return self.prepared.build_model()
+        section, model = self.prepared.recipe.training, self.prepared.build_model()
+        if section.reinitialise_layers:
+            adapt.reinitialise(model, section.reinitialise_layers)
+        if section.strategy == "lora":
+            name = self.recipe.model.name
+            assert name is not None
+            self._additions = adapt.add_lora(model, section, name)
+        if section.strategy == "features":
+            adapt.Remembered(model)
+        if section.strategy != "full" or section.freeze_layers or section.freeze_embeddings:
+            self._unfreezing = adapt.Unfreezing(model, section, self.plan)
+        return model
+
+    def rate_factors(self, module: torch.nn.Module) -> dict[str, float]:
+        """Those of layer-wise decay and of the head."""
+        return adapt.rate_factors(cast("PreTrainedModel", module), self.prepared.recipe.training)
+
+    @property
+    def learns_in_stages(self) -> bool:
+        """Whether layers join one by one."""
+        return self.prepared.recipe.training.strategy == "gradual"
+
+    def set_learning(self, step: int) -> None:
+        """Freeze and unfreeze as the strategy says."""
+        if self._unfreezing is not None:
+            self._unfreezing.set_for(step)
+
+    def begin(self, accelerator: Accelerator, module: torch.nn.Module) -> None:
+        """Compute what a fixed encoder makes of all rows, once."""
+        if self.prepared.recipe.training.strategy == "features":
+            for split in ("train", "validation"):
+                encoded, budget = self.prepared.encode(split), self.recipe.hardware.eval_batch_tokens
+                self._encoded[split] = with_vectors(accelerator, cast("PreTrainedModel", module), encoded, budget)
+
+    def save_model(self, module: torch.nn.Module, folder: Path) -> None:
+        """Write the model, or only what LoRA added to it."""
+        if self._additions is None:
+            super().save_model(module, folder)
+        else:
+            adapt.save_lora(self._additions, self.tokenizer, folder, merged=self.prepared.recipe.training.lora_merge)
 
     @property
     def loss(self) -> Loss:
@@ -93,7 +140,7 @@ class FinetuneJob(Job):
         """Batches of the training split."""
         training = self.prepared.recipe.training
         batches = training_batches(
-            self.prepared.encode("train"),
+            self._rows_of("train"),
             global_batch_size=training.global_batch_size,
             micro_batch_size=self.plan.micro_batch_size,
             seed=self.seed,
@@ -114,17 +161,25 @@ class FinetuneJob(Job):
             accelerator,
             model,
             prepared.rows[split],
-            prepared.encode(split),
+            self._rows_of(split),
             prepared.head,
             prepared.task,
             prepared.references[split],
             max_tokens=self.recipe.hardware.eval_batch_tokens,
         )
 
-    @property
-    def further_splits(self) -> tuple[str, ...]:
-        """Those the task row names."""
-        return self.prepared.task.splits.more_validation
+    def _rows_of(self, split: str) -> Encoded:
+        return self._encoded.get(split) or self.prepared.encode(split)
+
+    def score_further(self, accelerator: Accelerator, model: Path) -> dict[str, dict[str, float]]:
+        """Its scores on the splits that the task row names."""
+        splits = self.prepared.task.splits.more_validation
+        if not splits:
+            return {}
+        saved = build.load_model(str(model), self.prepared.mirror, self.prepared.head.model_class, {})
+        speed_up(saved, accelerator.device)
+        prepared = accelerator.prepare_model(saved, evaluation_mode=True)
+        return {split: self.score(accelerator, prepared, split) for split in splits}
 
     def describe(self) -> dict[str, Any]:
         """Task and model."""

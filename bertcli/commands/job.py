@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator, PartialState
 
 from bertcli.data.loaders import GlobalBatch
+from bertcli.models.build import save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import HardwareSection, Recipe
@@ -44,10 +45,31 @@ class Job(ABC):
     def build_model(self) -> torch.nn.Module:
         """What is trained; what is fresh in it comes from torch's generator, so seed that first."""
 
+    def rate_factors(self, module: torch.nn.Module) -> dict[str, float]:
+        """By parameter, the share of the learning rate it learns with; all of it if not named."""
+        return {}
+
+    @property
+    def learns_in_stages(self) -> bool:
+        """Whether weights join those that learn on the way."""
+        return False
+
+    def set_learning(self, step: int) -> None:
+        """Let learn what learns in the optimiser step number `step` (from 0): everything, always."""
+        return
+
+    def begin(self, accelerator: Accelerator, module: torch.nn.Module) -> None:
+        """Compute what the steps will need again and again: nothing."""
+        return
+
     def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
         """The part of what is trained that `model/` holds."""
         saved: Any = module
         return saved
+
+    def save_model(self, module: torch.nn.Module, folder: Path) -> None:
+        """Write what `model/` holds."""
+        save_model(self.model_to_save(module), self.tokenizer, folder)
 
     @property
     @abstractmethod
@@ -66,10 +88,9 @@ class Job(ABC):
         """How good the scores are: more is better."""
         return scores[self.best_by]
 
-    @property
-    def further_splits(self) -> tuple[str, ...]:
-        """Splits that the best model is scored on at the end, and nothing is chosen by."""
-        return ()
+    def score_further(self, accelerator: Accelerator, model: Path) -> dict[str, dict[str, float]]:
+        """The saved model's scores on splits that nothing is chosen by."""
+        return {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

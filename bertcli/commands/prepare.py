@@ -85,6 +85,7 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
     check_metrics(recipe, task)
     check_split_names(task)
     check_regularisers(recipe, task)
+    check_strategy(recipe)
     rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.more_validation)}
     rows = _limit(recipe, rows)
     head = HEADS[task.head].learned_from(task, rows["train"], recipe)
@@ -105,6 +106,28 @@ def check_regularisers(recipe: Recipe, task: Task) -> None:
         raise RecipeError([f"training.label_smoothing is for tasks with one label, and {task.name} is {kind}"])
     if training.token_cutoff and task.head not in ("text_classification", "multiple_choice"):
         raise RecipeError([f"training.token_cutoff is for whole texts, and {task.name} asks about single tokens"])
+
+
+def check_strategy(recipe: Recipe) -> None:
+    """Refuse keys that the chosen strategy has no use for."""
+    training = recipe.training
+    problems = []
+    if training.strategy in ("features", "lora") and recipe.model.name is None:
+        problems.append(f"training.strategy {training.strategy} needs a trained encoder: name one as model.name")
+    for strategy, keys in {
+        "gradual": ("unfreeze_every_epochs", "unfreeze_every_steps"),
+        "lora": ("lora_rank", "lora_alpha", "lora_dropout", "lora_merge"),
+    }.items():
+        if training.strategy != strategy:
+            given = [key for key in keys if getattr(training, key) != type(training).model_fields[key].default]
+            problems += [f"training.{key} is for training.strategy={strategy}" for key in given]
+    if training.strategy == "lora" and training.reinitialise_layers:
+        problems.append("training.reinitialise_layers makes weights that training.strategy=lora does not save")
+    if training.strategy == "features":
+        refused = {"reinitialise_layers": training.reinitialise_layers, "token_cutoff": training.token_cutoff}
+        problems += [f"training.{key} changes what training.strategy=features keeps" for key in refused if refused[key]]
+    if problems:
+        raise RecipeError(problems)
 
 
 def check_split_names(task: Task) -> None:

@@ -12,7 +12,6 @@ from accelerate.utils import gather_object, set_seed
 from bertcli.commands.job import Job
 from bertcli.commands.room import bytes_of_run, telling_of_full_disk, telling_of_full_memory
 from bertcli.errors import Interrupted, TrainingError
-from bertcli.models.build import load_weights, save_model
 from bertcli.models.padding_free import speed_up
 from bertcli.runs.checkpoint import (
     Progress,
@@ -63,7 +62,7 @@ class _Run:
     def __init__(self, job: Job, folder: RunFolder, console: Console):
         self.recipe = recipe = job.recipe
         self.job, self.plan, self.seed, self.folder, self.console = job, job.plan, job.seed, folder, console
-        self.accelerator = build_accelerator(recipe.hardware)
+        self.accelerator = build_accelerator(recipe.hardware, learns_in_stages=job.learns_in_stages)
         self.is_first = self.accelerator.is_main_process  # the one that writes
         self.precision = choose_precision(recipe.hardware)
         if self.precision == "bf16" and self.accelerator.device.type == "cpu" and not cpu_computes_bf16():
@@ -78,7 +77,9 @@ class _Run:
             weight_decay=training.weight_decay,
             betas=(training.adam_beta1, training.adam_beta2),
             epsilon=training.adam_epsilon,
+            rate_factors=job.rate_factors(self.module),
         )
+        self.num_learning = sum(part.numel() for group in optimizer.param_groups for part in group["params"])
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.best_by = job.best_by
         self.stopped_by: int | None = None  # the signal that came in the last step
@@ -110,6 +111,8 @@ class _Run:
         progress, plan = self.progress, self.plan
         if self._should_stop_early():
             return
+        self.job.begin(self.accelerator, self.module)
+        self.job.set_learning(progress.step)
         steps = train_steps(
             self.accelerator,
             self.model,
@@ -128,6 +131,7 @@ class _Run:
             for record in steps:
                 window.add(record)
                 progress.step = record.step
+                self.job.set_learning(record.step)
                 if record.micro_batch_size != progress.micro_batch_size:
                     progress.micro_batch_size = record.micro_batch_size
                     words = f"memory holds {record.micro_batch_size} examples at once; the global batch stays as it is"
@@ -159,6 +163,7 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Write results and model card."""
         progress = self.progress
+        self.accelerator.wait_for_everyone()  # the first may still be writing the model
         evaluations = read_records(self.folder.eval_history)
         best = next(record for record in evaluations if record["step"] == progress.best_step)
         prefix = "eval/validation/"
@@ -168,7 +173,7 @@ class _Run:
             "seed": self.seed,
             "metrics": {
                 "validation": {key.removeprefix(prefix): best[key] for key in best if key.startswith(prefix)},
-                **self._score_further_splits(),
+                **self.job.score_further(self.accelerator, self.folder.model),
             },
             "best_by": self.best_by,
             "best_step": progress.best_step,
@@ -176,6 +181,7 @@ class _Run:
             "num_evaluations": len(evaluations),
             "num_train_examples": self.plan.num_train_examples,
             "num_parameters": self.num_parameters,
+            "num_learning_parameters": self.num_learning,
             "train_seconds": seconds,
             "examples_per_second": progress.num_examples / seconds,
             "tokens_per_second": progress.num_tokens / seconds,
@@ -263,18 +269,10 @@ class _Run:
         else:
             progress.evaluations_without_better += 1
 
-    def _score_further_splits(self) -> dict[str, dict[str, float]]:
-        """The best model's scores on the splits that are only looked at."""
-        further = self.job.further_splits
-        if further:
-            self.accelerator.wait_for_everyone()  # the first may still be writing the model
-            load_weights(self.job.model_to_save(self.module), self.folder.model)
-        return {split: self.job.score(self.accelerator, self.module, split) for split in further}
-
     def _save_model(self) -> None:
         aside = self.folder.path / ".model.tmp"
         shutil.rmtree(aside, ignore_errors=True)
-        save_model(self.job.model_to_save(self.module), self.job.tokenizer, aside)
+        self.job.save_model(self.module, aside)
         flush(*aside.iterdir(), aside)
         replace_folder(aside, self.folder.model)
 

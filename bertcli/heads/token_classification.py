@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.encoding import IGNORED_LABEL, TEXTS_AT_ONCE, Encoded, Sequences, frame_of, tokenize, windows
+from bertcli.data.cuts import windows
+from bertcli.data.encoding import IGNORED_LABEL, TEXTS_AT_ONCE, Encoded, Sequences, frame_of, tokenize
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
 from bertcli.heads.labels import declared_names, given_weights, label_fields, listed_labels, place_of, saved_labels

@@ -36,6 +36,8 @@ DROPOUT_FIELDS = (
     "mlp_dropout",
 )
 COUNT_BEHIND_PADDING = ("roberta", "camembert", "xlm-roberta")
+WEIGHTS = {"dtype": "float32", "use_safetensors": True}
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # as peft names them
 UNLIMITED_LENGTH = 10**9  # tokenizers say 1e30 when they know no limit
 
 
@@ -88,7 +90,8 @@ def load_config(name: str, mirror: Path | None) -> PretrainedConfig:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any((folder / f"model.safetensors{ending}").is_file() for ending in ("", ".index.json"))
+    names = ("model.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
+    return any((folder / name).is_file() for name in names)
 
 
 def has_trained_head(config: PretrainedConfig, model_class: str) -> bool:
@@ -117,20 +120,44 @@ def load_model(
     """
     import transformers
 
-    config = load_config(name, mirror)
+    config, place = load_config(name, mirror), resolve_model(name, mirror)
     _set_fields(config, config_fields, dropout)
     auto_class = getattr(transformers, model_class)
-    options = {"config": config, "dtype": "float32", "use_safetensors": True}
+    options = {"config": config, **WEIGHTS}
     with _quiet_transformers():
-        if not fresh_head:
-            return _from_pretrained(auto_class.from_pretrained, "model", resolve_model(name, mirror), **options)
-        encoder = _from_pretrained(
-            transformers.AutoModel.from_pretrained, "model", resolve_model(name, mirror), **options
-        )
+        if (Path(place) / ADAPTER_WEIGHTS).is_file():
+            saved = _load_adapted(Path(place), mirror)
+        elif fresh_head:
+            saved = _from_pretrained(transformers.AutoModel.from_pretrained, "model", place, **options)
+        else:
+            return _from_pretrained(auto_class.from_pretrained, "model", place, **options)
         model = auto_class.from_config(config)
-        # Some encoders end in a pooling layer that their classifier does not have.
-        model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+        if type(saved) is type(model) and not fresh_head:
+            model.load_state_dict(saved.state_dict())
+        else:  # some encoders end in a pooling layer that their classifier does not have
+            model.base_model.load_state_dict(saved.base_model.state_dict(), strict=False)
         return model
+
+
+def _load_adapted(folder: Path, mirror: Path | None) -> PreTrainedModel:
+    """The model that low-rank additions saved by peft make of the one they were made for.
+
+    Raises:
+        ModelError: the additions, or what they belong to, cannot be read.
+    """
+    import transformers
+    from peft import PeftConfig, PeftModel
+    from safetensors import SafetensorError
+
+    config = load_config(str(folder), mirror)
+    try:
+        base_name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+        base = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
+        encoder = load_model(base_name, mirror, "AutoModel", {})
+        base.base_model.load_state_dict(encoder.state_dict(), strict=False)
+        return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot read the additions (LoRA) in {folder}: {error}") from error
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -138,13 +165,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     with _quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Put the weights saved in `folder` into a model of the same shape."""
-    with _quiet_transformers():
-        saved = _from_pretrained(type(model).from_pretrained, "model", str(folder), use_safetensors=True)
-    model.load_state_dict(saved.state_dict())
 
 
 def build_model(

@@ -76,7 +76,38 @@ class OptimizationSection(Section):
         return (given,) if isinstance(given, int) else given
 
 
-class TrainingSection(OptimizationSection):
+class StrategySection(Section):
+    """Which weights of a trained encoder learn, when, and how fast."""
+
+    strategy: Literal["full", "features", "gradual", "lora"] = Field(
+        "full",
+        description="what learns: all; only what follows the encoder; one layer more at a time, from the top; "
+        "low-rank additions (LoRA)",
+    )
+    unfreeze_every_epochs: float | None = Field(
+        None, gt=0, description="gradual: how long until the next layer joins; null: all have joined half-way"
+    )
+    unfreeze_every_steps: int | None = Field(None, ge=1, description="steps; overrides `unfreeze_every_epochs`")
+    freeze_embeddings: bool = Field(False, description="the embeddings stay as they are")
+    freeze_layers: int = Field(
+        0, ge=0, description="so many of the lowest layers, and the embeddings, stay as they are"
+    )
+    reinitialise_layers: int = Field(
+        0, ge=0, description="so many of the highest layers, and the pooling layer, begin with fresh weights"
+    )
+    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of each layer, as a share of that of the one above")
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="peak rate of what follows the encoder; null: `learning_rate`"
+    )
+    lora_rank: int = Field(8, ge=1, description="rank of the additions to each matrix of the encoder")
+    lora_alpha: int = Field(16, ge=1, description="weight of the additions, times the rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the additions")
+    lora_merge: bool = Field(
+        False, description="save the whole model, additions merged, instead of the additions alone"
+    )
+
+
+class TrainingSection(OptimizationSection, StrategySection):
     """Everything that changes what is learned."""
 
     class_weights: Literal["auto"] | dict[str, float] | None = Field(

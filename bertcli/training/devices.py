@@ -39,8 +39,11 @@ def cpu_computes_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def build_accelerator(hardware: HardwareSection) -> Accelerator:
+def build_accelerator(hardware: HardwareSection, *, learns_in_stages: bool = False) -> Accelerator:
     """The Accelerator for the recipe's device and precision.
+
+    Args:
+        learns_in_stages: some weights that will learn get no gradient at first.
 
     Raises:
         UsageError: the asked device is not there.
@@ -56,7 +59,9 @@ def build_accelerator(hardware: HardwareSection) -> Accelerator:
         mixed_precision=ACCELERATE_NAMES[choose_precision(hardware)],
         step_scheduler_with_optimizer=False,
         # The buffers of encoders are constants: nothing to send at each step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=learns_in_stages)
+        ],
     )
 
 
@@ -83,7 +88,7 @@ def on_device(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: to
     if "asked" in batch:  # what chooses by a mask on the device has to wait for it
         batch = batch | {"labels": batch["labels"][batch["asked"]]}
     padding_free = getattr(getattr(model, "module", model), "padding_free", None)
-    if padding_free is not None:
+    if padding_free is not None and "vectors" not in batch:
         batch = with_layout(batch, padding_free.reading, on_cpu=device.type == "cpu")
     elif "position_ids" in batch:
         batch = with_block_mask(batch)

@@ -55,6 +55,7 @@ def train_steps(
     A step whose gradient is no number leaves weights and moments as they were.
 
     Args:
+        optimizer: as `training.optimizer.build_optimizer` makes it: its groups say their share of the rate.
         rate_at: learning rate of the optimiser step with the given number (from 0).
         max_grad_norm: clip the gradient to this norm; None: no clipping.
         start_step: steps already made.
@@ -68,7 +69,7 @@ def train_steps(
         model.train()
         rate = rate_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         while True:
             try:
                 fitting = batch if micro_batch_size is None else batch.divided(micro_batch_size)

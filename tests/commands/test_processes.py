@@ -70,10 +70,14 @@ def assert_alike(one: str, two: str) -> None:
         assert results[0][name] == results[1][name], name
 
 
-@pytest.mark.parametrize("torchrun", [False, True])
-def test_two_processes_fine_tune_as_one(small: str, torchrun: bool) -> None:
+STAGES = ("training.strategy=gradual", "training.unfreeze_every_steps=5")
+
+
+@pytest.mark.parametrize(("torchrun", "overrides"), [(False, ()), (True, ()), (False, STAGES)])
+def test_two_processes_fine_tune_as_one(small: str, torchrun: bool, overrides: tuple[str, ...]) -> None:
     for processes, run in ((1, "one"), (2, "two")):
-        made = call(processes, "finetune", small, "--run", run, "--json", torchrun=torchrun and processes > 1)
+        by_torchrun = torchrun and processes > 1
+        made = call(processes, "finetune", small, *overrides, "--run", run, "--json", torchrun=by_torchrun)
         assert made.returncode == 0, made.stderr
         assert len(made.stdout.splitlines()) == 1, made.stdout
         assert made.stderr.count("20/20  validation") == 1

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from bertcli.data.encoding import Encoded, cut_pair, cut_text, encode_texts, frame_of, windows
+from bertcli.data.cuts import cut_pair, cut_text, windows
+from bertcli.data.encoding import Encoded, encode_texts, frame_of
 from bertcli.errors import DataError
 from bertcli.models.build import load_tokenizer
 

@@ -1,0 +1,95 @@
+"""What a fixed encoder makes of encoded rows: computed once, kept on disk, memory-mapped.
+
+<cache>/vectors/<key>.npy   float32, keyed by the encoder's weights and the tokens
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from bertcli.data.corpus import cache_folder
+from bertcli.data.encoding import Encoded
+from bertcli.training.devices import width_multiple
+from bertcli.training.evaluation import compute_logits
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+ITEMS_AT_ONCE = 4096  # whose vectors are in memory at once
+
+
+def with_vectors(accelerator: Accelerator, model: PreTrainedModel, encoded: Encoded, max_tokens: int) -> Encoded:
+    """The rows with the last hidden states of the encoder of `model`: of each first token if its head reads no other.
+
+    Args:
+        max_tokens: padded tokens at once on one device.
+    """
+    reading: Any = getattr(model, "padding_free", None)
+    first_only = reading is not None and reading.reading == "first"
+    path = cache_folder() / "vectors" / f"{_key(model, encoded, first_only)}.npy"
+    if not path.is_file():
+        _compute(accelerator, model, encoded, max_tokens, path, first_only)
+    accelerator.wait_for_everyone()
+    return replace(encoded, vectors=np.load(path, mmap_mode="r"))
+
+
+def _key(model: PreTrainedModel, encoded: Encoded, first_only: bool) -> str:
+    digest = hashlib.blake2b(repr((type(model).__name__, first_only)).encode(), digest_size=16)
+    for name, tensor in model.base_model.state_dict().items():
+        if "pooler" not in name:  # follows the encoder, and learns
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    for values in (encoded.input_ids, encoded.token_type_ids, encoded.offsets):
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _compute(
+    accelerator: Accelerator, model: PreTrainedModel, encoded: Encoded, max_tokens: int, path: Path, first_only: bool
+) -> None:
+    """Write the vectors aside, part by part, and name them into place."""
+    singles = replace(encoded, num_choices=1, rows=np.arange(len(encoded.offsets) - 1), labels=None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = len(singles) if first_only else len(singles.input_ids)
+    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        table, at = None, 0
+        for _, part in singles.parts(ITEMS_AT_ONCE):
+            vectors, _ = compute_logits(
+                accelerator,
+                model.base_model,
+                part,
+                _first_hidden if first_only else _hidden,
+                per_token=not first_only,
+                max_tokens=max_tokens,
+                multiple_of=width_multiple(accelerator),
+            )
+            if table is None:
+                shape = (number, vectors.shape[1])
+                table = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
+            table[at : at + len(vectors)] = vectors
+            at += len(vectors)
+        if table is not None:
+            table.flush()
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _hidden(outputs: Any) -> torch.Tensor:
+    return outputs.last_hidden_state
+
+
+def _first_hidden(outputs: Any) -> torch.Tensor:
+    return outputs.last_hidden_state[:, 0]

@@ -1,0 +1,126 @@
+"""Ways to fine-tune, end to end: what changes, what stays bit for bit, what is saved, and that runs go on exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bertcli.commands import train as train_module
+from bertcli.commands import vectors as vectors_module
+from bertcli.commands.evaluate import evaluate
+from bertcli.commands.finetune import finetune
+from bertcli.errors import Interrupted, RecipeError
+from bertcli.recipe.load import load_recipe
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.console import Console
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def recipe_of(encoder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Recipe]:
+    monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
+
+    def build(*overrides: str) -> Recipe:
+        path = Path("small.yaml")
+        path.write_text(
+            f"task: {{files: {{train: {reviews}}}, text_columns: [text], labels: [negative, positive]}}\n"
+            f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\n"
+            "training: {epochs: 2, global_batch_size: 7, learning_rate: 1e-2, seed: 1}\n"
+            "hardware: {log_every_steps: 1}\n",
+            "utf-8",
+        )
+        return load_recipe(str(path), overrides)
+
+    return build
+
+
+def changed_layers(encoder: Path, run: Path) -> set[str]:
+    """Which parts of the encoder are not, bit for bit, what they were."""
+    before, after = load_file(encoder / "model.safetensors"), load_file(run / "model" / "model.safetensors")
+    parts = set()
+    for name, tensor in before.items():
+        if not torch.equal(tensor, after[f"bert.{name}"]):
+            parts.add(name.partition(".")[0] if "layer." not in name else name.split(".")[2])
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ((), {"embeddings", "0", "1", "pooler"}),
+        (("training.freeze_embeddings=true",), {"0", "1", "pooler"}),
+        (("training.freeze_layers=1",), {"1", "pooler"}),
+        (("training.strategy=features",), {"pooler"}),
+        (("training.strategy=gradual", "training.unfreeze_every_steps=4", "training.max_steps=6"), {"1", "pooler"}),
+        (("training.strategy=lora", "training.lora_merge=true"), {"0", "1", "pooler"}),
+    ],
+)
+def test_exactly_what_may_learn_changes(
+    encoder: Path, recipe_of: Callable[..., Recipe], overrides: tuple[str, ...], changed: set[str]
+) -> None:
+    results = finetune(recipe_of(*overrides), Path("run"), console=QUIET)
+    assert changed_layers(encoder, Path("run")) == changed
+    assert results["num_learning_parameters"] <= results["num_parameters"] + 10_000
+    assert evaluate("run", console=QUIET)["metrics"]["validation"] == pytest.approx(results["metrics"]["validation"])
+
+
+def test_additions_are_saved_small_and_answer_as_in_training(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("training.strategy=lora", "training.lora_rank=1")
+    results = finetune(recipe, Path("run"), console=QUIET)
+    names = {path.name for path in Path("run/model").iterdir()}
+    assert "model.safetensors" not in names
+    assert Path("run/model/adapter_model.safetensors").stat().st_size < 4 * results["num_parameters"]
+    assert evaluate("run", console=QUIET)["metrics"]["validation"] == pytest.approx(results["metrics"]["validation"])
+
+
+def test_a_fixed_encoder_reads_each_row_once(recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    whole = vectors_module.compute_logits
+    monkeypatch.setattr(
+        vectors_module, "compute_logits", lambda *given, **named: computed.append(1) or whole(*given, **named)
+    )
+    recipe = recipe_of("training.strategy=features")
+    first = finetune(recipe, Path("first"), console=QUIET)
+    assert len(computed) == 2  # training and validation rows
+    second = finetune(recipe, Path("second"), console=QUIET)
+    assert len(computed) == 2
+    assert first["metrics"] == second["metrics"]
+
+
+@pytest.mark.parametrize("strategy", ["features", "gradual", "lora"])
+def test_a_run_stopped_between_stages_ends_where_an_undisturbed_one_ends(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    recipe = recipe_of(f"training.strategy={strategy}", *["training.unfreeze_every_steps=2"] * (strategy == "gradual"))
+    whole = finetune(recipe, Path("whole"), console=QUIET)
+    asked = iter([None, None, 15])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module._Run, "_agreed", lambda run, request, step: next(asked, 15))
+        with pytest.raises(Interrupted):
+            finetune(recipe, Path("run"), console=QUIET)
+    resumed = finetune(recipe, Path("run"), console=QUIET)
+    assert resumed["metrics"] == whole["metrics"]
+    last = sorted(Path("whole/checkpoints").iterdir())[-1].name
+    for name, tensor in load_file(f"whole/checkpoints/{last}/model.safetensors").items():
+        assert torch.equal(tensor, load_file(f"run/checkpoints/{last}/model.safetensors")[name]), name
+    assert Path("run/train.jsonl").read_text().count("\n") == Path("whole/train.jsonl").read_text().count("\n")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.lora_rank=4"], "training.lora_rank is for training.strategy=lora"),
+        (["training.unfreeze_every_steps=4"], "training.strategy=gradual"),
+        (["training.strategy=features", "training.token_cutoff=0.1"], "training.token_cutoff changes"),
+        (["training.strategy=lora", "training.reinitialise_layers=1"], "does not save"),
+        (["training.strategy=lora", "model.name=null", "model.size=tiny"], "needs a trained encoder"),
+    ],
+)
+def test_keys_without_use_are_refused(recipe_of: Callable[..., Recipe], overrides: list[str], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        finetune(recipe_of(*overrides), Path("run"), console=QUIET)
