@@ -17,6 +17,7 @@ from bertcli.options import (
     Debug,
     Device,
     DryRun,
+    Jobs,
     Json,
     Mirror,
     Overrides,
@@ -59,6 +60,7 @@ def finetune(
     run: Run = None,
     mirror: Mirror = None,
     processes: Processes = 1,
+    jobs: Jobs = 1,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -67,26 +69,35 @@ def finetune(
 ) -> None:
     """Fine-tune a model as a recipe says.
 
-    The same command again goes on where the run stopped.
+    A list under a key of `training` makes a grid: a run for each combination, the best by validation chosen. The same
+    command again goes on where the run stopped.
 
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
     """
-    from bertcli.recipe.load import load_recipe
-    from bertcli.recipe.suite import Suite, load_suite
+    from bertcli.recipe.grid import Grid
+    from bertcli.recipe.suite import Suite, load_finetuning
 
-    wanted = load_suite(recipe, overrides or []) or load_recipe(recipe, overrides or [])
+    wanted = load_finetuning(recipe, overrides or [])
+    if processes > 1 and jobs > 1:
+        raise UsageError("give one of --processes (they share a run) and --jobs (each has a run of its own)")
     mirror = checked_mirror(mirror)
     _spread(processes)
     from bertcli.commands.finetune import finetune as run_finetune
+    from bertcli.commands.side_by_side import run_side_by_side
     from bertcli.commands.suite import finetune_suite
+    from bertcli.commands.sweep import finetune_grid
     from bertcli.runs.console import Console, print_result
 
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite}
     options["console"] = Console(quiet=quiet)
     folder = run or default_run_folder(recipe)
     if isinstance(wanted, Suite):
-        results = finetune_suite(wanted, folder, **options)
+        results = finetune_suite(wanted, folder, jobs=jobs, **options)
+    elif isinstance(wanted, Grid):
+        results = finetune_grid(wanted, folder, jobs=jobs, **options)
     else:
+        if jobs > 1 and not dry_run:
+            run_side_by_side([(folder, wanted)], jobs, options["console"], mirror=mirror, overwrite=overwrite)
         results = run_finetune(wanted, folder, **options)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))

@@ -52,6 +52,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Processes = Annotated[int, typer.Option(min=1, help="Processes on this machine that share the work.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, of a grid, a suite or several seeds.")]
 RunOrModel = Annotated[str, typer.Argument(help="A run folder, a saved model, or a hub name.", metavar="RUN_OR_MODEL")]
 
 

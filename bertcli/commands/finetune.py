@@ -25,7 +25,7 @@ from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.card import write_card
 from bertcli.runs.console import Console, format_seconds
-from bertcli.runs.folder import RunFolder, check_run_folder, write_json
+from bertcli.runs.folder import RunFolder, check_run_folder, finished_results, write_json
 from bertcli.training.devices import width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
@@ -54,6 +54,10 @@ def finetune(
         BertcliError: one of its kinds, each with its cure.
     """
     processes, console = join(recipe.hardware, console)
+    finished = None if dry_run or overwrite else finished_results(run, dump_recipe(recipe), SPEED_ONLY)
+    if finished is not None:
+        console.say(f"{run} is finished; its results stand (--overwrite trains anew)")
+        return finished
     with processes.main_process_first():  # the others find its cache
         prepared = prepare(recipe, mirror)
     plan = make_plan(recipe, len(prepared.encode("train")), processes.num_processes)

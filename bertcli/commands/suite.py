@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
 from bertcli.commands.prepare import recipe_task
+from bertcli.commands.several import run_each, tell_of_failed
+from bertcli.commands.side_by_side import run_side_by_side
+from bertcli.commands.sweep import finetune_grid
 from bertcli.commands.trained import best_seed
-from bertcli.errors import BertcliError, Interrupted, TrainingError
 from bertcli.metrics.bundled import score_names
+from bertcli.recipe.grid import Grid
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite
+from bertcli.recipe.suite import Suite, singles
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import write_json, write_text
 
@@ -27,6 +31,7 @@ def finetune_suite(
     mirror: Path | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    jobs: int = 1,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run each recipe of the suite in a run folder of its own in `folder`; return what its `results.json` holds.
@@ -37,22 +42,23 @@ def finetune_suite(
         Interrupted: a signal came; what is done is saved.
         TrainingError: some recipe failed; the others are finished.
     """
-    processes, console = join(next(iter(suite.recipes.values())).hardware, console)
-    finished: dict[str, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
-    for number, (name, recipe) in enumerate(suite.recipes.items(), start=1):
-        console.say(f"\n{name} ({number} of {len(suite.recipes)})")
-        try:
-            if name in suite.start_from and not dry_run:
-                recipe = _started_from(recipe, _source(suite, name, folder))
-            options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite}
-            finished[name] = finetune(recipe, run_folder(folder, name), **options, console=console)
-        except (Interrupted, KeyboardInterrupt):
-            raise
-        except Exception as error:  # whatever one task dies of, the others can go on
-            kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "
-            failed[name] = f"{kind}{error}"
-            console.warn(f"{name} failed: {failed[name]}")
+    processes, console = join(next(iter(singles(suite).values())).hardware, console)
+    if jobs > 1 and not dry_run:
+        alone = [(name, member) for name, member in suite.recipes.items() if name not in suite.start_from]
+        wanted = [run for name, member in alone for run in _runs(member, run_folder(folder, name))]
+        run_side_by_side(wanted, jobs, console, mirror=mirror, overwrite=overwrite)
+        overwrite = False  # that is done
+
+    def run(name: str) -> dict[str, Any]:
+        member = suite.recipes[name]
+        options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
+        if name in suite.start_from and not dry_run:
+            member = _started_from(member, _source(suite, name, folder))
+        if isinstance(member, Grid):
+            return finetune_grid(member, run_folder(folder, name), **options)
+        return finetune(member, run_folder(folder, name), **options)
+
+    finished, failed = run_each({name: partial(run, name) for name in suite.recipes}, console)
     if dry_run:
         return {"dry_run": True, "run": str(folder), "failed": failed}
     results = _results(suite, folder, finished, failed)
@@ -64,11 +70,7 @@ def finetune_suite(
         console.say(f"\naverage of {len(finished)} tasks: {results['average']:.4f}")
     if processes.is_main_process:
         write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} of {len(suite.recipes)} tasks failed: {', '.join(failed)}. "
-            "The same command tries them again; the others are finished."
-        )
+    tell_of_failed(failed, len(suite.recipes), "tasks")
     return results
 
 
@@ -84,7 +86,18 @@ def _source(suite: Suite, name: str, folder: Path) -> str:
     return best_seed(str(run))
 
 
-def _started_from(recipe: Recipe, run: str) -> Recipe:
+def _runs(member: Recipe | Grid, folder: Path) -> list[tuple[Path, Recipe]]:
+    points = {"": member} if isinstance(member, Recipe) else member.points
+    return [(folder / point, recipe) for point, recipe in points.items()]
+
+
+def _started_from(recipe: Recipe | Grid, run: str) -> Recipe | Grid:
+    if isinstance(recipe, Grid):
+        return Grid({name: _from_run(point, run) for name, point in recipe.points.items()})
+    return _from_run(recipe, run)
+
+
+def _from_run(recipe: Recipe, run: str) -> Recipe:
     model = recipe.model.model_copy(update={"name": run, "new_head": True})
     return recipe.model_copy(update={"model": model})
 
@@ -92,11 +105,11 @@ def _started_from(recipe: Recipe, run: str) -> Recipe:
 def _results(suite: Suite, folder: Path, finished: dict[str, dict[str, Any]], failed: dict[str, str]) -> dict[str, Any]:
     table: list[dict[str, str]] = []
     means: list[float] = []
-    for name, recipe in suite.recipes.items():
+    for name, member in suite.recipes.items():
         if name in failed:
             table.append(dict.fromkeys(HEADER, "") | {"task": name, "metric": "failed"})
             continue
-        rows = _rows(name, recipe, finished[name])
+        rows = _rows(name, member.first if isinstance(member, Grid) else member, finished[name])
         table += [row for row, _ in rows]
         means.append(statistics.fmean(value for _, value in rows))
     results: dict[str, Any] = {"run": str(folder), "table": table, "tasks": finished, "failed": failed}

@@ -12,23 +12,26 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from bertcli.errors import RecipeError, UsageError
-from bertcli.recipe.load import dump_recipe, find_recipe, load_any_recipe, shipped_recipes
+from bertcli.recipe.grid import Grid
+from bertcli.recipe.load import dump_recipe, find_recipe, is_pretraining, load_pretrain_recipe, shipped_recipes
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, SuiteKeys, load_suite
+from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, singles
 
 END_OF_SENTENCE = re.compile(r"(?<! al)\. (?=[A-Z])")
 SCHEMAS: dict[str, type[BaseModel]] = {"finetune": Recipe, "pretrain": PretrainRecipe}
 
 
-def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe | Suite:
-    """The recipe or suite of a shipped name, a file or a run folder, with `key=value` overrides.
+def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe | Grid | Suite:
+    """The recipe, grid or suite of a shipped name, a file or a run folder, with `key=value` overrides.
 
     Raises:
         RecipeError: with every mistake found.
     """
     name = recipe_of_run(name_or_path)
-    return load_suite(name, overrides) or load_any_recipe(name, overrides)
+    if is_pretraining(name):
+        return load_pretrain_recipe(name, overrides)
+    return load_finetuning(name, overrides)
 
 
 def recipe_of_run(name_or_path: str) -> str:
@@ -49,11 +52,11 @@ def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str]]:
 
 
 def show_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> str:
-    """The resolved recipe as YAML; of a suite, one document for each of its recipes."""
-    recipe = load_any(name_or_path, overrides)
-    if not isinstance(recipe, Suite):
-        return dump_recipe(recipe)
-    return "---\n".join(f"# {name}\n{dump_recipe(one)}" for name, one in recipe.recipes.items())
+    """The resolved recipe as YAML; of a suite or a grid, one document for each of its recipes."""
+    wanted = load_any(name_or_path, overrides)
+    if not isinstance(wanted, Suite | Grid):
+        return dump_recipe(wanted)
+    return "---\n".join(f"# {name}\n{dump_recipe(recipe)}" for name, recipe in singles(wanted).items())
 
 
 def copy_recipe(name: str, target: Path) -> None:
@@ -112,10 +115,12 @@ def json_schema(kind: str) -> dict[str, Any]:
 
 
 def _single(name: str) -> str:
-    recipe = load_any(name)
-    if isinstance(recipe, Suite):
-        raise UsageError(f"{name} is a suite; name one of its recipes: {', '.join(recipe.recipes)}")
-    return dump_recipe(recipe)
+    wanted = load_any(name)
+    if isinstance(wanted, Suite):
+        raise UsageError(f"{name} is a suite; name one of its recipes: {', '.join(wanted.recipes)}")
+    if isinstance(wanted, Grid):
+        raise UsageError(f"{name} is a grid of {len(wanted.points)} recipes; name one of its runs")
+    return dump_recipe(wanted)
 
 
 def _header(path: Path) -> str:

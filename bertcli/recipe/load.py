@@ -33,12 +33,21 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with every mistake found, each as `file:line: found … expected …`.
     """
+    recipe = resolve(read_finetuning(name_or_path), overrides)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def read_finetuning(name_or_path: str) -> Layer:
+    """The layer of a recipe that says a task.
+
+    Raises:
+        RecipeError: there is no such recipe, or it is of another kind.
+    """
     layer = read_chain(find_recipe(name_or_path), Recipe)
     _refuse(layer, "suite", f"{name_or_path} is a suite; name one of its recipes here")
     _refuse(layer, "corpus", f"{name_or_path} is a recipe for `bertcli pretrain`, expected one with a task")
-    recipe = resolve(layer, overrides)
-    assert isinstance(recipe, Recipe)
-    return recipe
+    return layer
 
 
 def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe:
@@ -62,8 +71,12 @@ def load_any_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe 
     Raises:
         RecipeError: with every mistake found.
     """
-    has_corpus = "corpus" in read_chain(find_recipe(name_or_path), Recipe).values
-    return (load_pretrain_recipe if has_corpus else load_recipe)(name_or_path, overrides)
+    return (load_pretrain_recipe if is_pretraining(name_or_path) else load_recipe)(name_or_path, overrides)
+
+
+def is_pretraining(name_or_path: str) -> bool:
+    """Whether a recipe is one for `bertcli pretrain`."""
+    return "corpus" in read_chain(find_recipe(name_or_path), Recipe).values
 
 
 def _refuse(layer: Layer, key: str, words: str) -> None:
@@ -78,7 +91,18 @@ def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe | PretrainRecipe:
     Raises:
         RecipeError: with every mistake found.
     """
-    problems = list(layer.problems)
+    problems = [*layer.problems, *lay_over(layer, overrides)]
+    if problems and not layer.values:
+        raise RecipeError(problems)
+    recipe, found = _validate(layer)
+    if problems or found or recipe is None:
+        raise RecipeError(problems + found)
+    return recipe
+
+
+def lay_over(layer: Layer, overrides: Sequence[str]) -> list[str]:
+    """Put `key=value` words over a layer, in place; what is wrong with them."""
+    problems: list[str] = []
     for word in overrides:
         above = read_overrides([word], layer.root)
         _anchor_files(above, Path.cwd())
@@ -86,12 +110,7 @@ def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe | PretrainRecipe:
         problems += wrong
         if not wrong:
             overlay(layer, above)
-    if problems and not layer.values:
-        raise RecipeError(problems)
-    recipe, found = _validate(layer)
-    if problems or found or recipe is None:
-        raise RecipeError(problems + found)
-    return recipe
+    return problems
 
 
 def dump_recipe(recipe: Recipe | PretrainRecipe) -> str:

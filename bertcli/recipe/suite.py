@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from bertcli.errors import RecipeError, did_you_mean
+from bertcli.recipe.grid import Grid, load_recipe_or_grid, resolve_grid
 from bertcli.recipe.layers import Layer, overlay, read_overrides
-from bertcli.recipe.load import find_recipe, read_chain, resolve, validated
+from bertcli.recipe.load import find_recipe, read_chain, validated
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Names, Section
 
@@ -30,8 +31,17 @@ class SuiteKeys(Section):
 class Suite:
     """Recipes by name, in the order they run: one that others start from comes before them."""
 
-    recipes: dict[str, Recipe]
+    recipes: dict[str, Recipe | Grid]
     start_from: dict[str, str]
+
+
+def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid | Suite:
+    """All that `bertcli finetune` takes: a recipe, a grid of them, or a suite.
+
+    Raises:
+        RecipeError: with every mistake found.
+    """
+    return load_suite(name_or_path, overrides) or load_recipe_or_grid(name_or_path, overrides)
 
 
 def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None:
@@ -63,14 +73,12 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
         f"found start_from for {name!r}, expected one of {names}.{did_you_mean(name, short)}" for name in unknown
     ]
     rest = [word for word in overrides if word.partition("=")[0].split(".")[0] not in OWN_KEYS]
-    recipes: dict[str, Recipe] = {}
+    recipes: dict[str, Recipe | Grid] = {}
     for name in names:
         try:
             member = read_chain(find_recipe(name, path.parent), Recipe)
             overlay(member, copy.deepcopy(shared))
-            recipe = resolve(member, rest)
-            assert isinstance(recipe, Recipe)
-            recipes[name] = recipe
+            recipes[name] = resolve_grid(member, rest)
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
@@ -92,3 +100,16 @@ def _sources_first(names: list[str], start_from: dict[str, str]) -> Iterator[str
             raise RecipeError([f"found {', '.join(waiting)} starting from each other in start_from"])
         waiting.remove(ready)
         yield ready
+
+
+def singles(wanted: Suite | Grid) -> dict[str, Recipe]:
+    """Every recipe of a suite or a grid by a name of its own."""
+    if isinstance(wanted, Grid):
+        return wanted.points
+    found: dict[str, Recipe] = {}
+    for name, member in wanted.recipes.items():
+        if isinstance(member, Grid):
+            found |= {f"{name},{point}": recipe for point, recipe in member.points.items()}
+        else:
+            found[name] = member
+    return found

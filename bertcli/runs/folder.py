@@ -74,8 +74,16 @@ class RunFolder:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def chosen_run(name: str) -> str:
+    """The best run of a finished grid; anything else as it is."""
+    results = Path(name) / "results.json"
+    chosen = json.loads(results.read_text("utf-8")).get("chosen") if results.is_file() else None
+    return name if chosen is None else str(Path(name) / chosen)
+
+
 def seed_runs(name: str) -> list[str]:
-    """The run folders of each seed if `name` holds several; else just `name`."""
+    """The run folders of each seed if `name` holds several; else just `name`. Of a grid, the chosen point's."""
+    name = chosen_run(name)
     children = sorted(Path(name).glob("seed-*/recipe.yaml"), key=lambda path: (len(path.parent.name), path.parent.name))
     return [str(path.parent) for path in children] or [name]
 
@@ -103,6 +111,19 @@ def open_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overw
             f"cannot write the run folder {path}: {error.strerror}. Choose another with --run."
         ) from error
     return folder
+
+
+def finished_results(path: Path, recipe_text: str, speed_only: set[str]) -> dict[str, Any] | None:
+    """The results of a finished run of this recipe; None if there is none.
+
+    Raises:
+        RunFolderError: the folder holds something else.
+    """
+    results = RunFolder(path).results
+    if not results.is_file():
+        return None
+    check_run_folder(path, recipe_text, speed_only, overwrite=False)
+    return json.loads(results.read_text("utf-8"))
 
 
 def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overwrite: bool) -> None:

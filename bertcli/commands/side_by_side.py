@@ -1,0 +1,105 @@
+"""Several fine-tuning runs at once on this machine, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bertcli.commands.job import SPEED_ONLY
+from bertcli.errors import Interrupted
+from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.console import Console
+from bertcli.runs.folder import RunFolder, open_run_folder
+from bertcli.training.signals import StopRequest, stop_on_signals
+
+SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def run_side_by_side(
+    wanted: Sequence[tuple[Path, Recipe]], jobs: int, console: Console, *, mirror: Path | None, overwrite: bool
+) -> None:
+    """Fine-tune each recipe, once for each of its seeds, in its run folder, `jobs` of them at a time.
+
+    What fails is only told: whoever asks for that run again sees why. Each job has its share of the cores, and with
+    several GPUs one of them.
+
+    Raises:
+        RunFolderError: a folder holds something else, or cannot be written.
+        Interrupted: a signal came; it was handed on, and all runs have saved what they did.
+    """
+    for folder, recipe in wanted:
+        open_run_folder(folder, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+    singles = [single for folder, recipe in wanted for single in _single_seeds(folder, recipe)]
+    singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
+    with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
+        children: list[subprocess.Popen[bytes]] = []
+
+        def run(number: int) -> None:
+            if stop.signal_number is not None:
+                return
+            folder, recipe = singles[number]
+            console.say(f"{folder}: started")
+            child = _start(recipe, folder, Path(scratch, f"{number}.yaml"), mirror, _environment(number, jobs))
+            children.append(child)
+            code = _wait(child, stop)
+            if stop.signal_number is None:
+                console.say(f"{folder}: " + ("done" if code == 0 else f"failed (exit code {code})"))
+
+        try:
+            list(pool.map(run, range(len(singles))))
+        except KeyboardInterrupt:
+            for child in children:
+                child.kill()
+            raise
+    if stop.signal_number is not None:
+        raise Interrupted(stop.signal_number, "stopped, all runs saved; the same command goes on")
+
+
+def _start(
+    recipe: Recipe, folder: Path, file: Path, mirror: Path | None, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    file.write_text(dump_recipe(recipe), "utf-8")
+    words = [sys.executable, "-m", "bertcli.cli", "finetune", str(file), "--run", str(folder), "--quiet"]
+    words += ["--mirror", str(mirror)] if mirror else []
+    # A session of its own: Ctrl-C reaches it through this process alone.
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    return subprocess.Popen(words, env=environment, **quiet)
+
+
+def _wait(child: subprocess.Popen[bytes], stop: StopRequest) -> int:
+    """The exit code of a run, which is told of a signal as soon as one comes."""
+    told = False
+    while True:
+        try:
+            return child.wait(SECONDS_BETWEEN_LOOKS)
+        except subprocess.TimeoutExpired:
+            if stop.signal_number is not None and not told:
+                child.send_signal(stop.signal_number)
+                told = True
+
+
+def _single_seeds(folder: Path, recipe: Recipe) -> Iterator[tuple[Path, Recipe]]:
+    """A run for each seed, where `bertcli finetune` makes it."""
+    seeds = recipe.training.seed
+    for seed in seeds:
+        training = recipe.training.model_copy(update={"seed": (seed,)})
+        single = recipe.model_copy(update={"training": training})
+        yield folder / f"seed-{seed}" if len(seeds) > 1 else folder, single
+
+
+def _environment(number: int, jobs: int) -> dict[str, str]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    given = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | dict(os.environ)
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in given:
+        given["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+    return given

@@ -1,0 +1,101 @@
+"""`bertcli finetune` for a grid: a run for each of its points, one table of all, the best by validation chosen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bertcli.commands.finetune import finetune
+from bertcli.commands.prepare import recipe_task
+from bertcli.commands.several import run_each, tell_of_failed
+from bertcli.commands.side_by_side import run_side_by_side
+from bertcli.errors import TrainingError
+from bertcli.recipe.grid import Grid
+from bertcli.runs.console import Console, format_seconds, format_table
+from bertcli.runs.folder import write_json, write_text
+
+HEADER = ("run", "metric", "mean", "sd", "median", "best", "seeds", "minutes", "chosen")
+
+
+def finetune_grid(
+    grid: Grid,
+    folder: Path,
+    *,
+    mirror: Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    jobs: int = 1,
+    console: Console,
+) -> dict[str, Any]:
+    """Fine-tune at each point of the grid in a folder of its own in `folder`; return what its `results.json` holds.
+
+    The point with the best mean over its seeds on the validation split is chosen, and no other split is looked at for
+    that. A point that fails is told and left behind; the same command does only what is missing.
+
+    Raises:
+        Interrupted: a signal came; what is done is saved.
+        TrainingError: some point failed; the others are finished.
+    """
+    if jobs > 1 and not dry_run:
+        wanted = [(folder / name, recipe) for name, recipe in grid.points.items()]
+        run_side_by_side(wanted, jobs, console, mirror=mirror, overwrite=overwrite)
+        overwrite = False  # that is done
+    options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
+    runs = {name: partial(finetune, recipe, folder / name, **options) for name, recipe in grid.points.items()}
+    finished, failed = run_each(runs, console)
+    if dry_run:
+        return {"dry_run": True, "run": str(folder), "failed": failed}
+    if not finished:
+        raise TrainingError(f"every point failed, such as {next(iter(failed.items()))}")
+    results = _results(grid, folder, finished, failed)
+    rows = [[str(row[column]) for column in HEADER] for row in results["table"]]
+    table = format_table(HEADER, rows)
+    console.say(f"\n{table}\n\nchosen    {results['chosen']}")
+    write_json(folder / "results.json", results)
+    write_text(folder / "summary.csv", _csv(rows))
+    write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
+    tell_of_failed(failed, len(grid.points), "points")
+    return results
+
+
+def _results(grid: Grid, folder: Path, finished: dict[str, dict[str, Any]], failed: dict[str, str]) -> dict[str, Any]:
+    metric = grid.first.evaluation.best_by or recipe_task(grid.first).deciding_metric
+    values = {name: _values(results["metrics"]["validation"][metric]) for name, results in finished.items()}
+    chosen = max(values, key=lambda name: statistics.fmean(values[name]))
+    table = [
+        {
+            "run": name,
+            "metric": metric,
+            "mean": f"{statistics.fmean(values[name]):.4f}",
+            "sd": f"{statistics.stdev(values[name]):.4f}" if len(values[name]) > 1 else "",
+            "median": f"{statistics.median(values[name]):.4f}",
+            "best": f"{max(values[name]):.4f}",
+            "seeds": str(len(values[name])),
+            "minutes": format_seconds(results["train_seconds"]),
+            "chosen": "*" if name == chosen else "",
+        }
+        for name, results in finished.items()
+    ]
+    kept = finished[chosen] | {"train_seconds": sum(results["train_seconds"] for results in finished.values())}
+    return kept | {
+        "run": str(folder),
+        "chosen": chosen,
+        "best_by": metric,
+        "table": table,
+        "points": finished,
+        "failed": failed,
+    }
+
+
+def _values(given: Any) -> list[float]:
+    return given["values"] if isinstance(given, dict) else [given]
+
+
+def _csv(rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([HEADER, *rows])
+    return text.getvalue()

@@ -1,0 +1,86 @@
+"""A grid of runs: one table, the best by validation chosen, only what is missing done again, several at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bertcli.commands import sweep as sweep_module
+from bertcli.commands.evaluate import evaluate
+from bertcli.commands.sweep import finetune_grid
+from bertcli.errors import TrainingError
+from bertcli.recipe.grid import Grid, load_recipe_or_grid
+from bertcli.runs.console import Console
+from bertcli.runs.folder import chosen_run
+
+QUIET = Console(quiet=True)
+SHORT = ["training.max_steps=3", "data.max_train_examples=40", "data.max_eval_examples=20", "evaluation.every_steps=3"]
+
+
+def load(*overrides: str) -> Grid:
+    grid = load_recipe_or_grid("sample/sentiment", [*SHORT, *overrides])
+    assert isinstance(grid, Grid)
+    return grid
+
+
+def test_the_best_by_validation_is_chosen_and_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = load("training.learning_rate=[1e-12, 1e-3]", "training.seed=[1, 2]", "data.max_eval_examples=null")
+    results = finetune_grid(grid, Path("grid"), console=QUIET)
+    means = {row["run"]: float(row["mean"]) for row in results["table"]}
+    assert results["chosen"] == max(means, key=lambda name: means[name])
+    assert [row["chosen"] for row in results["table"]].count("*") == 1
+    assert results["metrics"] == results["points"][results["chosen"]]["metrics"]
+    assert results == json.loads(Path("grid/results.json").read_text())
+    rows = list(csv.DictReader(Path("grid/summary.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == ["learning_rate=1e-12", "learning_rate=0.001"]
+    assert all(row["seeds"] == "2" and row["sd"] and row["median"] for row in rows)
+    assert chosen_run("grid") == f"grid/{results['chosen']}"
+    scores = evaluate("grid", console=QUIET)["metrics"]["validation"]
+    assert scores["accuracy"]["values"] == results["metrics"]["validation"]["accuracy"]["values"]
+    ran = []
+    monkeypatch.setattr(sweep_module, "finetune", lambda *given, **named: ran.append(given) or {})
+    with pytest.raises(KeyError):  # the stand-in has no metrics: only the table is missed
+        finetune_grid(grid, Path("grid"), console=QUIET)
+    assert len(ran) == 2
+
+
+def test_a_point_that_fails_leaves_the_others() -> None:
+    grid = load("training.warmup_steps=[0, 50]")
+    with pytest.raises(TrainingError, match="1 of 2 points failed: warmup_steps=50"):
+        finetune_grid(grid, Path("grid"), console=QUIET)
+    assert json.loads(Path("grid/results.json").read_text())["chosen"] == "warmup_steps=0"
+
+
+def finished(folder: str) -> dict[str, int]:
+    """When each finished run of a folder was finished."""
+    return {str(path.parent): path.stat().st_mtime_ns for path in Path(folder).rglob("seed-*/results.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_twelve_runs_stopped_in_the_middle_do_only_what_is_missing(number: int) -> None:
+    words = ["sample/sentiment", *SHORT, "training.learning_rate=[1e-4, 1e-3, 3e-3]", "training.seed=[1, 2, 3, 4]"]
+    command = [sys.executable, "-m", "bertcli.cli", "finetune", *words, "--run", "grid", "--jobs", "2"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while len(finished("grid")) < 3:
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait(120) == 128 + number
+    before = finished("grid")
+    assert 3 <= len(before) < 12
+    again = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    after = finished("grid")
+    assert len(after) == 12
+    assert all(after[name] == when for name, when in before.items())
+    assert len(list(csv.DictReader(Path("grid/summary.csv").read_text().splitlines()))) == 3
