@@ -14,6 +14,7 @@ from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
+from bertcli.commands.teacher import with_teacher
 from bertcli.commands.train import train
 from bertcli.commands.vectors import with_vectors
 from bertcli.data.encoding import Encoded
@@ -122,10 +123,13 @@ class FinetuneJob(Job):
             self._unfreezing.set_for(step)
 
     def begin(self, accelerator: Accelerator, module: torch.nn.Module) -> None:
-        """Compute what a fixed encoder makes of all rows, once."""
-        if self.prepared.recipe.training.strategy == "features":
+        """Compute what a teacher answers, and what a fixed encoder makes of all rows, once."""
+        prepared = self.prepared
+        if prepared.recipe.training.teacher is not None:
+            self._encoded["train"] = with_teacher(prepared, self._rows_of("train"))
+        if prepared.recipe.training.strategy == "features":
             for split in ("train", "validation"):
-                encoded, budget = self.prepared.encode(split), self.recipe.hardware.eval_batch_tokens
+                encoded, budget = self._rows_of(split), self.recipe.hardware.eval_batch_tokens
                 self._encoded[split] = with_vectors(accelerator, cast("PreTrainedModel", module), encoded, budget)
 
     def save_model(self, module: torch.nn.Module, folder: Path) -> None:
@@ -138,7 +142,7 @@ class FinetuneJob(Job):
     @property
     def loss(self) -> Loss:
         """The head's loss."""
-        return loss_of(self.prepared.head, self.prepared.recipe.training.label_smoothing)
+        return loss_of(self.prepared.head, self.prepared.recipe.training)
 
     def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
         """Batches of the training split."""

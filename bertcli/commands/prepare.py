@@ -104,6 +104,8 @@ def check_regularisers(recipe: Recipe, task: Task) -> None:
     training, kind = recipe.training, task.answer_kind
     if training.label_smoothing and kind not in ("single_label", "token_classification", "multiple_choice"):
         raise RecipeError([f"training.label_smoothing is for tasks with one label, and {task.name} is {kind}"])
+    if training.teacher is not None and kind not in ("single_label", "multiple_choice"):
+        raise RecipeError([f"training.teacher is for tasks with one label, and {task.name} is {kind}"])
     if training.token_cutoff and task.head not in ("text_classification", "multiple_choice"):
         raise RecipeError([f"training.token_cutoff is for whole texts, and {task.name} asks about single tokens"])
 

@@ -13,6 +13,7 @@ from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
 from bertcli.heads.head import Head
 from bertcli.metrics.bundled import compute_metrics
+from bertcli.recipe.schema import TrainingSection
 from bertcli.tasks.task import Task
 from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
@@ -29,13 +30,30 @@ def summed_loss(head: Head) -> Callable[[Any, torch.Tensor], torch.Tensor]:
     return lambda outputs, labels: head.loss(head.logits(outputs).float(), labels)
 
 
-def loss_of(head: Head, label_smoothing: float = 0.0) -> Loss:
-    """The head's loss as the loop takes it, in fp32."""
+def loss_of(head: Head, training: TrainingSection | None = None) -> Loss:
+    """The head's loss as the loop takes it, in fp32; with a teacher, partly the distance from its answers."""
+    training = training or TrainingSection()
 
     def mean_loss(outputs: Any, targets: Targets, counts: dict[str, int]) -> torch.Tensor:
-        return head.loss(head.logits(outputs).float(), targets["labels"], label_smoothing) / counts["labels"]
+        logits = head.logits(outputs).float()
+        loss = head.loss(logits, targets["labels"], training.label_smoothing)
+        if "teacher_logits" in targets:
+            distance = distance_from_teacher(logits, targets["teacher_logits"], training.teacher_temperature)
+            loss = (1 - training.teacher_weight) * loss + training.teacher_weight * distance
+        return loss / counts["labels"]
 
     return mean_loss
+
+
+def distance_from_teacher(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """How far answers [B, C] are from a teacher's, summed over the batch.
+
+    The divergence of the softened answers, times the square of the temperature, which keeps its gradients as large as
+    those of the labels: Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
+    """
+    own = torch.log_softmax(logits / temperature, -1)
+    others = torch.log_softmax(teacher_logits / temperature, -1)
+    return torch.nn.functional.kl_div(own, others, reduction="sum", log_target=True) * temperature**2
 
 
 def answer(

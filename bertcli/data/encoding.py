@@ -42,6 +42,7 @@ class Encoded:
     num_choices: int = 1  # K
     labels_per_token: bool = False
     places: np.ndarray | None = None  # [T …] where in its row each token stands; its head says how
+    teacher_logits: np.ndarray | None = None  # [N, C] what another model answers
     vectors: np.ndarray | None = None  # [N * K, H] of first tokens, or [T, H]: last hidden states of a fixed encoder
     notes: tuple[Note, ...] = ()  # what a person should know of how rows were encoded
 
@@ -97,6 +98,8 @@ class Encoded:
         if self.labels is not None:
             whole = not self.labels_per_token
             tensors["labels"] = torch.from_numpy(self.labels[items]) if whole else padded(self.labels, IGNORED_LABEL)
+        if self.teacher_logits is not None:
+            tensors["teacher_logits"] = torch.from_numpy(self.teacher_logits[items])
         if self.vectors is not None:
             if len(self.vectors) == len(self.offsets) - 1:
                 table = self.vectors[sequences].reshape(*shape[:-1], 1, -1)

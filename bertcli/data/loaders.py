@@ -94,6 +94,7 @@ def training_batches(
     """The batches of steps `start_step` … `total_steps` - 1, as one process sees them."""
     steps_per_epoch = -(-len(encoded) // global_batch_size)
     num_targets = encoded.num_targets
+    kinds = ["labels"] if encoded.teacher_logits is None else ["labels", "teacher_logits"]
     for epoch in range(start_step // steps_per_epoch, -(-total_steps // steps_per_epoch)):
         first = epoch * steps_per_epoch
         batches = length_grouped_batches(encoded.lengths, global_batch_size, seed, epoch)
@@ -101,7 +102,8 @@ def training_batches(
             yield global_batch(
                 encoded,
                 rows,
-                {"labels": max(1, int(num_targets[rows].sum()))},  # where no word is labelled, nothing is divided
+                # Where no word is labelled, nothing is divided.
+                dict.fromkeys(kinds, max(1, int(num_targets[rows].sum()))),
                 micro_batch_size=micro_batch_size,
                 process=process,
                 num_processes=num_processes,

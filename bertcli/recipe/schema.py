@@ -110,6 +110,12 @@ class StrategySection(Section):
 class TrainingSection(OptimizationSection, StrategySection):
     """Everything that changes what is learned."""
 
+    teacher: str | None = Field(
+        None, description="run or model of the same task whose answers are learned beside the labels (distillation)"
+    )
+    teacher_weight: float = Field(0.5, gt=0, le=1, description="share of the loss that compares with the teacher")
+    teacher_temperature: float = Field(2.0, gt=0, description="what the scores of both are divided by to compare them")
+
     class_weights: Literal["auto"] | dict[str, float] | None = Field(
         None, description="weight of each label in the loss; auto: as rare as it is in the training rows"
     )

@@ -22,7 +22,7 @@ from bertcli.commands.score import loss_of
 from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, RunFolderError, TrainingError
 from bertcli.heads.head import Head
 from bertcli.recipe.load import load_recipe
-from bertcli.recipe.schema import Recipe
+from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.runs import checkpoint as checkpoint_module
 from bertcli.runs.checkpoint import FILES, MANIFEST
 from bertcli.runs.console import Console
@@ -148,7 +148,7 @@ def test_a_request_for_the_queue_outside_of_the_steps_has_its_exit_code(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of("training.max_steps=2")
-    monkeypatch.setattr(train_module, "save_model", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("bertcli.commands.job.save_model", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     monkeypatch.setattr(train_module, "stop_on_signals", lambda: nullcontext(StopRequest()))
     with pytest.raises(SystemExit) as stopped:
         finetune(recipe, Path("run"), console=QUIET)
@@ -204,8 +204,8 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_chec
 def test_steps_without_a_number_are_left_out_and_counted_if_the_recipe_says_so(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoilt(head: Head, label_smoothing: float) -> Loss:
-        true, calls = loss_of(head, label_smoothing), count()
+    def spoilt(head: Head, training: TrainingSection) -> Loss:
+        true, calls = loss_of(head, training), count()
         return lambda *given: true(*given) * (float("nan") if next(calls) == 4 else 1.0)
 
     monkeypatch.setattr("bertcli.commands.finetune.loss_of", spoilt)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,7 +15,12 @@ from bertcli.commands import train as train_module
 from bertcli.commands import vectors as vectors_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
-from bertcli.errors import Interrupted, RecipeError
+from bertcli.commands.prepare import prepare
+from bertcli.commands.score import distance_from_teacher
+from bertcli.commands.teacher import with_teacher
+from bertcli.commands.trained import answer_inputs, open_trained
+from bertcli.errors import Interrupted, ModelError, RecipeError
+from bertcli.heads.text_classification import TextClassification
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.console import Console
@@ -124,3 +131,44 @@ def test_a_run_stopped_between_stages_ends_where_an_undisturbed_one_ends(
 def test_keys_without_use_are_refused(recipe_of: Callable[..., Recipe], overrides: list[str], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         finetune(recipe_of(*overrides), Path("run"), console=QUIET)
+
+
+def test_the_distance_from_a_teacher_is_the_divergence_of_softened_answers() -> None:
+    torch.manual_seed(0)
+    own, others = torch.randn(2, 5, 3)
+    expected = 0.0
+    for row in range(5):
+        p, q = (others[row] / 3).softmax(-1), (own[row] / 3).softmax(-1)
+        expected += 9 * float((p * (p / q).log()).sum())
+    assert float(distance_from_teacher(own, others, 3.0)) == pytest.approx(expected, rel=1e-5)
+    assert float(distance_from_teacher(own, own, 3.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_student_learns_what_its_teacher_answers(recipe_of: Callable[..., Recipe], reviews: Path) -> None:
+    finetune(recipe_of("training.epochs=8"), Path("teacher"), console=QUIET)
+    turned = ["task.labels=[positive, negative]", "training.teacher=teacher"]
+    prepared = prepare(recipe_of(*turned), None)
+    logits = with_teacher(prepared, prepared.encode("train")).teacher_logits
+    asked = [{"text": text} for text in prepared.rows["train"]["text"]]
+    trained = open_trained("teacher", None)
+    answered = np.concatenate([part for *_, part in answer_inputs(trained, trained.task, asked, QUIET)])
+    assert logits is not None
+    np.testing.assert_allclose(logits, answered[:, ::-1], atol=1e-5)
+    wrong = replace(prepared, head=TextClassification("single_label", ("a", "b")))
+    with pytest.raises(ModelError, match="labels disagree"):
+        with_teacher(wrong, prepared.encode("train"))
+
+
+def test_a_student_stopped_on_the_way_goes_on_exactly(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune(recipe_of("training.max_steps=2"), Path("teacher"), console=QUIET)
+    recipe = recipe_of("training.teacher=teacher", "training.max_steps=6")
+    whole = finetune(recipe, Path("whole"), console=QUIET)
+    assert whole["metrics"] != finetune(recipe_of("training.max_steps=6"), Path("alone"), console=QUIET)["metrics"]
+    asked = iter([None, None, 15])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module._Run, "_agreed", lambda run, request, step: next(asked, 15))
+        with pytest.raises(Interrupted):
+            finetune(recipe, Path("run"), console=QUIET)
+    assert finetune(recipe, Path("run"), console=QUIET)["metrics"] == whole["metrics"]

@@ -1,0 +1,41 @@
+"""What another model of the same task answers to the training rows, for a smaller one to learn from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bertcli.commands.prepare import Prepared
+from bertcli.commands.score import answer
+from bertcli.commands.trained import best_seed, open_trained
+from bertcli.data.encoding import Encoded
+from bertcli.errors import ModelError
+from bertcli.heads.labels import check_labels
+
+
+def with_teacher(prepared: Prepared, encoded: Encoded) -> Encoded:
+    """The training rows with the logits of the recipe's teacher, its labels in the order of the student's.
+
+    Raises:
+        ModelError: the teacher answers another question, has other labels, or reads rows in other windows.
+    """
+    name = prepared.recipe.training.teacher
+    assert name is not None
+    with torch.random.fork_rng():  # whose numbers a resumed run must find as they were
+        teacher = open_trained(best_seed(name), prepared.mirror, prepared.recipe.hardware)
+    head: Any = teacher.head
+    if head.answer_kind != prepared.head.answer_kind:
+        raise ModelError(f"the teacher {name} answers {head.answer_kind}, the task is {prepared.head.answer_kind}")
+    rows = prepared.rows["train"]
+    read = head.encode(prepared.task, rows, teacher.tokenizer, teacher.data)
+    if not np.array_equal(read.rows, encoded.rows):
+        raise ModelError(f"the teacher {name} reads long rows in other windows; set data.max_length alike in both")
+    parts = answer(teacher.accelerator, teacher.model, rows, read, head, max_tokens=teacher.max_tokens)
+    logits = np.concatenate([part for _, _, part, _ in parts])
+    if head.labels:
+        check_labels(head.labels, prepared.head.labels, name, "Name a teacher of the same labels.")
+        logits = logits[:, [head.labels.index(label) for label in prepared.head.labels]]
+    return replace(encoded, teacher_logits=logits)
