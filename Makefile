@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test test-slow bench dist clean
+.PHONY: help install demo glue squad sentiment pretrain check format test test-slow bench dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,6 +31,25 @@ demo: $(STAMP)  ## pretrain, then fine-tune with few labels from that model and 
 	$(BIN)/bertcli predict $(DEMO)/50-labels-pretrained --text "the golden heron press hired clara ellery in april ."
 	$(BIN)/bertcli report $(DEMO)/500-labels $(DEMO)/50-labels $(DEMO)/50-labels-pretrained
 	@echo "the run folders are in $(DEMO)"
+
+MODEL ?= google-bert/bert-base-uncased
+RECIPE ?= pretrain/tiny
+KEYS ?=
+
+glue: $(STAMP)  ## all of GLUE with MODEL=…; KEYS="training.seed=[1,2,3]" lays recipe keys over it
+	$(BIN)/bertcli finetune glue model.name=$(MODEL) $(KEYS)
+
+squad: $(STAMP)  ## SQuAD 1.1 and 2.0 with MODEL=…
+	$(BIN)/bertcli finetune squad/v1 model.name=$(MODEL) $(KEYS)
+	$(BIN)/bertcli finetune squad/v2 model.name=$(MODEL) $(KEYS)
+
+sentiment: $(STAMP)  ## SST-2, Rotten Tomatoes and IMDb with MODEL=…
+	$(BIN)/bertcli finetune glue/sst2 model.name=$(MODEL) $(KEYS)
+	$(BIN)/bertcli finetune sentiment/rotten-tomatoes model.name=$(MODEL) $(KEYS)
+	$(BIN)/bertcli finetune sentiment/imdb model.name=$(MODEL) $(KEYS)
+
+pretrain: $(STAMP)  ## pretrain as RECIPE=… says
+	$(BIN)/bertcli pretrain $(RECIPE) $(KEYS)
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .
