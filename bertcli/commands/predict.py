@@ -14,14 +14,12 @@ from typing import IO, Any
 
 from bertcli.commands.features import Extractor, write_features
 from bertcli.commands.fill_mask import MaskFiller, fills_masks
-from bertcli.commands.prepare import recipe_task
 from bertcli.commands.submission import open_new, write_glue, write_squad
 from bertcli.commands.trained import (
     DATA_OF_BARE_MODELS,
     ROWS_AT_ONCE,
     Trained,
     answer_inputs,
-    best_seed,
     open_trained,
     run_recipe,
     usual_task,
@@ -30,8 +28,10 @@ from bertcli.data.formats import Row
 from bertcli.data.inputs import USUAL_COLUMNS, guess_format, read_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import UsageError, did_you_mean
+from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console, harmless
+from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import Task
 
 FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")

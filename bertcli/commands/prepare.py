@@ -18,8 +18,8 @@ from bertcli.heads.labels import check_labels, saved_labels
 from bertcli.metrics.bundled import load_metric, score_names
 from bertcli.models import build
 from bertcli.models.tokenizers import train_tokenizer
+from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.tasks import task_named
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -136,11 +136,6 @@ def check_split_names(task: Task) -> None:
     """Refuse to fine-tune on a task that has nothing to learn from."""
     if task.files is None and task.splits.train is None:
         raise RecipeError([f"{task.name} has no training split: it is only for `eval` and `predict`"])
-
-
-def recipe_task(recipe: Recipe) -> Task:
-    """The recipe's task row, shipped or its own."""
-    return task_named(recipe.task) if isinstance(recipe.task, str) else recipe.task
 
 
 def check_metrics(recipe: Recipe, task: Task) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bertcli.errors import RunFolderError, TrainingError
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.folder import nearest_folder
 
 BYTES_OF_MODEL = 4  # a parameter
 BYTES_OF_CHECKPOINT = 12  # a parameter and its two moments
@@ -24,9 +25,7 @@ def bytes_of_run(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
 
 def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int) -> None:
     """Raise `RunFolderError` if the disk cannot hold a new run in `path`; one that goes on has its room."""
-    nearest = path
-    while not nearest.exists():
-        nearest = nearest.parent
+    nearest = nearest_folder(path)
     if nearest == path:
         return
     needed = bytes_of_run(recipe, num_parameters) * len(recipe.training.seed)

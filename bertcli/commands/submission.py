@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from bertcli.commands.trained import Trained, answer_inputs, best_seed, open_trained
+from bertcli.commands.trained import Trained, answer_inputs, open_trained
 from bertcli.data.formats import Row
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, UsageError
@@ -19,6 +19,7 @@ from bertcli.heads.question_answering import QuestionAnswering
 from bertcli.heads.spans import SpanAnswer
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console
+from bertcli.runs.folder import best_seed
 from bertcli.tasks import task_named
 from bertcli.tasks.task import Task
 

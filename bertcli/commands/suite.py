@@ -9,17 +9,16 @@ from typing import Any
 
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
-from bertcli.commands.prepare import recipe_task
 from bertcli.commands.several import run_each, tell_of_failed
 from bertcli.commands.side_by_side import run_side_by_side
 from bertcli.commands.sweep import finetune_grid
-from bertcli.commands.trained import best_seed
 from bertcli.metrics.bundled import score_names
 from bertcli.recipe.grid import Grid
+from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, singles
 from bertcli.runs.console import Console, format_seconds, format_table
-from bertcli.runs.folder import write_json, write_text
+from bertcli.runs.folder import best_seed, write_json, write_text
 
 HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "minutes")
 

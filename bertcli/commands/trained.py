@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bertcli.commands.prepare import recipe_task
 from bertcli.commands.score import answer
 from bertcli.data.encoding import Encoded
 from bertcli.data.formats import Row
@@ -19,11 +17,10 @@ from bertcli.heads import HEADS
 from bertcli.heads.head import Head
 from bertcli.models import build
 from bertcli.models.padding_free import speed_up
-from bertcli.recipe.load import load_any_recipe, load_recipe
+from bertcli.recipe.load import load_any_recipe, load_recipe, recipe_task
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
 from bertcli.runs.console import Console
-from bertcli.runs.folder import seed_runs
 from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import HeadName, Task
 from bertcli.training.devices import build_accelerator
@@ -145,18 +142,6 @@ def pretraining_recipe(name: str) -> PretrainRecipe | None:
 def _saved_recipe(name: str) -> Recipe | PretrainRecipe | None:
     path = Path(name) / "recipe.yaml"
     return load_any_recipe(str(path)) if path.is_file() else None
-
-
-def best_seed(name: str) -> str:
-    """Of a run of several seeds, the run whose own choice scored best; else `name` itself."""
-    runs = seed_runs(name)
-    if len(runs) == 1:
-        return runs[0]
-    files = {run: Path(run) / "results.json" for run in runs}
-    finished = {run: json.loads(file.read_text("utf-8")) for run, file in files.items() if file.is_file()}
-    if not finished:
-        raise UsageError(f"no run under {name} is finished yet; run the same `bertcli finetune` again, or name one")
-    return max(finished, key=lambda run: finished[run]["metrics"]["validation"][finished[run]["best_by"]])
 
 
 def task_from(name_or_recipe: str) -> Task:

@@ -19,7 +19,7 @@ from bertcli.recipe.layers import COMMAND_LINE, Keys, Layer, overlay, read_file,
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.problems import describe_problem, misplaced_words
 from bertcli.recipe.schema import Recipe
-from bertcli.tasks import TASKS
+from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import Task
 
 
@@ -123,6 +123,11 @@ def dump_recipe(recipe: Recipe | PretrainRecipe) -> str:
     buffer = io.StringIO()
     yaml.dump(_plain(recipe.model_dump()), buffer)
     return buffer.getvalue()
+
+
+def recipe_task(recipe: Recipe) -> Task:
+    """The recipe's task row, shipped or its own."""
+    return task_named(recipe.task) if isinstance(recipe.task, str) else recipe.task
 
 
 def shipped_recipes_folder() -> Path:

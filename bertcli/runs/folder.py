@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertcli.errors import RunFolderError
+from bertcli.errors import RunFolderError, UsageError
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,18 @@ def seed_runs(name: str) -> list[str]:
     return [str(path.parent) for path in children] or [name]
 
 
+def best_seed(name: str) -> str:
+    """Of a run of several seeds, the run whose own choice scored best; else `name` itself."""
+    runs = seed_runs(name)
+    if len(runs) == 1:
+        return runs[0]
+    files = {run: Path(run) / "results.json" for run in runs}
+    finished = {run: json.loads(file.read_text("utf-8")) for run, file in files.items() if file.is_file()}
+    if not finished:
+        raise UsageError(f"no run under {name} is finished yet; run the same `bertcli finetune` again, or name one")
+    return max(finished, key=lambda run: finished[run]["metrics"]["validation"][finished[run]["best_by"]])
+
+
 def open_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overwrite: bool) -> RunFolder:
     """Make the folder, or take it up again if it holds a run of the same recipe.
 
@@ -130,9 +142,7 @@ def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, over
     """Raise what `open_run_folder` would, without writing anything."""
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file, expected a folder for the run. Choose another with --run.")
-    nearest = path
-    while not nearest.exists():
-        nearest = nearest.parent
+    nearest = nearest_folder(path)
     if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
         raise RunFolderError(f"cannot write in {nearest}, where the run folder goes. Choose another with --run.")
     if not path.is_dir() or not any(path.iterdir()):
@@ -151,6 +161,13 @@ def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, over
             f"{path} holds a run of another recipe:\n{difference}\n"
             "Choose another folder with --run, or replace that run with --overwrite."
         )
+
+
+def nearest_folder(path: Path) -> Path:
+    """`path`, or the nearest above it that is there: whose disk and rights are those of what is made at `path`."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _without(recipe_text: str, sections: set[str]) -> list[str]:
