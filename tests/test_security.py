@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from bertcli.cli import app
@@ -22,7 +21,6 @@ from bertcli.errors import ModelError
 from bertcli.models.build import load_model, resolve_model
 from bertcli.options import default_run_folder
 from bertcli.recipe.load import load_recipe
-from bertcli.runs.card import write_card
 from bertcli.runs.console import Console, format_table, harmless
 from bertcli.runs.environment import describe_environment
 
@@ -125,18 +123,6 @@ def test_a_token_on_the_command_line_is_not_kept(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
     monkeypatch.setattr("sys.argv", ["bertcli", "finetune", "x", "model.name=hf_secretsecret"])
     assert "secret" not in json.dumps(describe_environment())
-
-
-def test_a_cards_front_matter_holds_any_name() -> None:
-    name = 'x: "y"\ninjected: true'
-    results = {
-        "metrics": {"validation": {"f1": 0.5}}, "model": "m", "head": "text_classification", "task": name, "seed": 1,
-        "num_evaluations": 1, "best_step": 1, "total_steps": 1, "best_by": "f1", "num_train_examples": 1,
-        "train_seconds": 1.0, "num_parameters": 1, "device": "cpu", "precision": "fp32",
-    }  # fmt: skip
-    front = yaml.safe_load(write_card(results, name, "task: x\n").split("---\n")[1])
-    assert "injected" not in front
-    assert front["model-index"][0]["results"][0]["dataset"]["name"] == name
 
 
 def test_what_a_run_writes_others_may_read_and_only_the_owner_write(encoder: Path, reviews: Path) -> None:

@@ -26,6 +26,7 @@ from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.card import write_card
 from bertcli.runs.console import Console, format_seconds
+from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import RunFolder, check_run_folder, finished_results, write_json
 from bertcli.training.devices import width_multiple
 from bertcli.training.loop import Loss
@@ -197,7 +198,7 @@ class FinetuneJob(Job):
 
     def card(self, results: dict[str, Any]) -> str:
         """The card of a fine-tuned model."""
-        return write_card(results, self.prepared.task.dataset or "own files", dump_recipe(self.recipe))
+        return write_card(results, self.prepared.recipe, self.prepared.task, describe_environment())
 
 
 def _train_seeds(

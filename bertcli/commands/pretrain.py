@@ -30,6 +30,7 @@ from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.card import write_pretraining_card
 from bertcli.runs.console import Console, format_seconds
+from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import check_run_folder
 from bertcli.runs.history import is_better_lower
 from bertcli.training.devices import build_accelerator, on_device, width_multiple
@@ -223,4 +224,4 @@ class PretrainJob(Job):
 
     def card(self, results: dict[str, Any]) -> str:
         """The card of a pretrained model."""
-        return write_pretraining_card(results, dump_recipe(self.recipe))
+        return write_pretraining_card(results, self.prepared.recipe, describe_environment())

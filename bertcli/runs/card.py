@@ -2,69 +2,97 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.console import format_seconds, format_table
+from bertcli.tasks.task import HeadName, Task
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+MODEL_HERE = '"model")'  # in the card's program: the folder beside the card
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_METRICS = {  # ours → the hub's, where they differ
+    "f1_macro": "f1",
+    "f1_micro": "f1",
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
+NO_METRICS = ("loss",)
+OWN_FILES = "own files"
+PIPELINES = {"masked_lm": "fill-mask", "causal_lm": "text-generation", "span_corruption": "text2text-generation"}
+PROGRAMS = {  # of the kinds of answer that are one call in transformers
+    "text_classification": "text-classification",
+    "token_classification": "token-classification",
+    "masked_lm": "fill-mask",
+    "causal_lm": "text-generation",
+}
+CLASSES: dict[HeadName | str, str] = {
+    "question_answering": "AutoModelForQuestionAnswering",
+    "multiple_choice": "AutoModelForMultipleChoice",
+    "span_corruption": "AutoModelForSeq2SeqLM",
+}
 
 
-def write_card(results: dict[str, Any], dataset: str, recipe_text: str) -> str:
-    """The card's text: front matter for the hub, what the model is, how good, how it was made, how to use it."""
-    scores = results["metrics"]["validation"]
-    metric_lines = "".join(f"      - type: {name}\n        value: {value:.6g}\n" for name, value in scores.items())
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
-    base = results["model"] or f"fresh weights, BERT {results['size']}"
+def write_card(results: dict[str, Any], recipe: Recipe, task: Task, environment: Mapping[str, Any]) -> str:
+    """The card of a fine-tuned model: metadata for the hub, what it is, how good, how it was made, how to use it.
+
+    Args:
+        results: what `results.json` holds.
+        environment: what `environment.json` holds.
+    """
+    pipeline = task.head.replace("_", "-")
+    datasets = _hub_names([task.dataset])
+    source = datasets[0] if datasets else OWN_FILES
+    evaluations: list[EvalResult] = []
+    for split, scores in results["metrics"].items():
+        where = {"dataset_type": source, "dataset_name": task.name, "dataset_config": task.config}
+        evaluations += _evaluations(scores, task_type=pipeline, dataset_split=_split_name(task, split), **where)
+    name = task.name.replace("/", "-")
+    metadata = _metadata(name, pipeline, results["model"], datasets, evaluations)
+    base = _code(results["model"]) if results["model"] else f"fresh weights, BERT {results['size']}"
+    examples = f"{results['num_train_examples']:,} examples of {_code(task.dataset or OWN_FILES)}"
+    best = f"Best of {results['num_evaluations']} evaluations (step {results['best_step']} of {results['total_steps']})"
     return f"""---
-library_name: transformers
-pipeline_tag: {results["head"].replace("_", "-")}
-tags:
-  - bertcli
-model-index:
-  - name: {json.dumps(results["task"].replace("/", "-"), ensure_ascii=False)}
-    results:
-      - task:
-          type: {results["head"].replace("_", "-")}
-        dataset:
-          name: {json.dumps(dataset, ensure_ascii=False)}
-          type: {json.dumps(dataset, ensure_ascii=False)}
-        metrics:
-{metric_lines}---
+{metadata}
+---
 
-# {results["task"]}
+# {task.name}
 
-Made by [bertcli](https://pypi.org/project/bertcli) from {base}, seed {results["seed"]}.
+Made by [bertcli](https://pypi.org/project/bertcli) from {base}, seed {results["seed"]}, with {examples}.
 
-| validation metric | value |
-| --- | --- |
-{rows}
+{_table(results["metrics"])}
 
-Best of {results["num_evaluations"]} evaluations (step {results["best_step"]} of {results["total_steps"]}), by
-{results["best_by"]}. Learned from {results["num_train_examples"]} examples in {results["train_seconds"]:.0f} seconds,
-{results["num_parameters"]:,} parameters, on {results["device"]} in {results["precision"]}.
+{best}, by {results["best_by"]}. {_made_on(results, environment)}
 
-```python
-from transformers import pipeline
+{_program(task.head)}
 
-answer = pipeline("{results["head"].replace("_", "-")}", model="model")
-```
-
-## Recipe
-
-```yaml
-{recipe_text.rstrip()}
-```
+{_recipe(recipe)}
 """
 
 
-def write_pretraining_card(results: dict[str, Any], recipe_text: str) -> str:
-    """The card's text of a pretrained model: what it is, how good its guesses are, how it was made."""
-    scores = results["metrics"]["validation"]
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
-    pipeline = "fill-mask" if results["objective"] == "masked_lm" else "text-generation"
-    start = results["model"] or f"fresh weights, {results['family']} {results['size'] or ''}".strip()
+def write_pretraining_card(results: dict[str, Any], recipe: PretrainRecipe, environment: Mapping[str, Any]) -> str:
+    """The card of a pretrained model: what it is, how good its guesses are, how it was made."""
+    objective = recipe.objective.kind
+    pipeline = PIPELINES.get(objective, "feature-extraction")
+    datasets = _hub_names([source.dataset for source in recipe.corpus.sources])
+    source = datasets[0] if len(datasets) == len(recipe.corpus.sources) == 1 else "the corpus of the recipe"
+    where = {"dataset_type": source, "dataset_name": source, "dataset_split": "held out"}
+    evaluations = _evaluations(results["metrics"]["validation"], task_type=pipeline, **where)
+    name = f"{results['family']}-pretrained"
+    metadata = _metadata(name, pipeline, results["model"], datasets, evaluations)
+    fresh = f"fresh weights, {results['family']} {results['size'] or ''}".strip()
+    start = _code(results["model"]) if results["model"] else fresh
+    entropy = {"entropy without context": results["unigram_entropy"]}
     return f"""---
-library_name: transformers
-pipeline_tag: {pipeline}
-tags:
-  - bertcli
+{metadata}
 ---
 
 # {results["family"]}, pretrained
@@ -72,17 +100,102 @@ tags:
 Made by [bertcli](https://pypi.org/project/bertcli) from {start}, seed {results["seed"]}, on {results["num_tokens"]:,}
 tokens of {results["num_documents"]:,} documents.
 
-| held-out score | value |
-| --- | --- |
-{rows}
-| entropy without context | {results["unigram_entropy"]:.4f} |
+{_table({"held out": results["metrics"]["validation"] | entropy})}
 
-Step {results["best_step"]} of {results["total_steps"]}; {results["train_seconds"]:.0f} seconds,
-{results["num_parameters"]:,} parameters, on {results["device"]} in {results["precision"]}.
+Step {results["best_step"]} of {results["total_steps"]}. {_made_on(results, environment)}
 
-## Recipe
+{_program(objective)}
 
-```yaml
-{recipe_text.rstrip()}
-```
+{_recipe(recipe)}
 """
+
+
+def _metadata(
+    name: str, pipeline: str, base_model: str | None, datasets: Sequence[str], evaluations: Sequence[EvalResult]
+) -> str:
+    """The front matter, as the hub's own library writes it. Licence and language are for those who know them."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        base_model=next(iter(_hub_names([base_model])), None),
+        datasets=list(datasets) or None,
+        metrics=list(dict.fromkeys(one.metric_type for one in evaluations)) or None,
+        tags=["bertcli"],
+        model_name=name,
+        eval_results=list(evaluations) or None,
+    )
+    return data.to_yaml()
+
+
+def _evaluations(scores: Mapping[str, float], **where: Any) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(metric_type=HUB_METRICS.get(name, name), metric_name=name, metric_value=round(value, 6), **where)
+        for name, value in scores.items()
+        if name not in NO_METRICS
+    ]
+
+
+def _split_name(task: Task, split: str) -> str:
+    """What the data set calls a split."""
+    if split == "validation" and not (task.files.validation if task.files else task.splits.validation):
+        return "held out of the training rows"
+    return str(getattr(task.splits, split, None) or split)
+
+
+def _hub_names(names: Sequence[str | None]) -> list[str]:
+    """Those of the names that are the hub's: no folder on this machine, and not the embedded sample."""
+    given = [name for name in names if name and HUB_NAME.fullmatch(name) and name != "sample"]
+    return list(dict.fromkeys(name for name in given if not Path(name).exists()))
+
+
+def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [(split, name, f"{value:.4f}") for split, scores in metrics.items() for name, value in scores.items()]
+    return format_table(("split", "score", "value"), rows)
+
+
+def _made_on(results: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    machine = ", ".join(environment["gpus"]) or f"{environment['cpus']} CPU cores ({environment['processor']})"
+    packages = environment["packages"]
+    return (
+        f"{results['num_parameters']:,} parameters, trained for {format_seconds(results['train_seconds'])} in "
+        f"{results['precision']} on {machine}, with PyTorch {packages['torch']}, transformers "
+        f"{packages['transformers']} and bertcli {packages['bertcli']}."
+    )
+
+
+def _program(kind: str) -> str:
+    if kind in PROGRAMS:
+        lines = ["from transformers import pipeline", "", f'answer = pipeline("{PROGRAMS[kind]}", model={MODEL_HERE}']
+    else:
+        model_class = CLASSES.get(kind, "AutoModel")
+        lines = [f"from transformers import {model_class}, AutoTokenizer", ""]
+        lines += [f"{name} = {one}.from_pretrained({MODEL_HERE}"
+                  for name, one in (("model", model_class), ("tokenizer", "AutoTokenizer"))]  # fmt: skip
+    return _block("python", "\n".join(lines))
+
+
+def _recipe(recipe: Recipe | PretrainRecipe) -> str:
+    return f"## Recipe\n\n{_block('yaml', dump_recipe(recipe).rstrip())}"
+
+
+def _block(kind: str, text: str) -> str:
+    """A block of code that nothing in `text` ends."""
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return f"{fence}{kind}\n{text}\n{fence}"
+
+
+def _code(text: str) -> str:
+    """`text` as code within a line, whatever is in it."""
+    line = " ".join(text.split())
+    fence = "`" * (_longest_run(line) + 1)
+    inside = f" {line} " if line.startswith("`") or line.endswith("`") else line
+    return f"{fence}{inside}{fence}"
+
+
+def _longest_run(text: str) -> int:
+    """Backticks in a row."""
+    return max(map(len, re.findall("`+", text)), default=0)
