@@ -46,6 +46,10 @@ class ModelError(BertcliError):
     """A model that is missing, unreadable or disagrees with the task."""
 
 
+class HubError(BertcliError):
+    """The hub does not answer, or does not give or take what is asked of it."""
+
+
 class RunFolderError(BertcliError):
     """A run folder that cannot be written, or must not be."""
 

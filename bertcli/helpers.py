@@ -1,4 +1,7 @@
-"""The helpers beside the four verbs: `report`, `recipes` and `env`. Nothing heavy is imported before one is called."""
+"""The helpers beside the four verbs: `report`, `fetch`, `recipes` and `env`.
+
+Nothing heavy is imported before one is called.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,16 @@ import typer
 
 from bertcli.errors import RecipeError, UsageError
 from bertcli.guard import reports_errors
-from bertcli.options import Debug, Json, Mirror, Overrides, RecipeName
+from bertcli.options import (
+    Debug,
+    Json,
+    Mirror,
+    Overrides,
+    Quiet,
+    RecipeName,
+    RecipesAndKeys,
+    recipes_and_overrides,
+)
 
 recipes_app = typer.Typer(no_args_is_help=True, help="Look at recipes: list, show, copy, check, diff, schema.")
 
@@ -18,6 +30,7 @@ recipes_app = typer.Typer(no_args_is_help=True, help="Look at recipes: list, sho
 def add_helpers(app: typer.Typer) -> None:
     """Give the program these verbs."""
     app.command()(report)
+    app.command()(fetch)
     app.command("env")(environment)
     app.add_typer(recipes_app, name="recipes")
 
@@ -38,6 +51,37 @@ def report(
 
     found = compare(runs)
     print_result(json.dumps(found, ensure_ascii=False) if as_json else report_table(found))
+
+
+@reports_errors
+def fetch(
+    words: RecipesAndKeys,
+    mirror: Annotated[
+        Path | None, typer.Option(envvar="BERTCLI_MIRROR", help="Folder to fill; it may hold things already.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and its size.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fill a mirror with the data sets and models of recipes, for machines without a network.
+
+    What was broken off goes on; what is there already is checked and kept.
+
+    Example: `bertcli fetch glue/sst2 glue/rte --mirror /data/mirror`
+    """
+    if mirror is None:
+        raise UsageError("name the folder to fill with --mirror (or BERTCLI_MIRROR)")
+    from bertcli.recipe.catalogue import load_any
+
+    names, overrides = recipes_and_overrides(words)
+    recipes = {name: load_any(name, overrides) for name in names}
+    from bertcli.commands.fetch import fetch as fill
+    from bertcli.runs.console import Console, print_result
+
+    results = fill(recipes, mirror, dry_run=dry_run, console=Console(quiet=quiet))
+    if as_json:
+        print_result(json.dumps(results, ensure_ascii=False))
 
 
 @reports_errors
@@ -109,9 +153,7 @@ def copy(
 @recipes_app.command()
 @reports_errors
 def check(
-    words: Annotated[
-        list[str], typer.Argument(help="Recipes, then KEY=VALUE for all.", metavar="RECIPE… [KEY=VALUE]…")
-    ],
+    words: RecipesAndKeys,
     debug: Debug = False,
 ) -> None:
     """Check recipes without running them; exit code 2 if one is wrong.
@@ -121,10 +163,7 @@ def check(
     from bertcli.recipe.catalogue import check_recipes
     from bertcli.runs.console import print_result
 
-    names = [word for word in words if "=" not in word or Path(word).exists()]
-    if not names:
-        raise UsageError("name a recipe to check; KEY=VALUE goes behind it")
-    problems = check_recipes(names, [word for word in words if word not in names])
+    problems = check_recipes(*recipes_and_overrides(words))
     for name, found in problems.items():
         if not found:
             print_result(f"{name}: fine")

@@ -25,6 +25,10 @@ def _complete_key(incomplete: str) -> list[str]:
     return complete_key(incomplete)
 
 
+def _complete_recipe_or_key(incomplete: str) -> list[str]:
+    return [*_complete_recipe(incomplete), *_complete_key(incomplete)]
+
+
 Mirror = Annotated[
     Path | None,
     typer.Option(envvar="BERTCLI_MIRROR", help="Folder with datasets/… and models/…, looked in before the hub."),
@@ -46,6 +50,14 @@ RecipeName = Annotated[
         autocompletion=_complete_recipe,
     ),
 ]
+RecipesAndKeys = Annotated[
+    list[str],
+    typer.Argument(
+        help="Recipes, then KEY=VALUE for all.",
+        metavar="RECIPE… [KEY=VALUE]…",
+        autocompletion=_complete_recipe_or_key,
+    ),
+]
 Run = Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the run folder.")]
@@ -54,6 +66,14 @@ Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")
 Processes = Annotated[int, typer.Option(min=1, help="Processes on this machine that share the work.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, of a grid, a suite or several seeds.")]
 RunOrModel = Annotated[str, typer.Argument(help="A run folder, a saved model, or a hub name.", metavar="RUN_OR_MODEL")]
+
+
+def recipes_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words that name recipes, and the `key=value` ones."""
+    names = [word for word in words if "=" not in word or Path(word).exists()]
+    if not names:
+        raise UsageError("name a recipe; KEY=VALUE goes behind it")
+    return names, [word for word in words if word not in names]
 
 
 def given_values(text: list[str] | None, pair: list[str] | None, choice: list[str] | None) -> list[list[str]] | None:

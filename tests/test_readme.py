@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from bertcli import errors
 from bertcli.cli import app
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
@@ -75,6 +77,24 @@ def test_commands_are_understood(command: str) -> None:
         assert load_suite(words[1], keys) or load_recipe(words[1], keys)
     if words[0] == "pretrain":
         load_pretrain_recipe(words[1], [word for word in words[2:] if "=" in word])
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.BertcliError)]
+    codes = {kind.exit_code for kind in kinds} | {0}
+    codes |= {errors.exit_code_of(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert told == codes == {0, 1, 2, 85, 130, 143}
+    assert app.info.epilog
+    for text in (app.info.epilog, errors.__doc__ or ""):
+        assert codes <= {int(code) for code in re.findall(r"\b\d+\b", text)}
+
+
+def test_every_verb_is_in_the_table() -> None:
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs |= {str(group.name) for group in app.registered_groups}
+    table = {words.split()[1] for words in re.findall(r"^\| `(bertcli [^`]*)`", README, re.MULTILINE)}
+    assert table == verbs
 
 
 def test_the_shown_mistakes_are_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

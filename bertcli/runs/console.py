@@ -101,6 +101,15 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+def format_size(num_bytes: float) -> str:
+    """`1500000` → `1.5 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads well as plain text and as Markdown."""
     rows = [[harmless(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
