@@ -1,4 +1,4 @@
-"""The helpers beside the four verbs: `report`, `fetch`, `recipes` and `env`.
+"""The helpers beside the four verbs: `report`, `fetch`, `export`, `recipes` and `env`.
 
 Nothing heavy is imported before one is called.
 """
@@ -21,6 +21,8 @@ from bertcli.options import (
     Quiet,
     RecipeName,
     RecipesAndKeys,
+    RunOrModel,
+    checked_mirror,
     recipes_and_overrides,
 )
 
@@ -31,6 +33,7 @@ def add_helpers(app: typer.Typer) -> None:
     """Give the program these verbs."""
     app.command()(report)
     app.command()(fetch)
+    app.command()(export)
     app.command("env")(environment)
     app.add_typer(recipes_app, name="recipes")
 
@@ -80,6 +83,31 @@ def fetch(
     from bertcli.runs.console import Console, print_result
 
     results = fill(recipes, mirror, dry_run=dry_run, console=Console(quiet=quiet))
+    if as_json:
+        print_result(json.dumps(results, ensure_ascii=False))
+
+
+@reports_errors
+def export(
+    model: RunOrModel,
+    output: Annotated[Path, typer.Option(help="New folder: model.onnx, config.json and the tokenizer's files.")],
+    format_name: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    mirror: Mirror = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as ONNX, for any batch and length, after comparing its answers with the model's own.
+
+    It needs `pip install "bertcli[export]"`. Example: `bertcli export runs/glue-sst2 --output exported`
+    """
+    if format_name != "onnx":
+        raise UsageError(f"found --format {format_name}, expected onnx")
+    mirror = checked_mirror(mirror)
+    from bertcli.commands.export import export as write
+    from bertcli.runs.console import Console, print_result
+
+    results = write(model, output, mirror=mirror, console=Console(quiet=quiet))
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
 

@@ -14,6 +14,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,28 @@ def flush(*paths: Path) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` to `path` as readable JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """A folder to fill: it is at `path` once the block has ended well, and nowhere otherwise.
+
+    Raises:
+        UsageError: something is at `path` already, or it cannot be made.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already; name another --output or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield aside
+        aside.chmod(0o755)  # as any folder, no longer for its maker alone
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def replace_folder(made: Path, target: Path) -> None:
