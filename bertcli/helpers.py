@@ -1,4 +1,4 @@
-"""The helpers beside the four verbs: `report`, `fetch`, `export`, `recipes` and `env`.
+"""The helpers beside the four verbs: `report`, `fetch`, `export`, `push`, `recipes` and `env`.
 
 Nothing heavy is imported before one is called.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,7 @@ def add_helpers(app: typer.Typer) -> None:
     app.command()(report)
     app.command()(fetch)
     app.command()(export)
+    app.command()(push)
     app.command("env")(environment)
     app.add_typer(recipes_app, name="recipes")
 
@@ -108,6 +109,35 @@ def export(
     from bertcli.runs.console import Console, print_result
 
     results = write(model, output, mirror=mirror, console=Console(quiet=quiet))
+    if as_json:
+        print_result(json.dumps(results, ensure_ascii=False))
+
+
+@reports_errors
+def push(
+    run: Annotated[str, typer.Argument(help="A finished run.", metavar="RUN")],
+    name: Annotated[str, typer.Argument(help="ORGANISATION/NAME on the hub.", metavar="REPO_ID")],
+    private: Annotated[bool, typer.Option("--private", help="Only you may see it.")] = False,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Its licence, as the hub names it, such as apache-2.0.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Its language, such as en; may be given several times.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and its size.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Send a run's model and model card (with the recipe, as it stands there) to the Hugging Face hub.
+
+    Log in with `hf auth login` before. Example: `bertcli push runs/glue-sst2 me/my-model --private`
+    """
+    from bertcli.commands.push import push as send
+    from bertcli.runs.console import Console, print_result
+
+    options: dict[str, Any] = {"license_name": license_name, "languages": language or (), "private": private}
+    results = send(run, name, dry_run=dry_run, console=Console(quiet=quiet), **options)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
 

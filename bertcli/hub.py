@@ -110,6 +110,29 @@ def check_name(name: str) -> None:
         raise UsageError(f"found {name!r}, expected a name on the hub: ORGANISATION/NAME") from error
 
 
+def upload(name: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
+    """Put files (path on the hub → file, or what it holds) into the model `name`, which is made if it is not there.
+
+    One commit holds them all; what was there stays in the history. The token is the one of `hf auth login`.
+
+    Returns:
+        The model's address.
+
+    Raises:
+        HubError: nobody is logged in, or the hub does not take it.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if get_token() is None:
+        raise HubError("nobody is logged in to the hub: make a token that may write, then `hf auth login`")
+    api = HfApi()
+    with telling_of_the_hub(f"model {name}"):
+        address = api.create_repo(name, private=private or None, exist_ok=True)
+        operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+        api.create_commit(name, operations, commit_message=message)
+    return str(address)
+
+
 @contextmanager
 def telling_of_the_hub(what: str) -> Iterator[None]:
     """Within the block whatever the hub's library raises becomes a `HubError` about `what`, with the cure."""
