@@ -27,6 +27,7 @@ HUB_METRICS = {  # ours → the hub's, where they differ
 }
 NO_METRICS = ("loss",)
 OWN_FILES = "own files"
+SAMPLE = "embedded sample"
 PIPELINES = {"masked_lm": "fill-mask", "causal_lm": "text-generation", "span_corruption": "text2text-generation"}
 PROGRAMS = {  # of the kinds of answer that are one call in transformers
     "text_classification": "text-classification",
@@ -50,7 +51,7 @@ def write_card(results: dict[str, Any], recipe: Recipe, task: Task, environment:
     """
     pipeline = task.head.replace("_", "-")
     datasets = _hub_names([task.dataset])
-    source = datasets[0] if datasets else OWN_FILES
+    source = datasets[0] if datasets else SAMPLE if task.dataset == "sample" else OWN_FILES
     evaluations: list[EvalResult] = []
     for split, scores in results["metrics"].items():
         where = {"dataset_type": source, "dataset_name": task.name, "dataset_config": task.config}
@@ -58,7 +59,7 @@ def write_card(results: dict[str, Any], recipe: Recipe, task: Task, environment:
     name = task.name.replace("/", "-")
     metadata = _metadata(name, pipeline, results["model"], datasets, evaluations)
     base = _code(results["model"]) if results["model"] else f"fresh weights, BERT {results['size']}"
-    examples = f"{results['num_train_examples']:,} examples of {_code(task.dataset or OWN_FILES)}"
+    examples = f"{results['num_train_examples']:,} examples of {_code(source)}"
     best = f"Best of {results['num_evaluations']} evaluations (step {results['best_step']} of {results['total_steps']})"
     return f"""---
 {metadata}

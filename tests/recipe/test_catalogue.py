@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from bertcli.cli import app
 from bertcli.errors import RecipeError, UsageError
+from bertcli.options import _complete_recipe_or_key
 from bertcli.recipe.catalogue import (
     check_recipes,
     compare_recipes,
@@ -116,6 +117,8 @@ def test_the_shell_completes_names_and_keys() -> None:
     assert complete_recipe("squad/v2") == ["squad/v2-by-article", "squad/v2"]
     assert "training.learning_rate=" in complete_key("training.l")
     assert "objective.pairs=" in complete_key("objective.")
+    assert _complete_recipe_or_key("s")[0].startswith("sample/")
+    assert "training.seed=" in _complete_recipe_or_key("training.s")
 
 
 def test_the_environment_is_told_as_text_and_json() -> None:

@@ -12,7 +12,7 @@ from huggingface_hub.repocard import metadata_load
 
 from bertcli.recipe.load import load_pretrain_recipe
 from bertcli.recipe.schema import ModelSection, Recipe
-from bertcli.runs.card import write_card, write_pretraining_card
+from bertcli.runs.card import _block, write_card, write_pretraining_card
 from bertcli.tasks import task_named
 from bertcli.tasks.task import Task
 
@@ -24,7 +24,7 @@ SHARED = {
     "seed": 1, "num_evaluations": 3, "best_step": 20, "total_steps": 30, "num_train_examples": 1000,
     "train_seconds": 75.0, "num_parameters": 12345, "device": "cpu", "precision": "fp32", "size": "tiny",
 }  # fmt: skip
-HOSTILE = 'x: "y"\n---\ninjected: true\n```\n# a heading\n````\n<script>|'
+HOSTILE = 'x: "y" ` <script>\n---\ninjected: true\n```\n# a heading\n````\n<script>|'
 
 
 def card_of(task: Task, metrics: dict[str, Any], model: str | None = "google-bert/bert-base-uncased") -> str:
@@ -71,22 +71,23 @@ def test_what_is_no_name_on_the_hub_is_not_given_as_one() -> None:
     (result,) = data.eval_results or ()
     assert (result.dataset_type, result.dataset_split) == ("own files", "held out of the training rows")
     assert (result.metric_type, result.metric_name) == ("f1", "f1_macro")
-    assert data_of(card_of(task_named("sample/entities"), {"validation": {"f1": 0.5}}, None)).datasets is None
+    data = data_of(card_of(task_named("sample/entities"), {"validation": {"f1": 0.5}}, None))
+    assert (data.datasets, [one.dataset_type for one in data.eval_results or ()]) == (None, ["embedded sample"])
 
 
-@pytest.mark.parametrize("task", ["glue/stsb", "sample/topics", "ner/conll2003", "squad/v2", "choice/swag"])
-def test_the_program_of_each_kind_is_python(task: str) -> None:
+def test_the_program_of_each_kind_is_python() -> None:
     import transformers
 
-    card = card_of(task_named(task), {"validation": {"f1": 0.5}})
-    program = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)[0]
-    compile(program, "card", "exec")
-    for name in re.findall(r"import (.*)", program)[0].split(", "):
-        assert name in dir(transformers)
+    for task in ("glue/stsb", "sample/topics", "ner/conll2003", "squad/v2", "choice/swag"):
+        card = card_of(task_named(task), {"validation": {"f1": 0.5}})
+        program = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)[0]
+        compile(program, "card", "exec")
+        (names,) = re.findall(r"import (.*)", program)
+        assert names == "pipeline" or all(hasattr(transformers, name) for name in names.split(", "))
 
 
 def test_nothing_a_person_names_breaks_out() -> None:
-    task = Task.model_validate({"dataset": HOSTILE, "config": HOSTILE, "text_columns": [HOSTILE]})
+    task = Task.model_validate({"dataset": HOSTILE, "name": "mine", "config": HOSTILE, "text_columns": [HOSTILE]})
     card = card_of(task, {"validation": {"f1": 0.5}}, HOSTILE)
     data = data_of(card)
     assert "injected" not in data.to_dict()
@@ -94,8 +95,12 @@ def test_nothing_a_person_names_breaks_out() -> None:
     assert result.dataset_config == HOSTILE
     text = ModelCard(card).text
     outside = re.sub(r"^(`{3,})\w+\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
-    assert re.findall("^#.*", outside, re.MULTILINE) == ["# custom", "## Recipe"]
+    assert re.findall("^#.*", outside, re.MULTILINE) == ["# mine", "## Recipe"]
     assert "<script>" not in re.sub(r"(`+).*?(?<!`)\1(?!`)", "", outside)
+
+
+def test_no_line_of_a_block_ends_it() -> None:
+    assert _block("yaml", "a\n```\nb") == "````yaml\na\n```\nb\n````"
 
 
 @pytest.mark.parametrize(
