@@ -13,16 +13,17 @@ from typing import Any
 
 from bertcli.errors import BertcliError, DataError, HubError, ModelError, UsageError, did_you_mean
 from bertcli.hub import HubFile, Kind, Repository, download, list_repository
+from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite
+from bertcli.recipe.suite import Suite, singles
 from bertcli.runs.console import Console, format_size, format_table
 from bertcli.runs.folder import nearest_folder, replace_folder, write_text
 from bertcli.tasks import TASKS
 from bertcli.tasks.task import Task
 
-AnyRecipe = Recipe | PretrainRecipe | Suite
+AnyRecipe = Recipe | PretrainRecipe | Grid | Suite
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 TOKENIZER = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -110,18 +111,18 @@ def fetch(
 
 def needs_of(recipe: AnyRecipe) -> Iterator[Need]:
     """What a recipe names that is neither made here nor on this machine's disk."""
-    if isinstance(recipe, Suite):
-        for one in recipe.recipes.values():
+    if isinstance(recipe, Suite | Grid):
+        for one in singles(recipe).values():
             yield from needs_of(one)
         return
     if isinstance(recipe, PretrainRecipe):
         data = [(source.dataset, source.config) for source in recipe.corpus.sources]
-        tokenizer = recipe.tokenizer.name
+        tokenizer, teacher = recipe.tokenizer.name, None
     else:
         data = [(task.dataset, task.config) for task in _tasks_of(recipe)]
-        tokenizer = recipe.model.tokenizer
+        tokenizer, teacher = recipe.model.tokenizer, recipe.training.teacher
     named: list[tuple[Kind, str | None, str | None]] = [("datasets", name, config) for name, config in data]
-    named += [("models", recipe.model.name, "weights"), ("models", tokenizer, None)]
+    named += [("models", recipe.model.name, "weights"), ("models", teacher, "weights"), ("models", tokenizer, None)]
     for kind, name, part in named:
         if name is not None and name != "sample" and not Path(name).is_dir():
             yield Need(kind, name, part)

@@ -10,10 +10,11 @@ import torch
 
 from bertcli.commands.prepare import Prepared
 from bertcli.commands.score import answer
-from bertcli.commands.trained import best_seed, open_trained
+from bertcli.commands.trained import open_trained
 from bertcli.data.encoding import Encoded
 from bertcli.errors import ModelError
 from bertcli.heads.labels import check_labels
+from bertcli.runs.folder import best_seed
 
 
 def with_teacher(prepared: Prepared, encoded: Encoded) -> Encoded:

@@ -121,7 +121,7 @@ def test_a_pretrained_models_card_tells_its_objective(words: tuple[str, ...], pi
     card = write_pretraining_card(results, recipe, ENVIRONMENT)
     data = data_of(card)
     assert (data.pipeline_tag, data.base_model) == (pipeline, None)
-    assert data.datasets == ["computationalstylistics/100_english_novels"]
+    assert data.datasets == ["computationalstylistics/100_english_novels", "Salesforce/wikitext"]
     (result,) = data.eval_results or ()
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.5)
     assert "entropy without context" in card
