@@ -86,12 +86,15 @@ def finetune(
     from bertcli.commands.side_by_side import run_side_by_side
     from bertcli.commands.suite import finetune_suite
     from bertcli.commands.sweep import finetune_grid
+    from bertcli.commands.together import finetune_together
     from bertcli.runs.console import Console, print_result
 
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite}
     options["console"] = Console(quiet=quiet)
     folder = run or default_run_folder(recipe)
-    if isinstance(wanted, Suite):
+    if isinstance(wanted, Suite) and wanted.together is not None:
+        results = finetune_together(wanted, folder, **options)
+    elif isinstance(wanted, Suite):
         results = finetune_suite(wanted, folder, jobs=jobs, **options)
     elif isinstance(wanted, Grid):
         results = finetune_grid(wanted, folder, jobs=jobs, **options)

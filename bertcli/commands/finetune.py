@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -75,11 +75,15 @@ def finetune(
     folder = open_together(processes, run, dump_recipe(recipe), overwrite=overwrite)
     for split in prepared.rows:
         console.warn_of_rows(prepared.encode(split).notes, where=f"{split} rows")
-    if len(recipe.training.seed) == 1:
-        results = train(FinetuneJob(prepared, plan), folder, console)
-    else:
-        results = _train_seeds(prepared, plan, folder, processes, console)
-    _say_results(console, results, folder)
+    results = train_seeds(
+        recipe.training.seed,
+        lambda seed: FinetuneJob(prepared.with_seed(seed), plan),
+        lambda job: dump_recipe(job.recipe),
+        folder,
+        processes,
+        console,
+    )
+    say_results(console, results, folder)
     return results
 
 
@@ -114,7 +118,7 @@ class FinetuneJob(Job):
         return adapt.rate_factors(cast("PreTrainedModel", module), self.prepared.recipe.training)
 
     @property
-    def learns_in_stages(self) -> bool:
+    def has_idle_weights(self) -> bool:
         """Whether layers join one by one."""
         return self.prepared.recipe.training.strategy == "gradual"
 
@@ -201,15 +205,26 @@ class FinetuneJob(Job):
         return write_card(results, self.prepared.recipe, self.prepared.task, describe_environment())
 
 
-def _train_seeds(
-    prepared: Prepared, plan: Plan, parent: RunFolder, processes: PartialState, console: Console
+def train_seeds(
+    seeds: Sequence[int],
+    job_of: Callable[[int], Job],
+    text_of: Callable[[Job], str],
+    parent: RunFolder,
+    processes: PartialState,
+    console: Console,
 ) -> dict[str, Any]:
+    """Train the job of each seed: one in the folder `parent`, several in folders of their own in it, summed up there.
+
+    Args:
+        text_of: what stands as the recipe of a job in its run folder.
+    """
+    if len(seeds) == 1:
+        return train(job_of(seeds[0]), parent, console)
     each = []
-    for seed in prepared.recipe.training.seed:
-        single = prepared.with_seed(seed)
-        path = parent.path / f"seed-{seed}"
-        folder = open_together(processes, path, dump_recipe(single.recipe), overwrite=False)
-        each.append(train(FinetuneJob(single, plan), folder, console))
+    for seed in seeds:
+        job = job_of(seed)
+        folder = open_together(processes, parent.path / f"seed-{seed}", text_of(job), overwrite=False)
+        each.append(train(job, folder, console))
     results = summarise(each) | {"run": str(parent.path)}
     if processes.is_main_process:
         write_json(parent.results, results)
@@ -262,11 +277,12 @@ def _say_plan(console: Console, prepared: Prepared, plan: Plan, run: Path) -> No
     console.say(f"run       {run}, {'seeds' if len(training.seed) > 1 else 'seed'} {seeds}")
 
 
-def _say_results(console: Console, results: dict[str, Any], folder: RunFolder) -> None:
+def say_results(console: Console, results: dict[str, Any], folder: RunFolder, model: str | None = None) -> None:
+    """Tell the scores, where they lie, and what to type next for `model`, if that is not the run itself."""
     for name, value in results["metrics"]["validation"].items():
         if isinstance(value, dict):
             console.say(f"{name:<20}{value['mean']:.4f} ± {value['sd']:.4f}  {json.dumps(value['values'])}")
         else:
             console.say(f"{name:<20}{value:.4f}")
     console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
-    console.say(f'next      bertcli predict {folder.path} --text "…"')
+    console.say(f'next      bertcli predict {model or folder.path} --text "…"')

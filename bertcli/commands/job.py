@@ -50,8 +50,8 @@ class Job(ABC):
         return {}
 
     @property
-    def learns_in_stages(self) -> bool:
-        """Whether weights join those that learn on the way."""
+    def has_idle_weights(self) -> bool:
+        """Whether some steps leave weights alone that others teach."""
         return False
 
     def set_learning(self, step: int) -> None:

@@ -62,7 +62,7 @@ class _Run:
     def __init__(self, job: Job, folder: RunFolder, console: Console):
         self.recipe = recipe = job.recipe
         self.job, self.plan, self.seed, self.folder, self.console = job, job.plan, job.seed, folder, console
-        self.accelerator = build_accelerator(recipe.hardware, learns_in_stages=job.learns_in_stages)
+        self.accelerator = build_accelerator(recipe.hardware, has_idle_weights=job.has_idle_weights)
         self.is_first = self.accelerator.is_main_process  # the one that writes
         self.precision = choose_precision(recipe.hardware)
         if self.precision == "bf16" and self.accelerator.device.type == "cpu" and not cpu_computes_bf16():
@@ -273,7 +273,7 @@ class _Run:
         aside = self.folder.path / ".model.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         self.job.save_model(self.module, aside)
-        flush(*aside.iterdir(), aside)
+        flush(*aside.rglob("*"), aside)
         replace_folder(aside, self.folder.model)
 
     def _save_checkpoint(self, window: Window) -> None:

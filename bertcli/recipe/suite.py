@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field
 
@@ -15,7 +16,18 @@ from bertcli.recipe.load import find_recipe, read_chain, validated
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Names, Section
 
-OWN_KEYS = ("suite", "start_from")
+OWN_KEYS = ("suite", "start_from", "together")
+TOGETHER_ALIKE = ("model", "training", "evaluation", "hardware")  # sections of recipes that are learned together
+
+
+class Mixing(Section):
+    """How the steps are divided among tasks that one encoder learns together."""
+
+    kind: Literal["proportional", "equal", "temperature"] = Field(
+        "proportional", description="by the number of training rows, all alike, or by its root"
+    )
+    cap: int | None = Field(16384, ge=1, description="training rows of a task that count at most; null: all")
+    temperature: float = Field(2.0, ge=1, description="which root: 1 is proportional, larger ones come nearer to equal")
 
 
 class SuiteKeys(Section):
@@ -25,6 +37,7 @@ class SuiteKeys(Section):
     start_from: dict[str, str] | None = Field(
         None, description="recipe → recipe of the suite (or finished run) whose encoder it starts from"
     )
+    together: Mixing | None = Field(None, description="one encoder learns all of them at once, each with its own head")
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Suite:
 
     recipes: dict[str, Recipe | Grid]
     start_from: dict[str, str]
+    together: Mixing | None = None
 
 
 def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid | Suite:
@@ -81,10 +95,29 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
             recipes[name] = resolve_grid(member, rest)
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
+    if keys.together is not None and not problems:
+        problems += _apart(recipes, start_from)
     if problems:
         raise RecipeError(problems)
     order = list(_sources_first(list(recipes), start_from))
-    return Suite({name: recipes[name] for name in order}, start_from)
+    return Suite({name: recipes[name] for name in order}, start_from, keys.together)
+
+
+def _apart(recipes: dict[str, Recipe | Grid], start_from: dict[str, str]) -> list[str]:
+    """What keeps recipes from being learned together."""
+    problems = ["found start_from beside together: what is learned at once starts from one model"] * bool(start_from)
+    if any(isinstance(recipe, Grid) for recipe in recipes.values()):
+        return [*problems, "found a list under training beside together: give one value"]
+    plain = {name: recipe for name, recipe in recipes.items() if isinstance(recipe, Recipe)}
+    for section in TOGETHER_ALIKE:
+        for key in type(getattr(next(iter(plain.values())), section)).model_fields:
+            values = {name: getattr(getattr(recipe, section), key) for name, recipe in plain.items()}
+            if len({repr(value) for value in values.values()}) > 1:
+                found = ", ".join(f"{value} ({name})" for name, value in values.items())
+                problems.append(
+                    f"found {section}.{key} {found}; what is learned together needs one: give it in the suite"
+                )
+    return problems
 
 
 def _sources_first(names: list[str], start_from: dict[str, str]) -> Iterator[str]:

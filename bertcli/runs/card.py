@@ -111,6 +111,18 @@ Step {results["best_step"]} of {results["total_steps"]}. {_made_on(results, envi
 """
 
 
+def write_shared_card(results: dict[str, Any], recipes: Mapping[str, Recipe]) -> str:
+    """The words for a run of several tasks: how good, where each model lies, how they were made.
+
+    Args:
+        results: what `results.json` holds.
+        recipes: by the folder of each model.
+    """
+    models = "\n".join(f"* `model/{folder}`" for folder in recipes)
+    texts = "\n".join(_recipe(recipe) for recipe in recipes.values())
+    return f"# One encoder, several tasks\n\n{models}\n\n{_table(results['metrics'])}\n\n{texts}\n"
+
+
 def _metadata(
     name: str, pipeline: str, base_model: str | None, datasets: Sequence[str], evaluations: Sequence[EvalResult]
 ) -> str:

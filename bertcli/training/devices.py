@@ -39,11 +39,11 @@ def cpu_computes_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def build_accelerator(hardware: HardwareSection, *, learns_in_stages: bool = False) -> Accelerator:
+def build_accelerator(hardware: HardwareSection, *, has_idle_weights: bool = False) -> Accelerator:
     """The Accelerator for the recipe's device and precision.
 
     Args:
-        learns_in_stages: some weights that will learn get no gradient at first.
+        has_idle_weights: some steps have no gradient for weights that learn in others.
 
     Raises:
         UsageError: the asked device is not there.
@@ -60,7 +60,7 @@ def build_accelerator(hardware: HardwareSection, *, learns_in_stages: bool = Fal
         step_scheduler_with_optimizer=False,
         # The buffers of encoders are constants: nothing to send at each step.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=learns_in_stages)
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=has_idle_weights)
         ],
     )
 
@@ -87,12 +87,18 @@ def on_device(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: to
     """A batch as `model` reads it, sent to its device without waiting."""
     if "asked" in batch:  # what chooses by a mask on the device has to wait for it
         batch = batch | {"labels": batch["labels"][batch["asked"]]}
-    padding_free = getattr(getattr(model, "module", model), "padding_free", None)
+    known: dict[str, Any] = {}
+    reader: Any = getattr(model, "module", model)
+    if "task" in batch:  # a number that the model is to know without asking the device
+        known["task"] = int(batch["task"][0])
+        batch = {name: value for name, value in batch.items() if name != "task"}
+        reader = reader.models[known["task"]]
+    padding_free = getattr(reader, "padding_free", None)
     if padding_free is not None and "vectors" not in batch:
         batch = with_layout(batch, padding_free.reading, on_cpu=device.type == "cpu")
     elif "position_ids" in batch:
         batch = with_block_mask(batch)
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return known | {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def width_multiple(accelerator: Accelerator) -> int:

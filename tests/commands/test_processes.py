@@ -147,3 +147,19 @@ def test_a_signal_stops_all_processes_alike_and_the_run_goes_on(small: str) -> N
     progress = json.loads((checkpoint / "progress.json").read_text())
     assert len(torch.load(checkpoint / "random.pt", weights_only=True)) == 2
     assert progress["step"] % 10 == 0
+
+
+def test_two_processes_learn_several_tasks_as_one(encoder: Path) -> None:
+    Path("suite.yaml").write_text(
+        f"suite: [sample/sentiment, sample/choices]\ntogether: {{kind: equal}}\n"
+        f"model: {{name: {encoder}, dropout: 0}}\n"
+        "data: {max_length: 64, max_train_examples: 40, max_eval_examples: 7}\n"
+        "training: {max_steps: 10, global_batch_size: 7, learning_rate: 1e-3, epochs: 1, seed: 1}\n"
+        "evaluation: {every_steps: 5}\nhardware: {device: cpu, log_every_steps: 5}\n",
+        "utf-8",
+    )
+    for processes, run in ((1, "one"), (2, "two")):
+        made = call(processes, "finetune", "suite.yaml", "--run", run)
+        assert made.returncode == 0, made.stderr
+    scores = [json.loads(Path(run, "results.json").read_text())["metrics"]["validation"] for run in ("one", "two")]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)

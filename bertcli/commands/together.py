@@ -1,0 +1,231 @@
+"""`bertcli finetune` for tasks learned together: one encoder, a head for each, every step of one task."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from accelerate import Accelerator
+
+from bertcli.commands.finetune import FinetuneJob, say_results, train_seeds
+from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
+from bertcli.commands.prepare import Prepared, prepare
+from bertcli.commands.room import check_disk
+from bertcli.commands.suite import run_folder
+from bertcli.data.loaders import GlobalBatch
+from bertcli.data.mixing import mixing_shares, tasks_of_steps
+from bertcli.errors import RecipeError
+from bertcli.models import adapt
+from bertcli.models.build import save_model
+from bertcli.models.shared import SharedEncoder
+from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.plan import Plan, make_plan
+from bertcli.recipe.schema import Recipe
+from bertcli.recipe.suite import Mixing, Suite, singles
+from bertcli.runs.card import write_shared_card
+from bertcli.runs.console import Console
+from bertcli.runs.folder import check_run_folder, finished_results, write_text
+from bertcli.training.loop import Loss, Targets
+from bertcli.training.progress import Clock
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+LABELS = "labels of task "  # before the number of the task whose labels they are
+
+
+def finetune_together(
+    suite: Suite,
+    run: Path,
+    *,
+    mirror: Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Fine-tune one encoder on all recipes of the suite at once; return what `results.json` holds.
+
+    `model/` holds a folder for each task, with encoder, head and recipe, for `eval` and `predict`.
+
+    Raises:
+        BertcliError: one of its kinds, each with its cure.
+    """
+    assert suite.together is not None
+    recipes, text = singles(suite), _dump(suite)
+    recipe = next(iter(recipes.values()))
+    processes, console = join(recipe.hardware, console)
+    finished = None if dry_run or overwrite else finished_results(run, text, SPEED_ONLY)
+    if finished is not None:
+        console.say(f"{run} is finished; its results stand (--overwrite trains anew)")
+        return finished
+    _refuse(recipe)
+    with processes.main_process_first():  # the others find its cache
+        prepared = {name: prepare(one, mirror) for name, one in recipes.items()}
+    sizes = {name: len(one.encode("train")) for name, one in prepared.items()}
+    plan = make_plan(recipe, sum(sizes.values()), processes.num_processes)
+    shares = mixing_shares(list(sizes.values()), suite.together)
+    for (name, size), share in zip(sizes.items(), shares, strict=True):
+        console.say(f"task      {name}: {size} training rows, {share:.1%} of the steps")
+    console.say(f"training  {plan.total_steps} steps of {recipe.training.global_batch_size} examples, each of one task")
+    if processes.is_main_process:
+        check_run_folder(run, text, SPEED_ONLY, overwrite=overwrite)
+        check_disk(run, recipe, len(recipes) * next(iter(prepared.values())).count_parameters())
+    if dry_run:
+        console.say("dry run: recipes, data, labels, run folder and disk are fine; nothing was trained")
+        return {"dry_run": True, "run": str(run)}
+    folder = open_together(processes, run, text, overwrite=overwrite)
+    mixing = suite.together
+    results = train_seeds(
+        recipe.training.seed,
+        lambda seed: TogetherJob({name: one.with_seed(seed) for name, one in prepared.items()}, plan, mixing),
+        lambda job: f"{text}# seed {job.seed}\n",
+        folder,
+        processes,
+        console,
+    )
+    say_results(console, results, folder, model=f"{folder.path}/model/{_slug(next(iter(recipes)))}")
+    return results
+
+
+def _refuse(recipe: Recipe) -> None:
+    """Refuse what is made for one task."""
+    training, problems = recipe.training, []
+    if training.strategy in ("features", "lora"):
+        problems.append(f"training.strategy={training.strategy} is for one task, not for several together")
+    if training.teacher is not None:
+        problems.append("training.teacher is for one task, not for several together")
+    if recipe.model.name is None and recipe.model.tokenizer is None:
+        problems.append("tasks that are learned together need one vocabulary: name a model.name or a model.tokenizer")
+    if problems:
+        raise RecipeError(problems)
+
+
+class TogetherJob(Job):
+    """Tasks by name, learned together. The best model has the best mean of their deciding metrics."""
+
+    def __init__(self, prepared: Mapping[str, Prepared], plan: Plan, mixing: Mixing):
+        self.plan, self.best_by = plan, "average"
+        first = next(iter(prepared.values()))
+        self.recipe, self.tokenizer = first.recipe, first.tokenizer
+        sizes = [len(one.encode("train")) for one in prepared.values()]
+        self._tasks = tasks_of_steps(mixing_shares(sizes, mixing), plan.total_steps, self.seed)
+        self.parts: dict[str, FinetuneJob] = {}
+        for number, (name, one) in enumerate(prepared.items()):
+            own = replace(plan, total_steps=int((self._tasks == number).sum()), num_train_examples=sizes[number])
+            self.parts[name] = FinetuneJob(one, own)
+        self._unfreezing: list[adapt.Unfreezing] = []
+
+    def build_model(self) -> torch.nn.Module:
+        """One encoder and a head for each task."""
+        section = self._training
+        shared = SharedEncoder([part.prepared.build_model() for part in self.parts.values()])
+        models = [cast("PreTrainedModel", model) for model in shared.models]
+        if section.reinitialise_layers:
+            adapt.reinitialise(models[0], section.reinitialise_layers)
+        if section.strategy != "full" or section.freeze_layers or section.freeze_embeddings:
+            self._unfreezing = [adapt.Unfreezing(model, section, self.plan) for model in models]
+        return shared
+
+    @property
+    def _training(self) -> Any:
+        return self.recipe.training
+
+    def rate_factors(self, module: torch.nn.Module) -> dict[str, float]:
+        """Those of layer-wise decay and of the heads."""
+        shared = cast("SharedEncoder", module)
+        return {
+            f"models.{number}.{name}": factor
+            for number, model in enumerate(shared.models)
+            for name, factor in adapt.rate_factors(cast("PreTrainedModel", model), self._training).items()
+        }
+
+    @property
+    def has_idle_weights(self) -> bool:
+        """Each step leaves the heads of the other tasks alone."""
+        return True
+
+    def set_learning(self, step: int) -> None:
+        """Freeze and unfreeze as the strategy says."""
+        for unfreezing in self._unfreezing:
+            unfreezing.set_for(step)
+
+    def save_model(self, module: torch.nn.Module, folder: Path) -> None:
+        """Write a model for each task, with its recipe."""
+        for (name, part), model in zip(self.parts.items(), cast("SharedEncoder", module).models, strict=True):
+            save_model(cast("PreTrainedModel", model), part.tokenizer, folder / _slug(name))
+            write_text(folder / _slug(name) / "recipe.yaml", dump_recipe(part.prepared.recipe))
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of the task that a batch is of."""
+        losses = [part.loss for part in self.parts.values()]
+
+        def mean_loss(outputs: Any, targets: Targets, counts: dict[str, int]) -> torch.Tensor:
+            ((name, labels),) = targets.items()
+            number = int(name.removeprefix(LABELS))
+            return losses[number](outputs, {"labels": labels}, {"labels": counts[name]})
+
+        return mean_loss
+
+    def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
+        """A batch of one task for each step; which one is a function of the seed and the step."""
+        done = np.bincount(self._tasks[:start_step], minlength=len(self.parts))
+        streams = [
+            part.batches(accelerator, int(steps), clock) for part, steps in zip(self.parts.values(), done, strict=True)
+        ]
+        for number in self._tasks[start_step:]:
+            yield _of_task(next(streams[number]), int(number))
+
+    def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
+        """The scores of each task, named after it, and the mean of those that decide."""
+        scores: dict[str, float] = {}
+        deciding: list[float] = []
+        for (name, part), one in zip(self.parts.items(), cast("SharedEncoder", model).models, strict=True):
+            own = part.score(accelerator, one, split)
+            scores |= {f"{name}/{metric}": value for metric, value in own.items()}
+            deciding.append(part.goodness(own))
+        return {"average": statistics.fmean(deciding)} | scores
+
+    def describe(self) -> dict[str, Any]:
+        """Tasks and model."""
+        section = self.parts[next(iter(self.parts))].prepared.recipe.model
+        size = section.size if section.name is None else None
+        return {"task": " + ".join(self.parts), "head": None, "model": section.name, "size": size}
+
+    def card(self, results: dict[str, Any]) -> str:
+        """The card of the models of one run."""
+        return write_shared_card(results, {_slug(name): part.prepared.recipe for name, part in self.parts.items()})
+
+
+def _of_task(batch: GlobalBatch, number: int) -> GlobalBatch:
+    """A batch that says which task it is of."""
+    import torch
+
+    name = f"{LABELS}{number}"
+    micros = [
+        {name if key == "labels" else key: value for key, value in micro.items()}
+        | {"task": torch.full((len(micro["input_ids"]),), number)}
+        for micro in batch.micro_batches
+    ]
+    return replace(batch, micro_batches=micros, num_targets={name: batch.num_targets["labels"]})
+
+
+def _slug(name: str) -> str:
+    return run_folder(Path(), name).name
+
+
+def _dump(suite: Suite) -> str:
+    """What stands in the run folder: the mixing, and all that is learned together."""
+    assert suite.together is not None
+    recipes: dict[str, Recipe] = singles(suite)
+    mixing = ", ".join(
+        f"{key}: {'null' if value is None else value}" for key, value in suite.together.model_dump().items()
+    )
+    texts = [f"\n# {name}\n{textwrap.indent(dump_recipe(one), '# ')}" for name, one in recipes.items()]
+    return f"suite: [{', '.join(recipes)}]\ntogether: {{{mixing}}}\n{''.join(texts)}"

@@ -1,0 +1,95 @@
+"""Several tasks in one encoder: each is scored, saved and used by itself; a stopped run goes on exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from bertcli.commands import train as train_module
+from bertcli.commands.evaluate import evaluate
+from bertcli.commands.together import finetune_together
+from bertcli.errors import Interrupted, RecipeError
+from bertcli.recipe.suite import Suite, load_finetuning
+from bertcli.runs.console import Console
+
+QUIET = Console(quiet=True)
+TASKS = ["sentiment", "similarity", "entities", "choices"]
+
+
+def load(encoder: Path, *overrides: str) -> Suite:
+    Path("suite.yaml").write_text(
+        f"suite: [{', '.join(f'sample/{task}' for task in TASKS)}]\n"
+        f"together: {{kind: equal}}\nmodel: {{name: {encoder}}}\n"
+        "data: {max_length: 64, max_train_examples: 40, max_eval_examples: 10}\n"
+        "training: {max_steps: 12, global_batch_size: 8, learning_rate: 1e-3, epochs: 1, seed: 1}\n"
+        "evaluation: {every_steps: 6}\n",
+        "utf-8",
+    )
+    suite = load_finetuning("suite.yaml", overrides)
+    assert isinstance(suite, Suite)
+    return suite
+
+
+def test_each_task_is_scored_saved_and_used_by_itself(encoder: Path) -> None:
+    suite = load(encoder, "data.max_eval_examples=null")
+    results = finetune_together(suite, Path("run"), console=QUIET)
+    scores = results["metrics"]["validation"]
+    assert results["best_by"] == "average"
+    deciding = [scores[f"sample/{name}"] for name in ("sentiment/accuracy", "entities/f1", "choices/accuracy")]
+    assert scores["average"] == pytest.approx((sum(deciding) + scores["sample/similarity/pearson"]) / 4)
+    for task in TASKS:
+        own = evaluate(f"run/model/sample-{task}", console=QUIET)["metrics"]["validation"]
+        assert own == pytest.approx({name: scores[f"sample/{task}/{name}"] for name in own})
+    encoders = [load_file(f"run/model/sample-{task}/model.safetensors") for task in TASKS]
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert all(torch.equal(encoders[0][name], other[name]) for other in encoders)
+    assert not torch.equal(encoders[0]["classifier.weight"], encoders[3]["classifier.weight"])
+    AutoModelForSequenceClassification.from_pretrained("run/model/sample-sentiment")
+    assert finetune_together(suite, Path("run"), console=QUIET) == results
+
+
+@pytest.mark.parametrize("overrides", [(), ("training.strategy=gradual", "training.unfreeze_every_steps=2")])
+def test_a_stopped_run_of_several_tasks_goes_on_exactly(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    whole = finetune_together(load(encoder, *overrides), Path("whole"), console=QUIET)
+    asked = iter([None] * 4 + [15])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module._Run, "_agreed", lambda run, request, step: next(asked, 15))
+        with pytest.raises(Interrupted):
+            finetune_together(load(encoder, *overrides), Path("run"), console=QUIET)
+    resumed = finetune_together(load(encoder, *overrides), Path("run"), console=QUIET)
+    assert resumed["metrics"] == whole["metrics"]
+    last = "checkpoints/step-00000012/model.safetensors"
+    for name, tensor in load_file(f"whole/{last}").items():
+        assert torch.equal(tensor, load_file(f"run/{last}")[name]), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.strategy=lora"], "for one task, not for several together"),
+        (["model.name=null"], "need one vocabulary"),
+        (["training.epochs=[1, 2]"], "found a list under training beside together"),
+        (["start_from={sentiment: choices}"], "found start_from beside together"),
+    ],
+)
+def test_what_cannot_be_learned_together_is_refused(encoder: Path, overrides: list[str], words: str) -> None:
+    def run() -> Any:
+        return finetune_together(load(encoder, *overrides), Path("run"), console=QUIET)
+
+    with pytest.raises(RecipeError, match=words):
+        run()
+
+
+def test_keys_that_differ_are_named_with_the_cure() -> None:
+    Path("suite.yaml").write_text("suite: [glue/rte, glue/mrpc]\ntogether: {}\ntraining: {epochs: 1}\n")
+    Path("a.yaml").write_text("extends: sample/sentiment\ntraining: {learning_rate: 1e-5}\n")
+    Path("suite.yaml").write_text("suite: [a.yaml, sample/topics]\ntogether: {}\n")
+    with pytest.raises(RecipeError, match=r"found training\.learning_rate 1e-05 \(a\.yaml\).*give it in the suite"):
+        load_finetuning("suite.yaml")

@@ -1,0 +1,77 @@
+"""The run folder is never overwritten silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bertcli.errors import RunFolderError
+from bertcli.runs.folder import open_run_folder, replace_folder, restore_folder, write_text
+
+RECIPE = "task: glue/rte\ntraining:\n  epochs: 3\nhardware:\n  device: auto\n"
+
+
+def open_again(path: Path, recipe: str = RECIPE, overwrite: bool = False) -> None:
+    open_run_folder(path, recipe, {"hardware"}, overwrite=overwrite)
+
+
+def test_the_same_recipe_takes_the_folder_up_again_also_on_other_hardware(tmp_path: Path) -> None:
+    open_again(tmp_path / "run")
+    (tmp_path / "run" / "kept").touch()
+    open_again(tmp_path / "run")
+    open_again(tmp_path / "run", RECIPE.replace("auto", "cpu"))
+    assert (tmp_path / "run" / "kept").exists()
+
+
+def test_another_recipe_is_refused_with_the_difference_and_replaced_only_when_asked(tmp_path: Path) -> None:
+    open_again(tmp_path / "run")
+    (tmp_path / "run" / "results.json").touch()
+    other = RECIPE.replace("epochs: 3", "epochs: 4")
+    with pytest.raises(RunFolderError, match=r"(?s)-  epochs: 3.*\+  epochs: 4.*--overwrite"):
+        open_again(tmp_path / "run", other)
+    open_again(tmp_path / "run", other, overwrite=True)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(RunFolderError, match="holds no run"):
+            open_again(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(RunFolderError, match="is a file"):
+        open_again(tmp_path / "run")
+    with pytest.raises(RunFolderError):
+        open_again(tmp_path / "run" / "inner")
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a", "\ud800")
+    assert (tmp_path / "a").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_replacing_that_was_cut_off_is_undone(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "weights").write_text("earlier")
+    restore_folder(target)
+    assert (target / "weights").read_text() == "earlier"
+    restore_folder(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
