@@ -42,18 +42,35 @@ def add_helpers(app: typer.Typer) -> None:
 @reports_errors
 def report(
     runs: Annotated[list[str], typer.Argument(help="Run folders.", metavar="RUN…")],
+    html: Annotated[Path | None, typer.Option(help="New file for a page that shows them, side by side.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="New folder for their charts as PNG files.")] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Show runs side by side: how good, from how many examples, how soon.
 
-    Example: `bertcli report runs/first runs/second`
-    """
-    from bertcli.commands.report import report as compare
-    from bertcli.commands.report import report_table
-    from bertcli.runs.console import print_result
+    Of one run, its page (`report.html` in its folder) is written anew, unless `--html` names another file.
 
-    found = compare(runs)
+    Example: `bertcli report runs/first runs/second --html compared.html`
+    """
+    from bertcli.commands.report import read_runs, report_table, write_own_pages, write_page, write_plots
+    from bertcli.commands.report import report as compare
+    from bertcli.runs.console import Console, print_result
+
+    if html is not None and html.exists():
+        raise UsageError(f"{html} exists; name another file")
+    console = Console(quiet=quiet)
+    read = read_runs(runs)
+    found = compare(read)
+    if plots is not None:
+        write_plots(read, plots)
+        console.say(f"plots     {plots}")
+    if html is not None:
+        write_page(runs, html)
+        console.say(f"report    {html}")
+    elif len(runs) == 1:
+        console.say(f"report    {write_own_pages(runs[0])}")
     print_result(json.dumps(found, ensure_ascii=False) if as_json else report_table(found))
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator, PartialState
 
-from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
+from bertcli.commands.comparing import compare
+from bertcli.commands.job import SPEED_ONLY, Job, Lines, Scores, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
+from bertcli.commands.report import write_page
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.teacher import with_teacher
@@ -184,15 +186,22 @@ class FinetuneJob(Job):
     def _rows_of(self, split: str) -> Encoded:
         return self._encoded.get(split) or self.prepared.encode(split)
 
-    def score_further(self, accelerator: Accelerator, model: Path) -> dict[str, dict[str, float]]:
-        """Its scores on the splits that the task row names."""
-        splits = self.prepared.task.splits.more_validation
-        if not splits:
-            return {}
-        saved = build.load_model(str(model), self.prepared.mirror, self.prepared.head.model_class, {})
+    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Lines]:
+        """Its scores on the splits that the task row names, and its answers to the validation split."""
+        prepared, task = self.prepared, self.prepared.task
+        saved = build.load_model(str(model), prepared.mirror, prepared.head.model_class, {})
         speed_up(saved, accelerator.device)
-        prepared = accelerator.prepare_model(saved, evaluation_mode=True)
-        return {split: self.score(accelerator, prepared, split) for split in splits}
+        saved = accelerator.prepare_model(saved, evaluation_mode=True)
+        lines = compare(
+            accelerator,
+            saved,
+            prepared.rows["validation"],
+            prepared.encode("validation"),
+            prepared.head,
+            task,
+            max_tokens=self.recipe.hardware.eval_batch_tokens,
+        )
+        return {split: self.score(accelerator, saved, split) for split in task.splits.more_validation}, list(lines)
 
     def describe(self) -> dict[str, Any]:
         """Task and model."""
@@ -228,6 +237,7 @@ def train_seeds(
     results = summarise(each) | {"run": str(parent.path)}
     if processes.is_main_process:
         write_json(parent.results, results)
+        write_page([str(parent.path)], parent.report)
     return results
 
 
@@ -285,4 +295,5 @@ def say_results(console: Console, results: dict[str, Any], folder: RunFolder, mo
         else:
             console.say(f"{name:<20}{value:.4f}")
     console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
+    console.say(f"report    {folder.report}")
     console.say(f'next      bertcli predict {model or folder.path} --text "…"')

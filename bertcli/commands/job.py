@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Scores = dict[str, dict[str, float]]
+"""By split and name."""
+Lines = list[dict[str, Any]]
+"""Rows with what is right and what was answered, as `predictions/` holds them."""
+
 SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
 
 
@@ -88,9 +93,9 @@ class Job(ABC):
         """How good the scores are: more is better."""
         return scores[self.best_by]
 
-    def score_further(self, accelerator: Accelerator, model: Path) -> dict[str, dict[str, float]]:
-        """The saved model's scores on splits that nothing is chosen by."""
-        return {}
+    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Lines]:
+        """Of the saved model, the scores on splits that nothing is chosen by, and its answers beside the right ones."""
+        return {}, []
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

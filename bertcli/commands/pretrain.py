@@ -74,6 +74,7 @@ def pretrain(
     for name, value in results["metrics"]["validation"].items():
         console.say(f"{name:<20}{value:.4f}")
     console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
+    console.say(f"report    {folder.report}")
     console.say(f"next      bertcli finetune glue/sst2 model.name={folder.path}")
     return results
 

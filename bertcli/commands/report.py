@@ -1,55 +1,40 @@
-"""`bertcli report`: several runs side by side, so that one sees what made the difference."""
+"""`bertcli report`: several runs side by side, so that one sees what made the difference; pages and plots of runs."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bertcli.errors import UsageError
+from bertcli.recipe.catalogue import compare_recipes
+from bertcli.runs.charts import SCORE
 from bertcli.runs.console import format_seconds, format_table
-from bertcli.runs.folder import RunFolder, seed_runs
-from bertcli.runs.history import is_better_lower, read_records
+from bertcli.runs.folder import RunFolder, chosen_run, seed_runs, write_text
+from bertcli.runs.history import is_better_lower
+from bertcli.runs.report import (
+    Run,
+    comparison_charts,
+    comparison_page,
+    read_run,
+    run_charts,
+    run_confusion,
+    run_page,
+)
+
+Runs = dict[str, list[Run]]
+"""Runs by the names they are called by, each as the runs of its seeds."""
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One finished run: what it says of itself, and the score of each of its evaluations."""
-
-    results: dict[str, Any]
-    scores: list[tuple[int, float]]  # step, score
-
-    @property
-    def metric(self) -> str:
-        return str(self.results["best_by"])
-
-    @property
-    def work(self) -> str:
-        """The task, or the objective of pretraining."""
-        return str(self.results.get("task") or self.results["objective"])
-
-    @property
-    def best(self) -> float:
-        return float(self.results["metrics"]["validation"][self.metric])
-
-    def steps_to(self, wanted: float) -> int:
-        """The step of the first evaluation as good as `wanted`, which its best one is."""
-        sign = -1 if is_better_lower(self.metric) else 1
-        return next(step for step, score in self.scores if sign * score >= sign * wanted)
-
-
-def report(names: Sequence[str]) -> dict[str, Any]:
-    """What the runs `names` reached on their validation rows, from how much, and how soon.
+def report(runs: Runs) -> dict[str, Any]:
+    """What runs reached on their validation rows, from how much, and how soon.
 
     How soon: the steps to what the weakest of them reached at its best. Of several seeds the means are told.
 
     Raises:
-        UsageError: one of them is no finished run, or they are scored by different metrics.
+        UsageError: they are runs of different tasks, or scored by different metrics.
     """
-    runs = {name: [_read_run(one) for one in seed_runs(name)] for name in names}
     kinds = {name: (each[0].work, each[0].metric) for name, each in runs.items()}
     if len(set(kinds.values())) > 1:
         told = ", ".join(f"{name}: {work} by {metric}" for name, (work, metric) in kinds.items())
@@ -66,28 +51,78 @@ def report(names: Sequence[str]) -> dict[str, Any]:
 
 def report_table(found: dict[str, Any]) -> str:
     """What `report` found, as a table."""
-    metric, weakest = found["metric"], found["weakest"]
-    header = ["run", "start", "examples", metric, f"steps to {weakest:.4f}", "time"]
-    rows = []
-    for line in found["runs"]:
-        spread = "" if line["sd"] is None else f" ± {line['sd']:.4f}"
-        cells = [line["run"], line["start"], str(line["num_train_examples"]), f"{line['mean']:.4f}{spread}"]
-        rows.append([*cells, f"{line['steps_to_weakest']:.0f}", format_seconds(line["train_seconds"])])
-    return format_table(header, rows)
+    return format_table(*_table(found))
 
 
-def _read_run(name: str) -> _Run:
-    folder = RunFolder(Path(name))
-    if not folder.results.is_file():
+def read_runs(names: Sequence[str]) -> Runs:
+    """The finished runs in the folders `names`.
+
+    Raises:
+        UsageError: one of them is no finished run.
+    """
+    return {name: [_read_finished(one) for one in seed_runs(name)] for name in names}
+
+
+def write_page(names: Sequence[str], page: Path) -> None:
+    """Write the page of a run, or one that compares several runs, or the seeds of one.
+
+    Raises:
+        UsageError: one of them is no finished run, or they cannot be compared.
+    """
+    runs = read_runs(names)
+    if _is_single(runs):
+        text = run_page(runs[names[0]][0])
+    else:
+        differences = compare_recipes(*map(chosen_run, names)) if len(names) > 1 else []
+        text = comparison_page(runs, _table(report(runs)), differences)
+    write_text(page, text)
+
+
+def write_own_pages(name: str) -> Path:
+    """Write the pages of a run folder, and of each of its seeds, anew; the path of the first."""
+    for run in {*seed_runs(name), name}:
+        write_page([run], RunFolder(Path(run)).report)
+    return RunFolder(Path(name)).report
+
+
+def write_plots(runs: Runs, folder: Path) -> None:
+    """Write the charts of a run, or of several side by side, as PNG files into the new folder `folder`.
+
+    Raises:
+        UsageError: it is there and not empty.
+    """
+    from bertcli.runs.plots import save_charts
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder; name another for the plots")
+    folder.mkdir(parents=True, exist_ok=True)
+    first = next(iter(runs.values()))[0]
+    if _is_single(runs):
+        save_charts(folder, run_charts(first), run_confusion(first))
+    else:
+        save_charts(folder, comparison_charts(runs))
+
+
+def _is_single(runs: Runs) -> bool:
+    return sum(len(each) for each in runs.values()) == 1
+
+
+def _read_finished(name: str) -> Run:
+    if not RunFolder(Path(name)).results.is_file():
         raise UsageError(f"found no finished run in {name} (no results.json); name run folders")
-    results = json.loads(folder.results.read_text("utf-8"))
-    if "best_by" not in results:
+    run = read_run(Path(name))
+    if "best_by" not in run.results:
         raise UsageError(f"{name} is a suite; name the runs in it")
-    key = f"eval/validation/{results['best_by']}"
-    return _Run(results, [(record["step"], record[key]) for record in read_records(folder.eval_history)])
+    return run
 
 
-def _line(name: str, each: list[_Run], weakest: float) -> dict[str, Any]:
+def _steps_to(run: Run, wanted: float) -> int:
+    """The step of the first evaluation as good as `wanted`, which its best one is."""
+    sign, key = -1 if is_better_lower(run.metric) else 1, f"{SCORE}{run.metric}"
+    return next(record["step"] for record in run.evaluations if sign * record[key] >= sign * wanted)
+
+
+def _line(name: str, each: list[Run], weakest: float) -> dict[str, Any]:
     """What is told of one run, the mean of its seeds."""
     values, first = [run.best for run in each], each[0].results
     return {
@@ -97,6 +132,18 @@ def _line(name: str, each: list[_Run], weakest: float) -> dict[str, Any]:
         "mean": statistics.fmean(values),
         "sd": statistics.stdev(values) if len(values) > 1 else None,
         "values": values,
-        "steps_to_weakest": statistics.fmean(run.steps_to(weakest) for run in each),
+        "steps_to_weakest": statistics.fmean(_steps_to(run, weakest) for run in each),
         "train_seconds": statistics.fmean(run.results["train_seconds"] for run in each),
     }
+
+
+def _table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what `report` found."""
+    metric, weakest = found["metric"], found["weakest"]
+    header = ["run", "start", "examples", metric, f"steps to {weakest:.4f}", "time"]
+    rows = []
+    for line in found["runs"]:
+        spread = "" if line["sd"] is None else f" ± {line['sd']:.4f}"
+        cells = [line["run"], line["start"], str(line["num_train_examples"]), f"{line['mean']:.4f}{spread}"]
+        rows.append([*cells, f"{line['steps_to_weakest']:.0f}", format_seconds(line["train_seconds"])])
+    return header, rows

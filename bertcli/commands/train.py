@@ -7,9 +7,12 @@ import shutil
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
 
+from bertcli.commands.finish import finish
 from bertcli.commands.job import Job
+from bertcli.commands.report import write_page
 from bertcli.commands.room import bytes_of_run, telling_of_full_disk, telling_of_full_memory
 from bertcli.errors import Interrupted, TrainingError
 from bertcli.models.padding_free import speed_up
@@ -23,8 +26,8 @@ from bertcli.runs.checkpoint import (
 )
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import RunFolder, flush, replace_folder, write_json, write_text
-from bertcli.runs.history import append_record, forget_after, read_records
+from bertcli.runs.folder import RunFolder, flush, replace_folder, write_json
+from bertcli.runs.history import append_record, forget_after
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
@@ -46,11 +49,13 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     """
     if folder.results.is_file():
         console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
+        if not folder.report.is_file() and PartialState().is_main_process:
+            write_page([str(folder.path)], folder.report)
         return json.loads(folder.results.read_text("utf-8"))
     run = _Run(job, folder, console)
     with telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters)), telling_of_full_memory():
         run.go_on()
-        results = run.finish()
+        results = finish(job, folder, run.accelerator, run.progress, run.facts)
     if run.stopped_by is not None:
         raise Interrupted(run.stopped_by, f"{folder.path} is finished; what follows it waits for the same command")
     return results
@@ -160,42 +165,15 @@ class _Run:
                     break
                 window = Window(self.accelerator.device)
 
-    def finish(self) -> dict[str, Any]:
-        """Write results and model card."""
-        progress = self.progress
-        self.accelerator.wait_for_everyone()  # the first may still be writing the model
-        evaluations = read_records(self.folder.eval_history)
-        best = next(record for record in evaluations if record["step"] == progress.best_step)
-        prefix = "eval/validation/"
-        seconds = progress.train_seconds
-        results = {
-            **self.job.describe(),
-            "seed": self.seed,
-            "metrics": {
-                "validation": {key.removeprefix(prefix): best[key] for key in best if key.startswith(prefix)},
-                **self.job.score_further(self.accelerator, self.folder.model),
-            },
-            "best_by": self.best_by,
-            "best_step": progress.best_step,
-            "total_steps": progress.step,
-            "num_evaluations": len(evaluations),
-            "num_train_examples": self.plan.num_train_examples,
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the results say of how it was computed."""
+        return {
             "num_parameters": self.num_parameters,
             "num_learning_parameters": self.num_learning,
-            "train_seconds": seconds,
-            "examples_per_second": progress.num_examples / seconds,
-            "tokens_per_second": progress.num_tokens / seconds,
-            "num_skipped_steps": progress.num_skipped_steps,
-            "padding_share": 1 - progress.num_tokens / progress.num_padded_tokens,
             "device": str(self.accelerator.device),
             "precision": self.precision,
-            "run": str(self.folder.path),
         }
-        if self.is_first:
-            write_text(self.folder.card, self.job.card(results))
-            write_json(self.folder.results, results)
-        self.accelerator.wait_for_everyone()
-        return results
 
     @property
     def num_parameters(self) -> int:

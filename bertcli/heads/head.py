@@ -83,3 +83,11 @@ class Head(ABC):
     @abstractmethod
     def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
         """R answers for people."""
+
+    @abstractmethod
+    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """R answers beside the right ones (`gold`, `predicted`), with what their kind knows of how sure and how wrong.
+
+        `confidence` is the probability of what was predicted, `right` whether it is right, `loss` how wrong it is,
+        `probabilities` those of the likeliest labels.
+        """

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bertcli.errors import DataError, ModelError, did_you_mean
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig
+
+MOST_PROBABILITIES = 20  # listed beside an answer
 
 
 def label_fields(labels: tuple[str, ...]) -> dict[str, Any]:
@@ -87,3 +91,30 @@ def place_of(task: Task, place: dict[str, int], row: int, name: str) -> int:
             f"{did_you_mean(name, place)}"
         )
     return place[name]
+
+
+def compare_labels(labels: Sequence[str], logits: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    """`Head.compare` where one of C labels is right: the answers by logits [R, C] beside the right numbers [R]."""
+    from scipy.special import log_softmax
+
+    lines = []
+    for row, gold in zip(log_softmax(logits.astype(np.float64), axis=-1), right.tolist(), strict=True):
+        likeliest = likeliest_first(row)
+        best = int(likeliest[0])
+        lines.append(
+            {
+                "gold": labels[gold],
+                "predicted": labels[best],
+                "right": best == gold,
+                "confidence": float(np.exp(row[best])),
+                "loss": float(-row[gold]),
+                "probabilities": {labels[at]: float(np.exp(row[at])) for at in likeliest},
+            }
+        )
+    return lines
+
+
+def likeliest_first(scores: np.ndarray) -> np.ndarray:
+    """The numbers of the labels with the highest scores [C], highest first, at most `MOST_PROBABILITIES`."""
+    some = np.argpartition(-scores, min(MOST_PROBABILITIES, len(scores)) - 1)[:MOST_PROBABILITIES]
+    return some[np.argsort(-scores[some], kind="stable")]

@@ -12,7 +12,7 @@ import numpy as np
 from bertcli.data.encoding import Encoded, Sequences, frame_of, token_ids
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
-from bertcli.heads.labels import declared_names
+from bertcli.heads.labels import compare_labels, declared_names
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -111,6 +111,12 @@ class MultipleChoice(Head):
             }
             for texts, row in zip(choices_of(task, rows), logits, strict=True)
         ]
+
+    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """R choices beside the right ones, called by their numbers from 0."""
+        right = self.references(task, rows)
+        assert right is not None
+        return compare_labels([str(number) for number in range(logits.shape[-1])], logits, right)
 
 
 def choices_of(task: Task, rows: Dataset) -> list[list[str]]:

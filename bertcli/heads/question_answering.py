@@ -147,6 +147,18 @@ class QuestionAnswering(Head):
             answers.append(answer | ({"null_odds": round(one.null_odds, 4)} if task.unanswerable else {}))
         return answers
 
+    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """R answers beside the right ones; `start` and `gold_start` are characters of the passage, None: no answer."""
+        texts, spans = self.references(task, rows), answer_spans(task, rows)
+        assert texts is not None
+        assert spans is not None
+        lines = []
+        for found, golds, span in zip(self.decode(task, rows, encoded, logits), texts, spans, strict=True):
+            place = {name: found[name] if found["answer"] else None for name in ("start", "end")}
+            line = {"gold": list(dict.fromkeys(golds)), "gold_start": span and span[0], "predicted": found["answer"]}
+            lines.append(line | place | {"confidence": found["probability"]})
+        return lines
+
     def read(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> Iterator[SpanAnswer]:
         """The answers of R rows from logits [T, 2]."""
         found = best_spans(encoded, logits, self.answers)

@@ -14,7 +14,16 @@ import numpy as np
 from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.errors import DataError, ModelError
 from bertcli.heads.head import Head
-from bertcli.heads.labels import declared_names, given_weights, label_fields, listed_labels, place_of, saved_labels
+from bertcli.heads.labels import (
+    compare_labels,
+    declared_names,
+    given_weights,
+    label_fields,
+    likeliest_first,
+    listed_labels,
+    place_of,
+    saved_labels,
+)
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Problem, Task
 
@@ -168,6 +177,27 @@ class TextClassification(Head):
             else:
                 names = [label for label, is_set in zip(self.labels, chosen, strict=True) if is_set]
                 answers.append({"labels": names, "probabilities": probabilities})
+        return answers
+
+    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """R answers beside the right ones."""
+        right, logits = self.read_labels(task, rows), average_windows(encoded, logits)
+        assert right is not None
+        if self.problem == "single_label":
+            return compare_labels(self.labels, logits, right)
+        if self.problem == "regression":
+            pairs = zip(right.tolist(), logits[:, 0].tolist(), strict=True)
+            return [{"gold": gold, "predicted": found, "loss": (gold - found) ** 2} for gold, found in pairs]
+        answers: list[dict[str, Any]] = []
+        # The binary cross-entropy of a logit, ln(1 + exp(x)) - y x, averaged over the labels.
+        losses = (np.logaddexp(0.0, logits) - right * logits).mean(-1).tolist()
+        for gold, chosen, shares, loss in zip(
+            right, self._choose(logits), self.probabilities(logits), losses, strict=True
+        ):
+            names = [[self.labels[at] for at in np.flatnonzero(one)] for one in (gold, chosen)]
+            probabilities = {self.labels[at]: float(shares[at]) for at in likeliest_first(shares)}
+            answer = {"gold": names[0], "predicted": names[1], "right": names[0] == names[1], "loss": loss}
+            answers.append(answer | {"probabilities": probabilities})
         return answers
 
 

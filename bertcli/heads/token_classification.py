@@ -173,6 +173,17 @@ class TokenClassification(Head):
             answers.append({"text": text, "words": words, "tags": tags, "entities": entities})
         return answers
 
+    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """R rows of tags beside the right ones; `loss` is the share of the words with a wrong tag."""
+        right, found = self.references(task, rows), self.decide(task, rows, encoded, logits)
+        assert right is not None
+        answers: list[dict[str, Any]] = []
+        for gold, tags in zip(right, found, strict=True):
+            wrong = sum(one != other for one, other in zip(gold, tags, strict=True))
+            answer = {"gold": gold, "predicted": tags, "right": not wrong, "loss": wrong / max(1, len(gold))}
+            answers.append(answer)
+        return answers
+
 
 def words_of(task: Task, rows: Dataset) -> list[list[str]]:
     """The words of each row: as they are given, or cut from a plain text at spaces and punctuation."""

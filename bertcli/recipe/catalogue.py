@@ -86,15 +86,12 @@ def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[s
     return problems
 
 
-def compare_recipes(one: str, other: str) -> list[tuple[str, str, str]]:
-    """Each key in which two recipes or runs differ, with both values; a key that one of them lacks is `-` there."""
-    first, second = (dict(_flat(YAML(typ="safe").load(io.StringIO(_single(name))))) for name in (one, other))
-    keys = [*first, *(key for key in second if key not in first)]
-    return [
-        (key, str(first.get(key, "-")), str(second.get(key, "-")))
-        for key in keys
-        if first.get(key, "-") != second.get(key, "-")
-    ]
+def compare_recipes(*names: str) -> list[tuple[str, ...]]:
+    """Each key in which recipes or runs differ, with the values of all; a key that one of them lacks is `-` there."""
+    every = [dict(_flat(YAML(typ="safe").load(io.StringIO(_single(name))))) for name in names]
+    keys = dict.fromkeys(key for one in every for key in one)
+    rows = ((key, *(str(one.get(key, "-")) for one in every)) for key in keys)
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def json_schema(kind: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 SECONDS_BETWEEN_LINES = 10.0
 ROWS_SHOWN = 5
-STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Display:
@@ -90,7 +90,10 @@ class Console:
 
 
 def harmless(text: str) -> str:
-    """`text`, in which what steers a terminal (escapes, marks of direction) is spelt out; JSON still means the same."""
+    """`text`, with what steers a terminal (escapes, marks of direction) or is half a character spelt out.
+
+    JSON still means the same.
+    """
     return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

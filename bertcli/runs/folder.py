@@ -4,7 +4,8 @@ runs/<name>/
   recipe.yaml         resolved recipe            environment.json   versions, machine, command
   train.jsonl         loss, rate, speed          eval.jsonl         metrics of each evaluation
   checkpoints/step-…  resumable                  model/             loads with `from_pretrained`
-  results.json        final numbers              README.md          model card
+  predictions/        answers beside right ones  results.json       final numbers
+  report.html         curves, mistakes           README.md          model card
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,16 @@ class RunFolder:
     def card(self) -> Path:
         """Model card."""
         return self.path / "README.md"
+
+    @property
+    def predictions(self) -> Path:
+        """What the best model answers beside what is right."""
+        return self.path / "predictions"
+
+    @property
+    def report(self) -> Path:
+        """The page with curves, tables and mistakes."""
+        return self.path / "report.html"
 
     def tidy(self) -> None:
         """Undo what a save that was cut off in the middle has left."""
@@ -185,10 +196,15 @@ def _without(recipe_text: str, sections: set[str]) -> list[str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that the file is there whole or not at all."""
+    write_parts(path, (text,))
+
+
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """Write texts one after the other to `path`, as they come, so that the file is there whole or not at all."""
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o644)

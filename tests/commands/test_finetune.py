@@ -72,7 +72,9 @@ def test_a_run_leaves_exactly_these_files_and_true_numbers(recipe_of: Callable[.
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
+        "predictions/validation.jsonl",
         "recipe.yaml",
+        "report.html",
         "results.json",
         "train.jsonl",
     }
@@ -257,6 +259,44 @@ def test_every_kind_of_answer_trains_and_scores_alike_in_eval(recipe_of: Callabl
     overrides = ("training.max_steps=3", "data.max_train_examples=60", "data.max_eval_examples=400")
     results = finetune(recipe_of(*overrides, task=f"sample/{name}"), Path("run"), console=QUIET)
     assert evaluate("run", console=QUIET)["metrics"] == results["metrics"]
+    lines = read_records(Path("run/predictions/validation.jsonl"))
+    assert np.mean([line["loss"] for line in lines]) == pytest.approx(
+        results["metrics"]["validation"]["loss"], rel=1e-4
+    )
+    if name in ("sentiment", "inference"):
+        shares = [line["probabilities"] for line in lines]
+        assert all(sum(row.values()) == pytest.approx(1, abs=1e-4) for row in shares)
+        assert all(line["confidence"] == max(row.values()) for line, row in zip(lines, shares, strict=True))
+        assert np.mean([line["right"] for line in lines]) == results["metrics"]["validation"]["accuracy"]
+
+
+def test_the_best_models_answers_are_kept_though_a_later_one_was_worse(recipe_of: Callable[..., Recipe]) -> None:
+    words = ("training.epochs=4", "training.learning_rate=1e-2", "evaluation.best_by=f1_macro")
+    results = finetune(recipe_of(*words), Path("run"), console=QUIET)
+    assert results["best_step"] < results["total_steps"]
+    right = [line["right"] for line in read_records(Path("run/predictions/validation.jsonl"))]
+    assert np.mean(right) == results["metrics"]["validation"]["accuracy"]
+
+
+def test_of_many_rows_some_are_kept_evenly_and_long_texts_cut(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, write_csv: Callable[..., Path]
+) -> None:
+    monkeypatch.setattr("bertcli.commands.comparing.MOST_ROWS", 4)
+    monkeypatch.setattr("bertcli.commands.score.ITEMS_AT_ONCE", 2)
+    path = write_csv("many.csv", ["text", "label"], [["word " * 5000, "ab"[row % 2]] for row in range(7)])
+    task = f"{{files: {{train: {path}, validation: {path}}}, text_columns: [text]}}"
+    finetune(recipe_of("training.max_steps=1", task=task), Path("run"), console=QUIET)
+    lines = read_records(Path("run/predictions/validation.jsonl"))
+    assert [(line["row"], line["gold"]) for line in lines] == [(1, "a"), (3, "a"), (5, "a"), (7, "a")]
+    assert {len(line["texts"]["text"]) for line in lines} == {4000}
+
+
+def test_a_report_that_is_missing_is_written_when_a_finished_run_is_read(recipe_of: Callable[..., Recipe]) -> None:
+    finetune(recipe_of("training.max_steps=1"), Path("run"), console=QUIET)
+    page = Path("run/report.html").read_text("utf-8")
+    Path("run/report.html").unlink()
+    finetune(recipe_of("training.max_steps=1"), Path("run"), console=QUIET)
+    assert Path("run/report.html").read_text("utf-8") == page
 
 
 def test_fresh_weights_make_their_own_tokenizer(recipe_of: Callable[..., Recipe]) -> None:

@@ -15,6 +15,7 @@ from bertcli.commands.predict import predict
 from bertcli.errors import DataError, UsageError
 from bertcli.recipe.load import load_recipe
 from bertcli.runs.console import Console
+from bertcli.runs.report import read_run
 
 QUIET = Console(quiet=True)
 HEADS = {"entities": "seqeval", "questions": "squad", "open-questions": "squad_v2", "choices": "accuracy"}
@@ -58,6 +59,28 @@ def test_eval_repeats_the_results_exactly(runs: dict[str, Path], name: str) -> N
     assert found["metrics"] == again["metrics"]
     assert set(found["metrics"]["validation"]) == set(told)
     assert recipe.data.max_eval_examples == 60
+
+
+def test_the_answers_that_are_kept_are_those_of_the_best_model(runs: dict[str, Path]) -> None:
+    for name, run in runs.items():
+        told = json.loads((run / "results.json").read_text())["metrics"]["validation"]
+        lines = read_run(run).answers
+        assert [line["row"] for line in lines] == list(range(1, 61))
+        share = sum(line["right"] for line in lines) / 60
+        if name == "entities":
+            share = sum(
+                tag == found for line in lines for tag, found in zip(line["gold"], line["predicted"], strict=True)
+            )
+            share /= sum(len(line["gold"]) for line in lines)
+        score = told.get("exact_match", told.get("exact", 100 * told.get("accuracy", 0.0)))
+        assert 100 * share == pytest.approx(score)
+        if "questions" in name:
+            assert 100 * (1 - sum(line["loss"] for line in lines) / 60) == pytest.approx(told["f1"])
+            for line in lines:
+                passage, gold = line["texts"]["context"], line["gold_start"]
+                assert not line["gold"] or passage[gold : gold + len(line["gold"][0])] == line["gold"][0]
+                assert not line["predicted"] or passage[line["start"] : line["end"]] == line["predicted"]
+        assert "Worst mistakes" in (run / "report.html").read_text("utf-8")
 
 
 def test_words_get_tags_and_entities(runs: dict[str, Path]) -> None:

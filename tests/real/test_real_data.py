@@ -12,7 +12,7 @@ import torch
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.commands.pretrain import pretrain
-from bertcli.commands.report import report
+from bertcli.commands.report import read_runs, report
 from bertcli.data.sources import load_split
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
 from bertcli.runs.console import Console
@@ -63,7 +63,7 @@ def test_pretraining_pays_where_labels_are_few() -> None:
     pretrain(load_pretrain_recipe("pretrain/tiny"), Path("tiny"), console=QUIET)
     finetune(load_recipe("sample/few-labels", ["model.name=tiny"]), Path("transfer"), console=QUIET)
     finetune(load_recipe("sample/few-labels", ["data.max_train_examples=500"]), Path("alone"), console=QUIET)
-    transfer, alone = report(["transfer", "alone"])["runs"]
+    transfer, alone = report(read_runs(["transfer", "alone"]))["runs"]
     assert transfer["mean"] > alone["mean"] > 0.9
     assert transfer["steps_to_weakest"] < alone["steps_to_weakest"]
 
