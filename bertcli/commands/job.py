@@ -20,6 +20,7 @@ from bertcli.training.devices import processes_of
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
 from bertcli.training.signals import leave_on_requeue
+from bertcli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +108,12 @@ class Job(ABC):
 
 
 def join(hardware: HardwareSection, console: Console | None) -> tuple[PartialState, Console]:
-    """Which of how many processes this is, and its console: only the first speaks."""
+    """Which of how many processes this is, and its console: only the first speaks.
+
+    Raises:
+        UsageError: a tracker is not installed.
+    """
+    check_trackers(hardware)
     processes = processes_of(hardware)
     console = (console or Console()) if processes.is_main_process else Console(mute=True)
     leave_on_requeue(lambda: console.warn("stopped outside of the training steps; the same command goes on"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from bertcli.training.optimizer import build_optimizer
 from bertcli.training.progress import Clock, Window
 from bertcli.training.schedule import rate_factor
 from bertcli.training.signals import StopRequest, stop_on_signals
+from bertcli.training.trackers import following
 
 STEPS_BETWEEN_QUESTIONS = 10  # an answer has to be waited for, so GPUs are not asked at each step
 TICKS = 10_000  # what the schedule of a run by the clock counts instead of steps
@@ -53,7 +55,8 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
             write_page([str(folder.path)], folder.report)
         return json.loads(folder.results.read_text("utf-8"))
     run = _Run(job, folder, console)
-    with telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters)), telling_of_full_memory():
+    telling = telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters))
+    with telling, telling_of_full_memory(), following(run.accelerator, run.progress.step):
         run.go_on()
         results = finish(job, folder, run.accelerator, run.progress, run.facts)
     if run.stopped_by is not None:
@@ -67,7 +70,9 @@ class _Run:
     def __init__(self, job: Job, folder: RunFolder, console: Console):
         self.recipe = recipe = job.recipe
         self.job, self.plan, self.seed, self.folder, self.console = job, job.plan, job.seed, folder, console
-        self.accelerator = build_accelerator(recipe.hardware, has_idle_weights=job.has_idle_weights)
+        self.accelerator = build_accelerator(
+            recipe.hardware, has_idle_weights=job.has_idle_weights, logging_folder=folder.trackers
+        )
         self.is_first = self.accelerator.is_main_process  # the one that writes
         self.precision = choose_precision(recipe.hardware)
         if self.precision == "bf16" and self.accelerator.device.type == "cpu" and not cpu_computes_bf16():
@@ -208,12 +213,18 @@ class _Run:
         progress.num_tokens += window.num_tokens
         progress.num_padded_tokens += window.num_padded_tokens
         progress.num_skipped_steps += record["skipped_steps"]
-        if self.is_first:
-            append_record(self.folder.train_history, record)
+        self._tell(self.folder.train_history, record)
         if record["skipped_steps"]:
             self._tell_of_skipped(record["skipped_steps"])
         loss = "–" if record["train/loss"] is None else f"{record['train/loss']:.4f}"
         return f"loss {loss}  {record['examples_per_second']:.0f} ex/s  {record['tokens_per_second']:.0f} tok/s"
+
+    def _tell(self, history: Path, record: dict[str, Any]) -> None:
+        """Add a line to a history and tell the trackers of it."""
+        if self.is_first:
+            append_record(history, record)
+            numbers = {name: value for name, value in record.items() if name != "step" and value is not None}
+            self.accelerator.log(numbers, step=record["step"])
 
     def _tell_of_skipped(self, number: int) -> None:
         """Warn of steps whose gradient was no number, or stop, as the recipe says."""
@@ -234,8 +245,7 @@ class _Run:
         progress = self.progress
         scores = self.job.score(self.accelerator, self.module)
         record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
-        if self.is_first:
-            append_record(self.folder.eval_history, record)
+        self._tell(self.folder.eval_history, record)
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.console.say(f"step {progress.step}/{self.plan.total_steps}  validation: {words}")
         value = self.job.goodness(scores)

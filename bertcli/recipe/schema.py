@@ -11,6 +11,9 @@ from bertcli.tasks.task import Section, Task
 Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
 LongInputs = Literal["keep_head", "keep_tail", "keep_head_and_tail", "windows"]
 ONE_OR_MORE = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}, "minItems": 1}]}
+Tracker = Literal[
+    "tensorboard", "wandb", "mlflow", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab"
+]  # of Accelerate
 Seeds = Annotated[tuple[int, ...], Strict(False), Field(min_length=1), WithJsonSchema(ONE_OR_MORE)]
 
 
@@ -157,6 +160,9 @@ class HardwareSection(Section):
     )
     eval_batch_tokens: int = Field(8192, ge=16, description="tokens at once when evaluating or predicting")
     log_every_steps: int = Field(20, ge=1, description="steps between two lines of train.jsonl")
+    trackers: Annotated[tuple[Tracker, ...], Strict(False)] = Field(
+        (), description="programs that are told the lines of train.jsonl and eval.jsonl as well; install them beside"
+    )
 
 
 class Recipe(Section):

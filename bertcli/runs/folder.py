@@ -6,6 +6,7 @@ runs/<name>/
   checkpoints/step-…  resumable                  model/             loads with `from_pretrained`
   predictions/        answers beside right ones  results.json       final numbers
   report.html         curves, mistakes           README.md          model card
+  trackers/           what TensorBoard reads, if a recipe asks for it
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ class RunFolder:
     def report(self) -> Path:
         """The page with curves, tables and mistakes."""
         return self.path / "report.html"
+
+    @property
+    def trackers(self) -> Path:
+        """What trackers write, such as TensorBoard's events."""
+        return self.path / "trackers"
 
     def tidy(self) -> None:
         """Undo what a save that was cut off in the middle has left."""

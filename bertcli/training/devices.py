@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,11 +40,14 @@ def cpu_computes_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def build_accelerator(hardware: HardwareSection, *, has_idle_weights: bool = False) -> Accelerator:
+def build_accelerator(
+    hardware: HardwareSection, *, has_idle_weights: bool = False, logging_folder: Path | None = None
+) -> Accelerator:
     """The Accelerator for the recipe's device and precision.
 
     Args:
         has_idle_weights: some steps have no gradient for weights that learn in others.
+        logging_folder: where the recipe's trackers write; None: there is nothing to follow.
 
     Raises:
         UsageError: the asked device is not there.
@@ -58,6 +62,8 @@ def build_accelerator(hardware: HardwareSection, *, has_idle_weights: bool = Fal
         cpu=_uses_cpu(hardware),
         mixed_precision=ACCELERATE_NAMES[choose_precision(hardware)],
         step_scheduler_with_optimizer=False,
+        log_with=list(hardware.trackers) or None if logging_folder else None,
+        project_dir=logging_folder,
         # The buffers of encoders are constants: nothing to send at each step.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=has_idle_weights)
