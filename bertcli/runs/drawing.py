@@ -33,6 +33,7 @@ class Shape:
     path: str
     dots: list[Point]
     bars: list[tuple[float, float, float, float]]
+    is_dashed: bool = False  # where there are more series than colours
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Drawing:
     bottom: int = HEIGHT - BOTTOM
 
     @property
-    def legend(self) -> list[tuple[str, int]]:
-        """Name and colour of each kind of series, once; none if there is nothing to tell apart."""
-        kinds = list(dict.fromkeys((shape.name, shape.color) for shape in self.shapes))
-        return kinds if len(kinds) > 1 else []
+    def legend(self) -> list[Shape]:
+        """The first shape of each name; none if there is nothing to tell apart."""
+        first = list({shape.name: shape for shape in reversed(self.shapes)}.values())[::-1]
+        return first if len(first) > 1 else []
 
 
 def draw(chart: Chart) -> Drawing:
@@ -77,7 +78,8 @@ def draw(chart: Chart) -> Drawing:
             for x, y in series.points:
                 (left, top), (right, bottom) = place((x - half, y)), place((x + half, max(0.0, y_low)))
                 bars.append((left, top, round(max(1.0, right - left - 1), 1), round(bottom - top, 1)))
-        return Shape(series.name, series.color % NUM_COLORS, path, places if with_dots else [], bars)
+        dots = places if with_dots else []
+        return Shape(series.name, series.color % NUM_COLORS, path, dots, bars, series.color >= NUM_COLORS)
 
     return Drawing(
         chart=chart,

@@ -159,10 +159,10 @@ def comparison_page(
         differences: recipe keys, each with its value in every run.
     """
     names, first = list(runs), next(iter(runs.values()))
-    work = first[0].work
+    work, name = first[0].work, Path(names[0]).resolve().name
     return _page(
         "comparison.html.j2",
-        title=f"{names[0]}: {work}, {len(first)} seeds" if len(names) == 1 else f"Runs of {work}",
+        title=f"{name}: {work}, {len(first)} seeds" if len(names) == 1 else f"Runs of {work}",
         names=names,
         table=table,
         drawings=[draw(chart) for chart in comparison_charts(runs)],

@@ -47,6 +47,9 @@ class Reader(HTMLParser):
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
 
+    def handle_endtag(self, tag: str) -> None:
+        self.words += " " if tag in ("td", "th") else ""
+
     def handle_data(self, data: str) -> None:
         self.words += data
 
@@ -197,8 +200,17 @@ def test_seeds_get_a_page_each_and_one_together(made: Callable[..., Path]) -> No
         made(list(labelled(["a", "b"])), f"seeds/seed-{seed}", seed=seed)
     page = page_of(Path("seeds"))
     assert "2 seeds" in page
-    assert "seed 2" in page
+    words = " ".join(Reader(page).words.split())
+    assert "seed 2 scratch 50 0.5000" in words
+    assert "all scratch 50 0.5000 ± 0.0000" in words
     assert all("Worst mistakes" in Path(f"seeds/seed-{seed}/report.html").read_text() for seed in (1, 2))
+
+
+def test_a_file_of_a_run_that_cannot_be_read_is_told(made: Callable[..., Path]) -> None:
+    run = made([])
+    (run / "results.json").write_text("{")
+    with pytest.raises(UsageError, match="cannot read the run in"):
+        read_runs([str(run)])
 
 
 def test_charts_are_drawn_as_files_into_a_new_folder(

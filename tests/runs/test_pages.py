@@ -1,0 +1,115 @@
+"""Reports in a real browser: nothing is fetched, nothing complains, everything fits and can be read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertcli.commands.finetune import finetune
+from bertcli.commands.pretrain import pretrain
+from bertcli.commands.report import write_page
+from bertcli.recipe.load import load_pretrain_recipe, load_recipe
+from bertcli.runs.console import Console
+
+pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
+TASKS = ("inference", "similarity", "topics", "entities", "open-questions", "choices")
+WIDTHS = {"desktop": 1280, "phone": 390}
+QUIET = Console(quiet=True)
+LOOK = """() => {
+  const number = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const light = rgb => {
+    const [r, g, b] = rgb.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (!color.startsWith("rgba(")) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const contrast = element => {
+    const style = getComputedStyle(element);
+    const [one, other] = [element.closest("svg") ? style.fill : style.color, behind(element)].map(number).map(light);
+    return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+  };
+  const words = [...document.querySelectorAll("h1, p, dt, dd, td, th, b, mark, figcaption, svg text, li, pre")];
+  const shown = words.filter(element => element.getBoundingClientRect().width && element.textContent.trim());
+  const size = element => parseFloat(getComputedStyle(element).fontSize) *
+    (element.closest("svg") ? element.closest("svg").getBoundingClientRect().width / 360 : 1);
+  return {
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    contrast: Math.min(...shown.map(contrast)),
+    size: Math.min(...shown.map(size)),
+    cut: [...document.querySelectorAll("svg text")].filter(text => {
+      const [inner, outer] = [text.getBoundingClientRect(), text.closest("svg").getBoundingClientRect()];
+      return inner.left < outer.left - 1 || inner.right > outer.right + 1;
+    }).map(text => text.textContent),
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of each kind of run, and one that compares."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = ["training.max_steps=20", "data.max_train_examples=200", "data.max_eval_examples=60"]
+    words += ["training.learning_rate=2e-3", "model.vocabulary_size=400", "evaluation.every_steps=5"]
+    words += ["hardware.log_every_steps=1", "model.size=tiny"]
+    for task in TASKS:
+        finetune(load_recipe(f"sample/{task}", words), folder / task, console=QUIET)
+    finetune(load_recipe("sample/inference", [*words, "training.seed=[1,2]"]), folder / "seeds", console=QUIET)
+    pretrain(load_pretrain_recipe("pretrain/tiny", ["training.max_steps=6"]), folder / "pretrained", console=QUIET)
+    compared = folder / "compared.html"
+    write_page([str(folder / name) for name in ("inference", "seeds")], compared)
+    return {path.name: path / "report.html" for path in folder.iterdir() if path.is_dir()} | {"compared": compared}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", WIDTHS)
+def test_a_page_looks_right(browser: Any, pages: dict[str, Path], tmp_path: Path, device: str, scheme: str) -> None:
+    for name, path in pages.items():
+        context = browser.new_context(viewport={"width": WIDTHS[device], "height": 900}, color_scheme=scheme)
+        page = context.new_page()
+        fetched: list[str] = []
+        said: list[str] = []
+        page.on("request", lambda request, fetched=fetched: fetched.append(request.url))
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("pageerror", lambda error, said=said: said.append(str(error)))
+        page.goto(path.as_uri())
+        page.screenshot(path=tmp_path / f"{name}-{device}-{scheme}.png", full_page=True)
+        seen = page.evaluate(LOOK)
+        context.close()
+        assert fetched == [path.as_uri()]
+        assert said == []
+        assert seen["overflow"] <= 0, name
+        assert seen["contrast"] >= 4.5, (name, seen)
+        assert seen["size"] >= 10, (name, seen)
+        assert seen["cut"] == [], name
+
+
+def test_a_page_is_the_same_without_javascript(browser: Any, pages: dict[str, Path]) -> None:
+    shots = []
+    for enabled in (True, False):
+        context = browser.new_context(java_script_enabled=enabled)
+        page = context.new_page()
+        page.goto(pages["entities"].as_uri())
+        shots.append(page.screenshot(full_page=True))
+        context.close()
+    assert shots[0] == shots[1]
