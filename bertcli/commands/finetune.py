@@ -13,7 +13,7 @@ from accelerate import Accelerator, PartialState
 from bertcli.commands.comparing import compare
 from bertcli.commands.job import SPEED_ONLY, Job, Lines, Scores, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
-from bertcli.commands.report import write_page
+from bertcli.commands.report import write_missing_page, write_page
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.teacher import with_teacher
@@ -61,6 +61,8 @@ def finetune(
     finished = None if dry_run or overwrite else finished_results(run, dump_recipe(recipe), SPEED_ONLY)
     if finished is not None:
         console.say(f"{run} is finished; its results stand (--overwrite trains anew)")
+        if processes.is_main_process:
+            write_missing_page(run)
         return finished
     with processes.main_process_first():  # the others find its cache
         prepared = prepare(recipe, mirror)

@@ -60,7 +60,13 @@ def read_runs(names: Sequence[str]) -> Runs:
     Raises:
         UsageError: one of them is no finished run.
     """
-    return {name: [_read_finished(one) for one in seed_runs(name)] for name in names}
+    runs: Runs = {}
+    for name in names:
+        try:
+            runs[name] = [_read_finished(one) for one in seed_runs(name)]
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the run in {name}: {error}") from error
+    return runs
 
 
 def write_page(names: Sequence[str], page: Path) -> None:
@@ -84,6 +90,12 @@ def write_own_pages(name: str) -> Path:
     for run in {*seed_runs(name), name}:
         write_page([run], RunFolder(Path(run)).report)
     return RunFolder(Path(name)).report
+
+
+def write_missing_page(run: Path) -> None:
+    """Write the pages of a finished run that was ended just before them, or is of an earlier version."""
+    if not RunFolder(run).report.is_file():
+        write_own_pages(str(run))
 
 
 def write_plots(runs: Runs, folder: Path) -> None:
@@ -117,10 +129,7 @@ def _is_single(runs: Runs) -> bool:
 def _read_finished(name: str) -> Run:
     if not RunFolder(Path(name)).results.is_file():
         raise UsageError(f"found no finished run in {name} (no results.json); name run folders")
-    try:
-        run = read_run(Path(name))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the run in {name}: {error}") from error
+    run = read_run(Path(name))
     if "best_by" not in run.results:
         raise UsageError(f"{name} is a suite; name the runs in it")
     return run

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object, set_seed
 
 from bertcli.commands.finish import finish
 from bertcli.commands.job import Job
-from bertcli.commands.report import write_page
+from bertcli.commands.report import write_missing_page
 from bertcli.commands.room import bytes_of_run, telling_of_full_disk, telling_of_full_memory
 from bertcli.errors import Interrupted, TrainingError
 from bertcli.models.padding_free import speed_up
@@ -51,8 +51,8 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     """
     if folder.results.is_file():
         console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
-        if not folder.report.is_file() and PartialState().is_main_process:
-            write_page([str(folder.path)], folder.report)
+        if PartialState().is_main_process:
+            write_missing_page(folder.path)
         return json.loads(folder.results.read_text("utf-8"))
     run = _Run(job, folder, console)
     telling = telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters))
