@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bertcli.commands.finetune import summarise
 from bertcli.commands.pretrain import score_held_out
 from bertcli.commands.score import score
+from bertcli.commands.seeds import summarise
 from bertcli.commands.trained import Trained, open_trained, pretraining_recipe, task_from
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, UsageError

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 
 from bertcli.commands.comparing import compare
 from bertcli.commands.job import SPEED_ONLY, Job, Lines, Scores, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
-from bertcli.commands.report import write_missing_page, write_page
+from bertcli.commands.report import write_missing_page
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
+from bertcli.commands.seeds import say_results, train_seeds
 from bertcli.commands.teacher import with_teacher
-from bertcli.commands.train import train
 from bertcli.commands.vectors import with_vectors
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import GlobalBatch, cut_off_tokens, training_batches
@@ -27,9 +25,9 @@ from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.card import write_card
-from bertcli.runs.console import Console, format_seconds
+from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import RunFolder, check_run_folder, finished_results, write_json
+from bertcli.runs.folder import check_run_folder, finished_results
 from bertcli.training.devices import width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
@@ -216,61 +214,6 @@ class FinetuneJob(Job):
         return write_card(results, self.prepared.recipe, self.prepared.task, describe_environment())
 
 
-def train_seeds(
-    seeds: Sequence[int],
-    job_of: Callable[[int], Job],
-    text_of: Callable[[Job], str],
-    parent: RunFolder,
-    processes: PartialState,
-    console: Console,
-) -> dict[str, Any]:
-    """Train the job of each seed: one in the folder `parent`, several in folders of their own in it, summed up there.
-
-    Args:
-        text_of: what stands as the recipe of a job in its run folder.
-    """
-    if len(seeds) == 1:
-        return train(job_of(seeds[0]), parent, console)
-    each = []
-    for seed in seeds:
-        job = job_of(seed)
-        folder = open_together(processes, parent.path / f"seed-{seed}", text_of(job), overwrite=False)
-        each.append(train(job, folder, console))
-    results = summarise(each) | {"run": str(parent.path)}
-    if processes.is_main_process:
-        write_json(parent.results, results)
-        write_page([str(parent.path)], parent.report)
-    return results
-
-
-def summarise(each: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several runs' results as one: each metric's mean, standard deviation and values."""
-    metrics: dict[str, dict[str, dict[str, Any]]] = {}
-    for split, scores in each[0]["metrics"].items():
-        metrics[split] = {}
-        for name in scores:
-            values = [results["metrics"][split][name] for results in each]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            metrics[split][name] = {"mean": statistics.fmean(values), "sd": spread, "values": values}
-    shared = (
-        "task",
-        "head",
-        "model",
-        "size",
-        "best_by",
-        "total_steps",
-        "num_train_examples",
-        "num_parameters",
-        "precision",
-    )
-    return {
-        **{name: each[0][name] for name in shared if name in each[0]},
-        "metrics": metrics,
-        "train_seconds": sum(results.get("train_seconds", 0.0) for results in each),
-        "runs": [results["run"] for results in each],
-    }
-
-
 def _say_plan(console: Console, prepared: Prepared, plan: Plan, run: Path) -> None:
     recipe, training = prepared.recipe, prepared.recipe.training
     labels = f" ({', '.join(prepared.head.labels[:10])})" if prepared.head.labels else ""
@@ -287,15 +230,3 @@ def _say_plan(console: Console, prepared: Prepared, plan: Plan, run: Path) -> No
     )
     seeds = ", ".join(map(str, training.seed))
     console.say(f"run       {run}, {'seeds' if len(training.seed) > 1 else 'seed'} {seeds}")
-
-
-def say_results(console: Console, results: dict[str, Any], folder: RunFolder, model: str | None = None) -> None:
-    """Tell the scores, where they lie, and what to type next for `model`, if that is not the run itself."""
-    for name, value in results["metrics"]["validation"].items():
-        if isinstance(value, dict):
-            console.say(f"{name:<20}{value['mean']:.4f} ± {value['sd']:.4f}  {json.dumps(value['values'])}")
-        else:
-            console.say(f"{name:<20}{value:.4f}")
-    console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
-    console.say(f"report    {folder.report}")
-    console.say(f'next      bertcli predict {model or folder.path} --text "…"')

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from accelerate import Accelerator
 
-from bertcli.commands.finetune import FinetuneJob, say_results, train_seeds
+from bertcli.commands.finetune import FinetuneJob
 from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
+from bertcli.commands.seeds import say_results, train_seeds
 from bertcli.commands.suite import run_folder
 from bertcli.data.loaders import GlobalBatch
 from bertcli.data.mixing import mixing_shares, tasks_of_steps
