@@ -244,9 +244,10 @@ add_helpers(app)
 
 
 def _spread(processes: int) -> None:
-    """Go on in so many processes, and end with their exit code, unless this is one of them."""
-    from bertcli.cluster.launch import is_joined, launch
+    """Go on in so many processes, and end with their exit code, unless this is one of several."""
+    from bertcli.cluster.launch import is_joined, join_step, launch
 
+    join_step()
     if processes > 1 and not is_joined():
         raise typer.Exit(launch(processes, sys.argv[1:]))
 

@@ -56,6 +56,10 @@ class RunFolderError(BertcliError):
     exit_code = 2
 
 
+class ClusterError(BertcliError):
+    """The cluster does not take a job."""
+
+
 class TrainingError(BertcliError):
     """Training cannot go on, such as a loss that is no longer a number."""
 

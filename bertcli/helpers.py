@@ -1,4 +1,4 @@
-"""The helpers beside the four verbs: `report`, `fetch`, `export`, `push`, `recipes` and `env`.
+"""The helpers beside the four verbs: `submit`, `report`, `fetch`, `export`, `push`, `recipes` and `env`.
 
 Nothing heavy is imported before one is called.
 """
@@ -6,6 +6,8 @@ Nothing heavy is imported before one is called.
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +20,14 @@ from bertcli.options import (
     Json,
     Mirror,
     Overrides,
+    Overwrite,
     Quiet,
     RecipeName,
     RecipesAndKeys,
+    Run,
     RunOrModel,
     checked_mirror,
+    default_run_folder,
     recipes_and_overrides,
 )
 
@@ -31,12 +36,66 @@ recipes_app = typer.Typer(no_args_is_help=True, help="Look at recipes: list, sho
 
 def add_helpers(app: typer.Typer) -> None:
     """Give the program these verbs."""
+    app.command()(submit)
     app.command()(report)
     app.command()(fetch)
     app.command()(export)
     app.command()(push)
     app.command("env")(environment)
     app.add_typer(recipes_app, name="recipes")
+
+
+@reports_errors
+def submit(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run: Run = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines of a job.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs on each, with a process for each; 0: one process.")] = 1,
+    cpus: Annotated[int | None, typer.Option(min=1, help="Cores of each process.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time of a job, such as 90 (minutes), 12:00:00 or 2-00:00:00.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition of the cluster.")] = None,
+    directives: Annotated[
+        list[str] | None, typer.Option("--sbatch", help="Any other option of sbatch, such as account=ours or mem=64G.")
+    ] = None,
+    array: Annotated[
+        bool, typer.Option("--array", help="A job for each seed, or each recipe of a suite, and one that gathers.")
+    ] = False,
+    mirror: Mirror = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Show the batch script and do nothing.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune or pretrain as a job of a Slurm cluster.
+
+    A job that is stopped for another one, or at the end of its time, goes back into the queue and on where it was.
+
+    Example: `bertcli submit glue/sst2 --array --time 2:00:00 --partition gpu`
+    """
+    from bertcli.cluster.slurm import Request
+    from bertcli.commands import submit as program
+    from bertcli.runs.console import Console, print_result
+
+    folder = run or default_run_folder(recipe)
+    work = program.plan_work(recipe, overrides or [], folder)
+    request = Request(nodes, gpus, cpus, time, partition, tuple(directives or ()))
+    place = program.place_of(folder, checked_mirror(mirror))
+    command = shlex.join(["bertcli", *sys.argv[1:]])
+    scripts = program.write_scripts(command, work, request, place, array=array)
+    if only_print:
+        print_result("\n".join(scripts.values()).rstrip("\n"))
+        return
+    told = program.submit(work, scripts, folder, overwrite=overwrite)
+    if as_json:
+        print_result(json.dumps(told, ensure_ascii=False))
+    console = Console(quiet=quiet)
+    for name, value in told.items():
+        console.say(f"{name.replace('_', ' '):<18}{value}")
+    console.say(f"{'next':<18}squeue --jobs {told['job']}; when it is done, bertcli report {folder}")
 
 
 @reports_errors

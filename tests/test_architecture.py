@@ -24,11 +24,11 @@ MAY_IMPORT = {
     "hub": WANTED,
     "heads": WANTED | {"data"},
     "training": WANTED | {"data"},
-    "commands": WANTED | {"data", "metrics", "models", "runs", "heads", "training", "hub"},
+    "commands": WANTED | {"data", "metrics", "models", "runs", "heads", "training", "hub", "cluster"},
     "cluster": WANTED,
     "options": WANTED,
     "guard": WANTED | {"runs"},
-    "helpers": WANTED | {"options", "guard", "commands", "runs"},
+    "helpers": WANTED | {"options", "guard", "commands", "runs", "cluster"},
     "cli": WANTED | {"options", "guard", "helpers", "commands", "runs", "cluster"},
 }
 

@@ -77,6 +77,8 @@ def test_commands_are_understood(command: str) -> None:
         assert load_suite(words[1], keys) or load_recipe(words[1], keys)
     if words[0] == "pretrain":
         load_pretrain_recipe(words[1], [word for word in words[2:] if "=" in word])
+    if words[0] == "submit":
+        assert CliRunner().invoke(app, [*words, "--print"]).exit_code == 0
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 
-from bertcli.commands.comparing import compare
-from bertcli.commands.job import SPEED_ONLY, Job, Lines, Scores, join, open_together
+from bertcli.commands.job import Job, Lines, Scores, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.report import write_missing_page
 from bertcli.commands.room import check_disk
@@ -23,7 +22,7 @@ from bertcli.models import adapt, build
 from bertcli.models.padding_free import speed_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
-from bertcli.recipe.schema import Recipe
+from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.runs.card import write_card
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment

@@ -13,7 +13,7 @@ from bertcli.data.loaders import GlobalBatch
 from bertcli.models.build import save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.schema import HardwareSection, Recipe
+from bertcli.recipe.schema import SPEED_ONLY, HardwareSection, Recipe
 from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder, open_run_folder
 from bertcli.training.devices import processes_of
@@ -30,8 +30,6 @@ Scores = dict[str, dict[str, float]]
 """By split and name."""
 Lines = list[dict[str, Any]]
 """Rows with what is right and what was answered, as `predictions/` holds them."""
-
-SPEED_ONLY = {"hardware"}  # recipe sections in which a resumed run may differ
 
 
 class Job(ABC):

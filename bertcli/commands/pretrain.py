@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
-from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
+from bertcli.commands.job import Job, join, open_together
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
 from bertcli.commands.room import check_disk
 from bertcli.commands.train import train
@@ -27,7 +27,7 @@ from bertcli.models.padding_free import speed_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.schema import HardwareSection
+from bertcli.recipe.schema import SPEED_ONLY, HardwareSection
 from bertcli.runs.card import write_pretraining_card
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.environment import describe_environment

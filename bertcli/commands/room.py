@@ -25,9 +25,9 @@ def bytes_of_run(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
 
 def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int) -> None:
     """Raise `RunFolderError` if the disk cannot hold a new run in `path`; one that goes on has its room."""
-    nearest = nearest_folder(path)
-    if nearest == path:
+    if any(path.glob("**/checkpoints")):
         return
+    nearest = nearest_folder(path)
     needed = bytes_of_run(recipe, num_parameters) * len(recipe.training.seed)
     free = shutil.disk_usage(nearest).free
     if free < needed:

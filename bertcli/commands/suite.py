@@ -16,7 +16,7 @@ from bertcli.metrics.bundled import score_names
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, singles
+from bertcli.recipe.suite import Suite, run_folder, singles
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import best_seed, write_json, write_text
 
@@ -71,11 +71,6 @@ def finetune_suite(
         write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
     tell_of_failed(failed, len(suite.recipes), "tasks")
     return results
-
-
-def run_folder(folder: Path, name: str) -> Path:
-    """Where the recipe `name` of a suite runs."""
-    return folder / Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
 
 
 def _source(suite: Suite, name: str, folder: Path) -> str:

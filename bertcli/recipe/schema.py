@@ -14,6 +14,7 @@ ONE_OR_MORE = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type"
 Tracker = Literal[
     "tensorboard", "wandb", "mlflow", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab"
 ]  # of Accelerate
+SPEED_ONLY = {"hardware"}  # sections in which a resumed run may differ
 Seeds = Annotated[tuple[int, ...], Strict(False), Field(min_length=1), WithJsonSchema(ONE_OR_MORE)]
 
 

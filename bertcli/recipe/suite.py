@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -118,6 +119,11 @@ def _apart(recipes: dict[str, Recipe | Grid], start_from: dict[str, str]) -> lis
                     f"found {section}.{key} {found}; what is learned together needs one: give it in the suite"
                 )
     return problems
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    """Where the recipe `name` of a suite runs."""
+    return folder / Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
 
 
 def _sources_first(names: list[str], start_from: dict[str, str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ runs/<name>/
   checkpoints/step-…  resumable                  model/             loads with `from_pretrained`
   predictions/        answers beside right ones  results.json       final numbers
   report.html         curves, mistakes           README.md          model card
-  trackers/           what TensorBoard reads, if a recipe asks for it
+  slurm/              batch scripts, logs        trackers/          what TensorBoard reads, if a recipe asks for it
 """
 
 from __future__ import annotations
@@ -65,6 +65,11 @@ class RunFolder:
     def results(self) -> Path:
         """Final numbers; the run is finished when this is there."""
         return self.path / "results.json"
+
+    @property
+    def slurm(self) -> Path:
+        """Batch scripts and their logs, if it is a cluster's job."""
+        return self.path / "slurm"
 
     @property
     def card(self) -> Path:
