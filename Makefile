@@ -69,7 +69,11 @@ $(VENV)/.slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group slow
 	touch $@
 
-test-slow: $(STAMP) $(VENV)/.slow  ## the slow tests: a real encoder, a browser, and real data where ../shared/mirror is there
+.PHONY: slurm
+slurm:  # for tests/cluster, which are skipped without it
+	-command -v slurmctld >/dev/null || apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client munge
+
+test-slow: $(STAMP) $(VENV)/.slow slurm  ## the slow tests: a real encoder, a browser, Slurm, real data where ../shared/mirror is
 	$(BIN)/pytest -q -m slow --timeout 1200
 
 bench: $(STAMP)  ## this program and its peers side by side, half an hour on a quiet machine

@@ -111,7 +111,12 @@ def submit(work: Work, scripts: dict[str, str], run: Path, *, overwrite: bool = 
     if "gather" not in paths:
         return told | {"log": str(slurm / f"{job}.log")}
     # Not `afterok`: one run that fails must not keep the others from being summed up.
-    gathering = _submit(paths["gather"], f"--dependency=afterany:{job}")
+    dependency = f"--dependency=afterany:{job}"
+    try:
+        gathering = _submit(paths["gather"], dependency)
+    except ClusterError as error:
+        cure = f"it has yet to be gathered: sbatch {dependency} {shlex.quote(str(paths['gather']))}"
+        raise ClusterError(f"the array is job {job}, and {cure}\n{error}") from error
     told |= {"log": str(slurm / f"{job}_*.log"), "gathering_job": gathering}
     return told | {"gathering_script": str(paths["gather"]), "gathering_log": str(slurm / f"{gathering}.log")}
 
@@ -156,6 +161,6 @@ def _ask(*command: str) -> str:
     if done.returncode:
         raise ClusterError(
             f"{shlex.join(command)} fails:\n{done.stderr.strip()}\n"
-            "Ask for what the cluster has (--nodes, --gpus, --time, --partition, --sbatch), and submit again."
+            "Change what is asked of the cluster with --nodes, --gpus, --cpus, --time, --partition and --sbatch."
         )
     return done.stdout.strip()

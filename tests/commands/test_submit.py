@@ -122,6 +122,13 @@ def test_what_sbatch_refuses_is_told(stand_in: Stand) -> None:
     assert "--partition" in result.stderr
 
 
+def test_an_array_that_cannot_be_gathered_is_not_lost(stand_in: Stand) -> None:
+    stand_in(sbatch='case "$*" in *afterany*) echo full >&2; exit 1;; esac; echo 31')
+    result = submit(*SEEDS)
+    assert result.exit_code == 1
+    assert f"sbatch --dependency=afterany:31 {Path.cwd()}/runs/seeds/slurm/gather.sh" in result.stderr
+
+
 def test_print_shows_and_writes_nothing() -> None:
     result = submit(*SEEDS, "--print", "--mirror", ".")
     assert result.exit_code == 0
