@@ -100,7 +100,7 @@ def finetune(
         results = finetune_grid(wanted, folder, jobs=jobs, **options)
     else:
         if jobs > 1 and not dry_run:
-            run_side_by_side([(folder, wanted)], jobs, options["console"], mirror=mirror, overwrite=overwrite)
+            run_side_by_side({folder: wanted}, jobs, options["console"], mirror=mirror, overwrite=overwrite)
         results = run_finetune(wanted, folder, **options)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import Accelerator
 
+from bertcli.commands.comparing import compare
 from bertcli.commands.job import Job, Lines, Scores, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.report import write_missing_page

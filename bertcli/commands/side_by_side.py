@@ -6,15 +6,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bertcli.commands.job import SPEED_ONLY
 from bertcli.errors import Interrupted
 from bertcli.recipe.load import dump_recipe
-from bertcli.recipe.schema import Recipe
+from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder, open_run_folder
 from bertcli.training.signals import StopRequest, stop_on_signals
@@ -23,7 +22,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def run_side_by_side(
-    wanted: Sequence[tuple[Path, Recipe]], jobs: int, console: Console, *, mirror: Path | None, overwrite: bool
+    wanted: Mapping[Path, Recipe], jobs: int, console: Console, *, mirror: Path | None, overwrite: bool
 ) -> None:
     """Fine-tune each recipe, once for each of its seeds, in its run folder, `jobs` of them at a time.
 
@@ -34,9 +33,9 @@ def run_side_by_side(
         RunFolderError: a folder holds something else, or cannot be written.
         Interrupted: a signal came; it was handed on, and all runs have saved what they did.
     """
-    for folder, recipe in wanted:
+    for folder, recipe in wanted.items():
         open_run_folder(folder, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
-    singles = [single for folder, recipe in wanted for single in _single_seeds(folder, recipe)]
+    singles = [single for folder, recipe in wanted.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
     with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
         children: list[subprocess.Popen[bytes]] = []

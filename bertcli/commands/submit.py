@@ -14,10 +14,11 @@ from pathlib import Path
 from bertcli.cluster.slurm import Place, Request, Task, batch_script
 from bertcli.errors import ClusterError, UsageError
 from bertcli.recipe.catalogue import load_any, recipe_of_run
+from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import SPEED_ONLY, Recipe
-from bertcli.recipe.suite import Suite, run_folder
+from bertcli.recipe.suite import Suite, run_folder, single_runs
 from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, write_text
 
 
@@ -41,14 +42,16 @@ def plan_work(name: str, overrides: Sequence[str], run: Path) -> Work:
     """
     name = recipe_of_run(name)
     wanted = load_any(name, overrides)
-    if isinstance(wanted, Suite):
-        paths = {one: run_folder(run, one) for one in wanted.recipes}
-        recipes = {paths[one]: recipe for one, recipe in wanted.recipes.items() if one not in wanted.start_from}
+    if isinstance(wanted, Suite | Grid):
+        recipes = single_runs(wanted, run)
+        waiting = [run_folder(run, one) for one in wanted.start_from] if isinstance(wanted, Suite) else []
+        later = [path for path in recipes if any(path.is_relative_to(folder) for folder in waiting)]
+        ready = {path: recipe for path, recipe in recipes.items() if path not in later}
         return Work(
             (run.name, ["finetune", name, *overrides, "--run", str(run)]),
-            [(path.name, _reading(path, "finetune", path)) for path in recipes],
-            recipes,
-            [path for path in paths.values() if path not in recipes],
+            [(str(path.relative_to(run)), _reading(path, "finetune", path)) for path in ready],
+            ready,
+            later,
         )
     verb = "pretrain" if isinstance(wanted, PretrainRecipe) else "finetune"
     seeds = dict.fromkeys(wanted.training.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bertcli.metrics.bundled import score_names
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, run_folder, singles
+from bertcli.recipe.suite import Suite, run_folder, single_runs, singles
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import best_seed, write_json, write_text
 
@@ -43,8 +44,8 @@ def finetune_suite(
     """
     processes, console = join(next(iter(singles(suite).values())).hardware, console)
     if jobs > 1 and not dry_run:
-        alone = [(name, member) for name, member in suite.recipes.items() if name not in suite.start_from]
-        wanted = [run for name, member in alone for run in _runs(member, run_folder(folder, name))]
+        alone = {name: member for name, member in suite.recipes.items() if name not in suite.start_from}
+        wanted = single_runs(replace(suite, recipes=alone), folder)
         run_side_by_side(wanted, jobs, console, mirror=mirror, overwrite=overwrite)
         overwrite = False  # that is done
 
@@ -78,11 +79,6 @@ def _source(suite: Suite, name: str, folder: Path) -> str:
     source = suite.start_from[name]
     run = run_folder(folder, source) if source in suite.recipes or run_folder(folder, source).is_dir() else Path(source)
     return best_seed(str(run))
-
-
-def _runs(member: Recipe | Grid, folder: Path) -> list[tuple[Path, Recipe]]:
-    points = {"": member} if isinstance(member, Recipe) else member.points
-    return [(folder / point, recipe) for point, recipe in points.items()]
 
 
 def _started_from(recipe: Recipe | Grid, run: str) -> Recipe | Grid:

@@ -15,6 +15,7 @@ from bertcli.commands.several import run_each, tell_of_failed
 from bertcli.commands.side_by_side import run_side_by_side
 from bertcli.errors import TrainingError
 from bertcli.recipe.grid import Grid
+from bertcli.recipe.suite import single_runs
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import write_json, write_text
 
@@ -41,8 +42,7 @@ def finetune_grid(
         TrainingError: some point failed; the others are finished.
     """
     if jobs > 1 and not dry_run:
-        wanted = [(folder / name, recipe) for name, recipe in grid.points.items()]
-        run_side_by_side(wanted, jobs, console, mirror=mirror, overwrite=overwrite)
+        run_side_by_side(single_runs(grid, folder), jobs, console, mirror=mirror, overwrite=overwrite)
         overwrite = False  # that is done
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
     runs = {name: partial(finetune, recipe, folder / name, **options) for name, recipe in grid.points.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from bertcli.commands.finetune import FinetuneJob
-from bertcli.commands.job import SPEED_ONLY, Job, join, open_together
+from bertcli.commands.job import Job, join, open_together
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
 from bertcli.commands.seeds import say_results, train_seeds
@@ -26,7 +26,7 @@ from bertcli.models.build import save_model
 from bertcli.models.shared import SharedEncoder
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
-from bertcli.recipe.schema import Recipe
+from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.recipe.suite import Mixing, Suite, singles
 from bertcli.runs.card import write_shared_card
 from bertcli.runs.console import Console

@@ -152,3 +152,14 @@ def singles(wanted: Suite | Grid) -> dict[str, Recipe]:
         else:
             found[name] = member
     return found
+
+
+def single_runs(wanted: Suite | Grid, folder: Path) -> dict[Path, Recipe]:
+    """Every recipe of a suite or a grid by the run folder it has in `folder`."""
+    if isinstance(wanted, Grid):
+        return {folder / point: recipe for point, recipe in wanted.points.items()}
+    found: dict[Path, Recipe] = {}
+    for name, member in wanted.recipes.items():
+        own = run_folder(folder, name)
+        found |= single_runs(member, own) if isinstance(member, Grid) else {own: member}
+    return found

@@ -94,6 +94,15 @@ def test_recipes_of_a_suite_run_at_once_unless_they_wait_for_one_another(stand_i
     assert "glue-rte starts from another run" in submit(*words, "--overwrite").stderr
 
 
+def test_points_of_a_grid_run_at_once_and_the_gathering_job_reads_the_grid() -> None:
+    work = program.plan_work("sample/topics", ["training.epochs=[1,2]", "training.seed=[1,2]"], Path("runs/grid"))
+    assert [(name, words[-1]) for name, words in work.parts] == [
+        (f"epochs={number}", f"runs/grid/epochs={number}") for number in (1, 2)
+    ]
+    assert work.whole[1][:3] == ["finetune", "sample/topics", "training.epochs=[1,2]"]
+    assert list(work.recipes) == [Path("runs/grid/epochs=1"), Path("runs/grid/epochs=2")]
+
+
 def test_pretraining_is_known_by_its_recipe() -> None:
     assert " pretrain runs/pretrain-tiny/recipe.yaml " in submit("pretrain/tiny", "--print").stdout
 
