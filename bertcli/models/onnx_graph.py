@@ -57,18 +57,20 @@ def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> None:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
+            program = torch.onnx.export(
                 model,
                 (),
-                path,
                 kwargs=example,
                 input_names=names,
                 output_names=list(model(**example).keys()),
                 dynamo=True,
                 dynamic_shapes=dict.fromkeys(names, axes),
-                external_data=4 * model.num_parameters() > LARGEST_FILE,
                 verbose=False,
             )
+            assert program is not None
+            for node in program.model.graph.all_nodes():
+                node.metadata_props.clear()  # lines of source files, by their paths on this machine
+            program.save(path, external_data=4 * model.num_parameters() > LARGEST_FILE)
     except Exception as error:  # torch raises many kinds
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ModelError(f"no ONNX graph can be made of {type(model).__name__} ({cause})") from error

@@ -63,6 +63,7 @@ def test_odd_texts_have_tags_spans_and_choices(encoder: Path) -> None:
     assert len(answers(run, [[text, *ODD[:4]] for text in ODD])) == len(ODD)
 
 
+@pytest.mark.slow
 def test_one_text_of_five_megabytes(encoder: Path) -> None:
     text = "the soup was lovely . " * 230_000
     run = run_of("sentiment", encoder)
@@ -70,6 +71,7 @@ def test_one_text_of_five_megabytes(encoder: Path) -> None:
     assert answers(run, [[text], ["film"]])[0]["text"] == text
 
 
+@pytest.mark.slow
 def test_ten_thousand_labels(encoder: Path) -> None:
     labels = [f"label {number:05d}" for number in range(10_000)]
     rows = [json.dumps({"text": f"film {number}", "label": labels[number]}) for number in range(0, 10_000, 50)]
