@@ -123,6 +123,8 @@ def check_strategy(recipe: Recipe) -> None:
         if training.strategy != strategy:
             given = [key for key in keys if getattr(training, key) != type(training).model_fields[key].default]
             problems += [f"training.{key} is for training.strategy={strategy}" for key in given]
+    if recipe.hardware.shard and training.strategy != "full":
+        problems.append(f"hardware.shard is for training.strategy=full, found {training.strategy}")
     if training.strategy == "lora" and training.reinitialise_layers:
         problems.append("training.reinitialise_layers makes weights that training.strategy=lora does not save")
     if training.strategy == "features":

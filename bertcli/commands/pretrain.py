@@ -36,6 +36,7 @@ from bertcli.runs.history import is_better_lower
 from bertcli.training.devices import build_accelerator, on_device, width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
+from bertcli.training.sharding import own_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -185,11 +186,11 @@ class PretrainJob(Job):
         batches = list(token_budget_batches(asked.lengths, self.recipe.hardware.eval_batch_tokens))
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(HELD_OUT_SALT)
-            for items in batches[accelerator.process_index :: accelerator.num_processes]:
+            for items, counts in own_share(batches, accelerator, model):
                 inputs = on_device(asked.batch(items, width_multiple(accelerator)), model, accelerator.device)
                 targets = {name: inputs.pop(name) for name in asked.counts if name in inputs}
                 for name, pair in objective.measure(model(**inputs), targets).items():
-                    sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair)
+                    sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair) * counts
         everyones = gather_object([sums])
         names = sorted({name for own in everyones for name in own})
         totals = {name: np.sum([own[name] for own in everyones if name in own], axis=0) for name in names}

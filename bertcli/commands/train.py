@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, set_seed
 
 from bertcli.commands.finish import finish
 from bertcli.commands.job import Job
+from bertcli.commands.learner import Learner
 from bertcli.commands.report import write_missing_page
 from bertcli.commands.room import bytes_of_run, telling_of_full_disk, telling_of_full_memory
 from bertcli.errors import Interrupted, TrainingError
-from bertcli.models.padding_free import speed_up
 from bertcli.runs.checkpoint import (
-    Progress,
     list_checkpoints,
-    load_checkpoint,
-    newest_checkpoint,
-    random_states,
-    save_checkpoint,
 )
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import RunFolder, flush, replace_folder, write_json
+from bertcli.runs.folder import RunFolder, write_json
 from bertcli.runs.history import append_record, forget_after
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
-from bertcli.training.optimizer import build_optimizer
 from bertcli.training.progress import Clock, Window
 from bertcli.training.schedule import rate_factor
 from bertcli.training.signals import StopRequest, stop_on_signals
@@ -55,7 +47,7 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
             write_missing_page(folder.path)
         return json.loads(folder.results.read_text("utf-8"))
     run = _Run(job, folder, console)
-    telling = telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.num_parameters))
+    telling = telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.learner.num_parameters))
     with telling, telling_of_full_memory(), following(run.accelerator, run.progress.step):
         run.go_on()
         results = finish(job, folder, run.accelerator, run.progress, run.facts)
@@ -77,56 +69,29 @@ class _Run:
         self.precision = choose_precision(recipe.hardware)
         if self.precision == "bf16" and self.accelerator.device.type == "cpu" and not cpu_computes_bf16():
             console.warn("this CPU has no bf16 instructions; hardware.precision=fp32 is far faster here")
-        set_seed(self.seed)
-        self.module = job.build_model()
-        speed_up(self.module, self.accelerator.device)
-        training = recipe.training
-        optimizer = build_optimizer(
-            self.module,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            betas=(training.adam_beta1, training.adam_beta2),
-            epsilon=training.adam_epsilon,
-            rate_factors=job.rate_factors(self.module),
-        )
-        self.num_learning = sum(part.numel() for group in optimizer.param_groups for part in group["params"])
-        self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
+        self.learner = Learner(job, folder, self.accelerator, self.precision, console)
         self.best_by = job.best_by
         self.stopped_by: int | None = None  # the signal that came in the last step
-        self.progress = self._resume()
+        self.progress = self.learner.progress
         budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
         self.clock = Clock(self.accelerator, job.plan.total_steps, budget, elapsed)
-        if self.is_first:
+        if self.is_first:  # what the histories say of later steps is forgotten
+            forget_after(folder.train_history, self.progress.step)
+            forget_after(folder.eval_history, self.progress.step)
+            folder.tidy()
             write_json(folder.environment, describe_environment())
-
-    def _resume(self) -> Progress:
-        """Take the newest checkpoint up, if there is one, and forget what the histories say of later steps."""
-        checkpoint = newest_checkpoint(self.folder.checkpoints, self.console.warn)
-        if checkpoint:
-            scaler, process = self.accelerator.scaler, self.accelerator.process_index
-            progress = load_checkpoint(checkpoint, self.module, self.optimizer.optimizer, scaler, process=process)
-            self.console.say(f"resuming {self.folder.path} after step {progress.step}")
-        else:
-            progress = Progress()
-            # Dropout does not depend on how the weights were made, and differs between processes.
-            set_seed(self.seed, device_specific=True)
-        if self.is_first:
-            forget_after(self.folder.train_history, progress.step)
-            forget_after(self.folder.eval_history, progress.step)
-            self.folder.tidy()
-        return progress
 
     def go_on(self) -> None:
         """Steps from here to the end, with everything that happens between them."""
         progress, plan = self.progress, self.plan
         if self._should_stop_early():
             return
-        self.job.begin(self.accelerator, self.module)
+        self.job.begin(self.accelerator, self.learner.module)
         self.job.set_learning(progress.step)
         steps = train_steps(
             self.accelerator,
-            self.model,
-            self.optimizer,
+            self.learner.model,
+            self.learner.optimizer,
             self._rate_at,
             self.job.batches(self.accelerator, progress.step, self.clock),
             self.job.loss,
@@ -174,16 +139,11 @@ class _Run:
     def facts(self) -> dict[str, Any]:
         """What the results say of how it was computed."""
         return {
-            "num_parameters": self.num_parameters,
-            "num_learning_parameters": self.num_learning,
+            "num_parameters": self.learner.num_parameters,
+            "num_learning_parameters": self.learner.num_learning,
             "device": str(self.accelerator.device),
             "precision": self.precision,
         }
-
-    @property
-    def num_parameters(self) -> int:
-        """Those of the model that is saved."""
-        return self.job.model_to_save(self.module).num_parameters()
 
     def _agreed(self, request: StopRequest, step: int) -> int | None:
         """The signal that asked to stop; several processes ask each other, so that all stop alike."""
@@ -243,7 +203,7 @@ class _Run:
     def _evaluate(self) -> None:
         """Score the validation split; keep the model if it is the best so far."""
         progress = self.progress
-        scores = self.job.score(self.accelerator, self.module)
+        scores = self.job.score(self.accelerator, self.learner.module)
         record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
         self._tell(self.folder.eval_history, record)
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -252,34 +212,15 @@ class _Run:
         if progress.best_value is None or value > progress.best_value:
             progress.best_value, progress.best_step = value, progress.step
             progress.evaluations_without_better = 0
-            if self.is_first:
-                self._save_model()
+            self.learner.save_model()
         else:
             progress.evaluations_without_better += 1
-
-    def _save_model(self) -> None:
-        aside = self.folder.path / ".model.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        self.job.save_model(self.module, aside)
-        flush(*aside.rglob("*"), aside)
-        replace_folder(aside, self.folder.model)
 
     def _save_checkpoint(self, window: Window) -> None:
         window.sum_over(self.accelerator)
         self.progress.window = window.state() if window.num_steps else None
         self.progress.elapsed_seconds = self.clock.elapsed_seconds
-        states = gather_object([random_states()])
-        if self.is_first:
-            save_checkpoint(
-                self.folder.checkpoints,
-                self.progress,
-                self.module,
-                self.optimizer.optimizer,
-                self.accelerator.scaler,
-                states,
-                keep=self.recipe.evaluation.keep_checkpoints,
-            )
-        self.accelerator.wait_for_everyone()
+        self.learner.save_checkpoint()
 
     def _should_stop_early(self) -> bool:
         patience = self.recipe.evaluation.early_stopping_patience

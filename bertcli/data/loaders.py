@@ -40,7 +40,7 @@ class GlobalBatch:
     num_targets: dict[str, int]  # over all processes: what the summed loss of each kind of target is divided by
     num_tokens: int  # real tokens of this process
     num_padded_tokens: int  # tokens computed by this process, padding included
-    stands_in: bool = False  # of a process that no item is left for: it computes another's, whose loss counts nothing
+    stand_ins: int = 0  # last micro-batches whose loss counts nothing: this process has fewer items than another
 
     def divided(self, most: int) -> GlobalBatch:
         """The same with at most `most` items in a micro-batch."""
@@ -142,14 +142,15 @@ def global_batch(
 ) -> GlobalBatch:
     """One process's share of the `chosen` items, in micro-batches."""
     own = np.array_split(chosen, num_processes)[process]
-    if len(own) == 0:
-        return GlobalBatch([items.batch(chosen[:1], multiple_of)], len(chosen), num_targets, 0, 0, stands_in=True)
-    parts = [own[at : at + micro_batch_size] for at in range(0, len(own), micro_batch_size)]
-    micro_batches = [items.batch(part, multiple_of) for part in parts]
+    number = -(-len(chosen) // (num_processes * micro_batch_size))  # every process computes as often as the others
+    parts = [part for part in np.array_split(own, number) if len(part)]
+    stand_ins = number - len(parts)
+    micro_batches = [items.batch(part, multiple_of) for part in [*parts, *[chosen[:1]] * stand_ins]]
     return GlobalBatch(
         micro_batches=micro_batches,
         num_examples=len(chosen),
         num_targets=num_targets,
         num_tokens=int(items.sizes[own].sum()),
-        num_padded_tokens=sum(micro["input_ids"].numel() for micro in micro_batches),
+        num_padded_tokens=sum(micro["input_ids"].numel() for micro in micro_batches[: len(parts)]),
+        stand_ins=stand_ins,
     )

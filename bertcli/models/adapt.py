@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from bertcli.errors import ModelError
 from bertcli.models.build import save_model
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -37,6 +38,12 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
             f"the layers of a {model.config.model_type} model cannot be told apart; use training.strategy=full"
         )
     return max(stacks, key=lambda stack: sum(part.numel() for part in stack.parameters()))
+
+
+def all_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of every encoder in what is trained, each once."""
+    encoders = [part for part in module.modules() if isinstance(part, PreTrainedModel) and part.base_model is part]
+    return [layer for encoder in encoders for layer in layers_of(encoder)]
 
 
 def depths_of(model: PreTrainedModel) -> dict[str, int]:

@@ -159,6 +159,9 @@ class HardwareSection(Section):
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="examples at once on one device; accumulation follows from it"
     )
+    shard: bool = Field(
+        False, description="divide weights, gradients and moments among the processes (FSDP); for large models"
+    )
     eval_batch_tokens: int = Field(8192, ge=16, description="tokens at once when evaluating or predicting")
     log_every_steps: int = Field(20, ge=1, description="steps between two lines of train.jsonl")
     trackers: Annotated[tuple[Tracker, ...], Strict(False)] = Field(

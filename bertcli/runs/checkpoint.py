@@ -52,8 +52,8 @@ def save_checkpoint(
     folder: Path,
     progress: Progress,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
+    optimizer: dict[str, Any],
+    scaler: dict[str, Any] | None,
     states: list[dict[str, Any]],
     *,
     keep: int = 1,
@@ -63,6 +63,8 @@ def save_checkpoint(
     Whatever goes wrong, the checkpoints that were there before stay.
 
     Args:
+        optimizer: its state.
+        scaler: the gradient scaler's state, if there is one.
         states: the `random_states` of each process.
     """
     target = folder / f"step-{progress.step:08d}"
@@ -71,9 +73,7 @@ def save_checkpoint(
     try:
         aside.mkdir(parents=True)
         save_model(model, str(aside / "model.safetensors"))
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "scaler": scaler and scaler.state_dict()}, aside / "optimizer.pt"
-        )
+        torch.save({"optimizer": optimizer, "scaler": scaler}, aside / "optimizer.pt")
         torch.save(states, aside / "random.pt")
         write_json(aside / "progress.json", asdict(progress))
         write_json(aside / MANIFEST, {name: _described(aside / name) for name in FILES})
@@ -139,21 +139,27 @@ def _described(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "blake2b": digest}
 
 
-def load_checkpoint(
-    checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None, *, process: int = 0
-) -> Progress:
-    """Bring model, optimiser, scaler and the random generators of a process to where `checkpoint` was written.
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds beside the weights."""
 
-    A process that there was not before takes the generators of another up.
-    """
+    progress: Progress
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+    states: list[dict[str, Any]]  # of the random generators of each process
+
+    def set_random_states(self, process: int = 0) -> None:
+        """Bring this process's generators to where they were; one that there was not before takes another's up."""
+        _set_random_states(self.states[process % len(self.states)])
+
+
+def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> Saved:
+    """Bring the model to where `checkpoint` was written; the rest, for whoever has it."""
     load_model(model, str(checkpoint / "model.safetensors"))
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(state["optimizer"])
-    if scaler is not None and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
     states = torch.load(checkpoint / "random.pt", weights_only=True)
-    _set_random_states(states[process % len(states)])
-    return Progress(**json.loads((checkpoint / "progress.json").read_text("utf-8")))
+    progress = Progress(**json.loads((checkpoint / "progress.json").read_text("utf-8")))
+    return Saved(progress, state["optimizer"], state["scaler"], states)
 
 
 def random_states() -> dict[str, Any]:

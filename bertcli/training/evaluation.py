@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import token_budget_batches
 from bertcli.training.devices import on_device
+from bertcli.training.sharding import own_share
 
 
 def compute_logits(
@@ -40,14 +41,15 @@ def compute_logits(
     """
     model.eval()
     batches = list(token_budget_batches(encoded.lengths, max(1, max_tokens // encoded.num_choices)))
-    own = batches[accelerator.process_index :: accelerator.num_processes]
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     loss = torch.zeros((), dtype=torch.float64)
     with torch.inference_mode():
-        for items in own:
+        for items, counts in own_share(batches, accelerator, model):
             inputs = on_device(encoded.batch(items, multiple_of), model, accelerator.device)
             labels = inputs.pop("labels", None)
             outputs = model(**inputs)
+            if not counts:
+                continue
             logits = logits_of(outputs).float()
             if loss_of is not None and labels is not None:
                 loss += loss_of(outputs, labels).cpu()

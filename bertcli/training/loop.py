@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from bertcli.data.loaders import GlobalBatch
 from bertcli.training.devices import on_device
+from bertcli.training.sharding import gradients_kept_apart, whole
 
 Targets = dict[str, torch.Tensor]
 Loss = Callable[[Any, Targets, dict[str, int]], torch.Tensor]
@@ -100,7 +101,7 @@ def _clip(
         if not torch.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
         return norm, (~torch.isfinite(norm)).float()
-    norm = get_total_norm([part.grad for part in model.parameters() if part.grad is not None])
+    norm = whole(get_total_norm([part.grad for part in model.parameters() if part.grad is not None]))
     skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
     # Fused AdamW looks at both on the device, and divides as it reads: clipping costs no pass of its own.
     optimizer.optimizer.found_inf = skipped
@@ -115,8 +116,10 @@ def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalB
     for at, micro in enumerate(batch.micro_batches):
         inputs = on_device(micro, model, accelerator.device)
         targets = {name: inputs.pop(name) for name in batch.num_targets if name in inputs}
-        with nullcontext() if at == last else accelerator.no_sync(model):
-            loss = loss_of(model(**inputs), targets, batch.num_targets) * (not batch.stands_in)
+        with nullcontext() if at == last else gradients_kept_apart(accelerator, model):
+            loss = loss_of(model(**inputs), targets, batch.num_targets) * (
+                at < len(batch.micro_batches) - batch.stand_ins
+            )
             # DDP averages gradients over processes, but this loss is already a share of the whole.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

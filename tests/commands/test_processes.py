@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from bertcli.data.sample import sample_documents
 from bertcli.runs.history import read_records
@@ -70,10 +71,11 @@ def assert_alike(one: str, two: str) -> None:
         assert results[0][name] == results[1][name], name
 
 
+SHARDED = ("hardware.shard=true",)
 STAGES = ("training.strategy=gradual", "training.unfreeze_every_steps=5")
 
 
-@pytest.mark.parametrize(("torchrun", "overrides"), [(False, ()), (True, ()), (False, STAGES)])
+@pytest.mark.parametrize(("torchrun", "overrides"), [(False, ()), (True, ()), (False, STAGES), (False, SHARDED)])
 def test_two_processes_fine_tune_as_one(small: str, torchrun: bool, overrides: tuple[str, ...]) -> None:
     for processes, run in ((1, "one"), (2, "two")):
         by_torchrun = torchrun and processes > 1
@@ -84,7 +86,8 @@ def test_two_processes_fine_tune_as_one(small: str, torchrun: bool, overrides: t
     assert_alike("one", "two")
 
 
-def test_two_processes_pretrain_as_one() -> None:
+@pytest.mark.parametrize("overrides", [(), SHARDED])
+def test_two_processes_pretrain_as_one(overrides: tuple[str, ...]) -> None:
     Path("corpus.txt").write_text("\n\n".join(sample_documents(300)))
     Path("pre.yaml").write_text(
         "corpus: {sources: [{files: corpus.txt}], held_out_share: 0.1}\ntokenizer: {vocabulary_size: 500}\n"
@@ -96,7 +99,7 @@ def test_two_processes_pretrain_as_one() -> None:
     os.environ["BERTCLI_CACHE"] = str(Path("cache").resolve())
     try:
         for processes, run in ((1, "one"), (2, "two")):
-            made = call(processes, "pretrain", "pre.yaml", "--run", run)
+            made = call(processes, "pretrain", "pre.yaml", *overrides, "--run", run)
             assert made.returncode == 0, made.stderr
     finally:
         del os.environ["BERTCLI_CACHE"]
@@ -163,3 +166,36 @@ def test_two_processes_learn_several_tasks_as_one(encoder: Path) -> None:
         assert made.returncode == 0, made.stderr
     scores = [json.loads(Path(run, "results.json").read_text())["metrics"]["validation"] for run in ("one", "two")]
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+
+
+def test_two_nodes_divide_a_model_and_one_process_goes_on_with_it_whole(small: str) -> None:
+    made = call(1, "finetune", small, "--run", "one")
+    assert made.returncode == 0, made.stderr
+    Path("sitecustomize.py").write_text(
+        "import os\n"
+        "if 'RANK' in os.environ:\n"
+        "    from bertcli.commands.train import _Run\n"
+        "    _Run._agreed = lambda run, request, step: 15 if run.progress.step >= 10 else None\n"
+    )
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    meeting = ["--master-addr", "127.0.0.1", "--master-port", "29613"]
+    asked = ["-m", "--", "bertcli.cli", "finetune", small, *SHARDED, "--run", "two"]
+    nodes = [
+        subprocess.Popen(
+            [*torchrun, *meeting, "--node-rank", str(rank), *asked],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in (0, 1)
+    ]
+    told = [node.communicate(timeout=120)[1] for node in nodes]
+    assert "stopped after step 10" in told[0], told
+    AutoModelForSequenceClassification.from_pretrained("two/model")
+    Path("sitecustomize.py").unlink()
+    made = call(1, "finetune", small, "--run", "two")
+    assert "resuming two after step 10" in made.stderr
+    assert_alike("one", "two")

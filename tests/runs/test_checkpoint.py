@@ -36,13 +36,16 @@ def test_everything_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     model, optimizer = make()
     step(model, optimizer)
     path = save_checkpoint(
-        tmp_path, Progress(step=1, best_value=0.5, best_step=1), model, optimizer, None, [random_states()]
+        tmp_path, Progress(step=1, best_value=0.5, best_step=1), model, optimizer.state_dict(), None, [random_states()]
     )
     step(model, optimizer)
     expected = (random.random(), np.random.rand(), torch.rand(1).item(), model.weight.detach().clone())
 
     other, other_optimizer = make()
-    progress = load_checkpoint(path, other, other_optimizer)
+    saved = load_checkpoint(path, other)
+    other_optimizer.load_state_dict(saved.optimizer)
+    saved.set_random_states()
+    progress = saved.progress
     step(other, other_optimizer)
     assert progress == Progress(step=1, best_value=0.5, best_step=1)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected[:3]
@@ -52,7 +55,7 @@ def test_everything_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     model, optimizer = make()
     for number in (9, 10, 100):
-        save_checkpoint(tmp_path, Progress(step=number), model, optimizer, None, [random_states()], keep=2)
+        save_checkpoint(tmp_path, Progress(step=number), model, optimizer.state_dict(), None, [random_states()], keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010", "step-00000100"]
     assert not list(tmp_path.glob(".*"))
 
@@ -61,7 +64,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_not_taken_up(tmp_path: Path, harm: str) -> None:
     model, optimizer = make()
     for number in (1, 2):
-        save_checkpoint(tmp_path, Progress(step=number), model, optimizer, None, [random_states()], keep=2)
+        save_checkpoint(tmp_path, Progress(step=number), model, optimizer.state_dict(), None, [random_states()], keep=2)
     older, newest = list_checkpoints(tmp_path)
     assert newest_checkpoint(tmp_path, pytest.fail) == newest
     damage(newest, harm)
@@ -89,10 +92,10 @@ def damage(checkpoint: Path, harm: str) -> None:
 
 def test_a_failed_save_leaves_the_earlier_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = make()
-    save_checkpoint(tmp_path, Progress(step=1), model, optimizer, None, [random_states()])
+    save_checkpoint(tmp_path, Progress(step=1), model, optimizer.state_dict(), None, [random_states()])
     monkeypatch.setattr("bertcli.runs.checkpoint.asdict", lambda progress: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save_checkpoint(tmp_path, Progress(step=2), model, optimizer, None, [random_states()])
+        save_checkpoint(tmp_path, Progress(step=2), model, optimizer.state_dict(), None, [random_states()])
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / "step-00000001"
 
