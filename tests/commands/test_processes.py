@@ -181,6 +181,7 @@ def test_two_nodes_divide_a_model_and_one_process_goes_on_with_it_whole(small: s
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}",
     }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     meeting = ["--master-addr", "127.0.0.1", "--master-port", "29613"]
     asked = ["-m", "--", "bertcli.cli", "finetune", small, *SHARDED, "--run", "two"]
     nodes = [
