@@ -15,10 +15,10 @@ import transformers
 from bertcli.data.sample import sample_documents
 from bertcli.models.tokenizers import train_tokenizer
 from bertcli.options import checked_mirror
-from tests.benchmarks import curves, finetuning, prediction, preparing, pretraining
+from tests.benchmarks import curves, finetuning, prediction, preparing, pretraining, scaling
 from tests.benchmarks.measure import apart
 
-TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves")
+TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves", "scaling")
 
 
 def main() -> None:
@@ -45,6 +45,8 @@ def main() -> None:
         preparing.bench(tokenizer, given.rounds)
     if "curves" in given.topics:
         curves.bench(given.rounds)
+    if "scaling" in given.topics:
+        scaling.bench(given.rounds)
 
 
 if __name__ == "__main__":
