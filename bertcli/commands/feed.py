@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from bertcli.data.corpus import BEGINS_WORD, Corpus
 from bertcli.data.loaders import GlobalBatch, global_batch, length_grouped_batches
 from bertcli.data.packing import pack
-from bertcli.data.sequences import Ranges, cut_documents, documents_of_epoch, pair_documents
+from bertcli.data.sequences import Ranges, cut_documents, documents_of_epoch, in_blocks, pair_documents
 from bertcli.heads.masked_lm import MaskedSequences
 from bertcli.heads.objective import Asked, Objective, Text
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.training.progress import Clock
 
-PAIRS_SALT, MASK_SALT = 1, 2  # so that choices of different kinds draw different numbers
+TOKENS_AT_ONCE = 2**25  # of a block, about
+PAIRS_SALT, MASK_SALT, BLOCKS_SALT = 1, 2, 3  # so that choices of different kinds draw different numbers
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """The sequences of one epoch, the rows they are packed in, and the rows of each batch."""
+class Block:
+    """The sequences of a part of an epoch, the rows they are packed in, and the rows of each batch."""
 
     ranges: Ranges
     packed: list[np.ndarray] | None  # the sequences of each row; None: each is a row of its own
@@ -44,7 +44,7 @@ class Epoch:
 
 
 class Feed:
-    """The training sequences of a corpus, epoch by epoch.
+    """The training sequences of a corpus, epoch by epoch, block by block: of one block at a time they are in memory.
 
     Args:
         first_position: None: one sequence a row; else sequences are packed, and positions counted from this number.
@@ -61,18 +61,31 @@ class Feed:
     ):
         self.recipe, self.corpus, self.train, self.objective, self.seed = recipe, corpus, train, objective, seed
         self.first_position = first_position
-        self.epoch = lru_cache(maxsize=1)(self._epoch)  # an epoch's batches are made once
 
-    def _epoch(self, max_length: int, batch_size: int, epoch: int) -> Epoch:
-        """The sequences of an epoch and how they are put together."""
-        random = np.random.default_rng((self.seed, epoch, PAIRS_SALT))
+    def _documents(self, epoch: int) -> Iterator[np.ndarray]:
+        """The documents of each block of an epoch."""
+        random = np.random.default_rng((self.seed, epoch, BLOCKS_SALT))
         documents = documents_of_epoch(self.corpus, self.train, self.recipe.corpus.sources, random)
+        yield from in_blocks(self.corpus, documents, TOKENS_AT_ONCE, random)
+
+    def _block(self, documents: np.ndarray, stage: Stage, epoch: int, number: int) -> Block:
+        """The sequences of some documents and how they are put together."""
+        max_length, batch_size = stage.max_length, stage.global_batch_size
+        random = np.random.default_rng((self.seed, epoch, PAIRS_SALT, number))
         ranges = ranges_of(self.recipe, self.corpus, documents, self.objective, max_length, random)
         if self.first_position is None:
-            return Epoch(ranges, None, length_grouped_batches(ranges.lengths, batch_size, self.seed, epoch))
+            return Block(ranges, None, length_grouped_batches(ranges.lengths, batch_size, self.seed, epoch, number))
         rows = pack(ranges.lengths + (max_length - self.objective.room(max_length)), max_length)
         order = random.permutation(len(rows))
-        return Epoch(ranges, rows, [order[at : at + batch_size] for at in range(0, len(rows), batch_size)])
+        return Block(ranges, rows, [order[at : at + batch_size] for at in range(0, len(rows), batch_size)])
+
+    def _num_batches(self, documents: np.ndarray, stage: Stage) -> int | None:
+        """How many batches a block of these documents has; None if only making it tells."""
+        if self.first_position is not None or self.recipe.objective.pairs is not None:
+            return None
+        room = self.objective.room(stage.max_length)
+        num_sequences = int((-(-self.corpus.lengths_of(documents) // room)).sum())
+        return -(-num_sequences // stage.global_batch_size)
 
     def batches(
         self,
@@ -90,31 +103,36 @@ class Feed:
         """
         number, epoch = (start_step, start_step) if stage.by_the_clock else (stage.start_step, 0)
         while True:
-            current = self.epoch(stage.max_length, stage.global_batch_size, epoch)
-            for rows in current.batches:
-                if number >= start_step:
-                    if clock.share(number) >= stage.end_share:
-                        return
-                    asked = self._ask(current, rows, number)
-                    yield global_batch(
-                        asked,
-                        np.arange(len(rows)),
-                        asked.counts,
-                        micro_batch_size=micro_batch_size,
-                        process=process,
-                        num_processes=num_processes,
-                        multiple_of=multiple_of,
-                    )
-                number += 1
+            for at, documents in enumerate(self._documents(epoch)):
+                skipped = self._num_batches(documents, stage) if number < start_step else None
+                if skipped is not None and number + skipped <= start_step:
+                    number += skipped
+                    continue
+                block = self._block(documents, stage, epoch, at)
+                for rows in block.batches:
+                    if number >= start_step:
+                        if clock.share(number) >= stage.end_share:
+                            return
+                        asked = self._ask(block, rows, number)
+                        yield global_batch(
+                            asked,
+                            np.arange(len(rows)),
+                            asked.counts,
+                            micro_batch_size=micro_batch_size,
+                            process=process,
+                            num_processes=num_processes,
+                            multiple_of=multiple_of,
+                        )
+                    number += 1
             epoch += 1
 
-    def _ask(self, epoch: Epoch, rows: np.ndarray, number: int) -> Asked:
-        """The questions of step `number` about the sequences in its rows."""
+    def _ask(self, block: Block, rows: np.ndarray, number: int) -> Asked:
+        """The questions of step `number` about the sequences in rows of a block."""
         random = np.random.default_rng((self.seed, number, MASK_SALT))
-        if epoch.packed is None or self.first_position is None:
-            return self.objective.ask(texts_of(self.corpus, epoch.ranges, rows), random)
-        packed = [epoch.packed[row] for row in rows]
-        asked = self.objective.ask(texts_of(self.corpus, epoch.ranges, np.concatenate(packed)), random)
+        if block.packed is None or self.first_position is None:
+            return self.objective.ask(texts_of(self.corpus, block.ranges, rows), random)
+        packed = [block.packed[row] for row in rows]
+        asked = self.objective.ask(texts_of(self.corpus, block.ranges, np.concatenate(packed)), random)
         ends = np.cumsum([len(row) for row in packed])
         assert isinstance(asked, MaskedSequences), "a recipe has packing for masked tokens alone"
         return asked.packed(np.split(np.arange(ends[-1]), ends[:-1]), self.first_position)
@@ -123,7 +141,8 @@ class Feed:
 def packing_efficiency(
     recipe: PretrainRecipe, corpus: Corpus, documents: np.ndarray, objective: Objective, max_length: int
 ) -> float:
-    """The share of the places that packed rows of these documents fill, special tokens included."""
+    """The share of the places that packed rows fill, special tokens included, seen on a block of these documents."""
+    documents = next(in_blocks(corpus, documents, TOKENS_AT_ONCE, np.random.default_rng(0)))
     ranges = ranges_of(recipe, corpus, documents, objective, max_length, np.random.default_rng(0))
     lengths = ranges.lengths + (max_length - objective.room(max_length))
     return float(lengths.sum() / (len(pack(lengths, max_length)) * max_length))

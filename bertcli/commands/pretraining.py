@@ -154,7 +154,7 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining, num_processes: in
     """The numbers of the run, and the steps of each phase."""
     training, phases = recipe.training, recipe.phases
     sizes = [phase.global_batch_size or training.global_batch_size for phase in phases]
-    lengths = prepared.corpus.lengths[prepared.train]
+    lengths = prepared.corpus.lengths_of(prepared.train)
     num_tokens, rooms = int(lengths.sum()), [prepared.objective.room(phase.max_length) for phase in phases]
     pieces = [int((-(-lengths // room)).sum()) for room in rooms]
     if prepared.first_position is not None:  # rows of several pieces, hardly a place empty

@@ -50,10 +50,9 @@ class Corpus:
     documents: np.ndarray  # [D + 1] int64
     sources: np.ndarray  # [number of sources + 1] first document of each, and the end
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each document. [D]"""
-        return np.diff(self.documents)
+    def lengths_of(self, documents: np.ndarray) -> np.ndarray:
+        """Tokens of the documents with these numbers."""
+        return self.documents[documents + 1] - self.documents[documents]
 
 
 def cache_folder() -> Path:
@@ -131,7 +130,7 @@ def _read_corpus(folder: Path) -> Corpus:
     return Corpus(
         tokens=np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r"),
         flags=np.memmap(folder / "flags.bin", dtype=np.uint8, mode="r"),
-        documents=np.load(folder / "documents.npy"),
+        documents=np.load(folder / "documents.npy", mmap_mode="r"),
         sources=np.asarray(about["sources"]),
     )
 

@@ -51,14 +51,16 @@ class GlobalBatch:
         return replace(self, micro_batches=parts)
 
 
-def length_grouped_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def length_grouped_batches(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, block: int = 0
+) -> list[np.ndarray]:
     """Every row once, in batches of `batch_size` rows of like length, in random order.
 
     Rows are shuffled, sorted by length within pools of `POOL_BATCHES` batches, cut into batches, and the batches
     are shuffled: chance still decides which rows meet and when, while padding nearly vanishes. The last batch of
     the shuffled rows may be smaller.
     """
-    random = np.random.default_rng((seed, epoch))
+    random = np.random.default_rng((seed, epoch, block) if block else (seed, epoch))
     order = random.permutation(len(lengths))
     pool_size = batch_size * POOL_BATCHES
     batches: list[np.ndarray] = []

@@ -5,6 +5,7 @@ A sequence is one or two ranges of the corpus's tokens. Shapes: P sequences, D d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +59,22 @@ def documents_of_epoch(
     return np.concatenate(parts)
 
 
+def in_blocks(
+    corpus: Corpus, documents: np.ndarray, num_tokens: int, random: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """The documents by chance in as many blocks as leave each about `num_tokens` tokens at most."""
+    number = -(-int(corpus.lengths_of(documents).sum()) // num_tokens)
+    if number <= 1:
+        yield documents
+        return
+    block_of = random.integers(number, size=len(documents), dtype=np.uint32)
+    for block in range(number):
+        yield documents[block_of == block]
+
+
 def cut_documents(corpus: Corpus, documents: np.ndarray, room: int) -> Ranges:
     """Every document in pieces of `room` tokens; the last one holds what is left."""
-    starts, lengths = corpus.documents[documents], corpus.lengths[documents]
+    starts, lengths = corpus.documents[documents], corpus.lengths_of(documents)
     counts = -(-lengths // room)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     begins = np.repeat(starts, counts) + within * room

@@ -252,10 +252,17 @@ def test_a_run_by_the_clock_ends_in_time_with_its_schedule() -> None:
     assert run("training.budget=4s", "training.max_steps=100000", "evaluation.every_epochs=null") == results
 
 
-def test_a_stopped_run_ends_where_an_undisturbed_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("tokens_at_once", "more"),
+    [(2**25, []), (700, []), (700, ["packing=true"]), (700, ["objective.pairs=next_sentence"])],
+)
+def test_a_stopped_run_ends_where_an_undisturbed_one_ends(
+    monkeypatch: pytest.MonkeyPatch, tokens_at_once: int, more: list[str]
+) -> None:
     from safetensors.torch import load_file
 
-    options = ["evaluation.every_steps=4", "hardware.micro_batch_size=5"]
+    monkeypatch.setattr("bertcli.commands.feed.TOKENS_AT_ONCE", tokens_at_once)
+    options = ["evaluation.every_steps=4", "hardware.micro_batch_size=5", *more]
     run(*options, folder="whole")
     original = pretraining.PretrainJob.batches
 

@@ -19,6 +19,7 @@ from bertcli.data.sequences import (
     cut_documents,
     divide_documents,
     documents_of_epoch,
+    in_blocks,
     pair_documents,
 )
 from bertcli.errors import DataError
@@ -111,7 +112,7 @@ def test_a_bad_file_is_named(name: str, content: bytes, words: str) -> None:
 def test_the_cache_holds_each_documents_tokens_words_and_sentences(encoder: Path) -> None:
     tokenizer = load_tokenizer(str(encoder), None)
     corpus = open_corpus(section_of("a fine film. the soup\nwas unaffable\n\nbad train\n"), tokenizer, None)
-    assert len(corpus.lengths) == 2
+    assert len(corpus.documents) == 3
     first = slice(*corpus.documents[:2])
     output = tokenizer("a fine film. the soup\nwas unaffable", add_special_tokens=False)
     assert corpus.tokens[first].tolist() == output["input_ids"]
@@ -188,6 +189,20 @@ def test_held_out_documents_are_the_same_every_time_and_never_learned_from() -> 
     assert not set(train) & set(held_out)
     again = divide_documents(made_up(), 0.1)
     assert again[1].tolist() == held_out.tolist()
+
+
+def test_blocks_share_the_documents_out_by_chance() -> None:
+    corpus = made_up()
+    chosen = np.arange(0, 300, 2)
+    num_tokens = int(corpus.lengths_of(chosen).sum())
+    (whole,) = in_blocks(corpus, chosen, num_tokens, np.random.default_rng(0))
+    assert whole.tolist() == chosen.tolist()
+    blocks = list(in_blocks(corpus, chosen, num_tokens // 4, np.random.default_rng(0)))
+    assert len(blocks) == 4
+    assert sorted(np.concatenate(blocks).tolist()) == chosen.tolist()
+    assert max(int(corpus.lengths_of(block).sum()) for block in blocks) < num_tokens // 2
+    others = in_blocks(corpus, chosen, num_tokens // 4, np.random.default_rng(1))
+    assert [block.tolist() for block in blocks] != [block.tolist() for block in others]
 
 
 def test_weights_say_how_often_a_source_is_passed_over() -> None:
