@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from bertcli.errors import RecipeError, UsageError
-from bertcli.recipe.grid import Grid
+from bertcli.recipe.grid import OWN_LISTS, Grid
 from bertcli.recipe.load import dump_recipe, find_recipe, is_pretraining, load_pretrain_recipe, shipped_recipes
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
@@ -106,9 +106,18 @@ def json_schema(kind: str) -> dict[str, Any]:
     schema["properties"]["extends"] = {"type": "string", "description": "recipe that this one is laid over"}
     if kind == "finetune":
         schema["properties"] |= SuiteKeys.model_json_schema()["properties"]
+        training = schema["$defs"]["TrainingSection"]["properties"]
+        training |= {key: _or_list(known) for key, known in training.items() if key not in OWN_LISTS}
     for part in (schema, *schema["$defs"].values()):  # sections are laid over those of what is extended
         part.pop("required", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _or_list(known: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a key that takes a value or, for a grid, a list of them."""
+    value = {name: inner for name, inner in known.items() if name not in ("title", "description", "default")}
+    told = {name: inner for name, inner in known.items() if name not in value}
+    return told | {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
 
 
 def _single(name: str) -> str:

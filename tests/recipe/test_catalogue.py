@@ -26,6 +26,8 @@ from bertcli.recipe.catalogue import (
     show_recipe,
 )
 from bertcli.recipe.load import load_recipe, shipped_recipes
+from bertcli.recipe.pretrain import PretrainingSection
+from bertcli.recipe.schema import TrainingSection
 
 
 def schema_problems(text: str, kind: str) -> list[str]:
@@ -50,13 +52,16 @@ def test_the_schema_takes_every_shipped_recipe_and_what_it_resolves_to(name: str
         "model: {size: huge}",
         "data: {max_length: 1}",
         "hardware: {micro_batch_size: 0}",
+        "training: {learning_rate: [2e-5, fast]}",
+        "training: {learning_rate: []}",
+        "data: {max_length: [64, 128]}",
     ],
 )
 def test_the_schema_and_the_typed_recipe_refuse_the_same(text: str) -> None:
     Path("wrong.yaml").write_text(f"task: glue/sst2\n{text}\n", "utf-8")
     assert schema_problems(Path("wrong.yaml").read_text("utf-8"), "finetune")
     with pytest.raises(RecipeError):
-        load_recipe("wrong.yaml")
+        load_any("wrong.yaml")
 
 
 def test_one_seed_and_several_are_right_for_the_schema() -> None:
@@ -64,6 +69,16 @@ def test_one_seed_and_several_are_right_for_the_schema() -> None:
     assert schema_problems("training: {seed: [3, 4]}", "pretrain") == []
     with pytest.raises(UsageError, match="finetune, pretrain"):
         json_schema("eval")
+
+
+@pytest.mark.parametrize("key", [key for key in TrainingSection.model_fields if key != "seed"])
+def test_a_list_of_right_values_is_right_for_each_key_that_makes_a_grid(key: str) -> None:
+    value = TrainingSection.model_fields[key].default
+    told = json.dumps([value, value])
+    assert schema_problems(f"training: {{{key}: {told}}}", "finetune") == []
+    assert schema_problems(f"training: {{{key}: [[]]}}", "finetune")
+    if key in PretrainingSection.model_fields:
+        assert schema_problems(f"training: {{{key}: {told}}}", "pretrain")
 
 
 def test_a_recipe_that_extends_another_need_not_say_all_again() -> None:
