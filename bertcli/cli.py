@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Pretrain and fine-tune BERT-family encoders from a recipe, score them and use them.",
     epilog="Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · stopped by Ctrl-C 130, SIGTERM 143, SIGUSR1 85",
 )
@@ -257,6 +259,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch on a CPU: large pages, far fewer of them to map
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are noise beside the one message that follows
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other's authors
     app()
 
 

@@ -99,7 +99,7 @@ def submit(
 
 @reports_errors
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Run folders.", metavar="RUN…")],
+    runs: Annotated[list[str], typer.Argument(help="Run folders.", metavar="RUN")],
     html: Annotated[Path | None, typer.Option(help="New file for a page that shows them, side by side.")] = None,
     plots: Annotated[Path | None, typer.Option(help="New folder for their charts as PNG files.")] = None,
     as_json: Json = False,

@@ -39,7 +39,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Recipe keys, such as `training.epochs=2`.", metavar="[KEY=VALUE]…", autocompletion=_complete_key
+        help="Recipe keys, such as `training.epochs=2`; `bertcli recipes show RECIPE` tells all.",
+        metavar="KEY=VALUE",
+        autocompletion=_complete_key,
     ),
 ]
 RecipeName = Annotated[
@@ -54,7 +56,7 @@ RecipesAndKeys = Annotated[
     list[str],
     typer.Argument(
         help="Recipes, then KEY=VALUE for all.",
-        metavar="RECIPE… [KEY=VALUE]…",
+        metavar="RECIPE|KEY=VALUE",
         autocompletion=_complete_recipe_or_key,
     ),
 ]

@@ -88,6 +88,23 @@ def test_a_mistake_gives_one_message_and_its_exit_code(arguments: tuple[str, ...
     assert result.stdout == ""
 
 
+def test_a_wrong_name_of_a_model_leads_to_the_right_one(small: Path) -> None:
+    assert "found the file small.yaml" in call("eval", "small.yaml").stderr
+    Path("runs/small").mkdir(parents=True)
+    assert "Did you mean runs/small?" in call("eval", "runs/smal").stderr
+    part = Path("runs/small/model/one")
+    part.mkdir(parents=True)
+    (part / "config.json").write_text("{}")
+    assert f"name one of its models: {part}" in call("eval", "runs/small").stderr
+
+
+@pytest.mark.parametrize("words", [("-h",), ("finetune", "-h"), ("recipes", "check", "-h")])
+def test_help_has_a_short_name(words: tuple[str, ...]) -> None:
+    result = call(*words)
+    assert result.exit_code == 0
+    assert "[[" not in result.stdout
+
+
 def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in call("eval", ".", "--debug").stderr
 

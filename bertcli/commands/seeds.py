@@ -73,11 +73,13 @@ def summarise(each: list[dict[str, Any]]) -> dict[str, Any]:
 
 def say_results(console: Console, results: dict[str, Any], folder: RunFolder, model: str | None = None) -> None:
     """Tell the scores, where they lie, and what to type next for `model`, if that is not the run itself."""
-    for name, value in results["metrics"]["validation"].items():
+    scores = results["metrics"]["validation"]
+    width = max(20, *(len(name) + 2 for name in scores))
+    for name, value in scores.items():
         if isinstance(value, dict):
-            console.say(f"{name:<20}{value['mean']:.4f} ± {value['sd']:.4f}  {json.dumps(value['values'])}")
+            console.say(f"{name:<{width}}{value['mean']:.4f} ± {value['sd']:.4f}  {json.dumps(value['values'])}")
         else:
-            console.say(f"{name:<20}{value:.4f}")
+            console.say(f"{name:<{width}}{value:.4f}")
     console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")
     console.say(f"report    {folder.report}")
     console.say(f'next      bertcli predict {model or folder.path} --text "…"')

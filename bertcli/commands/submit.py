@@ -164,6 +164,7 @@ def _ask(*command: str) -> str:
     if done.returncode:
         raise ClusterError(
             f"{shlex.join(command)} fails:\n{done.stderr.strip()}\n"
-            "Change what is asked of the cluster with --nodes, --gpus, --cpus, --time, --partition and --sbatch."
+            "Submit where Slurm answers (--print only shows the script), and ask of it what it has: --nodes, --gpus, "
+            "--cpus, --time, --partition, --sbatch."
         )
     return done.stdout.strip()

@@ -135,7 +135,8 @@ def _call_datasets(place: str, config: str | None) -> dict[str, Dataset]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"cannot load data set {place!r} ({reason}). Not in a mirror, not in the local cache, not a "
-            "folder, and the hub did not give it: check the name, or point --mirror (or BERTCLI_MIRROR) at a copy."
+            "folder, and the hub did not give it: check the name, or point --mirror (or BERTCLI_MIRROR) at a "
+            "copy, such as `bertcli fetch` makes."
             if not Path(place).is_dir()
             else f"cannot read the data set in {place} ({reason})"
         ) from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertcli.data.formats import as_text
 from bertcli.errors import DataError, ModelError, did_you_mean
 from bertcli.tasks.task import Task
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 MOST_PROBABILITIES = 20  # listed beside an answer
+MOST_CHARACTERS = 60  # of a row that is told
 
 
 def label_fields(labels: tuple[str, ...]) -> dict[str, Any]:
@@ -79,8 +81,8 @@ def given_weights(wanted: dict[str, float], labels: tuple[str, ...]) -> list[flo
     return [wanted[label] for label in labels]
 
 
-def place_of(task: Task, place: dict[str, int], row: int, name: str) -> int:
-    """The number of the label `name`.
+def place_of(task: Task, place: dict[str, int], rows: Dataset, row: int, name: str) -> int:
+    """The number of the label `name`, which `row` of the rows has.
 
     Raises:
         DataError: it is none of the labels.
@@ -88,9 +90,14 @@ def place_of(task: Task, place: dict[str, int], row: int, name: str) -> int:
     if name not in place:
         raise DataError(
             f"{task.name}: row {row + 1} has the label {name!r}, expected one of {list(place)}."
-            f"{did_you_mean(name, place)}"
+            f"{did_you_mean(name, place)} {beginning_of(task, rows, row)} Mend it, or task.labels."
         )
     return place[name]
+
+
+def beginning_of(task: Task, rows: Dataset, row: int) -> str:
+    """How a row begins: where some rows are held out, its number is not the one in its file."""
+    return f"It begins {as_text(rows[row][task.columns[0]])[:MOST_CHARACTERS]!r}."
 
 
 def compare_labels(labels: Sequence[str], logits: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:

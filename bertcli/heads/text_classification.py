@@ -15,6 +15,7 @@ from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.errors import DataError, ModelError
 from bertcli.heads.head import Head
 from bertcli.heads.labels import (
+    beginning_of,
     compare_labels,
     declared_names,
     given_weights,
@@ -125,13 +126,15 @@ class TextClassification(Head):
         if all(hidden):
             return None
         if any(hidden):
-            raise DataError(f"{task.name}: row {hidden.index(True) + 1} has no label, but other rows do")
+            row = hidden.index(True)
+            begins = beginning_of(task, rows, row)
+            raise DataError(f"{task.name}: row {row + 1} has no label, but other rows do. {begins} Label or remove it.")
         place = {label: index for index, label in enumerate(self.labels)}
         if self.problem == "single_label":
-            return np.array([place_of(task, place, row, name) for row, name in enumerate(names)], dtype=np.int64)
+            return np.array([place_of(task, place, rows, row, name) for row, name in enumerate(names)], dtype=np.int64)
         table = np.zeros((len(names), len(self.labels)), dtype=np.float32)
         for row, chosen in enumerate(names):
-            table[row, [place_of(task, place, row, name) for name in chosen or ()]] = 1.0
+            table[row, [place_of(task, place, rows, row, name) for name in chosen or ()]] = 1.0
         return table
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

@@ -132,7 +132,7 @@ class TokenClassification(Head):
                 raise DataError(f"{task.name}: row {row + 1} has {len(words)} words and {found} tags")
             names = [declared[value] if declared and isinstance(value, int) else str(value) for value in values]
             for name in names:
-                place_of(task, place, row, name)
+                place_of(task, place, rows, row, name)
             tags.append(names)
         return tags
 

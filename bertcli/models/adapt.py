@@ -186,7 +186,7 @@ def save_lora(view: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path,
         return
     inner: Any = view.get_base_model()
     inner.config.architectures = [type(inner).__name__]
-    view.save_pretrained(str(folder))
+    view.save_pretrained(str(folder), save_embedding_layers=False)  # they are as they were; "auto" asks the hub
     inner.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertcli.errors import ModelError
+from bertcli.errors import ModelError, did_you_mean
 from bertcli.recipe.schema import ModelSection
 
 if TYPE_CHECKING:
@@ -50,9 +50,13 @@ def resolve_model(name: str, mirror: Path | None) -> str:
     folder = Path(name)
     if folder.is_dir():
         inside = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-        if not any((inside / known).is_file() for known in ("config.json", "tokenizer.json", "vocab.txt")):
-            raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model")
-        return str(inside)
+        if any((inside / known).is_file() for known in ("config.json", "tokenizer.json", "vocab.txt")):
+            return str(inside)
+        several = sorted(str(config.parent) for config in folder.glob("model/*/config.json"))
+        cure = f"; name one of its models: {', '.join(several)}" if several else ""
+        raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model{cure}")
+    if folder.is_file():
+        raise ModelError(f"found the file {folder}, expected a run folder, a saved model or a hub name")
     in_mirror = mirror / "models" / name if mirror and not {"..", "/"} & {*folder.parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
@@ -244,7 +248,9 @@ def _from_pretrained(load: Callable[..., Any], what: str, place: str, **options:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(place).is_dir():
             raise ModelError(f"cannot read the {what} in {place}: {reason}") from error
+        near = did_you_mean(place, [str(Path(place).with_name(one.name)) for one in Path(place).parent.glob("*/")])
         raise ModelError(
             f"cannot load the {what} of {place!r}: not a folder, not in a mirror, not in the local cache, and the hub "
-            f"did not give it ({reason}). Check the name, or point --mirror (or BERTCLI_MIRROR) at a copy."
+            f"did not give it ({reason.rstrip('.')}).{near} Check the name, or point --mirror (or BERTCLI_MIRROR) at a "
+            "copy, such as `bertcli fetch` makes."
         ) from error

@@ -157,7 +157,8 @@ def find_recipe(name_or_path: str, beside: Path = Path()) -> Path:
         return known[name_or_path]
     if os.path.isdir(path):
         raise RecipeError([f"found the folder {name_or_path!r}, expected a recipe file or one of: {', '.join(known)}"])
-    cure = did_you_mean(name_or_path, known) or f" Shipped ones: {', '.join(known)}."
+    files = [str(Path(name_or_path).with_name(file.name)) for file in path.parent.glob("*.yaml")]
+    cure = did_you_mean(name_or_path, [*files, *known]) or " `bertcli recipes list` shows the shipped ones."
     raise RecipeError([f"found no recipe {name_or_path!r}, expected a YAML file or a shipped name.{cure}"])
 
 

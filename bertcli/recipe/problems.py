@@ -31,6 +31,27 @@ EXPECTED = {
     "string_pattern_mismatch": "letters, digits, `.`, `_` and `-`, with at most one `/`",
 }
 
+OTHER_NAMES = {  # what the example scripts of transformers and others call a key
+    "batch_size": "training.global_batch_size",
+    "bf16": "hardware.precision",
+    "eval_steps": "evaluation.every_steps",
+    "fp16": "hardware.precision",
+    "gradient_accumulation_steps": "hardware.micro_batch_size",
+    "label_smoothing_factor": "training.label_smoothing",
+    "logging_steps": "hardware.log_every_steps",
+    "lr": "training.learning_rate",
+    "lr_scheduler_type": "training.schedule",
+    "max_eval_samples": "data.max_eval_examples",
+    "max_seq_length": "data.max_length",
+    "max_train_samples": "data.max_train_examples",
+    "metric_for_best_model": "evaluation.best_by",
+    "model_name_or_path": "model.name",
+    "num_train_epochs": "training.epochs",
+    "per_device_train_batch_size": "training.global_batch_size",
+    "report_to": "hardware.trackers",
+    "save_total_limit": "evaluation.keep_checkpoints",
+}
+
 
 def describe_problem(keys: Keys, found: dict[str, Any]) -> str:
     """One line for a pydantic error at `keys`: found …, expected …."""
@@ -63,6 +84,9 @@ def misplaced_words(root: type[BaseModel], keys: Keys) -> str:
     homes = [home for home in _homes(root, key) if home != section]
     if homes:
         return f"found key {key!r} {where}, expected it in section {homes[0]!r}. Did you mean {homes[0]}.{key}?"
+    home, _, field = OTHER_NAMES.get(key, "").partition(".")
+    if field in getattr(_sections(root).get(home), "model_fields", ()):
+        return f"found unknown key {key!r} {where}. Did you mean {home}.{field}?"
     near = did_you_mean(key, here)
     if not near:
         full_names = [f"{name}.{field}" for name, model in _sections(root).items() for field in model.model_fields]
@@ -70,7 +94,8 @@ def misplaced_words(root: type[BaseModel], keys: Keys) -> str:
         near = did_you_mean(key, leaves)
         for leaf, full in leaves.items():
             near = near.replace(f" {leaf}?", f" {full}?").replace(f" {leaf} or", f" {full} or")
-    return f"found unknown key {key!r} {where}, expected one of {', '.join(here)}.{near}"
+    expected = "" if near else f", expected one of {', '.join(here)}"
+    return f"found unknown key {key!r} {where}{expected}.{near}"
 
 
 def _sections(root: type[BaseModel]) -> dict[str, type[BaseModel]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,11 +77,15 @@ def test_exactly_what_may_learn_changes(
     assert evaluate("run", console=QUIET)["metrics"]["validation"] == pytest.approx(results["metrics"]["validation"])
 
 
-def test_additions_are_saved_small_and_answer_as_in_training(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of("training.strategy=lora", "training.lora_rank=1")
+def test_additions_are_saved_small_and_answer_as_in_training(
+    encoder: Path, recipe_of: Callable[..., Recipe], recwarn: pytest.WarningsRecorder
+) -> None:
+    shutil.copytree(encoder, "base/model")  # as in a run folder
+    recipe = recipe_of("training.strategy=lora", "training.lora_rank=1", "model.name=base")
     results = finetune(recipe, Path("run"), console=QUIET)
     names = {path.name for path in Path("run/model").iterdir()}
     assert "model.safetensors" not in names
+    assert not [str(one.message) for one in recwarn if "peft" in one.filename]  # of a hub it has no need of
     assert Path("run/model/adapter_model.safetensors").stat().st_size < 4 * results["num_parameters"]
     assert evaluate("run", console=QUIET)["metrics"]["validation"] == pytest.approx(results["metrics"]["validation"])
 

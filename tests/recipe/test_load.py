@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RecipeError
+from bertcli.recipe.catalogue import complete_key
 from bertcli.recipe.load import dump_recipe, load_recipe, shipped_recipes
+from bertcli.recipe.problems import OTHER_NAMES
 from bertcli.recipe.schema import Recipe
 
 Write = Callable[..., Path]
@@ -55,6 +57,27 @@ def test_every_mistake_is_reported_at_once_with_its_line(write_recipe: Write) ->
         line = next(line for line in found if line.startswith(f"{place}: "))
         for word in words:
             assert word in line
+
+
+@pytest.mark.parametrize(("other", "own"), OTHER_NAMES.items())
+def test_the_names_of_the_example_scripts_lead_to_the_recipe_s(other: str, own: str) -> None:
+    (problem,) = problems_of("glue/sst2", f"training.{other}=1")
+    assert problem.endswith(f"Did you mean {own}?")
+    assert f"{own}=" in complete_key(own)
+
+
+def test_all_keys_are_listed_only_where_none_is_near() -> None:
+    (near,) = problems_of("glue/sst2", "training.learning_rat=1")
+    (far,) = problems_of("glue/sst2", "training.xyz=1")
+    assert near.endswith("in section 'training'. Did you mean learning_rate or head_learning_rate?")
+    assert "expected one of strategy" in far
+
+
+def test_a_misspelt_file_leads_to_the_one_beside(write_recipe: Write) -> None:
+    path = write_recipe("task: glue/sst2\n", "mine.yaml")
+    assert problems_of("mnie.yaml")[0].endswith("Did you mean mine.yaml?")
+    assert problems_of(path.with_name("mnie.yaml"))[0].endswith(f"Did you mean {path}?")
+    assert "bertcli recipes list" in problems_of("qqqq")[0]
 
 
 def test_mistakes_in_an_inline_row_read_plainly(write_recipe: Write) -> None:
