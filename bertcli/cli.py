@@ -36,6 +36,8 @@ from bertcli.options import (
     whole_numbers,
 )
 
+LOADING = "loading the libraries"  # which takes seconds
+
 app = typer.Typer(
     name="bertcli",
     no_args_is_help=True,
@@ -84,15 +86,16 @@ def finetune(
         raise UsageError("give one of --processes (they share a run) and --jobs (each has a run of its own)")
     mirror = checked_mirror(mirror)
     _spread(processes)
-    from bertcli.commands.finetune import finetune as run_finetune
-    from bertcli.commands.side_by_side import run_side_by_side
-    from bertcli.commands.suite import finetune_suite
-    from bertcli.commands.sweep import finetune_grid
-    from bertcli.commands.together import finetune_together
     from bertcli.runs.console import Console, print_result
 
-    options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite}
-    options["console"] = Console(quiet=quiet)
+    console = Console(quiet=quiet)
+    with console.waiting(LOADING):
+        from bertcli.commands.finetune import finetune as run_finetune
+        from bertcli.commands.side_by_side import run_side_by_side
+        from bertcli.commands.suite import finetune_suite
+        from bertcli.commands.sweep import finetune_grid
+        from bertcli.commands.together import finetune_together
+    options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
     folder = run or default_run_folder(recipe)
     if isinstance(wanted, Suite) and wanted.together is not None:
         results = finetune_together(wanted, folder, **options)
@@ -102,7 +105,7 @@ def finetune(
         results = finetune_grid(wanted, folder, jobs=jobs, **options)
     else:
         if jobs > 1 and not dry_run:
-            run_side_by_side({folder: wanted}, jobs, options["console"], mirror=mirror, overwrite=overwrite)
+            run_side_by_side({folder: wanted}, jobs, console, mirror=mirror, overwrite=overwrite)
         results = run_finetune(wanted, folder, **options)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
@@ -133,16 +136,18 @@ def pretrain(
     wanted = load_pretrain_recipe(recipe, overrides or [])
     mirror = checked_mirror(mirror)
     _spread(processes)
-    from bertcli.commands.pretrain import pretrain as run_pretrain
     from bertcli.runs.console import Console, print_result
 
+    console = Console(quiet=quiet)
+    with console.waiting(LOADING):
+        from bertcli.commands.pretrain import pretrain as run_pretrain
     results = run_pretrain(
         wanted,
         run or default_run_folder(recipe),
         mirror=mirror,
         dry_run=dry_run,
         overwrite=overwrite,
-        console=Console(quiet=quiet),
+        console=console,
     )
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
@@ -167,12 +172,12 @@ def evaluate(
     """
     mirror = checked_mirror(mirror)
     hardware = asked_hardware(device, precision)
-    from bertcli.commands.evaluate import evaluate as run_evaluate
     from bertcli.runs.console import Console, print_result
 
-    results = run_evaluate(
-        model, task_name=task, split=split, mirror=mirror, hardware=hardware, console=Console(quiet=quiet)
-    )
+    console = Console(quiet=quiet)
+    with console.waiting(LOADING):
+        from bertcli.commands.evaluate import evaluate as run_evaluate
+    results = run_evaluate(model, task_name=task, split=split, mirror=mirror, hardware=hardware, console=console)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
         return
@@ -223,10 +228,12 @@ def predict(
     values = given_values(text, pair, choice)
     mirror = checked_mirror(mirror)
     hardware = asked_hardware(device, precision)
-    from bertcli.commands.predict import predict as run_predict
-    from bertcli.commands.predict import predict_features
     from bertcli.runs.console import Console
 
+    console = Console(quiet=quiet)
+    with console.waiting(LOADING):
+        from bertcli.commands.predict import predict as run_predict
+        from bertcli.commands.predict import predict_features
     asked: dict[str, Any] = {
         "input_path": input_file or "-",
         "input_format": input_format,
@@ -234,7 +241,7 @@ def predict(
         "columns": columns.split(",") if columns else None,
         "mirror": mirror,
         "hardware": hardware,
-        "console": Console(quiet=quiet),
+        "console": console,
     }
     if features:
         predict_features(model, values, output, layers=whole_numbers("--layers", layers), pooling=pooling, **asked)

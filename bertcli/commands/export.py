@@ -39,7 +39,7 @@ def export(name: str, output: Path, *, mirror: Path | None = None, console: Cons
     tokenizer = build.load_tokenizer(name, mirror)
     names = input_names(model, tokenizer)
     console.say(f"model     {name}: {type(model).__name__}, {model.num_parameters():,} parameters")
-    with made_whole(output) as aside:
+    with made_whole(output) as aside, console.waiting("making the graph and comparing its answers"):
         write_onnx(model, names, aside / "model.onnx")
         difference = largest_difference(model, names, aside / "model.onnx")
         if not difference <= TOLERANCE:

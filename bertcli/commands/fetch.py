@@ -72,7 +72,8 @@ def fetch(
     """
     console = console or Console()
     needs = dict.fromkeys(need for recipe in recipes.values() for need in needs_of(recipe))
-    folders = _list_folders(needs, mirror)
+    with console.waiting("asking the hub what it has, and comparing what is here"):
+        folders = _list_folders(needs, mirror)
     missing = sum(file.size for folder in folders for file in folder.missing)
     if not folders:
         console.say("nothing of these recipes comes from the hub")

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+MANY_ROWS = 20_000  # whose tokens take seconds
+
 
 def finetune(
     recipe: Recipe,
@@ -62,9 +64,12 @@ def finetune(
         if processes.is_main_process:
             write_missing_page(run)
         return finished
-    with processes.main_process_first():  # the others find its cache
+    with processes.main_process_first(), console.waiting("reading rows"):  # the others find its cache
         prepared = prepare(recipe, mirror)
-    plan = make_plan(recipe, len(prepared.encode("train")), processes.num_processes)
+    if len(prepared.rows["train"]) > MANY_ROWS:
+        console.say(f"tokens    of {len(prepared.rows['train'])} training rows are made")
+    with console.waiting("tokenising"):
+        plan = make_plan(recipe, len(prepared.encode("train")), processes.num_processes)
     _say_plan(console, prepared, plan, run)
     if processes.is_main_process:
         check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
@@ -129,15 +134,18 @@ class FinetuneJob(Job):
         if self._unfreezing is not None:
             self._unfreezing.set_for(step)
 
-    def begin(self, accelerator: Accelerator, module: torch.nn.Module) -> None:
+    def begin(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
         """Compute what a teacher answers, and what a fixed encoder makes of all rows, once."""
         prepared = self.prepared
         if prepared.recipe.training.teacher is not None:
-            self._encoded["train"] = with_teacher(prepared, self._rows_of("train"))
+            self._encoded["train"] = with_teacher(prepared, self._rows_of("train"), console)
         if prepared.recipe.training.strategy == "features":
             for split in ("train", "validation"):
                 encoded, budget = self._rows_of(split), self.recipe.hardware.eval_batch_tokens
-                self._encoded[split] = with_vectors(accelerator, cast("PreTrainedModel", module), encoded, budget)
+                with console.display(f"vectors {split}", len(encoded) * encoded.num_choices) as display:
+                    self._encoded[split] = with_vectors(
+                        accelerator, cast("PreTrainedModel", module), encoded, budget, display.advance
+                    )
 
     def save_model(self, module: torch.nn.Module, folder: Path) -> None:
         """Write the model, or only what LoRA added to it."""

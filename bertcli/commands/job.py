@@ -62,7 +62,7 @@ class Job(ABC):
         """Let learn what learns in the optimiser step number `step` (from 0): everything, always."""
         return
 
-    def begin(self, accelerator: Accelerator, module: torch.nn.Module) -> None:
+    def begin(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
         """Compute what the steps will need again and again: nothing."""
         return
 

@@ -30,7 +30,7 @@ from bertcli.data.sources import load_split
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.console import Console, harmless
+from bertcli.runs.console import Console, Display, harmless
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import Task
 
@@ -219,12 +219,19 @@ def _row_of(task: Task, values: Sequence[str]) -> Row:
 
 def _write_to(output: str, answers: Iterable[tuple[Row, Answer]], format_name: str, console: Console) -> int:
     """Write the answers to a new file or standard output; return their number."""
-    count = 0
-    with _opened(output) as file:
-        count = _write(answers, file, format_name)
-    if output != "-":
-        console.say(f"{count} answers in {output}")
+    if output == "-":
+        with _opened(output) as file:
+            return _write(answers, file, format_name)
+    with _opened(output) as file, console.display("answers") as display:
+        count = _write(_counted(answers, display), file, format_name)
+    console.say(f"{count} answers in {output}")
     return count
+
+
+def _counted(answers: Iterable[tuple[Row, Answer]], display: Display) -> Iterator[tuple[Row, Answer]]:
+    for one in answers:
+        display.advance()
+        yield one
 
 
 def _write(answers: Iterable[tuple[Row, Answer]], file: IO[str], format_name: str) -> int:

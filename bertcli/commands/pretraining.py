@@ -75,7 +75,8 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
             raise ModelError(f"the tokenizer has {len(tokenizer)} entries, but {model}")
     for field, value in objective.config_fields().items():
         setattr(config, field, value)
-    corpus = open_corpus(recipe.corpus, tokenizer, mirror, _teller(console))
+    with console.waiting("tokenising the corpus"):
+        corpus = open_corpus(recipe.corpus, tokenizer, mirror, _teller(console))
     train_documents, held_out_documents = divide_documents(corpus, recipe.corpus.held_out_share)
     random = np.random.default_rng(HELD_OUT_SALT)
     held_out = ranges_of(recipe, corpus, held_out_documents, objective, longest, random)
@@ -119,6 +120,7 @@ def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) ->
         section = recipe.tokenizer
         wanted = -(-section.vocabulary_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         sentinels = recipe.objective.kind == "span_corruption"
+        console.say(f"tokenizer is learned: {wanted} entries")
         tokenizer = train_tokenizer(
             partial(_sample, recipe, mirror), wanted, section.kind, lowercase=section.lowercase, sentinels=sentinels
         )

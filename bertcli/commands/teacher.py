@@ -14,10 +14,11 @@ from bertcli.commands.trained import open_trained
 from bertcli.data.encoding import Encoded
 from bertcli.errors import ModelError
 from bertcli.heads.labels import check_labels
+from bertcli.runs.console import Console
 from bertcli.runs.folder import best_seed
 
 
-def with_teacher(prepared: Prepared, encoded: Encoded) -> Encoded:
+def with_teacher(prepared: Prepared, encoded: Encoded, console: Console) -> Encoded:
     """The training rows with the logits of the recipe's teacher, its labels in the order of the student's.
 
     Raises:
@@ -34,8 +35,10 @@ def with_teacher(prepared: Prepared, encoded: Encoded) -> Encoded:
     read = head.encode(prepared.task, rows, teacher.tokenizer, teacher.data)
     if not np.array_equal(read.rows, encoded.rows):
         raise ModelError(f"the teacher {name} reads long rows in other windows; set data.max_length alike in both")
-    parts = answer(teacher.accelerator, teacher.model, rows, read, head, max_tokens=teacher.max_tokens)
-    logits = np.concatenate([part for _, _, part, _ in parts])
+    given = teacher.accelerator, teacher.model, rows, read, head
+    with console.display("teacher", len(read)) as display:
+        parts = answer(*given, max_tokens=teacher.max_tokens, on_batch=display.advance)
+        logits = np.concatenate([part for _, _, part, _ in parts])
     if head.labels:
         check_labels(head.labels, prepared.head.labels, name, "Name a teacher of the same labels.")
         logits = logits[:, [head.labels.index(label) for label in prepared.head.labels]]

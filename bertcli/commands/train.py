@@ -50,7 +50,8 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     telling = telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.learner.num_parameters))
     with telling, telling_of_full_memory(), following(run.accelerator, run.progress.step):
         run.go_on()
-        results = finish(job, folder, run.accelerator, run.progress, run.facts)
+        with console.waiting("answers and report of the best model"):
+            results = finish(job, folder, run.accelerator, run.progress, run.facts)
     if run.stopped_by is not None:
         raise Interrupted(run.stopped_by, f"{folder.path} is finished; what follows it waits for the same command")
     return results
@@ -86,7 +87,7 @@ class _Run:
         progress, plan = self.progress, self.plan
         if self._should_stop_early():
             return
-        self.job.begin(self.accelerator, self.learner.module)
+        self.job.begin(self.accelerator, self.learner.module, self.console)
         self.job.set_learning(progress.step)
         steps = train_steps(
             self.accelerator,
@@ -120,6 +121,7 @@ class _Run:
                 if not evaluates and stopped_by is None:
                     continue
                 if evaluates:
+                    display.advance(0, "evaluating")
                     self._evaluate()
                 self._save_checkpoint(window)
                 stopped_by = stopped_by or self._agreed(stop, 0)  # it may have come meanwhile; here all have just met

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +28,24 @@ if TYPE_CHECKING:
 ITEMS_AT_ONCE = 4096  # whose vectors are in memory at once
 
 
-def with_vectors(accelerator: Accelerator, model: PreTrainedModel, encoded: Encoded, max_tokens: int) -> Encoded:
+def with_vectors(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    encoded: Encoded,
+    max_tokens: int,
+    on_batch: Callable[[int], None] = lambda num_sequences: None,
+) -> Encoded:
     """The rows with the last hidden states of the encoder of `model`: of each first token if its head reads no other.
 
     Args:
         max_tokens: padded tokens at once on one device.
+        on_batch: told the number of sequences done after each batch.
     """
     reading: Any = getattr(model, "padding_free", None)
     first_only = reading is not None and reading.reading == "first"
     path = cache_folder() / "vectors" / f"{_key(model, encoded, first_only)}.npy"
     if not path.is_file():
-        _compute(accelerator, model, encoded, max_tokens, path, first_only)
+        _compute(accelerator, model, encoded, max_tokens, path, first_only, on_batch)
     accelerator.wait_for_everyone()
     return replace(encoded, vectors=np.load(path, mmap_mode="r"))
 
@@ -54,7 +62,13 @@ def _key(model: PreTrainedModel, encoded: Encoded, first_only: bool) -> str:
 
 
 def _compute(
-    accelerator: Accelerator, model: PreTrainedModel, encoded: Encoded, max_tokens: int, path: Path, first_only: bool
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    encoded: Encoded,
+    max_tokens: int,
+    path: Path,
+    first_only: bool,
+    on_batch: Callable[[int], None],
 ) -> None:
     """Write the vectors aside, part by part, and name them into place."""
     singles = replace(encoded, num_choices=1, rows=np.arange(len(encoded.offsets) - 1), labels=None)
@@ -73,6 +87,7 @@ def _compute(
                 per_token=not first_only,
                 max_tokens=max_tokens,
                 multiple_of=width_multiple(accelerator),
+                on_batch=on_batch,
             )
             if table is None:
                 shape = (number, vectors.shape[1])

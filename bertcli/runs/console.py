@@ -21,9 +21,12 @@ STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 
 class Display:
-    """A moving display of one piece of work; `advance` is cheap enough to call at every step."""
+    """A moving display of one piece of work; `advance` is cheap enough to call at every step.
 
-    def __init__(self, console: Console, title: str, total: int, bar: Progress | None):
+    Without a `total` only what is done is counted.
+    """
+
+    def __init__(self, console: Console, title: str, total: int | None, bar: Progress | None):
         self._console, self._title, self._total, self._bar = console, title, total, bar
         self._task = bar.add_task(title, total=total, note="") if bar else None
         self._done = self._start = 0
@@ -42,11 +45,14 @@ class Display:
         if self._bar and self._task is not None:
             self._note = note or self._note
             self._bar.update(self._task, advance=units, note=self._note)
-        elif note and time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = time.monotonic()
-            rate = (self._done - self._start) / (self._line_at - self._started_at)
-            left = (self._total - self._done) / rate if rate else 0.0
-            self._console.say(f"{self._title} {self._done}/{self._total}  {note}  {format_seconds(left)} left")
+            words = [f"{self._title} {self._done}", note]
+            if self._total is not None:
+                words[0] += f"/{self._total}"
+                rate = (self._done - self._start) / (self._line_at - self._started_at)
+                words.append(f"{format_seconds((self._total - self._done) / rate if rate else 0.0)} left")
+            self._console.say("  ".join(word for word in words if word))
 
 
 class Console:
@@ -77,8 +83,17 @@ class Console:
             self.warn(f"{where} {some} ({len(rows)}): {words}")
 
     @contextmanager
-    def display(self, title: str, total: int) -> Iterator[Display]:
-        """Show the progress of `total` units of work while inside."""
+    def waiting(self, words: str) -> Iterator[None]:
+        """Say on a terminal what is being waited for while inside, of work that cannot be counted."""
+        if self.quiet or not self._rich.is_terminal:
+            yield
+            return
+        with self._rich.status(words):
+            yield
+
+    @contextmanager
+    def display(self, title: str, total: int | None = None) -> Iterator[Display]:
+        """Show the progress of `total` units of work, or of as many as come, while inside."""
         if self.quiet or not self._rich.is_terminal:
             yield Display(self, title, total, None)
             return

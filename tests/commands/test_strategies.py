@@ -153,7 +153,7 @@ def test_a_student_learns_what_its_teacher_answers(recipe_of: Callable[..., Reci
     finetune(recipe_of("training.epochs=8"), Path("teacher"), console=QUIET)
     turned = ["task.labels=[positive, negative]", "training.teacher=teacher"]
     prepared = prepare(recipe_of(*turned), None)
-    logits = with_teacher(prepared, prepared.encode("train")).teacher_logits
+    logits = with_teacher(prepared, prepared.encode("train"), QUIET).teacher_logits
     asked = [{"text": text} for text in prepared.rows["train"]["text"]]
     trained = open_trained("teacher", None)
     answered = np.concatenate([part for *_, part in answer_inputs(trained, trained.task, asked, QUIET)])
@@ -161,7 +161,7 @@ def test_a_student_learns_what_its_teacher_answers(recipe_of: Callable[..., Reci
     np.testing.assert_allclose(logits, answered[:, ::-1], atol=1e-5)
     wrong = replace(prepared, head=TextClassification("single_label", ("a", "b")))
     with pytest.raises(ModelError, match="labels disagree"):
-        with_teacher(wrong, prepared.encode("train"))
+        with_teacher(wrong, prepared.encode("train"), QUIET)
 
 
 def test_a_student_stopped_on_the_way_goes_on_exactly(
