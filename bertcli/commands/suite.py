@@ -21,7 +21,7 @@ from bertcli.recipe.suite import Suite, run_folder, single_runs, singles
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import best_seed, write_json, write_text
 
-HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "minutes")
+HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "time")
 
 
 def finetune_suite(
@@ -124,7 +124,7 @@ def _rows(name: str, recipe: Recipe, results: dict[str, Any]) -> list[tuple[dict
                 "mean ± sd": f"{mean:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""),
                 "best": f"{max(values):.4f}",
                 "published": f"{known:.4f}" if known is not None else "",
-                "minutes": format_seconds(results["train_seconds"]),
+                "time": format_seconds(results["train_seconds"]),
             }
             rows.append((row, mean))
     return rows

@@ -19,7 +19,7 @@ from bertcli.recipe.suite import single_runs
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import write_json, write_text
 
-HEADER = ("run", "metric", "mean", "sd", "median", "best", "seeds", "minutes", "chosen")
+HEADER = ("run", "metric", "mean", "sd", "median", "best", "seeds", "time", "chosen")
 
 
 def finetune_grid(
@@ -54,7 +54,8 @@ def finetune_grid(
     results = _results(grid, folder, finished, failed)
     rows = [[str(row[column]) for column in HEADER] for row in results["table"]]
     table = format_table(HEADER, rows)
-    console.say(f"\n{table}\n\nchosen    {results['chosen']}")
+    console.say(f"\n{table}\n\nchosen    {results['chosen']}, by {results['best_by']} on the validation split")
+    console.say(f'run       {folder}\nnext      bertcli predict {folder} --text "…"')
     write_json(folder / "results.json", results)
     write_text(folder / "summary.csv", _csv(rows))
     write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
@@ -75,7 +76,7 @@ def _results(grid: Grid, folder: Path, finished: dict[str, dict[str, Any]], fail
             "median": f"{statistics.median(values[name]):.4f}",
             "best": f"{max(values[name]):.4f}",
             "seeds": str(len(values[name])),
-            "minutes": format_seconds(results["train_seconds"]),
+            "time": format_seconds(results["train_seconds"]),
             "chosen": "*" if name == chosen else "",
         }
         for name, results in finished.items()
