@@ -16,7 +16,8 @@ from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.errors import RecipeError
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe, shipped_recipes
-from bertcli.recipe.suite import load_suite
+from bertcli.recipe.schema import TrainingSection
+from bertcli.recipe.suite import load_finetuning
 from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder
 
@@ -24,7 +25,9 @@ from .conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.startswith("bertcli")]
+TOUR = next(text for kind, text in BLOCKS if kind == "console")
+LINES = [line.removeprefix("$ ") for kind, text in BLOCKS if kind in ("bash", "console") for line in text.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("bertcli")]
 
 
 def test_the_package_tree_is_the_package() -> None:
@@ -51,7 +54,7 @@ def test_every_shipped_recipe_is_named(name: str) -> None:
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "yaml"])
 def test_recipe_snippets_are_valid(text: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.yaml").write_text(text, "utf-8")
-    load = load_pretrain_recipe if "corpus:" in text else load_recipe
+    load = load_pretrain_recipe if "corpus:" in text else load_finetuning
     load(str(tmp_path / "snippet.yaml"))
 
 
@@ -74,11 +77,34 @@ def test_commands_are_understood(command: str) -> None:
     assert result.exit_code == 0, result.output
     if words[0] == "finetune":
         keys = [word for word in words[2:] if "=" in word and not word.startswith("-")]
-        assert load_suite(words[1], keys) or load_recipe(words[1], keys)
+        assert load_finetuning(words[1], keys)
     if words[0] == "pretrain":
         load_pretrain_recipe(words[1], [word for word in words[2:] if "=" in word])
     if words[0] == "submit":
         assert CliRunner().invoke(app, [*words, "--print"]).exit_code == 0
+
+
+def test_the_tour_begins_as_it_is_shown() -> None:
+    """What training says is the machine's; what is planned is not."""
+    shown, _, rest = TOUR.partition("\nstep ")
+    command, *plan = shown.splitlines()
+    result = CliRunner().invoke(app, [*shlex.split(command)[2:], "--dry-run"])
+    assert result.stderr.splitlines()[: len(plan)] == plan
+    assert 'next      bertcli predict runs/sample-sentiment --text "…"' in rest
+
+
+def test_the_keys_of_the_ways_to_fine_tune_are_those_of_training() -> None:
+    table = README.partition("## Ways to fine-tune")[2].partition("```")[0]
+    named = {code.partition(":")[0] for code in re.findall(r"`([^`]+)`", table.partition("| --- | --- |")[2])}
+    assert named <= set(TrainingSection.model_fields)
+
+
+def test_the_results_are_those_of_the_recipes_table() -> None:
+    rows = re.findall(r"^\| (`[^`]+`) \| (\w[\w ]* 0[^|]*?) \| ([\d.]*) ?\|$", README, re.MULTILINE)
+    assert len(rows) >= 5
+    measured = (REPOSITORY / "recipes" / "README.md").read_text("utf-8").splitlines()
+    for recipe, score, published in rows:
+        assert any(line.startswith(f"| {recipe}") and score in line and published in line for line in measured), recipe
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:
@@ -106,3 +132,8 @@ def test_the_shown_mistakes_are_what_is_said(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(RecipeError) as caught:
         load_recipe("my.yaml")
     assert caught.value.problems == shown
+    other = next(text for kind, text in BLOCKS if kind == "text" and text.startswith("command line"))
+    key = other.split("'")[1]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("glue/sst2", [f"training.{key}=8"])
+    assert caught.value.problems == other.splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,7 +76,8 @@ def say_results(console: Console, results: dict[str, Any], folder: RunFolder, mo
     width = max(20, *(len(name) + 2 for name in scores))
     for name, value in scores.items():
         if isinstance(value, dict):
-            console.say(f"{name:<{width}}{value['mean']:.4f} ± {value['sd']:.4f}  {json.dumps(value['values'])}")
+            values = ", ".join(f"{one:.4f}" for one in value["values"])
+            console.say(f"{name:<{width}}{value['mean']:.4f} ± {value['sd']:.4f}  {values}")
         else:
             console.say(f"{name:<{width}}{value:.4f}")
     console.say(f"run       {folder.path}, {format_seconds(results['train_seconds'])} of training")

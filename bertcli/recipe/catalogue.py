@@ -105,7 +105,9 @@ def json_schema(kind: str) -> dict[str, Any]:
     schema = SCHEMAS[kind].model_json_schema()
     schema["properties"]["extends"] = {"type": "string", "description": "recipe that this one is laid over"}
     if kind == "finetune":
-        schema["properties"] |= SuiteKeys.model_json_schema()["properties"]
+        suite = SuiteKeys.model_json_schema()
+        schema["properties"] |= suite["properties"]
+        schema["$defs"] |= suite["$defs"]
         training = schema["$defs"]["TrainingSection"]["properties"]
         training |= {key: _or_list(known) for key, known in training.items() if key not in OWN_LISTS}
     for part in (schema, *schema["$defs"].values()):  # sections are laid over those of what is extended
