@@ -46,6 +46,7 @@ def test_plain_transformers_gives_the_same_labels_on_real_sentences() -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     overrides = [f"model.name={minilm()}", "training.max_steps=60", "training.seed=1", "data.max_train_examples=2000"]
+    overrides += ["evaluation.every_steps=60"]
     results = finetune(load_recipe("glue/sst2", overrides), Path("run"), mirror=MIRROR, console=QUIET)
     model = AutoModelForSequenceClassification.from_pretrained("run/model").eval()
     tokenizer = AutoTokenizer.from_pretrained("run/model")
