@@ -222,6 +222,7 @@ def _write_to(output: str, answers: Iterable[tuple[Row, Answer]], format_name: s
     if output == "-":
         with _opened(output) as file:
             return _write(answers, file, format_name)
+        return 0  # whoever read the answers went away
     with _opened(output) as file, console.display("answers") as display:
         count = _write(_counted(answers, display), file, format_name)
     console.say(f"{count} answers in {output}")
