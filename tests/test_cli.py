@@ -132,7 +132,14 @@ def test_eval_of_hidden_or_missing_splits_says_so(small: Path, write_csv: Callab
     assert "labels disagree" in other.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 85)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 85, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_exits_with_its_code(small: Path, number: int, code: int) -> None:
     process = start("finetune", str(small), "training.max_steps=100000", "hardware.log_every_steps=1")
     history = Path("runs/small/train.jsonl")
