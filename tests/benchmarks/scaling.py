@@ -15,14 +15,14 @@ from rich.table import Table
 
 WORK = {
     "short texts (11 tokens), global batch 64": ["sample/sentiment", "training.global_batch_size=64"],
-    "passages (60 tokens), global batch 64": ["sample/questions", "training.global_batch_size=64"],
+    "passages (60 tokens), global batch 16": ["sample/questions", "training.global_batch_size=16"],
 }
-KEYS = ["model.size=small", "training.max_steps=40", "data.max_eval_examples=8", "hardware.device=cpu"]
+KEYS = ["model.size=mini", "training.max_steps=30", "data.max_eval_examples=8", "hardware.device=cpu"]
 
 
 def bench(rounds: int) -> None:
     """Print examples a second and efficiency of one process and of two, medians of the rounds."""
-    table = Table("work", "processes", "examples a second", "efficiency", title="scaling, BERT small (29 M parameters)")
+    table = Table("work", "processes", "examples a second", "efficiency", title="scaling, BERT mini")
     for name, words in WORK.items():
         rates: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(rounds):
