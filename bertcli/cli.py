@@ -79,7 +79,7 @@ def finetune(
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
     """
     from bertcli.recipe.grid import Grid
-    from bertcli.recipe.suite import Suite, load_finetuning
+    from bertcli.recipe.suite import Suite, load_finetuning, ready_runs
 
     wanted = load_finetuning(recipe, overrides or [])
     if processes > 1 and jobs > 1:
@@ -95,17 +95,20 @@ def finetune(
         from bertcli.commands.suite import finetune_suite
         from bertcli.commands.sweep import finetune_grid
         from bertcli.commands.together import finetune_together
-    options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
     folder = run or default_run_folder(recipe)
+    is_together = isinstance(wanted, Suite) and wanted.together is not None
+    if jobs > 1 and not dry_run and not is_together:
+        ready = ready_runs(wanted, folder) if isinstance(wanted, Suite | Grid) else {folder: wanted}
+        run_side_by_side(ready, jobs, console, mirror=mirror, overwrite=overwrite)
+        overwrite = False  # that is done
+    options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
     if isinstance(wanted, Suite) and wanted.together is not None:
         results = finetune_together(wanted, folder, **options)
     elif isinstance(wanted, Suite):
-        results = finetune_suite(wanted, folder, jobs=jobs, **options)
+        results = finetune_suite(wanted, folder, **options)
     elif isinstance(wanted, Grid):
-        results = finetune_grid(wanted, folder, jobs=jobs, **options)
+        results = finetune_grid(wanted, folder, **options)
     else:
-        if jobs > 1 and not dry_run:
-            run_side_by_side({folder: wanted}, jobs, console, mirror=mirror, overwrite=overwrite)
         results = run_finetune(wanted, folder, **options)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))

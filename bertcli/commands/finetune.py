@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from accelerate import Accelerator
 
 from bertcli.commands.comparing import compare
-from bertcli.commands.job import Job, Lines, Scores, join, open_together
+from bertcli.commands.job import Job, Lines, Scores, join, open_together, read_finished
 from bertcli.commands.prepare import Prepared, prepare
-from bertcli.commands.report import write_missing_page
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.seeds import say_results, train_seeds
@@ -27,7 +26,7 @@ from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.runs.card import write_card
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import check_run_folder, finished_results
+from bertcli.runs.folder import check_run_folder
 from bertcli.training.devices import width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
@@ -58,11 +57,8 @@ def finetune(
         BertcliError: one of its kinds, each with its cure.
     """
     processes, console = join(recipe.hardware, console)
-    finished = None if dry_run or overwrite else finished_results(run, dump_recipe(recipe), SPEED_ONLY)
+    finished = None if dry_run or overwrite else read_finished(processes, run, dump_recipe(recipe), console)
     if finished is not None:
-        console.say(f"{run} is finished; its results stand (--overwrite trains anew)")
-        if processes.is_main_process:
-            write_missing_page(run)
         return finished
     with processes.main_process_first(), console.waiting("reading rows"):  # the others find its cache
         prepared = prepare(recipe, mirror)
@@ -116,8 +112,7 @@ class FinetuneJob(Job):
             self._additions = adapt.add_lora(model, section, name)
         if section.strategy == "features":
             adapt.Remembered(model)
-        if section.strategy != "full" or section.freeze_layers or section.freeze_embeddings:
-            self._unfreezing = adapt.Unfreezing(model, section, self.plan)
+        self._unfreezing = adapt.unfreezing_of(model, section, self.plan)
         return model
 
     def rate_factors(self, module: torch.nn.Module) -> dict[str, float]:

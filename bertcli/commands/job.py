@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator, PartialState
 
+from bertcli.commands.report import write_missing_page
 from bertcli.data.loaders import GlobalBatch
 from bertcli.models.build import save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import SPEED_ONLY, HardwareSection, Recipe
 from bertcli.runs.console import Console
-from bertcli.runs.folder import RunFolder, open_run_folder
+from bertcli.runs.folder import RunFolder, finished_results, open_run_folder
 from bertcli.training.devices import processes_of
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
@@ -116,6 +117,20 @@ def join(hardware: HardwareSection, console: Console | None) -> tuple[PartialSta
     console = (console or Console()) if processes.is_main_process else Console(mute=True)
     leave_on_requeue(lambda: console.warn("stopped outside of the training steps; the same command goes on"))
     return processes, console
+
+
+def read_finished(processes: PartialState, path: Path, recipe_text: str, console: Console) -> dict[str, Any] | None:
+    """The results of a finished run of this recipe, told to stand; None if there is none.
+
+    Raises:
+        RunFolderError: the folder holds something else.
+    """
+    results = finished_results(path, recipe_text, SPEED_ONLY)
+    if results is not None:
+        console.say(f"{path} is finished; its results stand (--overwrite trains anew)")
+        if processes.is_main_process:
+            write_missing_page(path)
+    return results
 
 
 def open_together(processes: PartialState, path: Path, recipe_text: str, *, overwrite: bool) -> RunFolder:

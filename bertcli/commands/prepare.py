@@ -50,8 +50,7 @@ class Prepared:
 
     def with_seed(self, seed: int) -> Prepared:
         """The same, for one seed of the recipe."""
-        training = self.recipe.training.model_copy(update={"seed": (seed,)})
-        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
+        return replace(self, recipe=self.recipe.with_seed(seed))
 
     def build_model(self) -> PreTrainedModel:
         """The model to fine-tune; what is fresh in it comes from torch's generator, so seed that first."""

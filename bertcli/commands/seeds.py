@@ -12,7 +12,7 @@ from bertcli.commands.job import Job, open_together
 from bertcli.commands.report import write_page
 from bertcli.commands.train import train
 from bertcli.runs.console import Console, format_seconds
-from bertcli.runs.folder import RunFolder, write_json
+from bertcli.runs.folder import RunFolder, seed_run, write_json
 
 
 def train_seeds(
@@ -33,7 +33,7 @@ def train_seeds(
     each = []
     for seed in seeds:
         job = job_of(seed)
-        folder = open_together(processes, parent.path / f"seed-{seed}", text_of(job), overwrite=False)
+        folder = open_together(processes, seed_run(parent.path, seed), text_of(job), overwrite=False)
         each.append(train(job, folder, console))
     results = summarise(each) | {"run": str(parent.path)}
     if processes.is_main_process:
@@ -68,6 +68,11 @@ def summarise(each: list[dict[str, Any]]) -> dict[str, Any]:
         "train_seconds": sum(results.get("train_seconds", 0.0) for results in each),
         "runs": [results["run"] for results in each],
     }
+
+
+def values_of(score: Any) -> list[float]:
+    """The values of a score in results of one seed or of several."""
+    return score["values"] if isinstance(score, dict) else [score]
 
 
 def say_results(console: Console, results: dict[str, Any], folder: RunFolder, model: str | None = None) -> None:

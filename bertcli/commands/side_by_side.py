@@ -15,7 +15,7 @@ from bertcli.errors import Interrupted
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.runs.console import Console
-from bertcli.runs.folder import RunFolder, open_run_folder
+from bertcli.runs.folder import RunFolder, open_run_folder, seed_run
 from bertcli.training.signals import StopRequest, stop_on_signals
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -88,9 +88,7 @@ def _single_seeds(folder: Path, recipe: Recipe) -> Iterator[tuple[Path, Recipe]]
     """A run for each seed, where `bertcli finetune` makes it."""
     seeds = recipe.training.seed
     for seed in seeds:
-        training = recipe.training.model_copy(update={"seed": (seed,)})
-        single = recipe.model_copy(update={"training": training})
-        yield folder / f"seed-{seed}" if len(seeds) > 1 else folder, single
+        yield seed_run(folder, seed) if len(seeds) > 1 else folder, recipe.with_seed(seed)
 
 
 def _environment(number: int, jobs: int) -> dict[str, str]:

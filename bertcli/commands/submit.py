@@ -18,8 +18,8 @@ from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import SPEED_ONLY, Recipe
-from bertcli.recipe.suite import Suite, run_folder, single_runs
-from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, write_text
+from bertcli.recipe.suite import Suite, ready_runs, single_runs
+from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, seed_run, write_text
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,16 @@ def plan_work(name: str, overrides: Sequence[str], run: Path) -> Work:
     name = recipe_of_run(name)
     wanted = load_any(name, overrides)
     if isinstance(wanted, Suite | Grid):
-        recipes = single_runs(wanted, run)
-        waiting = [run_folder(run, one) for one in wanted.start_from] if isinstance(wanted, Suite) else []
-        later = [path for path in recipes if any(path.is_relative_to(folder) for folder in waiting)]
-        ready = {path: recipe for path, recipe in recipes.items() if path not in later}
+        ready = ready_runs(wanted, run)
         return Work(
             (run.name, ["finetune", name, *overrides, "--run", str(run)]),
             [(str(path.relative_to(run)), _reading(path, "finetune", path)) for path in ready],
             ready,
-            later,
+            [path for path in single_runs(wanted, run) if path not in ready],
         )
     verb = "pretrain" if isinstance(wanted, PretrainRecipe) else "finetune"
-    seeds = dict.fromkeys(wanted.training.seed)
-    parts = [(f"seed-{seed}", _reading(run, verb, run / f"seed-{seed}", f"training.seed={seed}")) for seed in seeds]
+    seeds = {seed: seed_run(run, seed) for seed in wanted.training.seed}
+    parts = [(path.name, _reading(run, verb, path, f"training.seed={seed}")) for seed, path in seeds.items()]
     return Work((run.name, _reading(run, verb, run)), parts, {run: wanted})
 
 

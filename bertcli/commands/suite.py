@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
+from bertcli.commands.seeds import values_of
 from bertcli.commands.several import run_each, tell_of_failed
-from bertcli.commands.side_by_side import run_side_by_side
 from bertcli.commands.sweep import finetune_grid
 from bertcli.metrics.bundled import score_names
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, run_folder, single_runs, singles
+from bertcli.recipe.suite import Suite, run_folder, singles
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import best_seed, write_json, write_text
 
@@ -31,7 +30,6 @@ def finetune_suite(
     mirror: Path | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
-    jobs: int = 1,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run each recipe of the suite in a run folder of its own in `folder`; return what its `results.json` holds.
@@ -43,11 +41,6 @@ def finetune_suite(
         TrainingError: some recipe failed; the others are finished.
     """
     processes, console = join(next(iter(singles(suite).values())).hardware, console)
-    if jobs > 1 and not dry_run:
-        alone = {name: member for name, member in suite.recipes.items() if name not in suite.start_from}
-        wanted = single_runs(replace(suite, recipes=alone), folder)
-        run_side_by_side(wanted, jobs, console, mirror=mirror, overwrite=overwrite)
-        overwrite = False  # that is done
 
     def run(name: str) -> dict[str, Any]:
         member = suite.recipes[name]
@@ -113,8 +106,7 @@ def _rows(name: str, recipe: Recipe, results: dict[str, Any]) -> list[tuple[dict
     rows = []
     for split, scores in results["metrics"].items():
         for score in [score for score in score_names(task.metric_names) if score in scores]:
-            given = scores[score]
-            values = given["values"] if isinstance(given, dict) else [given]
+            values = values_of(scores[score])
             mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
             known = published.scores.get(score) if published and published.split == split else None
             row = {

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.commands.finetune import finetune
-from bertcli.commands.prepare import recipe_task
+from bertcli.commands.job import join
+from bertcli.commands.seeds import values_of
 from bertcli.commands.several import run_each, tell_of_failed
-from bertcli.commands.side_by_side import run_side_by_side
 from bertcli.errors import TrainingError
 from bertcli.recipe.grid import Grid
-from bertcli.recipe.suite import single_runs
+from bertcli.recipe.load import recipe_task
 from bertcli.runs.console import Console, format_seconds, format_table
 from bertcli.runs.folder import write_json, write_text
 
@@ -29,8 +29,7 @@ def finetune_grid(
     mirror: Path | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
-    jobs: int = 1,
-    console: Console,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Fine-tune at each point of the grid in a folder of its own in `folder`; return what its `results.json` holds.
 
@@ -41,9 +40,7 @@ def finetune_grid(
         Interrupted: a signal came; what is done is saved.
         TrainingError: some point failed; the others are finished.
     """
-    if jobs > 1 and not dry_run:
-        run_side_by_side(single_runs(grid, folder), jobs, console, mirror=mirror, overwrite=overwrite)
-        overwrite = False  # that is done
+    processes, console = join(grid.first.hardware, console)
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
     runs = {name: partial(finetune, recipe, folder / name, **options) for name, recipe in grid.points.items()}
     finished, failed = run_each(runs, console)
@@ -56,16 +53,17 @@ def finetune_grid(
     table = format_table(HEADER, rows)
     console.say(f"\n{table}\n\nchosen    {results['chosen']}, by {results['best_by']} on the validation split")
     console.say(f'run       {folder}\nnext      bertcli predict {folder} --text "…"')
-    write_json(folder / "results.json", results)
-    write_text(folder / "summary.csv", _csv(rows))
-    write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
+    if processes.is_main_process:
+        write_json(folder / "results.json", results)
+        write_text(folder / "summary.csv", _csv(rows))
+        write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
     tell_of_failed(failed, len(grid.points), "points")
     return results
 
 
 def _results(grid: Grid, folder: Path, finished: dict[str, dict[str, Any]], failed: dict[str, str]) -> dict[str, Any]:
     metric = grid.first.evaluation.best_by or recipe_task(grid.first).deciding_metric
-    values = {name: _values(results["metrics"]["validation"][metric]) for name, results in finished.items()}
+    values = {name: values_of(results["metrics"]["validation"][metric]) for name, results in finished.items()}
     chosen = max(values, key=lambda name: statistics.fmean(values[name]))
     table = [
         {
@@ -90,10 +88,6 @@ def _results(grid: Grid, folder: Path, finished: dict[str, dict[str, Any]], fail
         "points": finished,
         "failed": failed,
     }
-
-
-def _values(given: Any) -> list[float]:
-    return given["values"] if isinstance(given, dict) else [given]
 
 
 def _csv(rows: list[list[str]]) -> str:

@@ -13,11 +13,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from bertcli.commands.finetune import FinetuneJob
-from bertcli.commands.job import Job, join, open_together
+from bertcli.commands.job import Job, join, open_together, read_finished
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
 from bertcli.commands.seeds import say_results, train_seeds
-from bertcli.commands.suite import run_folder
 from bertcli.data.loaders import GlobalBatch
 from bertcli.data.mixing import mixing_shares, tasks_of_steps
 from bertcli.errors import RecipeError
@@ -27,10 +26,10 @@ from bertcli.models.shared import SharedEncoder
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import SPEED_ONLY, Recipe
-from bertcli.recipe.suite import Mixing, Suite, singles
+from bertcli.recipe.suite import Mixing, Suite, run_folder, singles
 from bertcli.runs.card import write_shared_card
 from bertcli.runs.console import Console
-from bertcli.runs.folder import check_run_folder, finished_results, write_text
+from bertcli.runs.folder import check_run_folder, write_text
 from bertcli.training.loop import Loss, Targets
 from bertcli.training.progress import Clock
 
@@ -58,12 +57,12 @@ def finetune_together(
         BertcliError: one of its kinds, each with its cure.
     """
     assert suite.together is not None
-    recipes, text = singles(suite), _dump(suite)
+    recipes = singles(suite)
+    text = _dump(recipes, suite.together)
     recipe = next(iter(recipes.values()))
     processes, console = join(recipe.hardware, console)
-    finished = None if dry_run or overwrite else finished_results(run, text, SPEED_ONLY)
+    finished = None if dry_run or overwrite else read_finished(processes, run, text, console)
     if finished is not None:
-        console.say(f"{run} is finished; its results stand (--overwrite trains anew)")
         return finished
     _refuse(recipe)
     with processes.main_process_first():  # the others find its cache
@@ -81,10 +80,9 @@ def finetune_together(
         console.say("dry run: recipes, data, labels, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
     folder = open_together(processes, run, text, overwrite=overwrite)
-    mixing = suite.together
     results = train_seeds(
         recipe.training.seed,
-        lambda seed: TogetherJob({name: one.with_seed(seed) for name, one in prepared.items()}, plan, mixing),
+        lambda seed: TogetherJob({name: one.with_seed(seed) for name, one in prepared.items()}, plan, shares),
         lambda job: f"{text}# seed {job.seed}\n",
         folder,
         processes,
@@ -110,15 +108,15 @@ def _refuse(recipe: Recipe) -> None:
 class TogetherJob(Job):
     """Tasks by name, learned together. The best model has the best mean of their deciding metrics."""
 
-    def __init__(self, prepared: Mapping[str, Prepared], plan: Plan, mixing: Mixing):
+    def __init__(self, prepared: Mapping[str, Prepared], plan: Plan, shares: np.ndarray):
         self.plan, self.best_by = plan, "average"
         first = next(iter(prepared.values()))
         self.recipe, self.tokenizer = first.recipe, first.tokenizer
-        sizes = [len(one.encode("train")) for one in prepared.values()]
-        self._tasks = tasks_of_steps(mixing_shares(sizes, mixing), plan.total_steps, self.seed)
+        self._tasks = tasks_of_steps(shares, plan.total_steps, self.seed)
         self.parts: dict[str, FinetuneJob] = {}
         for number, (name, one) in enumerate(prepared.items()):
-            own = replace(plan, total_steps=int((self._tasks == number).sum()), num_train_examples=sizes[number])
+            size, num_steps = len(one.encode("train")), int((self._tasks == number).sum())
+            own = replace(plan, total_steps=num_steps, num_train_examples=size)
             self.parts[name] = FinetuneJob(one, own)
         self._unfreezing: list[adapt.Unfreezing] = []
 
@@ -129,8 +127,8 @@ class TogetherJob(Job):
         models = [cast("PreTrainedModel", model) for model in shared.models]
         if section.reinitialise_layers:
             adapt.reinitialise(models[0], section.reinitialise_layers)
-        if section.strategy != "full" or section.freeze_layers or section.freeze_embeddings:
-            self._unfreezing = [adapt.Unfreezing(model, section, self.plan) for model in models]
+        found = [adapt.unfreezing_of(model, section, self.plan) for model in models]
+        self._unfreezing = [unfreezing for unfreezing in found if unfreezing is not None]
         return shared
 
     @property
@@ -221,12 +219,9 @@ def _slug(name: str) -> str:
     return run_folder(Path(), name).name
 
 
-def _dump(suite: Suite) -> str:
+def _dump(recipes: Mapping[str, Recipe], together: Mixing) -> str:
     """What stands in the run folder: the mixing, and all that is learned together."""
-    assert suite.together is not None
-    recipes: dict[str, Recipe] = singles(suite)
-    mixing = ", ".join(
-        f"{key}: {'null' if value is None else value}" for key, value in suite.together.model_dump().items()
-    )
+    given = together.model_dump().items()
+    mixing = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in given)
     texts = [f"\n# {name}\n{textwrap.indent(dump_recipe(one), '# ')}" for name, one in recipes.items()]
     return f"suite: [{', '.join(recipes)}]\ntogether: {{{mixing}}}\n{''.join(texts)}"

@@ -1,13 +1,11 @@
 """What a fixed encoder makes of encoded rows: computed once, kept on disk, memory-mapped.
 
-<cache>/vectors/<key>.npy   float32, keyed by the encoder's weights and the tokens
+<cache>/vectors/<key>/vectors.npy   float32, keyed by the encoder's weights and the tokens
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from accelerate import Accelerator
 
-from bertcli.data.corpus import cache_folder
+from bertcli.data.corpus import cache_folder, made_once
 from bertcli.data.encoding import Encoded
 from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+NAME = "vectors.npy"
 ITEMS_AT_ONCE = 4096  # whose vectors are in memory at once
 
 
@@ -43,11 +42,12 @@ def with_vectors(
     """
     reading: Any = getattr(model, "padding_free", None)
     first_only = reading is not None and reading.reading == "first"
-    path = cache_folder() / "vectors" / f"{_key(model, encoded, first_only)}.npy"
-    if not path.is_file():
-        _compute(accelerator, model, encoded, max_tokens, path, first_only, on_batch)
+    made = made_once(
+        cache_folder() / "vectors" / _key(model, encoded, first_only),
+        lambda aside: _compute(accelerator, model, encoded, max_tokens, aside / NAME, first_only, on_batch),
+    )
     accelerator.wait_for_everyone()
-    return replace(encoded, vectors=np.load(path, mmap_mode="r"))
+    return replace(encoded, vectors=np.load(made / NAME, mmap_mode="r"))
 
 
 def _key(model: PreTrainedModel, encoded: Encoded, first_only: bool) -> str:
@@ -70,36 +70,28 @@ def _compute(
     first_only: bool,
     on_batch: Callable[[int], None],
 ) -> None:
-    """Write the vectors aside, part by part, and name them into place."""
+    """Write the vectors to `path`, part by part."""
     singles = replace(encoded, num_choices=1, rows=np.arange(len(encoded.offsets) - 1), labels=None)
-    path.parent.mkdir(parents=True, exist_ok=True)
     number = len(singles) if first_only else len(singles.input_ids)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        table, at = None, 0
-        for _, part in singles.parts(ITEMS_AT_ONCE):
-            vectors, _ = compute_logits(
-                accelerator,
-                model.base_model,
-                part,
-                _first_hidden if first_only else _hidden,
-                per_token=not first_only,
-                max_tokens=max_tokens,
-                multiple_of=width_multiple(accelerator),
-                on_batch=on_batch,
-            )
-            if table is None:
-                shape = (number, vectors.shape[1])
-                table = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
-            table[at : at + len(vectors)] = vectors
-            at += len(vectors)
-        if table is not None:
-            table.flush()
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    table, at = None, 0
+    for _, part in singles.parts(ITEMS_AT_ONCE):
+        vectors, _ = compute_logits(
+            accelerator,
+            model.base_model,
+            part,
+            _first_hidden if first_only else _hidden,
+            per_token=not first_only,
+            max_tokens=max_tokens,
+            multiple_of=width_multiple(accelerator),
+            on_batch=on_batch,
+        )
+        if table is None:
+            shape = (number, vectors.shape[1])
+            table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        table[at : at + len(vectors)] = vectors
+        at += len(vectors)
+    if table is not None:
+        table.flush()
 
 
 def _hidden(outputs: Any) -> torch.Tensor:

@@ -120,6 +120,12 @@ class Unfreezing:
             self._lowest = lowest
 
 
+def unfreezing_of(model: PreTrainedModel, section: StrategySection, plan: Plan) -> Unfreezing | None:
+    """What freezes and unfreezes as the recipe says; None if all weights learn from the first step on."""
+    freezes = section.strategy != "full" or section.freeze_layers or section.freeze_embeddings
+    return Unfreezing(model, section, plan) if freezes else None
+
+
 def reinitialise(model: PreTrainedModel, num_layers: int) -> None:
     """Give the highest `num_layers` layers and the pooling layer fresh weights, from torch's generator.
 

@@ -180,6 +180,10 @@ class Recipe(Section):
     evaluation: EvaluationSection = Field(EvaluationSection(), description="when to look, what is best")
     hardware: HardwareSection = Field(HardwareSection(), description="what changes only the speed")
 
+    def with_seed(self, seed: int) -> Self:
+        """The same with one seed alone."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"seed": (seed,)})})
+
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
         micro = self.hardware.micro_batch_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -163,3 +163,11 @@ def single_runs(wanted: Suite | Grid, folder: Path) -> dict[Path, Recipe]:
         own = run_folder(folder, name)
         found |= single_runs(member, own) if isinstance(member, Grid) else {own: member}
     return found
+
+
+def ready_runs(wanted: Suite | Grid, folder: Path) -> dict[Path, Recipe]:
+    """Those of its `single_runs` that wait for no other: they can go on at once."""
+    if isinstance(wanted, Suite):
+        alone = {name: member for name, member in wanted.recipes.items() if name not in wanted.start_from}
+        wanted = replace(wanted, recipes=alone)
+    return single_runs(wanted, folder)

@@ -105,6 +105,11 @@ def chosen_run(name: str) -> str:
     return name if chosen is None else str(Path(name) / chosen)
 
 
+def seed_run(parent: Path, seed: int) -> Path:
+    """The run folder of one of several seeds."""
+    return parent / f"seed-{seed}"
+
+
 def seed_runs(name: str) -> list[str]:
     """The run folders of each seed if `name` holds several; else just `name`. Of a grid, the chosen point's."""
     name = chosen_run(name)

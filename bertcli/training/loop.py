@@ -117,9 +117,7 @@ def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalB
         inputs = on_device(micro, model, accelerator.device)
         targets = {name: inputs.pop(name) for name in batch.num_targets if name in inputs}
         with nullcontext() if at == last else gradients_kept_apart(accelerator, model):
-            loss = loss_of(model(**inputs), targets, batch.num_targets) * (
-                at < len(batch.micro_batches) - batch.stand_ins
-            )
+            loss = loss_of(model(**inputs), targets, batch.num_targets) * (at <= last - batch.stand_ins)
             # DDP averages gradients over processes, but this loss is already a share of the whole.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

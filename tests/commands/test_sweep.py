@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from bertcli.cli import app
 from bertcli.commands import sweep as sweep_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.sweep import finetune_grid
@@ -84,3 +86,19 @@ def test_twelve_runs_stopped_in_the_middle_do_only_what_is_missing(number: int) 
     assert len(after) == 12
     assert all(after[name] == when for name, when in before.items())
     assert len(list(csv.DictReader(Path("grid/summary.csv").read_text().splitlines()))) == 3
+
+
+@pytest.mark.parametrize("more", [[], ["training.epochs=[1,2]"]])
+def test_runs_made_anew_side_by_side_are_not_made_anew_again(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    asked: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        "bertcli.commands.side_by_side.run_side_by_side",
+        lambda ready, jobs, console, *, mirror, overwrite: asked.append((len(ready), overwrite)),
+    )
+    for name in ("finetune.finetune", "sweep.finetune_grid"):
+        monkeypatch.setattr(
+            f"bertcli.commands.{name}", lambda *given, **named: asked.append((0, named["overwrite"])) or {}
+        )
+    made = CliRunner().invoke(app, ["finetune", "sample/sentiment", *more, "--jobs", "2", "--overwrite"])
+    assert made.exit_code == 0, made.output
+    assert asked == [(2 if more else 1, True), (0, False)]
