@@ -108,28 +108,38 @@ def report(
 ) -> None:
     """Show runs side by side: how good, from how many examples, how soon.
 
-    Of one run, its page (`report.html` in its folder) is written anew, unless `--html` names another file.
+    Of one run, grid or suite, its page (`report.html` in its folder) is written anew, unless `--html` names another
+    file.
 
     Example: `bertcli report runs/first runs/second --html compared.html`
     """
-    from bertcli.commands.report import read_runs, report_table, write_own_pages, write_page, write_plots
+    from bertcli.commands import collection
+    from bertcli.commands.report import read_runs, report_table, write_page, write_plots
     from bertcli.commands.report import report as compare
     from bertcli.runs.console import Console, print_result
 
     if html is not None and html.exists():
         raise UsageError(f"{html} exists; name another file")
     console = Console(quiet=quiet)
-    read = read_runs(runs)
-    found = compare(read)
+    whole = collection.read_collection(runs[0]) if len(runs) == 1 else None
+    if whole is None:
+        read = read_runs(runs)
+        found = compare(read)
+        table = report_table(found)
+    else:
+        read, found, table = collection.best_points(whole, Path(runs[0])), whole, collection.collection_table(whole)
     if plots is not None:
         write_plots(read, plots)
         console.say(f"plots     {plots}")
     if html is not None:
-        write_page(runs, html)
+        if whole is None:
+            write_page(runs, html)
+        else:
+            collection.write_collection_page(Path(runs[0]), whole, html)
         console.say(f"report    {html}")
     elif len(runs) == 1:
-        console.say(f"report    {write_own_pages(runs[0])}")
-    print_result(json.dumps(found, ensure_ascii=False) if as_json else report_table(found))
+        console.say(f"report    {collection.write_pages(runs[0])}")
+    print_result(json.dumps(found, ensure_ascii=False) if as_json else table)
 
 
 @reports_errors

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from bertcli.recipe.schema import TrainingSection
 from bertcli.recipe.suite import load_finetuning
 from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder
+from bertcli.tasks import TASKS
 
 from .conftest import REPOSITORY
 
@@ -82,6 +85,51 @@ def test_commands_are_understood(command: str) -> None:
         load_pretrain_recipe(words[1], [word for word in words[2:] if "=" in word])
     if words[0] == "submit":
         assert CliRunner().invoke(app, [*words, "--print"]).exit_code == 0
+
+
+@pytest.fixture
+def mirror(encoder: Path, tmp_path: Path) -> Path:
+    """A few rows of the data sets and a tiny model under the names that the README's commands know."""
+    datasets = pytest.importorskip("datasets")
+    for name in ("nreimers/MiniLM-L6-H384-uncased", "google-bert/bert-base-uncased"):
+        shutil.copytree(encoder, tmp_path / "mirror" / "models" / name)
+    folder = tmp_path / "mirror" / "datasets" / "nyu-mll" / "glue"
+    configs = []
+    for name in ("sst2", "stsb", "cola", "mrpc", "rte", "mnli"):
+        task = TASKS[f"glue/{name}"]
+        splits = ["train", str(task.splits.validation), *task.splits.more_validation]
+        label = datasets.ClassLabel(names=list(task.labels)) if task.labels else datasets.Value("float32")
+        features = {column: datasets.Value("string") for column in task.text_columns} | {"label": label}
+        rows = [dict.fromkeys(task.text_columns, f"a fine film {at}") | {"label": at % 2} for at in range(40)]
+        (folder / name).mkdir(parents=True)
+        for split in splits:
+            made = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+            made.to_parquet(folder / name / f"{split}.parquet")
+        files = [{"split": split, "path": f"{name}/{split}.parquet"} for split in splits]
+        configs.append({"config_name": name, "data_files": files})
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n", "utf-8")
+    shutil.copytree(encoder, "my-encoder")
+    return tmp_path / "mirror"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_commands_run_one_after_the_other(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but those that need the hub or a cluster, which have tests of their own; trainings are cut short."""
+    monkeypatch.setenv("BERTCLI_MIRROR", str(mirror))
+    monkeypatch.setenv("BERTCLI_CACHE", "cache")
+    short = ["training.max_steps=4", "data.max_eval_examples=20", "data.max_length=32", "evaluation.every_steps=2"]
+    away = ("bertcli fetch", "bertcli submit", "bertcli push runs/sample-sentiment me/sentiment --private")
+    commands = [command for command in COMMANDS if not command.startswith(away)]
+    for command in sorted(commands, key=lambda one: not one.startswith("bertcli pretrain")):
+        words = shlex.split(command.partition(" #")[0])[1:]
+        more = short if words[0] == "finetune" else ["training.max_steps=4"] if words[0] == "pretrain" else []
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 0, (command, result.output)
+    for made in ("runs/grid", "runs/glue", "runs/student", "runs/lora"):
+        assert Path(made, "report.html").is_file()
+    for made in ("compared.html", "plots/loss.png", "exported/model.onnx"):
+        assert Path(made).is_file()
 
 
 def test_the_tour_begins_as_it_is_shown() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bertcli.errors import UsageError
 from bertcli.recipe.catalogue import compare_recipes
@@ -76,18 +77,35 @@ def write_page(names: Sequence[str], page: Path) -> None:
         UsageError: one of them is no finished run, or they cannot be compared.
     """
     runs = read_runs(names)
+    first = runs[names[0]]
     if _is_single(runs):
-        text = run_page(runs[names[0]][0])
+        text = run_page(first[0])
+    elif len(names) > 1:
+        links = links_to({name: Path(name) for name in names}, page)
+        differences = compare_recipes(*map(chosen_run, names))
+        title = f"Runs of {first[0].work}"
+        text = comparison_page(title, _table(report(runs)), runs, links=links, differences=differences)
     else:
-        several = len(names) > 1
-        differences = compare_recipes(*map(chosen_run, names)) if several else []
-        text = comparison_page(runs, _table(report(runs if several else _by_seed(runs))), differences)
+        table = _table(report(_by_seed(runs)))
+        links = links_to({_seed_name(run): run.path for run in first}, page)
+        title = f"{Path(names[0]).resolve().name}: {first[0].work}, {len(first)} seeds"
+        text = comparison_page(title, table, runs, links=links, differences=[])
     write_text(page, text)
+
+
+def links_to(folders: Mapping[str, Path], page: Path) -> dict[str, str]:
+    """Where, seen from `page`, the pages of runs are: of those that have one and lie below the folder of `page`."""
+    links = {}
+    for name, folder in folders.items():
+        target = RunFolder(folder.resolve()).report
+        if target.is_file() and target.is_relative_to(page.resolve().parent):
+            links[name] = f"./{quote(target.relative_to(page.resolve().parent).as_posix())}"
+    return links
 
 
 def write_own_pages(name: str) -> Path:
     """Write the pages of a run folder, and of each of its seeds, anew; the path of the first."""
-    for run in {*seed_runs(name), name}:
+    for run in dict.fromkeys([*seed_runs(name), name]):  # the last links to the others
         write_page([run], RunFolder(Path(run)).report)
     return RunFolder(Path(name)).report
 
@@ -102,10 +120,12 @@ def write_plots(runs: Runs, folder: Path) -> None:
     """Write the charts of a run, or of several side by side, as PNG files into the new folder `folder`.
 
     Raises:
-        UsageError: it is there and not empty.
+        UsageError: it is there and not empty, or there are no runs.
     """
     from bertcli.runs.plots import save_charts
 
+    if not runs:
+        raise UsageError("a suite has no charts of its own; name the run folder of a task in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; name another for the plots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +139,11 @@ def write_plots(runs: Runs, folder: Path) -> None:
 def _by_seed(runs: Runs) -> Runs:
     """Each seed of one run by itself, then all of them."""
     (each,) = runs.values()
-    return {f"seed {run.results['seed']}": [run] for run in each} | {"all": each}
+    return {_seed_name(run): [run] for run in each} | {"all": each}
+
+
+def _seed_name(run: Run) -> str:
+    return f"seed {run.results['seed']}"
 
 
 def _is_single(runs: Runs) -> bool:
@@ -131,7 +155,7 @@ def _read_finished(name: str) -> Run:
         raise UsageError(f"found no finished run in {name} (no results.json); name run folders")
     run = read_run(Path(name))
     if "best_by" not in run.results:
-        raise UsageError(f"{name} is a suite; name the runs in it")
+        raise UsageError(f"{name} is a suite; name it alone, or the runs in it")
     return run
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bertcli.commands.collection import keep_collection
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
 from bertcli.commands.seeds import values_of
@@ -17,8 +18,8 @@ from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, run_folder, singles
-from bertcli.runs.console import Console, format_seconds, format_table
-from bertcli.runs.folder import best_seed, write_json, write_text
+from bertcli.runs.console import Console, format_seconds
+from bertcli.runs.folder import best_seed
 
 HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "time")
 
@@ -56,13 +57,9 @@ def finetune_suite(
         return {"dry_run": True, "run": str(folder), "failed": failed}
     results = _results(suite, folder, finished, failed)
     if processes.is_main_process:
-        write_json(folder / "results.json", results)
-    table = format_table(HEADER, [[row[column] for column in HEADER] for row in results["table"]])
-    console.say(f"\n{table}")
+        keep_collection(folder, results, console)
     if "average" in results:
-        console.say(f"\naverage of {len(finished)} tasks: {results['average']:.4f}")
-    if processes.is_main_process:
-        write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
+        console.say(f"average of {len(finished)} tasks: {results['average']:.4f}")
     tell_of_failed(failed, len(suite.recipes), "tasks")
     return results
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bertcli.commands.collection import keep_collection
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
 from bertcli.commands.seeds import values_of
@@ -16,10 +17,8 @@ from bertcli.commands.several import run_each, tell_of_failed
 from bertcli.errors import TrainingError
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
-from bertcli.runs.console import Console, format_seconds, format_table
-from bertcli.runs.folder import write_json, write_text
-
-HEADER = ("run", "metric", "mean", "sd", "median", "best", "seeds", "time", "chosen")
+from bertcli.runs.console import Console, format_seconds
+from bertcli.runs.folder import write_text
 
 
 def finetune_grid(
@@ -49,14 +48,11 @@ def finetune_grid(
     if not finished:
         raise TrainingError(f"every point failed, such as {next(iter(failed.items()))}")
     results = _results(grid, folder, finished, failed)
-    rows = [[str(row[column]) for column in HEADER] for row in results["table"]]
-    table = format_table(HEADER, rows)
-    console.say(f"\n{table}\n\nchosen    {results['chosen']}, by {results['best_by']} on the validation split")
-    console.say(f'run       {folder}\nnext      bertcli predict {folder} --text "…"')
     if processes.is_main_process:
-        write_json(folder / "results.json", results)
-        write_text(folder / "summary.csv", _csv(rows))
-        write_text(folder / "README.md", f"# {folder.name}\n\n{table}\n")
+        keep_collection(folder, results, console)
+        write_text(folder / "summary.csv", _csv(results["table"]))
+    console.say(f"chosen    {results['chosen']}, by {results['best_by']} on the validation split\nrun       {folder}")
+    console.say(f'next      bertcli predict {folder} --text "…"')
     tell_of_failed(failed, len(grid.points), "points")
     return results
 
@@ -90,7 +86,9 @@ def _results(grid: Grid, folder: Path, finished: dict[str, dict[str, Any]], fail
     }
 
 
-def _csv(rows: list[list[str]]) -> str:
+def _csv(table: list[dict[str, str]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([HEADER, *rows])
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
     return text.getvalue()

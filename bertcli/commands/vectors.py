@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-from bertcli.data.corpus import cache_folder, made_once
+from bertcli.data.corpus import cache_folder, make_aside
 from bertcli.data.encoding import Encoded
 from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
@@ -42,12 +43,18 @@ def with_vectors(
     """
     reading: Any = getattr(model, "padding_free", None)
     first_only = reading is not None and reading.reading == "first"
-    made = made_once(
-        cache_folder() / "vectors" / _key(model, encoded, first_only),
-        lambda aside: _compute(accelerator, model, encoded, max_tokens, aside / NAME, first_only, on_batch),
-    )
+    folder = cache_folder() / "vectors" / _key(model, encoded, first_only)
+
+    def compute(aside: Path | None) -> None:
+        _compute(accelerator, model, encoded, max_tokens, aside and aside / NAME, first_only, on_batch)
+
+    if not all(gather_object([folder.is_dir()])):  # all compute their share, or none does
+        if accelerator.is_local_main_process:
+            make_aside(folder, compute)
+        else:
+            compute(None)
     accelerator.wait_for_everyone()
-    return replace(encoded, vectors=np.load(made / NAME, mmap_mode="r"))
+    return replace(encoded, vectors=np.load(folder / NAME, mmap_mode="r"))
 
 
 def _key(model: PreTrainedModel, encoded: Encoded, first_only: bool) -> str:
@@ -66,11 +73,11 @@ def _compute(
     model: PreTrainedModel,
     encoded: Encoded,
     max_tokens: int,
-    path: Path,
+    path: Path | None,
     first_only: bool,
     on_batch: Callable[[int], None],
 ) -> None:
-    """Write the vectors to `path`, part by part."""
+    """Write the vectors to `path`, if this process is to, part by part."""
     singles = replace(encoded, num_choices=1, rows=np.arange(len(encoded.offsets) - 1), labels=None)
     number = len(singles) if first_only else len(singles.input_ids)
     table, at = None, 0
@@ -85,6 +92,8 @@ def _compute(
             multiple_of=width_multiple(accelerator),
             on_batch=on_batch,
         )
+        if path is None:
+            continue
         if table is None:
             shape = (number, vectors.shape[1])
             table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)

@@ -85,21 +85,26 @@ def open_corpus(
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`; if it is not there, `make` makes it aside first, so that it is never there by half."""
+    """`folder`; if it is not there, `make` makes it first."""
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            make(aside)
-            aside.chmod(0o755)  # others may share the cache
-            try:
-                aside.rename(folder)
-            except OSError:  # another process was faster: what it made is the same
-                if not folder.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        make_aside(folder, make)
     return folder
+
+
+def make_aside(folder: Path, make: Callable[[Path], None]) -> None:
+    """Let `make` fill a folder that gets its name when it is whole, so that it is never there by half."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        make(aside)
+        aside.chmod(0o755)  # others may share the cache
+        try:
+            aside.rename(folder)
+        except OSError:  # another process was faster: what it made is the same
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None, mirror: Path | None) -> str:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 PREDICTIONS = "validation.jsonl"
 PAGES = Path(__file__).parent / "pages"
 
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Header and rows."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -148,25 +151,32 @@ def comparison_charts(runs: Mapping[str, Sequence[Run]]) -> list[Chart]:
 
 
 def comparison_page(
+    title: str,
+    table: Table,
     runs: Mapping[str, Sequence[Run]],
-    table: tuple[Sequence[str], Sequence[Sequence[str]]],
-    differences: Sequence[Sequence[str]],
+    *,
+    differences: Sequence[Sequence[str]] | None = None,
+    links: Mapping[str, str] | None = None,
+    failed: Mapping[str, str] | None = None,
 ) -> str:
     """The page of several runs (by name, each as its seeds) side by side.
 
     Args:
-        table: header and rows of the scores.
-        differences: recipe keys, each with its value in every run.
+        table: of the scores; the first cell of a row is the name of what it tells of.
+        runs: whose curves to draw; none if they are not of one task.
+        differences: recipe keys, each with its value in every run; None leaves them out.
+        links: pages of what the rows tell of, relative to this page.
+        failed: what did not finish, and why.
     """
-    names, first = list(runs), next(iter(runs.values()))
-    work, name = first[0].work, Path(names[0]).resolve().name
     return _page(
         "comparison.html.j2",
-        title=f"{name}: {work}, {len(first)} seeds" if len(names) == 1 else f"Runs of {work}",
-        names=names,
+        title=title,
+        names=list(runs),
         table=table,
-        drawings=[draw(chart) for chart in comparison_charts(runs)],
+        drawings=[draw(chart) for chart in comparison_charts(runs)] if runs else [],
         differences=differences,
+        links=links or {},
+        failed=failed or {},
     )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from bertcli.cli import app
 from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
 from bertcli.commands.suite import finetune_suite
@@ -35,6 +37,7 @@ def test_one_failure_leaves_the_others_and_the_same_command_goes_on(tmp_path: Pa
         finetune_suite(load(text), Path("all"), console=QUIET)
     first = json.loads(Path("all/results.json").read_text())
     assert "found no file" in first["failed"]["mine.yaml"]
+    assert "found no file" in Path("all/report.html").read_text()
     Path("mine.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 20)
     changed = Path("all/sample-topics/seed-1/results.json").stat().st_mtime_ns
     second = finetune_suite(load(text), Path("all"), console=QUIET)
@@ -48,6 +51,16 @@ def test_one_failure_leaves_the_others_and_the_same_command_goes_on(tmp_path: Pa
     assert " ± " in second["table"][0]["mean ± sd"]
     assert 0 <= second["average"] <= 1
     assert "| sample/topics " in Path("all/README.md").read_text()
+    page = Path("all/report.html").read_text()
+    assert page.count('<a href="./sample-topics/report.html">') == 3
+    assert page.count('<a href="./mine/report.html">') == 2
+    assert "What failed" not in page
+    Path("all/report.html").unlink()
+    told = CliRunner().invoke(app, ["report", "all"])
+    assert told.exit_code == 0, told.output
+    assert "| mine.yaml " in told.stdout
+    assert Path("all/report.html").read_text() == page
+    assert CliRunner().invoke(app, ["report", "all", "--plots", "plots"]).exit_code == 2
 
 
 def test_a_task_starts_from_the_encoder_of_another(tmp_path: Path) -> None:
