@@ -12,7 +12,10 @@ import pytest
 from bertcli.commands.finetune import finetune
 from bertcli.commands.pretrain import pretrain
 from bertcli.commands.report import write_page
+from bertcli.commands.suite import finetune_suite
+from bertcli.errors import TrainingError
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
+from bertcli.recipe.suite import load_suite
 from bertcli.runs.console import Console
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
@@ -37,7 +40,7 @@ LOOK = """() => {
     const [one, other] = [element.closest("svg") ? style.fill : style.color, behind(element)].map(number).map(light);
     return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   };
-  const words = [...document.querySelectorAll("h1, p, dt, dd, td, th, b, mark, figcaption, svg text, li, pre")];
+  const words = [...document.querySelectorAll("h1, a, p, dt, dd, td, th, b, mark, figcaption, svg text, li, pre")];
   const shown = words.filter(element => element.getBoundingClientRect().width && element.textContent.trim());
   const size = element => parseFloat(getComputedStyle(element).fontSize) *
     (element.closest("svg") ? element.closest("svg").getBoundingClientRect().width / 360 : 1);
@@ -76,9 +79,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         finetune(load_recipe(f"sample/{task}", words), folder / task, console=QUIET)
     finetune(load_recipe("sample/inference", [*words, "training.seed=[1,2]"]), folder / "seeds", console=QUIET)
     pretrain(load_pretrain_recipe("pretrain/tiny", ["training.max_steps=6"]), folder / "pretrained", console=QUIET)
+    Path(folder, "suite.yaml").write_text(
+        "suite: [sample/sentiment, gone.yaml]\ntraining: {learning_rate: [1e-3, 2e-3]}\n"
+    )
+    Path(folder, "gone.yaml").write_text(
+        "task: {files: {train: gone.csv}, text_columns: [text]}\nmodel: {size: tiny}\n"
+    )
+    suite = load_suite(str(folder / "suite.yaml"), ["training.max_steps=10", *words[1:3], "evaluation.every_steps=5"])
+    assert suite is not None
+    with pytest.raises(TrainingError):
+        finetune_suite(suite, folder / "suite", console=QUIET)
     compared = folder / "compared.html"
     write_page([str(folder / name) for name in ("inference", "seeds")], compared)
-    return {path.name: path / "report.html" for path in folder.iterdir() if path.is_dir()} | {"compared": compared}
+    made = {path.parent.name: path for path in folder.rglob("report.html") if not path.parent.name.startswith("seed-")}
+    return made | {"compared": compared}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
