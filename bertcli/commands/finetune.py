@@ -15,6 +15,7 @@ from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.seeds import say_results, train_seeds
 from bertcli.commands.teacher import with_teacher
+from bertcli.commands.tuning import with_tuned_thresholds
 from bertcli.commands.vectors import with_vectors
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import GlobalBatch, cut_off_tokens, training_batches
@@ -192,9 +193,13 @@ class FinetuneJob(Job):
     def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Lines]:
         """Its scores on the splits that the task row names, and its answers to the validation split."""
         prepared, task = self.prepared, self.prepared.task
+        scores: Scores = {}
         saved = build.load_model(str(model), prepared.mirror, prepared.head.model_class, {})
         speed_up(saved, accelerator.device)
         saved = accelerator.prepare_model(saved, evaluation_mode=True)
+        if prepared.recipe.answers.thresholds == "tuned":
+            prepared, scores["validation_tuned"] = with_tuned_thresholds(accelerator, saved, prepared, model)
+            self.prepared = prepared
         lines = compare(
             accelerator,
             saved,
@@ -204,13 +209,14 @@ class FinetuneJob(Job):
             task,
             max_tokens=self.recipe.hardware.eval_batch_tokens,
         )
-        return {split: self.score(accelerator, saved, split) for split in task.splits.more_validation}, list(lines)
+        scores |= {split: self.score(accelerator, saved, split) for split in task.splits.more_validation}
+        return scores, list(lines)
 
     def describe(self) -> dict[str, Any]:
         """Task and model."""
         task, section = self.prepared.task, self.prepared.recipe.model
         size = section.size if section.name is None else None
-        return {"task": task.name, "head": task.head, "model": section.name, "size": size}
+        return {"task": task.name, "head": task.head, "model": section.name, "size": size} | self.prepared.head.facts
 
     def card(self, results: dict[str, Any]) -> str:
         """The card of a fine-tuned model."""

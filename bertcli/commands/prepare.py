@@ -58,9 +58,12 @@ class Prepared:
         model_class, fields = self.head.model_class, self.head.config_fields
         if section.name is None:
             return build.build_model(section, self.tokenizer, model_class, fields)
-        return build.load_model(
+        model = build.load_model(
             section.name, self.mirror, model_class, fields, dropout=section.dropout, fresh_head=section.new_head
         )
+        if "thresholds" not in fields:
+            vars(model.config).pop("thresholds", None)  # they were those of an earlier task
+        return model
 
     def count_parameters(self) -> int:
         """Parameters of the model, without making or loading it."""
@@ -105,6 +108,8 @@ def check_regularisers(recipe: Recipe, task: Task) -> None:
         raise RecipeError([f"training.label_smoothing is for tasks with one label, and {task.name} is {kind}"])
     if training.teacher is not None and kind not in ("single_label", "multiple_choice"):
         raise RecipeError([f"training.teacher is for tasks with one label, and {task.name} is {kind}"])
+    if recipe.answers.thresholds is not None and kind not in ("single_label", "multi_label"):
+        raise RecipeError([f"answers.thresholds are for the labels of texts, and {task.name} is {kind}"])
     if training.token_cutoff and task.head not in ("text_classification", "multiple_choice"):
         raise RecipeError([f"training.token_cutoff is for whole texts, and {task.name} asks about single tokens"])
 

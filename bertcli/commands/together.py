@@ -99,6 +99,8 @@ def _refuse(recipe: Recipe) -> None:
         problems.append(f"training.strategy={training.strategy} is for one task, not for several together")
     if training.teacher is not None:
         problems.append("training.teacher is for one task, not for several together")
+    if recipe.answers.thresholds is not None:
+        problems.append("answers.thresholds are for one task, not for several together")
     if recipe.model.name is None and recipe.model.tokenizer is None:
         problems.append("tasks that are learned together need one vocabulary: name a model.name or a model.tokenizer")
     if problems:

@@ -56,6 +56,11 @@ class Head(ABC):
         """What the model's configuration must say, so that plain `transformers` reads the answer alike."""
         return {}
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `results.json` says of it."""
+        return {}
+
     def echoed(self, task: Task) -> tuple[str, ...]:
         """The columns of an input that are worth repeating beside its answer."""
         return task.columns

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig
 
+HIDDEN_LABEL = -1  # what GLUE's test splits hold instead of an answer
 MOST_PROBABILITIES = 20  # listed beside an answer
 MOST_CHARACTERS = 60  # of a row that is told
 
@@ -70,6 +71,62 @@ def listed_labels(task: Task, train: Dataset) -> tuple[str, ...]:
     return task.labels or tuple(declared)
 
 
+def resolve_labels(task: Task, train_rows: Dataset) -> tuple[str, ...]:
+    """The label names, in order: the row's own, else the data set's, else those of the training rows, sorted.
+
+    Raises:
+        DataError: the row and the data set disagree, or there is nothing to learn.
+    """
+    if task.problem == "regression":
+        return ()
+    listed = listed_labels(task, train_rows)
+    found = label_names(task, train_rows, train_rows[task.label_column][:])
+    seen = {one for name in found if name is not None for one in ([name] if isinstance(name, str) else name)}
+    labels = listed or tuple(sorted(seen))
+    if len(labels) < (2 if task.problem == "single_label" else 1):
+        raise DataError(f"{task.name}: found the labels {list(labels)}, expected at least two to tell apart")
+    return labels
+
+
+def label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
+    """Each row's label as a name (or list of names); None where it is hidden or missing."""
+    declared = declared_names(rows.features[task.label_column])
+
+    def name_of(value: Any) -> str:
+        return declared[value] if declared and isinstance(value, int) else str(value)
+
+    if task.problem == "single_label":
+        return [None if value is None or value == HIDDEN_LABEL else name_of(value) for value in values]
+    lists = ([part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else v for v in values)
+    return [None if value is None else [name_of(one) for one in value] for value in lists]
+
+
+def class_weights(
+    wanted: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], answers: np.ndarray
+) -> list[float] | None:
+    """The weight of each label in the loss.
+
+    `auto` weighs a label by R / (C × its rows), as scikit-learn's `balanced` does, so that the mean over the rows is
+    1; with several labels a row, by the rows without it for each row with it (at most 100).
+
+    Raises:
+        DataError: names that are no labels, a label without rows, or a task without labels.
+    """
+    if wanted is None:
+        return None
+    if task.problem == "regression":
+        raise DataError(f"{task.name}: training.class_weights are for labels, and this task is a regression")
+    if isinstance(wanted, dict):
+        return given_weights(wanted, labels)
+    if task.problem == "multi_label":
+        counts = answers.sum(0)
+        return [float(min(100.0, (len(answers) - count) / max(1.0, count))) for count in counts]
+    counts = np.bincount(answers, minlength=len(labels))
+    if not counts.all():
+        raise DataError(f"{task.name}: no training row has the label {labels[int(counts.argmin())]!r}")
+    return [float(len(answers) / (len(labels) * count)) for count in counts]
+
+
 def given_weights(wanted: dict[str, float], labels: tuple[str, ...]) -> list[float]:
     """The weights a recipe gives, in the order of the labels.
 
@@ -100,14 +157,16 @@ def beginning_of(task: Task, rows: Dataset, row: int) -> str:
     return f"It begins {as_text(rows[row][task.columns[0]])[:MOST_CHARACTERS]!r}."
 
 
-def compare_labels(labels: Sequence[str], logits: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    """`Head.compare` where one of C labels is right: the answers by logits [R, C] beside the right numbers [R]."""
+def compare_labels(
+    labels: Sequence[str], logits: np.ndarray, chosen: np.ndarray, right: np.ndarray
+) -> list[dict[str, Any]]:
+    """`Head.compare` where one of C labels is right: the chosen [R], by logits [R, C], beside the right [R]."""
     from scipy.special import log_softmax
 
     lines = []
-    for row, gold in zip(log_softmax(logits.astype(np.float64), axis=-1), right.tolist(), strict=True):
+    shares = log_softmax(logits.astype(np.float64), axis=-1)
+    for row, best, gold in zip(shares, chosen.tolist(), right.tolist(), strict=True):
         likeliest = likeliest_first(row)
-        best = int(likeliest[0])
         lines.append(
             {
                 "gold": labels[gold],

@@ -116,7 +116,7 @@ class MultipleChoice(Head):
         """R choices beside the right ones, called by their numbers from 0."""
         right = self.references(task, rows)
         assert right is not None
-        return compare_labels([str(number) for number in range(logits.shape[-1])], logits, right)
+        return compare_labels([str(number) for number in range(logits.shape[-1])], logits, logits.argmax(-1), right)
 
 
 def choices_of(task: Task, rows: Dataset) -> list[list[str]]:

@@ -15,16 +15,18 @@ from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.errors import DataError, ModelError
 from bertcli.heads.head import Head
 from bertcli.heads.labels import (
+    HIDDEN_LABEL,
     beginning_of,
+    class_weights,
     compare_labels,
-    declared_names,
-    given_weights,
     label_fields,
+    label_names,
     likeliest_first,
-    listed_labels,
     place_of,
+    resolve_labels,
     saved_labels,
 )
+from bertcli.heads.thresholds import USUAL, Thresholds, best_threshold, given_thresholds, usual_thresholds
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Problem, Task
 
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-HIDDEN_LABEL = -1  # what GLUE's test splits hold instead of an answer
-MULTI_LABEL_THRESHOLD = 0.5
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
 
 
@@ -44,10 +44,17 @@ class TextClassification(Head):
     model_class = "AutoModelForSequenceClassification"
     usual_columns = ("text", "text_pair")
 
-    def __init__(self, problem: Problem, labels: Sequence[str], class_weights: Sequence[float] | None = None):
+    def __init__(
+        self,
+        problem: Problem,
+        labels: Sequence[str],
+        class_weights: Sequence[float] | None = None,
+        thresholds: Thresholds | None = None,
+    ):
         self.problem = problem
         self.labels = tuple(labels)
         self.class_weights = class_weights  # [C]; None: all alike
+        self.thresholds = thresholds  # None: the likeliest label, or those likelier than not
 
     @classmethod
     def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
@@ -60,7 +67,7 @@ class TextClassification(Head):
         if task.problem == "single_label" and len(np.unique(answers)) < 2:
             raise DataError(f"{task.name}: all training rows have the same label, there is nothing to learn")
         weights = class_weights(recipe.training.class_weights, task, labels, answers)
-        return cls(task.problem, labels, weights)
+        return cls(task.problem, labels, weights, _thresholds(recipe.answers.thresholds, task, labels))
 
     @classmethod
     def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
@@ -74,13 +81,28 @@ class TextClassification(Head):
             raise ModelError(f"found problem_type {config.problem_type!r} in the model, expected one of {PROBLEMS}")
         if config.problem_type is None and config.num_labels == 1:
             saved = "regression"
-        return cls(saved, () if saved == "regression" else saved_labels(config))
+        labels = () if saved == "regression" else saved_labels(config)
+        return cls(saved, labels, thresholds=getattr(config, "thresholds", None))
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """The same head, its labels in another order."""
         order = [self.labels.index(label) for label in labels]
         weights = None if self.class_weights is None else [self.class_weights[at] for at in order]
-        return type(self)(self.problem, labels, weights)
+        return type(self)(self.problem, labels, weights, self.thresholds)
+
+    def tuned(self, task: Task, logits: np.ndarray, right: np.ndarray) -> Self:
+        """The same head with the thresholds that score the best F1 on R rows.
+
+        Args:
+            logits: of the rows, [R, C].
+            right: the right answers, in the form of `read_labels`.
+        """
+        shares, thresholds = self.probabilities(logits), {}
+        for label in usual_thresholds(task, self.labels):
+            at = self.labels.index(label)
+            is_right = right[:, at] > 0 if self.problem == "multi_label" else right == at
+            thresholds[label] = best_threshold(shares[:, at], is_right)
+        return type(self)(self.problem, self.labels, self.class_weights, thresholds)
 
     @property
     def answer_kind(self) -> str:
@@ -91,7 +113,12 @@ class TextClassification(Head):
     def config_fields(self) -> dict[str, Any]:
         """What the model's configuration must say, so that plain `transformers` reads the answer alike."""
         kind = f"{self.problem}_classification" if self.problem != "regression" else "regression"
-        return label_fields(self.labels or ("score",)) | {"problem_type": kind}
+        return label_fields(self.labels or ("score",)) | {"problem_type": kind} | self.facts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The thresholds, if it has any."""
+        return {} if self.thresholds is None else {"thresholds": self.thresholds}
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
         """Rows of a split as token ids, with their labels if they have them."""
@@ -121,7 +148,7 @@ class TextClassification(Head):
         values = rows[task.label_column][:]
         if self.problem == "regression":
             return _read_numbers(task, values)
-        names = _label_names(task, rows, values)
+        names = label_names(task, rows, values)
         hidden = [name is None for name in names]
         if all(hidden):
             return None
@@ -152,14 +179,21 @@ class TextClassification(Head):
 
     def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
         """Answers for R rows from logits [N, C], in the form of `read_labels`."""
-        return self._choose(average_windows(encoded, logits))
+        return self.choose(average_windows(encoded, logits))
 
-    def _choose(self, logits: np.ndarray) -> np.ndarray:
-        if self.problem == "single_label":
-            return logits.argmax(-1)
+    def choose(self, logits: np.ndarray) -> np.ndarray:
+        """Answers for R rows from their logits [R, C], in the form of `read_labels`."""
+        thresholds = self.thresholds or {}
         if self.problem == "multi_label":
-            return (self.probabilities(logits) > MULTI_LABEL_THRESHOLD).astype(np.float32)
-        return logits[:, 0]
+            least = np.array([thresholds.get(label, USUAL) for label in self.labels])
+            return (self.probabilities(logits) > least).astype(np.float32)
+        if self.problem == "regression":
+            return logits[:, 0]
+        if not thresholds:
+            return logits.argmax(-1)
+        ((label, threshold),) = thresholds.items()
+        at = self.labels.index(label)
+        return np.where(self.probabilities(logits)[:, at] > threshold, at, 1 - at)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Softmax over C, or a sigmoid for each of C. [N, C]"""
@@ -173,7 +207,7 @@ class TextClassification(Head):
         if self.problem == "regression":
             return [{"score": round(float(value), 6)} for value in logits[:, 0]]
         answers: list[dict[str, Any]] = []
-        for chosen, row in zip(self._choose(logits), self.probabilities(logits).tolist(), strict=True):
+        for chosen, row in zip(self.choose(logits), self.probabilities(logits).tolist(), strict=True):
             probabilities = {label: round(value, 6) for label, value in zip(self.labels, row, strict=True)}
             if self.problem == "single_label":
                 answers.append({"label": self.labels[int(chosen)], "probabilities": probabilities})
@@ -187,7 +221,7 @@ class TextClassification(Head):
         right, logits = self.read_labels(task, rows), average_windows(encoded, logits)
         assert right is not None
         if self.problem == "single_label":
-            return compare_labels(self.labels, logits, right)
+            return compare_labels(self.labels, logits, self.choose(logits), right)
         if self.problem == "regression":
             pairs = zip(right.tolist(), logits[:, 0].tolist(), strict=True)
             return [{"gold": gold, "predicted": found, "loss": (gold - found) ** 2} for gold, found in pairs]
@@ -195,13 +229,22 @@ class TextClassification(Head):
         # The binary cross-entropy of a logit, ln(1 + exp(x)) - y x, averaged over the labels.
         losses = (np.logaddexp(0.0, logits) - right * logits).mean(-1).tolist()
         for gold, chosen, shares, loss in zip(
-            right, self._choose(logits), self.probabilities(logits), losses, strict=True
+            right, self.choose(logits), self.probabilities(logits), losses, strict=True
         ):
             names = [[self.labels[at] for at in np.flatnonzero(one)] for one in (gold, chosen)]
             probabilities = {self.labels[at]: float(shares[at]) for at in likeliest_first(shares)}
             answer = {"gold": names[0], "predicted": names[1], "right": names[0] == names[1], "loss": loss}
             answers.append(answer | {"probabilities": probabilities})
         return answers
+
+
+def _thresholds(wanted: Any, task: Task, labels: tuple[str, ...]) -> Thresholds | None:
+    if wanted is None:
+        return None
+    if wanted == "tuned":  # once the model has learned; only checked here
+        usual_thresholds(task, labels)
+        return None
+    return given_thresholds(wanted, task, labels)
 
 
 def average_windows(encoded: Encoded, logits: np.ndarray) -> np.ndarray:
@@ -211,62 +254,6 @@ def average_windows(encoded: Encoded, logits: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(np.diff(encoded.rows, prepend=-1))
     counts = np.diff(starts, append=len(logits))
     return np.add.reduceat(logits, starts, axis=0) / counts[:, None].astype(logits.dtype)
-
-
-def class_weights(
-    wanted: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], answers: np.ndarray
-) -> list[float] | None:
-    """The weight of each label in the loss.
-
-    `auto` weighs a label by R / (C × its rows), as scikit-learn's `balanced` does, so that the mean over the rows is
-    1; with several labels a row, by the rows without it for each row with it (at most 100).
-
-    Raises:
-        DataError: names that are no labels, a label without rows, or a task without labels.
-    """
-    if wanted is None:
-        return None
-    if task.problem == "regression":
-        raise DataError(f"{task.name}: training.class_weights are for labels, and this task is a regression")
-    if isinstance(wanted, dict):
-        return given_weights(wanted, labels)
-    if task.problem == "multi_label":
-        counts = answers.sum(0)
-        return [float(min(100.0, (len(answers) - count) / max(1.0, count))) for count in counts]
-    counts = np.bincount(answers, minlength=len(labels))
-    if not counts.all():
-        raise DataError(f"{task.name}: no training row has the label {labels[int(counts.argmin())]!r}")
-    return [float(len(answers) / (len(labels) * count)) for count in counts]
-
-
-def resolve_labels(task: Task, train_rows: Dataset) -> tuple[str, ...]:
-    """The label names, in order: the row's own, else the data set's, else those of the training rows, sorted.
-
-    Raises:
-        DataError: the row and the data set disagree, or there is nothing to learn.
-    """
-    if task.problem == "regression":
-        return ()
-    listed = listed_labels(task, train_rows)
-    found = _label_names(task, train_rows, train_rows[task.label_column][:])
-    seen = {one for name in found if name is not None for one in ([name] if isinstance(name, str) else name)}
-    labels = listed or tuple(sorted(seen))
-    if len(labels) < (2 if task.problem == "single_label" else 1):
-        raise DataError(f"{task.name}: found the labels {list(labels)}, expected at least two to tell apart")
-    return labels
-
-
-def _label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
-    """Each row's label as a name (or list of names); None where it is hidden or missing."""
-    declared = declared_names(rows.features[task.label_column])
-
-    def name_of(value: Any) -> str:
-        return declared[value] if declared and isinstance(value, int) else str(value)
-
-    if task.problem == "single_label":
-        return [None if value is None or value == HIDDEN_LABEL else name_of(value) for value in values]
-    lists = ([part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else v for v in values)
-    return [None if value is None else [name_of(one) for one in value] for value in lists]
 
 
 def _read_numbers(task: Task, values: list[Any]) -> np.ndarray | None:

@@ -130,10 +130,16 @@ class TrainingSection(OptimizationSection, StrategySection):
 
 
 class AnswersSection(Section):
-    """How the start and end scores of question answering become answers."""
+    """How scores become answers."""
 
-    n_best_size: int = Field(20, ge=1, description="starts and ends looked at in a window, and answers listed")
-    max_answer_length: int = Field(30, ge=1, description="tokens of the longest answer")
+    thresholds: Literal["tuned"] | dict[str, float] | None = Field(
+        None,
+        description="probability a label must exceed to be the answer (several labels at once, or the second of two); "
+        "tuned: those with the best F1 on the validation rows; null: one half",
+    )
+
+    n_best_size: int = Field(20, ge=1, description="starts and ends of spans looked at in a window, and answers listed")
+    max_answer_length: int = Field(30, ge=1, description="tokens of the longest span")
     null_score_diff_threshold: float = Field(
         0.0, description="say `no answer` if its score is better than the best answer's by more than this"
     )
@@ -176,7 +182,7 @@ class Recipe(Section):
     model: ModelSection = Field(ModelSection(), description="which encoder")
     data: DataSection = Field(DataSection(), description="how rows become inputs")
     training: TrainingSection = Field(TrainingSection(), description="what changes the result")
-    answers: AnswersSection = Field(AnswersSection(), description="how spans become answers")
+    answers: AnswersSection = Field(AnswersSection(), description="how scores become answers")
     evaluation: EvaluationSection = Field(EvaluationSection(), description="when to look, what is best")
     hardware: HardwareSection = Field(HardwareSection(), description="what changes only the speed")
 

@@ -206,6 +206,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{results['num_parameters']:,}"),
         ("training time", format_seconds(results["train_seconds"])),
         ("machine", f"{results['device']}, {results['precision']}"),
+        *((f"threshold of {label}", f"{value:.4f}") for label, value in results.get("thresholds", {}).items()),
     ]
 
 

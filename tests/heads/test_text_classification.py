@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from bertcli.data.encoding import Encoded
 from bertcli.errors import DataError
-from bertcli.heads.text_classification import TextClassification, average_windows, class_weights, resolve_labels
+from bertcli.heads.labels import class_weights, resolve_labels
+from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.tasks.task import Task
 
 
