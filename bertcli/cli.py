@@ -79,6 +79,7 @@ def finetune(
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
     """
     from bertcli.recipe.grid import Grid
+    from bertcli.recipe.schema import Recipe
     from bertcli.recipe.suite import Suite, load_finetuning, ready_runs
 
     wanted = load_finetuning(recipe, overrides or [])
@@ -90,6 +91,7 @@ def finetune(
 
     console = Console(quiet=quiet)
     with console.waiting(LOADING):
+        from bertcli.commands.collection import open_collection
         from bertcli.commands.finetune import finetune as run_finetune
         from bertcli.commands.side_by_side import run_side_by_side
         from bertcli.commands.suite import finetune_suite
@@ -98,7 +100,9 @@ def finetune(
     folder = run or default_run_folder(recipe)
     is_together = isinstance(wanted, Suite) and wanted.together is not None
     if jobs > 1 and not dry_run and not is_together:
-        ready = ready_runs(wanted, folder) if isinstance(wanted, Suite | Grid) else {folder: wanted}
+        ready = {folder: wanted} if isinstance(wanted, Recipe) else ready_runs(wanted, folder)
+        if folder not in ready:
+            open_collection(folder, overwrite=overwrite)
         run_side_by_side(ready, jobs, console, mirror=mirror, overwrite=overwrite)
         overwrite = False  # that is done
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}

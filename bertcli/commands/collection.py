@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from bertcli.commands.report import Runs, links_to, read_runs, write_own_pages
-from bertcli.errors import UsageError
+from bertcli.errors import RunFolderError, UsageError
 from bertcli.recipe.suite import run_folder
 from bertcli.runs.console import Console, format_table
 from bertcli.runs.folder import RunFolder, write_json, write_text
 from bertcli.runs.report import Table, comparison_page
 
+SUMMARY = "summary.csv"
 MOST_CURVES = 8  # as many as there are colours
+
+
+def open_collection(folder: Path, *, overwrite: bool, dry_run: bool = False) -> None:
+    """See that `folder` can hold the runs of a grid or suite, and nothing that what they reach would replace.
+
+    Args:
+        overwrite: remove a run that is there instead.
+        dry_run: only look.
+
+    Raises:
+        RunFolderError: it holds a run, or files that those of a grid or suite would replace.
+    """
+    own = RunFolder(folder)
+    if own.recipe.is_file():
+        if not overwrite:
+            raise RunFolderError(
+                f"{folder} holds a run, where runs of a grid or suite are to go. "
+                "Choose another folder with --run, or replace that run with --overwrite."
+            )
+        if not dry_run:
+            shutil.rmtree(folder)
+    elif read_collection(str(folder)) is None:
+        there = [path.name for path in (own.results, own.card, own.report, folder / SUMMARY) if path.exists()]
+        if there:
+            raise RunFolderError(f"{folder} holds {there[0]} and no grid or suite; choose another folder with --run")
 
 
 def keep_collection(folder: Path, results: dict[str, Any], console: Console) -> None:

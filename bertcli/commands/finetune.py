@@ -14,7 +14,7 @@ from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
 from bertcli.commands.seeds import say_results, train_seeds
-from bertcli.commands.teacher import with_teacher
+from bertcli.commands.teacher import open_teacher, with_teacher
 from bertcli.commands.tuning import with_tuned_thresholds
 from bertcli.commands.vectors import with_vectors
 from bertcli.data.encoding import Encoded
@@ -72,8 +72,9 @@ def finetune(
         check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
         check_disk(run, recipe, prepared.count_parameters())
     if dry_run:
-        if recipe.model.name is not None:
-            prepared.build_model()
+        FinetuneJob(prepared, plan).build_model()
+        if recipe.training.teacher is not None:
+            open_teacher(prepared)
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
     folder = open_together(processes, run, dump_recipe(recipe), overwrite=overwrite)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertcli.cluster.slurm import Place, Request, Task, batch_script
+from bertcli.commands.collection import open_collection
 from bertcli.errors import ClusterError, UsageError
 from bertcli.recipe.catalogue import load_any, recipe_of_run
 from bertcli.recipe.grid import Grid
@@ -100,6 +101,8 @@ def submit(work: Work, scripts: dict[str, str], run: Path, *, overwrite: bool = 
     _refuse_while_queued(slurm)
     if overwrite and any(path.exists() for path in work.later):
         raise UsageError(f"found --overwrite, but {work.later[0]} starts from another run; choose another --run")
+    if run not in work.recipes:
+        open_collection(run, overwrite=overwrite)
     for path, recipe in work.recipes.items():
         check_run_folder(path, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
     for path, recipe in work.recipes.items():

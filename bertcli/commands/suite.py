@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertcli.commands.collection import keep_collection
+from bertcli.commands.collection import keep_collection, open_collection
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
 from bertcli.commands.seeds import values_of
@@ -38,10 +38,13 @@ def finetune_suite(
     A recipe that fails is told and left behind; the same command tries it again and goes on where it stopped.
 
     Raises:
+        RunFolderError: the folder holds something else.
         Interrupted: a signal came; what is done is saved.
         TrainingError: some recipe failed; the others are finished.
     """
     processes, console = join(next(iter(singles(suite).values())).hardware, console)
+    if processes.is_main_process:
+        open_collection(folder, overwrite=overwrite, dry_run=dry_run)
 
     def run(name: str) -> dict[str, Any]:
         member = suite.recipes[name]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertcli.commands.collection import keep_collection
+from bertcli.commands.collection import SUMMARY, keep_collection, open_collection
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
 from bertcli.commands.seeds import values_of
@@ -36,10 +36,13 @@ def finetune_grid(
     that. A point that fails is told and left behind; the same command does only what is missing.
 
     Raises:
+        RunFolderError: the folder holds something else.
         Interrupted: a signal came; what is done is saved.
         TrainingError: some point failed; the others are finished.
     """
     processes, console = join(grid.first.hardware, console)
+    if processes.is_main_process:
+        open_collection(folder, overwrite=overwrite, dry_run=dry_run)
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
     runs = {name: partial(finetune, recipe, folder / name, **options) for name, recipe in grid.points.items()}
     finished, failed = run_each(runs, console)
@@ -50,7 +53,7 @@ def finetune_grid(
     results = _results(grid, folder, finished, failed)
     if processes.is_main_process:
         keep_collection(folder, results, console)
-        write_text(folder / "summary.csv", _csv(results["table"]))
+        write_text(folder / SUMMARY, _csv(results["table"]))
     console.say(f"chosen    {results['chosen']}, by {results['best_by']} on the validation split\nrun       {folder}")
     console.say(f'next      bertcli predict {folder} --text "…"')
     tell_of_failed(failed, len(grid.points), "points")

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from bertcli.commands.prepare import Prepared
 from bertcli.commands.score import answer
-from bertcli.commands.trained import open_trained
+from bertcli.commands.trained import Trained, open_trained
 from bertcli.data.encoding import Encoded
 from bertcli.errors import ModelError
 from bertcli.heads.labels import check_labels
 from bertcli.runs.console import Console
 from bertcli.runs.folder import best_seed
+
+
+def open_teacher(prepared: Prepared) -> Trained:
+    """The model that the recipe names as teacher.
+
+    Raises:
+        ModelError: it answers another question, or has other labels.
+    """
+    name = prepared.recipe.training.teacher
+    assert name is not None
+    with torch.random.fork_rng():  # whose numbers a resumed run must find as they were
+        teacher = open_trained(best_seed(name), prepared.mirror, prepared.recipe.hardware)
+    if teacher.head.answer_kind != prepared.head.answer_kind:
+        kinds = f"answers {teacher.head.answer_kind}, the task is {prepared.head.answer_kind}"
+        raise ModelError(f"the teacher {name} {kinds}")
+    if teacher.head.labels:
+        check_labels(teacher.head.labels, prepared.head.labels, name, "Name a teacher of the same labels.")
+    return teacher
 
 
 def with_teacher(prepared: Prepared, encoded: Encoded, console: Console) -> Encoded:
@@ -24,13 +41,8 @@ def with_teacher(prepared: Prepared, encoded: Encoded, console: Console) -> Enco
     Raises:
         ModelError: the teacher answers another question, has other labels, or reads rows in other windows.
     """
-    name = prepared.recipe.training.teacher
-    assert name is not None
-    with torch.random.fork_rng():  # whose numbers a resumed run must find as they were
-        teacher = open_trained(best_seed(name), prepared.mirror, prepared.recipe.hardware)
-    head: Any = teacher.head
-    if head.answer_kind != prepared.head.answer_kind:
-        raise ModelError(f"the teacher {name} answers {head.answer_kind}, the task is {prepared.head.answer_kind}")
+    teacher = open_teacher(prepared)
+    name, head = teacher.name, teacher.head
     rows = prepared.rows["train"]
     read = head.encode(prepared.task, rows, teacher.tokenizer, teacher.data)
     if not np.array_equal(read.rows, encoded.rows):
@@ -40,6 +52,5 @@ def with_teacher(prepared: Prepared, encoded: Encoded, console: Console) -> Enco
         parts = answer(*given, max_tokens=teacher.max_tokens, on_batch=display.advance)
         logits = np.concatenate([part for _, _, part, _ in parts])
     if head.labels:
-        check_labels(head.labels, prepared.head.labels, name, "Name a teacher of the same labels.")
         logits = logits[:, [head.labels.index(label) for label in prepared.head.labels]]
     return replace(encoded, teacher_logits=logits)

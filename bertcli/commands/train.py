@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import RunFolder, write_json
 from bertcli.runs.history import append_record, forget_after
+from bertcli.runs.lock import alone_in
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
 from bertcli.training.loop import train_steps
 from bertcli.training.progress import Clock, Window
@@ -39,13 +41,18 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     Raises:
         Interrupted: a signal came; the run is saved and the same command goes on with it.
         TrainingError: a gradient is no number, or memory does not hold a step; the last good checkpoint is kept.
-        RunFolderError: the disk is full, or a checkpoint is damaged.
+        RunFolderError: the disk is full, a checkpoint is damaged, or another process works in the folder.
     """
     if folder.results.is_file():
         console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
         if PartialState().is_main_process:
             write_missing_page(folder.path)
         return json.loads(folder.results.read_text("utf-8"))
+    with alone_in(folder.path) if PartialState().is_main_process else nullcontext():
+        return _train(job, folder, console)
+
+
+def _train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     run = _Run(job, folder, console)
     telling = telling_of_full_disk(folder.path, bytes_of_run(job.recipe, run.learner.num_parameters))
     with telling, telling_of_full_memory(), following(run.accelerator, run.progress.step):

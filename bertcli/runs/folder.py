@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.errors import RunFolderError, UsageError
+from bertcli.runs.lock import alone_in
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class RunFolder:
         """What trackers write, such as TensorBoard's events."""
         return self.path / "trackers"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run has left more here than what it was to do, or waits for its turn on a cluster."""
+        left = (self.train_history, self.eval_history, self.checkpoints, self.model, self.results, self.slurm)
+        return any(path.exists() for path in left)
+
     def tidy(self) -> None:
         """Undo what a save that was cut off in the middle has left."""
         restore_folder(self.model)
@@ -138,13 +145,15 @@ def open_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overw
         overwrite: remove what an earlier run left there (never a folder that is not a run).
 
     Raises:
-        RunFolderError: the folder holds something else, a run of another recipe, or cannot be written.
+        RunFolderError: the folder holds something else, a run of another recipe, a run that is going on, or cannot be
+            written.
     """
     folder = RunFolder(path)
     check_run_folder(path, recipe_text, speed_only, overwrite=overwrite)
     try:
         if overwrite and path.is_dir():
-            shutil.rmtree(path)
+            with alone_in(path):
+                shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         write_text(folder.recipe, recipe_text)
     except OSError as error:
@@ -179,7 +188,7 @@ def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, over
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and holds no run (no recipe.yaml); choose another with --run")
-    if overwrite:
+    if overwrite or not folder.has_begun:
         return
     before, now = folder.recipe.read_text("utf-8"), recipe_text
     if _without(before, speed_only) != _without(now, speed_only):

@@ -21,12 +21,13 @@ from bertcli.commands.finetune import finetune
 from bertcli.commands.score import loss_of
 from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, RunFolderError, TrainingError
 from bertcli.heads.head import Head
-from bertcli.recipe.load import load_recipe
+from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.runs import checkpoint as checkpoint_module
 from bertcli.runs.checkpoint import FILES, MANIFEST
 from bertcli.runs.console import Console
 from bertcli.runs.history import read_records
+from bertcli.runs.lock import alone_in
 from bertcli.training.loop import Loss
 from bertcli.training.signals import StopRequest
 
@@ -166,6 +167,20 @@ def test_a_finished_run_is_only_read_and_another_recipe_refused(recipe_of: Calla
         finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), console=QUIET)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_processes_do_not_work_in_one_run_folder(recipe_of: Callable[..., Recipe], overwrite: bool) -> None:
+    recipe = recipe_of()
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text(dump_recipe(recipe), "utf-8")
+    with alone_in(Path("run")):
+        message = rf"run is being worked in by process {os.getpid()} on "
+        with pytest.raises(RunFolderError, match=message):
+            finetune(recipe, Path("run"), console=QUIET, overwrite=overwrite)
+        assert files_of(Path("run")) == {"recipe.yaml", ".lock"}
+    finetune(recipe, Path("run"), console=QUIET)
+    assert not Path("run/.lock").exists()
+
+
 def test_several_seeds_are_several_runs_with_mean_and_spread(recipe_of: Callable[..., Recipe]) -> None:
     results = finetune(recipe_of("training.seed=[1, 2, 3]"), Path("run"), console=QUIET)
     scores = results["metrics"]["validation"]["accuracy"]
@@ -179,6 +194,23 @@ def test_several_seeds_are_several_runs_with_mean_and_spread(recipe_of: Callable
 def test_a_dry_run_checks_and_writes_nothing(recipe_of: Callable[..., Recipe]) -> None:
     finetune(recipe_of(), Path("run"), dry_run=True, console=QUIET)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("training.freeze_layers=99", "layers"), ("training.teacher=nowhere/at-all", "nowhere/at-all")],
+)
+def test_what_a_start_would_find_a_dry_run_finds_and_a_failed_start_is_no_run(
+    recipe_of: Callable[..., Recipe], override: str, words: str
+) -> None:
+    with pytest.raises((ModelError, RecipeError), match=words):
+        finetune(recipe_of(override), Path("run"), dry_run=True, console=QUIET)
+    assert not Path("run").exists()
+    with pytest.raises((ModelError, RecipeError), match=words):
+        finetune(recipe_of(override), Path("run"), console=QUIET)
+    finetune(recipe_of(), Path("run"), console=QUIET)
+    with pytest.raises(RunFolderError, match="another recipe"):
+        finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), console=QUIET)
 
 
 def test_early_stopping_stops(recipe_of: Callable[..., Recipe]) -> None:

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from bertcli.cli import app
 from bertcli.commands import sweep as sweep_module
 from bertcli.commands.evaluate import evaluate
+from bertcli.commands.finetune import finetune
 from bertcli.commands.sweep import finetune_grid
-from bertcli.errors import TrainingError
+from bertcli.errors import RunFolderError, TrainingError
 from bertcli.recipe.grid import Grid, load_recipe_or_grid
 from bertcli.runs.console import Console
 from bertcli.runs.folder import chosen_run
@@ -71,6 +72,28 @@ def test_a_point_that_fails_leaves_the_others() -> None:
     assert "| warmup_steps=0 | " in told.stdout
     assert 'href="./grid/warmup_steps%3D0/report.html"' in Path("elsewhere.html").read_text()
     assert Path("plots/loss.png").is_file()
+
+
+def test_nothing_else_is_replaced_by_what_a_grid_reached() -> None:
+    grid = load("training.learning_rate=[1e-4, 1e-3]")
+    finetune(grid.first, Path("run"), console=QUIET)
+    kept = Path("run/results.json").read_text()
+    for dry_run in (True, False):
+        with pytest.raises(RunFolderError, match="run holds a run, where runs of a grid or suite are to go"):
+            finetune_grid(grid, Path("run"), console=QUIET, dry_run=dry_run)
+    words = ["finetune", "sample/sentiment", *SHORT, "training.learning_rate=[1e-4, 1e-3]", "--run", "run"]
+    assert CliRunner().invoke(app, [*words, "--jobs", "2"]).exit_code == 2
+    assert Path("run/results.json").read_text() == kept
+    Path("mine").mkdir()
+    Path("mine/README.md").write_text("my own")
+    with pytest.raises(RunFolderError, match=r"mine holds README\.md and no grid"):
+        finetune_grid(grid, Path("mine"), console=QUIET)
+    assert Path("mine/README.md").read_text() == "my own"
+    results = finetune_grid(grid, Path("run"), console=QUIET, overwrite=True)
+    assert not Path("run/recipe.yaml").exists()
+    with pytest.raises(RunFolderError, match="not empty and holds no run"):
+        finetune(grid.first, Path("run"), console=QUIET)
+    assert finetune_grid(grid, Path("run"), console=QUIET) == results
 
 
 def finished(folder: str) -> dict[str, int]:
