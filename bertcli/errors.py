@@ -56,6 +56,10 @@ class RunFolderError(BertcliError):
     exit_code = 2
 
 
+class DiskError(BertcliError):
+    """A disk without room, or one that has spoilt what was saved on it."""
+
+
 class ClusterError(BertcliError):
     """The cluster does not take a job."""
 

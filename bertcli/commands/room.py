@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bertcli.errors import RunFolderError, TrainingError
+from bertcli.errors import DiskError, TrainingError
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import nearest_folder
@@ -24,14 +24,14 @@ def bytes_of_run(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
 
 
 def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int) -> None:
-    """Raise `RunFolderError` if the disk cannot hold a new run in `path`; one that goes on has its room."""
+    """Raise `DiskError` if the disk cannot hold a new run in `path`; one that goes on has its room."""
     if any(path.glob("**/checkpoints")):
         return
     nearest = nearest_folder(path)
     needed = bytes_of_run(recipe, num_parameters) * len(recipe.training.seed)
     free = shutil.disk_usage(nearest).free
     if free < needed:
-        raise RunFolderError(
+        raise DiskError(
             f"the disk under {nearest} has {free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
             "Make room or choose another place with --run."
         )
@@ -39,14 +39,14 @@ def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int)
 
 @contextmanager
 def telling_of_full_disk(path: Path, needed: int) -> Iterator[None]:
-    """Within the block a failure to write for want of room becomes a `RunFolderError` with the numbers."""
+    """Within the block a failure to write for want of room becomes a `DiskError` with the numbers."""
     try:
         yield
     except Exception as error:
         if not _is_of_full_disk(error):
             raise
         free = shutil.disk_usage(path).free
-        raise RunFolderError(
+        raise DiskError(
             f"the disk under {path} is full: the run needs up to {needed / 1e9:.1f} GB in all, {free / 1e9:.1f} GB are "
             "free. What was saved before is whole; make room, and the same command goes on."
         ) from error

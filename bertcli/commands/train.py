@@ -41,7 +41,8 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
     Raises:
         Interrupted: a signal came; the run is saved and the same command goes on with it.
         TrainingError: a gradient is no number, or memory does not hold a step; the last good checkpoint is kept.
-        RunFolderError: the disk is full, a checkpoint is damaged, or another process works in the folder.
+        DiskError: it is full, or all checkpoints are damaged.
+        RunFolderError: another process works in the folder.
     """
     if folder.results.is_file():
         console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from bertcli.errors import RunFolderError
+from bertcli.errors import DiskError
 from bertcli.runs.folder import flush, replace_folder, write_json
 
 FILES = ("model.safetensors", "optimizer.pt", "random.pt", "progress.json")
@@ -100,7 +100,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
         warn: told of each newer one that is damaged.
 
     Raises:
-        RunFolderError: there are checkpoints, and all are damaged.
+        DiskError: there are checkpoints, and all are damaged.
     """
     damaged: list[str] = []
     for checkpoint in reversed(list_checkpoints(folder)):
@@ -111,7 +111,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
             return checkpoint
         damaged.append(f"the checkpoint {checkpoint} is damaged ({problem})")
     if damaged:
-        raise RunFolderError(f"{'; '.join(damaged)}. To begin anew, remove it or say --overwrite.")
+        raise DiskError(f"{'; '.join(damaged)}. To begin anew, remove it or say --overwrite.")
     return None
 
 

@@ -19,7 +19,7 @@ from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.commands.score import loss_of
-from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, RunFolderError, TrainingError
+from bertcli.errors import DataError, DiskError, Interrupted, ModelError, RecipeError, RunFolderError, TrainingError
 from bertcli.heads.head import Head
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe, TrainingSection
@@ -262,7 +262,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
         save(content, path)
 
     monkeypatch.setattr(checkpoint_module.torch, "save", full)
-    with pytest.raises(RunFolderError, match=r"disk under parts is full.* GB are free"):
+    with pytest.raises(DiskError, match=r"disk under parts is full.* GB are free"):
         finetune(recipe_of(), Path("parts"), console=QUIET)
     assert [path.name for path in Path("parts/checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.setattr(checkpoint_module.torch, "save", save)
@@ -397,5 +397,5 @@ def test_too_little_disk_is_said_before_training(
     from types import SimpleNamespace
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(RunFolderError, match="free, the run needs up to"):
+    with pytest.raises(DiskError, match="free, the run needs up to"):
         finetune(recipe_of(), Path("run"), console=QUIET)

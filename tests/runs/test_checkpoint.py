@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertcli.errors import RunFolderError
+from bertcli.errors import DiskError
 from bertcli.runs.checkpoint import (
     Progress,
     list_checkpoints,
@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_is_not_taken_up(tmp_path: Path, harm: str) -> None
     assert str(newest) in told[0]
     assert "going on from step-00000001" in told[0]
     damage(older, harm)
-    with pytest.raises(RunFolderError, match=r"step-00000002 is damaged .*step-00000001 is damaged .*--overwrite"):
+    with pytest.raises(DiskError, match=r"step-00000002 is damaged .*step-00000001 is damaged .*--overwrite"):
         newest_checkpoint(tmp_path, told.append)
 
 
