@@ -45,6 +45,7 @@ class Cluster:
             "BERTCLI_CACHE": str(folder / "cache"),
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
     def call(self, *command: str, check: bool = True) -> str:
@@ -142,6 +143,21 @@ def test_a_job_that_makes_room_for_another_ends_where_an_undisturbed_one_ends(
     assert undisturbed.keys() == disturbed.keys()
     assert all(torch.equal(tensor, disturbed[name]) for name, tensor in undisturbed.items())
     assert cluster.results("disturbed")["metrics"] == cluster.results("seeds/seed-1")["metrics"]
+
+
+def test_the_shipped_scripts_run_seeds_and_sum_them_up(cluster: Cluster, seeds: dict[str, str]) -> None:
+    folder = REPOSITORY / "recipes" / "slurm"
+    send = ("sbatch", "--parsable", "--gpus-per-node=0")
+    array = cluster.call(*send, "--array=3-4", str(folder / "seeds.sh"), "shipped", *RECIPE, DROPOUT)
+    words = (*RECIPE, DROPOUT, "training.seed=[3,4]", "--run", "shipped")
+    last = cluster.call(*send, f"--dependency=afterany:{array}", str(folder / "one-gpu.sh"), *words)
+    cluster.wait_until(last, "COMPLETED")
+    log = (cluster.folder / f"one-gpu-{last}.log").read_text()
+    assert log.count("is finished; its results stand") == 2, log
+    # The fourth seed of the other array was stopped on its way, this one was not.
+    stopped, undisturbed = cluster.weights("seeds/seed-4"), cluster.weights("shipped/seed-4")
+    assert all(torch.equal(tensor, undisturbed[name]) for name, tensor in stopped.items())
+    assert len(cluster.results("shipped")["runs"]) == 2
 
 
 def test_two_nodes_learn_what_one_learns(cluster: Cluster) -> None:
