@@ -77,21 +77,30 @@ def submit(
     """
     from bertcli.cluster.slurm import Request
     from bertcli.commands import submit as program
+    from bertcli.commands.fetch import absent
+    from bertcli.recipe.catalogue import load_any
     from bertcli.runs.console import Console, print_result
 
     folder = run or default_run_folder(recipe)
     work = program.plan_work(recipe, overrides or [], folder)
     request = Request(nodes, gpus, cpus, time, partition, tuple(directives or ()))
-    place = program.place_of(folder, checked_mirror(mirror))
+    mirror = checked_mirror(mirror)
+    place = program.place_of(folder, mirror)
     command = shlex.join(["bertcli", *sys.argv[1:]])
     scripts = program.write_scripts(command, work, request, place, array=array)
     if only_print:
         print_result("\n".join(scripts.values()).rstrip("\n"))
         return
+    console = Console(quiet=quiet)
+    away = [f"{need.kind}/{need.name}" for need in absent(load_any(recipe, overrides or []), mirror)]
+    if away:
+        console.warn(
+            f"neither the mirror nor the local cache holds {', '.join(dict.fromkeys(away))}, and jobs use no network: "
+            f"bertcli fetch {shlex.join([recipe, *(overrides or [])])} --mirror DIR, then submit with that --mirror"
+        )
     told = program.submit(work, scripts, folder, overwrite=overwrite)
     if as_json:
         print_result(json.dumps(told, ensure_ascii=False))
-    console = Console(quiet=quiet)
     for name, value in told.items():
         console.say(f"{name.replace('_', ' '):<18}{value}")
     console.say(f"{'next':<18}squeue --jobs {told['job']}; when it is done, bertcli report {folder}")

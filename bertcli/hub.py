@@ -51,6 +51,14 @@ class Repository:
     card: Mapping[str, Any]  # the metadata of its README
 
 
+def is_cached(kind: Kind, name: str) -> bool:
+    """Whether the Hugging Face cache of this machine has something of a model or data set."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=SINGULAR[kind])).is_dir()
+
+
 def list_repository(kind: Kind, name: str, revision: str | None = None) -> Repository:
     """What the hub has of a model or data set.
 

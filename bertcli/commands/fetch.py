@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.errors import BertcliError, DataError, HubError, ModelError, UsageError, did_you_mean
-from bertcli.hub import HubFile, Kind, Repository, download, list_repository
+from bertcli.hub import HubFile, Kind, Repository, download, is_cached, list_repository
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.pretrain import PretrainRecipe
@@ -127,6 +127,15 @@ def needs_of(recipe: AnyRecipe) -> Iterator[Need]:
     for kind, name, part in named:
         if name is not None and name != "sample" and not Path(name).is_dir():
             yield Need(kind, name, part)
+
+
+def absent(recipe: AnyRecipe, mirror: Path | None) -> list[Need]:
+    """What a recipe needs of the hub and neither the mirror nor the local cache has anything of."""
+    return [
+        need
+        for need in dict.fromkeys(needs_of(recipe))
+        if not (mirror and (mirror / need.kind / need.name).is_dir()) and not is_cached(need.kind, need.name)
+    ]
 
 
 def _tasks_of(recipe: Recipe) -> Iterator[Task]:

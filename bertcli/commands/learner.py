@@ -32,6 +32,8 @@ class Learner:
         checkpoint = newest_checkpoint(folder.checkpoints, console.warn)
         saved = load_checkpoint(checkpoint, self.module) if checkpoint else None
         is_divided = hardware.shard and accelerator.num_processes > 1
+        if hardware.shard and not is_divided:
+            console.warn("hardware.shard divides a model among processes, and there is one: nothing is divided")
         if is_divided and precision == "fp16":
             raise UsageError("found hardware.shard with fp16, expected hardware.precision=bf16 or fp32")
         self._twin = copy.deepcopy(self.module) if is_divided else None  # undivided, for saving

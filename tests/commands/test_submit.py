@@ -168,6 +168,21 @@ def test_a_mistake_is_told_before_anything_is_written(
     assert not list(Path().iterdir())
 
 
+def test_what_a_job_without_a_network_would_miss_is_told(
+    stand_in: Stand, monkeypatch: pytest.MonkeyPatch, encoder: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "cache")
+    words = ("glue/rte", f"model.name={encoder}")
+    result = submit(*words, "--run", "one")
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "holds datasets/nyu-mll/glue, and jobs use no network: bertcli fetch glue/rte" in said
+    Path("mirror/datasets/nyu-mll/glue").mkdir(parents=True)
+    assert "no network" not in submit(*words, "--run", "two", "--mirror", "mirror").stderr
+    Path("cache/datasets--nyu-mll--glue").mkdir(parents=True)
+    assert "no network" not in submit(*words, "--run", "three").stderr
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_shipped_scripts_name_no_place_and_end_as_those_of_submit(path: Path) -> None:
     text = path.read_text("utf-8")
