@@ -56,7 +56,10 @@ class Learner:
             load_whole_state(optimizer, saved.optimizer)
             if accelerator.scaler is not None and saved.scaler:
                 accelerator.scaler.load_state_dict(saved.scaler)
-            saved.set_random_states(accelerator.process_index)
+            if accelerator.process_index < len(saved.states):
+                saved.set_random_states(accelerator.process_index)
+            else:  # it was not there before; no other's numbers, or both would drop the same units
+                set_seed(job.seed + self.progress.step, device_specific=True)
             console.say(f"resuming {folder.path} after step {self.progress.step}")
         else:
             # Dropout does not depend on how the weights were made, and differs between processes.
@@ -77,6 +80,7 @@ class Learner:
         self._job.save_model(module, aside)
         flush(*aside.rglob("*"), aside)
         replace_folder(aside, self._folder.model)
+        flush(self._folder.path)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the progress made; all processes have to ask together."""

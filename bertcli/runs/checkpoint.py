@@ -149,8 +149,8 @@ class Saved:
     states: list[dict[str, Any]]  # of the random generators of each process
 
     def set_random_states(self, process: int = 0) -> None:
-        """Bring this process's generators to where they were; one that there was not before takes another's up."""
-        _set_random_states(self.states[process % len(self.states)])
+        """Bring this process's generators to where they were."""
+        _set_random_states(self.states[process])
 
 
 def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> Saved:
