@@ -18,6 +18,18 @@ MIRROR = REPOSITORY.parent / "shared" / "mirror"
 TEXTS = ["a fine film", "a dull film", "what a lovely day", "the soup was awful", "i love the harbour", "bad train"]
 
 
+def _overwrite_beginning(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"}" * min(9, path.stat().st_size))
+
+
+HARMS: dict[str, Callable[[Path], object]] = {  # what may happen to a file
+    "cut short": lambda path: os.truncate(path, path.stat().st_size - 2),
+    "missing": lambda path: path.unlink(),
+    "broken": _overwrite_beginning,
+}
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test works in its own folder and sees no mirror."""

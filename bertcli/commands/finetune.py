@@ -141,7 +141,12 @@ class FinetuneJob(Job):
                 encoded, budget = self._rows_of(split), self.recipe.hardware.eval_batch_tokens
                 with console.display(f"vectors {split}", len(encoded) * encoded.num_choices) as display:
                     self._encoded[split] = with_vectors(
-                        accelerator, cast("PreTrainedModel", module), encoded, budget, display.advance
+                        accelerator,
+                        cast("PreTrainedModel", module),
+                        encoded,
+                        budget,
+                        display.advance,
+                        console.warn,
                     )
 
     def save_model(self, module: torch.nn.Module, folder: Path) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.commands.feed import Stage, ranges_of
-from bertcli.data.corpus import Corpus, cache_folder, corpus_key, made_once, open_corpus
+from bertcli.data.cache import cache_folder, made_once
+from bertcli.data.corpus import Corpus, corpus_key, open_corpus
 from bertcli.data.documents import read_documents
 from bertcli.data.sequences import Ranges, divide_documents
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
@@ -76,7 +77,7 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
     for field, value in objective.config_fields().items():
         setattr(config, field, value)
     with console.waiting("tokenising the corpus"):
-        corpus = open_corpus(recipe.corpus, tokenizer, mirror, _teller(console))
+        corpus = open_corpus(recipe.corpus, tokenizer, mirror, _teller(console), console.warn)
     train_documents, held_out_documents = divide_documents(corpus, recipe.corpus.held_out_share)
     random = np.random.default_rng(HELD_OUT_SALT)
     held_out = ranges_of(recipe, corpus, held_out_documents, objective, longest, random)
@@ -129,7 +130,7 @@ def _tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) ->
         tokenizer.save_pretrained(aside)
 
     return AutoTokenizer.from_pretrained(
-        made_once(cache_folder() / "tokenizers" / _tokenizer_key(recipe, mirror), make)
+        made_once(cache_folder() / "tokenizers" / _tokenizer_key(recipe, mirror), make, console.warn)
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from bertcli.data.corpus import cache_folder, make_aside
+from bertcli.data.cache import cache_folder, is_whole, make_aside
 from bertcli.data.encoding import Encoded
 from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
@@ -33,13 +33,15 @@ def with_vectors(
     model: PreTrainedModel,
     encoded: Encoded,
     max_tokens: int,
-    on_batch: Callable[[int], None] = lambda num_sequences: None,
+    on_batch: Callable[[int], None],
+    warn: Callable[[str], None],
 ) -> Encoded:
     """The rows with the last hidden states of the encoder of `model`: of each first token if its head reads no other.
 
     Args:
         max_tokens: padded tokens at once on one device.
         on_batch: told the number of sequences done after each batch.
+        warn: told if what the cache holds is damaged, so that it is computed anew.
     """
     reading: Any = getattr(model, "padding_free", None)
     first_only = reading is not None and reading.reading == "first"
@@ -48,7 +50,7 @@ def with_vectors(
     def compute(aside: Path | None) -> None:
         _compute(accelerator, model, encoded, max_tokens, aside and aside / NAME, first_only, on_batch)
 
-    if not all(gather_object([folder.is_dir()])):  # all compute their share, or none does
+    if not all(gather_object([is_whole(folder, warn)])):  # all compute their share, or none does
         if accelerator.is_local_main_process:
             make_aside(folder, compute)
         else:

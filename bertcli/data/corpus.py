@@ -5,18 +5,15 @@
   flags.bin        uint8 a token: 1 begins a word, 2 begins a sentence
   documents.npy    int64, where each document begins, and the end
   corpus.json      what it was made of
-
-The folder is made aside and named into place, so that an interrupted or parallel making harms nobody.
+  manifest.json    size and hash of each of these
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
+import warnings
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertcli.data.cache import cache_folder, made_once
 from bertcli.data.documents import files_of, read_documents
 from bertcli.data.sources import load_rows
 from bertcli.errors import DataError
@@ -55,22 +53,18 @@ class Corpus:
         return self.documents[documents + 1] - self.documents[documents]
 
 
-def cache_folder() -> Path:
-    """Where tokenised corpora are kept: `BERTCLI_CACHE`, else `bertcli` under the user's cache folder."""
-    given = os.environ.get("BERTCLI_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertcli"
-
-
 def open_corpus(
     section: CorpusSection,
     tokenizer: PreTrainedTokenizerBase,
     mirror: Path | None,
     on_tokens: Callable[[int], None] = lambda num_tokens: None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Corpus:
-    """The tokens of the corpus, made now if they are not in the cache.
+    """The tokens of the corpus, made now if they are not in the cache, or damaged there.
 
     Args:
         on_tokens: told how many more tokens are done, while they are made.
+        warn: told of damage.
 
     Raises:
         DataError: a source cannot be read, or the corpus is empty.
@@ -80,31 +74,9 @@ def open_corpus(
         made_once(
             cache_folder() / "corpora" / key,
             lambda aside: _write_corpus(section, tokenizer, mirror, aside, on_tokens),
+            warn,
         )
     )
-
-
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`; if it is not there, `make` makes it first."""
-    if not folder.is_dir():
-        make_aside(folder, make)
-    return folder
-
-
-def make_aside(folder: Path, make: Callable[[Path], None]) -> None:
-    """Let `make` fill a folder that gets its name when it is whole, so that it is never there by half."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        make(aside)
-        aside.chmod(0o755)  # others may share the cache
-        try:
-            aside.rename(folder)
-        except OSError:  # another process was faster: what it made is the same
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None, mirror: Path | None) -> str:

@@ -10,7 +10,6 @@ checkpoints/step-00001000/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -24,10 +23,8 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from bertcli.errors import DiskError
+from bertcli.manifest import damage_of, write_manifest
 from bertcli.runs.folder import flush, replace_folder, write_json
-
-FILES = ("model.safetensors", "optimizer.pt", "random.pt", "progress.json")
-MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -76,7 +73,7 @@ def save_checkpoint(
         torch.save({"optimizer": optimizer, "scaler": scaler}, aside / "optimizer.pt")
         torch.save(states, aside / "random.pt")
         write_json(aside / "progress.json", asdict(progress))
-        write_json(aside / MANIFEST, {name: _described(aside / name) for name in FILES})
+        write_manifest(aside)
         flush(*aside.iterdir(), aside)
         replace_folder(aside, target)
         flush(folder)
@@ -104,7 +101,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """
     damaged: list[str] = []
     for checkpoint in reversed(list_checkpoints(folder)):
-        problem = _damage(checkpoint)
+        problem = damage_of(checkpoint)
         if problem is None:
             for words in damaged:
                 warn(f"{words}; going on from {checkpoint.name}")
@@ -113,30 +110,6 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     if damaged:
         raise DiskError(f"{'; '.join(damaged)}. To begin anew, remove it or say --overwrite.")
     return None
-
-
-def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, seen against its manifest."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
-        for name in FILES:
-            found, written = _described(checkpoint / name), manifest[name]
-            if found["bytes"] != written["bytes"]:
-                return f"{name} has {found['bytes']} bytes where {written['bytes']} were written"
-            if found != written:
-                return f"{name} has other contents than were written"
-    except OSError as error:
-        return f"{Path(error.filename or checkpoint).name}: {error.strerror}"
-    except (ValueError, TypeError, KeyError):
-        return f"{MANIFEST} cannot be read"
-    return None
-
-
-def _described(path: Path) -> dict[str, Any]:
-    """Size and hash of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    return {"bytes": path.stat().st_size, "blake2b": digest}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from bertcli.recipe.pretrain import ArchitectureSection
 from bertcli.runs.console import Console
 from bertcli.training.devices import on_device
 
+from ..conftest import HARMS
+
 QUIET = Console(quiet=True)
 SMALL = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}"
 
@@ -89,6 +91,20 @@ def test_a_pretrained_model_fills_masks_as_plain_transformers_does() -> None:
             assert [one["probability"] for one in ours] == pytest.approx([one["score"] for one in theirs], abs=1e-4)
     with pytest.raises(DataError, match=r"row 2 has no \[MASK\]"):
         predict("run", [[texts[0]], ["nothing to fill"]], "more.jsonl", console=QUIET)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_vocabulary_in_the_cache_is_learned_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    monkeypatch.setenv("BERTCLI_CACHE", str(Path("cache").resolve()))
+    before = prepare(recipe(), None, QUIET).tokenizer.get_vocab()
+    (file,) = Path("cache/tokenizers").glob("*/tokenizer.json")
+    HARMS[harm](file)
+    assert prepare(recipe(), None, QUIET).tokenizer.get_vocab() == before
+    told = capsys.readouterr().err.replace("\n", "")
+    assert "is damaged (tokenizer.json" in told
+    assert file.parent.name in told
 
 
 def test_fine_tuning_starts_from_the_run_folder() -> None:

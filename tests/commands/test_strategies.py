@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from bertcli.commands import train as train_module
@@ -20,11 +21,14 @@ from bertcli.commands.prepare import prepare
 from bertcli.commands.score import distance_from_teacher
 from bertcli.commands.teacher import with_teacher
 from bertcli.commands.trained import answer_inputs, open_trained
+from bertcli.commands.vectors import with_vectors
 from bertcli.errors import Interrupted, ModelError, RecipeError
 from bertcli.heads.text_classification import TextClassification
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.console import Console
+
+from ..conftest import HARMS
 
 QUIET = Console(quiet=True)
 
@@ -102,6 +106,21 @@ def test_a_fixed_encoder_reads_each_row_once(recipe_of: Callable[..., Recipe], m
     second = finetune(recipe, Path("second"), console=QUIET)
     assert len(computed) == 2
     assert first["metrics"] == second["metrics"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damaged_vectors_in_the_cache_are_computed_anew(recipe_of: Callable[..., Recipe], harm: str) -> None:
+    prepared, told = prepare(recipe_of("training.strategy=features"), None), list[str]()
+    accelerator, model, encoded = Accelerator(cpu=True), prepared.build_model(), prepared.encode("train")
+    before = with_vectors(accelerator, model, encoded, 999, lambda number: None, pytest.fail).vectors
+    (file,) = Path("cache/vectors").glob("*/vectors.npy")
+    assert before is not None
+    expected = before.copy()
+    HARMS[harm](file)
+    after = with_vectors(accelerator, model, encoded, 999, lambda number: None, told.append).vectors
+    assert after is not None
+    assert after.tolist() == expected.tolist()
+    assert [f"{file.parent.name} in the cache is damaged (vectors.npy" in words for words in told] == [True]
 
 
 @pytest.mark.parametrize("strategy", ["features", "gradual", "lora"])
