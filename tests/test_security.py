@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 from bertcli.cli import app
 from bertcli.commands.predict import _write
 from bertcli.data.sources import resolve_dataset
-from bertcli.errors import ModelError
+from bertcli.errors import ModelError, RecipeError
 from bertcli.models.build import load_model, resolve_model
 from bertcli.options import default_run_folder
+from bertcli.recipe.grid import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe
+from bertcli.recipe.suite import load_suite, single_runs
 from bertcli.runs.console import Console, format_table, harmless
 from bertcli.runs.environment import describe_environment
 
@@ -77,6 +79,27 @@ def test_names_cannot_leave_the_mirror(tmp_path: Path, name: str) -> None:
 def test_a_run_folder_by_a_recipes_name_is_in_runs(name: str) -> None:
     assert Path(os.path.normpath(default_run_folder(name))).parts[0] == "runs"
     assert ".." not in default_run_folder(name).parts
+
+
+@pytest.mark.parametrize("hostile", ["../../../x", "/tmp/x", "..", ".hidden", "a/./../b", "a\nb", "a\x7fb"])
+def test_points_of_a_grid_are_in_its_run_folder(hostile: str) -> None:
+    grid = load_recipe_or_grid("sample/sentiment", [f"training.teacher={json.dumps([hostile, 'runs/b'])}"])
+    assert isinstance(grid, Grid)
+    assert [point.training.teacher for point in grid.points.values()] == [hostile, "runs/b"]
+    assert list(grid.points)[1] == "teacher=runs-b"
+    for run in single_runs(grid, Path("runs/grid")):
+        assert Path(os.path.normpath(run)).parent == Path("runs/grid")
+        assert run.name.isprintable()
+
+
+def test_no_two_runs_share_a_folder() -> None:
+    with pytest.raises(RecipeError, match="two points called 'teacher=a-b'"):
+        load_recipe_or_grid("sample/sentiment", ["training.teacher=[a/b, a-b]"])
+    for name in ("a.yaml", "a.yml"):
+        Path(name).write_text("task: sample/topics\n")
+    Path("suite.yaml").write_text("suite: [a.yaml, glue/rte, a.yml]\n")
+    with pytest.raises(RecipeError, match=r"found a\.yaml and a\.yml, whose runs would both be in a:"):
+        load_suite("suite.yaml")
 
 
 def test_pickled_weights_are_not_loaded(encoder: Path, tmp_path: Path) -> None:

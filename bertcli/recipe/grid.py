@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,12 @@ from bertcli.recipe.load import lay_over, read_finetuning, resolve
 from bertcli.recipe.schema import Recipe
 
 OWN_LISTS = ("seed",)  # a list of seeds is a set of runs of one point
+LEAVING = re.compile(r"(?:\.*[/\x00-\x1f\x7f]\.*)+")  # what a folder's name must not hold
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Recipes that differ in some keys of `training`, by name (`learning_rate=2e-05,epochs=3`)."""
+    """Recipes that differ in some keys of `training`, by name (`learning_rate=2e-05,epochs=3`), fit for a folder."""
 
     points: dict[str, Recipe]
 
@@ -62,7 +64,10 @@ def resolve_grid(layer: Layer, overrides: Sequence[str]) -> Recipe | Grid:
         try:
             recipe = resolve(copy.deepcopy(layer), [*overrides, *(f"training.{word}" for word in words)])
             assert isinstance(recipe, Recipe)
-            points[",".join(words).replace('"', "")] = recipe
+            name = LEAVING.sub("-", ",".join(words).replace('"', ""))
+            if name in points:
+                raise RecipeError([f"found two points called {name!r}, as their folders are: give each value once"])
+            points[name] = recipe
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:

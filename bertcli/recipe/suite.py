@@ -96,6 +96,7 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
             recipes[name] = resolve_grid(member, rest)
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
+    problems += _in_one_folder(names)
     if keys.together is not None and not problems:
         problems += _apart(recipes, start_from)
     if problems:
@@ -119,6 +120,16 @@ def _apart(recipes: dict[str, Recipe | Grid], start_from: dict[str, str]) -> lis
                     f"found {section}.{key} {found}; what is learned together needs one: give it in the suite"
                 )
     return problems
+
+
+def _in_one_folder(names: list[str]) -> Iterator[str]:
+    """What is wrong with recipes whose runs would be in one folder."""
+    owners: dict[Path, str] = {}
+    for name in dict.fromkeys(names):
+        folder = run_folder(Path(), name)
+        if folder in owners:
+            yield f"found {owners[folder]} and {name}, whose runs would both be in {folder}: rename one of them"
+        owners.setdefault(folder, name)
 
 
 def run_folder(folder: Path, name: str) -> Path:
