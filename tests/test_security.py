@@ -102,6 +102,15 @@ def test_no_two_runs_share_a_folder() -> None:
         load_suite("suite.yaml")
 
 
+@pytest.mark.parametrize("file", ["../../outside", "/tmp/outside", "a/b", "", "a\nb"])
+def test_files_of_a_leaderboard_are_in_the_output_folder(file: str) -> None:
+    task = {"files": {"train": "a.csv"}, "text_columns": ["text"], "submission": {"files": {"test": file}}}
+    Path("mine.yaml").write_text(f"task: {json.dumps(task)}\n")
+    with pytest.raises(RecipeError, match="submission") as caught:
+        load_recipe("mine.yaml")
+    assert "letters, digits" in str(caught.value)
+
+
 def test_pickled_weights_are_not_loaded(encoder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     folder.mkdir()

@@ -28,7 +28,7 @@ EXPECTED = {
     "greater_than_equal": "a number of at least {ge}",
     "less_than": "a number less than {lt}",
     "less_than_equal": "a number of at most {le}",
-    "string_pattern_mismatch": "letters, digits, `.`, `_` and `-`, with at most one `/`",
+    "string_pattern_mismatch": "letters, digits, `.`, `_` and `-` (in a task's name also one `/`)",
 }
 
 OTHER_NAMES = {  # what the example scripts of transformers and others call a key

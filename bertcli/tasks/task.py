@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, WithJsonSchema, model
 Names = Annotated[tuple[str, ...], Strict(False)]
 A_PATH_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Paths = Annotated[tuple[str, ...], Strict(False), WithJsonSchema(A_PATH_OR_MORE)]
+FileName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 Problem = Literal["single_label", "multi_label", "regression"]
 HeadName = Literal["text_classification", "token_classification", "question_answering", "multiple_choice"]
 USUAL_METRICS = {  # kind of answer → what to compute if the row names nothing
@@ -55,7 +56,7 @@ class Splits(Section):
 class Submission(Section):
     """What a leaderboard wants of a task."""
 
-    files: dict[str, str] = Field(description="split of the data set → name of its file, without the ending")
+    files: dict[str, FileName] = Field(description="split of the data set → name of its file, without the ending")
     answers: Literal["numbers", "names"] = Field("numbers", description="labels as their numbers or their names")
     also: Names = Field((), description="rows that this task's model answers too")
 
