@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from bertcli.errors import exit_code_of
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000  # below those that a system gives away by itself
+SECONDS_TO_STOP = 24 * 3600  # of the longest step, evaluation and save; whoever waits less kills us all anyway
 
 
 def is_joined() -> bool:
@@ -45,13 +46,15 @@ def first_node(node_list: str) -> str:
 def launch(num_processes: int, arguments: Sequence[str]) -> int:
     """Run `bertcli` with these arguments in `num_processes` processes; the exit code of the first that failed, else 0.
 
-    A failure or a signal ends them all. Each has its share of the cores, unless `OMP_NUM_THREADS` says otherwise.
+    A failure or a signal ends them all; after a signal they have the time they need to save. Each has its share of the
+    cores, unless `OMP_NUM_THREADS` says otherwise.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))  # torch before 2.12 waits 30, always
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -1,12 +1,15 @@
-"""Which of how many processes this is, in the words of `srun` and of torch."""
+"""Which of how many processes this is, in the words of `srun` and of torch; how they are started."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from bertcli.cluster.launch import first_node, join_step
+from bertcli.cluster import launch as module
+from bertcli.cluster.launch import first_node, join_step, launch
 
 STEP = {
     "SLURM_JOB_ID": "123456",
@@ -60,3 +63,21 @@ def test_who_has_joined_already_or_is_alone_stays_so(monkeypatch: pytest.MonkeyP
 )
 def test_the_first_node_is_read_from_slurms_list(node_list: str, first: str) -> None:
     assert first_node(node_list) == first
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [(None, module.SECONDS_TO_STOP), ("7", 7)])
+def test_after_a_signal_processes_have_hours_to_save_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, seconds: int
+) -> None:
+    given: list[Any] = []
+
+    def started(config: Any, program: str) -> Callable[..., None]:
+        given.append(config)
+        return lambda *arguments: None
+
+    kept = {name: value for name, value in os.environ.items() if name != "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
+    monkeypatch.setattr(os, "environ", kept | ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": asked} if asked else {}))
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", started)
+    assert launch(2, ["finetune"]) == 0
+    assert given[0].shutdown_timeout == seconds
+    assert module.SECONDS_TO_STOP >= 3600
