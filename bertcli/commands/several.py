@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from accelerate import PartialState
+
 from bertcli.errors import BertcliError, Interrupted, TrainingError
 from bertcli.runs.console import Console
 
@@ -12,12 +14,15 @@ Results = dict[str, Any]
 
 
 def run_each(
-    wanted: Mapping[str, Callable[[], Results]], console: Console
+    wanted: Mapping[str, Callable[[], Results]], processes: PartialState, console: Console
 ) -> tuple[dict[str, Results], dict[str, str]]:
     """Run all by name: the results of those that finished, and what the others died of.
 
+    Several processes end with the first that fails: one that went on alone would wait for the others forever.
+
     Raises:
         Interrupted: a signal came.
+        Exception: whatever one of them died of, with several processes.
     """
     finished: dict[str, Results] = {}
     failed: dict[str, str] = {}
@@ -31,6 +36,8 @@ def run_each(
             kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "
             failed[name] = f"{kind}{error}"
             console.warn(f"{name} failed: {failed[name]}")
+            if processes.num_processes > 1:
+                raise
     return finished, failed
 
 

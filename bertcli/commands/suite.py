@@ -35,7 +35,8 @@ def finetune_suite(
 ) -> dict[str, Any]:
     """Run each recipe of the suite in a run folder of its own in `folder`; return what its `results.json` holds.
 
-    A recipe that fails is told and left behind; the same command tries it again and goes on where it stopped.
+    A recipe that fails is told and left behind (with several processes all end there); the same command tries it again
+    and goes on where it stopped.
 
     Raises:
         RunFolderError: the folder holds something else.
@@ -55,7 +56,7 @@ def finetune_suite(
             return finetune_grid(member, run_folder(folder, name), **options)
         return finetune(member, run_folder(folder, name), **options)
 
-    finished, failed = run_each({name: partial(run, name) for name in suite.recipes}, console)
+    finished, failed = run_each({name: partial(run, name) for name in suite.recipes}, processes, console)
     if dry_run:
         return {"dry_run": True, "run": str(folder), "failed": failed}
     results = _results(suite, folder, finished, failed)

@@ -33,7 +33,8 @@ def finetune_grid(
     """Fine-tune at each point of the grid in a folder of its own in `folder`; return what its `results.json` holds.
 
     The point with the best mean over its seeds on the validation split is chosen, and no other split is looked at for
-    that. A point that fails is told and left behind; the same command does only what is missing.
+    that. A point that fails is told and left behind (with several processes all end there); the same command does
+    only what is missing.
 
     Raises:
         RunFolderError: the folder holds something else.
@@ -45,7 +46,7 @@ def finetune_grid(
         open_collection(folder, overwrite=overwrite, dry_run=dry_run)
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
     runs = {name: partial(finetune, recipe, folder / name, **options) for name, recipe in grid.points.items()}
-    finished, failed = run_each(runs, console)
+    finished, failed = run_each(runs, processes, console)
     if dry_run:
         return {"dry_run": True, "run": str(folder), "failed": failed}
     if not finished:

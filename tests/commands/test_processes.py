@@ -50,7 +50,7 @@ def command(processes: int, *arguments: str, torchrun: bool = False) -> list[str
 def call(processes: int, *arguments: str, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "BERTCLI_CACHE": f"cache-of-{processes}"}
     asked = command(processes, *arguments, torchrun=torchrun)
-    return subprocess.run(asked, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(asked, capture_output=True, text=True, env=environment, check=False, timeout=200)
 
 
 def assert_alike(one: str, two: str, without_gradient: tuple[str, ...] = ()) -> None:
@@ -157,6 +157,17 @@ def test_the_failure_of_one_process_ends_all_with_its_message(small: str) -> Non
     assert "process 1: error: unexpected RuntimeError: rank one fell over" in made.stderr
     assert time.monotonic() - started < 60
     assert not Path("run/results.json").exists()
+
+
+def test_a_point_of_a_grid_that_fails_for_the_first_process_alone_ends_both(small: str) -> None:
+    occupied = Path("grid/learning_rate=0.001/thesis.tex")
+    occupied.parent.mkdir(parents=True)
+    occupied.write_text("years of work")
+    made = call(2, "finetune", small, "training.learning_rate=[1e-3, 2e-3]", "--run", "grid")
+    assert made.returncode == 2
+    assert "learning_rate=0.001 failed" in made.stderr
+    assert "error: grid/learning_rate=0.001 is not empty and holds no run" in made.stderr
+    assert [path.name for path in Path("grid").rglob("*")] == ["learning_rate=0.001", "thesis.tex"]
 
 
 def test_a_signal_stops_all_processes_alike_and_the_run_goes_on(small: str) -> None:
