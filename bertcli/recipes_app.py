@@ -22,7 +22,7 @@ def list_shipped(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the shipped recipes.
+    """List the shipped recipes: what each is for, and which score to expect, how soon, under which conditions.
 
     Example: `bertcli recipes list sentiment`
     """
@@ -33,9 +33,16 @@ def list_shipped(
     if as_json:
         print_result(json.dumps(found, ensure_ascii=False))
         return
-    width = max((len(recipe["recipe"]) for recipe in found), default=0)
+    width = max((len(str(recipe["recipe"])) for recipe in found), default=0)
     for recipe in found:
+        time, conditions = (recipe[part] for part in ("time", "conditions"))
+        words = [
+            recipe["score"] or "not measured",
+            f"in {time}" if time else "",
+            f"({conditions})" if conditions else "",
+        ]
         print_result(f"{recipe['recipe']:<{width}}  {recipe['about']}")
+        print_result(f"{'':<{width}}  expected: {' '.join(filter(None, words))}")
 
 
 @recipes_app.command()

