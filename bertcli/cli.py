@@ -29,6 +29,7 @@ from bertcli.options import (
     RecipeName,
     Run,
     RunOrModel,
+    TaskName,
     asked_hardware,
     checked_mirror,
     default_run_folder,
@@ -164,7 +165,7 @@ def pretrain(
 @reports_errors
 def evaluate(
     model: RunOrModel,
-    task: Annotated[str | None, typer.Option(help="Task row or recipe, if the model does not say.")] = None,
+    task: TaskName = None,
     split: Annotated[str, typer.Option(help="train, validation, test, or a name the data set knows.")] = "validation",
     mirror: Mirror = None,
     device: Device = None,

@@ -25,6 +25,12 @@ def _complete_key(incomplete: str) -> list[str]:
     return complete_key(incomplete)
 
 
+def _complete_task(incomplete: str) -> list[str]:
+    from bertcli.recipe.catalogue import complete_task
+
+    return complete_task(incomplete)
+
+
 def _complete_recipe_or_key(incomplete: str) -> list[str]:
     return [*_complete_recipe(incomplete), *_complete_key(incomplete)]
 
@@ -67,6 +73,10 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Processes = Annotated[int, typer.Option(min=1, help="Processes on this machine that share the work.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, of a grid, a suite or several seeds.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(help="Task row or recipe, if the model does not say.", autocompletion=_complete_task),
+]
 RunOrModel = Annotated[str, typer.Argument(help="A run folder, a saved model, or a hub name.", metavar="RUN_OR_MODEL")]
 
 

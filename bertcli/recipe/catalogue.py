@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
@@ -18,6 +19,7 @@ from bertcli.recipe.load import dump_recipe, find_recipe, is_pretraining, load_p
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, singles
+from bertcli.tasks import TASKS
 
 END_OF_SENTENCE = re.compile(r"(?<! al)\. (?=[A-Z])")
 EXPECTED = re.compile(r"# expected: (?P<score>.+?)(?: in (?P<time>[\d.]+ \w+))?(?: \((?P<conditions>.+)\))?")
@@ -176,10 +178,17 @@ def complete_key(incomplete: str) -> list[str]:
     return [f"{key}=" for key in known if key.startswith(incomplete)]
 
 
+def complete_task(incomplete: str) -> list[str]:
+    """Names of task rows for the shell's completion."""
+    return [name for name in TASKS if name.startswith(incomplete)]
+
+
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All keys with dots; one that is a section or a value is named as both."""
     for name, known in section.model_fields.items():
-        inner = known.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _keys(inner, f"{prefix}{name}.")
-        else:
+        kinds = get_args(known.annotation) if isinstance(known.annotation, UnionType) else (known.annotation,)
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        for kind in inner:
+            yield from _keys(kind, f"{prefix}{name}.")
+        if len(inner) < len(kinds):
             yield f"{prefix}{name}"

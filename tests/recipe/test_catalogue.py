@@ -19,6 +19,7 @@ from bertcli.recipe.catalogue import (
     compare_recipes,
     complete_key,
     complete_recipe,
+    complete_task,
     copy_recipe,
     json_schema,
     list_recipes,
@@ -146,6 +147,22 @@ def test_the_shell_completes_names_and_keys() -> None:
     assert "objective.pairs=" in complete_key("objective.")
     assert _complete_recipe_or_key("s")[0].startswith("sample/")
     assert "training.seed=" in _complete_recipe_or_key("training.s")
+    assert complete_task("squad/") == ["squad/v1", "squad/v2"]
+    assert {"task=", "task.label_column=", "task.files.train="} <= set(complete_key("task"))
+    assert complete_key("task.files.tr") == ["task.files.train="]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("bertcli eval runs/mine --task glue/rt", "glue/rte"),
+        ("bertcli finetune glue/sst", "glue/sst2"),
+        ("bertcli finetune own.yaml task.label_c", "task.label_column="),
+    ],
+)
+def test_a_shell_that_asks_is_answered(typed: str, offered: str) -> None:
+    asked = {"_BERTCLI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    assert CliRunner().invoke(app, [], prog_name="bertcli", env=asked).stdout.split() == [offered]
 
 
 def test_the_environment_is_told_as_text_and_json() -> None:
