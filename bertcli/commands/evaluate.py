@@ -69,7 +69,8 @@ def _evaluate_one(
         raise DataError(
             f"{task.name}: the labels of split {split!r} are hidden; `bertcli predict` answers without them"
         )
-    encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
+    with console.waiting("tokenising"):
+        encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
     console.warn_of_rows(encoded.notes)
     with console.display(f"eval {split}", len(encoded)) as display:
         scores = score(

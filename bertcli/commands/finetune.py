@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from accelerate import Accelerator
 
 from bertcli.commands.comparing import compare
-from bertcli.commands.job import Job, Lines, Scores, join, open_together, read_finished
+from bertcli.commands.job import Job, Lines, OnBatch, Scores, join, open_together, read_finished
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
@@ -79,7 +79,9 @@ def finetune(
         return {"dry_run": True, "run": str(run)}
     folder = open_together(processes, run, dump_recipe(recipe), overwrite=overwrite)
     for split in prepared.rows:
-        console.warn_of_rows(prepared.encode(split).notes, where=f"{split} rows")
+        with console.waiting("tokenising"):
+            notes = prepared.encode(split).notes
+        console.warn_of_rows(notes, where=f"{split} rows")
     results = train_seeds(
         recipe.training.seed,
         lambda seed: FinetuneJob(prepared.with_seed(seed), plan),
@@ -179,7 +181,13 @@ class FinetuneJob(Job):
             return batches
         return cut_off_tokens(batches, training.token_cutoff, self.seed, start_step, accelerator.process_index)
 
-    def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
+    def score(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        split: str = "validation",
+        on_batch: OnBatch = lambda num_items: None,
+    ) -> dict[str, float]:
         """The task's metrics on a split."""
         prepared = self.prepared
         return score(
@@ -191,6 +199,7 @@ class FinetuneJob(Job):
             prepared.task,
             prepared.references[split],
             max_tokens=self.recipe.hardware.eval_batch_tokens,
+            on_batch=on_batch,
         )
 
     def _rows_of(self, split: str) -> Encoded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ Scores = dict[str, dict[str, float]]
 """By split and name."""
 Lines = list[dict[str, Any]]
 """Rows with what is right and what was answered, as `predictions/` holds them."""
+OnBatch = Callable[[int], None]
+"""Told the number of items done after each batch."""
 
 
 class Job(ABC):
@@ -86,7 +88,13 @@ class Job(ABC):
         """The batches from `start_step` on, as this process sees them, until the clock says that all is done."""
 
     @abstractmethod
-    def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
+    def score(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        split: str = "validation",
+        on_batch: OnBatch = lambda num_items: None,
+    ) -> dict[str, float]:
         """The scores on a split."""
 
     def goodness(self, scores: dict[str, float]) -> float:

@@ -30,7 +30,7 @@ from bertcli.data.sources import load_split
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.console import Console, Display, harmless
+from bertcli.runs.console import Console, harmless
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import Task
 
@@ -153,8 +153,10 @@ def predict_features(
     kind = input_format or guess_format(input_path)
     rows = _inputs(task, values, input_path, kind, USUAL_COLUMNS, split, mirror)
     extractor = Extractor(name, layers, recipe.data if recipe else DATA_OF_BARE_MODELS, mirror, hardware)
-    count = write_features(extractor, rows, task.columns, Path(output), pooling)
-    (console or Console()).say(f"vectors of {count} inputs in {output}")
+    console = console or Console()
+    with console.display("inputs") as display:
+        count = write_features(extractor, display.counted(rows), task.columns, Path(output), pooling)
+    console.say(f"vectors of {count} inputs in {output}")
     return count
 
 
@@ -219,20 +221,14 @@ def _row_of(task: Task, values: Sequence[str]) -> Row:
 
 def _write_to(output: str, answers: Iterable[tuple[Row, Answer]], format_name: str, console: Console) -> int:
     """Write the answers to a new file or standard output; return their number."""
-    if output == "-":
-        with _opened(output) as file:
-            return _write(answers, file, format_name)
-        return 0  # whoever read the answers went away
+    if output == "-" and sys.stdout.isatty():  # the answers themselves show how far it is
+        console = Console(mute=True)
+    count = 0
     with _opened(output) as file, console.display("answers") as display:
-        count = _write(_counted(answers, display), file, format_name)
-    console.say(f"{count} answers in {output}")
+        count = _write(display.counted(answers), file, format_name)
+    if output != "-":
+        console.say(f"{count} answers in {output}")
     return count
-
-
-def _counted(answers: Iterable[tuple[Row, Answer]], display: Display) -> Iterator[tuple[Row, Answer]]:
-    for one in answers:
-        display.advance()
-        yield one
 
 
 def _write(answers: Iterable[tuple[Row, Answer]], file: IO[str], format_name: str) -> int:

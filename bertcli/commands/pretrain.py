@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
-from bertcli.commands.job import Job, join, open_together
+from bertcli.commands.job import Job, OnBatch, join, open_together
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
 from bertcli.commands.room import check_disk
 from bertcli.commands.train import train
@@ -96,8 +96,9 @@ def score_held_out(
     module = prepared.objective.build(build.load_model(run, mirror, prepared.objective.model_class, {}))
     speed_up(module, accelerator.device)
     plan, stages = plan_stages(recipe, prepared)
-    scores = PretrainJob(prepared, plan, stages).score(accelerator, accelerator.prepare_model(module))
-    sequences = len(prepared.held_out)
+    job, sequences = PretrainJob(prepared, plan, stages), len(prepared.held_out)
+    with console.display("eval held-out text", sequences) as display:
+        scores = job.score(accelerator, accelerator.prepare_model(module), on_batch=display.advance)
     return {
         "objective": recipe.objective.kind,
         "run": run,
@@ -178,7 +179,13 @@ class PretrainJob(Job):
                 step += 1
                 yield batch
 
-    def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
+    def score(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        split: str = "validation",
+        on_batch: OnBatch = lambda num_items: None,
+    ) -> dict[str, float]:
         """Loss, perplexity and accuracy on held-out text, always the same and with the same tokens asked for."""
         objective, asked = self.prepared.objective, self._asked_of_held_out
         sums: dict[str, np.ndarray] = {}
@@ -191,6 +198,7 @@ class PretrainJob(Job):
                 targets = {name: inputs.pop(name) for name in asked.counts if name in inputs}
                 for name, pair in objective.measure(model(**inputs), targets).items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair) * counts
+                on_batch(len(items))
         everyones = gather_object([sums])
         names = sorted({name for own in everyones for name in own})
         totals = {name: np.sum([own[name] for own in everyones if name in own], axis=0) for name in names}

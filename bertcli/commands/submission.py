@@ -79,8 +79,10 @@ def write_squad(trained: Trained, task: Task, rows: Iterator[Row], output: Path,
     names = ["predictions", "nbest_predictions", *(["null_odds"] if task.unanswerable else [])]
     count = 0
     with ExitStack() as stack:
+        display = stack.enter_context(console.display("answers"))
         files = {name: stack.enter_context(_JsonObject(output / f"{name}.json")) for name in names}
-        for number, (row, one) in enumerate(_span_answers(trained, trained.head, task, rows, console)):
+        answers = display.counted(_span_answers(trained, trained.head, task, rows, console))
+        for number, (row, one) in enumerate(answers):
             key = str(row.get(task.id_column or "", number))
             files["predictions"].write(key, one.text)
             files["nbest_predictions"].write(key, _nbest(one))
@@ -165,9 +167,9 @@ def _write_glue_file(
         raise DataError(f"{path.name} needs the test rows of {task.name}: {error}") from error
     parts = answer_inputs(trained, task, iter(rows), console)
     answers = (given for _, some, items, logits in parts for given in trained.head.decide(task, some, items, logits))
-    with open_new(path) as file:
+    with open_new(path) as file, console.display(path.name, len(rows)) as display:
         file.write("index\tprediction\n")
-        for number, given in enumerate(answers):
+        for number, given in enumerate(display.counted(answers)):
             file.write(f"{number}\t{_glue_answer(trained, task, given)}\n")
 
 

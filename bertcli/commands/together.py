@@ -13,7 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from bertcli.commands.finetune import FinetuneJob
-from bertcli.commands.job import Job, join, open_together, read_finished
+from bertcli.commands.job import Job, OnBatch, join, open_together, read_finished
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
 from bertcli.commands.seeds import say_results, train_seeds
@@ -65,9 +65,10 @@ def finetune_together(
     if finished is not None:
         return finished
     _refuse(recipe)
-    with processes.main_process_first():  # the others find its cache
+    with processes.main_process_first(), console.waiting("reading rows"):  # the others find its cache
         prepared = {name: prepare(one, mirror) for name, one in recipes.items()}
-    sizes = {name: len(one.encode("train")) for name, one in prepared.items()}
+    with console.waiting("tokenising"):
+        sizes = {name: len(one.encode("train")) for name, one in prepared.items()}
     plan = make_plan(recipe, sum(sizes.values()), processes.num_processes)
     shares = mixing_shares(list(sizes.values()), suite.together)
     for (name, size), share in zip(sizes.items(), shares, strict=True):
@@ -183,12 +184,18 @@ class TogetherJob(Job):
         for number in self._tasks[start_step:]:
             yield _of_task(next(streams[number]), int(number))
 
-    def score(self, accelerator: Accelerator, model: torch.nn.Module, split: str = "validation") -> dict[str, float]:
+    def score(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        split: str = "validation",
+        on_batch: OnBatch = lambda num_items: None,
+    ) -> dict[str, float]:
         """The scores of each task, named after it, and the mean of those that decide."""
         scores: dict[str, float] = {}
         deciding: list[float] = []
         for (name, part), one in zip(self.parts.items(), cast("SharedEncoder", model).models, strict=True):
-            own = part.score(accelerator, one, split)
+            own = part.score(accelerator, one, split, on_batch)
             scores |= {f"{name}/{metric}": value for metric, value in own.items()}
             deciding.append(part.goodness(own))
         return {"average": statistics.fmean(deciding)} | scores

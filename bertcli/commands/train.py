@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 
 from bertcli.commands.finish import finish
-from bertcli.commands.job import Job
+from bertcli.commands.job import Job, OnBatch
 from bertcli.commands.learner import Learner
 from bertcli.commands.report import write_missing_page
 from bertcli.commands.room import bytes_of_run, telling_of_full_disk, telling_of_full_memory
@@ -129,8 +129,7 @@ class _Run:
                 if not evaluates and stopped_by is None:
                     continue
                 if evaluates:
-                    display.advance(0, "evaluating")
-                    self._evaluate()
+                    self._evaluate(display.count("evaluating"))
                 self._save_checkpoint(window)
                 stopped_by = stopped_by or self._agreed(stop, 0)  # it may have come meanwhile; here all have just met
                 self.stopped_by = stopped_by
@@ -210,10 +209,11 @@ class _Run:
             "or leave such steps out by training.non_finite=skip."
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, on_batch: OnBatch) -> None:
         """Score the validation split; keep the model if it is the best so far."""
         progress = self.progress
-        scores = self.job.score(self.accelerator, self.learner.module)
+        on_batch(0)
+        scores = self.job.score(self.accelerator, self.learner.module, on_batch=on_batch)
         record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
         self._tell(self.folder.eval_history, record)
         words = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())

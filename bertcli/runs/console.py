@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: everything on stderr, so that stdout stays for results.
 
-On a terminal a Rich progress bar; elsewhere (logs, batch jobs) plain lines, one every so often.
+On a terminal a Rich progress bar; elsewhere (logs, batch jobs) plain lines, of work that takes longer than moments.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Timer
+from typing import TypeVar
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 10.0
 ROWS_SHOWN = 5
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+Item = TypeVar("Item")
 
 
 class Display:
@@ -54,6 +58,23 @@ class Display:
                 words.append(f"{format_seconds((self._total - self._done) / rate if rate else 0.0)} left")
             self._console.say("  ".join(word for word in words if word))
 
+    def counted(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items, each counted as it passes."""
+        for item in items:
+            self.advance()
+            yield item
+
+    def count(self, words: str) -> Callable[[int], None]:
+        """What counts, behind the bar, the units of something that happens between those of the display."""
+        done = 0
+
+        def advance(units: int) -> None:
+            nonlocal done
+            done += units
+            self.advance(0, f"{words} {done}")
+
+        return advance
+
 
 class Console:
     """Words for people. `quiet` keeps only warnings and errors, `mute` nothing (all processes but the first)."""
@@ -84,12 +105,20 @@ class Console:
 
     @contextmanager
     def waiting(self, words: str) -> Iterator[None]:
-        """Say on a terminal what is being waited for while inside, of work that cannot be counted."""
-        if self.quiet or not self._rich.is_terminal:
+        """Say what is being waited for while inside, of work that cannot be counted; in a log, once it takes long."""
+        if self.quiet:
             yield
-            return
-        with self._rich.status(words):
-            yield
+        elif self._rich.is_terminal:
+            with self._rich.status(words):
+                yield
+        else:
+            timer = Timer(SECONDS_BETWEEN_LINES, self.say, [f"{words} …"])
+            timer.daemon = True
+            timer.start()
+            try:
+                yield
+            finally:
+                timer.cancel()
 
     @contextmanager
     def display(self, title: str, total: int | None = None) -> Iterator[Display]:

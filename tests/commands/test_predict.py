@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bertcli.commands.finetune import finetune
-from bertcli.commands.predict import predict
+from bertcli.commands.predict import predict, predict_features
 from bertcli.commands.trained import ROWS_AT_ONCE, open_trained
 from bertcli.data.inputs import read_inputs
 from bertcli.errors import DataError, ModelError, UsageError
@@ -49,6 +49,22 @@ def test_answers_are_plain_transformers_answers_in_order(trained: Path) -> None:
         assert answer["text"] == text
         assert answer["label"] == model.config.id2label[int(probabilities.argmax())]
         assert list(answer["probabilities"].values()) == pytest.approx(probabilities.tolist(), abs=1e-5)
+
+
+def test_a_log_counts_answers_and_vectors_and_the_output_holds_answers_alone(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
+    texts = [("a fine film",), ("a dull film",)]
+    assert predict(str(trained), texts, console=Console()) == 2
+    told = capsys.readouterr()
+    assert told.err.splitlines() == ["answers 1", "answers 2"]
+    assert [json.loads(line)["text"] for line in told.out.splitlines()] == ["a fine film", "a dull film"]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    predict(str(trained), texts, console=Console())
+    assert capsys.readouterr().err == ""
+    predict_features(str(trained), texts, "vectors.npy", layers=[-1], pooling="mean", console=Console())
+    assert "inputs 2" in capsys.readouterr().err.splitlines()
 
 
 def test_more_inputs_than_one_chunk_keep_their_order(trained: Path) -> None:

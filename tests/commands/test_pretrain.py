@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -230,12 +231,17 @@ def test_a_packed_batch_has_the_loss_of_each_document_alone(family: str) -> None
         assert found == pytest.approx([value for sequence in row for value in each[sequence]], abs=1e-4)
 
 
-def test_packing_trains_and_a_family_that_cannot_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_packing_trains_and_a_family_that_cannot_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
     results = run("packing=true", "training.max_steps=3", phases="[{max_length: 256}]")
     assert results["padding_share"] < 0.1
     model = "{family: distilbert, size: null, fields: {dim: 32, n_layers: 1, n_heads: 2}}"
-    run("packing=true", "training.max_steps=2", folder="other", model=model)
-    assert "distilbert cannot keep packed sequences apart" in " ".join(capsys.readouterr().err.split())
+    pretrain(recipe("packing=true", "training.max_steps=2", model=model), Path("other"), console=Console())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "distilbert cannot keep packed sequences apart" in told
+    assert re.search(r"step 2/2 evaluating [1-9]", told)
 
 
 def test_phases_follow_each_other_with_their_lengths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,9 @@ def run_of(name: str, *overrides: str, **rest: Any) -> None:
     finetune(load_recipe("task.yaml", [*SHORT, *overrides]), Path(name), console=QUIET)
 
 
-def test_glue_files_hold_numbers_or_names_in_glues_own_order() -> None:
+def test_glue_files_hold_numbers_or_names_in_glues_own_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rest = {"config": "sentiment", "columns": "text", "problem": "single_label", "file": "CoLA", "answers": "numbers"}
     run_of("first", labels="[negative, positive]", **rest)
     # The classifier that goes on keeps the order of its labels, which is not the task's.
@@ -122,7 +124,9 @@ def test_glue_files_hold_numbers_or_names_in_glues_own_order() -> None:
         file="STS-B",
         answers="numbers",
     )
-    predict("runs", output="out", format_name="glue", as_zip=True, console=QUIET)
+    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
+    predict("runs", output="out", format_name="glue", as_zip=True, console=Console())
+    assert "CoLA.tsv 400/400  " in capsys.readouterr().err
     files = {path.name: path.read_text().splitlines() for path in Path("out").glob("*.tsv")}
     assert sorted(files) == ["CoLA.tsv", "MNLI-m.tsv", "STS-B.tsv"]
     for lines in files.values():
@@ -143,10 +147,14 @@ def test_glue_files_hold_numbers_or_names_in_glues_own_order() -> None:
         predict("runs/one", output="out", format_name="glue", console=QUIET)
 
 
-def test_squad_files_have_the_official_form() -> None:
+def test_squad_files_have_the_official_form(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
     for name in ("questions", "open-questions"):
         finetune(load_recipe(f"sample/{name}", SHORT), Path("runs") / name, console=QUIET)
-        predict(f"runs/{name}", output=name, format_name="squad", split="test", console=QUIET)
+        predict(f"runs/{name}", output=name, format_name="squad", split="test", console=Console())
+        assert "answers 400" in capsys.readouterr().err.splitlines()
     asked = [f"open-questions-{row}" for row in range(2400, 2800)]
     files = {path.name: json.loads(path.read_text()) for path in Path("open-questions").iterdir()}
     assert sorted(files) == ["nbest_predictions.json", "null_odds.json", "predictions.json"]

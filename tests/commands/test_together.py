@@ -35,9 +35,13 @@ def load(encoder: Path, *overrides: str) -> Suite:
     return suite
 
 
-def test_each_task_is_scored_saved_and_used_by_itself(encoder: Path) -> None:
+def test_each_task_is_scored_saved_and_used_by_itself(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     suite = load(encoder, "data.max_eval_examples=null")
-    results = finetune_together(suite, Path("run"), console=QUIET)
+    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
+    results = finetune_together(suite, Path("run"), console=Console())
+    assert "step 6/12  evaluating 1600  " in capsys.readouterr().err
     scores = results["metrics"]["validation"]
     assert results["best_by"] == "average"
     deciding = [scores[f"sample/{name}"] for name in ("sentiment/accuracy", "entities/f1", "choices/accuracy")]

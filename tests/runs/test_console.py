@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from rich.console import Console as RichConsole
 
@@ -28,12 +30,34 @@ def test_a_log_gets_lines_with_or_without_a_note_or_a_total(capsys: pytest.Captu
     assert told[2:] == ["answers 3"]
 
 
-def test_what_is_waited_for_is_shown_on_a_terminal_alone(
+def test_a_log_gets_one_line_of_what_is_waited_for_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Console().waiting("reading"):
+        time.sleep(0.1)
+    with Console(quiet=True).waiting("reading"):
+        time.sleep(0.1)
+    assert capsys.readouterr() == ("", "reading …\n")
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.1)
+    with Console().waiting("reading"):
         pass
+    time.sleep(0.2)
     assert capsys.readouterr().err == ""
+
+
+def test_what_passes_is_counted_and_a_part_in_the_note(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console().display("answers") as display:
+        assert list(display.counted("ab")) == ["a", "b"]
+        tell = display.count("evaluating")
+        tell(16)
+        tell(3)
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["answers 1", "answers 2", "answers 2  evaluating 16", "answers 2  evaluating 19"]
+
+
+def test_what_is_waited_for_is_shown_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "RichConsole", lambda **options: RichConsole(**options, force_terminal=True))
     with Console().waiting("reading"):
         pass
