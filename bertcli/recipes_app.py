@@ -63,6 +63,9 @@ def show(recipe: RecipeName, overrides: Overrides = None, debug: Debug = False) 
 def copy(
     recipe: RecipeName,
     target: Annotated[Path, typer.Argument(help="New file.")],
+    with_schema: Annotated[
+        bool, typer.Option("--schema", help="Put the JSON schema beside it, and name it to editors in the first line.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Copy a shipped recipe to a new file, to edit it.
@@ -71,7 +74,7 @@ def copy(
     """
     from bertcli.recipe.catalogue import copy_recipe
 
-    copy_recipe(recipe, target)
+    copy_recipe(recipe, target, with_schema=with_schema)
     typer.echo(f"{target} is yours to edit; `bertcli recipes check {target}` checks it", err=True)
 
 
@@ -126,10 +129,10 @@ def schema(
 ) -> None:
     """Print the JSON schema of recipes, for editors.
 
-    Example: `bertcli recipes schema > recipe.schema.json`, and `# yaml-language-server: $schema=recipe.schema.json` on
-    the first line of a recipe.
+    Example: `bertcli recipes schema > finetune.schema.json`, and `# yaml-language-server: $schema=finetune.schema.json`
+    on the first line of a recipe.
     """
-    from bertcli.recipe.catalogue import json_schema
+    from bertcli.recipe.catalogue import schema_text
     from bertcli.runs.console import print_result
 
-    print_result(json.dumps(json_schema(kind), indent=2))
+    print_result(schema_text(kind).rstrip("\n"))

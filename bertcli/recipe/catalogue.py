@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -68,19 +69,32 @@ def show_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> str:
     return "---\n".join(f"# {name}\n{dump_recipe(recipe)}" for name, recipe in singles(wanted).items())
 
 
-def copy_recipe(name: str, target: Path) -> None:
+def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
     """Write a shipped recipe, comments and all, to a new file.
 
+    Args:
+        with_schema: its first line names the JSON schema to editors; that lies beside it, `finetune.schema.json` or
+            `pretrain.schema.json`.
+
     Raises:
-        UsageError: the file exists.
+        UsageError: the file exists, or another one has the schema's name.
     """
     text = find_recipe(name).read_text("utf-8")
+    if with_schema:
+        kind = "pretrain" if is_pretraining(name) else "finetune"
+        schema = target.with_name(f"{kind}.schema.json")
+        text = f"# yaml-language-server: $schema={schema.name}\n{text}"
+        wanted = schema_text(kind)
+        if schema.exists() and schema.read_text("utf-8") != wanted:
+            raise UsageError(f"{schema} exists and is not the schema of this version; move it or name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise UsageError(f"{target} exists; name another file") from None
+    if with_schema:
+        schema.write_text(wanted, "utf-8")
 
 
 def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -101,6 +115,11 @@ def compare_recipes(*names: str) -> list[tuple[str, ...]]:
     keys = dict.fromkeys(key for one in every for key in one)
     rows = ((key, *(str(one.get(key, "-")) for one in every)) for key in keys)
     return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def schema_text(kind: str) -> str:
+    """The JSON schema of recipes of a kind, as a file holds it."""
+    return json.dumps(json_schema(kind), indent=2) + "\n"
 
 
 def json_schema(kind: str) -> dict[str, Any]:

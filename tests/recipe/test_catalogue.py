@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,25 @@ def test_a_copy_keeps_the_comments_and_takes_no_file_s_place() -> None:
     with pytest.raises(UsageError, match="exists"):
         copy_recipe("glue/rte", Path("new/mine.yaml"))
     assert load_any("new/mine.yaml") == load_any("glue/cola")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("glue/cola", "finetune"), ("pretrain/tiny", "pretrain")])
+def test_a_copy_names_a_schema_to_editors_that_lies_beside_it(name: str, kind: str) -> None:
+    call = partial(CliRunner().invoke, app)
+    for copy in ("new/one.yaml", "new/two.yaml"):
+        assert call(["recipes", "copy", name, copy, "--schema"]).exit_code == 0
+    header, text = Path("new/two.yaml").read_text("utf-8").split("\n", 1)
+    assert header == f"# yaml-language-server: $schema={kind}.schema.json"
+    assert text == shipped_recipes()[name].read_text("utf-8")
+    schema = Path(f"new/{kind}.schema.json")
+    assert json.loads(schema.read_text("utf-8")) == json_schema(kind)
+    assert schema.read_text("utf-8") == call(["recipes", "schema", kind]).stdout
+    assert check_recipes(["new/two.yaml"]) == {"new/two.yaml": []}
+    schema.write_text("{}", "utf-8")
+    refused = call(["recipes", "copy", name, "new/three.yaml", "--schema"])
+    assert (refused.exit_code, schema.read_text("utf-8")) == (2, "{}")
+    assert "not the schema of this version" in refused.stderr
+    assert not Path("new/three.yaml").exists()
 
 
 def test_the_check_tells_of_each_recipe_and_the_exit_code_of_all() -> None:
