@@ -189,9 +189,11 @@ def evaluate(
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
         return
-    for name, value in results["metrics"][split].items():
+    scores = results["metrics"][split]
+    width = max(20, *(len(name) + 2 for name in scores))
+    for name, value in scores.items():
         words = f"{value['mean']:.6f} ± {value['sd']:.6f}" if isinstance(value, dict) else f"{value:.6f}"
-        print_result(f"{name:<20}{words}")
+        print_result(f"{name:<{width}}{words}")
 
 
 @app.command()

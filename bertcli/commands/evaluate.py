@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.commands.pretrain import score_held_out
-from bertcli.commands.score import score
+from bertcli.commands.score import score, scores_together
 from bertcli.commands.seeds import summarise
-from bertcli.commands.trained import Trained, open_trained, pretraining_recipe, task_from
+from bertcli.commands.trained import Trained, models_together, open_trained, pretraining_recipe, run_recipe, task_from
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads import HEADS
@@ -30,12 +30,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run folder (each of its seeds), a model folder or a hub model; of a pretraining run, its held-out text.
 
+    Of a run of several tasks learned together each is scored by its own model, as the run's `results.json` tells it.
+
     Args:
         task_name: a task row or recipe; None: the task of the run.
         split: `train`, `validation`, `test`, or a name the data set knows.
 
     Raises:
-        UsageError: the model's task is not known and none was named.
+        UsageError: the model's task is not known and none was named, or one was named for several models.
         DataError: the split is missing or its labels are hidden.
         ModelError: the model's labels are not the task's.
     """
@@ -46,8 +48,30 @@ def evaluate(
             raise UsageError(f"{name} is a pretraining run: it has held-out text (validation) and no split {split!r}")
         return score_held_out(pretraining, name, mirror=mirror, hardware=hardware, console=console)
     task = task_from(task_name) if task_name else None
-    each = [_evaluate_one(run, task, split, mirror, hardware, console) for run in seed_runs(name)]
+    each = [_evaluate_run(run, task, split, mirror, hardware, console) for run in seed_runs(name)]
     return each[0] if len(each) == 1 else summarise(each) | {"run": name}
+
+
+def _evaluate_run(
+    name: str,
+    task: Task | None,
+    split: str,
+    mirror: Path | None,
+    hardware: HardwareSection | None,
+    console: Console,
+) -> dict[str, Any]:
+    models = models_together(name)
+    if not models:
+        return _evaluate_one(name, task, split, mirror, hardware, console)
+    if task is not None:
+        raise UsageError(
+            f"{name} holds a model for each of its tasks; name one beside --task: {', '.join(models.values())}"
+        )
+    each = {one: _evaluate_one(model, None, split, mirror, hardware, console) for one, model in models.items()}
+    recipes = {one: recipe for one, model in models.items() if (recipe := run_recipe(model)) is not None}
+    scores = scores_together(recipes, {one: results["metrics"][split] for one, results in each.items()})
+    num_examples = sum(results["num_examples"] for results in each.values())
+    return {"task": " + ".join(models), "run": name, "num_examples": num_examples, "metrics": {split: scores}}
 
 
 def _evaluate_one(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from accelerate import Accelerator
 
 from bertcli.commands.comparing import compare
-from bertcli.commands.job import Job, Lines, OnBatch, Scores, join, open_together, read_finished
+from bertcli.commands.job import Answers, Job, OnBatch, Scores, join, open_together, read_finished
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import loss_of, score
@@ -28,6 +28,7 @@ from bertcli.runs.card import write_card
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import check_run_folder
+from bertcli.runs.report import PREDICTIONS
 from bertcli.training.devices import width_multiple
 from bertcli.training.loop import Loss
 from bertcli.training.progress import Clock
@@ -205,7 +206,7 @@ class FinetuneJob(Job):
     def _rows_of(self, split: str) -> Encoded:
         return self._encoded.get(split) or self.prepared.encode(split)
 
-    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Lines]:
+    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Answers]:
         """Its scores on the splits that the task row names, and its answers to the validation split."""
         prepared, task = self.prepared, self.prepared.task
         scores: Scores = {}
@@ -225,7 +226,7 @@ class FinetuneJob(Job):
             max_tokens=self.recipe.hardware.eval_batch_tokens,
         )
         scores |= {split: self.score(accelerator, saved, split) for split in task.splits.more_validation}
-        return scores, list(lines)
+        return scores, {PREDICTIONS: list(lines)}
 
     def describe(self) -> dict[str, Any]:
         """Task and model."""

@@ -13,7 +13,6 @@ from bertcli.runs.checkpoint import Progress
 from bertcli.runs.console import harmless
 from bertcli.runs.folder import RunFolder, write_json, write_parts, write_text
 from bertcli.runs.history import read_records
-from bertcli.runs.report import PREDICTIONS
 
 
 def finish(
@@ -25,13 +24,13 @@ def finish(
         facts: what else the results say.
     """
     accelerator.wait_for_everyone()  # the first may still be writing the model
-    further, lines = job.look_back(accelerator, folder.model)
+    further, answers = job.look_back(accelerator, folder.model)
     results = _describe(job, folder, progress, further) | facts | {"run": str(folder.path)}
     if accelerator.is_main_process:
-        if lines:
+        for name, lines in answers.items():
             folder.predictions.mkdir(exist_ok=True)
             texts = (f"{harmless(json.dumps(line, ensure_ascii=False))}\n" for line in lines)
-            write_parts(folder.predictions / PREDICTIONS, texts)
+            write_parts(folder.predictions / name, texts)
         write_text(folder.card, job.card(results))
         write_json(folder.results, results)
         write_page([str(folder.path)], folder.report)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Scores = dict[str, dict[str, float]]
 """By split and name."""
-Lines = list[dict[str, Any]]
-"""Rows with what is right and what was answered, as `predictions/` holds them."""
+Answers = dict[str, list[dict[str, Any]]]
+"""Rows with what is right and what was answered, by their file in `predictions/`."""
 OnBatch = Callable[[int], None]
 """Told the number of items done after each batch."""
 
@@ -101,9 +101,9 @@ class Job(ABC):
         """How good the scores are: more is better."""
         return scores[self.best_by]
 
-    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Lines]:
+    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Answers]:
         """Of the saved model, the scores on splits that nothing is chosen by, and its answers beside the right ones."""
-        return {}, []
+        return {}, {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
 from bertcli.heads.head import Head
 from bertcli.metrics.bundled import compute_metrics
-from bertcli.recipe.schema import TrainingSection
+from bertcli.recipe.load import recipe_task
+from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.tasks.task import Task
 from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
@@ -114,3 +116,11 @@ def score(
         total += loss
     scores = compute_metrics(task.metric_names, head.answer_kind, answers, references)
     return scores | {"loss": total / max(1, int(encoded.num_targets.sum()))}
+
+
+def scores_together(recipes: Mapping[str, Recipe], each: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores of tasks learned together, named after them, and the mean of those that decide (`average`)."""
+    names = {name: one.evaluation.best_by or recipe_task(one).deciding_metric for name, one in recipes.items()}
+    average = statistics.fmean(each[name][deciding] for name, deciding in names.items())
+    named = {f"{name}/{metric}": value for name, scores in each.items() for metric, value in scores.items()}
+    return {"average": average} | named

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,10 +12,12 @@ import numpy as np
 from accelerate import Accelerator
 
 from bertcli.commands.finetune import FinetuneJob
-from bertcli.commands.job import Job, OnBatch, join, open_together, read_finished
+from bertcli.commands.job import Answers, Job, OnBatch, Scores, join, open_together, read_finished
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
+from bertcli.commands.score import scores_together
 from bertcli.commands.seeds import say_results, train_seeds
+from bertcli.commands.trained import models_together
 from bertcli.data.loaders import GlobalBatch
 from bertcli.data.mixing import mixing_shares, tasks_of_steps
 from bertcli.errors import RecipeError
@@ -29,7 +30,7 @@ from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.recipe.suite import Mixing, Suite, run_folder, singles
 from bertcli.runs.card import write_shared_card
 from bertcli.runs.console import Console
-from bertcli.runs.folder import check_run_folder, write_text
+from bertcli.runs.folder import best_seed, check_run_folder, write_text
 from bertcli.training.loop import Loss, Targets
 from bertcli.training.progress import Clock
 
@@ -89,7 +90,7 @@ def finetune_together(
         processes,
         console,
     )
-    say_results(console, results, folder, model=f"{folder.path}/model/{_slug(next(iter(recipes)))}")
+    say_results(console, results, folder, model=next(iter(models_together(best_seed(str(run))).values())))
     return results
 
 
@@ -160,8 +161,9 @@ class TogetherJob(Job):
     def save_model(self, module: torch.nn.Module, folder: Path) -> None:
         """Write a model for each task, with its recipe."""
         for (name, part), model in zip(self.parts.items(), cast("SharedEncoder", module).models, strict=True):
-            save_model(cast("PreTrainedModel", model), part.tokenizer, folder / _slug(name))
-            write_text(folder / _slug(name) / "recipe.yaml", dump_recipe(part.prepared.recipe))
+            own = run_folder(folder, name)
+            save_model(cast("PreTrainedModel", model), part.tokenizer, own)
+            write_text(own / "recipe.yaml", dump_recipe(part.prepared.recipe))
 
     @property
     def loss(self) -> Loss:
@@ -192,13 +194,25 @@ class TogetherJob(Job):
         on_batch: OnBatch = lambda num_items: None,
     ) -> dict[str, float]:
         """The scores of each task, named after it, and the mean of those that decide."""
-        scores: dict[str, float] = {}
-        deciding: list[float] = []
-        for (name, part), one in zip(self.parts.items(), cast("SharedEncoder", model).models, strict=True):
-            own = part.score(accelerator, one, split, on_batch)
-            scores |= {f"{name}/{metric}": value for metric, value in own.items()}
-            deciding.append(part.goodness(own))
-        return {"average": statistics.fmean(deciding)} | scores
+        each = zip(self.parts.items(), cast("SharedEncoder", model).models, strict=True)
+        scores = {name: part.score(accelerator, one, split, on_batch) for (name, part), one in each}
+        return scores_together(self._recipes, scores)
+
+    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Answers]:
+        """What each task's model scores on further splits, named after the task, and its answers in a file of it."""
+        scores: Scores = {}
+        answers: Answers = {}
+        for name, part in self.parts.items():
+            own = run_folder(model, name)
+            further, of_part = part.look_back(accelerator, own)
+            for split, values in further.items():
+                scores.setdefault(split, {}).update({f"{name}/{metric}": value for metric, value in values.items()})
+            answers |= {f"{own.name}-{file}": lines for file, lines in of_part.items()}
+        return scores, answers
+
+    @property
+    def _recipes(self) -> dict[str, Recipe]:
+        return {name: part.prepared.recipe for name, part in self.parts.items()}
 
     def describe(self) -> dict[str, Any]:
         """Tasks and model."""
@@ -208,7 +222,7 @@ class TogetherJob(Job):
 
     def card(self, results: dict[str, Any]) -> str:
         """The card of the models of one run."""
-        return write_shared_card(results, {_slug(name): part.prepared.recipe for name, part in self.parts.items()})
+        return write_shared_card(results, {run_folder(Path(), name).name: one for name, one in self._recipes.items()})
 
 
 def _of_task(batch: GlobalBatch, number: int) -> GlobalBatch:
@@ -222,10 +236,6 @@ def _of_task(batch: GlobalBatch, number: int) -> GlobalBatch:
         for micro in batch.micro_batches
     ]
     return replace(batch, micro_batches=micros, num_targets={name: batch.num_targets["labels"]})
-
-
-def _slug(name: str) -> str:
-    return run_folder(Path(), name).name
 
 
 def _dump(recipes: Mapping[str, Recipe], together: Mixing) -> str:

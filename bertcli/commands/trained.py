@@ -17,10 +17,13 @@ from bertcli.heads import HEADS
 from bertcli.heads.head import Head
 from bertcli.models import build
 from bertcli.models.padding_free import speed_up
+from bertcli.recipe.layers import read_file
 from bertcli.recipe.load import load_any_recipe, load_recipe, recipe_task
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
+from bertcli.recipe.suite import run_folder
 from bertcli.runs.console import Console
+from bertcli.runs.folder import RunFolder
 from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import HeadName, Task
 from bertcli.training.devices import build_accelerator
@@ -140,8 +143,15 @@ def pretraining_recipe(name: str) -> PretrainRecipe | None:
 
 
 def _saved_recipe(name: str) -> Recipe | PretrainRecipe | None:
-    path = Path(name) / "recipe.yaml"
-    return load_any_recipe(str(path)) if path.is_file() else None
+    path = RunFolder(Path(name)).recipe
+    return load_any_recipe(str(path)) if path.is_file() and not models_together(name) else None
+
+
+def models_together(name: str) -> dict[str, str]:
+    """The models of a run of several tasks learned together, by the tasks' names in its recipe; none of other runs."""
+    run = RunFolder(Path(name))
+    tasks = read_file(run.recipe, Recipe).values.get("suite", ()) if run.recipe.is_file() else ()
+    return {task: str(run_folder(run.model, task)) for task in tasks}
 
 
 def task_from(name_or_recipe: str) -> Task:

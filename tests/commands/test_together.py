@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from transformers import AutoModelForSequenceClassification
 
 from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
+from bertcli.commands.predict import predict
 from bertcli.commands.together import finetune_together
-from bertcli.errors import Interrupted, RecipeError
+from bertcli.errors import Interrupted, ModelError, RecipeError, UsageError
 from bertcli.recipe.suite import Suite, load_finetuning
 from bertcli.runs.console import Console
 
@@ -49,12 +52,41 @@ def test_each_task_is_scored_saved_and_used_by_itself(
     for task in TASKS:
         own = evaluate(f"run/model/sample-{task}", console=QUIET)["metrics"]["validation"]
         assert own == pytest.approx({name: scores[f"sample/{task}/{name}"] for name in own})
+    found = evaluate("run", console=QUIET)
+    assert found["metrics"]["validation"] == pytest.approx(scores)
+    assert found["num_examples"] == 4 * 400
+    with pytest.raises(UsageError, match=r"name one beside --task: run/model/sample-sentiment, "):
+        evaluate("run", task_name="sample/sentiment", console=QUIET)
+    with pytest.raises(ModelError, match=r"name one of its models: run/model/sample-choices, "):
+        predict("run", [["a fine film"]], console=QUIET)
     encoders = [load_file(f"run/model/sample-{task}/model.safetensors") for task in TASKS]
     name = "bert.encoder.layer.0.attention.self.query.weight"
     assert all(torch.equal(encoders[0][name], other[name]) for other in encoders)
     assert not torch.equal(encoders[0]["classifier.weight"], encoders[3]["classifier.weight"])
     AutoModelForSequenceClassification.from_pretrained("run/model/sample-sentiment")
     assert finetune_together(suite, Path("run"), console=QUIET) == results
+
+
+def test_each_seed_tells_of_further_splits_and_its_answers_and_names_a_model_that_is_there(
+    encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_text(
+        "extends: sample/sentiment\n"
+        "task: {dataset: sample, config: sentiment, text_columns: [text], splits: {more_validation: [test]}}\n"
+    )
+    words = ["suite=[mine.yaml, choices]", "training.seed=[1, 2]", "training.max_steps=2", "evaluation.every_steps=2"]
+    results = finetune_together(load(encoder, *words), Path("run"), console=Console())
+    assert set(results["metrics"]["test"]) == {f"mine.yaml/{name}" for name in ("accuracy", "f1_macro", "loss")}
+    for seed in (1, 2):
+        own = json.loads(Path(f"run/seed-{seed}/results.json").read_text())["metrics"]["test"]
+        assert set(own) == set(results["metrics"]["test"])
+        for file in ("mine-validation.jsonl", "sample-choices-validation.jsonl"):
+            assert len(Path(f"run/seed-{seed}/predictions/{file}").read_text().splitlines()) == 10
+    (model,) = re.findall(r"next +bertcli predict (\S+) ", capsys.readouterr().err)
+    assert Path(model, "config.json").is_file()
+    found = evaluate("run", console=QUIET)["metrics"]["validation"]
+    assert set(found) == set(results["metrics"]["validation"])
+    assert len(found["average"]["values"]) == 2
 
 
 @pytest.mark.parametrize("overrides", [(), ("training.strategy=gradual", "training.unfreeze_every_steps=2")])
