@@ -112,13 +112,17 @@ class FinetuneJob(Job):
         if section.reinitialise_layers:
             adapt.reinitialise(model, section.reinitialise_layers)
         if section.strategy == "lora":
-            name = self.recipe.model.name
-            assert name is not None
-            self._additions = adapt.add_lora(model, section, name)
+            self._additions = adapt.add_lora(model, section, self._base)
         if section.strategy == "features":
             adapt.Remembered(model)
         self._unfreezing = adapt.unfreezing_of(model, section, self.plan)
         return model
+
+    @property
+    def _base(self) -> str:
+        name = self.recipe.model.name
+        assert name is not None
+        return build.lasting_name(name)
 
     def rate_factors(self, module: torch.nn.Module) -> dict[str, float]:
         """Those of layer-wise decay and of the head."""
@@ -236,7 +240,10 @@ class FinetuneJob(Job):
 
     def card(self, results: dict[str, Any]) -> str:
         """The card of a fine-tuned model."""
-        return write_card(results, self.prepared.recipe, self.prepared.task, describe_environment())
+        recipe = self.prepared.recipe
+        is_whole = recipe.training.strategy != "lora" or recipe.training.lora_merge
+        base = None if is_whole else self._base
+        return write_card(results, recipe, self.prepared.task, describe_environment(), base)
 
 
 def _say_plan(console: Console, prepared: Prepared, plan: Plan, run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def push(
     The card goes as it stands in the run folder, with licence and languages, if they are named, in its metadata.
 
     Raises:
-        UsageError: there is no finished run, or `name` cannot be one on the hub.
+        UsageError: there is no finished run, its model is additions (LoRA) to one that only this machine has, or
+            `name` cannot be one on the hub.
         HubError: nobody is logged in, or the hub does not take it.
     """
     console = console or Console()
@@ -41,6 +43,9 @@ def push(
             f"found no finished run with a model in {run}, expected results.json, README.md and model/ there; "
             "finish it with the command that began it (of a suite, name one of its runs)"
         )
+    base = _base_of(folder.model)
+    if base is not None:
+        console.say(f"base      {base}: what is sent are low-rank additions (LoRA) to it, of no use without it")
     files: dict[str, Path | bytes] = {
         path.relative_to(folder.model).as_posix(): path for path in sorted(folder.model.rglob("*")) if path.is_file()
     }
@@ -53,8 +58,26 @@ def push(
         return results | {"dry_run": True}
     address = upload(name, files, private=private, message=f"bertcli push {folder.path.name}")
     console.say(f"made      {address}")
-    console.say(f'next      bertcli predict {name} --text "…"')
+    console.say("next      the program on its card" if base else f'next      bertcli predict {name} --text "…"')
     return results | {"address": address}
+
+
+def _base_of(model: Path) -> str | None:
+    """The model on the hub that the saved one is additions to; None if it is whole.
+
+    Raises:
+        UsageError: only this machine has that model.
+    """
+    file = model / "adapter_config.json"
+    if not file.is_file():
+        return None
+    base = str(json.loads(file.read_text("utf-8"))["base_model_name_or_path"])
+    if Path(base).is_absolute() or Path(base).exists():
+        raise UsageError(
+            f"{model} holds low-rank additions (LoRA) to {base}, which only this machine has; push a run that was "
+            "trained with training.lora_merge=true, which saves the whole model"
+        )
+    return base
 
 
 def _card(path: Path, name: str, license_name: str | None, languages: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bertcli.errors import ModelError
-from bertcli.models.build import save_model
+from bertcli.models.build import ADAPTER_WEIGHTS, save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import StrategySection, TrainingSection
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
@@ -151,16 +150,21 @@ def add_lora(model: PreTrainedModel, section: StrategySection, base_name: str) -
     LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, as peft builds it.
 
     Args:
-        base_name: what the additions will be laid over again.
+        base_name: what the additions will be laid over again; it must hold from any working directory.
 
     Returns:
         peft's view of the model, which knows the additions; `model` itself computes with them.
 
     Raises:
-        ModelError: the encoder's layers are not made of plain matrices.
+        ModelError: the encoder's layers are not made of plain matrices, or the base is additions itself.
     """
     from peft import LoraConfig, get_peft_model
 
+    if not section.lora_merge and (Path(base_name) / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(
+            f"{base_name} holds low-rank additions (LoRA), over which no others can be laid; train either of the two "
+            "with training.lora_merge=true, which saves the whole model"
+        )
     base = model.base_model
     prefix = next(name for name, part in base.named_modules() if part is layers_of(model))
     targets = [

@@ -61,6 +61,11 @@ def resolve_model(name: str, mirror: Path | None) -> str:
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
 
+def lasting_name(name: str) -> str:
+    """A name of model `name` that holds from any working directory: of a folder, the whole path of what it holds."""
+    return str(Path(resolve_model(name, None)).resolve()) if Path(name).is_dir() else name
+
+
 def load_tokenizer(name: str, mirror: Path | None, *, for_words: bool = False) -> PreTrainedTokenizerBase:
     """The fast tokenizer of model `name`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,18 +37,23 @@ PROGRAMS = {  # of the kinds of answer that are one call in transformers
     "causal_lm": "text-generation",
 }
 CLASSES: dict[HeadName | str, str] = {
+    "text_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
     "question_answering": "AutoModelForQuestionAnswering",
     "multiple_choice": "AutoModelForMultipleChoice",
     "span_corruption": "AutoModelForSeq2SeqLM",
 }
 
 
-def write_card(results: dict[str, Any], recipe: Recipe, task: Task, environment: Mapping[str, Any]) -> str:
+def write_card(
+    results: dict[str, Any], recipe: Recipe, task: Task, environment: Mapping[str, Any], base: str | None = None
+) -> str:
     """The card of a fine-tuned model: metadata for the hub, what it is, how good, how it was made, how to use it.
 
     Args:
         results: what `results.json` holds.
         environment: what `environment.json` holds.
+        base: the model that what is saved are additions (LoRA) to; None: the whole model is saved.
     """
     pipeline = task.head.replace("_", "-")
     datasets = _hub_names([task.dataset])
@@ -57,8 +63,9 @@ def write_card(results: dict[str, Any], recipe: Recipe, task: Task, environment:
         where = {"dataset_type": source, "dataset_name": task.name, "dataset_config": task.config}
         evaluations += _evaluations(scores, task_type=pipeline, dataset_split=_split_name(task, split), **where)
     name = task.name.replace("/", "-")
-    metadata = _metadata(name, pipeline, results["model"], datasets, evaluations)
-    base = _code(results["model"]) if results["model"] else f"fresh weights, BERT {results['size']}"
+    library = "transformers" if base is None else "peft"
+    metadata = _metadata(name, pipeline, results["model"], datasets, evaluations, library)
+    start = _code(results["model"]) if results["model"] else f"fresh weights, BERT {results['size']}"
     examples = f"{results['num_train_examples']:,} examples of {_code(source)}"
     best = f"Best of {results['num_evaluations']} evaluations (step {results['best_step']} of {results['total_steps']})"
     return f"""---
@@ -67,13 +74,13 @@ def write_card(results: dict[str, Any], recipe: Recipe, task: Task, environment:
 
 # {task.name}
 
-Made by [bertcli](https://pypi.org/project/bertcli) from {base}, seed {results["seed"]}, with {examples}.
+Made by [bertcli](https://pypi.org/project/bertcli) from {start}, seed {results["seed"]}, with {examples}.
 
 {_table(results["metrics"])}
 
 {best}, by {results["best_by"]}. {_made_on(results, environment)}
 
-{_program(task.head)}
+{_program(task.head) if base is None else _program_of_additions(task.head, base, is_new=recipe.model.new_head)}
 
 {_recipe(recipe)}
 """
@@ -124,13 +131,18 @@ def write_shared_card(results: dict[str, Any], recipes: Mapping[str, Recipe]) ->
 
 
 def _metadata(
-    name: str, pipeline: str, base_model: str | None, datasets: Sequence[str], evaluations: Sequence[EvalResult]
+    name: str,
+    pipeline: str,
+    base_model: str | None,
+    datasets: Sequence[str],
+    evaluations: Sequence[EvalResult],
+    library: str = "transformers",
 ) -> str:
     """The front matter, as the hub's own library writes it. Licence and language are for those who know them."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=pipeline,
         base_model=next(iter(_hub_names([base_model])), None),
         datasets=list(datasets) or None,
@@ -188,6 +200,25 @@ def _program(kind: str) -> str:
         lines = [f"from transformers import {model_class}, AutoTokenizer", ""]
         lines += [f"{name} = {one}.from_pretrained({MODEL_HERE}"
                   for name, one in (("model", model_class), ("tokenizer", "AutoTokenizer"))]  # fmt: skip
+    return _block("python", "\n".join(lines))
+
+
+def _program_of_additions(kind: HeadName, base: str, *, is_new: bool) -> str:
+    """The program that lays additions (LoRA) over the model `base`; `is_new`: whose own head has other labels."""
+    model_class, has_call = CLASSES[kind], kind in PROGRAMS
+    names = ["AutoConfig", model_class, "AutoTokenizer", *["pipeline"] * has_call]
+    options = ", config=config" + (", ignore_mismatched_sizes=True" if is_new else "")
+    lines = [
+        "from peft import PeftModel",
+        f"from transformers import {', '.join(names)}",
+        "",
+        f"config = AutoConfig.from_pretrained({MODEL_HERE}",
+        f"base = {model_class}.from_pretrained({json.dumps(base, ensure_ascii=False)}{options})",
+        f"model = PeftModel.from_pretrained(base, {MODEL_HERE}.merge_and_unload()",
+        f"tokenizer = AutoTokenizer.from_pretrained({MODEL_HERE}",
+    ]
+    if has_call:
+        lines.append(f'answer = pipeline("{PROGRAMS[kind]}", model=model, tokenizer=tokenizer)')
     return _block("python", "\n".join(lines))
 
 

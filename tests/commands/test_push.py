@@ -110,6 +110,15 @@ def test_what_is_not_finished_or_no_name_is_refused(run: RunFolder, sent: dict[s
     assert sent == {}
 
 
+def test_additions_go_only_where_their_base_can_be_had(run: RunFolder, sent: dict[str, Any]) -> None:
+    for base, is_here in (("google-bert/bert-base-uncased", False), (str(Path("base").resolve()), True)):
+        (run.model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        told = call("runs/small", "me/my-model")
+        assert told.exit_code == (2 if is_here else 0)
+        assert base in " ".join(told.stderr.split())
+    assert "training.lora_merge=true" in told.stderr
+
+
 def test_a_missing_token_is_told_with_the_cure(run: RunFolder) -> None:
     told = call("runs/small", "me/my-model")
     assert told.exit_code == 1

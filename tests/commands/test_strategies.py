@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bertcli.commands import train as train_module
 from bertcli.commands import vectors as vectors_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
+from bertcli.commands.predict import predict
 from bertcli.commands.prepare import prepare
 from bertcli.commands.score import distance_from_teacher
 from bertcli.commands.teacher import with_teacher
@@ -92,6 +97,37 @@ def test_additions_are_saved_small_and_answer_as_in_training(
     assert not [str(one.message) for one in recwarn if "peft" in one.filename]  # of a hub it has no need of
     assert Path("run/model/adapter_model.safetensors").stat().st_size < 4 * results["num_parameters"]
     assert evaluate("run", console=QUIET)["metrics"]["validation"] == pytest.approx(results["metrics"]["validation"])
+
+
+@pytest.mark.parametrize(("strategy", "new_head"), [("full", False), ("lora", False), ("lora", True)])
+def test_the_program_on_the_card_answers_as_predict_does(
+    encoder: Path, recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, strategy: str, new_head: bool
+) -> None:
+    shutil.copytree(encoder, "base/model")  # as in a run folder
+    if new_head:
+        config = AutoConfig.from_pretrained(encoder, num_labels=3)
+        AutoModelForSequenceClassification.from_pretrained(encoder, config=config).save_pretrained("base/model")
+    words = [f"training.strategy={strategy}", "model.name=base", "training.max_steps=3", f"model.new_head={new_head}"]
+    finetune(recipe_of(*[word.lower() for word in words]), Path("run"), console=QUIET)
+    predict("run", [["the soup was vile"]], "answers.jsonl", console=QUIET)
+    wanted = json.loads(Path("answers.jsonl").read_text())
+    (program,) = re.findall(r"```python\n(.*?)\n```", Path("run/README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir("run")
+    named: dict[str, Any] = {}
+    exec(compile(program, "card", "exec"), named)
+    (found,) = named["answer"]("the soup was vile")
+    assert found["label"] == wanted["label"]
+    assert found["score"] == pytest.approx(wanted["probabilities"][wanted["label"]], abs=1e-4)
+
+
+def test_additions_to_additions_are_refused_with_the_cure(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("training.strategy=lora", "training.max_steps=2")
+    finetune(recipe, Path("first"), console=QUIET)
+    words = ["training.strategy=lora", "training.max_steps=2", "model.name=first"]
+    with pytest.raises(ModelError, match=r"training\.lora_merge=true, which saves the whole model"):
+        finetune(recipe_of(*words), Path("second"), console=QUIET)
+    finetune(recipe_of(*words, "training.lora_merge=true"), Path("third"), console=QUIET)
+    assert Path("third/model/model.safetensors").is_file()
 
 
 def test_a_fixed_encoder_reads_each_row_once(recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:

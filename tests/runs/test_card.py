@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ SHARED = {
 HOSTILE = 'x: "y" ` <script>\n---\ninjected: true\n```\n# a heading\n````\n<script>|'
 
 
-def card_of(task: Task, metrics: dict[str, Any], model: str | None = "google-bert/bert-base-uncased") -> str:
+def card_of(
+    task: Task, metrics: dict[str, Any], model: str | None = "google-bert/bert-base-uncased", base: str | None = None
+) -> str:
     recipe = Recipe(task=task, model=ModelSection(name=model))
     results = SHARED | {"metrics": metrics, "model": model, "best_by": "f1", "task": task.name, "head": task.head}
-    return write_card(results, recipe, task, ENVIRONMENT)
+    return write_card(results, recipe, task, ENVIRONMENT, base)
 
 
 def data_of(card: str) -> ModelCardData:
@@ -78,12 +81,13 @@ def test_what_is_no_name_on_the_hub_is_not_given_as_one() -> None:
 def test_the_program_of_each_kind_is_python() -> None:
     import transformers
 
-    for task in ("glue/stsb", "sample/topics", "ner/conll2003", "squad/v2", "choice/swag"):
-        card = card_of(task_named(task), {"validation": {"f1": 0.5}})
+    for task, base in product(("glue/stsb", "ner/conll2003", "squad/v2", "choice/swag"), (None, "/a/base")):
+        card = card_of(task_named(task), {"validation": {"f1": 0.5}}, base=base)
         program = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)[0]
         compile(program, "card", "exec")
-        (names,) = re.findall(r"import (.*)", program)
+        (names,) = re.findall(r"from transformers import (.*)", program)
         assert names == "pipeline" or all(hasattr(transformers, name) for name in names.split(", "))
+        assert data_of(card).library_name == ("transformers" if base is None else "peft")
 
 
 def test_nothing_a_person_names_breaks_out() -> None:
