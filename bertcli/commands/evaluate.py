@@ -13,7 +13,7 @@ from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.labels import check_labels
-from bertcli.recipe.schema import HardwareSection, Recipe
+from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console
 from bertcli.runs.folder import seed_runs
 from bertcli.tasks.task import Task
@@ -117,11 +117,7 @@ def _check_labels(trained: Trained, task: Task, mirror: Path | None) -> None:
             f"{trained.name} was made for {trained.head.answer_kind}, task {task.name} is {task.answer_kind}"
         )
     if trained.head.labels:
-        labels = task.labels or _labels_of(task, mirror)
+        # The training split of a row that does not list them has them all.
+        labels = task.labels or HEADS[task.head].labels_of(task, load_split(task, "train", mirror))
         cure = "Evaluate it on a task with its own labels, or fine-tune it on this one."
         check_labels(trained.head.labels, labels, trained.name, cure)
-
-
-def _labels_of(task: Task, mirror: Path | None) -> tuple[str, ...]:
-    """The labels of a row that does not list them: its training split has them all."""
-    return HEADS[task.head].learned_from(task, load_split(task, "train", mirror), Recipe(task=task)).labels

@@ -89,6 +89,8 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
     check_regularisers(recipe, task)
     check_strategy(recipe)
     rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.more_validation)}
+    # A part of the rows may lack some of the labels.
+    task = task.model_copy(update={"labels": HEADS[task.head].labels_of(task, rows["train"])})
     rows = _limit(recipe, rows)
     head = HEADS[task.head].learned_from(task, rows["train"], recipe)
     tokenizer = _tokenizer(recipe, task, rows["train"], mirror)

@@ -29,6 +29,15 @@ class Head(ABC):
     labels: tuple[str, ...] = ()  # empty if answers are no labels
 
     @classmethod
+    def labels_of(cls, task: Task, train: Dataset) -> tuple[str, ...]:
+        """The labels of a task, for which all its training rows may have to be looked at.
+
+        Raises:
+            DataError: there are too few of them, or the row and the data set disagree.
+        """
+        return ()
+
+    @classmethod
     @abstractmethod
     def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
         """The head for a new model of `task`.

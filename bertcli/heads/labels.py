@@ -79,26 +79,36 @@ def resolve_labels(task: Task, train_rows: Dataset) -> tuple[str, ...]:
     """
     if task.problem == "regression":
         return ()
-    listed = listed_labels(task, train_rows)
-    found = label_names(task, train_rows, train_rows[task.label_column][:])
-    seen = {one for name in found if name is not None for one in ([name] if isinstance(name, str) else name)}
-    labels = listed or tuple(sorted(seen))
+    labels = listed_labels(task, train_rows)
+    if not labels:
+        found = label_names(task, train_rows, train_rows[task.label_column][:])
+        seen = {one for name in found if name is not None for one in ([name] if isinstance(name, str) else name)}
+        labels = tuple(sorted(seen))
     if len(labels) < (2 if task.problem == "single_label" else 1):
         raise DataError(f"{task.name}: found the labels {list(labels)}, expected at least two to tell apart")
     return labels
 
 
 def label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
-    """Each row's label as a name (or list of names); None where it is hidden or missing."""
+    """Each row's label as a name (or list of names); None where it is hidden or missing.
+
+    Of own files -1 is a label like any other if the task row lists it.
+    """
     declared = declared_names(rows.features[task.label_column])
+    listed = () if declared else task.labels
 
     def name_of(value: Any) -> str:
         return declared[value] if declared and isinstance(value, int) else str(value)
 
     if task.problem == "single_label":
-        return [None if value is None or value == HIDDEN_LABEL else name_of(value) for value in values]
+        return [None if is_hidden(value) and str(value) not in listed else name_of(value) for value in values]
     lists = ([part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else v for v in values)
     return [None if value is None else [name_of(one) for one in value] for value in lists]
+
+
+def is_hidden(value: Any) -> bool:
+    """Whether a cell holds no label: it is empty, or as GLUE's test splits have it."""
+    return value in (None, HIDDEN_LABEL, str(HIDDEN_LABEL)) or (isinstance(value, str) and not value.strip())
 
 
 def class_weights(

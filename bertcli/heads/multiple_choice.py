@@ -12,7 +12,7 @@ import numpy as np
 from bertcli.data.encoding import Encoded, Sequences, frame_of, token_ids
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
-from bertcli.heads.labels import compare_labels, declared_names
+from bertcli.heads.labels import compare_labels, declared_names, is_hidden
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -78,7 +78,7 @@ class MultipleChoice(Head):
         names = declared_names(rows.features[task.label_column])
         counts = [len(row) for row in choices_of(task, rows)]
         values = rows[task.label_column][:]
-        if all(value is None or value == -1 for value in values):
+        if all(map(is_hidden, values)):
             return None
         answers = [_number_of(names[value] if names and isinstance(value, int) else value) for value in values]
         for row, (answer, count) in enumerate(zip(answers, counts, strict=True)):

@@ -57,9 +57,14 @@ class TextClassification(Head):
         self.thresholds = thresholds  # None: the likeliest label, or those likelier than not
 
     @classmethod
+    def labels_of(cls, task: Task, train: Dataset) -> tuple[str, ...]:
+        """Label names; none of a regression."""
+        return resolve_labels(task, train)
+
+    @classmethod
     def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
         """The head for a task, its labels as the training rows have them."""
-        labels = resolve_labels(task, train)
+        labels = cls.labels_of(task, train)
         head = cls(task.problem, labels)
         answers = head.read_labels(task, train)
         if answers is None:
@@ -155,7 +160,8 @@ class TextClassification(Head):
         if any(hidden):
             row = hidden.index(True)
             begins = beginning_of(task, rows, row)
-            raise DataError(f"{task.name}: row {row + 1} has no label, but other rows do. {begins} Label or remove it.")
+            cure = "Label or remove it." + (" If -1 is a label, list it in task.labels." if values[row] == "-1" else "")
+            raise DataError(f"{task.name}: row {row + 1} has no label, but other rows do. {begins} {cure}")
         place = {label: index for index, label in enumerate(self.labels)}
         if self.problem == "single_label":
             return np.array([place_of(task, place, rows, row, name) for row, name in enumerate(names)], dtype=np.int64)

@@ -44,13 +44,18 @@ class TokenClassification(Head):
         self.class_weights = class_weights  # [C]; None: all alike
 
     @classmethod
+    def labels_of(cls, task: Task, train: Dataset) -> tuple[str, ...]:
+        """The tags."""
+        return resolve_tags(task, train)
+
+    @classmethod
     def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
         """The head for a task, its tags as the row lists them, the data set declares them or the rows hold them.
 
         Raises:
             DataError: there are no tags, or fewer than two.
         """
-        labels = resolve_tags(task, train)
+        labels = cls.labels_of(task, train)
         head = cls(labels)
         tags = head.references(task, train)
         if tags is None:
@@ -206,9 +211,10 @@ def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
     Raises:
         DataError: the row and the data set disagree, or there are fewer than two.
     """
-    listed = listed_labels(task, train)
-    seen = {str(tag) for tags in train[task.label_column][:] for tag in tags or ()}
-    labels = listed or tuple(sorted(seen, key=lambda tag: (tag != "O", tag)))
+    labels = listed_labels(task, train)
+    if not labels:
+        seen = {str(tag) for tags in train[task.label_column][:] for tag in tags or ()}
+        labels = tuple(sorted(seen, key=lambda tag: (tag != "O", tag)))
     if len(labels) < 2:
         raise DataError(f"{task.name}: found the tags {list(labels)}, expected at least two to tell apart")
     return labels

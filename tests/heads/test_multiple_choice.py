@@ -71,3 +71,8 @@ def test_hidden_answers_are_none_and_uneven_choices_are_refused() -> None:
     assert MultipleChoice().references(task_of(), rows) is None
     with pytest.raises(DataError, match="row 2 has 3 choices, expected 2"):
         choices_of(task_of(), Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"], ["a", "b", "c"]]}))
+
+
+def test_hidden_answers_of_a_table_are_hidden() -> None:
+    rows = Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"]] * 2, "label": ["", "-1"]})
+    assert MultipleChoice().references(task_of(), rows) is None

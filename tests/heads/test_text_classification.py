@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from bertcli.data.encoding import Encoded
+from bertcli.data.sources import read_files
 from bertcli.errors import DataError
 from bertcli.heads.labels import class_weights, resolve_labels
 from bertcli.heads.text_classification import TextClassification, average_windows
@@ -65,6 +68,29 @@ def test_hidden_labels_are_no_labels() -> None:
         head.read_labels(task_of(), class_labels(["no", "yes"], [1, -1]))
     number = TextClassification("regression", ())
     assert number.read_labels(task_of(), Dataset.from_dict({"text": ["t"], "label": [-1.0]})) is None
+
+
+def test_an_empty_cell_is_no_label_nor_is_minus_one_that_is_not_listed(write_csv: Callable[..., Path]) -> None:
+    def rows_of(*labels: str) -> Dataset:
+        return read_files(
+            [str(write_csv("rows.csv", ["text", "label"], [["t", label] for label in labels]))], task_of()
+        )
+
+    assert resolve_labels(task_of(), rows_of("a", "", "b", "-1")) == ("a", "b")
+    head = TextClassification("single_label", ("-1", "1"))
+    assert head.read_labels(task_of(), rows_of("", " ", "-1")) is None
+    listed = task_of(labels=("-1", "1"))
+    answers = head.read_labels(listed, rows_of("1", "-1"))
+    assert answers is not None
+    assert answers.tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"row 2 has no label.* Label or remove it\.$"):
+        head.read_labels(listed, rows_of("1", ""))
+    with pytest.raises(DataError, match=r"row 2 has no label.* If -1 is a label, list it in task\.labels"):
+        head.read_labels(task_of(), rows_of("1", "-1"))
+    several = TextClassification("multi_label", ("a", "b"))
+    found = several.read_labels(task_of(problem="multi_label"), rows_of("a,b", ""))
+    assert found is not None
+    assert found.tolist() == [[1, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
