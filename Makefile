@@ -44,7 +44,7 @@ squad: $(STAMP)  ## SQuAD 1.1 and 2.0 with MODEL=…
 	$(BIN)/bertcli finetune squad/v2 model.name=$(MODEL) $(KEYS)
 
 sentiment: $(STAMP)  ## SST-2, Rotten Tomatoes and IMDb with MODEL=…
-	$(BIN)/bertcli finetune glue/sst2 model.name=$(MODEL) $(KEYS)
+	$(BIN)/bertcli finetune glue/base/sst2 model.name=$(MODEL) $(KEYS)
 	$(BIN)/bertcli finetune sentiment/rotten-tomatoes model.name=$(MODEL) $(KEYS)
 	$(BIN)/bertcli finetune sentiment/imdb model.name=$(MODEL) $(KEYS)
 

@@ -92,7 +92,6 @@ class RunFolder:
         """What trackers write, such as TensorBoard's events."""
         return self.path / "trackers"
 
-    @property
     def has_begun(self) -> bool:
         """Whether a run has left more here than what it was to do, or waits for its turn on a cluster."""
         left = (self.train_history, self.eval_history, self.checkpoints, self.model, self.results, self.slurm)
@@ -188,7 +187,7 @@ def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, over
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and holds no run (no recipe.yaml); choose another with --run")
-    if overwrite or not folder.has_begun:
+    if overwrite or not folder.has_begun():
         return
     before, now = folder.recipe.read_text("utf-8"), recipe_text
     if _without(before, speed_only) != _without(now, speed_only):
