@@ -27,15 +27,16 @@ def jsonl_rows(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}); each line must be one object") from error
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(f"{path}:{number}: not JSON ({reason}); each line must be one object") from error
         yield f"{path}:{number}", checked_object(row, f"{path}:{number}")
 
 
 def checked_object(row: object, place: str) -> Row:
     """`row`, which must be an object."""
     if not isinstance(row, dict):
-        raise DataError(f"{place}: found {type(row).__name__}, expected an object on each line")
+        raise DataError(f"{place}: found {type(row).__name__}, expected an object")
     return row
 
 

@@ -5,14 +5,13 @@ Nothing here asks the network for what lies on the disk: the hub is the last pla
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from bertcli.data.formats import conll_rows, is_squad, squad_rows
+from bertcli.data.files import first_line, read_files
 from bertcli.errors import DataError, did_you_mean
 from bertcli.tasks.task import Task
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
+ROWS_AT_ONCE = 1000  # of those that are read only to see whether they can be
 HELD_OUT_SEED = 13  # the held-out rows are the same for every training seed
 SPLITS = ("train", "validation", "test")
 
@@ -132,14 +132,38 @@ def _call_datasets(place: str, config: str | None) -> dict[str, Dataset]:
     try:
         return datasets.load_dataset(place, config)
     except Exception as error:  # the library raises many kinds, from the file system up to HTTP
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
+        if Path(place).is_dir():
+            file = _unreadable_file(place, config)
+            raise DataError(
+                f"cannot read the data set in {place} ({reason})"
+                if file is None
+                else f"cannot read {file}: {reason}. Mend it, or fetch the data set again."
+            ) from error
         raise DataError(
             f"cannot load data set {place!r} ({reason}). Not in a mirror, not in the local cache, not a "
             "folder, and the hub did not give it: check the name, or point --mirror (or BERTCLI_MIRROR) at a "
             "copy, such as `bertcli fetch` makes."
-            if not Path(place).is_dir()
-            else f"cannot read the data set in {place} ({reason})"
         ) from error
+
+
+def _unreadable_file(folder: str, config: str | None) -> str | None:
+    """The first file of a data set that cannot be read by itself; None if all can, or they cannot even be told."""
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(folder, config)
+        files = [(split, path) for split, paths in builder.config.data_files.items() for path in paths]
+    except Exception:
+        return None
+    for split, path in files:
+        builder.config.data_files = {split: [path]}
+        try:
+            for _ in builder.as_streaming_dataset(split).with_format("arrow").iter(ROWS_AT_ONCE):
+                pass
+        except Exception:
+            return str(path)
+    return None
 
 
 @contextmanager
@@ -153,90 +177,6 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-
-
-def read_files(paths: Sequence[str], task: Task | None = None) -> Dataset:
-    """Rows of CSV (quoted), TSV (unquoted, as GLUE's), JSON Lines, Parquet, SQuAD or CoNLL files, by their endings.
-
-    With a task its text columns are read as text and its label column as text or number, whatever they look like:
-    `007` stays `007`.
-
-    Raises:
-        DataError: a file is missing, unreadable, not UTF-8 or of an unknown kind.
-    """
-    import pyarrow
-    from datasets import Dataset, concatenate_datasets
-
-    tables = []
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise DataError(f"found no file {path}, expected a CSV, TSV, JSON Lines or Parquet file")
-        try:
-            tables.append(Dataset(_read_table(path, task)))
-        except (pyarrow.ArrowException, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
-            raise DataError(f"cannot read {path}: {_plain_reason(path, error)}") from error
-    for name, table in zip(paths, tables, strict=True):
-        if table.features != tables[0].features:
-            raise DataError(f"{name} has the columns {table.features}, but {paths[0]} has {tables[0].features}")
-    return concatenate_datasets(tables)
-
-
-def _plain_reason(path: Path, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
-    return f"not UTF-8 text; convert it, e.g. `iconv -f latin1 -t utf8 {path}`" if "UTF" in reason.upper() else reason
-
-
-def _read_table(path: Path, task: Task | None) -> pyarrow.Table:
-    ending = path.suffix.lower()
-    if ending in (".csv", ".tsv"):
-        return _read_separated(path, task, "," if ending == ".csv" else "\t")
-    if ending == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path)
-    if ending in (".jsonl", ".ndjson", ".json"):
-        return _read_json(path)
-    if ending == ".conll":
-        import pyarrow
-
-        return pyarrow.Table.from_pylist(list(conll_rows(path.read_text("utf-8-sig").splitlines(), str(path))))
-    raise DataError(f"found {path}, expected a file that ends in .csv, .tsv, .jsonl, .json, .parquet or .conll")
-
-
-def _read_separated(path: Path, task: Task | None, delimiter: str) -> pyarrow.Table:
-    import pyarrow
-    from pyarrow import csv
-
-    types: dict[str, pyarrow.DataType] = {}
-    if task is not None:
-        types = dict.fromkeys(task.columns, pyarrow.string())
-        types[task.label_column] = pyarrow.float64() if task.problem == "regression" else pyarrow.string()
-    quoting = csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
-    )
-    return csv.read_csv(path, parse_options=quoting, convert_options=csv.ConvertOptions(column_types=types))
-
-
-def _read_json(path: Path) -> pyarrow.Table:
-    import pyarrow
-    from pyarrow import json as arrow_json
-
-    text = path.read_text("utf-8-sig")
-    if text.lstrip().startswith("["):
-        return pyarrow.Table.from_pylist(json.loads(text))
-    if path.suffix.lower() == ".json" and is_squad(content := _whole_json(text)):
-        return pyarrow.Table.from_pylist(list(squad_rows(content, str(path))))
-    if not text.strip():
-        return pyarrow.table({})
-    return arrow_json.read_json(path)
-
-
-def _whole_json(text: str) -> object:
-    """The JSON value a text is; None if it is several lines of them."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None
 
 
 def _check_columns(task: Task, split: str, rows: Dataset) -> None:

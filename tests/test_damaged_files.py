@@ -1,0 +1,71 @@
+"""A damaged input for every reader: one clear message that names the file. (Checkpoints and the cache: beside them.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from bertcli.data.sources import load_split
+from bertcli.errors import DataError
+from bertcli.tasks.task import Task
+
+ROWS = [{"text": f"film {number}", "label": "ab"[number % 2]} for number in range(3000)]
+DEEP = b"[" * 100_000
+DAMAGED = [
+    ("a.csv", b'text,label\n"film,a\nfilm,b'),
+    ("a.csv", b"text,label\nfilm, or so,a\n"),
+    ("a.tsv", b"text\tlabel\nfilm\ta\nfilm\n"),
+    ("a.tsv", b"text\0\tlabel\nfilm\ta\n"),
+    ("a.json", b'[{"text": "film", "label": "a"}, {"text": "fi'),
+    ("a.json", b"[1, 2]"),
+    ("a.json", DEEP),
+    ("a.jsonl", b'{"text": "film"}\n{"text": "fi\n{"text": "film"}\n'),
+    ("a.jsonl", b'{"text": "film"}\nnull\n'),
+    ("a.jsonl", b"null"),
+    ("a.jsonl", DEEP),
+    ("a.conll", b"a B\nb O\nc\n"),
+    ("a.conll", b"a B\n\xff O\n"),
+    ("squad.json", b'{"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "b"}]}]}]}'),
+    ("squad.json", b'{"data": [{"paragraphs": 3}]}'),
+]
+
+
+def parquet() -> bytes:
+    """A file whose index is sound and whose rows are not."""
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), "sound.parquet", use_dictionary=False)
+    content = bytearray(Path("sound.parquet").read_bytes())
+    content[100:3000] = (byte ^ 0x5A for byte in content[100:3000])
+    return bytes(content)
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_of_rows_to_learn_from(name: str, content: bytes) -> None:
+    Path(name).write_bytes(content)
+    task = Task.model_validate({"files": {"test": name}, "text_columns": ("text",)})
+    with pytest.raises(DataError, match=name):
+        load_split(task, "test")
+
+
+def test_of_rows_in_parquet() -> None:
+    Path("a.parquet").write_bytes(parquet())
+    task = Task.model_validate({"files": {"test": "a.parquet"}, "text_columns": ("text",)})
+    with pytest.raises(DataError, match=r"cannot read a\.parquet: .*[Cc]orrupt"):
+        load_split(task, "test")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_of_a_data_set_in_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "mirror" / "datasets" / "some" / "set"
+    folder.mkdir(parents=True)
+    content = parquet() if ending == "parquet" else b"text,label\na,b\nc,d,e,f\n"
+    sound = Path("sound.parquet").read_bytes() if ending == "parquet" else b"text,label\na,b\n"
+    for shard in range(3):
+        path = folder / f"train-{shard:05d}-of-00003.{ending}"
+        path.write_bytes(content if shard == 1 else sound)
+    task = Task.model_validate({"dataset": "some/set", "text_columns": ("text",)})
+    with pytest.raises(DataError, match=rf"cannot read .*/train-00001-of-00003\.{ending}: .*(?:[Cc]orrupt|saw 4)"):
+        load_split(task, "train", tmp_path / "mirror")
