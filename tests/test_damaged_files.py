@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from bertcli.commands.finetune import finetune
+from bertcli.commands.report import read_runs
+from bertcli.data.documents import read_documents
+from bertcli.data.inputs import guess_format, read_inputs
 from bertcli.data.sources import load_split
-from bertcli.errors import DataError
+from bertcli.errors import BertcliError, DataError, ModelError, RunFolderError
+from bertcli.models.build import load_model, load_tokenizer
+from bertcli.recipe.load import load_recipe
+from bertcli.recipe.pretrain import Source
+from bertcli.runs.console import Console
 from bertcli.tasks.task import Task
+
+from .conftest import HARMS
 
 ROWS = [{"text": f"film {number}", "label": "ab"[number % 2]} for number in range(3000)]
 DEEP = b"[" * 100_000
+LONG_NUMBER = b'{"text": ' + b"1" * 5000 + b"}"
 DAMAGED = [
     ("a.csv", b'text,label\n"film,a\nfilm,b'),
     ("a.csv", b"text,label\nfilm, or so,a\n"),
@@ -49,6 +62,13 @@ def test_of_rows_to_learn_from(name: str, content: bytes) -> None:
         load_split(task, "test")
 
 
+@pytest.mark.parametrize(("name", "content"), [*DAMAGED, ("a.json", LONG_NUMBER), ("a.jsonl", LONG_NUMBER)])
+def test_of_rows_to_predict_on(name: str, content: bytes) -> None:
+    Path(name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        list(read_inputs(name, guess_format(name), ["text"]))
+
+
 def test_of_rows_in_parquet() -> None:
     Path("a.parquet").write_bytes(parquet())
     task = Task.model_validate({"files": {"test": "a.parquet"}, "text_columns": ("text",)})
@@ -69,3 +89,42 @@ def test_of_a_data_set_in_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyP
     task = Task.model_validate({"dataset": "some/set", "text_columns": ("text",)})
     with pytest.raises(DataError, match=rf"cannot read .*/train-00001-of-00003\.{ending}: .*(?:[Cc]orrupt|saw 4)"):
         load_split(task, "train", tmp_path / "mirror")
+
+
+@pytest.mark.parametrize("name", ["a.txt.zst", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("harm", ["cut short", "broken"])
+def test_of_documents(name: str, harm: str) -> None:
+    codec = "zstd" if name.endswith("zst") else "gzip"
+    text = "".join(f"{json.dumps(row)}\n" for row in ROWS).encode()
+    Path(name).write_bytes(pyarrow.compress(text, codec=codec, asbytes=True))
+    assert list(read_documents(Source(files=(name,)), None))
+    HARMS[harm](Path(name))
+    with pytest.raises(DataError, match=name):
+        list(read_documents(Source(files=(name,)), None))
+
+
+@pytest.mark.parametrize("harm", ["cut short", "broken"])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_of_a_model(encoder: Path, name: str, harm: str) -> None:
+    shutil.copytree(encoder, "base")
+    HARMS[harm](Path("base", name))
+    with pytest.raises(ModelError, match=rf"in base: .*\({name} is damaged\)"):
+        _ = load_tokenizer("base", None), load_model("base", None, "AutoModel", {})
+
+
+def test_of_a_history(encoder: Path) -> None:
+    short = [f"model.name={encoder}", "training.max_steps=3", "data.max_train_examples=64", "data.max_eval_examples=9"]
+    recipe = load_recipe("sample/sentiment", [*short, "evaluation.every_steps=1", "training.seed=1"])
+    finetune(recipe, Path("run"), console=Console(quiet=True))
+    history = Path("run/eval.jsonl")
+    lines = history.read_text().splitlines(keepends=True)
+    for damaged in (lines[1][:20] + "\n", "3\n", "\n"):
+        history.write_text(lines[0] + damaged + lines[2])
+        before = history.read_bytes()
+        with pytest.raises(BertcliError, match=r"run/eval\.jsonl:2 is damaged"):
+            read_runs(["run"])
+        Path("run/results.json").rename("results.json")
+        with pytest.raises(RunFolderError, match=r"run/eval\.jsonl:2 is damaged"):
+            finetune(recipe, Path("run"), console=Console(quiet=True))
+        assert history.read_bytes() == before
+        Path("results.json").rename("run/results.json")

@@ -106,7 +106,7 @@ def _read_json(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
     text = file.read()
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:  # many files of JSON Lines end so, too
+    except (ValueError, RecursionError):  # many files of JSON Lines end so, too
         yield from jsonl_rows(io.StringIO(text), path)
         return
     rows = squad_rows(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
@@ -115,15 +115,22 @@ def _read_json(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
 
 
 def _read_csv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    reader = csv.DictReader(file)
-    for row in reader:
-        yield f"{path}:{reader.line_num}", row
+    return _read_separated(csv.DictReader(file, strict=True), path)
 
 
 def _read_tsv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    for row in reader:
-        yield f"{path}:{reader.line_num}", row
+    return _read_separated(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), path)
+
+
+def _read_separated(reader: csv.DictReader[str], path: str) -> Iterator[tuple[str, Row]]:
+    try:
+        for row in reader:
+            place = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise DataError(f"{place}: found more or fewer values than the first line has names")
+            yield place, row
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}; check the quotes") from error
 
 
 def _read_conll(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:

@@ -5,6 +5,7 @@ Names are looked up as a run folder, a model folder, in the mirror, in the local
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,10 +253,26 @@ def _from_pretrained(load: Callable[..., Any], what: str, place: str, **options:
     except Exception as error:  # the libraries raise many kinds, from the file system up to HTTP
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(place).is_dir():
-            raise ModelError(f"cannot read the {what} in {place}: {reason}") from error
+            raise ModelError(f"cannot read the {what} in {place}: {reason}{_damaged_file(Path(place))}") from error
         near = did_you_mean(place, [str(Path(place).with_name(one.name)) for one in Path(place).parent.glob("*/")])
         raise ModelError(
             f"cannot load the {what} of {place!r}: not a folder, not in a mirror, not in the local cache, and the hub "
             f"did not give it ({reason.rstrip('.')}).{near} Check the name, or point --mirror (or BERTCLI_MIRROR) at a "
             "copy, such as `bertcli fetch` makes."
         ) from error
+
+
+def _damaged_file(folder: Path) -> str:
+    """Words about the first file of a saved model that cannot be read; none if all can."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text("utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "np"):
+                    pass
+        except (OSError, ValueError, RecursionError, SafetensorError):
+            return f" ({path.name} is damaged)"
+    return ""

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bertcli.errors import RunFolderError
+
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Add one line to the history `path`."""
@@ -17,10 +19,24 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records of a history; none if there is no such file. A last line that was cut off does not count."""
+    """All records of a history; none if there is no such file. A last line that was cut off does not count.
+
+    Raises:
+        RunFolderError: another line is damaged.
+    """
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            records.append({**json.loads(line)})
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"{path}:{number} is damaged ({error}); mend that line, or train anew with --overwrite"
+            ) from error
+    return records
 
 
 def forget_after(path: Path, step: int) -> None:
