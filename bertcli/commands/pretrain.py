@@ -17,6 +17,7 @@ from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
 from bertcli.commands.job import Job, OnBatch, join, open_together
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
 from bertcli.commands.room import check_disk
+from bertcli.commands.score import check_finite
 from bertcli.commands.train import train
 from bertcli.data.loaders import GlobalBatch, token_budget_batches
 from bertcli.errors import ModelError
@@ -186,7 +187,11 @@ class PretrainJob(Job):
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
     ) -> dict[str, float]:
-        """Loss, perplexity and accuracy on held-out text, always the same and with the same tokens asked for."""
+        """Loss, perplexity and accuracy on held-out text, always the same and with the same tokens asked for.
+
+        Raises:
+            TrainingError: one of them is not finite.
+        """
         objective, asked = self.prepared.objective, self._asked_of_held_out
         sums: dict[str, np.ndarray] = {}
         model.eval()
@@ -203,6 +208,7 @@ class PretrainJob(Job):
         names = sorted({name for own in everyones for name in own})
         totals = {name: np.sum([own[name] for own in everyones if name in own], axis=0) for name in names}
         scores = {name: float(total / max(1.0, number)) for name, (total, number) in totals.items()}
+        check_finite(list(scores.values()))
         if not objective.loss_is_of_tokens:
             return scores
         return scores | {"perplexity": math.exp(min(scores["loss"], 100.0))}

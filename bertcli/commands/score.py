@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import ArrayLike
 
 from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
@@ -86,9 +87,18 @@ def answer(
             multiple_of=width_multiple(accelerator),
             on_batch=on_batch,
         )
-        if not np.isfinite(logits).all():
-            raise TrainingError("the model answers with numbers that are not finite; its weights are spoilt")
+        check_finite(logits)
         yield rows.select(range(some.start, some.stop)), part, logits, loss
+
+
+def check_finite(numbers: ArrayLike) -> None:
+    """Refuse what a model has answered, or how good that was, if some of it is no finite number.
+
+    Raises:
+        TrainingError: some is not.
+    """
+    if not np.isfinite(numbers).all():
+        raise TrainingError("the model answers with numbers that are not finite; its weights are spoilt")
 
 
 def score(

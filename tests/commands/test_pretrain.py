@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bertcli.commands import pretrain as pretraining
+from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.feed import texts_of
 from bertcli.commands.finetune import finetune
@@ -20,7 +21,7 @@ from bertcli.commands.pretrain import pretrain
 from bertcli.commands.pretraining import prepare
 from bertcli.data.packing import pack
 from bertcli.data.sample import PLAIN, sample_documents
-from bertcli.errors import DataError, ModelError, RecipeError
+from bertcli.errors import DataError, ModelError, RecipeError, TrainingError
 from bertcli.models.architecture import build_config, build_from_config
 from bertcli.models.build import first_position, load_tokenizer
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
@@ -106,6 +107,21 @@ def test_a_damaged_vocabulary_in_the_cache_is_learned_anew(
     told = capsys.readouterr().err.replace("\n", "")
     assert "is damaged (tokenizer.json" in told
     assert file.parent.name in told
+
+
+def test_a_score_that_is_no_number_stops_the_run_and_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_of = train_module.train_steps
+
+    def spoiling(accelerator: Any, model: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        for record in steps_of(accelerator, model, *args, **options):
+            if record.step == 4:
+                next(model.parameters()).data.fill_(float("nan"))
+            yield record
+
+    monkeypatch.setattr(train_module, "train_steps", spoiling)
+    with pytest.raises(TrainingError, match="numbers that are not finite"):
+        run("training.max_steps=8", "evaluation.every_steps=4")
+    assert not Path("run/model").exists()
 
 
 def test_fine_tuning_starts_from_the_run_folder() -> None:
