@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from bertcli.cli import app
 from bertcli.commands.predict import _write
-from bertcli.data.sources import resolve_dataset
-from bertcli.errors import ModelError, RecipeError
+from bertcli.data.sources import load_rows, resolve_dataset
+from bertcli.errors import DataError, ModelError, RecipeError
 from bertcli.models.build import load_model, resolve_model
 from bertcli.options import default_run_folder
 from bertcli.recipe.grid import Grid, load_recipe_or_grid
@@ -142,6 +142,22 @@ def test_a_models_own_code_is_not_run(encoder: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ModelError):
         load_model(str(folder), None, "AutoModel", {})
     assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("place", ["mirror", "folder"])
+def test_a_data_sets_own_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    mirror = tmp_path / "mirror"
+    folder = mirror / "datasets" / "some" / "set"
+    folder.mkdir(parents=True)
+    name, given = ("some/set", mirror) if place == "mirror" else (str(folder), None)
+    (folder / "train.csv").write_text("text,label\na,b\n")
+    for script in ("__init__.py", "dataset.py", "set.py"):
+        assert load_rows(name, None, "train", given)["text"][:] == ["a"]
+        (folder / script).write_text(f"import os; os.mkdir({str(tmp_path / 'exploded')!r})\n")
+    with pytest.raises(DataError, match=r"some/set.*found set\.py"):  # it would be the one
+        load_rows(name, None, "train", given)
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_a_recipe_makes_no_object() -> None:
