@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from bertcli.errors import Interrupted
@@ -26,8 +27,8 @@ def run_side_by_side(
 ) -> None:
     """Fine-tune each recipe, once for each of its seeds, in its run folder, `jobs` of them at a time.
 
-    What fails is only told: whoever asks for that run again sees why. Each job has its share of the cores, and with
-    several GPUs one of them.
+    What fails is only told: whoever asks for that run again sees why. Each has its share of the cores, and one of the
+    GPUs that this process sees.
 
     Raises:
         RunFolderError: a folder holds something else, or cannot be written.
@@ -39,15 +40,22 @@ def run_side_by_side(
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
     with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
         children: list[subprocess.Popen[bytes]] = []
+        places: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for place in _places(jobs):
+            places.put(place)
 
         def run(number: int) -> None:
             if stop.signal_number is not None:
                 return
             folder, recipe = singles[number]
             console.say(f"{folder}: started")
-            child = _start(recipe, folder, Path(scratch, f"{number}.yaml"), mirror, _environment(number, jobs))
-            children.append(child)
-            code = _wait(child, stop)
+            place = places.get()
+            try:
+                child = _start(recipe, folder, Path(scratch, f"{number}.yaml"), mirror, os.environ | place)
+                children.append(child)
+                code = _wait(child, stop)
+            finally:
+                places.put(place)
             if stop.signal_number is None:
                 console.say(f"{folder}: " + ("done" if code == 0 else f"failed (exit code {code})"))
 
@@ -91,12 +99,12 @@ def _single_seeds(folder: Path, recipe: Recipe) -> Iterator[tuple[Path, Recipe]]
         yield seed_run(folder, seed) if len(seeds) > 1 else folder, recipe.with_seed(seed)
 
 
-def _environment(number: int, jobs: int) -> dict[str, str]:
+def _places(jobs: int) -> list[dict[str, str]]:
+    """Where so many runs at once compute, as variables of their environments: a share of the cores and a GPU."""
     import torch
 
-    cores = len(os.sched_getaffinity(0))
-    given = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | dict(os.environ)
-    gpus = torch.cuda.device_count()
-    if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in given:
-        given["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
-    return given
+    cores = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    num_gpus = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
+    gpus = [{"CUDA_VISIBLE_DEVICES": name} for name in names[:num_gpus]] or [{}]
+    return [{"OMP_NUM_THREADS": cores} | gpus[slot % len(gpus)] for slot in range(jobs)]

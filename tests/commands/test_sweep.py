@@ -8,19 +8,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from bertcli.cli import app
+from bertcli.commands import side_by_side
 from bertcli.commands import sweep as sweep_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.commands.sweep import finetune_grid
 from bertcli.errors import RunFolderError, TrainingError
 from bertcli.recipe.grid import Grid, load_recipe_or_grid
+from bertcli.recipe.load import load_recipe
 from bertcli.runs.console import Console
 from bertcli.runs.folder import chosen_run
 
@@ -139,3 +144,35 @@ def test_runs_made_anew_side_by_side_are_not_made_anew_again(monkeypatch: pytest
     made = CliRunner().invoke(app, ["finetune", "sample/sentiment", *more, "--jobs", "2", "--overwrite"])
     assert made.exit_code == 0, made.output
     assert asked == [(2 if more else 1, True), (0, False)]
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [(None, ["0", "1"]), ("GPU-5,7", ["GPU-5", "7"]), ("", [None])])
+def test_a_run_takes_the_gpu_that_another_has_left(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, gpus: list[str | None]
+) -> None:
+    computing, seen, ended = [], [], threading.Semaphore(0)
+
+    def start(recipe: Any, folder: Path, file: Path, mirror: Path | None, environment: dict[str, str]) -> Any:
+        gpu, is_long = environment.get("CUDA_VISIBLE_DEVICES") or None, folder.name == "seed-1"
+        seen.append(gpu)
+        computing.append(gpu)
+        assert gpu is None or computing.count(gpu) == 1
+
+        def wait(seconds: float) -> int:
+            for _ in range(3 if is_long else 0):  # as long as all others together
+                ended.acquire(timeout=5)
+            computing.remove(gpu)
+            ended.release()
+            return 0
+
+        return SimpleNamespace(wait=wait)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(gpus) if gpus[0] else 0)
+    monkeypatch.setattr(side_by_side, "_start", start)
+    recipe = load_recipe("sample/sentiment", ["training.seed=[1, 2, 3, 4]"])
+    side_by_side.run_side_by_side({Path("run"): recipe}, 2, QUIET, mirror=None, overwrite=False)
+    assert len(seen) == 4
+    assert set(seen) == set(gpus)
