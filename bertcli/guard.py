@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -24,13 +25,12 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, typer.Exit):
                 raise
-            if options.get("debug"):
-                traceback.print_exc()
             from bertcli.runs.console import harmless
 
             message, code = _explain(error)
+            told = f"{traceback.format_exc()}{message}" if options.get("debug") else message
             who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-            print(f"{who}{harmless(message)}", file=sys.stderr)
+            print(textwrap.indent(harmless(told), who), file=sys.stderr)
             raise typer.Exit(code) from None
 
     return guarded

@@ -47,6 +47,19 @@ def test_an_error_about_data_steers_no_terminal() -> None:
     assert "\x1b" not in result.stderr
 
 
+@pytest.mark.parametrize(("rank", "prefix"), [("0", ""), ("3", "process 3: ")])
+def test_nor_does_a_traceback_each_line_of_which_says_whose_it_is(
+    monkeypatch: pytest.MonkeyPatch, rank: str, prefix: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    result = CliRunner().invoke(app, ["eval", "no\x1b[31mwhere", "--task", "sample/sentiment", "--debug"])
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert f"{prefix}Traceback (most recent call last):" in lines
+    assert all(line.startswith(prefix) for line in lines)
+    assert any("where no\\u001b[31mwhere" in line or "no\\u001b[31mwhere" in line for line in lines)
+    assert "\x1b" not in result.stderr
+
+
 def test_answers_mean_the_same_as_json_and_are_no_formulas_in_tables() -> None:
     rows = [({"text": text}, {"label": "a"}) for text in (ESCAPE, *FORMULAS)]
     file = io.StringIO()
