@@ -47,8 +47,9 @@ class GeneratorAndDiscriminator(torch.nn.Module):
         """Fill the `asked` places of `input_ids` [B, S] and judge the result against `original_ids`."""
         logits = self.generator(asked=asked, input_ids=input_ids, attention_mask=attention_mask, **inputs).logits
         filled = original_ids.clone()
-        with torch.no_grad():
-            filled[asked] = torch.distributions.Categorical(logits=logits.float()).sample()
+        if len(logits):  # of short texts none may be asked
+            with torch.no_grad():
+                filled[asked] = torch.distributions.Categorical(logits=logits.float()).sample()
         judged = self.discriminator(input_ids=filled, attention_mask=attention_mask, **inputs).logits
         return JointOutput(logits, judged, filled != original_ids, attention_mask)
 

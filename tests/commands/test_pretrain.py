@@ -290,12 +290,23 @@ def test_a_run_by_the_clock_ends_in_time_with_its_schedule() -> None:
     assert run("training.budget=4s", "training.max_steps=100000", "evaluation.every_epochs=null") == results
 
 
+PHASES = ["phases=[{max_length: 16, share: 0.5}, {max_length: 32, share: 0.5, global_batch_size: 4}]"]
+REPLACED = ["objective.kind=replaced_tokens", "model.family=electra", "model.fields.embedding_size=32"]
+
+
 @pytest.mark.parametrize(
-    ("tokens_at_once", "more"),
-    [(2**25, []), (700, []), (700, ["packing=true"]), (700, ["objective.pairs=next_sentence"])],
+    ("tokens_at_once", "stops", "more"),
+    [
+        (2**25, [6], []),
+        (700, [6], []),
+        (700, [6], ["packing=true"]),
+        (700, [6], ["objective.pairs=next_sentence"]),
+        (700, [5, 10], PHASES),
+        (700, [6], REPLACED),
+    ],
 )
 def test_a_stopped_run_ends_where_an_undisturbed_one_ends(
-    monkeypatch: pytest.MonkeyPatch, tokens_at_once: int, more: list[str]
+    monkeypatch: pytest.MonkeyPatch, tokens_at_once: int, stops: list[int], more: list[str]
 ) -> None:
     from safetensors.torch import load_file
 
@@ -306,13 +317,15 @@ def test_a_stopped_run_ends_where_an_undisturbed_one_ends(
 
     def cut(self: Any, accelerator: Any, start_step: int, clock: Any) -> Any:
         for number, batch in enumerate(original(self, accelerator, start_step, clock), start=start_step):
-            if number == 6:
+            if number == stops[0]:
                 raise KeyboardInterrupt
             yield batch
 
     monkeypatch.setattr(pretraining.PretrainJob, "batches", cut)
-    with pytest.raises(KeyboardInterrupt):
-        run(*options, folder="stopped")
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(*options, folder="stopped")
+        stops = stops[1:]
     monkeypatch.setattr(pretraining.PretrainJob, "batches", original)
     run(*options, folder="stopped")
     one, two = (load_file(f"{name}/model/model.safetensors") for name in ("whole", "stopped"))
