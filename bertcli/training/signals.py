@@ -35,11 +35,14 @@ def leave_on_requeue(say: Callable[[], None]) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block Ctrl-C, SIGTERM and SIGUSR1 only set the request; a second Ctrl-C leaves at once."""
+    """Within the block Ctrl-C, SIGTERM and SIGUSR1 only set the request; a second Ctrl-C leaves at once.
+
+    So does whatever follows a Ctrl-C: of a second one torch's launcher makes a SIGTERM.
+    """
     request = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and request.signal_number is not None:
+        if request.signal_number is not None and signal.SIGINT in (number, request.signal_number):
             raise KeyboardInterrupt
         request.signal_number = number
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
@@ -96,10 +97,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_others(recipe_of: Call
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
+@pytest.fixture
+def _any_precision() -> Iterator[None]:
+    """A process has one precision, which Accelerate would keep for the tests that follow."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("_any_precision")
+@pytest.mark.parametrize("hardware", [[], ["hardware.precision=bf16", "hardware.device=cpu"]])
 def test_a_stopped_run_goes_on_and_ends_where_an_undisturbed_one_ends(
-    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, hardware: list[str]
 ) -> None:
-    recipe = recipe_of("model.dropout=0.1", "hardware.log_every_steps=5")
+    recipe = recipe_of("model.dropout=0.1", "hardware.log_every_steps=5", *hardware)
     finetune(recipe, Path("whole"), console=QUIET)
     steps_of = train_module.train_steps
 
@@ -123,6 +134,31 @@ def test_a_stopped_run_goes_on_and_ends_where_an_undisturbed_one_ends(
         [[line[key] for key in keys] for line in read_records(Path(run, "train.jsonl"))] for run in ("whole", "parts")
     ]
     assert lines[0] == lines[1]
+
+
+def test_a_second_ctrl_c_in_the_middle_of_saving_leaves_at_once_and_harms_nothing(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of()
+    finetune(recipe, Path("whole"), console=QUIET)
+    save = checkpoint_module.torch.save
+
+    for second in (signal.SIGINT, signal.SIGTERM):  # the latter of torch's launcher
+
+        def struck(content: Any, path: Path, second: int = second) -> None:
+            save(content, path)
+            if "step-00000006" in str(path):
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), second)
+
+        monkeypatch.setattr(checkpoint_module.torch, "save", struck)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(recipe, Path("parts"), console=QUIET)
+        assert [path.name for path in Path("parts/checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.setattr(checkpoint_module.torch, "save", save)
+    finetune(recipe, Path("parts"), console=QUIET)
+    whole, parts = weights(Path("whole")), weights(Path("parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_a_signal_in_the_last_step_of_a_seed_keeps_the_next_from_starting(
