@@ -60,5 +60,6 @@ def _describe(job: Job, folder: RunFolder, progress: Progress, further: Scores) 
         "examples_per_second": progress.num_examples / seconds,
         "tokens_per_second": progress.num_tokens / seconds,
         "num_skipped_steps": progress.num_skipped_steps,
+        "num_overflowed_steps": progress.num_overflowed_steps,
         "padding_share": 1 - progress.num_tokens / progress.num_padded_tokens,
     }

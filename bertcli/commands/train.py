@@ -182,6 +182,7 @@ class _Run:
         progress.num_tokens += window.num_tokens
         progress.num_padded_tokens += window.num_padded_tokens
         progress.num_skipped_steps += record["skipped_steps"]
+        progress.num_overflowed_steps += record["overflowed_steps"]
         self._tell(self.folder.train_history, record)
         if record["skipped_steps"]:
             self._tell_of_skipped(record["skipped_steps"])

@@ -41,6 +41,7 @@ class Progress:
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_skipped_steps: int = 0
+    num_overflowed_steps: int = 0  # left out by fp16's scaler
     micro_batch_size: int | None = None  # if memory did not hold the planned one
     window: dict[str, float] | None = None  # of steps that no line of the history tells yet
 

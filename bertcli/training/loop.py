@@ -33,6 +33,7 @@ class StepRecord:
     num_examples: int
     num_tokens: int
     num_padded_tokens: int
+    overflowed: bool = False  # whether fp16's gradient was too large and its scaler left the step out
     micro_batch_size: int | None = None  # items at once, if memory did not hold as many as the batches came with
 
 
@@ -85,9 +86,10 @@ def train_steps(
             torch.cuda.empty_cache()
         norm, skipped = _clip(accelerator, model, optimizer, loss, max_grad_norm or float("inf"))
         optimizer.step()
+        overflowed = optimizer.step_was_skipped
         optimizer.zero_grad(set_to_none=True)
         counts = batch.num_examples, batch.num_tokens, batch.num_padded_tokens
-        yield StepRecord(step + 1, loss, norm, rate, skipped, *counts, micro_batch_size)
+        yield StepRecord(step + 1, loss, norm, rate, skipped, *counts, overflowed, micro_batch_size)
 
 
 def _clip(

@@ -51,8 +51,9 @@ class Window:
         self._skipped = torch.tensor(state.get("skipped", 0.0), device=device)
         self._last: StepRecord | None = None
         self._started_at = time.perf_counter() - state.get("seconds", 0.0)
-        self.num_steps, self.num_examples, self.num_tokens, self.num_padded_tokens = (
-            int(state.get(name, 0)) for name in ("num_steps", "num_examples", "num_tokens", "num_padded_tokens")
+        self.num_steps, self.num_overflowed = int(state.get("num_steps", 0)), int(state.get("num_overflowed", 0))
+        self.num_examples, self.num_tokens, self.num_padded_tokens = (
+            int(state.get(name, 0)) for name in ("num_examples", "num_tokens", "num_padded_tokens")
         )
 
     def state(self) -> dict[str, float]:
@@ -62,6 +63,7 @@ class Window:
             "skipped": self._skipped.item(),
             "seconds": time.perf_counter() - self._started_at,
             "num_steps": self.num_steps,
+            "num_overflowed": self.num_overflowed,
             "num_examples": self.num_examples,
             "num_tokens": self.num_tokens,
             "num_padded_tokens": self.num_padded_tokens,
@@ -73,6 +75,7 @@ class Window:
         self._skipped += record.skipped
         self._last = record
         self.num_steps += 1
+        self.num_overflowed += record.overflowed
         self.num_examples += record.num_examples
         self.num_tokens += record.num_tokens
         self.num_padded_tokens += record.num_padded_tokens
@@ -99,6 +102,7 @@ class Window:
             "train/loss": self._loss.item() / num_counted if num_counted else None,
             "train/grad_norm": norm if math.isfinite(norm) else None,
             "skipped_steps": num_skipped,
+            "overflowed_steps": self.num_overflowed,
             "learning_rate": self._last.learning_rate,
             "examples_per_second": round(self.num_examples / seconds, 2),
             "tokens_per_second": round(self.num_tokens / seconds, 1),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 from bertcli.commands.score import loss_of
 from bertcli.data.encoding import Encoded, encode_texts
@@ -139,6 +140,17 @@ def test_a_window_counts_skipped_steps_and_leaves_their_loss_out() -> None:
         window.add(StepRecord(step, torch.tensor(loss), torch.tensor(loss), 1e-3, skipped, 4, 10, 12))
     summary = window.summary(steps_per_epoch=4)
     assert (summary["train/loss"], summary["train/grad_norm"], summary["skipped_steps"]) == (1.0, None, 1)
+
+
+def test_steps_that_the_scaler_of_fp16_leaves_out_are_counted(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, True, True, False])
+    monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", property(lambda optimizer: next(answers)))
+    window = Window(torch.device("cpu"), {"num_overflowed": 1.0})
+    for record in start(encoder, 13, steps=4)[0]:
+        window.add(record)
+    summary = window.summary(steps_per_epoch=4)
+    assert (summary["overflowed_steps"], summary["skipped_steps"]) == (3, 0)
+    assert window.state()["num_overflowed"] == 3
 
 
 def test_a_window_averages_its_steps() -> None:
