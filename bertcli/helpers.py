@@ -98,7 +98,7 @@ def submit(
             f"neither the mirror nor the local cache holds {', '.join(dict.fromkeys(away))}, and jobs use no network: "
             f"bertcli fetch {shlex.join([recipe, *(overrides or [])])} --mirror DIR, then submit with that --mirror"
         )
-    told = program.submit(work, scripts, folder, overwrite=overwrite)
+    told = program.submit(work, scripts, folder, console, overwrite=overwrite)
     if as_json:
         print_result(json.dumps(told, ensure_ascii=False))
     for name, value in told.items():

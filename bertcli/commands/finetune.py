@@ -78,7 +78,7 @@ def finetune(
             open_teacher(prepared)
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
-    folder = open_together(processes, run, dump_recipe(recipe), overwrite=overwrite)
+    folder = open_together(processes, run, dump_recipe(recipe), console, overwrite=overwrite)
     for split in prepared.rows:
         with console.waiting("tokenising"):
             notes = prepared.encode(split).notes

@@ -141,9 +141,11 @@ def read_finished(processes: PartialState, path: Path, recipe_text: str, console
     return results
 
 
-def open_together(processes: PartialState, path: Path, recipe_text: str, *, overwrite: bool) -> RunFolder:
+def open_together(
+    processes: PartialState, path: Path, recipe_text: str, console: Console, *, overwrite: bool
+) -> RunFolder:
     """The run folder, opened by the first process before any other sees it."""
     if processes.is_main_process:
-        open_run_folder(path, recipe_text, SPEED_ONLY, overwrite=overwrite)
+        open_run_folder(path, recipe_text, SPEED_ONLY, console.say, overwrite=overwrite)
     processes.wait_for_everyone()
     return RunFolder(path)

@@ -71,7 +71,7 @@ def pretrain(
     if dry_run:
         console.say("dry run: recipe, corpus, tokenizer, model, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
-    folder = open_together(processes, run, dump_recipe(recipe), overwrite=overwrite)
+    folder = open_together(processes, run, dump_recipe(recipe), console, overwrite=overwrite)
     results = train(job, folder, console)
     for name, value in results["metrics"]["validation"].items():
         console.say(f"{name:<20}{value:.4f}")

@@ -33,7 +33,7 @@ def train_seeds(
     each = []
     for seed in seeds:
         job = job_of(seed)
-        folder = open_together(processes, seed_run(parent.path, seed), text_of(job), overwrite=False)
+        folder = open_together(processes, seed_run(parent.path, seed), text_of(job), console, overwrite=False)
         each.append(train(job, folder, console))
     results = summarise(each) | {"run": str(parent.path)}
     if processes.is_main_process:

@@ -35,7 +35,7 @@ def run_side_by_side(
         Interrupted: a signal came; it was handed on, and all runs have saved what they did.
     """
     for folder, recipe in wanted.items():
-        open_run_folder(folder, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+        open_run_folder(folder, dump_recipe(recipe), SPEED_ONLY, console.say, overwrite=overwrite)
     singles = [single for folder, recipe in wanted.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
     with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:

@@ -20,6 +20,7 @@ from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.recipe.suite import Suite, ready_runs, single_runs
+from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, seed_run, write_text
 
 
@@ -87,7 +88,9 @@ def place_of(run: Path, mirror: Path | None) -> Place:
     return Place(Path.cwd(), _slurm(run), program, mirror.absolute() if mirror else None)
 
 
-def submit(work: Work, scripts: dict[str, str], run: Path, *, overwrite: bool = False) -> dict[str, str]:
+def submit(
+    work: Work, scripts: dict[str, str], run: Path, console: Console, *, overwrite: bool = False
+) -> dict[str, str]:
     """Write the scripts into the run folder and submit them; the number, script and log of each job.
 
     Raises:
@@ -106,7 +109,7 @@ def submit(work: Work, scripts: dict[str, str], run: Path, *, overwrite: bool = 
     for path, recipe in work.recipes.items():
         check_run_folder(path, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
     for path, recipe in work.recipes.items():
-        open_run_folder(path, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+        open_run_folder(path, dump_recipe(recipe), SPEED_ONLY, console.say, overwrite=overwrite)
     slurm.mkdir(parents=True, exist_ok=True)
     paths = {name: _write_script(slurm, name, text) for name, text in scripts.items()}
     job = _submit(paths["job"])

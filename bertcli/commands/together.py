@@ -81,7 +81,7 @@ def finetune_together(
     if dry_run:
         console.say("dry run: recipes, data, labels, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
-    folder = open_together(processes, run, text, overwrite=overwrite)
+    folder = open_together(processes, run, text, console, overwrite=overwrite)
     results = train_seeds(
         recipe.training.seed,
         lambda seed: TogetherJob({name: one.with_seed(seed) for name, one in prepared.items()}, plan, shares),

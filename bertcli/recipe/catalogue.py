@@ -111,7 +111,12 @@ def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[s
 
 def compare_recipes(*names: str) -> list[tuple[str, ...]]:
     """Each key in which recipes or runs differ, with the values of all; a key that one of them lacks is `-` there."""
-    every = [dict(_flat(YAML(typ="safe").load(io.StringIO(_single(name))))) for name in names]
+    return compare_texts(*map(_single, names))
+
+
+def compare_texts(*texts: str) -> list[tuple[str, ...]]:
+    """The same of resolved recipes, as they stand in run folders."""
+    every = [dict(_flat(YAML(typ="safe").load(io.StringIO(text)))) for text in texts]
     keys = dict.fromkeys(key for one in every for key in one)
     rows = ((key, *(str(one.get(key, "-")) for one in every)) for key in keys)
     return [row for row in rows if len(set(row[1:])) > 1]

@@ -16,13 +16,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bertcli.errors import RunFolderError, UsageError
+from bertcli.recipe.catalogue import compare_texts
 from bertcli.runs.lock import alone_in
 
 
@@ -135,12 +136,15 @@ def best_seed(name: str) -> str:
     return max(finished, key=lambda run: finished[run]["metrics"]["validation"][finished[run]["best_by"]])
 
 
-def open_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overwrite: bool) -> RunFolder:
-    """Make the folder, or take it up again if it holds a run of the same recipe.
+def open_run_folder(
+    path: Path, recipe_text: str, speed_only: set[str], say: Callable[[str], None], *, overwrite: bool
+) -> RunFolder:
+    """Make the folder, or take it up again if it holds a run of the same recipe; a finished one stays as it is.
 
     Args:
         recipe_text: the resolved recipe, as it will stand in `recipe.yaml`.
         speed_only: top-level sections of the recipe that may differ from the earlier run's.
+        say: told what differs there.
         overwrite: remove what an earlier run left there (never a folder that is not a run).
 
     Raises:
@@ -149,6 +153,13 @@ def open_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overw
     """
     folder = RunFolder(path)
     check_run_folder(path, recipe_text, speed_only, overwrite=overwrite)
+    if folder.has_begun() and not overwrite:
+        if folder.results.is_file():
+            return folder
+        changes = compare_texts(folder.recipe.read_text("utf-8"), recipe_text)
+        if changes:
+            told = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
+            say(f"{path} goes on with {told}; what is learned is the same within rounding")
     try:
         if overwrite and path.is_dir():
             with alone_in(path):

@@ -12,16 +12,29 @@ from bertcli.runs.folder import open_run_folder, replace_folder, restore_folder,
 RECIPE = "task: glue/rte\ntraining:\n  epochs: 3\nhardware:\n  device: auto\n"
 
 
-def open_again(path: Path, recipe: str = RECIPE, overwrite: bool = False) -> None:
-    open_run_folder(path, recipe, {"hardware"}, overwrite=overwrite)
+def open_again(path: Path, recipe: str = RECIPE, overwrite: bool = False) -> list[str]:
+    """What is told."""
+    told: list[str] = []
+    open_run_folder(path, recipe, {"hardware"}, told.append, overwrite=overwrite)
+    return told
 
 
 def test_the_same_recipe_takes_the_folder_up_again_also_on_other_hardware(tmp_path: Path) -> None:
     open_again(tmp_path / "run")
     (tmp_path / "run" / "kept").touch()
-    open_again(tmp_path / "run")
-    open_again(tmp_path / "run", RECIPE.replace("auto", "cpu"))
+    assert open_again(tmp_path / "run") == []
+    (told,) = open_again(tmp_path / "run", RECIPE.replace("auto", "cpu"))
+    assert told.startswith(f"{tmp_path}/run goes on with hardware.device auto → cpu; ")
     assert (tmp_path / "run" / "kept").exists()
+    assert "device: cpu" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_a_finished_run_keeps_the_hardware_it_was_made_on(tmp_path: Path) -> None:
+    open_again(tmp_path / "run")
+    (tmp_path / "run" / "results.json").touch()
+    assert open_again(tmp_path / "run", RECIPE.replace("auto", "cpu")) == []
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == RECIPE
+    assert open_again(tmp_path / "run", RECIPE.replace("auto", "cpu"), overwrite=True) == []
 
 
 def test_another_recipe_is_refused_with_the_difference_and_replaced_only_when_asked(tmp_path: Path) -> None:
