@@ -11,7 +11,7 @@ from typing import Any
 from bertcli.data.cache import cache_folder
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.environment import describe_environment
-from bertcli.training.devices import choose_precision, cpu_computes_bf16
+from bertcli.training.devices import choose_precision, native_precisions
 
 
 def look_around(mirror: Path | None) -> dict[str, Any]:
@@ -20,9 +20,11 @@ def look_around(mirror: Path | None) -> dict[str, Any]:
 
     found = describe_environment()
     del found["command"]
+    found["gpus"] = list(_gpus())
     return found | {
         "precision": choose_precision(HardwareSection()),
-        "bf16_on_cpu": cpu_computes_bf16(),
+        "precisions": native_precisions(HardwareSection()),
+        "gpu_driver": _driver() if found["gpus"] else None,
         "mirror": None if mirror is None else _place(mirror),
         "corpus_cache": _place(cache_folder()),
         "hub_cache": _place(Path(constants.HF_HUB_CACHE)),
@@ -40,9 +42,26 @@ def environment_lines(found: dict[str, Any]) -> Iterator[str]:
         elif isinstance(value, dict):
             yield f"{name:<15}{value['folder']}{'' if value['exists'] else ' (not there)'}"
         elif isinstance(value, list):
-            yield f"{name:<15}{', '.join(map(str, value)) or 'none'}"
+            words = (f"{one['name']} ({one['memory_gb']} GB)" if isinstance(one, dict) else one for one in value)
+            yield f"{name:<15}{', '.join(words) or 'none'}"
         else:
             yield f"{name:<15}{'none' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _gpus() -> Iterator[dict[str, Any]]:
+    """Name and memory of each GPU."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        yield {"name": card.name, "memory_gb": round(card.total_memory / 1e9, 1)}
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, as its own program says it."""
+    from torch.utils import collect_env
+
+    return collect_env.get_nvidia_driver_version(collect_env.run)
 
 
 def _place(folder: Path) -> dict[str, Any]:

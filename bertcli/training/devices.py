@@ -25,14 +25,17 @@ def choose_precision(hardware: HardwareSection) -> str:
     Raises:
         UsageError: fp16 on a CPU, which trains to nonsense.
     """
-    on_gpu = _uses_gpu(hardware)
-    if hardware.precision == "fp16" and not on_gpu:
+    if hardware.precision == "fp16" and not _uses_gpu(hardware):
         raise UsageError("found hardware.precision fp16 on a CPU, expected fp32 or bf16 there")
-    if hardware.precision != "auto":
-        return hardware.precision
-    if on_gpu:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_computes_bf16() else "fp32"
+    return native_precisions(hardware)[0] if hardware.precision == "auto" else hardware.precision
+
+
+def native_precisions(hardware: HardwareSection) -> list[str]:
+    """What the recipe's device computes natively, the fastest first."""
+    if _uses_gpu(hardware):
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return [*(["bf16"] if bf16 else []), "fp16", "fp32"]
+    return [*(["bf16"] if cpu_computes_bf16() else []), "fp32"]
 
 
 def cpu_computes_bf16() -> bool:

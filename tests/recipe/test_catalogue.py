@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -188,6 +189,29 @@ def test_a_shell_that_asks_is_answered(typed: str, offered: str) -> None:
 def test_the_environment_is_told_as_text_and_json() -> None:
     told: dict[str, Any] = json.loads(CliRunner().invoke(app, ["env", "--json"]).stdout)
     assert told["packages"].keys() >= {"torch", "transformers"}
-    assert told["precision"] in ("fp32", "bf16", "fp16")
+    assert told["precision"] == told["precisions"][0]
+    assert told["precisions"] in (["fp32"], ["bf16", "fp32"])
+    assert (told["gpus"], told["gpu_driver"]) == ([], None)
     assert "command" not in told
     assert "torch" in CliRunner().invoke(app, ["env"]).stdout
+
+
+@pytest.mark.parametrize(("bf16", "precisions"), [(True, ["bf16", "fp16", "fp32"]), (False, ["fp16", "fp32"])])
+def test_the_environment_names_gpus_with_memory_driver_and_precisions(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, precisions: list[str]
+) -> None:
+    card = SimpleNamespace(name="Card 9", total_memory=141_200_000_000)
+    for name, value in {
+        "is_available": True, "device_count": 2, "is_bf16_supported": bf16,
+        "get_device_name": card.name, "get_device_properties": card,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, value=value, **__: value)
+    said = (0, "| NVIDIA-SMI 570.1   Driver Version: 570.86.15     CUDA Version: 12.8 |", "")
+    monkeypatch.setattr("torch.utils.collect_env.run", lambda command: said)
+    told: dict[str, Any] = json.loads(CliRunner().invoke(app, ["env", "--json"]).stdout)
+    assert told["gpus"] == [{"name": "Card 9", "memory_gb": 141.2}] * 2
+    assert (told["gpu_driver"], told["precisions"], told["precision"]) == ("570.86.15", precisions, precisions[0])
+    lines = CliRunner().invoke(app, ["env"]).stdout.splitlines()
+    assert "gpus           Card 9 (141.2 GB), Card 9 (141.2 GB)" in lines
+    assert f"precisions     {', '.join(precisions)}" in lines
+    assert "gpu_driver     570.86.15" in lines
