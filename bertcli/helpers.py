@@ -60,7 +60,10 @@ def submit(
         list[str] | None, typer.Option("--sbatch", help="Any other option of sbatch, such as account=ours or mem=64G.")
     ] = None,
     array: Annotated[
-        bool, typer.Option("--array", help="A job for each seed, or each recipe of a suite, and one that gathers.")
+        bool,
+        typer.Option(
+            "--array", help="A job for each seed, point of a grid or recipe of a suite, and one that gathers."
+        ),
     ] = False,
     mirror: Mirror = None,
     only_print: Annotated[bool, typer.Option("--print", help="Show the batch script and do nothing.")] = False,

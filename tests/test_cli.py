@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def test_finetune_eval_and_predict_follow_one_another(small: Path) -> None:
     scored = call("eval", "runs/small", "--json", "--quiet")
     assert json.loads(scored.stdout)["metrics"] == results["metrics"]
     assert scored.stderr == ""
-    assert "accuracy" in call("eval", "runs/small").stdout
+    told = call("eval", "runs/small")
+    assert "accuracy" in told.stdout
+    assert re.fullmatch(r"scored    runs/small on validation in \d+s\n", told.stderr)
     bare = call("eval", "runs/small/model", "--task", str(small), "--json")
     assert json.loads(bare.stdout)["metrics"] == results["metrics"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.labels import check_labels
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.console import Console
+from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import seed_runs
 from bertcli.tasks.task import Task
 
@@ -31,6 +32,7 @@ def evaluate(
     """Score a run folder (each of its seeds), a model folder or a hub model; of a pretraining run, its held-out text.
 
     Of a run of several tasks learned together each is scored by its own model, as the run's `results.json` tells it.
+    How long it took is told to `console`.
 
     Args:
         task_name: a task row or recipe; None: the task of the run.
@@ -41,15 +43,18 @@ def evaluate(
         DataError: the split is missing or its labels are hidden.
         ModelError: the model's labels are not the task's.
     """
-    console = console or Console()
+    console, started_at = console or Console(), time.monotonic()
     pretraining = pretraining_recipe(name)
     if pretraining is not None and task_name is None:
         if split != "validation":
             raise UsageError(f"{name} is a pretraining run: it has held-out text (validation) and no split {split!r}")
-        return score_held_out(pretraining, name, mirror=mirror, hardware=hardware, console=console)
-    task = task_from(task_name) if task_name else None
-    each = [_evaluate_run(run, task, split, mirror, hardware, console) for run in seed_runs(name)]
-    return each[0] if len(each) == 1 else summarise(each) | {"run": name}
+        results = score_held_out(pretraining, name, mirror=mirror, hardware=hardware, console=console)
+    else:
+        task = task_from(task_name) if task_name else None
+        each = [_evaluate_run(run, task, split, mirror, hardware, console) for run in seed_runs(name)]
+        results = each[0] if len(each) == 1 else summarise(each) | {"run": name}
+    console.say(f"scored    {name} on {split} in {format_seconds(time.monotonic() - started_at)}")
+    return results
 
 
 def _evaluate_run(

@@ -71,7 +71,7 @@ def write_scripts(command: str, work: Work, request: Request, place: Place, *, a
         return {"job": batch_script(command, [work.whole], request, place)}
     if len(work.parts) < 2:
         raise UsageError(
-            f"found {len(work.parts)} run for --array, expected several: training.seed=[1,2,3], or a suite "
+            f"found {len(work.parts)} run for --array, expected several: training.seed=[1,2,3], a grid, or a suite "
             "whose recipes do not start from one another"
         )
     about = f"{command}\nEach run is a task of this array; a job that gathers comes after them."

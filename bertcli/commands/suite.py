@@ -63,7 +63,8 @@ def finetune_suite(
     if processes.is_main_process:
         keep_collection(folder, results, console)
     if "average" in results:
-        console.say(f"average of {len(finished)} tasks: {results['average']:.4f}")
+        console.say(f"average   {results['average']:.4f}, of {len(finished)} tasks\nrun       {folder}")
+        console.say(f'next      bertcli predict {run_folder(folder, next(iter(finished)))} --text "…"')
     tell_of_failed(failed, len(suite.recipes), "tasks")
     return results
 

@@ -151,7 +151,10 @@ def test_print_shows_and_writes_nothing() -> None:
         (["sample/sentiment"], "found no sbatch here"),
         (["sample/sentiment", "--time", "2h"], "--time 2h, expected minutes (90)"),
         (["sample/sentiment", "--nodes", "0"], "--nodes"),
-        (["sample/sentiment", "--array", "--print"], "found 1 run for --array"),
+        (
+            ["sample/sentiment", "--array", "--print"],
+            "found 1 run for --array, expected several: training.seed=[1,2,3], a grid",
+        ),
         (["sample/sentiment", "--sbatch", "time=3", "--print"], "sets time itself"),
         (["sample/sentiment", "training.epoch=3"], "Did you mean"),
         (["sample/sentimant"], "Did you mean sample/sentiment"),

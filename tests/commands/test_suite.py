@@ -30,7 +30,7 @@ def load(text: str, *overrides: str) -> Suite:
     return suite
 
 
-def test_one_failure_leaves_the_others_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_one_failure_leaves_the_others_and_the_same_command_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("extends: sample/sentiment\ntask: {files: {train: mine.csv}, text_columns: [text]}\n")
     text = "suite: [sample/topics, mine.yaml, sample/similarity]\ntraining: {seed: [1, 2]}\n"
     with pytest.raises(TrainingError, match=r"1 of 3 tasks failed: mine\.yaml"):
@@ -40,7 +40,10 @@ def test_one_failure_leaves_the_others_and_the_same_command_goes_on(tmp_path: Pa
     assert "found no file" in Path("all/report.html").read_text()
     Path("mine.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 20)
     changed = Path("all/sample-topics/seed-1/results.json").stat().st_mtime_ns
-    second = finetune_suite(load(text), Path("all"), console=QUIET)
+    second = finetune_suite(load(text), Path("all"), console=Console())
+    *_, average, run, following = capsys.readouterr().err.splitlines()
+    assert (average, run) == (f"average   {second['average']:.4f}, of 3 tasks", "run       all")
+    assert following == 'next      bertcli predict all/sample-topics --text "…"'
     assert not second["failed"]
     assert Path("all/sample-topics/seed-1/results.json").stat().st_mtime_ns == changed
     assert [row["task"] for row in second["table"]] == [
