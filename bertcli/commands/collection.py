@@ -45,6 +45,7 @@ def open_collection(folder: Path, *, overwrite: bool, dry_run: bool = False) -> 
 
 def keep_collection(folder: Path, results: dict[str, Any], console: Console) -> None:
     """Write what a grid or suite reached into its folder, and tell it."""
+    folder.mkdir(parents=True, exist_ok=True)  # if everything failed before it wrote something
     write_json(RunFolder(folder).results, results)
     table = collection_table(results)
     write_text(RunFolder(folder).card, f"# {folder.name}\n\n{table}\n")

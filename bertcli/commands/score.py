@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
 from bertcli.heads.head import Head
-from bertcli.metrics.bundled import compute_metrics
+from bertcli.metrics.bundled import compute_metrics, task_score
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.tasks.task import Task
@@ -129,8 +129,9 @@ def score(
 
 
 def scores_together(recipes: Mapping[str, Recipe], each: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The scores of tasks learned together, named after them, and the mean of those that decide (`average`)."""
-    names = {name: one.evaluation.best_by or recipe_task(one).deciding_metric for name, one in recipes.items()}
-    average = statistics.fmean(each[name][deciding] for name, deciding in names.items())
+    """The scores of tasks learned together, named after them, and the mean of the tasks (`average`)."""
+    average = statistics.fmean(
+        task_score(recipe_task(one), each[name], one.evaluation.best_by) for name, one in recipes.items()
+    )
     named = {f"{name}/{metric}": value for name, scores in each.items() for metric, value in scores.items()}
     return {"average": average} | named

@@ -13,13 +13,14 @@ from bertcli.commands.job import join
 from bertcli.commands.seeds import values_of
 from bertcli.commands.several import run_each, tell_of_failed
 from bertcli.commands.sweep import finetune_grid
-from bertcli.metrics.bundled import score_names
+from bertcli.metrics.bundled import score_names, task_score
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, run_folder, singles
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import best_seed
+from bertcli.tasks.task import Task
 
 HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "time")
 
@@ -94,16 +95,22 @@ def _results(suite: Suite, folder: Path, finished: dict[str, dict[str, Any]], fa
         if name in failed:
             table.append(dict.fromkeys(HEADER, "") | {"task": name, "metric": "failed"})
             continue
-        rows = _rows(name, member.first if isinstance(member, Grid) else member, finished[name])
-        table += [row for row, _ in rows]
-        means.append(statistics.fmean(value for _, value in rows))
+        task = recipe_task(member.first if isinstance(member, Grid) else member)
+        table += _rows(name, task, finished[name])
+        means.append(_mean(task, finished[name]["metrics"]))
     results: dict[str, Any] = {"run": str(folder), "table": table, "tasks": finished, "failed": failed}
     return results | ({"average": statistics.fmean(means)} if means else {})
 
 
-def _rows(name: str, recipe: Recipe, results: dict[str, Any]) -> list[tuple[dict[str, str], float]]:
-    """A line of the table for each split and score of a task, and the score's mean."""
-    task = recipe_task(recipe)
+def _mean(task: Task, metrics: dict[str, dict[str, Any]]) -> float:
+    """What a task counts in the average: its mean over seeds and over the splits that its row names."""
+    splits = ("validation", *task.splits.more_validation)
+    each = [{name: statistics.fmean(values_of(score)) for name, score in metrics[split].items()} for split in splits]
+    return statistics.fmean(task_score(task, scores) for scores in each)
+
+
+def _rows(name: str, task: Task, results: dict[str, Any]) -> list[dict[str, str]]:
+    """A line of the table for each split and score of a task."""
     published = task.reference
     rows = []
     for split, scores in results["metrics"].items():
@@ -111,14 +118,15 @@ def _rows(name: str, recipe: Recipe, results: dict[str, Any]) -> list[tuple[dict
             values = values_of(scores[score])
             mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
             known = published.scores.get(score) if published and published.split == split else None
-            row = {
-                "task": name,
-                "split": split,
-                "metric": score,
-                "mean ± sd": f"{mean:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""),
-                "best": f"{max(values):.4f}",
-                "published": f"{known:.4f}" if known is not None else "",
-                "time": format_seconds(results["train_seconds"]),
-            }
-            rows.append((row, mean))
+            rows.append(
+                {
+                    "task": name,
+                    "split": split,
+                    "metric": score,
+                    "mean ± sd": f"{mean:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""),
+                    "best": f"{max(values):.4f}",
+                    "published": f"{known:.4f}" if known is not None else "",
+                    "time": format_seconds(results["train_seconds"]),
+                }
+            )
     return rows

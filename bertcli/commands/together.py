@@ -110,7 +110,7 @@ def _refuse(recipe: Recipe) -> None:
 
 
 class TogetherJob(Job):
-    """Tasks by name, learned together. The best model has the best mean of their deciding metrics."""
+    """Tasks by name, learned together. The best model has the best mean of their scores."""
 
     def __init__(self, prepared: Mapping[str, Prepared], plan: Plan, shares: np.ndarray):
         self.plan, self.best_by = plan, "average"
@@ -193,7 +193,7 @@ class TogetherJob(Job):
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
     ) -> dict[str, float]:
-        """The scores of each task, named after it, and the mean of those that decide."""
+        """The scores of each task, named after it, and their mean."""
         each = zip(self.parts.items(), cast("SharedEncoder", model).models, strict=True)
         scores = {name: part.score(accelerator, one, split, on_batch) for (name, part), one in each}
         return scores_together(self._recipes, scores)

@@ -6,8 +6,9 @@ C classes.
 
 from __future__ import annotations
 
+import statistics
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import evaluate
@@ -16,6 +17,7 @@ from datasets import Features, List, Value
 
 from bertcli.errors import DataError, did_you_mean
 from bertcli.metrics.squad import score_squad, score_squad_v2
+from bertcli.tasks.task import DECIDING_SCORE, Task
 
 Score = Callable[[Any, Any], float | dict[str, float]]
 """(N answers, N right answers) → the score, or several by name."""
@@ -146,3 +148,18 @@ def compute_metrics(names: Iterable[str], kind: str, predictions: Any, reference
 def score_names(names: Iterable[str]) -> list[str]:
     """The names of the scores that the named metrics give."""
     return [score for name in names for score in GIVEN.get(name, (name,))]
+
+
+def task_score(task: Task, scores: Mapping[str, float], best_by: str | None = None) -> float:
+    """One number for what a task's scores are worth, as averages over tasks take it: a fraction.
+
+    If the row names several metrics, the mean of a score of each, as GLUE has it; else the score that decides.
+
+    Args:
+        scores: by name; those of questions are in percent.
+        best_by: the score that decides, if it is not the row's.
+    """
+    named = [DECIDING_SCORE.get(name, name) for name in task.metrics]
+    chosen = [best_by] if best_by else named if len(named) > 1 else [task.deciding_metric]
+    value = statistics.fmean(scores[name] for name in chosen)
+    return value / 100 if task.answer_kind == "question_answering" else value

@@ -15,7 +15,7 @@ from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
 from bertcli.commands.suite import finetune_suite
 from bertcli.errors import TrainingError, UsageError
-from bertcli.recipe.load import load_recipe
+from bertcli.recipe.load import load_recipe, recipe_task
 from bertcli.recipe.suite import Suite, load_suite
 from bertcli.runs.console import Console
 
@@ -64,6 +64,23 @@ def test_one_failure_leaves_the_others_and_the_same_command_goes_on(capsys: pyte
     assert "| mine.yaml " in told.stdout
     assert Path("all/report.html").read_text() == page
     assert CliRunner().invoke(app, ["report", "all", "--plots", "plots"]).exit_code == 2
+
+
+def test_each_task_counts_once_in_the_average_as_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    matched, mismatched = {"accuracy": 0.8, "loss": 9.0}, {"accuracy": 0.6, "loss": 9.0}
+    metrics = {
+        "squad/v2": {"validation": {"exact": 10.0, "f1": 40.0, "best_exact": 70.0, "best_f1": 90.0, "loss": 9.0}},
+        "ner/conll2003": {"validation": {"precision": 0.1, "recall": 0.9, "f1": 0.2, "accuracy": 1.0}},
+        "glue/mrpc": {"validation": {"f1": {"values": [0.8, 1.0]}, "accuracy": {"values": [0.7, 0.7]}}},
+        "glue/mnli": {"validation": matched, "validation_mismatched": mismatched},
+        "glue/sst2": {"validation": {"accuracy": 0.3}, "validation_tuned": {"accuracy": 0.9}},
+    }
+    monkeypatch.setattr(
+        "bertcli.commands.suite.finetune",
+        lambda recipe, *_, **__: {"metrics": metrics[recipe_task(recipe).name], "train_seconds": 1.0},
+    )
+    results = finetune_suite(load(f"suite: [{', '.join(metrics)}]\n"), Path("all"), console=QUIET)
+    assert results["average"] == pytest.approx((0.4 + 0.2 + (0.9 + 0.7) / 2 + 0.7 + 0.3) / 5)
 
 
 def test_a_task_starts_from_the_encoder_of_another(tmp_path: Path) -> None:

@@ -74,13 +74,22 @@ def test_each_seed_tells_of_further_splits_and_its_answers_and_names_a_model_tha
         "extends: sample/sentiment\n"
         "task: {dataset: sample, config: sentiment, text_columns: [text], splits: {more_validation: [test]}}\n"
     )
-    words = ["suite=[mine.yaml, choices]", "training.seed=[1, 2]", "training.max_steps=2", "evaluation.every_steps=2"]
+    words = [
+        "suite=[mine.yaml, sample/questions]",
+        "training.seed=[1, 2]",
+        "training.max_steps=2",
+        "evaluation.every_steps=2",
+    ]
     results = finetune_together(load(encoder, *words), Path("run"), console=Console())
     assert set(results["metrics"]["test"]) == {f"mine.yaml/{name}" for name in ("accuracy", "f1_macro", "loss")}
     for seed in (1, 2):
-        own = json.loads(Path(f"run/seed-{seed}/results.json").read_text())["metrics"]["test"]
-        assert set(own) == set(results["metrics"]["test"])
-        for file in ("mine-validation.jsonl", "sample-choices-validation.jsonl"):
+        own = json.loads(Path(f"run/seed-{seed}/results.json").read_text())["metrics"]
+        assert set(own["test"]) == set(results["metrics"]["test"])
+        scores = own["validation"]
+        assert scores["sample/questions/f1"] > 1  # in percent
+        expected = (scores["mine.yaml/accuracy"] + scores["sample/questions/f1"] / 100) / 2
+        assert scores["average"] == pytest.approx(expected)
+        for file in ("mine-validation.jsonl", "sample-questions-validation.jsonl"):
             assert len(Path(f"run/seed-{seed}/predictions/{file}").read_text().splitlines()) == 10
     (model,) = re.findall(r"next +bertcli predict (\S+) ", capsys.readouterr().err)
     assert Path(model, "config.json").is_file()
