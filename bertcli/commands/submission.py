@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from bertcli.commands.trained import Trained, answer_inputs, open_trained
+from bertcli.commands.trained import Trained, answer_inputs, models_together, open_trained
 from bertcli.data.formats import Row
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, UsageError
@@ -19,8 +19,8 @@ from bertcli.heads.question_answering import QuestionAnswering
 from bertcli.heads.spans import SpanAnswer
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console
-from bertcli.runs.folder import best_seed
-from bertcli.tasks import task_named
+from bertcli.runs.folder import RunFolder, best_seed, chosen_run
+from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import Task
 
 SIMILARITY_RANGE = (0.0, 5.0)  # of STS-B's scores
@@ -40,8 +40,8 @@ def write_glue(
     """
     output.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for run in _runs_in(name):
-        trained = open_trained(best_seed(run), mirror, hardware)
+    for run in _models_in(name):
+        trained = open_trained(run, mirror, hardware)
         if trained.recipe is None or trained.task.submission is None:
             console.warn(f"{run}: its task {trained.task.name} has no leaderboard file")
             continue
@@ -49,12 +49,17 @@ def write_glue(
             assert task.submission is not None
             for split, file in task.submission.files.items():
                 path = output / f"{file}.tsv"
+                if path in written:
+                    raise UsageError(f"found several runs of {task.name} in {name}; name one of them")
                 _write_glue_file(trained, task, split, path, mirror, console)
                 console.say(f"{run} → {path}")
                 written.append(path)
     if not written:
         raise UsageError(f"found no run of a GLUE task in {name}")
     if as_zip:
+        missing = [file for file in _wanted_files() if output / f"{file}.tsv" not in written]
+        if missing:
+            console.warn(f"the leaderboard wants these files, too: {', '.join(f'{one}.tsv' for one in missing)}")
         packed = output / "submission.zip"
         open_new(packed).close()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
@@ -90,6 +95,13 @@ def write_squad(trained: Trained, task: Task, rows: Iterator[Row], output: Path,
                 files["null_odds"].write(key, one.null_odds)
             count = number + 1
     return count
+
+
+def _wanted_files() -> Iterator[str]:
+    """The names of all files of a submission to GLUE."""
+    for task in TASKS.values():
+        if task.submission is not None:
+            yield from task.submission.files.values()
 
 
 class _JsonObject:
@@ -149,12 +161,15 @@ def _nbest(one: SpanAnswer) -> list[dict[str, Any]]:
     ]
 
 
-def _runs_in(name: str) -> list[str]:
-    """The runs of a suite's folder, or the run itself."""
-    if (Path(name) / "recipe.yaml").is_file():
-        return [name]
-    runs = [str(path.parent) for path in sorted(Path(name).glob("*/recipe.yaml"))]
-    return runs or [name]
+def _models_in(name: str) -> list[str]:
+    """The models of a run, or of each run in a suite's folder: of a grid the chosen one, of several seeds the best."""
+    members = [name] if _is_run(name) else [str(path) for path in sorted(Path(name).glob("*/")) if _is_run(str(path))]
+    runs = [best_seed(member) for member in members or [name]]
+    return [model for run in runs for model in models_together(run).values() or [run]]
+
+
+def _is_run(name: str) -> bool:
+    return RunFolder(Path(chosen_run(name))).recipe.is_file()
 
 
 def _write_glue_file(

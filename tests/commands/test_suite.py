@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from typer.testing import CliRunner
 
 from bertcli.cli import app
+from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
 from bertcli.commands.suite import finetune_suite
+from bertcli.commands.sweep import finetune_grid
 from bertcli.errors import TrainingError, UsageError
+from bertcli.recipe.grid import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe, recipe_task
 from bertcli.recipe.suite import Suite, load_suite
 from bertcli.runs.console import Console
+from bertcli.runs.folder import chosen_run
+from bertcli.tasks import TASKS
 
 QUIET = Console(quiet=True)
 SHORT = ["training.max_steps=2", "data.max_train_examples=40", "data.max_eval_examples=20"]
@@ -116,18 +122,24 @@ extends: sample/sentiment
 
 def run_of(name: str, *overrides: str, **rest: Any) -> None:
     Path("task.yaml").write_text(GLUE_TASK.format(**rest))
-    finetune(load_recipe("task.yaml", [*SHORT, *overrides]), Path(name), console=QUIET)
+    recipe = load_recipe_or_grid("task.yaml", [*SHORT, "data.max_length=32", *overrides])
+    if isinstance(recipe, Grid):
+        finetune_grid(recipe, Path(name), console=QUIET)
+    else:
+        finetune(recipe, Path(name), console=QUIET)
 
 
 def test_glue_files_hold_numbers_or_names_in_glues_own_order(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    small = f"model.name={encoder}"
     rest = {"config": "sentiment", "columns": "text", "problem": "single_label", "file": "CoLA", "answers": "numbers"}
-    run_of("first", labels="[negative, positive]", **rest)
+    run_of("first", small, labels="[negative, positive]", **rest)
     # The classifier that goes on keeps the order of its labels, which is not the task's.
     run_of("runs/one", "model.name=first", labels="[positive, negative]", **rest)
     run_of(
         "runs/two",
+        small,
         config="inference",
         columns="premise, hypothesis",
         problem="single_label",
@@ -137,6 +149,8 @@ def test_glue_files_hold_numbers_or_names_in_glues_own_order(
     )
     run_of(
         "runs/three",
+        small,
+        "training.learning_rate=[1e-12, 1e-3]",
         config="similarity",
         columns="sentence1, sentence2",
         problem="regression",
@@ -146,7 +160,16 @@ def test_glue_files_hold_numbers_or_names_in_glues_own_order(
     )
     monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
     predict("runs", output="out", format_name="glue", as_zip=True, console=Console())
-    assert "CoLA.tsv 400/400  " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "CoLA.tsv 400/400  " in told
+    told = " ".join(told.split())
+    assert "wants these files, too: SST-2.tsv, MRPC.tsv, QQP.tsv, MNLI-mm.tsv, QNLI.tsv, RTE.tsv, WNLI.tsv, AX" in told
+    predict("runs/three", output="grid", format_name="glue", console=QUIET)
+    predict(chosen_run("runs/three"), output="chosen", format_name="glue", console=QUIET)
+    assert len({Path(folder, "STS-B.tsv").read_text() for folder in ("out", "grid", "chosen")}) == 1
+    Path("runs/three/results.json").unlink()
+    with pytest.raises(UsageError, match="several runs of glue/mine in runs/three; name one"):
+        predict("runs/three", output="again", format_name="glue", console=QUIET)
     files = {path.name: path.read_text().splitlines() for path in Path("out").glob("*.tsv")}
     assert sorted(files) == ["CoLA.tsv", "MNLI-m.tsv", "STS-B.tsv"]
     for lines in files.values():
@@ -165,6 +188,40 @@ def test_glue_files_hold_numbers_or_names_in_glues_own_order(
     assert [line.split("\t")[1] for line in files["CoLA.tsv"][1:]] == [str(number) for number in numbers]
     with pytest.raises(UsageError, match="exists already"):
         predict("runs/one", output="out", format_name="glue", console=QUIET)
+
+
+@pytest.fixture
+def mnli(encoder: Path, tmp_path: Path) -> Path:
+    """A mirror with a few rows of MNLI and of the diagnostic set, their test labels hidden."""
+    folder = tmp_path / "mirror" / "datasets" / "nyu-mll" / "glue"
+    configs = []
+    sizes = {"train": 12, "validation_matched": 6, "validation_mismatched": 7, "test_matched": 3, "test_mismatched": 4}
+    for name, splits in (("mnli", sizes), ("ax", {"test": 5})):
+        (folder / name).mkdir(parents=True)
+        label = ClassLabel(names=list(TASKS["glue/mnli"].labels))
+        features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": label})
+        for split, size in splits.items():
+            labels = [-1 if "test" in split else at % 3 for at in range(size)]
+            columns = {"premise": ["a fine film"] * size, "hypothesis": ["bad train"] * size, "label": labels}
+            Dataset.from_dict(columns, features=features).to_parquet(folder / name / f"{split}.parquet")
+        files = [{"split": split, "path": f"{name}/{split}.parquet"} for split in splits]
+        configs.append({"config_name": name, "data_files": files})
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n", "utf-8")
+    return tmp_path / "mirror"
+
+
+def test_mnli_is_scored_twice_and_answers_three_files(encoder: Path, mnli: Path) -> None:
+    words = [f"model.name={encoder}", "data.max_length=32", "training.max_steps=2", "training.seed=[1, 2]"]
+    results = finetune(load_recipe("glue/mnli", words), Path("run"), mirror=mnli, console=QUIET)
+    assert set(results["metrics"]) == {"validation", "validation_mismatched"}
+    found = evaluate("run", split="validation_mismatched", mirror=mnli, console=QUIET)["metrics"]
+    for name, score in found["validation_mismatched"].items():
+        assert score["values"] == pytest.approx(results["metrics"]["validation_mismatched"][name]["values"])
+    predict("run", output="out", format_name="glue", mirror=mnli, console=QUIET)
+    lines = {path.name: path.read_text().splitlines() for path in Path("out").iterdir()}
+    assert {name: len(rows) - 1 for name, rows in lines.items()} == {"MNLI-m.tsv": 3, "MNLI-mm.tsv": 4, "AX.tsv": 5}
+    answers = {row.split("\t")[1] for rows in lines.values() for row in rows[1:]}
+    assert answers <= set(TASKS["glue/mnli"].labels)
 
 
 def test_squad_files_have_the_official_form(
