@@ -92,6 +92,7 @@ def _evaluate_one(
         raise UsageError(f"{name} is not a run folder, so it does not say what it was made for; name it with --task")
     task = task or trained.task
     rows = load_split(task, split, mirror)
+    _tell_of_limit(trained, task, split, len(rows), console)
     _check_labels(trained, task, mirror)
     references = trained.head.references(task, rows)
     if references is None:
@@ -114,6 +115,15 @@ def _evaluate_one(
             on_batch=display.advance,
         )
     return {"task": task.name, "run": name, "num_examples": len(rows), "metrics": {split: scores}}
+
+
+def _tell_of_limit(trained: Trained, task: Task, split: str, num_rows: int, console: Console) -> None:
+    """Say that the run's own numbers are of fewer rows."""
+    limit = trained.recipe.data.max_eval_examples if trained.recipe else None
+    scored = ("validation", *task.splits.more_validation) if task is trained.task else ()
+    if limit is not None and limit < num_rows and split in scored:
+        told = f"the run's numbers are of {limit} (data.max_eval_examples)"
+        console.say(f"data      all {num_rows} rows of {split}; {told}")
 
 
 def _check_labels(trained: Trained, task: Task, mirror: Path | None) -> None:

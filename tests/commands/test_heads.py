@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
+from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError
 from bertcli.recipe.load import load_recipe
 from bertcli.runs.console import Console
 from bertcli.runs.report import read_run
+from bertcli.tasks.task import Task
 
 QUIET = Console(quiet=True)
 HEADS = {"entities": "seqeval", "questions": "squad", "open-questions": "squad_v2", "choices": "accuracy"}
@@ -50,15 +53,21 @@ def test_every_head_learns_something(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_eval_repeats_the_results_exactly(runs: dict[str, Path], name: str) -> None:
-    recipe = load_recipe(str(runs[name] / "recipe.yaml"))
+def test_eval_repeats_the_results_of_the_same_rows_and_says_when_there_are_more(
+    runs: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = json.loads((runs[name] / "results.json").read_text())["metrics"]["validation"]
-    found = evaluate(str(runs[name]), console=QUIET)
-    assert found["num_examples"] == 400
-    again = evaluate(str(runs[name]), console=QUIET)
-    assert found["metrics"] == again["metrics"]
-    assert set(found["metrics"]["validation"]) == set(told)
-    assert recipe.data.max_eval_examples == 60
+    words = "all 400 rows of validation; the run's numbers are of 60 (data.max_eval_examples)"
+    assert evaluate(str(runs[name]), console=Console())["num_examples"] == 400
+    assert words in capsys.readouterr().err
+
+    def first_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
+        rows = load_split(task, split, mirror)
+        return rows.select(range(60)) if split == "validation" else rows
+
+    monkeypatch.setattr("bertcli.commands.evaluate.load_split", first_rows)
+    assert evaluate(str(runs[name]), console=Console())["metrics"]["validation"] == pytest.approx(told)
+    assert "max_eval_examples" not in capsys.readouterr().err
 
 
 def test_the_answers_that_are_kept_are_those_of_the_best_model(runs: dict[str, Path]) -> None:
