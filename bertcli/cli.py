@@ -86,6 +86,8 @@ def finetune(
     wanted = load_finetuning(recipe, overrides or [])
     if processes > 1 and jobs > 1:
         raise UsageError("give one of --processes (they share a run) and --jobs (each has a run of its own)")
+    if jobs > 1 and isinstance(wanted, Suite) and wanted.together is not None:
+        raise UsageError("--jobs is for several runs at once, and what is learned together is one; use --processes")
     mirror = checked_mirror(mirror)
     _spread(processes)
     from bertcli.runs.console import Console, print_result
@@ -99,8 +101,7 @@ def finetune(
         from bertcli.commands.sweep import finetune_grid
         from bertcli.commands.together import finetune_together
     folder = run or default_run_folder(recipe)
-    is_together = isinstance(wanted, Suite) and wanted.together is not None
-    if jobs > 1 and not dry_run and not is_together:
+    if jobs > 1 and not dry_run:
         ready = {folder: wanted} if isinstance(wanted, Recipe) else ready_runs(wanted, folder)
         if folder not in ready:
             open_collection(folder, overwrite=overwrite)

@@ -84,10 +84,7 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
         RecipeError, DataError, ModelError: what the recipe asks for does not fit together.
     """
     task = recipe_task(recipe)
-    check_metrics(recipe, task)
-    check_split_names(task)
-    check_regularisers(recipe, task)
-    check_strategy(recipe)
+    check_recipe(recipe, task)
     rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.more_validation)}
     # A part of the rows may lack some of the labels.
     task = task.model_copy(update={"labels": HEADS[task.head].labels_of(task, rows["train"])})
@@ -103,57 +100,72 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
     return Prepared(recipe, task, head, tokenizer, rows, references, mirror)
 
 
-def check_regularisers(recipe: Recipe, task: Task) -> None:
-    """Refuse ways to regularise that this kind of answer does not know."""
-    training, kind = recipe.training, task.answer_kind
+def check_recipe(recipe: Recipe, task: Task) -> None:
+    """Refuse what the task or the strategy has no use for, all at once.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    problems = [*_unfit_metrics(recipe, task), *_keys_without_use(recipe, task), *_unfit_strategy(recipe)]
+    if task.files is None and task.splits.train is None:
+        problems.append(f"{task.name} has no training split: it is only for `eval` and `predict`")
+    if problems:
+        raise RecipeError(problems)
+
+
+def _unfit_metrics(recipe: Recipe, task: Task) -> Iterator[str]:
+    """Metrics that do not exist, do not fit the task, or are chosen by without being computed."""
+    known = score_names(task.metric_names)
+    for name in task.metric_names:
+        try:
+            load_metric(name, task.answer_kind)
+        except DataError as error:
+            yield str(error)
+            return  # what is chosen by may be meant for the right metric
+    for key, chosen in (("task.main_metric", task.main_metric), ("evaluation.best_by", recipe.evaluation.best_by)):
+        if chosen is not None and chosen not in known:
+            yield f"found {key} {chosen!r}, expected one of {known}.{did_you_mean(chosen, known)}"
+
+
+def _keys_without_use(recipe: Recipe, task: Task) -> Iterator[str]:
+    """Keys that this kind of answer does not know."""
+    training, data, kind = recipe.training, recipe.data, task.answer_kind
     if training.label_smoothing and kind not in ("single_label", "token_classification", "multiple_choice"):
-        raise RecipeError([f"training.label_smoothing is for tasks with one label, and {task.name} is {kind}"])
+        yield f"training.label_smoothing is for tasks with one label, and {task.name} is {kind}"
+    if training.class_weights is not None and kind not in ("single_label", "multi_label", "token_classification"):
+        yield f"training.class_weights are for labels, and {task.name} is {kind}"
     if training.teacher is not None and kind not in ("single_label", "multiple_choice"):
-        raise RecipeError([f"training.teacher is for tasks with one label, and {task.name} is {kind}"])
+        yield f"training.teacher is for tasks with one label, and {task.name} is {kind}"
     if recipe.answers.thresholds is not None and kind not in ("single_label", "multi_label"):
-        raise RecipeError([f"answers.thresholds are for the labels of texts, and {task.name} is {kind}"])
+        yield f"answers.thresholds are for the labels of texts, and {task.name} is {kind}"
     if training.token_cutoff and task.head not in ("text_classification", "multiple_choice"):
-        raise RecipeError([f"training.token_cutoff is for whole texts, and {task.name} asks about single tokens"])
+        yield f"training.token_cutoff is for whole texts, and {task.name} asks about single tokens"
+    if data.long_inputs != "keep_head" and (task.head != "text_classification" or len(task.text_columns) > 1):
+        asked = "of pairs" if task.head == "text_classification" else kind
+        yield f"data.long_inputs={data.long_inputs} is for a label or number of one text, and {task.name} is {asked}"
+    if data.context_tokens and task.head != "token_classification":
+        yield f"data.context_tokens are for token_classification, and {task.name} is {kind}"
 
 
-def check_strategy(recipe: Recipe) -> None:
-    """Refuse keys that the chosen strategy has no use for."""
+def _unfit_strategy(recipe: Recipe) -> Iterator[str]:
+    """Keys that the chosen strategy has no use for."""
     training = recipe.training
-    problems = []
     if training.strategy in ("features", "lora") and recipe.model.name is None:
-        problems.append(f"training.strategy {training.strategy} needs a trained encoder: name one as model.name")
+        yield f"training.strategy {training.strategy} needs a trained encoder: name one as model.name"
     for strategy, keys in {
         "gradual": ("unfreeze_every_epochs", "unfreeze_every_steps"),
         "lora": ("lora_rank", "lora_alpha", "lora_dropout", "lora_merge"),
     }.items():
         if training.strategy != strategy:
             given = [key for key in keys if getattr(training, key) != type(training).model_fields[key].default]
-            problems += [f"training.{key} is for training.strategy={strategy}" for key in given]
+            yield from (f"training.{key} is for training.strategy={strategy}" for key in given)
     if recipe.hardware.shard and training.strategy != "full":
-        problems.append(f"hardware.shard is for training.strategy=full, found {training.strategy}")
+        yield f"hardware.shard is for training.strategy=full, found {training.strategy}"
     if training.strategy == "lora" and training.reinitialise_layers:
-        problems.append("training.reinitialise_layers makes weights that training.strategy=lora does not save")
+        yield "training.reinitialise_layers makes weights that training.strategy=lora does not save"
     if training.strategy == "features":
         refused = {"reinitialise_layers": training.reinitialise_layers, "token_cutoff": training.token_cutoff}
-        problems += [f"training.{key} changes what training.strategy=features keeps" for key in refused if refused[key]]
-    if problems:
-        raise RecipeError(problems)
-
-
-def check_split_names(task: Task) -> None:
-    """Refuse to fine-tune on a task that has nothing to learn from."""
-    if task.files is None and task.splits.train is None:
-        raise RecipeError([f"{task.name} has no training split: it is only for `eval` and `predict`"])
-
-
-def check_metrics(recipe: Recipe, task: Task) -> None:
-    """Refuse metrics that do not exist, do not fit the task, or are chosen by without being computed."""
-    for name in task.metric_names:
-        load_metric(name, task.answer_kind)
-    known = score_names(task.metric_names)
-    for key, chosen in (("task.main_metric", task.main_metric), ("evaluation.best_by", recipe.evaluation.best_by)):
-        if chosen is not None and chosen not in known:
-            raise RecipeError([f"found {key} {chosen!r}, expected one of {known}.{did_you_mean(chosen, known)}"])
+        yield from (f"training.{key} changes what training.strategy=features keeps" for key in refused if refused[key])
 
 
 def _limit(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -120,12 +120,10 @@ def class_weights(
     1; with several labels a row, by the rows without it for each row with it (at most 100).
 
     Raises:
-        DataError: names that are no labels, a label without rows, or a task without labels.
+        DataError: names that are no labels, or a label without rows.
     """
     if wanted is None:
         return None
-    if task.problem == "regression":
-        raise DataError(f"{task.name}: training.class_weights are for labels, and this task is a regression")
     if isinstance(wanted, dict):
         return given_weights(wanted, labels)
     if task.problem == "multi_label":

@@ -399,7 +399,7 @@ def test_a_kept_head_keeps_its_meaning_when_the_task_lists_labels_in_another_ord
 @pytest.mark.parametrize(
     ("overrides", "error", "words"),
     [
-        (("task.metrics=[acuracy]",), DataError, "Did you mean accuracy"),
+        (("task.metrics=[acuracy]",), RecipeError, "Did you mean accuracy"),
         (("evaluation.best_by=f1",), RecipeError, "expected one of"),
         (("data.max_length=99",), ModelError, "at most 64 tokens"),
         (("task.label_column=lable",), DataError, "Did you mean label"),

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bertcli.commands.prepare import prepare
-from bertcli.recipe.load import load_recipe
+from bertcli.commands.prepare import check_recipe, prepare
+from bertcli.errors import RecipeError
+from bertcli.recipe.load import load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.suite import load_finetuning, singles
 
 
 @pytest.fixture
@@ -36,3 +38,51 @@ def test_labels_are_those_of_all_training_rows_however_few_are_learned_from(
     assert set(prepared.head.labels) == {"a", "b", "rare"}
     assert "rare" not in str(prepared.rows["train"]["label"][:])
     assert len(prepared.references["validation"]) == 41
+
+
+TEXT = "dataset: sample, config: sentiment, text_columns: [text]"
+PAIR = "dataset: sample, config: inference, text_columns: [premise, hypothesis]"
+NUMBER = "dataset: sample, config: similarity, text_columns: [sentence1, sentence2], problem: regression"
+WORDS = "head: token_classification, dataset: sample, config: entities, text_columns: [tokens]"
+QUESTION = "head: question_answering, dataset: sample, config: questions, text_columns: [question, context]"
+CHOICE = "head: multiple_choice, dataset: sample, config: choices, text_columns: [text], choice_columns: [choices]"
+
+
+@pytest.mark.parametrize(
+    ("key", "takers"),
+    [
+        ("training.class_weights=auto", {TEXT, PAIR, WORDS}),
+        ("training.label_smoothing=0.1", {TEXT, PAIR, WORDS, CHOICE}),
+        ("training.token_cutoff=0.1", {TEXT, PAIR, NUMBER, CHOICE}),
+        ("data.long_inputs=windows", {TEXT}),
+        ("data.context_tokens=8", {WORDS}),
+    ],
+)
+def test_a_key_is_refused_where_it_would_do_nothing(
+    recipe_of: Callable[..., Recipe], key: str, takers: set[str]
+) -> None:
+    for task in (TEXT, PAIR, NUMBER, WORDS, QUESTION, CHOICE):
+        recipe = recipe_of(f"name: mine, {task}", key)
+        if task in takers:
+            check_recipe(recipe, recipe_task(recipe))
+            continue
+        with pytest.raises(RecipeError, match=f"^{key.partition('=')[0]}.* mine ") as caught:
+            check_recipe(recipe, recipe_task(recipe))
+        assert len(caught.value.problems) == 1
+
+
+def test_all_that_does_not_fit_is_told_at_once(recipe_of: Callable[..., Recipe]) -> None:
+    words = ["training.lora_rank=4", "training.class_weights=auto", "data.context_tokens=8", "evaluation.best_by=f2"]
+    recipe = recipe_of(QUESTION, *words)
+    with pytest.raises(RecipeError) as caught:
+        prepare(recipe, None)
+    said = ["evaluation.best_by 'f2'", "class_weights", "context_tokens", "training.lora_rank is"]
+    for part, problem in zip(said, caught.value.problems, strict=True):
+        assert part in problem
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if not name.startswith("pretrain/")])
+def test_shipped_recipes_have_no_key_without_use(name: str) -> None:
+    wanted = load_finetuning(name)
+    for recipe in [wanted] if isinstance(wanted, Recipe) else singles(wanted).values():
+        check_recipe(recipe, recipe_task(recipe))

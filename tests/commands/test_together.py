@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
+from bertcli.cli import app
 from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.predict import predict
@@ -130,6 +132,13 @@ def test_what_cannot_be_learned_together_is_refused(encoder: Path, overrides: li
 
     with pytest.raises(RecipeError, match=words):
         run()
+
+
+def test_jobs_of_one_run_are_refused(encoder: Path) -> None:
+    load(encoder)
+    told = CliRunner().invoke(app, ["finetune", "suite.yaml", "--jobs", "2", "--run", "run"])
+    assert told.exit_code == 2
+    assert "what is learned together is one" in told.stderr
 
 
 def test_keys_that_differ_are_named_with_the_cure() -> None:
