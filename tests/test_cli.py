@@ -185,3 +185,19 @@ assert not heavy, heavy
 def test_runs_are_named_after_their_recipe() -> None:
     assert default_run_folder("glue/sst2") == Path("runs/glue-sst2")
     assert default_run_folder("some/where/mine.yaml") == Path("runs/mine")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-m", "bertcli.cli", "--help"), ("-c", "from bertcli.runs.console import Console; Console().warn('words')")],
+)
+def test_no_color_is_respected(arguments: tuple[str, ...]) -> None:
+    outputs = []
+    plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    for asked in ({}, {"NO_COLOR": "1"}):
+        environment = plain | {"FORCE_COLOR": "1", "TERM": "xterm-256color"} | asked
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment)
+        outputs.append(done.stdout + done.stderr)
+    colours = [re.findall(r"\x1b\[(?:[\d;]*;)?[349]\d[;m]", output) for output in outputs]
+    assert colours[0]
+    assert not colours[1]

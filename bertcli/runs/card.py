@@ -68,6 +68,8 @@ def write_card(
     start = _code(results["model"]) if results["model"] else f"fresh weights, BERT {results['size']}"
     examples = f"{results['num_train_examples']:,} examples of {_code(source)}"
     best = f"Best of {results['num_evaluations']} evaluations (step {results['best_step']} of {results['total_steps']})"
+    is_new = recipe.model.new_head
+    program = _program(task.head) if base is None else _program_of_additions(task.head, base, is_new=is_new)
     return f"""---
 {metadata}
 ---
@@ -80,7 +82,7 @@ Made by [bertcli](https://pypi.org/project/bertcli) from {start}, seed {results[
 
 {best}, by {results["best_by"]}. {_made_on(results, environment)}
 
-{_program(task.head) if base is None else _program_of_additions(task.head, base, is_new=recipe.model.new_head)}
+{program}{_words_on_thresholds(results.get("thresholds"))}
 
 {_recipe(recipe)}
 """
@@ -220,6 +222,17 @@ def _program_of_additions(kind: HeadName, base: str, *, is_new: bool) -> str:
     if has_call:
         lines.append(f'answer = pipeline("{PROGRAMS[kind]}", model=model, tokenizer=tokenizer)')
     return _block("python", "\n".join(lines))
+
+
+def _words_on_thresholds(thresholds: Mapping[str, float] | None) -> str:
+    """That others answer without them; nothing if there are none."""
+    if not thresholds:
+        return ""
+    told = ", ".join(f"{_code(label)}: {value:.4g}" for label, value in thresholds.items())
+    return (
+        f"\n\n`bertcli` answers by thresholds of probability ({told}), which `config.json` holds. Plain `transformers` "
+        "does not know them: the answers of this program can differ, its probabilities are the same."
+    )
 
 
 def _recipe(recipe: Recipe | PretrainRecipe) -> str:

@@ -32,6 +32,7 @@ from bertcli.heads.text_classification import TextClassification
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.console import Console
+from bertcli.training.optimizer import build_optimizer
 
 from ..conftest import HARMS
 
@@ -159,11 +160,38 @@ def test_damaged_vectors_in_the_cache_are_computed_anew(recipe_of: Callable[...,
     assert [f"{file.parent.name} in the cache is damaged (vectors.npy" in words for words in told] == [True]
 
 
-@pytest.mark.parametrize("strategy", ["features", "gradual", "lora"])
+def test_each_layer_learns_at_its_own_rate(recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+
+    def build(model: torch.nn.Module, **options: Any) -> torch.optim.AdamW:
+        made.update(model=model, optimizer=build_optimizer(model, **options))
+        return made["optimizer"]
+
+    monkeypatch.setattr("bertcli.commands.learner.build_optimizer", build)
+    words = ["training.max_steps=1", "training.warmup_ratio=0", "training.learning_rate=0.01"]
+    finetune(
+        recipe_of(*words, "training.layer_decay=0.5", "training.head_learning_rate=0.03"), Path("run"), console=QUIET
+    )
+    rates = {id(part): group["lr"] for group in made["optimizer"].param_groups for part in group["params"]}
+    expected = {"embeddings": 0.01 / 8, "layer.0": 0.01 / 4, "layer.1": 0.01 / 2, "pooler": 0.03, "classifier": 0.03}
+    for name, part in made["model"].named_parameters():
+        (rate,) = {rate for place, rate in expected.items() if place in name}
+        assert rates[id(part)] == pytest.approx(rate), name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.strategy=features"],
+        ["training.strategy=gradual", "training.unfreeze_every_steps=2"],
+        ["training.strategy=lora"],
+        ["training.layer_decay=0.8", "training.head_learning_rate=3e-2", "training.reinitialise_layers=1"],
+    ],
+)
 def test_a_run_stopped_between_stages_ends_where_an_undisturbed_one_ends(
-    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, strategy: str
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
-    recipe = recipe_of(f"training.strategy={strategy}", *["training.unfreeze_every_steps=2"] * (strategy == "gradual"))
+    recipe = recipe_of(*overrides)
     whole = finetune(recipe, Path("whole"), console=QUIET)
     asked = iter([None, None, 15])
     with monkeypatch.context() as patch:

@@ -87,8 +87,10 @@ def test_tuned_thresholds_are_kept_and_used(encoder: Path) -> None:
         likely = {label for label, share in answer["probabilities"].items() if share > results["thresholds"][label]}
         assert set(answer["labels"]) == likely
     assert "threshold of" in Path("run/report.html").read_text()
+    assert "Plain `transformers` does not know them" in Path("run/README.md").read_text()
     finetune(recipe(Path("run"), "topics"), Path("later"), console=QUIET)
     assert "thresholds" not in json.loads(Path("later/model/config.json").read_text())
+    assert "does not know them" not in Path("later/README.md").read_text()
 
 
 def test_a_given_threshold_counts_from_the_first_evaluation_on(encoder: Path) -> None:
