@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from bertcli.data.sources import load_split
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.console import Console, harmless
+from bertcli.runs.console import Console, harmless, reader_may_leave
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import Task
 
@@ -289,8 +288,5 @@ def _opened(output: str) -> Iterator[IO[str]]:
         with open_new(Path(output)) as file:
             yield file
         return
-    try:
+    with reader_may_leave():
         yield sys.stdout
-    except BrokenPipeError:
-        # Python flushes stdout once more at its end: let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

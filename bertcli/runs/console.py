@@ -171,5 +171,16 @@ def print_result(text: str) -> None:
     """The result itself, on stdout, by the first process alone."""
     if os.environ.get("RANK", "0") != "0":
         return
-    sys.stdout.write(harmless(text) + "\n")
-    sys.stdout.flush()
+    with reader_may_leave():
+        sys.stdout.write(harmless(text) + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """End what is inside quietly when the reader of stdout goes away (`| head`)."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
