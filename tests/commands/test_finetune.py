@@ -25,7 +25,6 @@ from bertcli.heads.head import Head
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.runs import checkpoint as checkpoint_module
-from bertcli.runs.checkpoint import FILES, MANIFEST
 from bertcli.runs.console import Console
 from bertcli.runs.history import read_records
 from bertcli.runs.lock import alone_in
@@ -65,9 +64,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_exactly_these_files_and_true_numbers(recipe_of: Callable[..., Recipe]) -> None:
     results = finetune(recipe_of(), Path("run"), console=QUIET)
+    checkpoint = ("manifest.json", "model.safetensors", "optimizer.pt", "progress.json", "random.pt")
     assert files_of(Path("run")) == {
         "README.md",
-        *(f"checkpoints/step-0000000{step}/{name}" for step in (3, 6) for name in (*FILES, MANIFEST)),
+        *(f"checkpoints/step-0000000{step}/{name}" for step in (3, 6) for name in checkpoint),
         "environment.json",
         "eval.jsonl",
         "model/config.json",

@@ -150,7 +150,7 @@ def test_official_squad_json_is_read(runs: dict[str, Path]) -> None:
     Path("dev.json").write_text(json.dumps(content))
     (answer,) = answers(runs["questions"], input_path="dev.json")
     assert (answer["id"], answer["question"]) == ("q1", "who ?")
-    from bertcli.data.sources import read_files
+    from bertcli.data.files import read_files
 
     assert read_files(["dev.json"])[0]["answers"] == {"text": ["anna"], "answer_start": [0]}
 
