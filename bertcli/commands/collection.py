@@ -11,7 +11,8 @@ from bertcli.commands.report import Runs, links_to, read_runs, write_own_pages
 from bertcli.errors import RunFolderError, UsageError
 from bertcli.recipe.suite import run_folder
 from bertcli.runs.console import Console, format_table
-from bertcli.runs.folder import RunFolder, write_json, write_text
+from bertcli.runs.files import write_json, write_text
+from bertcli.runs.folder import RunFolder
 from bertcli.runs.report import Table, comparison_page
 
 SUMMARY = "summary.csv"

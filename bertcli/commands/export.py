@@ -10,7 +10,8 @@ from bertcli.heads import HEADS
 from bertcli.models import build
 from bertcli.models.onnx_graph import check_packages, input_names, largest_difference, write_onnx
 from bertcli.runs.console import Console, format_size
-from bertcli.runs.folder import best_seed, made_whole
+from bertcli.runs.files import made_whole
+from bertcli.runs.folder import best_seed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

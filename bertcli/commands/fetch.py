@@ -19,7 +19,8 @@ from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, singles
 from bertcli.runs.console import Console, format_size, format_table
-from bertcli.runs.folder import nearest_folder, replace_folder, write_text
+from bertcli.runs.files import replace_folder, write_text
+from bertcli.runs.folder import nearest_folder
 from bertcli.tasks import TASKS
 from bertcli.tasks.task import Task
 

@@ -11,7 +11,8 @@ from bertcli.commands.job import Job, Scores
 from bertcli.commands.report import write_page
 from bertcli.runs.checkpoint import Progress
 from bertcli.runs.console import harmless
-from bertcli.runs.folder import RunFolder, write_json, write_parts, write_text
+from bertcli.runs.files import write_json, write_parts, write_text
+from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import read_records
 
 

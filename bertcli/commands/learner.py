@@ -16,7 +16,8 @@ from bertcli.models.adapt import all_layers
 from bertcli.models.padding_free import speed_up
 from bertcli.runs.checkpoint import Progress, load_checkpoint, newest_checkpoint, random_states, save_checkpoint
 from bertcli.runs.console import Console
-from bertcli.runs.folder import RunFolder, flush, replace_folder
+from bertcli.runs.files import flush, replace_folder
+from bertcli.runs.folder import RunFolder
 from bertcli.training.optimizer import build_optimizer
 from bertcli.training.sharding import copy_whole, load_whole_state, shard, whole_state
 

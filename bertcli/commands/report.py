@@ -12,7 +12,8 @@ from bertcli.errors import UsageError
 from bertcli.recipe.catalogue import compare_recipes
 from bertcli.runs.charts import SCORE
 from bertcli.runs.console import format_seconds, format_table
-from bertcli.runs.folder import RunFolder, chosen_run, seed_runs, write_text
+from bertcli.runs.files import write_text
+from bertcli.runs.folder import RunFolder, chosen_run, seed_runs
 from bertcli.runs.history import is_better_lower
 from bertcli.runs.report import (
     Run,

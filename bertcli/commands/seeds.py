@@ -12,7 +12,8 @@ from bertcli.commands.job import Job, open_together
 from bertcli.commands.report import write_page
 from bertcli.commands.train import train
 from bertcli.runs.console import Console, format_seconds
-from bertcli.runs.folder import RunFolder, seed_run, write_json
+from bertcli.runs.files import write_json
+from bertcli.runs.folder import RunFolder, seed_run
 
 
 def train_seeds(

@@ -21,7 +21,8 @@ from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.recipe.suite import Suite, ready_runs, single_runs
 from bertcli.runs.console import Console
-from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, seed_run, write_text
+from bertcli.runs.files import write_text
+from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, seed_run
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bertcli.errors import TrainingError
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.runs.console import Console, format_seconds
-from bertcli.runs.folder import write_text
+from bertcli.runs.files import write_text
 
 
 def finetune_grid(

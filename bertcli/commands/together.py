@@ -30,7 +30,8 @@ from bertcli.recipe.schema import SPEED_ONLY, Recipe
 from bertcli.recipe.suite import Mixing, Suite, run_folder, singles
 from bertcli.runs.card import write_shared_card
 from bertcli.runs.console import Console
-from bertcli.runs.folder import best_seed, check_run_folder, write_text
+from bertcli.runs.files import write_text
+from bertcli.runs.folder import best_seed, check_run_folder
 from bertcli.training.loop import Loss, Targets
 from bertcli.training.progress import Clock
 

@@ -21,7 +21,8 @@ from bertcli.runs.checkpoint import (
 )
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import RunFolder, write_json
+from bertcli.runs.files import write_json
+from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import append_record, forget_after
 from bertcli.runs.lock import alone_in
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16

@@ -15,7 +15,7 @@ from bertcli.commands.prepare import Prepared
 from bertcli.commands.score import answer
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.metrics.bundled import compute_metrics
-from bertcli.runs.folder import write_json
+from bertcli.runs.files import write_json
 
 
 def with_tuned_thresholds(

@@ -24,7 +24,7 @@ from safetensors.torch import load_model, save_model
 
 from bertcli.errors import DiskError
 from bertcli.manifest import damage_of, write_manifest
-from bertcli.runs.folder import flush, replace_folder, write_json
+from bertcli.runs.files import flush, replace_folder, write_json
 
 
 @dataclass

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RunFolderError
-from bertcli.runs.folder import open_run_folder, replace_folder, restore_folder, write_text
+from bertcli.runs.files import replace_folder, restore_folder, write_text
+from bertcli.runs.folder import open_run_folder
 
 RECIPE = "task: glue/rte\ntraining:\n  epochs: 3\nhardware:\n  device: auto\n"
 
