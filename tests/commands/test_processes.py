@@ -34,10 +34,24 @@ def small(encoder: Path, reviews: Path) -> str:
     return "small.yaml"
 
 
-def command(processes: int, *arguments: str, torchrun: bool = False) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone", "-m", "--"]
-    if torchrun:
-        return [sys.executable, *launcher, "bertcli.cli", *arguments]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "--"],
+    # Without GPUs it starts several processes by MPI alone, or if told that there are some.
+    "accelerate": [
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "-m",
+    ],
+}
+
+
+def command(processes: int, *arguments: str, launcher: str = "") -> list[str]:
+    if launcher and processes > 1:
+        return [sys.executable, "-m", *LAUNCHERS[launcher], "bertcli.cli", *arguments]
     return [
         sys.executable,
         "-m",
@@ -47,9 +61,9 @@ def command(processes: int, *arguments: str, torchrun: bool = False) -> list[str
     ]
 
 
-def call(processes: int, *arguments: str, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
+def call(processes: int, *arguments: str, launcher: str = "") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "BERTCLI_CACHE": f"cache-of-{processes}"}
-    asked = command(processes, *arguments, torchrun=torchrun)
+    asked = command(processes, *arguments, launcher=launcher)
     return subprocess.run(asked, capture_output=True, text=True, env=environment, check=False, timeout=200)
 
 
@@ -94,15 +108,16 @@ FEATURES = ("training.strategy=features",)
 
 
 @pytest.mark.parametrize(
-    ("torchrun", "overrides"), [(False, ()), (True, ()), (False, STAGES), (False, SHARDED), (False, FEATURES)]
+    ("launcher", "overrides"),
+    [("", ()), ("torchrun", ()), ("accelerate", ()), ("", STAGES), ("", SHARDED), ("", FEATURES)],
 )
-def test_two_processes_fine_tune_as_one(small: str, torchrun: bool, overrides: tuple[str, ...]) -> None:
+def test_two_processes_fine_tune_as_one(small: str, launcher: str, overrides: tuple[str, ...]) -> None:
     for processes, run in ((1, "one"), (2, "two")):
-        by_torchrun = torchrun and processes > 1
-        made = call(processes, "finetune", small, *overrides, "--run", run, "--json", torchrun=by_torchrun)
+        made = call(processes, "finetune", small, *overrides, "--run", run, "--json", launcher=launcher)
         assert made.returncode == 0, made.stderr
         assert len(made.stdout.splitlines()) == 1, made.stdout
         assert made.stderr.count("20/20  validation") == 1
+        assert len(torch.load(f"{run}/checkpoints/step-00000020/random.pt", weights_only=True)) == processes
     assert_alike("one", "two")
 
 
@@ -170,21 +185,38 @@ def test_a_point_of_a_grid_that_fails_for_the_first_process_alone_ends_both(smal
     assert [path.name for path in Path("grid").rglob("*")] == ["learning_rate=0.001", "thesis.tex"]
 
 
-def test_a_signal_stops_all_processes_alike_and_the_run_goes_on(small: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    long = ["finetune", small, "training.max_steps=20000", "hardware.log_every_steps=5", "--run", "run"]
-    process = subprocess.Popen(command(2, *long), stderr=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 90
-    while not Path("run/train.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 143
-    assert errors.count("the same command goes on") >= 1, errors
-    checkpoint = sorted(Path("run/checkpoints").iterdir())[-1]
-    progress = json.loads((checkpoint / "progress.json").read_text())
-    assert len(torch.load(checkpoint / "random.pt", weights_only=True)) == 2
-    assert progress["step"] % 10 == 0
+def test_signals_stop_all_processes_alike_and_the_run_ends_as_an_undisturbed_one(small: str) -> None:
+    words = ["finetune", small, "training.max_steps=60", "hardware.log_every_steps=5", "model.dropout=0.1", "--run"]
+    Path("slowly").mkdir()
+    Path("slowly/sitecustomize.py").write_text(
+        "import os, time\n"
+        "if 'RANK' in os.environ:\n"
+        "    from bertcli.commands.train import _Run\n"
+        "    agreed = _Run._agreed\n"
+        "    _Run._agreed = lambda *given: time.sleep(0.1) or agreed(*given)\n"
+    )
+    slowly = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"slowly:{os.environ.get('PYTHONPATH', '')}"}
+    history = Path("parts/train.jsonl")
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 85)):
+        before, deadline = len(read_records(history)), time.monotonic() + 150
+        process = subprocess.Popen(
+            command(2, *words, "parts"), stderr=subprocess.PIPE, text=True, env=os.environ | slowly
+        )
+        while len(read_records(history)) == before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=90)
+        assert process.returncode == code, errors
+        assert "the same command goes on" in errors
+        checkpoint = sorted(Path("parts/checkpoints").iterdir())[-1]
+        assert len(torch.load(checkpoint / "random.pt", weights_only=True)) == 2
+    for run in ("parts", "whole"):
+        made = call(2, *words, run)
+        assert made.returncode == 0, made.stderr
+        assert ("resuming parts after step" in made.stderr) == (run == "parts")
+    parts, whole = (load_file(f"{run}/model/model.safetensors") for run in ("parts", "whole"))
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert read_records(Path("parts/eval.jsonl")) == read_records(Path("whole/eval.jsonl"))
 
 
 def test_two_processes_learn_several_tasks_as_one(encoder: Path) -> None:
