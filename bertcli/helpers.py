@@ -80,8 +80,6 @@ def submit(
     """
     from bertcli.cluster.slurm import Request
     from bertcli.commands import submit as program
-    from bertcli.commands.fetch import absent
-    from bertcli.recipe.catalogue import load_any
     from bertcli.runs.console import Console, print_result
 
     folder = run or default_run_folder(recipe)
@@ -95,12 +93,7 @@ def submit(
         print_result("\n".join(scripts.values()).rstrip("\n"))
         return
     console = Console(quiet=quiet)
-    away = [f"{need.kind}/{need.name}" for need in absent(load_any(recipe, overrides or []), mirror)]
-    if away:
-        console.warn(
-            f"neither the mirror nor the local cache holds {', '.join(dict.fromkeys(away))}, and jobs use no network: "
-            f"bertcli fetch {shlex.join([recipe, *(overrides or [])])} --mirror DIR, then submit with that --mirror"
-        )
+    program.tell_what_is_absent(recipe, overrides or [], mirror, console)
     told = program.submit(work, scripts, folder, console, overwrite=overwrite)
     if as_json:
         print_result(json.dumps(told, ensure_ascii=False))

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is mi
 
 
 def make(*words: str) -> list[str]:
-    done = subprocess.run(["make", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "--no-print-directory", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

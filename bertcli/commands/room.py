@@ -29,10 +29,10 @@ def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int)
         return
     nearest = nearest_folder(path)
     needed = bytes_of_run(recipe, num_parameters) * len(recipe.training.seed)
-    free = shutil.disk_usage(nearest).free
-    if free < needed:
+    disk = shutil.disk_usage(nearest)
+    if disk.total and disk.free < needed:  # what is no disk, such as /proc, has no size
         raise DiskError(
-            f"the disk under {nearest} has {free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
+            f"the disk under {nearest} has {disk.free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
             "Make room or choose another place with --run."
         )
 

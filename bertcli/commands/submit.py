@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bertcli.cluster.slurm import Place, Request, Task, batch_script
 from bertcli.commands.collection import open_collection
+from bertcli.commands.fetch import absent
 from bertcli.errors import ClusterError, UsageError
 from bertcli.recipe.catalogue import load_any, recipe_of_run
 from bertcli.recipe.grid import Grid
@@ -57,6 +58,16 @@ def plan_work(name: str, overrides: Sequence[str], run: Path) -> Work:
     seeds = {seed: seed_run(run, seed) for seed in wanted.training.seed}
     parts = [(path.name, _reading(run, verb, path, f"training.seed={seed}")) for seed, path in seeds.items()]
     return Work((run.name, _reading(run, verb, run)), parts, {run: wanted})
+
+
+def tell_what_is_absent(name: str, overrides: Sequence[str], mirror: Path | None, console: Console) -> None:
+    """Warn of what the recipe needs of the hub and is not on this machine: jobs use no network."""
+    away = [f"{need.kind}/{need.name}" for need in absent(load_any(name, overrides), mirror)]
+    if away:
+        console.warn(
+            f"neither the mirror nor the local cache holds {', '.join(dict.fromkeys(away))}, and jobs use no network: "
+            f"bertcli fetch {shlex.join([name, *overrides])} --mirror DIR, then submit with that --mirror"
+        )
 
 
 def write_scripts(command: str, work: Work, request: Request, place: Place, *, array: bool) -> dict[str, str]:

@@ -432,6 +432,6 @@ def test_too_little_disk_is_said_before_training(
     import shutil
     from types import SimpleNamespace
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=2000))
     with pytest.raises(DiskError, match="free, the run needs up to"):
         finetune(recipe_of(), Path("run"), console=QUIET)

@@ -22,7 +22,8 @@ def open_again(path: Path, recipe: str = RECIPE, overwrite: bool = False) -> lis
 
 def test_the_same_recipe_takes_the_folder_up_again_also_on_other_hardware(tmp_path: Path) -> None:
     open_again(tmp_path / "run")
-    (tmp_path / "run" / "kept").touch()
+    for name in ("train.jsonl", "kept"):
+        (tmp_path / "run" / name).touch()
     assert open_again(tmp_path / "run") == []
     (told,) = open_again(tmp_path / "run", RECIPE.replace("auto", "cpu"))
     assert told.startswith(f"{tmp_path}/run goes on with hardware.device auto → cpu; ")
