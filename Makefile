@@ -74,7 +74,7 @@ slurm:  # for tests/cluster, which are skipped without it
 	-command -v slurmctld >/dev/null || apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client munge
 
 test-slow: $(STAMP) $(VENV)/.slow slurm  ## the slow tests: a real encoder, a browser, Slurm, real data where ../shared/mirror is
-	$(BIN)/pytest -q -m slow --timeout 1200
+	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200
 
 bench: $(STAMP)  ## this program and its peers side by side, half an hour on a quiet machine
 	$(BIN)/python -m tests.benchmarks

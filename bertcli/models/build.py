@@ -140,13 +140,25 @@ def load_model(
         elif fresh_head:
             saved = _from_pretrained(transformers.AutoModel.from_pretrained, "model", place, **options)
         else:
-            return _from_pretrained(auto_class.from_pretrained, "model", place, **options)
+            return _in_own_memory(_from_pretrained(auto_class.from_pretrained, "model", place, **options))
         model = auto_class.from_config(config)
         if type(saved) is type(model) and not fresh_head:
             model.load_state_dict(saved.state_dict())
         else:  # some encoders end in a pooling layer that their classifier does not have
             model.base_model.load_state_dict(saved.base_model.state_dict(), strict=False)
         return model
+
+
+def _in_own_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, its weights where torch puts fresh ones.
+
+    As they are loaded they lie in the file, at odd addresses, for which matrix products round in another way: the model
+    would score otherwise, in the last digit, than it did before it was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _load_adapted(folder: Path, mirror: Path | None) -> PreTrainedModel:

@@ -147,7 +147,7 @@ def test_a_job_that_makes_room_for_another_ends_where_an_undisturbed_one_ends(
 
 def test_the_shipped_scripts_run_seeds_and_sum_them_up(cluster: Cluster, seeds: dict[str, str]) -> None:
     folder = REPOSITORY / "recipes" / "slurm"
-    send = ("sbatch", "--parsable", "--gpus-per-node=0")
+    send = ("sbatch", "--parsable", "--gpus-per-node=0", "--time=20")
     array = cluster.call(*send, "--array=3-4", str(folder / "seeds.sh"), "shipped", *RECIPE, DROPOUT)
     words = (*RECIPE, DROPOUT, "training.seed=[3,4]", "--run", "shipped")
     last = cluster.call(*send, f"--dependency=afterany:{array}", str(folder / "one-gpu.sh"), *words)
