@@ -192,8 +192,8 @@ def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, over
     nearest = nearest_folder(path)
     if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
         raise RunFolderError(f"cannot write in {nearest}, where the run folder goes. Choose another with --run.")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
+    if not path.is_dir() or all(_is_seed_run(one) for one in path.iterdir()):
+        return  # nothing, or runs of single seeds to be summed up here
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and holds no run (no recipe.yaml); choose another with --run")
@@ -208,6 +208,10 @@ def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, over
             f"{path} holds a run of another recipe:\n{difference}\n"
             "Choose another folder with --run, or replace that run with --overwrite."
         )
+
+
+def _is_seed_run(path: Path) -> bool:
+    return path.name.startswith("seed-") and RunFolder(path).recipe.is_file()
 
 
 def nearest_folder(path: Path) -> Path:

@@ -227,6 +227,14 @@ def test_several_seeds_are_several_runs_with_mean_and_spread(recipe_of: Callable
     assert again["metrics"]["validation"]["accuracy"]["values"] == scores["values"]
 
 
+def test_runs_of_single_seeds_are_summed_up_by_the_command_for_all(recipe_of: Callable[..., Recipe]) -> None:
+    each = [finetune(recipe_of(f"training.seed={seed}"), Path(f"runs/seed-{seed}"), console=QUIET) for seed in (1, 2)]
+    results = finetune(recipe_of("training.seed=[1, 2]"), Path("runs"), console=QUIET)
+    losses = [one["metrics"]["validation"]["loss"] for one in each]
+    assert results["metrics"]["validation"]["loss"]["values"] == losses
+    assert results["train_seconds"] == sum(one["train_seconds"] for one in each)
+
+
 def test_a_dry_run_checks_and_writes_nothing(recipe_of: Callable[..., Recipe]) -> None:
     finetune(recipe_of(), Path("run"), dry_run=True, console=QUIET)
     assert not Path("run").exists()
