@@ -93,7 +93,7 @@ def submit(
         print_result("\n".join(scripts.values()).rstrip("\n"))
         return
     console = Console(quiet=quiet)
-    program.tell_what_is_absent(recipe, overrides or [], mirror, console)
+    program.tell_what_is_absent(work, [recipe, *(overrides or [])], mirror, console)
     told = program.submit(work, scripts, folder, console, overwrite=overwrite)
     if as_json:
         print_result(json.dumps(told, ensure_ascii=False))

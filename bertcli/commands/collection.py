@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from bertcli.errors import RunFolderError, UsageError
 from bertcli.recipe.suite import run_folder
 from bertcli.runs.console import Console, format_table
 from bertcli.runs.files import write_json, write_text
-from bertcli.runs.folder import RunFolder
+from bertcli.runs.folder import RunFolder, remove_run
 from bertcli.runs.report import Table, comparison_page
 
 SUMMARY = "summary.csv"
@@ -27,7 +26,7 @@ def open_collection(folder: Path, *, overwrite: bool, dry_run: bool = False) -> 
         dry_run: only look.
 
     Raises:
-        RunFolderError: it holds a run, or files that those of a grid or suite would replace.
+        RunFolderError: it holds a run (with `overwrite`: one that is going on), or files that would be replaced.
     """
     own = RunFolder(folder)
     if own.recipe.is_file():
@@ -37,7 +36,7 @@ def open_collection(folder: Path, *, overwrite: bool, dry_run: bool = False) -> 
                 "Choose another folder with --run, or replace that run with --overwrite."
             )
         if not dry_run:
-            shutil.rmtree(folder)
+            remove_run(folder)
     elif read_collection(str(folder)) is None:
         there = [path.name for path in (own.results, own.card, own.report, folder / SUMMARY) if path.exists()]
         if there:

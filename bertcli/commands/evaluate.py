@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +53,24 @@ def evaluate(
         results = score_held_out(pretraining, name, mirror=mirror, hardware=hardware, console=console)
     else:
         task = task_from(task_name) if task_name else None
-        each = [_evaluate_run(run, task, split, mirror, hardware, console) for run in seed_runs(name)]
+        one = partial(_evaluate_one, split=split, mirror=mirror, hardware=hardware, console=console)
+        each = [_evaluate_run(run, task, split, one) for run in seed_runs(name)]
         results = each[0] if len(each) == 1 else summarise(each) | {"run": name}
     console.say(f"scored    {name} on {split} in {format_seconds(time.monotonic() - started_at)}")
     return results
 
 
 def _evaluate_run(
-    name: str,
-    task: Task | None,
-    split: str,
-    mirror: Path | None,
-    hardware: HardwareSection | None,
-    console: Console,
+    name: str, task: Task | None, split: str, evaluate_one: Callable[[str, Task | None], dict[str, Any]]
 ) -> dict[str, Any]:
     models = models_together(name)
     if not models:
-        return _evaluate_one(name, task, split, mirror, hardware, console)
+        return evaluate_one(name, task)
     if task is not None:
         raise UsageError(
             f"{name} holds a model for each of its tasks; name one beside --task: {', '.join(models.values())}"
         )
-    each = {one: _evaluate_one(model, None, split, mirror, hardware, console) for one, model in models.items()}
+    each = {one: evaluate_one(model, None) for one, model in models.items()}
     recipes = {one: recipe for one, model in models.items() if (recipe := run_recipe(model)) is not None}
     scores = scores_together(recipes, {one: results["metrics"][split] for one, results in each.items()})
     num_examples = sum(results["num_examples"] for results in each.values())
@@ -82,6 +80,7 @@ def _evaluate_run(
 def _evaluate_one(
     name: str,
     task: Task | None,
+    *,
     split: str,
     mirror: Path | None,
     hardware: HardwareSection | None,

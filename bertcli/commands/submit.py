@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bertcli.cluster.slurm import Place, Request, Task, batch_script
 from bertcli.commands.collection import open_collection
-from bertcli.commands.fetch import absent
+from bertcli.commands.fetch import AnyRecipe, absent
 from bertcli.errors import ClusterError, UsageError
 from bertcli.recipe.catalogue import load_any, recipe_of_run
 from bertcli.recipe.grid import Grid
@@ -33,6 +33,7 @@ class Work:
     whole: Task
     parts: Sequence[Task]  # runs that an array does at once, so that the whole finds them finished
     recipes: Mapping[Path, Recipe | PretrainRecipe]  # by the run folder that holds each before a job starts
+    wanted: AnyRecipe  # what all of it was asked for
     later: Sequence[Path] = ()  # run folders whose recipe waits for another run's model
 
 
@@ -52,21 +53,26 @@ def plan_work(name: str, overrides: Sequence[str], run: Path) -> Work:
             (run.name, ["finetune", name, *overrides, "--run", str(run)]),
             [(str(path.relative_to(run)), _reading(path, "finetune", path)) for path in ready],
             ready,
+            wanted,
             [path for path in single_runs(wanted, run) if path not in ready],
         )
     verb = "pretrain" if isinstance(wanted, PretrainRecipe) else "finetune"
     seeds = {seed: seed_run(run, seed) for seed in wanted.training.seed}
     parts = [(path.name, _reading(run, verb, path, f"training.seed={seed}")) for seed, path in seeds.items()]
-    return Work((run.name, _reading(run, verb, run)), parts, {run: wanted})
+    return Work((run.name, _reading(run, verb, run)), parts, {run: wanted}, wanted)
 
 
-def tell_what_is_absent(name: str, overrides: Sequence[str], mirror: Path | None, console: Console) -> None:
-    """Warn of what the recipe needs of the hub and is not on this machine: jobs use no network."""
-    away = [f"{need.kind}/{need.name}" for need in absent(load_any(name, overrides), mirror)]
+def tell_what_is_absent(work: Work, words: Sequence[str], mirror: Path | None, console: Console) -> None:
+    """Warn of what the work needs of the hub and is not on this machine: jobs use no network.
+
+    Args:
+        words: recipe and overrides, as `fetch` takes them.
+    """
+    away = [f"{need.kind}/{need.name}" for need in absent(work.wanted, mirror)]
     if away:
         console.warn(
             f"neither the mirror nor the local cache holds {', '.join(dict.fromkeys(away))}, and jobs use no network: "
-            f"bertcli fetch {shlex.join([name, *overrides])} --mirror DIR, then submit with that --mirror"
+            f"bertcli fetch {shlex.join(words)} --mirror DIR, then submit with that --mirror"
         )
 
 

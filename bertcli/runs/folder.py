@@ -161,8 +161,7 @@ def open_run_folder(
             say(f"{path} goes on with {told}; what is learned is the same within rounding")
     try:
         if overwrite and path.is_dir():
-            with alone_in(path):
-                shutil.rmtree(path)
+            remove_run(path)
         path.mkdir(parents=True, exist_ok=True)
         write_text(folder.recipe, recipe_text)
     except OSError as error:
@@ -170,6 +169,16 @@ def open_run_folder(
             f"cannot write the run folder {path}: {error.strerror}. Choose another with --run."
         ) from error
     return folder
+
+
+def remove_run(path: Path) -> None:
+    """Remove a run folder with all it holds.
+
+    Raises:
+        RunFolderError: a run is going on in it.
+    """
+    with alone_in(path):
+        shutil.rmtree(path)
 
 
 def finished_results(path: Path, recipe_text: str, speed_only: set[str]) -> dict[str, Any] | None:
