@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertcli.errors import RunFolderError, UsageError
+from bertcli.errors import RecipeError, RunFolderError, UsageError
 from bertcli.recipe.catalogue import compare_texts
+from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.runs.files import restore_folder, write_text
 from bertcli.runs.lock import alone_in
 
@@ -155,7 +156,7 @@ def open_run_folder(
     if folder.has_begun() and not overwrite:
         if folder.results.is_file():
             return folder
-        changes = compare_texts(folder.recipe.read_text("utf-8"), recipe_text)
+        changes = compare_texts(_with_newer_keys(folder.recipe), recipe_text)
         if changes:
             told = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
             say(f"{path} goes on with {told}; what is learned is the same within rounding")
@@ -208,7 +209,7 @@ def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, over
         raise RunFolderError(f"{path} is not empty and holds no run (no recipe.yaml); choose another with --run")
     if overwrite or not folder.has_begun():
         return
-    before, now = folder.recipe.read_text("utf-8"), recipe_text
+    before, now = _with_newer_keys(folder.recipe), recipe_text
     if _without(before, speed_only) != _without(now, speed_only):
         difference = "\n".join(
             difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", "", "", 0, "")
@@ -228,6 +229,14 @@ def nearest_folder(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def _with_newer_keys(recipe: Path) -> str:
+    """The text of a resolved recipe, with the keys that bertcli has learned since it was written, at their defaults."""
+    try:
+        return dump_recipe(load_any_recipe(str(recipe)))
+    except RecipeError:  # of a suite, or no longer understood
+        return recipe.read_text("utf-8")
 
 
 def _without(recipe_text: str, sections: set[str]) -> list[str]:

@@ -257,6 +257,16 @@ def test_what_a_start_would_find_a_dry_run_finds_and_a_failed_start_is_no_run(
         finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), console=QUIET)
 
 
+def test_a_run_of_an_earlier_version_goes_on_where_its_recipe_lacks_a_key(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("training.max_steps=2")
+    first = finetune(recipe, Path("run"), console=QUIET)
+    written = Path("run/recipe.yaml")
+    written.write_text("".join(line for line in written.open() if "token_cutoff" not in line))
+    assert finetune(recipe, Path("run"), console=QUIET)["metrics"] == first["metrics"]
+    with pytest.raises(RunFolderError, match=r"token_cutoff: 0\.1"):
+        finetune(recipe_of("training.max_steps=2", "training.token_cutoff=0.1"), Path("run"), console=QUIET)
+
+
 def test_early_stopping_stops(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of("training.epochs=50", "training.learning_rate=1e-12", "evaluation.early_stopping_patience=2")
     assert finetune(recipe, Path("run"), console=QUIET)["total_steps"] == 9

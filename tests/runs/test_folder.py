@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RunFolderError
+from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.runs.files import replace_folder, restore_folder, write_text
 from bertcli.runs.folder import open_run_folder
 
-RECIPE = "task: glue/rte\ntraining:\n  epochs: 3\nhardware:\n  device: auto\n"
+RECIPE = dump_recipe(load_recipe("glue/rte", ["training.epochs=3", "evaluation.every_epochs=1"]))
 
 
 def open_again(path: Path, recipe: str = RECIPE, overwrite: bool = False) -> list[str]:
@@ -25,7 +26,7 @@ def test_the_same_recipe_takes_the_folder_up_again_also_on_other_hardware(tmp_pa
     for name in ("train.jsonl", "kept"):
         (tmp_path / "run" / name).touch()
     assert open_again(tmp_path / "run") == []
-    (told,) = open_again(tmp_path / "run", RECIPE.replace("auto", "cpu"))
+    (told,) = open_again(tmp_path / "run", RECIPE.replace("device: auto", "device: cpu"))
     assert told.startswith(f"{tmp_path}/run goes on with hardware.device auto → cpu; ")
     assert (tmp_path / "run" / "kept").exists()
     assert "device: cpu" in (tmp_path / "run" / "recipe.yaml").read_text()
@@ -34,7 +35,7 @@ def test_the_same_recipe_takes_the_folder_up_again_also_on_other_hardware(tmp_pa
 def test_a_finished_run_keeps_the_hardware_it_was_made_on(tmp_path: Path) -> None:
     open_again(tmp_path / "run")
     (tmp_path / "run" / "results.json").touch()
-    assert open_again(tmp_path / "run", RECIPE.replace("auto", "cpu")) == []
+    assert open_again(tmp_path / "run", RECIPE.replace("device: auto", "device: cpu")) == []
     assert (tmp_path / "run" / "recipe.yaml").read_text() == RECIPE
     assert open_again(tmp_path / "run", RECIPE.replace("auto", "cpu"), overwrite=True) == []
 
@@ -42,7 +43,7 @@ def test_a_finished_run_keeps_the_hardware_it_was_made_on(tmp_path: Path) -> Non
 def test_another_recipe_is_refused_with_the_difference_and_replaced_only_when_asked(tmp_path: Path) -> None:
     open_again(tmp_path / "run")
     (tmp_path / "run" / "results.json").touch()
-    other = RECIPE.replace("epochs: 3", "epochs: 4")
+    other = RECIPE.replace("  epochs: 3", "  epochs: 4")
     with pytest.raises(RunFolderError, match=r"(?s)-  epochs: 3.*\+  epochs: 4.*--overwrite"):
         open_again(tmp_path / "run", other)
     open_again(tmp_path / "run", other, overwrite=True)
