@@ -27,6 +27,7 @@ from bertcli.data.cache import cache_folder, made_once
 from bertcli.data.documents import files_of, read_documents
 from bertcli.data.sources import load_rows
 from bertcli.errors import DataError
+from bertcli.memory import give_back_memory
 from bertcli.recipe.pretrain import CorpusSection, Source
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 BEGINS_WORD, BEGINS_SENTENCE = 1, 2
-CHARACTERS_AT_ONCE = 4_000_000  # what is tokenised at a time, by all cores
+CHARACTERS_AT_ONCE = 1_000_000  # what is tokenised at a time, by all cores
 LONGEST_PIECE = 20_000  # characters tokenised as one text
 SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s+\S)|(?<=\n)(?=\S)")
 
@@ -130,6 +131,8 @@ def _write_corpus(
                 flags.write(marks.tobytes())
                 ends.extend((total + np.cumsum(sizes[sizes > 0])).tolist())
                 total += len(ids)
+                del part, ids, marks, sizes
+                give_back_memory()
                 on_tokens(total)
             sources.append(len(ends) - 1)
     if len(ends) < 3:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
 from bertcli.data.layout import with_block_mask, with_layout
 from bertcli.errors import UsageError
+from bertcli.memory import keep_memory
 from bertcli.recipe.schema import HardwareSection
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-LARGEST_INT = 2**31 - 1
-BYTES_TAKEN_AT_ONCE = 2**28
 ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -60,7 +57,7 @@ def build_accelerator(
     if hardware.device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("found hardware.device mps, but this machine has none; use auto or cpu")
     if _uses_cpu(hardware):
-        _keep_memory()
+        keep_memory()
     return Accelerator(
         cpu=_uses_cpu(hardware),
         mixed_precision=ACCELERATE_NAMES[choose_precision(hardware)],
@@ -72,19 +69,6 @@ def build_accelerator(
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=has_idle_weights)
         ],
     )
-
-
-def _keep_memory() -> None:
-    """Let this process keep the memory of tensors it is done with.
-
-    Each step makes and drops the same hundreds of megabytes. Given back to the system in between, every page of them
-    is cleared and mapped anew, which takes a tenth of a training step.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # of glibc
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
-        libc.mallopt(M_TOP_PAD, BYTES_TAKEN_AT_ONCE)
 
 
 def processes_of(hardware: HardwareSection) -> PartialState:
