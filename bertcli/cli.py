@@ -20,6 +20,7 @@ from bertcli.options import (
     DryRun,
     Jobs,
     Json,
+    Labels,
     Mirror,
     Overrides,
     Overwrite,
@@ -34,6 +35,7 @@ from bertcli.options import (
     checked_mirror,
     default_run_folder,
     given_values,
+    names_in,
     whole_numbers,
 )
 
@@ -168,6 +170,7 @@ def evaluate(
     model: RunOrModel,
     task: TaskName = None,
     split: Annotated[str, typer.Option(help="train, validation, test, or a name the data set knows.")] = "validation",
+    labels: Labels = None,
     mirror: Mirror = None,
     device: Device = None,
     precision: Precision = None,
@@ -186,7 +189,8 @@ def evaluate(
     console = Console(quiet=quiet)
     with console.waiting(LOADING):
         from bertcli.commands.evaluate import evaluate as run_evaluate
-    results = run_evaluate(model, task_name=task, split=split, mirror=mirror, hardware=hardware, console=console)
+    asked: dict[str, Any] = {"labels": names_in(labels), "mirror": mirror, "hardware": hardware, "console": console}
+    results = run_evaluate(model, task_name=task, split=split, **asked)
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
         return
@@ -208,7 +212,8 @@ def predict(
     choice: Annotated[list[str] | None, typer.Option(help="A choice for the one --text; two or more times.")] = None,
     input_file: Annotated[str | None, typer.Option("--input", help="File of inputs; `-` is stdin.")] = None,
     input_format: Annotated[
-        str | None, typer.Option(help="text, jsonl, json, csv, tsv or conll [default: by the ending; text for stdin].")
+        str | None,
+        typer.Option(help="text, jsonl, json, csv, tsv, conll, parquet [default: by the ending; stdin: text]."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Answer this split of the run's own task.")] = None,
     columns: Annotated[str | None, typer.Option(help="Columns of the input, with commas between them.")] = None,
@@ -223,6 +228,7 @@ def predict(
     ] = False,
     layers: Annotated[str, typer.Option(help="Layers for --features; 0 is the embeddings, -1 the last.")] = "-1",
     pooling: Annotated[str, typer.Option(help="mean, cls or tokens, for --features.")] = "mean",
+    labels: Labels = None,
     mirror: Mirror = None,
     device: Device = None,
     precision: Precision = None,
@@ -236,6 +242,8 @@ def predict(
     """
     if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
         raise UsageError("give one of --text (once or more), --input FILE (`-` for stdin) and --split NAME")
+    if labels and (features or format_name == "glue"):
+        raise UsageError("--labels renames the answers of one model, not vectors or GLUE's files; leave it out")
     values = given_values(text, pair, choice)
     mirror = checked_mirror(mirror)
     hardware = asked_hardware(device, precision)
@@ -245,19 +253,12 @@ def predict(
     with console.waiting(LOADING):
         from bertcli.commands.predict import predict as run_predict
         from bertcli.commands.predict import predict_features
-    asked: dict[str, Any] = {
-        "input_path": input_file or "-",
-        "input_format": input_format,
-        "split": split,
-        "columns": columns.split(",") if columns else None,
-        "mirror": mirror,
-        "hardware": hardware,
-        "console": console,
-    }
+    asked: dict[str, Any] = {"input_path": input_file or "-", "input_format": input_format, "split": split}
+    asked |= {"columns": names_in(columns), "mirror": mirror, "hardware": hardware, "console": console}
     if features:
         predict_features(model, values, output, layers=whole_numbers("--layers", layers), pooling=pooling, **asked)
         return
-    run_predict(model, values, output, format_name, as_zip=as_zip, top_k=top_k, **asked)
+    run_predict(model, values, output, format_name, as_zip=as_zip, top_k=top_k, labels=names_in(labels), **asked)
 
 
 add_helpers(app)

@@ -77,6 +77,10 @@ TaskName = Annotated[
     str | None,
     typer.Option(help="Task row or recipe, if the model does not say.", autocompletion=_complete_task),
 ]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="Names for the model's labels, by number, with commas between: `negative,positive`."),
+]
 RunOrModel = Annotated[str, typer.Argument(help="A run folder, a saved model, or a hub name.", metavar="RUN_OR_MODEL")]
 
 
@@ -99,6 +103,11 @@ def given_values(text: list[str] | None, pair: list[str] | None, choice: list[st
     if choice is not None:
         return [[text[0], *choice]]
     return [list(row) for row in zip(text, *([pair] if pair else []), strict=True)]
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """The names of an option with commas between them; None if it was not given."""
+    return [name.strip() for name in text.split(",")] if text else None
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

@@ -211,3 +211,24 @@ def test_no_color_is_respected(arguments: tuple[str, ...]) -> None:
     colours = [re.findall(r"\x1b\[(?:[\d;]*;)?[349]\d[;m]", output) for output in outputs]
     assert colours[0]
     assert not colours[1]
+
+
+def test_labels_of_a_model_can_be_given_the_names_of_the_task(small: Path) -> None:
+    call("finetune", str(small))
+    config = Path("runs/small/model/config.json")
+    names = json.loads(config.read_text())["id2label"].values()
+    numbered = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | numbered))
+    model = "runs/small/model"
+    refused = call("eval", model, "--task", str(small))
+    assert refused.exit_code == 1
+    assert "--labels" in refused.stderr
+    scored = call("eval", model, "--task", str(small), "--labels", ",".join(names), "--json")
+    results = json.loads(Path("runs/small/results.json").read_text())
+    assert json.loads(scored.stdout)["metrics"]["validation"] == pytest.approx(results["metrics"]["validation"])
+    answer = json.loads(call("predict", model, "--text", "a fine film", "--labels", ",".join(names)).stdout)
+    assert list(answer["probabilities"]) == list(names)
+    short = call("predict", model, "--text", "a fine film", "--labels", "good")
+    assert short.exit_code == 2
+    assert "expected 2 different names" in short.stderr
+    assert "leave it out" in call("predict", model, "--text", "a", "--features", "--labels", "a,b").stderr

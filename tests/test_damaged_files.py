@@ -73,6 +73,8 @@ def test_of_rows_in_parquet() -> None:
     Path("a.parquet").write_bytes(parquet())
     task = Task.model_validate({"files": {"test": "a.parquet"}, "text_columns": ("text",)})
     with pytest.raises(DataError, match=r"cannot read a\.parquet: .*[Cc]orrupt"):
+        list(read_inputs("a.parquet", "parquet", ["text"]))
+    with pytest.raises(DataError, match=r"cannot read a\.parquet: .*[Cc]orrupt"):
         load_split(task, "test")
 
 

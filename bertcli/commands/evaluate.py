@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def evaluate(
     *,
     task_name: str | None = None,
     split: str = "validation",
+    labels: Sequence[str] | None = None,
     mirror: Path | None = None,
     hardware: HardwareSection | None = None,
     console: Console | None = None,
@@ -39,6 +40,7 @@ def evaluate(
     Args:
         task_name: a task row or recipe; None: the task of the run.
         split: `train`, `validation`, `test`, or a name the data set knows.
+        labels: names for the model's labels, in the order of their numbers, if it spells them otherwise than the task.
 
     Raises:
         UsageError: the model's task is not known and none was named, or one was named for several models.
@@ -53,7 +55,7 @@ def evaluate(
         results = score_held_out(pretraining, name, mirror=mirror, hardware=hardware, console=console)
     else:
         task = task_from(task_name) if task_name else None
-        one = partial(_evaluate_one, split=split, mirror=mirror, hardware=hardware, console=console)
+        one = partial(_evaluate_one, split=split, labels=labels, mirror=mirror, hardware=hardware, console=console)
         each = [_evaluate_run(run, task, split, one) for run in seed_runs(name)]
         results = each[0] if len(each) == 1 else summarise(each) | {"run": name}
     console.say(f"scored    {name} on {split} in {format_seconds(time.monotonic() - started_at)}")
@@ -82,11 +84,12 @@ def _evaluate_one(
     task: Task | None,
     *,
     split: str,
+    labels: Sequence[str] | None,
     mirror: Path | None,
     hardware: HardwareSection | None,
     console: Console,
 ) -> dict[str, Any]:
-    trained = open_trained(name, mirror, hardware)
+    trained = open_trained(name, mirror, hardware, labels)
     if task is None and trained.recipe is None:
         raise UsageError(f"{name} is not a run folder, so it does not say what it was made for; name it with --task")
     task = task or trained.task
@@ -133,5 +136,5 @@ def _check_labels(trained: Trained, task: Task, mirror: Path | None) -> None:
     if trained.head.labels:
         # The training split of a row that does not list them has them all.
         labels = task.labels or HEADS[task.head].labels_of(task, load_split(task, "train", mirror))
-        cure = "Evaluate it on a task with its own labels, or fine-tune it on this one."
+        cure = "If they mean the same, give the task's names for them with --labels; else fine-tune it on this task."
         check_labels(trained.head.labels, labels, trained.name, cure)

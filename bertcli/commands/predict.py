@@ -50,6 +50,7 @@ def predict(
     as_zip: bool = False,
     top_k: int = 5,
     columns: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
     mirror: Path | None = None,
     hardware: HardwareSection | None = None,
     console: Console | None = None,
@@ -67,6 +68,7 @@ def predict(
         input_format: its format; None: as its ending says, plain lines on standard input.
         split: answer this split of the model's task instead.
         columns: names of the input's columns; None: the task's.
+        labels: names for the model's labels, in the order of their numbers; None: its own.
 
     Raises:
         UsageError: an unknown format, or the output file exists.
@@ -78,12 +80,12 @@ def predict(
         return len(write_glue(name, Path(output), as_zip=as_zip, mirror=mirror, hardware=hardware, console=console))
     name = best_seed(name)
     kind = input_format or guess_format(input_path)
-    if fills_masks(name, mirror):
+    if labels is None and fills_masks(name, mirror):
         column = (columns or USUAL_COLUMNS)[0]
         texts = ({column: row[0]} for row in values) if values is not None else read_inputs(input_path, kind, [column])
         answers = MaskFiller(name, top_k, mirror, hardware).fill(texts, column)
         return _write_to(output, answers, format_name, console)
-    trained = open_trained(name, mirror, hardware)
+    trained = open_trained(name, mirror, hardware, labels)
     task = _with_columns(trained.task, columns, is_known=trained.recipe is not None)
     if trained.recipe is None:
         task, values = _fitted(task, values)

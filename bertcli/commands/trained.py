@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from bertcli.data.inputs import in_chunks
 from bertcli.errors import DataError, ModelError, RecipeError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.head import Head
+from bertcli.heads.labels import label_fields, saved_labels
 from bertcli.models import build
 from bertcli.models.padding_free import speed_up
 from bertcli.recipe.layers import read_file
@@ -54,17 +55,23 @@ class Trained:
     max_tokens: int
 
 
-def open_trained(name: str, mirror: Path | None, hardware: HardwareSection | None = None) -> Trained:
-    """Load the model `name` with its head; its labels are the ones saved with it.
+def open_trained(
+    name: str, mirror: Path | None, hardware: HardwareSection | None = None, labels: Sequence[str] | None = None
+) -> Trained:
+    """Load the model `name` with its head.
 
     Args:
         hardware: where and how to compute; None: as the run's recipe says.
+        labels: names for its labels, in the order of their numbers; None: those saved with it.
 
     Raises:
         ModelError: there is no such model, or it has no classifier.
+        UsageError: it has more or fewer labels.
     """
     recipe = run_recipe(name)
     config = build.load_config(name, mirror)
+    if labels is not None:
+        _rename_labels(config, labels, name)
     kind = recipe_task(recipe).head if recipe else _saved_kind(config)
     if kind is None or not build.has_trained_head(config, HEADS[kind].model_class):
         raise ModelError(
@@ -89,6 +96,19 @@ def open_trained(name: str, mirror: Path | None, hardware: HardwareSection | Non
         data=data.model_copy(update={"max_length": min(build.longest_input(tokenizer, config), data.max_length)}),
         max_tokens=hardware.eval_batch_tokens,
     )
+
+
+def _rename_labels(config: PretrainedConfig, labels: Sequence[str], name: str) -> None:
+    saved = saved_labels(config)
+    if len(set(labels)) != len(saved) or len(labels) != len(saved):
+        raise UsageError(
+            f"found --labels {','.join(labels)}, expected {len(saved)} different names: {name} has {list(saved)}"
+        )
+    thresholds = getattr(config, "thresholds", None) or {}
+    new_name = dict(zip(saved, labels, strict=True))
+    config.update(label_fields(tuple(labels)))
+    if thresholds:
+        config.update({"thresholds": {new_name[label]: least for label, least in thresholds.items()}})
 
 
 def answer_inputs(

@@ -1,4 +1,4 @@
-"""Rows to predict on, read as a stream: plain lines, JSON Lines, CSV, TSV or CoNLL, from a file or standard input."""
+"""Rows to predict on, read as a stream: plain lines, JSON Lines, CSV, TSV, CoNLL or Parquet, from a file or stdin."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import IO
 from bertcli.data.formats import Row, checked_object, conll_rows, is_squad, jsonl_rows, squad_rows
 from bertcli.errors import DataError, UsageError, did_you_mean
 
-FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll")
-ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".conll": "conll"}
+FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll", "parquet")
+ENDINGS = {f".{kind}": kind for kind in FORMATS[1:]} | {".ndjson": "jsonl"}
 USUAL_COLUMNS = ("text", "text_pair")
+ROWS_AT_ONCE = 1024  # of Parquet in memory
 csv.field_size_limit(sys.maxsize)  # a document may be longer than Python's 131,072 characters
 
 Value = str | list[str]
@@ -53,18 +54,21 @@ def read_inputs(
         raise UsageError(
             f"found input format {kind!r}, expected one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}"
         )
+    for place, row in _rows(path, kind, columns):
+        names = columns if columns[0] in row or len(usual) < len(columns) else usual[: len(columns)]
+        asked = {wanted: _value_of(row, name, wanted, place) for name, wanted in zip(names, columns, strict=True)}
+        yield {name: row[name] for name in also if name in row} | asked
+
+
+def _rows(path: str, kind: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """Each row with its place."""
+    if kind == "parquet":
+        yield from _read_parquet(path)
+        return
     readers = {"jsonl": jsonl_rows, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv, "conll": _read_conll}
     with _opened(path) as file:
         try:
-            if kind == "text":
-                yield from _read_lines(file, path, columns)
-                return
-            for place, row in readers[kind](file, path):
-                names = columns if columns[0] in row or len(usual) < len(columns) else usual[: len(columns)]
-                asked = {
-                    wanted: _value_of(row, name, wanted, place) for name, wanted in zip(names, columns, strict=True)
-                }
-                yield {name: row[name] for name in also if name in row} | asked
+            yield from _read_lines(file, path, columns) if kind == "text" else readers[kind](file, path)
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text; convert it, e.g. `iconv -f latin1 -t utf8`") from error
 
@@ -90,7 +94,7 @@ def _opened(path: str) -> Iterator[IO[str]]:
         yield file
 
 
-def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
+def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(file, start=1):
         text = line.rstrip("\r\n")
         values = text.split("\t") if len(columns) > 1 else [text]
@@ -99,7 +103,24 @@ def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[Ro
                 f"{path}:{number}: found {len(values)} values, expected {len(columns)} with tabs between them "
                 f"({', '.join(columns)})"
             )
-        yield dict(zip(columns, values, strict=True))
+        yield f"{path}:{number}", dict(zip(columns, values, strict=True))
+
+
+def _read_parquet(path: str) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    if path == "-":
+        raise UsageError("Parquet cannot be read from standard input; name the file")
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
 
 
 def _read_json(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:

@@ -112,6 +112,21 @@ def test_inputs_are_read_by_their_kind(name: str, content: str, expected: list[s
     assert [row["text"] for row in read_inputs(name, guess_format(name), ["text"])] == expected
 
 
+def test_inputs_in_parquet_are_read_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"text": "one", "n": 1}, {"text": "two", "n": 2}, {"text": None, "n": 3}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
+    monkeypatch.setattr("bertcli.data.inputs.ROWS_AT_ONCE", 2)
+    found = read_inputs("a.parquet", "parquet", ["text"], also=["n"])
+    assert [next(found), next(found)] == [{"n": 1, "text": "one"}, {"n": 2, "text": "two"}]
+    with pytest.raises(DataError, match=r"a\.parquet, row 3: found None in column 'text'"):
+        next(found)
+    with pytest.raises(UsageError, match="standard input"):
+        next(read_inputs("-", "parquet", ["text"]))
+
+
 def test_pairs_are_read_from_two_columns_or_a_tab() -> None:
     Path("a.jsonl").write_text('{"p": "one", "h": "two"}\n')
     Path("a.txt").write_text("one\ttwo\n")
