@@ -73,9 +73,9 @@ def finetune(
         check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
         check_disk(run, recipe, prepared.count_parameters())
     if dry_run:
-        FinetuneJob(prepared, plan).build_model()
+        model = FinetuneJob(prepared, plan).build_model()
         if recipe.training.teacher is not None:
-            open_teacher(prepared)
+            open_teacher(prepared, model)
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
         return {"dry_run": True, "run": str(run)}
     folder = open_together(processes, run, dump_recipe(recipe), console, overwrite=overwrite)
@@ -115,6 +115,8 @@ class FinetuneJob(Job):
             self._additions = adapt.add_lora(model, section, self._base)
         if section.strategy == "features":
             adapt.Remembered(model)
+        if section.teacher_hidden_weight:
+            adapt.tell_first_states(model, range(1, len(adapt.layers_of(model)) + 1))
         self._unfreezing = adapt.unfreezing_of(model, section, self.plan)
         return model
 
@@ -140,16 +142,16 @@ class FinetuneJob(Job):
 
     def begin(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
         """Compute what a teacher answers, and what a fixed encoder makes of all rows, once."""
-        prepared = self.prepared
+        prepared, student = self.prepared, cast("PreTrainedModel", module)
         if prepared.recipe.training.teacher is not None:
-            self._encoded["train"] = with_teacher(prepared, self._rows_of("train"), console)
+            self._encoded["train"] = with_teacher(prepared, self._rows_of("train"), student, console)
         if prepared.recipe.training.strategy == "features":
             for split in ("train", "validation"):
                 encoded, budget = self._rows_of(split), self.recipe.hardware.eval_batch_tokens
                 with console.display(f"vectors {split}", len(encoded) * encoded.num_choices) as display:
                     self._encoded[split] = with_vectors(
                         accelerator,
-                        cast("PreTrainedModel", module),
+                        student,
                         encoded,
                         budget,
                         display.advance,

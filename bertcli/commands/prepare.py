@@ -19,7 +19,7 @@ from bertcli.metrics.bundled import load_metric, score_names
 from bertcli.models import build
 from bertcli.models.tokenizers import train_tokenizer
 from bertcli.recipe.load import recipe_task
-from bertcli.recipe.schema import Recipe
+from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -150,6 +150,9 @@ def _keys_without_use(recipe: Recipe, task: Task) -> Iterator[str]:
 def _unfit_strategy(recipe: Recipe) -> Iterator[str]:
     """Keys that the chosen strategy has no use for."""
     training = recipe.training
+    if training.teacher is None:
+        alone = _given(training, ("teacher_weight", "teacher_temperature", "teacher_hidden_weight"))
+        yield from (f"training.{key} needs a training.teacher" for key in alone)
     if training.strategy in ("features", "lora") and recipe.model.name is None:
         yield f"training.strategy {training.strategy} needs a trained encoder: name one as model.name"
     for strategy, keys in {
@@ -157,15 +160,19 @@ def _unfit_strategy(recipe: Recipe) -> Iterator[str]:
         "lora": ("lora_rank", "lora_alpha", "lora_dropout", "lora_merge"),
     }.items():
         if training.strategy != strategy:
-            given = [key for key in keys if getattr(training, key) != type(training).model_fields[key].default]
-            yield from (f"training.{key} is for training.strategy={strategy}" for key in given)
+            yield from (f"training.{key} is for training.strategy={strategy}" for key in _given(training, keys))
     if recipe.hardware.shard and training.strategy != "full":
         yield f"hardware.shard is for training.strategy=full, found {training.strategy}"
     if training.strategy == "lora" and training.reinitialise_layers:
         yield "training.reinitialise_layers makes weights that training.strategy=lora does not save"
     if training.strategy == "features":
-        refused = {"reinitialise_layers": training.reinitialise_layers, "token_cutoff": training.token_cutoff}
-        yield from (f"training.{key} changes what training.strategy=features keeps" for key in refused if refused[key])
+        refused = _given(training, ("reinitialise_layers", "token_cutoff", "teacher_hidden_weight"))
+        yield from (f"training.{key} changes what training.strategy=features keeps" for key in refused)
+
+
+def _given(training: TrainingSection, keys: tuple[str, ...]) -> list[str]:
+    """Those of the keys that are not as they are by default."""
+    return [key for key in keys if getattr(training, key) != type(training).model_fields[key].default]
 
 
 def _limit(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -43,6 +43,9 @@ def loss_of(head: Head, training: TrainingSection | None = None) -> Loss:
         if "teacher_logits" in targets:
             distance = distance_from_teacher(logits, targets["teacher_logits"], training.teacher_temperature)
             loss = (1 - training.teacher_weight) * loss + training.teacher_weight * distance
+        if "teacher_states" in targets:
+            distance = distance_of_states(outputs["first_states"].float(), targets["teacher_states"].flatten(0, -3))
+            loss = loss + training.teacher_hidden_weight * distance
         return loss / counts["labels"]
 
     return mean_loss
@@ -57,6 +60,16 @@ def distance_from_teacher(logits: torch.Tensor, teacher_logits: torch.Tensor, te
     own = torch.log_softmax(logits / temperature, -1)
     others = torch.log_softmax(teacher_logits / temperature, -1)
     return torch.nn.functional.kl_div(own, others, reduction="sum", log_target=True) * temperature**2
+
+
+def distance_of_states(states: torch.Tensor, teacher_states: torch.Tensor) -> torch.Tensor:
+    """How far hidden states [B, K, N] of K layers point from a teacher's: mean over layers, summed over the batch.
+
+    The squared distance of the states at length one: "patient" distillation, Sun et al. 2019,
+    https://arxiv.org/abs/1908.09355.
+    """
+    closeness = torch.nn.functional.cosine_similarity(states, teacher_states, dim=-1)
+    return (2 - 2 * closeness).mean(1).sum()
 
 
 def answer(

@@ -43,6 +43,7 @@ class Encoded:
     labels_per_token: bool = False
     places: np.ndarray | None = None  # [T …] where in its row each token stands; its head says how
     teacher_logits: np.ndarray | None = None  # [N, C] what another model answers
+    teacher_states: np.ndarray | None = None  # [N * K, L, H] what L of its layers make of first tokens
     vectors: np.ndarray | None = None  # [N * K, H] of first tokens, or [T, H]: last hidden states of a fixed encoder
     notes: tuple[Note, ...] = ()  # what a person should know of how rows were encoded
 
@@ -100,6 +101,9 @@ class Encoded:
             tensors["labels"] = torch.from_numpy(self.labels[items]) if whole else padded(self.labels, IGNORED_LABEL)
         if self.teacher_logits is not None:
             tensors["teacher_logits"] = torch.from_numpy(self.teacher_logits[items])
+        if self.teacher_states is not None:
+            states = torch.from_numpy(self.teacher_states[sequences])
+            tensors["teacher_states"] = states.unflatten(0, shape[:-1])
         if self.vectors is not None:
             if len(self.vectors) == len(self.offsets) - 1:
                 table = self.vectors[sequences].reshape(*shape[:-1], 1, -1)

@@ -96,7 +96,8 @@ def training_batches(
     """The batches of steps `start_step` … `total_steps` - 1, as one process sees them."""
     steps_per_epoch = -(-len(encoded) // global_batch_size)
     num_targets = encoded.num_targets
-    kinds = ["labels"] if encoded.teacher_logits is None else ["labels", "teacher_logits"]
+    taught = {"teacher_logits": encoded.teacher_logits, "teacher_states": encoded.teacher_states}
+    kinds = ["labels", *(kind for kind, values in taught.items() if values is not None)]
     for epoch in range(start_step // steps_per_epoch, -(-total_steps // steps_per_epoch)):
         first = epoch * steps_per_epoch
         batches = length_grouped_batches(encoded.lengths, global_batch_size, seed, epoch)

@@ -6,11 +6,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -23,13 +21,8 @@ from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
 from bertcli.commands.prepare import prepare
-from bertcli.commands.score import distance_from_teacher
-from bertcli.commands.teacher import with_teacher
-from bertcli.commands.trained import answer_inputs, open_trained
 from bertcli.commands.vectors import with_vectors
 from bertcli.errors import Interrupted, ModelError, RecipeError
-from bertcli.heads.text_classification import TextClassification
-from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.console import Console
 from bertcli.training.optimizer import build_optimizer
@@ -37,24 +30,6 @@ from bertcli.training.optimizer import build_optimizer
 from ..conftest import HARMS
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture
-def recipe_of(encoder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Recipe]:
-    monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
-
-    def build(*overrides: str) -> Recipe:
-        path = Path("small.yaml")
-        path.write_text(
-            f"task: {{files: {{train: {reviews}}}, text_columns: [text], labels: [negative, positive]}}\n"
-            f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\n"
-            "training: {epochs: 2, global_batch_size: 7, learning_rate: 1e-2, seed: 1}\n"
-            "hardware: {log_every_steps: 1}\n",
-            "utf-8",
-        )
-        return load_recipe(str(path), overrides)
-
-    return build
 
 
 def changed_layers(encoder: Path, run: Path) -> set[str]:
@@ -213,50 +188,10 @@ def test_a_run_stopped_between_stages_ends_where_an_undisturbed_one_ends(
         (["training.unfreeze_every_steps=4"], "training.strategy=gradual"),
         (["training.strategy=features", "training.token_cutoff=0.1"], "training.token_cutoff changes"),
         (["training.strategy=lora", "training.reinitialise_layers=1"], "does not save"),
+        (["training.teacher_hidden_weight=1"], "needs a training.teacher"),
         (["training.strategy=lora", "model.name=null", "model.size=tiny"], "needs a trained encoder"),
     ],
 )
 def test_keys_without_use_are_refused(recipe_of: Callable[..., Recipe], overrides: list[str], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         finetune(recipe_of(*overrides), Path("run"), console=QUIET)
-
-
-def test_the_distance_from_a_teacher_is_the_divergence_of_softened_answers() -> None:
-    torch.manual_seed(0)
-    own, others = torch.randn(2, 5, 3)
-    expected = 0.0
-    for row in range(5):
-        p, q = (others[row] / 3).softmax(-1), (own[row] / 3).softmax(-1)
-        expected += 9 * float((p * (p / q).log()).sum())
-    assert float(distance_from_teacher(own, others, 3.0)) == pytest.approx(expected, rel=1e-5)
-    assert float(distance_from_teacher(own, own, 3.0)) == pytest.approx(0, abs=1e-6)
-
-
-def test_a_student_learns_what_its_teacher_answers(recipe_of: Callable[..., Recipe], reviews: Path) -> None:
-    finetune(recipe_of("training.epochs=8"), Path("teacher"), console=QUIET)
-    turned = ["task.labels=[positive, negative]", "training.teacher=teacher"]
-    prepared = prepare(recipe_of(*turned), None)
-    logits = with_teacher(prepared, prepared.encode("train"), QUIET).teacher_logits
-    asked = [{"text": text} for text in prepared.rows["train"]["text"]]
-    trained = open_trained("teacher", None)
-    answered = np.concatenate([part for *_, part in answer_inputs(trained, trained.task, asked, QUIET)])
-    assert logits is not None
-    np.testing.assert_allclose(logits, answered[:, ::-1], atol=1e-5)
-    wrong = replace(prepared, head=TextClassification("single_label", ("a", "b")))
-    with pytest.raises(ModelError, match="labels disagree"):
-        with_teacher(wrong, prepared.encode("train"), QUIET)
-
-
-def test_a_student_stopped_on_the_way_goes_on_exactly(
-    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finetune(recipe_of("training.max_steps=2"), Path("teacher"), console=QUIET)
-    recipe = recipe_of("training.teacher=teacher", "training.max_steps=6")
-    whole = finetune(recipe, Path("whole"), console=QUIET)
-    assert whole["metrics"] != finetune(recipe_of("training.max_steps=6"), Path("alone"), console=QUIET)["metrics"]
-    asked = iter([None, None, 15])
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module._Run, "_agreed", lambda run, request, step: next(asked, 15))
-        with pytest.raises(Interrupted):
-            finetune(recipe, Path("run"), console=QUIET)
-    assert finetune(recipe, Path("run"), console=QUIET)["metrics"] == whole["metrics"]

@@ -16,6 +16,7 @@ from bertcli.data.encoding import IGNORED_LABEL, Encoded
 from bertcli.data.layout import with_layout
 from bertcli.data.packing import Packed
 from bertcli.heads.asked_positions import AskedPositions
+from bertcli.models.adapt import tell_first_states
 from bertcli.models.build import set_dropout
 from bertcli.models.padding_free import speed_up
 from bertcli.training.devices import on_device
@@ -203,3 +204,19 @@ def test_other_families_are_left_as_they_are() -> None:
     model = transformers.T5ForConditionalGeneration(config)
     speed_up(model, CPU)
     assert not hasattr(model, "padding_free")
+
+
+@on_each_batch
+def test_the_states_of_first_tokens_are_those_of_the_padded_model(
+    family: str, on_cpu: bool, lengths: list[int]
+) -> None:
+    plain, told = (build(family, "AutoModelForSequenceClassification") for _ in range(2))
+    speed_up(told, CPU)
+    tell_first_states(told, [1, 2])
+    batch = encode(lengths, labels="items").batch(np.arange(len(lengths)))
+    batch.pop("labels")
+    hidden = plain.eval()(**batch, output_hidden_states=True).hidden_states
+    expected = torch.stack([layer[:, 0] for layer in hidden[1:]], 1)
+    for _ in range(2):  # the second batch finds nothing of the first
+        states = told.eval()(**with_layout(batch, "first", on_cpu=on_cpu)).first_states
+        assert torch.allclose(states, expected, atol=1e-5)
