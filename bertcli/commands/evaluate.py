@@ -50,6 +50,8 @@ def evaluate(
     console, started_at = console or Console(), time.monotonic()
     pretraining = pretraining_recipe(name)
     if pretraining is not None and task_name is None:
+        if labels is not None:
+            raise UsageError(f"{name} is a pretraining run, which has no labels; leave out --labels")
         if split != "validation":
             raise UsageError(f"{name} is a pretraining run: it has held-out text (validation) and no split {split!r}")
         results = score_held_out(pretraining, name, mirror=mirror, hardware=hardware, console=console)
@@ -136,5 +138,7 @@ def _check_labels(trained: Trained, task: Task, mirror: Path | None) -> None:
     if trained.head.labels:
         # The training split of a row that does not list them has them all.
         labels = task.labels or HEADS[task.head].labels_of(task, load_split(task, "train", mirror))
-        cure = "If they mean the same, give the task's names for them with --labels; else fine-tune it on this task."
+        alike = len(labels) == len(trained.head.labels)
+        renaming = "If they mean the same, give the task's names for them with --labels; else f" if alike else "F"
+        cure = f"{renaming}ine-tune it on this task, or evaluate it on a task with its own labels."
         check_labels(trained.head.labels, labels, trained.name, cure)

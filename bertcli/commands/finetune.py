@@ -20,6 +20,7 @@ from bertcli.commands.vectors import with_vectors
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import GlobalBatch, cut_off_tokens, training_batches
 from bertcli.models import adapt, build
+from bertcli.models.first_states import tell_first_states
 from bertcli.models.padding_free import speed_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
@@ -116,7 +117,7 @@ class FinetuneJob(Job):
         if section.strategy == "features":
             adapt.Remembered(model)
         if section.teacher_hidden_weight:
-            adapt.tell_first_states(model, range(1, len(adapt.layers_of(model)) + 1))
+            tell_first_states(model, range(1, len(adapt.layers_of(model)) + 1))
         self._unfreezing = adapt.unfreezing_of(model, section, self.plan)
         return model
 
@@ -144,7 +145,7 @@ class FinetuneJob(Job):
         """Compute what a teacher answers, and what a fixed encoder makes of all rows, once."""
         prepared, student = self.prepared, cast("PreTrainedModel", module)
         if prepared.recipe.training.teacher is not None:
-            self._encoded["train"] = with_teacher(prepared, self._rows_of("train"), student, console)
+            self._encoded["train"] = with_teacher(prepared, self._rows_of("train"), student, accelerator, console)
         if prepared.recipe.training.strategy == "features":
             for split in ("train", "validation"):
                 encoded, budget = self._rows_of(split), self.recipe.hardware.eval_batch_tokens

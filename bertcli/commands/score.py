@@ -15,6 +15,7 @@ from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
 from bertcli.heads.head import Head
 from bertcli.metrics.bundled import compute_metrics, task_score
+from bertcli.models.first_states import first_states
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.tasks.task import Task
@@ -34,7 +35,7 @@ def summed_loss(head: Head) -> Callable[[Any, torch.Tensor], torch.Tensor]:
 
 
 def loss_of(head: Head, training: TrainingSection | None = None) -> Loss:
-    """The head's loss as the loop takes it, in fp32; with a teacher, partly the distance from its answers."""
+    """The head's loss as the loop takes it, in fp32; with a teacher, partly the distance from it."""
     training = training or TrainingSection()
 
     def mean_loss(outputs: Any, targets: Targets, counts: dict[str, int]) -> torch.Tensor:
@@ -44,7 +45,7 @@ def loss_of(head: Head, training: TrainingSection | None = None) -> Loss:
             distance = distance_from_teacher(logits, targets["teacher_logits"], training.teacher_temperature)
             loss = (1 - training.teacher_weight) * loss + training.teacher_weight * distance
         if "teacher_states" in targets:
-            distance = distance_of_states(outputs["first_states"].float(), targets["teacher_states"].flatten(0, -3))
+            distance = distance_of_states(first_states(outputs).float(), targets["teacher_states"].float())
             loss = loss + training.teacher_hidden_weight * distance
         return loss / counts["labels"]
 
@@ -63,13 +64,13 @@ def distance_from_teacher(logits: torch.Tensor, teacher_logits: torch.Tensor, te
 
 
 def distance_of_states(states: torch.Tensor, teacher_states: torch.Tensor) -> torch.Tensor:
-    """How far hidden states [B, K, N] of K layers point from a teacher's: mean over layers, summed over the batch.
+    """How far hidden states [B * K, L, N] of L layers point from a teacher's [B, (K,) L, N], summed over the batch.
 
-    The squared distance of the states at length one: "patient" distillation, Sun et al. 2019,
-    https://arxiv.org/abs/1908.09355.
+    The mean over layers (and K choices) of the squared distance of the states at length one: "patient" distillation,
+    Sun et al. 2019, https://arxiv.org/abs/1908.09355.
     """
-    closeness = torch.nn.functional.cosine_similarity(states, teacher_states, dim=-1)
-    return (2 - 2 * closeness).mean(1).sum()
+    closeness = torch.nn.functional.cosine_similarity(states.view_as(teacher_states), teacher_states, dim=-1)
+    return (2 - 2 * closeness).flatten(1).mean(1).sum()
 
 
 def answer(

@@ -15,7 +15,7 @@ from bertcli.data.inputs import in_chunks
 from bertcli.errors import DataError, ModelError, RecipeError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.head import Head
-from bertcli.heads.labels import label_fields, saved_labels
+from bertcli.heads.labels import label_fields
 from bertcli.models import build
 from bertcli.models.padding_free import speed_up
 from bertcli.recipe.layers import read_file
@@ -66,12 +66,10 @@ def open_trained(
 
     Raises:
         ModelError: there is no such model, or it has no classifier.
-        UsageError: it has more or fewer labels.
+        UsageError: it has more or fewer labels, or none.
     """
     recipe = run_recipe(name)
     config = build.load_config(name, mirror)
-    if labels is not None:
-        _rename_labels(config, labels, name)
     kind = recipe_task(recipe).head if recipe else _saved_kind(config)
     if kind is None or not build.has_trained_head(config, HEADS[kind].model_class):
         raise ModelError(
@@ -79,6 +77,10 @@ def open_trained(
             "fine-tune it first with `bertcli finetune`"
         )
     task = recipe_task(recipe) if recipe else usual_task(kind)
+    head = HEADS[kind].saved_with(task, config, recipe)
+    if labels is not None:
+        _rename_labels(config, labels, head, name)
+        head = HEADS[kind].saved_with(task, config, recipe)
     hardware = hardware or (recipe.hardware if recipe else HardwareSection())
     tokenizer = build.load_tokenizer(name, mirror, for_words=kind == "token_classification")
     data = recipe.data if recipe else DATA_OF_BARE_MODELS
@@ -89,7 +91,7 @@ def open_trained(
         name=name,
         recipe=recipe,
         task=task,
-        head=HEADS[kind].saved_with(task, config, recipe),
+        head=head,
         tokenizer=tokenizer,
         accelerator=accelerator,
         model=accelerator.prepare_model(model, evaluation_mode=True),
@@ -98,8 +100,10 @@ def open_trained(
     )
 
 
-def _rename_labels(config: PretrainedConfig, labels: Sequence[str], name: str) -> None:
-    saved = saved_labels(config)
+def _rename_labels(config: PretrainedConfig, labels: Sequence[str], head: Head, name: str) -> None:
+    saved = head.labels
+    if not saved:
+        raise UsageError(f"{name} answers {head.answer_kind}, which has no labels; leave out --labels")
     if len(set(labels)) != len(saved) or len(labels) != len(saved):
         raise UsageError(
             f"found --labels {','.join(labels)}, expected {len(saved)} different names: {name} has {list(saved)}"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from bertcli.data.cache import cache_folder, is_whole, make_aside
+from bertcli.commands.computed_once import ITEMS_AT_ONCE, computed_once, key_of
 from bertcli.data.encoding import Encoded
 from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "vectors.npy"
-ITEMS_AT_ONCE = 4096  # whose vectors are in memory at once
 
 
 def with_vectors(
@@ -45,29 +42,14 @@ def with_vectors(
     """
     reading: Any = getattr(model, "padding_free", None)
     first_only = reading is not None and reading.reading == "first"
-    folder = cache_folder() / "vectors" / _key(model, encoded, first_only)
+    encoder = {name: part for name, part in model.base_model.state_dict().items() if "pooler" not in name}
+    key = key_of(encoder, encoded, type(model).__name__, first_only)  # the pooler follows the encoder, and learns
 
     def compute(aside: Path | None) -> None:
         _compute(accelerator, model, encoded, max_tokens, aside and aside / NAME, first_only, on_batch)
 
-    if not all(gather_object([is_whole(folder, warn)])):  # all compute their share, or none does
-        if accelerator.is_local_main_process:
-            make_aside(folder, compute)
-        else:
-            compute(None)
-    accelerator.wait_for_everyone()
+    folder = computed_once(accelerator, "vectors", key, compute, warn)
     return replace(encoded, vectors=np.load(folder / NAME, mmap_mode="r"))
-
-
-def _key(model: PreTrainedModel, encoded: Encoded, first_only: bool) -> str:
-    digest = hashlib.blake2b(repr((type(model).__name__, first_only)).encode(), digest_size=16)
-    for name, tensor in model.base_model.state_dict().items():
-        if "pooler" not in name:  # follows the encoder, and learns
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    for values in (encoded.input_ids, encoded.token_type_ids, encoded.offsets):
-        if values is not None:
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
 
 
 def _compute(

@@ -43,7 +43,7 @@ class Encoded:
     labels_per_token: bool = False
     places: np.ndarray | None = None  # [T …] where in its row each token stands; its head says how
     teacher_logits: np.ndarray | None = None  # [N, C] what another model answers
-    teacher_states: np.ndarray | None = None  # [N * K, L, H] what L of its layers make of first tokens
+    teacher_states: np.ndarray | None = None  # [N * K, L, H] float16: what L of its layers make of first tokens
     vectors: np.ndarray | None = None  # [N * K, H] of first tokens, or [T, H]: last hidden states of a fixed encoder
     notes: tuple[Note, ...] = ()  # what a person should know of how rows were encoded
 

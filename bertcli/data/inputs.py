@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from bertcli.data.formats import Row, checked_object, conll_rows, is_squad, jsonl_rows, squad_rows
 from bertcli.errors import DataError, UsageError, did_you_mean
@@ -54,16 +54,16 @@ def read_inputs(
         raise UsageError(
             f"found input format {kind!r}, expected one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}"
         )
-    for place, row in _rows(path, kind, columns):
+    for place, row in _rows(path, kind, columns, {*columns, *usual, *also}):
         names = columns if columns[0] in row or len(usual) < len(columns) else usual[: len(columns)]
         asked = {wanted: _value_of(row, name, wanted, place) for name, wanted in zip(names, columns, strict=True)}
-        yield {name: row[name] for name in also if name in row} | asked
+        yield {name: _plain(row[name]) for name in also if name in row} | asked
 
 
-def _rows(path: str, kind: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """Each row with its place."""
+def _rows(path: str, kind: str, columns: Sequence[str], wanted: set[str]) -> Iterator[tuple[str, Row]]:
+    """Each row with its place, and at least those of its values that are `wanted`."""
     if kind == "parquet":
-        yield from _read_parquet(path)
+        yield from _read_parquet(path, wanted)
         return
     readers = {"jsonl": jsonl_rows, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv, "conll": _read_conll}
     with _opened(path) as file:
@@ -106,7 +106,7 @@ def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[tu
         yield f"{path}:{number}", dict(zip(columns, values, strict=True))
 
 
-def _read_parquet(path: str) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: str, wanted: set[str]) -> Iterator[tuple[str, Row]]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -115,11 +115,15 @@ def _read_parquet(path: str) -> Iterator[tuple[str, Row]]:
     number = 0
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE):
+            names = file.schema_arrow.names
+            known = [name for name in names if name in wanted]
+            if not known:
+                raise DataError(f"{path}: found columns {names}, expected one of {sorted(wanted)}")
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=known):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
@@ -157,6 +161,11 @@ def _read_separated(reader: csv.DictReader[str], path: str) -> Iterator[tuple[st
 def _read_conll(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
     for number, row in enumerate(conll_rows(file, path), start=1):
         yield f"{path}, sentence {number}", row
+
+
+def _plain(value: Any) -> Any:
+    """A value that is only repeated, such as an id, as JSON can hold it."""
+    return value if isinstance(value, str | int | float | list | dict) else str(value)
 
 
 def _value_of(row: Row, name: str, wanted: str, place: str) -> Value:

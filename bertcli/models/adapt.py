@@ -6,7 +6,6 @@ Depth counts from the bottom: 0 the embeddings, 1 … L the layers, L + 1 what f
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,8 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     stacks = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList) and len(part) == wanted]
     if not stacks:
         raise ModelError(
-            f"the layers of a {model.config.model_type} model cannot be told apart; use training.strategy=full"
+            f"the layers of a {model.config.model_type} model cannot be told apart; use training.strategy=full "
+            "without training.teacher_hidden_weight"
         )
     return max(stacks, key=lambda stack: sum(part.numel() for part in stack.parameters()))
 
@@ -228,33 +228,3 @@ class Remembered:
         pooler = getattr(base, "pooler", None)
         pooled = None if pooler is None else pooler(hidden)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
-
-
-def tell_first_states(model: PreTrainedModel, depths: Sequence[int]) -> None:
-    """Let a model's output tell what K layers make of each sequence's first token: `first_states` [B, K, N].
-
-    Args:
-        depths: of the K layers, in ascending order.
-    """
-    layers, states = layers_of(model), list[torch.Tensor]()
-
-    def begin(_: nn.Module, args: tuple[Any, ...]) -> None:
-        states.clear()
-
-    def note(layer: nn.Module, _: tuple[Any, ...], output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        reading: Any = getattr(model, "padding_free", None)
-        if reading is not None and reading.read is not None and layer is layers[-1]:
-            states.append(hidden[0])  # [1, B, N]
-        elif reading is not None and reading.computed is not None:
-            states.append(hidden[0, reading.computed.starts[:-1]])  # [1, T, N]
-        else:
-            states.append(hidden[:, 0])  # [B, S, N]
-
-    def tell(_: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
-        outputs["first_states"] = torch.stack(states, 1)
-
-    model.register_forward_pre_hook(begin)
-    for depth in depths:
-        layers[depth - 1].register_forward_hook(note)
-    model.register_forward_hook(tell)

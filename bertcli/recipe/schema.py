@@ -120,7 +120,9 @@ class TrainingSection(OptimizationSection, StrategySection):
     teacher_weight: float = Field(0.5, gt=0, le=1, description="share of the loss that compares with the teacher")
     teacher_temperature: float = Field(2.0, gt=0, description="what the scores of both are divided by to compare them")
     teacher_hidden_weight: float = Field(
-        0.0, ge=0, description="weight of the distance from the teacher's hidden states, added to the loss"
+        0.0,
+        ge=0,
+        description="weight of the distance from the teacher's hidden states of first tokens, added to the loss",
     )
 
     class_weights: Literal["auto"] | dict[str, float] | None = Field(

@@ -117,12 +117,18 @@ def test_inputs_in_parquet_are_read_a_part_at_a_time(monkeypatch: pytest.MonkeyP
     from pyarrow import parquet
 
     rows = [{"text": "one", "n": 1}, {"text": "two", "n": 2}, {"text": None, "n": 3}]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
+    table = pyarrow.Table.from_pylist(rows)
+    beyond = pyarrow.array([4_000_000] * 3, pyarrow.date32())  # which Python has no date for
+    parquet.write_table(table.append_column("beyond", beyond), "a.parquet")
     monkeypatch.setattr("bertcli.data.inputs.ROWS_AT_ONCE", 2)
     found = read_inputs("a.parquet", "parquet", ["text"], also=["n"])
     assert [next(found), next(found)] == [{"n": 1, "text": "one"}, {"n": 2, "text": "two"}]
     with pytest.raises(DataError, match=r"a\.parquet, row 3: found None in column 'text'"):
         next(found)
+    with pytest.raises(DataError, match=r"cannot read a\.parquet"):
+        next(read_inputs("a.parquet", "parquet", ["text"], also=["beyond"]))
+    with pytest.raises(DataError, match=r"found columns \['text', 'n', 'beyond'\]"):
+        next(read_inputs("a.parquet", "parquet", ["words"], usual=["words"]))
     with pytest.raises(UsageError, match="standard input"):
         next(read_inputs("-", "parquet", ["text"]))
 

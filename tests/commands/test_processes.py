@@ -121,6 +121,15 @@ def test_two_processes_fine_tune_as_one(small: str, launcher: str, overrides: tu
     assert_alike("one", "two")
 
 
+def test_two_processes_learn_from_a_teacher_as_one(small: str) -> None:
+    assert call(1, "finetune", small, "--run", "teacher").returncode == 0
+    taught = (*STAGES, "training.teacher=teacher", "training.teacher_hidden_weight=2")
+    for processes, run in ((1, "one"), (2, "two")):
+        made = call(processes, "finetune", small, *taught, "--run", run)
+        assert made.returncode == 0, made.stderr
+    assert_alike("one", "two")
+
+
 def test_two_processes_answer_questions_as_one(questions: str) -> None:
     for processes, run in ((1, "one"), (2, "two")):
         made = call(processes, "finetune", questions, "--run", run)

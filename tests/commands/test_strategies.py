@@ -189,6 +189,10 @@ def test_a_run_stopped_between_stages_ends_where_an_undisturbed_one_ends(
         (["training.strategy=features", "training.token_cutoff=0.1"], "training.token_cutoff changes"),
         (["training.strategy=lora", "training.reinitialise_layers=1"], "does not save"),
         (["training.teacher_hidden_weight=1"], "needs a training.teacher"),
+        (
+            ["training.strategy=features", "training.teacher=t", "training.teacher_hidden_weight=1"],
+            "hidden_weight changes",
+        ),
         (["training.strategy=lora", "model.name=null", "model.size=tiny"], "needs a trained encoder"),
     ],
 )

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from bertcli.data import corpus as corpus_module
 from bertcli.data.corpus import BEGINS_SENTENCE, BEGINS_WORD, Corpus, corpus_key, open_corpus
 from bertcli.data.documents import SEPARATORS, read_documents, split_stream
 from bertcli.data.sequences import (
@@ -42,6 +43,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def section_of(text: str = TEXT, name: str = "corpus.txt", **options: Any) -> CorpusSection:
     Path(name).write_text(text, "utf-8")
     return CorpusSection(sources=(Source(files=(str(Path(name).resolve()),), **options),))
+
+
+def test_memory_is_given_back_after_each_part(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(corpus_module, "CHARACTERS_AT_ONCE", 12)
+    monkeypatch.setattr(corpus_module, "give_back_memory", lambda: given_back.append(1))
+    open_corpus(section_of(), load_tokenizer(str(encoder), None), None)
+    assert len(given_back) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from bertcli.data.encoding import IGNORED_LABEL, Encoded
 from bertcli.data.layout import with_layout
 from bertcli.data.packing import Packed
 from bertcli.heads.asked_positions import AskedPositions
-from bertcli.models.adapt import tell_first_states
 from bertcli.models.build import set_dropout
+from bertcli.models.first_states import first_states, tell_first_states
 from bertcli.models.padding_free import speed_up
 from bertcli.training.devices import on_device
 
@@ -218,5 +218,5 @@ def test_the_states_of_first_tokens_are_those_of_the_padded_model(
     hidden = plain.eval()(**batch, output_hidden_states=True).hidden_states
     expected = torch.stack([layer[:, 0] for layer in hidden[1:]], 1)
     for _ in range(2):  # the second batch finds nothing of the first
-        states = told.eval()(**with_layout(batch, "first", on_cpu=on_cpu)).first_states
-        assert torch.allclose(states, expected, atol=1e-5)
+        outputs = told.eval()(**with_layout(batch, "first", on_cpu=on_cpu))
+        assert torch.allclose(first_states(outputs), expected, atol=1e-5)

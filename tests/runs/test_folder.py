@@ -32,6 +32,13 @@ def test_the_same_recipe_takes_the_folder_up_again_also_on_other_hardware(tmp_pa
     assert "device: cpu" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
+def test_a_run_begun_before_a_key_was_known_goes_on_without_a_word(tmp_path: Path) -> None:
+    open_again(tmp_path / "run", "".join(line for line in RECIPE.splitlines(True) if "token_cutoff" not in line))
+    (tmp_path / "run" / "train.jsonl").touch()
+    assert open_again(tmp_path / "run") == []
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == RECIPE
+
+
 def test_a_finished_run_keeps_the_hardware_it_was_made_on(tmp_path: Path) -> None:
     open_again(tmp_path / "run")
     (tmp_path / "run" / "results.json").touch()
