@@ -44,8 +44,8 @@ def test_each_header_says_once_what_to_expect() -> None:
 
 @pytest.mark.parametrize("recipe", MEASURED, ids=lambda recipe: recipe["recipe"])
 def test_what_to_expect_is_what_was_measured(recipe: dict[str, str | None]) -> None:
-    """In one row of a table, or one paragraph, of recipes/README.md."""
-    text = (REPOSITORY / "recipes" / "README.md").read_text("utf-8")
+    """In one row of a table, or one paragraph, of a README under recipes/."""
+    text = "\n\n".join(path.read_text("utf-8") for path in sorted((REPOSITORY / "recipes").rglob("README.md")))
     places = [place for part in text.split("\n\n") for place in (part.splitlines() if part[0] == "|" else [part])]
     numbers = set(re.findall(r"[\d.]+", f"{recipe['score']} {recipe['time'] or ''}"))
     told = [set(re.findall(r"\d[\d.]*\d|\d", place)) for place in places if f"`{recipe['recipe']}`" in place]
