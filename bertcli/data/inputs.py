@@ -165,7 +165,7 @@ def _read_conll(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
 
 def _plain(value: Any) -> Any:
     """A value that is only repeated, such as an id, as JSON can hold it."""
-    return value if isinstance(value, str | int | float | list | dict) else str(value)
+    return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
 
 
 def _value_of(row: Row, name: str, wanted: str, place: str) -> Value:

@@ -133,6 +133,11 @@ def test_inputs_in_parquet_are_read_a_part_at_a_time(monkeypatch: pytest.MonkeyP
         next(read_inputs("-", "parquet", ["text"]))
 
 
+def test_an_id_is_repeated_as_it_stands() -> None:
+    Path("a.jsonl").write_text('{"text": "one", "id": null}\n{"text": "two", "id": 7}\n')
+    assert [row["id"] for row in read_inputs("a.jsonl", "jsonl", ["text"], also=["id"])] == [None, 7]
+
+
 def test_pairs_are_read_from_two_columns_or_a_tab() -> None:
     Path("a.jsonl").write_text('{"p": "one", "h": "two"}\n')
     Path("a.txt").write_text("one\ttwo\n")
