@@ -123,7 +123,8 @@ def _compute(
         return torch.cat([logits, first_states(outputs).reshape(len(logits), -1)], 1) if depths else logits
 
     shape = (len(encoded.offsets) - 1, len(depths), model.config.hidden_size)
-    whole = np.lib.format.open_memmap(aside / WHOLE, "w+", np.float16, shape) if aside and depths else None
+    path = aside and aside / (WHOLE if width < shape[2] else STATES)
+    whole = np.lib.format.open_memmap(path, "w+", np.float16, shape) if path and depths else None
     at = 0
     for _, part in encoded.parts(ITEMS_AT_ONCE):
         values, _ = compute_logits(
@@ -144,20 +145,20 @@ def _compute(
         at += sequences
     if aside is not None:
         np.save(aside / LOGITS, np.concatenate(all_logits))
-    if aside is not None and whole is not None:
+    if whole is not None:
+        whole.flush()
+    if aside is not None and whole is not None and width < shape[2]:
         _narrow(whole, width, aside / STATES)
         (aside / WHOLE).unlink()
 
 
 def _narrow(whole: np.ndarray, width: int, path: Path) -> None:
-    """Write states [n, L, H] as [n, L, width]: as they are, or along their main directions."""
+    """Write states [n, L, H] as [n, L, width], along their main directions."""
     table = np.lib.format.open_memmap(path, "w+", np.float16, (*whole.shape[:2], width))
-    mean, basis = main_directions(whole, width) if width < whole.shape[2] else (0.0, None)
+    mean, basis = main_directions(whole, width)
     for start in range(0, len(whole), ITEMS_AT_ONCE):
         part = whole[start : start + ITEMS_AT_ONCE]
-        table[start : start + len(part)] = (
-            part if basis is None else np.einsum("nlh,lhw->nlw", part - mean, basis, optimize=True)
-        )
+        table[start : start + len(part)] = np.einsum("nlh,lhw->nlw", part - mean, basis, optimize=True)
     table.flush()
 
 
