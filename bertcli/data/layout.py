@@ -7,6 +7,7 @@ the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,9 +32,14 @@ class Gathered:
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Gathered:
         """The same on a device, as a tensor goes there."""
-        parts = (self.places, self.starts, self.within)
-        places, starts, within = (part.to(device, non_blocking=non_blocking) for part in parts)
-        return Gathered(places, starts, within, self.longest)
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Gathered:
+        """The same where a GPU can fetch it by itself, as a tensor goes there."""
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, made: Callable[[torch.Tensor], torch.Tensor]) -> Gathered:
+        return Gathered(made(self.places), made(self.starts), made(self.within), self.longest)
 
 
 def gather(places: np.ndarray, sequences: np.ndarray, num_sequences: int) -> Gathered:

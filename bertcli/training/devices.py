@@ -91,6 +91,8 @@ def on_device(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: to
         batch = with_layout(batch, padding_free.reading, on_cpu=device.type == "cpu")
     elif "position_ids" in batch:
         batch = with_block_mask(batch)
+    if device.type == "cuda":  # which copies other memory only when it gets there, and has this process wait for it
+        batch = {name: value.pin_memory() for name, value in batch.items()}
     return known | {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
