@@ -13,6 +13,7 @@ from accelerate.utils import gather_object, set_seed
 from bertcli.commands.job import Job
 from bertcli.errors import UsageError
 from bertcli.models.adapt import all_layers
+from bertcli.models.compiled import compile_layers
 from bertcli.models.padding_free import speed_up
 from bertcli.runs.checkpoint import Progress, load_checkpoint, newest_checkpoint, random_states, save_checkpoint
 from bertcli.runs.console import Console
@@ -39,6 +40,8 @@ class Learner:
             raise UsageError("found hardware.shard with fp16, expected hardware.precision=bf16 or fp32")
         self._twin = copy.deepcopy(self.module) if is_divided else None  # undivided, for saving
         speed_up(self.module, accelerator.device)
+        if hardware.compile and not compile_layers(self.module):
+            console.warn("hardware.compile knows no layers of this model: nothing is compiled")
         if is_divided:
             shard(self.module, all_layers(self.module), accelerator.device, precision)
         optimizer = build_optimizer(

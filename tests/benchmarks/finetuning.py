@@ -16,6 +16,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import training_batches
+from bertcli.models.compiled import compile_layers
 from bertcli.models.padding_free import speed_up
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training.devices import build_accelerator
@@ -110,10 +111,14 @@ def our_rate(
     batches: Callable[[Accelerator], Iterator[Any]],
     loss: Callable[..., torch.Tensor],
     steps: int,
+    *,
+    compiles: bool = False,
 ) -> float:
     """Examples a second of our loop after its first steps."""
     accelerator = build_accelerator(HardwareSection(device="cpu", precision="fp32"))
     speed_up(model, accelerator.device)
+    if compiles:
+        compile_layers(model)
     optimizer = build_optimizer(model, learning_rate=2e-5, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
     model, optimizer = accelerator.prepare(model, optimizer)
     start, examples = 0.0, 0
@@ -178,11 +183,15 @@ def _race(
     def trainer(steps: int, collator: Any, **flags: Any) -> Callable[[], float]:
         return lambda: trainer_rate(fresh(), rows, steps, collator, flags=flags, batch=batch, tokenizer=tokenizer)
 
+    def ours(*, compiles: bool = False) -> float:
+        return our_rate(fresh(), batches, loss, many, compiles=compiles)
+
     mean = float(np.mean(lengths))
     race(title, "examples/s", [
         Contender(f"Trainer, padded to {padded_to} (the example script's default)", trainer(few, to_fixed)),
         Contender("Trainer, padded to the longest", trainer(many // 2, to_longest)),
         Contender("Trainer, best flags: grouped by length, fused AdamW", trainer(many, to_longest, **BEST_FLAGS)),
         Contender("the same, torch asked for large pages", trainer(many, to_longest, **BEST_FLAGS), LARGE_PAGES),
-        Contender("bertcli", lambda: our_rate(fresh(), batches, loss, many), LARGE_PAGES),
+        Contender("bertcli, hardware.compile=true", lambda: ours(compiles=True), LARGE_PAGES),
+        Contender("bertcli", ours, LARGE_PAGES),
     ], rounds, training_flops(LAYERS, WIDTH, mean, mean))  # fmt: skip

@@ -1,0 +1,49 @@
+"""Layers whose many small operations PyTorch makes into few (`torch.compile`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from operator import attrgetter
+
+from torch import nn
+
+from bertcli.errors import UsageError
+from bertcli.models.adapt import all_layers
+from bertcli.models.dropout import CpuDropout
+
+TOKENWISE = ("attention.output", "intermediate", "output", "ffn", "mlp")
+
+
+def compile_layers(model: nn.Module) -> int:
+    """Compile, at their first call, the parts of a model's layers that compute each token by itself; their number.
+
+    Between their matrix products such a part adds, drops, normalises and bends, an operation and a pass over memory
+    each: those are what becomes one. The number of tokens is left open, so no length of batch compiles anew, and
+    layers of one kind share what is compiled. Attention stays as it is: it has kernels of its own, and its shapes
+    change in two places. Parameters keep their names.
+
+    Raises:
+        UsageError: this machine has no compiler.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
+        raise UsageError("hardware.compile needs g++, clang++ or what CXX names; install one, or leave it out")
+    parts = [part for layer in all_layers(model) for part in _tokenwise_parts(layer)]
+    for part in parts:
+        for name, child in part.named_children():
+            if type(child) is CpuDropout:  # which a compiler cannot read
+                setattr(part, name, nn.Dropout(child.p).train(child.training))
+        part.compile(dynamic=True)
+    return len(parts)
+
+
+def _tokenwise_parts(layer: nn.Module) -> list[nn.Module]:
+    """As BERT, RoBERTa and ELECTRA call them (the first three), DistilBERT and ModernBERT."""
+    parts = []
+    for name in TOKENWISE:
+        try:
+            part = attrgetter(name)(layer)
+        except AttributeError:
+            continue
+        parts.append(part)
+    return parts

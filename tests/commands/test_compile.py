@@ -1,0 +1,28 @@
+"""`hardware.compile`: the same run, its layers compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partialmethod
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from bertcli.commands.finetune import finetune
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.console import Console
+
+
+def test_a_compiled_run_learns_and_saves_the_same(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    counters.clear()
+    plain, compiled = (
+        finetune(recipe_of("model.dropout=0", f"hardware.compile={asked}"), Path(asked), console=Console(quiet=True))
+        for asked in ("false", "true")
+    )
+    assert counters["stats"]["unique_graphs"] > 0
+    assert compiled["metrics"]["validation"]["loss"] == pytest.approx(plain["metrics"]["validation"]["loss"], abs=1e-5)
