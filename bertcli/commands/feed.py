@@ -1,6 +1,6 @@
 """Batches of a pretraining run: which sequences meet at a step, asked about afresh in every epoch.
 
-All of it is a function of (seed, epoch, step), so a resumed run finds its place without replaying anything.
+All of it is a function of (seed, epoch, step). A resumed run that knows its place makes no earlier block again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from bertcli.training.progress import Clock
 
 TOKENS_AT_ONCE = 2**25  # of a block, about
 PAIRS_SALT, MASK_SALT, BLOCKS_SALT = 1, 2, 3  # so that choices of different kinds draw different numbers
+
+
+Place = tuple[int, int, int]
+"""The epoch, the number of a block in it, and the step the block begins with."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Feed:
     ):
         self.recipe, self.corpus, self.train, self.objective, self.seed = recipe, corpus, train, objective, seed
         self.first_position = first_position
+        self.place: Place = (0, 0, 0)  # of the newest batch
 
     def _documents(self, epoch: int) -> Iterator[np.ndarray]:
         """The documents of each block of an epoch."""
@@ -96,19 +101,30 @@ class Feed:
         process: int,
         num_processes: int,
         multiple_of: int,
+        place: Place | None = None,
     ) -> Iterator[GlobalBatch]:
         """The batches of the stage from `start_step` on, as one process sees them, until its share is done.
 
         Where time counts, nobody knows at which step a stage began: a run that goes on draws a new order.
+
+        Args:
+            place: what `place` was at some step of this stage before; None: blocks are counted from its beginning.
         """
-        number, epoch = (start_step, start_step) if stage.by_the_clock else (stage.start_step, 0)
+        if clock.share(start_step) >= stage.end_share:
+            return
+        epoch, first_block, number = place or (0, 0, stage.start_step)
+        if stage.by_the_clock:
+            epoch, first_block, number = start_step, 0, start_step
         while True:
             for at, documents in enumerate(self._documents(epoch)):
+                if at < first_block:
+                    continue
                 skipped = self._num_batches(documents, stage) if number < start_step else None
                 if skipped is not None and number + skipped <= start_step:
                     number += skipped
                     continue
                 block = self._block(documents, stage, epoch, at)
+                self.place = (epoch, at, number)
                 for rows in block.batches:
                     if number >= start_step:
                         if clock.share(number) >= stage.end_share:
@@ -124,7 +140,7 @@ class Feed:
                             multiple_of=multiple_of,
                         )
                     number += 1
-            epoch += 1
+            epoch, first_block = epoch + 1, 0
 
     def _ask(self, block: Block, rows: np.ndarray, number: int) -> Asked:
         """The questions of step `number` about the sequences in rows of a block."""

@@ -13,10 +13,12 @@ from bertcli.data.encoding import encode_texts
 from bertcli.data.formats import Row
 from bertcli.data.inputs import in_chunks
 from bertcli.data.loaders import token_budget_batches
-from bertcli.errors import DataError
+from bertcli.errors import DataError, ModelError
+from bertcli.heads.asked_positions import AskedPositions
 from bertcli.models import build
+from bertcli.models.padding_free import speed_up
 from bertcli.recipe.schema import HardwareSection
-from bertcli.training.devices import build_accelerator, width_multiple
+from bertcli.training.devices import build_accelerator, on_device, width_multiple
 
 MODEL_CLASS = "AutoModelForMaskedLM"
 COMMON_MASK = "[MASK]"  # understood whatever the tokenizer's own mask is
@@ -24,9 +26,19 @@ ROWS_AT_ONCE = 1024
 
 
 def fills_masks(name: str, mirror: Path | None) -> bool:
-    """Whether the model `name` was pretrained to guess masked tokens, and for nothing else."""
+    """Whether the model `name` was pretrained to guess masked tokens, and for nothing else.
+
+    Raises:
+        ModelError: it was pretrained to tell replaced tokens, and guesses none.
+    """
     config = build.load_config(name, mirror)
-    return any(build.has_trained_head(config, one) for one in (MODEL_CLASS, "AutoModelForPreTraining"))
+    if build.has_trained_head(config, MODEL_CLASS):
+        return True
+    if not build.has_trained_head(config, "AutoModelForPreTraining"):
+        return False
+    if config.model_type == "electra":  # whose class of that name is the discriminator alone
+        raise ModelError(f"{name} tells replaced tokens and fills no masks; fine-tune it, or ask for its --features")
+    return True
 
 
 class MaskFiller:
@@ -39,7 +51,9 @@ class MaskFiller:
         self.accelerator = build_accelerator(hardware)
         model = build.load_model(name, mirror, MODEL_CLASS, {})
         self.max_length = build.longest_input(self.tokenizer, model.config)
-        self.model = self.accelerator.prepare_model(model, evaluation_mode=True).eval()
+        asking = AskedPositions(model)
+        speed_up(asking, self.accelerator.device)
+        self.model = self.accelerator.prepare_model(asking, evaluation_mode=True).eval()
 
     def fill(self, inputs: Iterable[Row], column: str) -> Iterator[tuple[Row, dict[str, Any]]]:
         """For each text the tokens for each of its masks, likeliest first.
@@ -51,12 +65,15 @@ class MaskFiller:
         for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
             texts = [str(row[column]).replace(COMMON_MASK, mask) for row in chunk]
             encoded = encode_texts(self.tokenizer, texts, None, self.max_length)
+            masked = encoded.input_ids == self.tokenizer.mask_token_id
+            wanting = np.flatnonzero(np.add.reduceat(masked, encoded.offsets[:-1]))
             answers: dict[int, list[list[dict[str, Any]]]] = {}
-            for items in token_budget_batches(encoded.lengths, self.max_tokens):
+            for chosen in token_budget_batches(encoded.lengths[wanting], self.max_tokens):
+                items = wanting[chosen]
                 batch = encoded.batch(items, width_multiple(self.accelerator))
                 answers |= dict(zip(items.tolist(), self._answers(batch), strict=True))
             for row in range(len(chunk)):
-                if not answers[row]:
+                if row not in answers:
                     raise DataError(
                         f"row {number * ROWS_AT_ONCE + row + 1} has no {mask} among the first {self.max_length} tokens "
                         f"of {texts[row][:80]!r}"
@@ -65,10 +82,12 @@ class MaskFiller:
 
     def _answers(self, batch: dict[str, torch.Tensor]) -> list[list[list[dict[str, Any]]]]:
         """Tokens and probabilities for each mask of each text of a batch."""
+        asked = batch["input_ids"] == self.tokenizer.mask_token_id
+        rows = asked.nonzero()[:, 0]
         with torch.inference_mode():
-            inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            rows, places = (inputs["input_ids"] == self.tokenizer.mask_token_id).nonzero(as_tuple=True)
-            shares = self.model(**inputs).logits[rows, places, : len(self.tokenizer)].float().softmax(-1)
+            inputs = on_device(batch | {"asked": asked, "labels": asked}, self.model, self.accelerator.device)
+            del inputs["labels"]
+            shares = self.model(**inputs).logits[:, : len(self.tokenizer)].float().softmax(-1)
             best = shares.topk(min(self.top_k, shares.shape[-1]))
         found: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(batch["input_ids"]))]
         values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()

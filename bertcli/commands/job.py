@@ -14,7 +14,7 @@ from bertcli.data.loaders import GlobalBatch
 from bertcli.models.build import save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.schema import SPEED_ONLY, HardwareSection, Recipe
+from bertcli.recipe.schema import HardwareSection, Recipe
 from bertcli.runs.console import Console
 from bertcli.runs.folder import RunFolder, finished_results, open_run_folder
 from bertcli.training.devices import processes_of
@@ -42,6 +42,7 @@ class Job(ABC):
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
     best_by: str  # the score that chooses the best model
+    place: list[int] | None = None  # where in its data it is, for a checkpoint, if the step does not say it
 
     @property
     def seed(self) -> int:
@@ -133,12 +134,17 @@ def read_finished(processes: PartialState, path: Path, recipe_text: str, console
     Raises:
         RunFolderError: the folder holds something else.
     """
-    results = finished_results(path, recipe_text, SPEED_ONLY)
+    results = finished_results(path, recipe_text)
     if results is not None:
-        console.say(f"{path} is finished; its results stand (--overwrite trains anew)")
-        if processes.is_main_process:
-            write_missing_page(path)
+        tell_finished(processes, path, console)
     return results
+
+
+def tell_finished(processes: PartialState, path: Path, console: Console) -> None:
+    """Say that a finished run stands, and write its page if an earlier version, or a cut-off end, left none."""
+    console.say(f"{path} is finished; its results stand (--overwrite trains anew)")
+    if processes.is_main_process:
+        write_missing_page(path)
 
 
 def open_together(
@@ -146,6 +152,6 @@ def open_together(
 ) -> RunFolder:
     """The run folder, opened by the first process before any other sees it."""
     if processes.is_main_process:
-        open_run_folder(path, recipe_text, SPEED_ONLY, console.say, overwrite=overwrite)
+        open_run_folder(path, recipe_text, console.say, overwrite=overwrite)
     processes.wait_for_everyone()
     return RunFolder(path)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
-from bertcli.commands.job import Job, OnBatch, join, open_together
+from bertcli.commands.job import Job, OnBatch, join, open_together, read_finished
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
 from bertcli.commands.room import check_disk
 from bertcli.commands.score import check_finite
@@ -28,7 +28,7 @@ from bertcli.models.padding_free import speed_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.schema import SPEED_ONLY, HardwareSection
+from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.card import write_pretraining_card
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.environment import describe_environment
@@ -54,10 +54,15 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pretrain as the recipe says; return what `results.json` holds. The same call again goes on where it stopped.
 
+    A run that is finished is just read.
+
     Raises:
         BertcliError: one of its kinds, each with its cure.
     """
     processes, console = join(recipe.hardware, console)
+    finished = None if dry_run or overwrite else read_finished(processes, run, dump_recipe(recipe), console)
+    if finished is not None:
+        return finished
     with processes.main_process_first():  # the others find its cache
         prepared = prepare(recipe, mirror, console)
     plan, stages = plan_stages(recipe, prepared, processes.num_processes)
@@ -66,7 +71,7 @@ def pretrain(
     with torch.device("meta"):
         num_parameters = build_from_config(prepared.config, prepared.objective.model_class).num_parameters()
     if processes.is_main_process:
-        check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+        check_run_folder(run, dump_recipe(recipe), overwrite=overwrite)
         check_disk(run, recipe, num_parameters)
     if dry_run:
         console.say("dry run: recipe, corpus, tokenizer, model, run folder and disk are fine; nothing was trained")
@@ -166,8 +171,8 @@ class PretrainJob(Job):
 
     def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
         """Batches of all stages, one after the other."""
-        step = start_step
-        for stage in self.stages:
+        step, known = start_step, self.place
+        for number, stage in enumerate(self.stages):
             for batch in self._feed.batches(
                 stage,
                 step,
@@ -176,8 +181,10 @@ class PretrainJob(Job):
                 accelerator.process_index,
                 accelerator.num_processes,
                 width_multiple(accelerator),
+                (known[1], known[2], known[3]) if known and known[0] == number else None,
             ):
                 step += 1
+                self.place = [number, *self._feed.place]
                 yield batch
 
     def score(

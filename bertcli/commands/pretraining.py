@@ -18,7 +18,7 @@ from bertcli.commands.feed import Stage, ranges_of
 from bertcli.data.cache import cache_folder, made_once
 from bertcli.data.corpus import Corpus, corpus_key, open_corpus
 from bertcli.data.documents import read_documents
-from bertcli.data.sequences import Ranges, divide_documents
+from bertcli.data.sequences import Ranges, divide_documents, pair_documents, weights_of
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads.objective import Objective
 from bertcli.heads.objectives import OBJECTIVES
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 HELD_OUT_SALT = 3  # of the choices made once, for the held-out text
-LEARNED_AS = 2  # to be raised when vocabularies are learned in another way: those in the cache are then not taken
+PLAN_SALT = 5  # of the documents that are looked at for the plan
+DOCUMENTS_TO_PLAN_BY = 1000
+LEARNED_AS = 3  # to be raised when vocabularies are learned in another way: those in the cache are then not taken
 TOKENS_BETWEEN_LINES = 10_000_000
 
 
@@ -67,10 +69,12 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
     longest = max(phase.max_length for phase in recipe.phases)
     if recipe.model.name is None:
         config = build_config(recipe.model, tokenizer, longest)
+        tokenizer.model_max_length = max(longest, tokenizer.model_max_length)
     else:
         config = build.load_config(recipe.model.name, mirror)
-        if longest > build.longest_input(tokenizer, config):
-            raise ModelError(f"found a phase of {longest} tokens, but {recipe.model.name} reads fewer")
+        most = build.longest_input(tokenizer, config)
+        if longest > most:
+            raise ModelError(f"found a phase of {longest} tokens, but {recipe.model.name} reads {most} at most")
         if config.vocab_size < len(tokenizer):
             model = f"{recipe.model.name} knows {config.vocab_size}"
             raise ModelError(f"the tokenizer has {len(tokenizer)} entries, but {model}")
@@ -78,7 +82,8 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
         setattr(config, field, value)
     with console.waiting("tokenising the corpus"):
         corpus = open_corpus(recipe.corpus, tokenizer, mirror, _teller(console), console.warn)
-    train_documents, held_out_documents = divide_documents(corpus, recipe.corpus.held_out_share)
+    least = 2 if recipe.objective.pairs == "next_sentence" else 1  # one that a text does not come from
+    train_documents, held_out_documents = divide_documents(corpus, recipe.corpus.held_out_share, least)
     random = np.random.default_rng(HELD_OUT_SALT)
     held_out = ranges_of(recipe, corpus, held_out_documents, objective, longest, random)
     first = build.first_position(config) if recipe.packing else None
@@ -158,8 +163,9 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining, num_processes: in
     training, phases = recipe.training, recipe.phases
     sizes = [phase.global_batch_size or training.global_batch_size for phase in phases]
     lengths = prepared.corpus.lengths_of(prepared.train)
-    num_tokens, rooms = int(lengths.sum()), [prepared.objective.room(phase.max_length) for phase in phases]
-    pieces = [int((-(-lengths // room)).sum()) for room in rooms]
+    weights = weights_of(prepared.corpus, prepared.train, recipe.corpus.sources)
+    num_tokens, rooms = float(weights @ lengths), [prepared.objective.room(phase.max_length) for phase in phases]
+    pieces = [math.ceil(weights @ -(-lengths // room) * _sequences_a_piece(prepared, room)) for room in rooms]
     if prepared.first_position is not None:  # rows of several pieces, hardly a place empty
         special = [phase.max_length - room for phase, room in zip(phases, rooms, strict=True)]
         pieces = [
@@ -182,7 +188,8 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining, num_processes: in
         math.ceil(evaluation.every_epochs * per_epoch) if evaluation.every_epochs is not None else total
     )
     micro = recipe.hardware.micro_batch_size
-    micro_batch_size = math.ceil(max(sizes) / num_processes) if micro == "auto" else micro
+    per_process = math.ceil(max(sizes) / num_processes)
+    micro_batch_size = per_process if micro == "auto" else min(micro, per_process)
     plan = Plan(
         num_train_examples=sequences,
         steps_per_epoch=per_epoch,
@@ -190,7 +197,7 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining, num_processes: in
         warmup_steps=min(warmup, total),
         eval_every_steps=min(every, total),
         micro_batch_size=micro_batch_size,
-        accumulation_steps=math.ceil(max(sizes) / micro_batch_size),
+        accumulation_steps=math.ceil(per_process / micro_batch_size),
         budget_seconds=_seconds(training.budget),
     )
     ends = np.cumsum([phase.share for phase in phases]).tolist()
@@ -201,6 +208,17 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining, num_processes: in
         for start, end, phase, size in zip(starts, ends, phases, sizes, strict=True)
     ]
     return plan, stages
+
+
+def _sequences_a_piece(prepared: Pretraining, room: int) -> float:
+    """Pairs that are made for each piece of `room` tokens, seen on some documents; 1 if texts stand alone."""
+    section = prepared.recipe.objective
+    if section.pairs is None:
+        return 1.0
+    random = np.random.default_rng(PLAN_SALT)
+    some = random.choice(prepared.train, min(DOCUMENTS_TO_PLAN_BY, len(prepared.train)), replace=False)
+    pairs = pair_documents(prepared.corpus, some, room, section.pairs, section.short_sequence_probability, random)
+    return len(pairs) / int((-(-prepared.corpus.lengths_of(some) // room)).sum())
 
 
 def _seconds(budget: str | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,11 @@ import torch
 from accelerate import PartialState
 
 from bertcli.commands.finish import finish
-from bertcli.commands.job import Job, OnBatch
+from bertcli.commands.job import Job, OnBatch, tell_finished
 from bertcli.commands.learner import Learner
-from bertcli.commands.report import write_missing_page
 from bertcli.commands.room import bytes_of_run, telling_of_full_disk, telling_of_full_memory
 from bertcli.errors import Interrupted, TrainingError
-from bertcli.runs.checkpoint import (
-    list_checkpoints,
-)
+from bertcli.runs.checkpoint import list_checkpoints
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.files import write_json
@@ -44,12 +40,12 @@ def train(job: Job, folder: RunFolder, console: Console) -> dict[str, Any]:
         TrainingError: a gradient is no number, or memory does not hold a step; the last good checkpoint is kept.
         DiskError: it is full, or all checkpoints are damaged.
         RunFolderError: another process works in the folder.
+        UsageError: its results cannot be read.
     """
-    if folder.results.is_file():
-        console.say(f"{folder.path} is finished; its results stand (--overwrite trains anew)")
-        if PartialState().is_main_process:
-            write_missing_page(folder.path)
-        return json.loads(folder.results.read_text("utf-8"))
+    results = folder.read_results()
+    if results is not None:
+        tell_finished(PartialState(), folder.path, console)
+        return results
     with alone_in(folder.path) if PartialState().is_main_process else nullcontext():
         return _train(job, folder, console)
 
@@ -71,7 +67,7 @@ class _Run:
 
     def __init__(self, job: Job, folder: RunFolder, console: Console):
         self.recipe = recipe = job.recipe
-        self.job, self.plan, self.seed, self.folder, self.console = job, job.plan, job.seed, folder, console
+        self.job, self.plan, self.folder, self.console = job, job.plan, folder, console
         self.accelerator = build_accelerator(
             recipe.hardware, has_idle_weights=job.has_idle_weights, logging_folder=folder.trackers
         )
@@ -98,6 +94,7 @@ class _Run:
             return
         self.job.begin(self.accelerator, self.learner.module, self.console)
         self.job.set_learning(progress.step)
+        self.job.place = progress.place
         steps = train_steps(
             self.accelerator,
             self.learner.model,
@@ -168,10 +165,13 @@ class _Run:
     def _rate_at(self, step: int) -> float:
         training, plan = self.recipe.training, self.plan
         now, warmup, total = float(step), float(plan.warmup_steps), float(plan.total_steps)
+        rate = training.learning_rate
         if plan.budget_seconds is not None:
             total = float(TICKS)
             now, warmup = self.clock.share(step) * total, training.warmup_ratio * total
-        return training.learning_rate * rate_factor(training.schedule, now, warmup, total)
+            if training.warmup_steps is not None:  # they are counted, whatever time the rest has
+                warmup, rate = 0.0, rate * min(1.0, step / max(1, training.warmup_steps))
+        return rate * rate_factor(training.schedule, now, warmup, total)
 
     def _log(self, window: Window) -> str:
         """Write a line of train.jsonl, count the work, refuse a loss that is not a number; words for the display."""
@@ -232,6 +232,7 @@ class _Run:
         window.sum_over(self.accelerator)
         self.progress.window = window.state() if window.num_steps else None
         self.progress.elapsed_seconds = self.clock.elapsed_seconds
+        self.progress.place = self.job.place
         self.learner.save_checkpoint()
 
     def _should_stop_early(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from bertcli.manifest import damage_of, write_manifest
 
 # Sizes, JSON and the headers of arrays are checked at each opening; gigabytes of tokens are not read again for it.
 CHECKED_MEGABYTES = 16
+SECONDS_UNTIL_LEFT = 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -45,9 +47,19 @@ def is_whole(folder: Path, warn: Callable[[str], None]) -> bool:
     return problem is None
 
 
+def _remove_left(folder: Path) -> None:
+    """Remove what processes that were killed while they made this folder have left, a day after they last wrote."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        with suppress(FileNotFoundError):  # it was finished, or another process removes it
+            written = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+            if time.time() - written > SECONDS_UNTIL_LEFT:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def make_aside(folder: Path, make: Callable[[Path], None]) -> None:
     """Let `make` fill a folder that gets its name when it is whole, so that it is never there by half."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(folder)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         make(aside)

@@ -33,7 +33,7 @@ from bertcli.recipe.pretrain import CorpusSection, Source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 BEGINS_WORD, BEGINS_SENTENCE = 1, 2
 CHARACTERS_AT_ONCE = 1_000_000  # what is tokenised at a time, by all cores
 LONGEST_PIECE = 20_000  # characters tokenised as one text
@@ -164,7 +164,10 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> tuple
     """Ids and flags of all tokens [T], and the number of each document's [D]; all cores work on sentences."""
     pieces = [list(_sentences(document)) for document in documents]
     sentences = list(chain.from_iterable(pieces))
-    encodings = tokenizer.backend_tokenizer.encode_batch(sentences, add_special_tokens=False)
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True  # a `[MASK]` that somebody wrote is text
+    encodings = backend.encode_batch(sentences, add_special_tokens=False)
+    backend.encode_special_tokens = False
     lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
     total = int(lengths.sum())
     ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64, total)

@@ -1,4 +1,4 @@
-"""Documents of a corpus, one at a time: text, JSON Lines and Parquet files (also .gz and .zst), data sets, the sample.
+"""Documents of a corpus, one at a time: text, JSON Lines and Parquet files (also compressed), data sets, the sample.
 
 Nothing is read whole: a file with one endless line is cut like any other.
 """
@@ -19,6 +19,8 @@ from bertcli.recipe.pretrain import Source
 LONGEST_DOCUMENT = 8_000_000  # characters; a longer one is taken for several
 CHARACTERS_AT_ONCE = 1 << 20
 NUM_SAMPLE_DOCUMENTS = 20_000
+COMPRESSED = (".gz", ".zst", ".bz2")
+NOT_PROSE = (".json", ".csv", ".tsv", ".arrow", ".xz", ".zip", ".tar", ".tgz", ".7z", ".npy", ".pdf", ".docx")
 SEPARATORS = {"blocks": re.compile(r"\n[ \t\r]*\n\s*"), "lines": re.compile(r"\n"), "files": re.compile(r"(?!)")}
 
 
@@ -63,7 +65,9 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
     """The documents of one file, whatever goes wrong told with its name."""
     import pyarrow
 
-    plain = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
+    plain = path.with_suffix("") if path.suffix in COMPRESSED else path
+    if plain.suffix in NOT_PROSE:
+        raise DataError(f"found {path}, expected text, JSON Lines (.jsonl) or Parquet, plain or as .gz, .zst or .bz2")
     try:
         if plain.suffix == ".parquet":
             texts: Iterable[str] = _parquet_texts(path, source.column)

@@ -130,6 +130,7 @@ class Encoded:
     def _between(self, start: int, end: int) -> Encoded:
         offsets = self.offsets[start * self.num_choices : end * self.num_choices + 1]
         items, tokens = slice(start, end), slice(offsets[0], offsets[-1])
+        sequences = slice(start * self.num_choices, end * self.num_choices)
 
         def of_tokens(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else values[tokens]
@@ -143,6 +144,8 @@ class Encoded:
             labels=of_tokens(self.labels) if self.labels is None or self.labels_per_token else self.labels[items],
             places=of_tokens(self.places),
             vectors=self._vectors_between(start, end, tokens),
+            teacher_logits=None if self.teacher_logits is None else self.teacher_logits[items],
+            teacher_states=None if self.teacher_states is None else self.teacher_states[sequences],
         )
 
     def _vectors_between(self, start: int, end: int, tokens: slice) -> np.ndarray | None:

@@ -56,7 +56,7 @@ def gather(places: np.ndarray, sequences: np.ndarray, num_sequences: int) -> Gat
 
 
 def with_layout(batch: dict[str, Any], reading: Reading, *, on_cpu: bool) -> dict[str, Any]:
-    """A batch for a padding-free model: `computed` and `read` are there where they save arithmetic.
+    """A batch for a padding-free model: `computed` and `read` are there where they save arithmetic, `is_full` if full.
 
     Args:
         batch: its `attention_mask` [B, S] (or [B, K, S]) is 0 where no token is, else a number that tells a row's
@@ -68,6 +68,8 @@ def with_layout(batch: dict[str, Any], reading: Reading, *, on_cpu: bool) -> dic
     gathers = _is_worth_gathering(numbers, reading, is_packed=is_packed, on_cpu=on_cpu)
     if is_packed and not gathers:
         batch = with_block_mask(batch)
+    if not is_packed and numbers.all():
+        batch = batch | {"is_full": True}  # or the device would be asked
     if reading == "all" and not gathers:
         return batch
     order, sequences = np.arange(numbers.size), np.repeat(np.arange(len(numbers)), numbers.shape[1])

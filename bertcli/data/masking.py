@@ -96,7 +96,7 @@ def _choose_spans(
             free[first:last] = False
             owed -= ends[last - 1] - firsts[first]
             number += 1
-    return group
+    return np.where(words >= 0, group, -1)  # a special token may stand between two words of a span
 
 
 def replace(

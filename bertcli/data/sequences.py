@@ -35,11 +35,17 @@ class Ranges:
         return (np.diff(self.first) + np.diff(self.second)).ravel()
 
 
-def divide_documents(corpus: Corpus, held_out_share: float) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the documents to learn from and of those held out, at least one of each kind; always the same."""
+def divide_documents(corpus: Corpus, held_out_share: float, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the documents to learn from and of those held out, `least` of each kind or more; always the same.
+
+    Raises:
+        DataError: there are too few.
+    """
     num_documents = len(corpus.documents) - 1
+    if num_documents < 2 * least:
+        raise DataError(f"found {num_documents} documents, expected {2 * least} or more to learn from and hold out")
     order = np.random.default_rng(HELD_OUT_SEED).permutation(num_documents)
-    num_held_out = min(max(1, round(held_out_share * num_documents)), num_documents - 1)
+    num_held_out = min(max(least, round(held_out_share * num_documents)), num_documents - least)
     return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
 
 
@@ -55,8 +61,15 @@ def documents_of_epoch(
         own = train[start:end]
         whole, rest = divmod(source.weight, 1.0)
         parts += [own] * int(whole)
-        parts.append(np.sort(random.choice(own, round(rest * len(own)), replace=False)))
+        number = int(rest * len(own) + random.random())  # of few documents none now and then, but not always
+        parts.append(np.sort(random.choice(own, number, replace=False)))
     return np.concatenate(parts)
+
+
+def weights_of(corpus: Corpus, documents: np.ndarray, sources: tuple[Source, ...]) -> np.ndarray:
+    """How often an epoch passes over each of the documents, on average."""
+    of_source = np.searchsorted(corpus.sources, documents, side="right") - 1
+    return np.array([source.weight for source in sources])[of_source]
 
 
 def in_blocks(
@@ -149,17 +162,23 @@ class _Pairs:
         if in_order and middle < end:
             self._keep(first, (bounds[middle], bounds[end]), in_order=True)
             return end
-        self._keep(first, self._elsewhere(document, max(1, wanted - (first[1] - first[0]))), in_order=False)
+        self._keep(first, self._elsewhere(document, wanted - (first[1] - first[0])), in_order=False)
         return middle
 
     def _elsewhere(self, document: int, wanted: int) -> tuple[int, int]:
-        """About `wanted` tokens from a random sentence on of another document."""
+        """Sentences of another document, from a random one on: one at least, and until they have `wanted` tokens.
+
+        They are cut by `_keep` alone, as texts in order are, or the cut would tell the two kinds apart.
+        """
         other = document
         while other == document:
             other = int(self.random.choice(self.documents))
         bounds = self.sentences(other)
-        start = bounds[int(self.random.integers(len(bounds) - 1))]
-        return start, min(start + wanted, bounds[-1])
+        at = int(self.random.integers(len(bounds) - 1))
+        end = at + 1
+        while end < len(bounds) - 1 and bounds[end] - bounds[at] < wanted:
+            end += 1
+        return bounds[at], bounds[end]
 
     def _keep(self, first: tuple[int, int], second: tuple[int, int], in_order: bool) -> None:
         """Cut the longer text, at its front or its end by chance, until both fit; keep the pair."""

@@ -120,18 +120,19 @@ def mask_texts(objective: MaskedLM, texts: Sequence[Text], random: np.random.Gen
 
 
 def frame_texts(objective: Objective, texts: Sequence[Text]) -> tuple[Encoded, np.ndarray, np.ndarray]:
-    """The texts with special tokens around them; which tokens are text [T], and which begin a word [T]."""
+    """The texts with special tokens around them; which tokens are not special [T], and which begin a word [T].
+
+    Special, too, are unknown tokens in the text: there is nothing to guess.
+    """
     frame, made = objective.frame, Sequences()
-    maskable: list[np.ndarray] = []
     starts: list[np.ndarray] = []
     before, between, after = (np.zeros(len(part), bool) for part in (frame.before, frame.between, frame.after))
     for row, text in enumerate(texts):
         made.add(row, *frame.join(text.first.tolist(), text.second.tolist()))
-        is_text = (np.ones(len(text.first), bool), np.ones(len(text.second), bool))
-        maskable += [before, is_text[0], between, is_text[1], after]
         starts += [before, text.first_starts, between, text.second_starts, after]
     encoded = made.encoded(objective.tokenizer, None)
-    return encoded, np.concatenate(maskable), np.concatenate(starts).astype(bool)
+    is_special = np.isin(encoded.input_ids, np.asarray(objective.tokenizer.all_special_ids))
+    return encoded, ~is_special, np.concatenate(starts).astype(bool)
 
 
 def _token_logits(outputs: Any) -> torch.Tensor:

@@ -30,17 +30,17 @@ def build_config(
     if section.family not in CONFIG_MAPPING:
         cure = did_you_mean(section.family, CONFIG_MAPPING)
         raise ModelError(f"found model.family {section.family!r}, expected a model type of transformers.{cure}")
-    config = AutoConfig.for_model(section.family)
+    known = AutoConfig.for_model(section.family)
     fields: dict[str, Any] = {}
     if section.size is not None:
         layers, width, heads = SIZES[section.size]
         fields = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
         fields |= {"intermediate_size": 4 * width, "embedding_size": width}
-        fields = {name: value for name, value in fields.items() if hasattr(config, name)}
-    for name, value in (fields | section.fields).items():
-        if not hasattr(config, name):
-            raise ModelError(f"{section.family} has no field {name!r}.{did_you_mean(name, vars(config))}")
-        setattr(config, name, value)
+        fields = {name: value for name, value in fields.items() if hasattr(known, name)}
+    for name in section.fields:
+        if not hasattr(known, name):
+            raise ModelError(f"{section.family} has no field {name!r}.{did_you_mean(name, vars(known))}")
+    config = AutoConfig.for_model(section.family, **fields | section.fields)  # some fields follow from others
     config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if hasattr(config, name):

@@ -7,6 +7,7 @@ vocabulary and the same numbers in it; the tokenizers library alone sees to that
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ ROBERTA_TOKENS = {
     "sep_token": "</s>",
 }
 LONGEST_INPUT = 512  # what a learned tokenizer says a model reads, until a model says otherwise
+LARGEST_ALPHABET = 1000  # characters in a WordPiece vocabulary, as the original's; rarer ones are unknown
 NUM_SENTINELS = 100  # marks of lost spans, as T5's
 
 
@@ -56,8 +58,9 @@ def train_tokenizer(
     extra = [f"<extra_id_{number}>" for number in range(NUM_SENTINELS)] if sentinels else []
     learner = _learner(kind, lowercase)
     try:
-        alphabet = _alphabet(texts(), learner) if kind == "wordpiece" else []
-        trainer = _trainer(kind, vocabulary_size - len(extra), names, alphabet)
+        own_size = vocabulary_size - len(extra)
+        alphabet = _alphabet(texts(), learner, own_size - len(names)) if kind == "wordpiece" else {}
+        trainer = _trainer(kind, own_size, names, alphabet)
         learner.train_from_iterator(texts(), trainer=trainer)
     except Exception as error:  # what the Rust library raises has no type of its own
         raise DataError(f"cannot learn a {kind} vocabulary of {vocabulary_size} entries ({error})") from error
@@ -90,33 +93,41 @@ def _learner(kind: TokenizerKind, lowercase: bool) -> tokenizers.Tokenizer:
     return learner
 
 
-def _alphabet(texts: Iterable[str], learner: tokenizers.Tokenizer) -> list[str]:
-    """The characters of the texts, as the learner's normalizer leaves them, that can go on a word.
+def _alphabet(texts: Iterable[str], learner: tokenizers.Tokenizer, room: int) -> dict[str, bool]:
+    """The commonest characters of the texts, as the learner's normalizer leaves them, and whether each goes on words.
 
-    Marks and CJK characters cannot: each of them is a word of its own.
+    As many as have `room` in the vocabulary. Marks and CJK characters are words of their own and take one entry there;
+    the others take two, alone and as `##…`.
     """
-    found: set[str] = set()
+    written: Counter[str] = Counter()
     for text in texts:
-        found.update(text)
-    clean = sorted(set("".join(learner.normalizer.normalize_str("".join(sorted(found))).split())))
-
-    def goes_on(character: str) -> bool:
+        written.update(text)
+    counts: Counter[str] = Counter()
+    for character, count in written.items():
+        for clean in "".join(learner.normalizer.normalize_str(character).split()):
+            counts[clean] += count
+    kept: dict[str, bool] = {}
+    for character in sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:LARGEST_ALPHABET]:
         around = learner.normalizer.normalize_str(f"a{character}a")
-        return len(learner.pre_tokenizer.pre_tokenize_str(around)) == 1
+        goes_on = len(learner.pre_tokenizer.pre_tokenize_str(around)) == 1
+        room -= 1 + goes_on
+        if room < 0:
+            break
+        kept[character] = goes_on
+    return dict(sorted(kept.items()))
 
-    return [character for character in clean if goes_on(character)]
 
-
-def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str], alphabet: list[str]) -> Any:
+def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str], alphabet: dict[str, bool]) -> Any:
     """Ties between pairs go by the numbers of their parts, so WordPiece's `##a` … are numbered before it starts."""
     from tokenizers import pre_tokenizers, trainers
 
-    numbered = special + [f"##{character}" for character in alphabet]
+    numbered = special + [f"##{character}" for character, goes_on in alphabet.items() if goes_on]
     shared: dict[str, Any] = {"vocab_size": vocabulary_size, "special_tokens": numbered, "show_progress": False}
     if kind == "bpe":
         return trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **shared)
     if kind == "wordpiece":
-        return trainers.WordPieceTrainer(min_frequency=1, **shared)
+        limits: dict[str, Any] = {"initial_alphabet": list(alphabet), "limit_alphabet": max(1, len(alphabet))}
+        return trainers.WordPieceTrainer(min_frequency=1, **limits, **shared)
     return trainers.UnigramTrainer(unk_token=BERT_TOKENS["unk_token"], **shared)
 
 

@@ -18,7 +18,7 @@ TokenizerKind = Literal["wordpiece", "bpe", "unigram"]
 class Source(Section):
     """One source of documents: files, or a data set."""
 
-    files: Paths = Field((), description="text, JSON Lines or Parquet files, also .gz and .zst; `*` and `**` match")
+    files: Paths = Field((), description="text, JSON Lines or Parquet files, also .gz, .zst, .bz2; `*` and `**` match")
     dataset: str | None = Field(None, description="hub name or folder in its layout, or `sample` (embedded)")
     config: str | None = Field(None, description="configuration (subset) of the data set")
     split: str = Field("train", description="split of the data set")

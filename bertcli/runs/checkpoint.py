@@ -43,6 +43,7 @@ class Progress:
     num_skipped_steps: int = 0
     num_overflowed_steps: int = 0  # left out by fp16's scaler
     micro_batch_size: int | None = None  # if memory did not hold the planned one
+    place: list[int] | None = None  # in the data, as the job tells it
     window: dict[str, float] | None = None  # of steps that no line of the history tells yet
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,14 +16,15 @@ import torch
 from bertcli.commands import pretrain as pretraining
 from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.feed import texts_of
+from bertcli.commands.feed import Feed, texts_of
+from bertcli.commands.fill_mask import fills_masks
 from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
 from bertcli.commands.pretrain import pretrain
-from bertcli.commands.pretraining import prepare
+from bertcli.commands.pretraining import plan_stages, prepare
 from bertcli.data.packing import pack
 from bertcli.data.sample import PLAIN, sample_documents
-from bertcli.errors import DataError, ModelError, RecipeError, TrainingError
+from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, TrainingError
 from bertcli.models.architecture import build_config, build_from_config
 from bertcli.models.build import first_position, load_tokenizer
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
@@ -124,6 +127,14 @@ def test_a_score_that_is_no_number_stops_the_run_and_is_never_the_best(monkeypat
     assert not Path("run/model").exists()
 
 
+def test_a_finished_run_is_read_without_its_corpus(capsys: pytest.CaptureFixture[str]) -> None:
+    results = run("training.max_steps=2")
+    wanted = recipe("training.max_steps=2")
+    Path("corpus.txt").unlink()
+    assert pretrain(wanted, Path("run"), console=Console()) == results
+    assert "run is finished; its results stand" in capsys.readouterr().err
+
+
 def test_fine_tuning_starts_from_the_run_folder() -> None:
     run()
     words = ["model.name=run", "training.max_steps=2", "data.max_train_examples=40", "data.max_length=32"]
@@ -143,7 +154,12 @@ def test_pairs_are_told_apart_beside_the_masked_tokens(pairs: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "kind", "unit"),
-    [("roberta", "bpe", "spans"), ("electra", "unigram", "words"), ("distilbert", "wordpiece", "tokens")],
+    [
+        ("roberta", "bpe", "spans"),
+        ("electra", "unigram", "words"),
+        ("distilbert", "wordpiece", "tokens"),
+        ("modernbert", "bpe", "tokens"),
+    ],
 )
 def test_other_families_and_vocabularies(family: str, kind: str, unit: str) -> None:
     fields = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
@@ -187,6 +203,8 @@ def test_replaced_tokens_are_found_and_only_the_discriminator_is_kept() -> None:
     assert not any("generator" in name for name in model.state_dict())
     with pytest.raises(ModelError, match="expected electra"):
         run(objective="{kind: replaced_tokens}", folder="other")
+    with pytest.raises(ModelError, match="tells replaced tokens and fills no masks"):
+        fills_masks("run", None)
 
 
 def test_lost_spans_are_said_again_by_an_encoder_decoder() -> None:
@@ -290,6 +308,21 @@ def test_a_run_by_the_clock_ends_in_time_with_its_schedule() -> None:
     assert run("training.budget=4s", "training.max_steps=100000", "evaluation.every_epochs=null") == results
 
 
+@pytest.mark.parametrize(("asked", "expected"), [("null", [1, 1, 1, 1, 1]), ("4", [0.25, 0.5, 0.75, 1, 1])])
+def test_a_run_by_the_clock_warms_up_for_as_many_steps_as_asked(asked: str, expected: list[float]) -> None:
+    warmup = [f"training.warmup_steps={asked}", "training.schedule=constant"]
+    run("training.budget=60s", "training.max_steps=6", *warmup, "hardware.log_every_steps=1")
+    rates = [json.loads(line)["learning_rate"] for line in Path("run/train.jsonl").read_text().splitlines()]
+    assert [rate / 3e-3 for rate in rates[1:]] == pytest.approx(expected)
+
+
+def test_a_learned_tokenizer_says_how_much_the_model_reads() -> None:
+    run("training.max_steps=1", phases="[{max_length: 600}]")
+    assert json.loads(Path("run/model/tokenizer_config.json").read_text())["model_max_length"] == 600
+    with pytest.raises(ModelError, match="found a phase of 700 tokens, but run reads 600 at most"):
+        run("training.max_steps=1", model="{name: run}", phases="[{max_length: 700}]", folder="longer")
+
+
 PHASES = ["phases=[{max_length: 16, share: 0.5}, {max_length: 32, share: 0.5, global_batch_size: 4}]"]
 REPLACED = ["objective.kind=replaced_tokens", "model.family=electra", "model.fields.embedding_size=32"]
 
@@ -330,6 +363,38 @@ def test_a_stopped_run_ends_where_an_undisturbed_one_ends(
     run(*options, folder="stopped")
     one, two = (load_file(f"{name}/model/model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("more", [["objective.pairs=next_sentence"], ["packing=true"], PHASES])
+def test_a_resumed_run_makes_no_block_again_that_is_behind_it(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    monkeypatch.setattr("bertcli.commands.feed.TOKENS_AT_ONCE", 700)
+    made: list[tuple[int, int, int]] = []
+    whole = Feed._block
+
+    def watched(self: Feed, documents: Any, stage: Any, epoch: int, number: int) -> Any:
+        made.append((stage.max_length, epoch, number))
+        if len(made) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(self, documents, stage, epoch, number)
+
+    monkeypatch.setattr(Feed, "_block", watched)
+    with pytest.raises(Interrupted):
+        run("training.max_steps=40", "evaluation.every_steps=40", *more)
+    assert len(made) == 5
+    run("training.max_steps=40", "evaluation.every_steps=40", *more)
+    assert made[5] == made[4]
+    assert len(set(made)) == len(made) - 1
+
+
+def test_the_plan_counts_weights_and_pairs() -> None:
+    Path("other.txt").write_text("\n\n".join(sample_documents(100)))
+    corpus = "{sources: [{files: corpus.txt, weight: 0.5}, {files: other.txt, weight: 3}]}"
+    for more in ({}, {"objective": "{pairs: next_sentence}"}):
+        prepared = prepare(recipe(corpus=corpus, **more), None, QUIET)
+        plan, stages = plan_stages(prepared.recipe, prepared)
+        feed = Feed(prepared.recipe, prepared.corpus, prepared.train, prepared.objective, 1)
+        blocks = [feed._block(documents, stages[0], 0, at) for at, documents in enumerate(feed._documents(0))]
+        assert plan.steps_per_epoch == pytest.approx(sum(len(block.batches) for block in blocks), rel=0.05)
 
 
 @pytest.mark.parametrize(("size", "millions"), [("base", 110), ("large", 336)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import astuple
 from pathlib import Path
 from threading import Barrier, Thread
@@ -43,6 +44,18 @@ def test_a_damaged_entry_is_told_set_aside_and_made_anew(tmp_path: Path, name: s
     made_once(entry, lambda _: pytest.fail("made again"), pytest.fail)
     assert (entry / "about.json").read_text() == '{"number": 7}'
     assert sorted(path.name.partition(".")[2].partition(".")[0] for path in entry.parent.iterdir()) == ["", "damaged"]
+
+
+def test_what_a_killed_process_left_goes_a_day_later(tmp_path: Path) -> None:
+    entry = tmp_path / "cache" / "entry"
+    old, new = (entry.with_name(f".entry.{name}") for name in ("old", "new"))
+    for left in (old, new):
+        left.mkdir(parents=True)
+        (left / "tokens.bin").touch()
+    for path in (old / "tokens.bin", old, new):  # in the last one somebody writes
+        os.utime(path, (0, 0))
+    made_once(entry, make, pytest.fail)
+    assert {path.name for path in entry.parent.iterdir()} == {"entry", ".entry.new"}
 
 
 @pytest.mark.parametrize("begin", ["nothing", "a damaged entry"])

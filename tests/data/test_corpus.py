@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_compressed_files_json_lines_and_parquet_are_read() -> None:
     lines = "".join(json.dumps({"body": text}) + "\n" for text in blocks).encode()
     assert documents("a.jsonl", lines, column="body") == blocks
     assert documents("a.jsonl.gz", gzip.compress(lines), column="body") == blocks
+    assert documents("a.jsonl.bz2", bz2.compress(lines), column="body") == blocks
     pyarrow.parquet.write_table(pyarrow.table({"text": [*blocks, "", None]}), "a.parquet")
     assert list(read_documents(Source(files=("a.parquet",)), None)) == blocks
 
@@ -109,6 +111,8 @@ def test_an_endless_line_is_cut_at_spaces_and_nothing_is_lost() -> None:
         ("a.jsonl", b'{"text": 1}\n', r"a\.jsonl:1: found \['text'\]"),
         ("a.jsonl", b"{text\n", "not JSON"),
         ("a.parquet", b"PAR1", "cannot read"),
+        ("a.json", b"{}", r"found .*a\.json, expected text"),
+        ("a.csv.gz", gzip.compress(b"text"), r"found .*a\.csv\.gz, expected text"),
     ],
 )
 def test_a_bad_file_is_named(name: str, content: bytes, words: str) -> None:
@@ -130,6 +134,13 @@ def test_the_cache_holds_each_documents_tokens_words_and_sentences(encoder: Path
     assert ((corpus.flags[first] & BEGINS_WORD) > 0).tolist() == begins
     sentences = np.flatnonzero(corpus.flags[first] & BEGINS_SENTENCE).tolist()
     assert sentences == [0, output.char_to_token(13), output.char_to_token(22)]
+
+
+def test_a_special_token_that_somebody_wrote_is_text(encoder: Path) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    corpus = open_corpus(section_of("a fine [MASK] film [SEP]\n\nbad train [CLS]\n"), tokenizer, None)
+    assert not set(corpus.tokens.tolist()) & {tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
+    assert tokenizer("[MASK]", add_special_tokens=False)["input_ids"] == [tokenizer.mask_token_id]
 
 
 def test_the_cache_is_used_again_until_content_or_tokenizer_change(
@@ -200,6 +211,13 @@ def test_held_out_documents_are_the_same_every_time_and_never_learned_from() -> 
     assert again[1].tolist() == held_out.tolist()
 
 
+def test_as_many_documents_are_held_out_as_are_needed_or_it_is_refused() -> None:
+    assert [len(part) for part in divide_documents(made_up(40), 0.001, 2)] == [38, 2]
+    assert [len(part) for part in divide_documents(made_up(4), 0.9, 2)] == [2, 2]
+    with pytest.raises(DataError, match="found 3 documents, expected 4 or more"):
+        divide_documents(made_up(3), 0.5, 2)
+
+
 def test_blocks_share_the_documents_out_by_chance() -> None:
     corpus = made_up()
     chosen = np.arange(0, 300, 2)
@@ -239,6 +257,16 @@ def test_next_sentence_pairs_are_half_and_half_and_negatives_come_from_elsewhere
     assert (documents[0][~in_order] != documents[1][~in_order]).all()
     for (_, end), (start, _) in zip(ranges.first[in_order], ranges.second[in_order], strict=True):
         assert start >= end  # what was cut off may stand between
+
+
+def test_the_cut_does_not_tell_whether_the_second_text_follows() -> None:
+    corpus = made_up(2000)
+    ranges = pair_documents(corpus, np.arange(2000), 61, "next_sentence", 0.1, np.random.default_rng(1))
+    bounds = np.union1d(np.flatnonzero(corpus.flags & BEGINS_SENTENCE), corpus.documents)
+    whole = np.isin(np.stack((ranges.first, ranges.second), axis=1).reshape(-1, 4), bounds) @ (1, 2, 4, 8)
+    assert ranges.pair_labels is not None
+    right = sum(np.bincount(ranges.pair_labels[whole == kind]).max() for kind in np.unique(whole))
+    assert right / len(ranges) < 0.58  # 0.7 if texts from elsewhere are cut to a length of their own
 
 
 def test_sentence_order_swaps_half_of_the_neighbours() -> None:

@@ -89,7 +89,10 @@ def test_the_label_of_a_place_is_the_next_token(tokenizer: PreTrainedTokenizerBa
 @pytest.mark.parametrize("unit", ["tokens", "words", "spans"])
 def test_special_tokens_are_never_asked_for(tokenizer: PreTrainedTokenizerBase, unit: str) -> None:
     section = ObjectiveSection(unit=unit, mlm_probability=0.5)  # type: ignore[arg-type]
-    asked = MaskedLM(section, tokenizer).ask(texts_of(tokenizer, 300), np.random.default_rng(0))
+    texts = texts_of(tokenizer, 300)
+    for text in texts:
+        text.first[3::7] = tokenizer.unk_token_id
+    asked = MaskedLM(section, tokenizer).ask(texts, np.random.default_rng(0))
     batch = asked.batch(np.arange(300))
     chosen = batch["labels"][batch["labels"] != -100]
     assert len(chosen) > 3000
@@ -134,7 +137,7 @@ def test_the_generator_learns_nothing_from_the_discriminator_and_shares_its_embe
     original = torch.randint(5, 50, (6, 13))
     masked = original.clone()
     masked[:, ::4] = 3
-    output = joint(masked, torch.ones_like(masked), original, masked == 3)
+    output = joint(masked, torch.ones_like(masked), original, (masked == 3).flatten().nonzero()[:, 0])
     assert not output.replaced[:, 1::4].any()
     output.discriminator_logits.sum().backward()
     assert all(parameter.grad is None for name, parameter in joint.generator.named_parameters() if "encoder" in name)

@@ -112,6 +112,15 @@ def test_signs_that_are_words_of_their_own_take_one_entry_each() -> None:
     assert not {f"##{sign}" for sign in (*signs, "!")} & vocabulary.keys()
 
 
+@pytest.mark.parametrize("size", [300, 500])
+def test_rare_letters_are_left_out_where_a_vocabulary_has_no_room_for_all(size: int) -> None:
+    letters = [chr(0xAC00 + number) for number in range(400)]  # Hangul syllables go on words
+    texts = ["".join(letters[at : at + 20]) for at in range(0, 400, 20)] + ["words and words again"] * 50
+    vocabulary = train_tokenizer(lambda: texts, size).get_vocab()
+    assert len(vocabulary) <= size
+    assert {"w", "##w", "##s"} <= vocabulary.keys()
+
+
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_case_is_kept_or_not_also_once_saved(lowercase: bool, tmp_path: Path) -> None:
     texts = ["A fine Film", "Élan and Film"] * 5
