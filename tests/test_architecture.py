@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "heads": WANTED | {"data"},
     "training": WANTED | {"data", "memory"},
     "commands": WANTED | {"data", "metrics", "models", "runs", "heads", "training", "hub", "cluster"},
-    "cluster": WANTED,
+    "cluster": WANTED | {"runs"},
     "options": WANTED,
     "guard": WANTED | {"runs"},
     "recipes_app": WANTED | {"options", "guard", "runs"},

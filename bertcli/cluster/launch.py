@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from bertcli.errors import exit_code_of
+from bertcli.runs.environment import num_cores
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000  # below those that a system gives away by itself
 SECONDS_TO_STOP = 24 * 3600  # of the longest step, evaluation and save; whoever waits less kills us all anyway
@@ -53,7 +54,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))  # torch before 2.12 waits 30, always
     config = LaunchConfig(
         min_nodes=1,

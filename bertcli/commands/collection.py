@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bertcli.commands.report import Runs, links_to, read_runs, write_own_pages
-from bertcli.errors import RunFolderError, UsageError
+from bertcli.errors import RunFolderError
 from bertcli.recipe.suite import run_folder
 from bertcli.runs.console import Console, format_table
 from bertcli.runs.files import write_json, write_text
@@ -61,11 +60,7 @@ def read_collection(name: str) -> dict[str, Any] | None:
     Raises:
         UsageError: it cannot be read.
     """
-    file = RunFolder(Path(name)).results
-    try:
-        results = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the run in {name}: {error}") from error
+    results = RunFolder(Path(name)).read_results() or {}
     return results if "table" in results else None
 
 

@@ -20,7 +20,7 @@ from bertcli.data.inputs import in_chunks
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.models import build
 from bertcli.recipe.schema import DataSection, HardwareSection
-from bertcli.training.devices import build_accelerator, width_multiple
+from bertcli.training.devices import build_accelerator
 from bertcli.training.evaluation import compute_logits
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ class Extractor:
             self._chosen_layers,
             per_token=True,
             max_tokens=self.max_tokens,
-            multiple_of=width_multiple(self.accelerator),
         )
         return vectors
 

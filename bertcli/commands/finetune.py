@@ -24,7 +24,7 @@ from bertcli.models.first_states import tell_first_states
 from bertcli.models.padding_free import speed_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
-from bertcli.recipe.schema import SPEED_ONLY, Recipe
+from bertcli.recipe.schema import Recipe
 from bertcli.runs.card import write_card
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
@@ -71,7 +71,7 @@ def finetune(
         plan = make_plan(recipe, len(prepared.encode("train")), processes.num_processes)
     _say_plan(console, prepared, plan, run)
     if processes.is_main_process:
-        check_run_folder(run, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+        check_run_folder(run, dump_recipe(recipe), overwrite=overwrite)
         check_disk(run, recipe, prepared.count_parameters())
     if dry_run:
         model = FinetuneJob(prepared, plan).build_model()

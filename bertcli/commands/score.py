@@ -19,7 +19,6 @@ from bertcli.models.first_states import first_states
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.tasks.task import Task
-from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
 from bertcli.training.loop import Loss, Targets
 
@@ -98,7 +97,6 @@ def answer(
             per_token=head.per_token,
             loss_of=summed_loss(head) if with_loss else None,
             max_tokens=max_tokens,
-            multiple_of=width_multiple(accelerator),
             on_batch=on_batch,
         )
         check_finite(logits)

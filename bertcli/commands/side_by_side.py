@@ -14,8 +14,9 @@ from typing import Any
 
 from bertcli.errors import Interrupted
 from bertcli.recipe.load import dump_recipe
-from bertcli.recipe.schema import SPEED_ONLY, Recipe
+from bertcli.recipe.schema import Recipe
 from bertcli.runs.console import Console
+from bertcli.runs.environment import num_cores
 from bertcli.runs.folder import RunFolder, open_run_folder, seed_run
 from bertcli.training.signals import StopRequest, stop_on_signals
 
@@ -35,7 +36,7 @@ def run_side_by_side(
         Interrupted: a signal came; it was handed on, and all runs have saved what they did.
     """
     for folder, recipe in wanted.items():
-        open_run_folder(folder, dump_recipe(recipe), SPEED_ONLY, console.say, overwrite=overwrite)
+        open_run_folder(folder, dump_recipe(recipe), console.say, overwrite=overwrite)
     singles = [single for folder, recipe in wanted.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
     with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
@@ -103,7 +104,7 @@ def _places(jobs: int) -> list[dict[str, str]]:
     """Where so many runs at once compute, as variables of their environments: a share of the cores and a GPU."""
     import torch
 
-    cores = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    cores = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // jobs))
     num_gpus = torch.cuda.device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
     gpus = [{"CUDA_VISIBLE_DEVICES": name} for name in names[:num_gpus]] or [{}]

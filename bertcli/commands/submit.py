@@ -19,7 +19,7 @@ from bertcli.recipe.catalogue import load_any, recipe_of_run
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.schema import SPEED_ONLY, Recipe
+from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, ready_runs, single_runs
 from bertcli.runs.console import Console
 from bertcli.runs.files import write_text
@@ -125,9 +125,9 @@ def submit(
     if run not in work.recipes:
         open_collection(run, overwrite=overwrite)
     for path, recipe in work.recipes.items():
-        check_run_folder(path, dump_recipe(recipe), SPEED_ONLY, overwrite=overwrite)
+        check_run_folder(path, dump_recipe(recipe), overwrite=overwrite)
     for path, recipe in work.recipes.items():
-        open_run_folder(path, dump_recipe(recipe), SPEED_ONLY, console.say, overwrite=overwrite)
+        open_run_folder(path, dump_recipe(recipe), console.say, overwrite=overwrite)
     slurm.mkdir(parents=True, exist_ok=True)
     paths = {name: _write_script(slurm, name, text) for name, text in scripts.items()}
     job = _submit(paths["job"])

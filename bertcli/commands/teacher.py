@@ -26,7 +26,6 @@ from bertcli.models import adapt
 from bertcli.models.first_states import first_states, tell_first_states
 from bertcli.runs.console import Console
 from bertcli.runs.folder import best_seed
-from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
 
 if TYPE_CHECKING:
@@ -133,7 +132,6 @@ def _compute(
             part,
             told,
             max_tokens=teacher.max_tokens,
-            multiple_of=width_multiple(teacher.accelerator),
             on_batch=on_batch,
         )
         check_finite(values)

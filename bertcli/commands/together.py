@@ -26,7 +26,7 @@ from bertcli.models.build import save_model
 from bertcli.models.shared import SharedEncoder
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
-from bertcli.recipe.schema import SPEED_ONLY, Recipe
+from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Mixing, Suite, run_folder, singles
 from bertcli.runs.card import write_shared_card
 from bertcli.runs.console import Console
@@ -77,7 +77,7 @@ def finetune_together(
         console.say(f"task      {name}: {size} training rows, {share:.1%} of the steps")
     console.say(f"training  {plan.total_steps} steps of {recipe.training.global_batch_size} examples, each of one task")
     if processes.is_main_process:
-        check_run_folder(run, text, SPEED_ONLY, overwrite=overwrite)
+        check_run_folder(run, text, overwrite=overwrite)
         check_disk(run, recipe, len(recipes) * next(iter(prepared.values())).count_parameters())
     if dry_run:
         console.say("dry run: recipes, data, labels, run folder and disk are fine; nothing was trained")

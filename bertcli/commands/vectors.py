@@ -15,7 +15,6 @@ from accelerate import Accelerator
 
 from bertcli.commands.computed_once import ITEMS_AT_ONCE, computed_once, key_of
 from bertcli.data.encoding import Encoded
-from bertcli.training.devices import width_multiple
 from bertcli.training.evaluation import compute_logits
 
 if TYPE_CHECKING:
@@ -62,7 +61,14 @@ def _compute(
     on_batch: Callable[[int], None],
 ) -> None:
     """Write the vectors to `path`, if this process is to, part by part."""
-    singles = replace(encoded, num_choices=1, rows=np.arange(len(encoded.offsets) - 1), labels=None)
+    singles = replace(
+        encoded,
+        num_choices=1,
+        rows=np.arange(len(encoded.offsets) - 1),
+        labels=None,
+        teacher_logits=None,
+        teacher_states=None,
+    )
     number = len(singles) if first_only else len(singles.input_ids)
     table, at = None, 0
     for _, part in singles.parts(ITEMS_AT_ONCE):
@@ -73,7 +79,6 @@ def _compute(
             _first_hidden if first_only else _hidden,
             per_token=not first_only,
             max_tokens=max_tokens,
-            multiple_of=width_multiple(accelerator),
             on_batch=on_batch,
         )
         if path is None:

@@ -24,10 +24,10 @@ class AskedPositions(torch.nn.Module):
 
     def _choose(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = inputs[0]
-        return (hidden.flatten(0, 1) if self._asked is None else hidden[self._asked], *inputs[1:])
+        return (hidden.flatten(0, 1) if self._asked is None else hidden.flatten(0, 1)[self._asked], *inputs[1:])
 
     def forward(self, asked: torch.Tensor | None = None, **inputs: Any) -> Any:
-        """The model's output for `inputs`, its token logits where `asked` [B, S] is true.
+        """The model's output for `inputs`, its token logits of the `asked` places [M] in the flattened batch.
 
         Without `asked`, they are those of all tokens that reach the head: of a padding-free model only the asked ones.
         """

@@ -13,7 +13,7 @@ from bertcli.heads.asked_positions import AskedPositions
 
 @dataclass
 class JointOutput:
-    """What generator and discriminator say; `get`-able by name as outputs of transformers are."""
+    """What generator and discriminator say; knows its names by `in`, as outputs of transformers do."""
 
     logits: torch.Tensor  # [M, V] the generator's, of the M asked tokens
     discriminator_logits: torch.Tensor  # [B, S]
@@ -44,12 +44,13 @@ class GeneratorAndDiscriminator(torch.nn.Module):
         asked: torch.Tensor,
         **inputs: torch.Tensor,
     ) -> JointOutput:
-        """Fill the `asked` places of `input_ids` [B, S] and judge the result against `original_ids`."""
+        """Fill the `asked` places [M] of the flattened `input_ids` [B, S], judge the result against `original_ids`."""
         logits = self.generator(asked=asked, input_ids=input_ids, attention_mask=attention_mask, **inputs).logits
-        filled = original_ids.clone()
+        filled = original_ids.flatten()
         if len(logits):  # of short texts none may be asked
-            with torch.no_grad():
-                filled[asked] = torch.distributions.Categorical(logits=logits.float()).sample()
+            drawn = torch.distributions.Categorical(logits=logits.detach().float(), validate_args=False).sample()
+            filled = filled.index_copy(0, asked, drawn)
+        filled = filled.view_as(original_ids)
         judged = self.discriminator(input_ids=filled, attention_mask=attention_mask, **inputs).logits
         return JointOutput(logits, judged, filled != original_ids, attention_mask)
 

@@ -71,7 +71,7 @@ class ReplacedTokens(MaskedLM):
     def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
         """The generator's cross-entropy and the discriminator's, weighted."""
         generator = super().loss(outputs, targets, counts)
-        judged = self._judged(outputs).sum() / counts[TOKENS]
+        judged = (self._judged(outputs) * outputs.attention_mask.bool()).sum() / counts[TOKENS]
         return generator + self.section.discriminator_weight * judged
 
     @property
@@ -81,8 +81,8 @@ class ReplacedTokens(MaskedLM):
 
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy of the discriminator, and the generator's beside them."""
-        losses = self._judged(outputs)
         real = outputs.attention_mask.bool()
+        losses = self._judged(outputs)[real]
         hits = ((outputs.discriminator_logits > 0) == outputs.replaced)[real]
         generator = measure_tokens(outputs.logits, targets["labels"])
         return {
@@ -92,9 +92,8 @@ class ReplacedTokens(MaskedLM):
         }
 
     def _judged(self, outputs: Any) -> torch.Tensor:
-        """The discriminator's loss on each token that is no padding."""
+        """The discriminator's loss at each place, padding included. [B, S]"""
         from torch.nn import functional
 
-        real = outputs.attention_mask.bool()
-        logits, replaced = outputs.discriminator_logits[real].float(), outputs.replaced[real].float()
+        logits, replaced = outputs.discriminator_logits.float(), outputs.replaced.float()
         return functional.binary_cross_entropy_with_logits(logits, replaced, reduction="none")

@@ -1,4 +1,4 @@
-"""Models and tokenizers: found by name, loaded or made from scratch, their labels checked by name.
+"""Models and tokenizers: found by name, loaded or made from scratch.
 
 Names are looked up as a run folder, a model folder, in the mirror, in the local Hugging Face cache, on the hub.
 """

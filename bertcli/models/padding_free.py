@@ -56,6 +56,7 @@ class PaddingFree:
         self.reading = "first" if first_only else getattr(model, "reading", "all")
         self.computed: Any = None  # `bertcli.data.layout.Gathered`, None: everything
         self.read: Any = None  # `Gathered`, None: everything
+        self._is_full = False  # whether there is no padding
         self._shape = (0, 0)
         self._mask: torch.Tensor | None = None
         model.padding_free = self  # type: ignore[assignment]
@@ -73,6 +74,7 @@ class PaddingFree:
     def _begin(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
         inputs = dict(inputs)
         self.computed, self.read = inputs.pop("computed", None), inputs.pop("read", None)
+        self._is_full = inputs.pop("is_full", False)
         self._mask = inputs.get("attention_mask")
         return args, inputs
 
@@ -85,8 +87,9 @@ class PaddingFree:
         return outputs
 
     def _hide_mask(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """`computed` says all that the mask says, and making a mask of it would wait for the device."""
-        return None if self.computed is None else (args, {**inputs, "attention_mask": None})
+        """Where it is known what the mask says, making another of it would only wait for the device."""
+        known = self._is_full or self.computed is not None
+        return (args, {**inputs, "attention_mask": None}) if known else None
 
     def _take_away(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any] | None:
         """[B, S, N] to [1, T, N]."""

@@ -65,13 +65,13 @@ def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pr
     return recipe
 
 
-def load_any_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe:
+def load_any_recipe(name_or_path: str) -> Recipe | PretrainRecipe:
     """The recipe of a shipped name or a YAML file, of whichever kind it is.
 
     Raises:
         RecipeError: with every mistake found.
     """
-    return (load_pretrain_recipe if is_pretraining(name_or_path) else load_recipe)(name_or_path, overrides)
+    return (load_pretrain_recipe if is_pretraining(name_or_path) else load_recipe)(name_or_path)
 
 
 def is_pretraining(name_or_path: str) -> bool:

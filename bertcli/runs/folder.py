@@ -23,6 +23,7 @@ from typing import Any
 from bertcli.errors import RecipeError, RunFolderError, UsageError
 from bertcli.recipe.catalogue import compare_texts
 from bertcli.recipe.load import dump_recipe, load_any_recipe
+from bertcli.recipe.schema import SPEED_ONLY
 from bertcli.runs.files import restore_folder, write_text
 from bertcli.runs.lock import alone_in
 
@@ -93,6 +94,17 @@ class RunFolder:
         """What trackers write, such as TensorBoard's events."""
         return self.path / "trackers"
 
+    def read_results(self) -> dict[str, Any] | None:
+        """Its final numbers; None if it is not finished.
+
+        Raises:
+            UsageError: they cannot be read.
+        """
+        try:
+            return {**json.loads(self.results.read_text("utf-8"))} if self.results.is_file() else None
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"cannot read the run in {self.path}: {error} (results.json)") from error
+
     def has_begun(self) -> bool:
         """Whether a run has left more here than what it was to do, or waits for its turn on a cluster."""
         left = (self.train_history, self.eval_history, self.checkpoints, self.model, self.results, self.slurm)
@@ -106,9 +118,12 @@ class RunFolder:
 
 
 def chosen_run(name: str) -> str:
-    """The best run of a finished grid; anything else as it is."""
-    results = Path(name) / "results.json"
-    chosen = json.loads(results.read_text("utf-8")).get("chosen") if results.is_file() else None
+    """The best run of a finished grid; anything else as it is.
+
+    Raises:
+        UsageError: its results cannot be read.
+    """
+    chosen = (RunFolder(Path(name)).read_results() or {}).get("chosen")
     return name if chosen is None else str(Path(name) / chosen)
 
 
@@ -125,25 +140,28 @@ def seed_runs(name: str) -> list[str]:
 
 
 def best_seed(name: str) -> str:
-    """Of a run of several seeds, the run whose own choice scored best; else `name` itself."""
+    """Of a run of several seeds, the run whose own choice scored best; else `name` itself.
+
+    Raises:
+        UsageError: none of them is finished, or the results of one cannot be read.
+    """
     runs = seed_runs(name)
     if len(runs) == 1:
         return runs[0]
-    files = {run: Path(run) / "results.json" for run in runs}
-    finished = {run: json.loads(file.read_text("utf-8")) for run, file in files.items() if file.is_file()}
+    results = {run: RunFolder(Path(run)).read_results() for run in runs}
+    finished = {run: found for run, found in results.items() if found is not None}
     if not finished:
         raise UsageError(f"no run under {name} is finished yet; run the same `bertcli finetune` again, or name one")
     return max(finished, key=lambda run: finished[run]["metrics"]["validation"][finished[run]["best_by"]])
 
 
-def open_run_folder(
-    path: Path, recipe_text: str, speed_only: set[str], say: Callable[[str], None], *, overwrite: bool
-) -> RunFolder:
+def open_run_folder(path: Path, recipe_text: str, say: Callable[[str], None], *, overwrite: bool) -> RunFolder:
     """Make the folder, or take it up again if it holds a run of the same recipe; a finished one stays as it is.
+
+    Sections of the recipe that change only the speed may differ from the earlier run's.
 
     Args:
         recipe_text: the resolved recipe, as it will stand in `recipe.yaml`.
-        speed_only: top-level sections of the recipe that may differ from the earlier run's.
         say: told what differs there.
         overwrite: remove what an earlier run left there (never a folder that is not a run).
 
@@ -152,7 +170,7 @@ def open_run_folder(
             written.
     """
     folder = RunFolder(path)
-    check_run_folder(path, recipe_text, speed_only, overwrite=overwrite)
+    check_run_folder(path, recipe_text, overwrite=overwrite)
     if folder.has_begun() and not overwrite:
         if folder.results.is_file():
             return folder
@@ -182,20 +200,20 @@ def remove_run(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def finished_results(path: Path, recipe_text: str, speed_only: set[str]) -> dict[str, Any] | None:
+def finished_results(path: Path, recipe_text: str) -> dict[str, Any] | None:
     """The results of a finished run of this recipe; None if there is none.
 
     Raises:
         RunFolderError: the folder holds something else.
+        UsageError: they cannot be read.
     """
-    results = RunFolder(path).results
-    if not results.is_file():
-        return None
-    check_run_folder(path, recipe_text, speed_only, overwrite=False)
-    return json.loads(results.read_text("utf-8"))
+    results = RunFolder(path).read_results()
+    if results is not None:
+        check_run_folder(path, recipe_text, overwrite=False)
+    return results
 
 
-def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, overwrite: bool) -> None:
+def check_run_folder(path: Path, recipe_text: str, *, overwrite: bool) -> None:
     """Raise what `open_run_folder` would, without writing anything."""
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file, expected a folder for the run. Choose another with --run.")
@@ -210,7 +228,7 @@ def check_run_folder(path: Path, recipe_text: str, speed_only: set[str], *, over
     if overwrite or not folder.has_begun():
         return
     before, now = _with_newer_keys(folder.recipe), recipe_text
-    if _without(before, speed_only) != _without(now, speed_only):
+    if _without(before, SPEED_ONLY) != _without(now, SPEED_ONLY):
         difference = "\n".join(
             difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", "", "", 0, "")
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.errors import RunFolderError
+from bertcli.runs.files import write_parts
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
@@ -43,9 +44,7 @@ def forget_after(path: Path, step: int) -> None:
     """Drop the records of steps after `step`: they will be made again by the resumed run."""
     kept = [record for record in read_records(path) if record["step"] <= step]
     if path.is_file():
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
-        aside.replace(path)
+        write_parts(path, (json.dumps(record) + "\n" for record in kept))
 
 
 def is_better_lower(score: str) -> bool:

@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class Files(Section):
-    """Files of a person's own: CSV, TSV, JSON Lines or Parquet, by their endings (one path or a list a split)."""
+    """Files of a person's own, by their endings CSV, TSV, JSON, JSON Lines, Parquet or CoNLL; one or a list a split."""
 
     train: Paths = Field((), description="files to learn from")
     validation: Paths = Field((), description="files to choose the best checkpoint by")

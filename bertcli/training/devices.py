@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from bertcli.errors import UsageError
 from bertcli.memory import keep_memory
 from bertcli.recipe.schema import HardwareSection
 
+PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads, tokenises or saves
 ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -73,11 +75,14 @@ def build_accelerator(
 
 def processes_of(hardware: HardwareSection) -> PartialState:
     """Which of how many processes this is, as `torchrun`, `srun` or Accelerate's launcher started them."""
-    return PartialState(cpu=_uses_cpu(hardware))
+    return PartialState(cpu=_uses_cpu(hardware), timeout=PATIENCE)
 
 
 def on_device(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: torch.device) -> dict[str, Any]:
-    """A batch as `model` reads it, sent to its device without waiting."""
+    """A batch as `model` reads it, sent to its device without waiting.
+
+    Of `asked` [B, S] the places in the flattened batch are sent [M], of `labels` those alone.
+    """
     if "asked" in batch:  # what chooses by a mask on the device has to wait for it
         batch = batch | {"labels": batch["labels"][batch["asked"]]}
     known: dict[str, Any] = {}
@@ -91,6 +96,10 @@ def on_device(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: to
         batch = with_layout(batch, padding_free.reading, on_cpu=device.type == "cpu")
     elif "position_ids" in batch:
         batch = with_block_mask(batch)
+    if "is_full" in batch:
+        known["is_full"] = batch.pop("is_full")
+    if "asked" in batch:
+        batch = batch | {"asked": batch["asked"].flatten().nonzero()[:, 0]}
     if device.type == "cuda":  # which copies other memory only when it gets there, and has this process wait for it
         batch = {name: value.pin_memory() for name, value in batch.items()}
     return known | {name: value.to(device, non_blocking=True) for name, value in batch.items()}

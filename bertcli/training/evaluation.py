@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import token_budget_batches
-from bertcli.training.devices import on_device
+from bertcli.training.devices import on_device, width_multiple
 from bertcli.training.sharding import own_share
 
 
@@ -25,7 +25,6 @@ def compute_logits(
     per_token: bool = False,
     loss_of: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
     max_tokens: int,
-    multiple_of: int = 1,
     on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> tuple[np.ndarray, float]:
     """Logits of all N items, float32, on the CPU, and their summed loss; each item is computed exactly once.
@@ -42,22 +41,34 @@ def compute_logits(
     model.eval()
     batches = list(token_budget_batches(encoded.lengths, max(1, max_tokens // encoded.num_choices)))
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    loss = torch.zeros((), dtype=torch.float64)
+    losses: list[torch.Tensor] = []
+    ahead: tuple[np.ndarray, torch.Tensor] | None = None  # still at work on the device while the next batch is made
+
+    def fetch() -> None:
+        if ahead is not None:
+            items, logits = ahead
+            parts.append((items, logits.cpu().numpy()))
+            on_batch(len(items))
+
     with torch.inference_mode():
         for items, counts in own_share(batches, accelerator, model):
-            inputs = on_device(encoded.batch(items, multiple_of), model, accelerator.device)
+            batch = encoded.batch(items, width_multiple(accelerator))
+            inputs = on_device(batch, model, accelerator.device)
             labels = inputs.pop("labels", None)
             outputs = model(**inputs)
             if not counts:
                 continue
             logits = logits_of(outputs).float()
             if loss_of is not None and labels is not None:
-                loss += loss_of(outputs, labels).cpu()
+                losses.append(loss_of(outputs, labels))
             if per_token:
-                logits = logits[inputs["attention_mask"].bool()]
-            parts.append((items, logits.cpu().numpy()))
-            on_batch(len(items))
-    return _in_order(encoded, gather_object(parts), per_token), sum(gather_object([loss.item()]))
+                real = batch["attention_mask"].flatten().nonzero()[:, 0]  # asked of the device, it would be waited for
+                logits = logits.flatten(0, 1)[real.to(accelerator.device, non_blocking=True)]
+            fetch()
+            ahead = items, logits
+        fetch()
+    total = sum(loss.item() for loss in losses)
+    return _in_order(encoded, gather_object(parts), per_token), sum(gather_object([total]))
 
 
 def _in_order(encoded: Encoded, parts: list[tuple[np.ndarray, np.ndarray]], per_token: bool) -> np.ndarray:

@@ -138,6 +138,14 @@ def test_choices_have_states_of_their_own(encoder: Path, monkeypatch: pytest.Mon
     assert finetune(recipe, Path("run"), console=QUIET)["total_steps"] == 2
 
 
+def test_a_fixed_encoder_chooses_with_a_teacher(encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
+    small = [f"model.name={encoder}", "data.max_length=32", "data.max_train_examples=12", "training.max_steps=2"]
+    finetune(load_recipe("sample/choices", small), Path("teacher"), console=QUIET)
+    recipe = load_recipe("sample/choices", [*small, "training.strategy=features", "training.teacher=teacher"])
+    assert finetune(recipe, Path("run"), console=QUIET)["total_steps"] == 2
+
+
 def test_main_directions_keep_what_varies_most_among_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_module, "ITEMS_AT_ONCE", 7)
     random = np.random.default_rng(0)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bertcli.errors import RunFolderError
+from bertcli.errors import RunFolderError, UsageError
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.runs.files import replace_folder, restore_folder, write_text
-from bertcli.runs.folder import open_run_folder
+from bertcli.runs.folder import best_seed, chosen_run, finished_results, open_run_folder
 
 RECIPE = dump_recipe(load_recipe("glue/rte", ["training.epochs=3", "evaluation.every_epochs=1"]))
 
@@ -17,7 +17,7 @@ RECIPE = dump_recipe(load_recipe("glue/rte", ["training.epochs=3", "evaluation.e
 def open_again(path: Path, recipe: str = RECIPE, overwrite: bool = False) -> list[str]:
     """What is told."""
     told: list[str] = []
-    open_run_folder(path, recipe, {"hardware"}, told.append, overwrite=overwrite)
+    open_run_folder(path, recipe, told.append, overwrite=overwrite)
     return told
 
 
@@ -37,6 +37,21 @@ def test_a_run_begun_before_a_key_was_known_goes_on_without_a_word(tmp_path: Pat
     (tmp_path / "run" / "train.jsonl").touch()
     assert open_again(tmp_path / "run") == []
     assert (tmp_path / "run" / "recipe.yaml").read_text() == RECIPE
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '""'])
+def test_results_that_cannot_be_read_are_told_with_their_folder(tmp_path: Path, content: str) -> None:
+    for seed in (1, 2):
+        open_again(tmp_path / "run" / f"seed-{seed}")
+    broken = tmp_path / "run" / "seed-2"
+    (broken / "results.json").write_text(content)
+    for read in (
+        lambda: best_seed(str(broken.parent)),
+        lambda: chosen_run(str(broken)),
+        lambda: finished_results(broken, RECIPE),
+    ):
+        with pytest.raises(UsageError, match=r"cannot read the run in .*seed-2: .*results\.json"):
+            read()
 
 
 def test_a_finished_run_keeps_the_hardware_it_was_made_on(tmp_path: Path) -> None:
