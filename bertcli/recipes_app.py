@@ -117,7 +117,8 @@ def diff(
 
     found = compare_recipes(one, other)
     if as_json:
-        print_result(json.dumps([dict(zip(("key", "one", "other"), row, strict=True)) for row in found]))
+        rows = [dict(zip(("key", "one", "other"), row, strict=True)) for row in found]
+        print_result(json.dumps(rows, ensure_ascii=False))
     elif found:
         print_result(format_table(["key", one, other], found))
 

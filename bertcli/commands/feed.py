@@ -14,8 +14,7 @@ from bertcli.data.corpus import BEGINS_WORD, Corpus
 from bertcli.data.loaders import GlobalBatch, global_batch, length_grouped_batches
 from bertcli.data.packing import pack
 from bertcli.data.sequences import Ranges, cut_documents, documents_of_epoch, in_blocks, pair_documents
-from bertcli.heads.masked_lm import MaskedSequences
-from bertcli.heads.objective import Asked, Objective, Text
+from bertcli.heads.objective import Asked, AskedTokens, Objective, Text
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.training.progress import Clock
 
@@ -150,7 +149,7 @@ class Feed:
         packed = [block.packed[row] for row in rows]
         asked = self.objective.ask(texts_of(self.corpus, block.ranges, np.concatenate(packed)), random)
         ends = np.cumsum([len(row) for row in packed])
-        assert isinstance(asked, MaskedSequences), "a recipe has packing for masked tokens alone"
+        assert isinstance(asked, AskedTokens), "a recipe has packing for masked tokens alone"
         return asked.packed(np.split(np.arange(ends[-1]), ends[:-1]), self.first_position)
 
 

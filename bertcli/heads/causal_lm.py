@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL
-from bertcli.heads.masked_lm import MaskedSequences, frame_texts
-from bertcli.heads.objective import Text, TokenObjective
+from bertcli.heads.objective import AskedTokens, Text, TokenObjective
 
 
 class CausalLM(TokenObjective):
@@ -21,9 +20,9 @@ class CausalLM(TokenObjective):
         """BERT-like encoders only look back if they are told to be decoders."""
         return {"is_decoder": True}
 
-    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> MaskedSequences:
+    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> AskedTokens:
         """The texts as they are; chance has no part in it."""
-        encoded, _, _ = frame_texts(self, texts)
+        encoded, _, _ = self.framed(texts)
         labels = np.append(encoded.input_ids[1:], IGNORED_LABEL).astype(np.int64)
         labels[encoded.offsets[1:] - 1] = IGNORED_LABEL  # nothing follows the last token of a sequence
-        return MaskedSequences(encoded.with_labels(encoded.input_ids, labels), None)
+        return AskedTokens(encoded.with_labels(encoded.input_ids, labels))

@@ -8,12 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from bertcli.data.encoding import Frame, frame_of
+from bertcli.data.encoding import IGNORED_LABEL, Encoded, Frame, Sequences, frame_of
 from bertcli.data.loaders import Batchable
+from bertcli.data.packing import Packed
 from bertcli.recipe.pretrain import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -44,6 +46,38 @@ class Asked(Batchable, Protocol):
         """The number of targets of each kind, over all sequences."""
 
 
+@dataclass(frozen=True)
+class AskedTokens:
+    """Sequences some of whose tokens are asked for: their labels."""
+
+    encoded: Encoded | Packed
+
+    def packed(self, rows: list[np.ndarray], first_position: int) -> AskedTokens:
+        """The same with several sequences in a row, positions counted from `first_position` in each."""
+        assert isinstance(self.encoded, Encoded)
+        return AskedTokens(Packed(self.encoded, rows, first_position))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each sequence. [N]"""
+        return self.encoded.sizes
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence. [N]"""
+        return self.encoded.lengths
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Asked tokens."""
+        return {"labels": max(1, int(self.encoded.num_targets.sum()))}
+
+    def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
+        """Inputs, labels, and which tokens are asked for. [B, S]"""
+        tensors = self.encoded.batch(items, multiple_of)
+        return tensors | {"asked": tensors["labels"] != IGNORED_LABEL}
+
+
 class Objective(ABC):
     """One way to learn from plain text."""
 
@@ -57,6 +91,21 @@ class Objective(ABC):
     def room(self, max_length: int) -> int:
         """Tokens of text in a sequence of `max_length`."""
         return max_length - self.frame.num_special
+
+    def framed(self, texts: Sequence[Text]) -> tuple[Encoded, np.ndarray, np.ndarray]:
+        """The texts with special tokens around them; which tokens are not special [T], and which begin a word [T].
+
+        Special, too, are unknown tokens in the text: there is nothing to guess.
+        """
+        frame, made = self.frame, Sequences()
+        starts: list[np.ndarray] = []
+        before, between, after = (np.zeros(len(part), bool) for part in (frame.before, frame.between, frame.after))
+        for row, text in enumerate(texts):
+            made.add(row, *frame.join(text.first.tolist(), text.second.tolist()))
+            starts += [before, text.first_starts, between, text.second_starts, after]
+        encoded = made.encoded(self.tokenizer, None)
+        is_special = np.isin(encoded.input_ids, np.asarray(self.tokenizer.all_special_ids))
+        return encoded, ~is_special, np.concatenate(starts).astype(bool)
 
     def build(self, model: PreTrainedModel) -> torch.nn.Module:
         """What is trained, around the model that is saved: it gives logits where tokens are asked for."""
@@ -92,28 +141,30 @@ class Objective(ABC):
 
 
 class TokenObjective(Objective):
-    """An objective whose only targets are the tokens that a model's logits are of."""
+    """An objective whose targets are the tokens that a model's logits are of."""
 
     def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
         """Cross-entropy of the asked tokens."""
         from torch.nn import functional
 
-        return functional.cross_entropy(outputs.logits.float(), targets["labels"], reduction="sum") / counts["labels"]
+        logits = _token_logits(outputs).float()
+        return functional.cross_entropy(logits, targets["labels"], reduction="sum") / counts["labels"]
 
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy on the asked tokens."""
-        return measure_tokens(outputs.logits, targets["labels"])
+        from torch.nn import functional
+
+        logits, labels = _token_logits(outputs), targets["labels"]
+        loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
+        return {
+            "loss": (float(loss), len(labels)),
+            "accuracy": (float((logits.argmax(-1) == labels).sum()), len(labels)),
+        }
 
 
-def measure_tokens(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, tuple[float, int]]:
-    """Sums of loss and hits over the M asked tokens: logits [M, V], labels [M]."""
-    from torch.nn import functional
-
-    loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
-    return {
-        "loss": (float(loss), len(labels)),
-        "accuracy": (float((logits.argmax(-1) == labels).sum()), len(labels)),
-    }
+def _token_logits(outputs: Any) -> torch.Tensor:
+    """The logits of tokens, as models with one head call them and those for pretraining with two."""
+    return outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
 
 
 def random_token_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

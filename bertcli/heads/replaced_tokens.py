@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.encoding import Encoded
 from bertcli.errors import ModelError
-from bertcli.heads.masked_lm import MaskedLM, MaskedSequences, frame_texts, mask_texts
-from bertcli.heads.objective import Text, measure_tokens
+from bertcli.heads.masked_lm import MaskedLM
+from bertcli.heads.objective import AskedTokens, Text
 
 if TYPE_CHECKING:
     import torch
@@ -22,21 +20,18 @@ if TYPE_CHECKING:
 TOKENS = "tokens"  # what the discriminator's loss is a mean over: it judges every token
 
 
-@dataclass(frozen=True)
-class ReplaceableSequences(MaskedSequences):
+class ReplaceableTokens(AskedTokens):
     """Masked sequences beside what they were."""
-
-    original: Encoded
 
     @cached_property
     def counts(self) -> dict[str, int]:
         """Masked tokens for the generator, all tokens for the discriminator."""
-        return super().counts | {TOKENS: len(self.original.input_ids)}
+        return super().counts | {TOKENS: int(self.sizes.sum())}
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
         """Masked inputs, labels and the original ids. [B, S]"""
-        original = self.original.batch(items, multiple_of)["input_ids"]
-        return super().batch(items, multiple_of) | {"original_ids": original}
+        tensors = super().batch(items, multiple_of)
+        return tensors | {"original_ids": tensors["labels"].where(tensors["asked"], tensors["input_ids"])}
 
 
 class ReplacedTokens(MaskedLM):
@@ -63,10 +58,9 @@ class ReplacedTokens(MaskedLM):
         model: Any = module.discriminator
         return model
 
-    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> ReplaceableSequences:
+    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> ReplaceableTokens:
         """Masked texts for the generator, the texts themselves to judge by."""
-        original, _, _ = frame_texts(self, texts)
-        return ReplaceableSequences(mask_texts(self, texts, random), None, original)
+        return ReplaceableTokens(self.mask(texts, random))
 
     def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
         """The generator's cross-entropy and the discriminator's, weighted."""
@@ -84,7 +78,7 @@ class ReplacedTokens(MaskedLM):
         real = outputs.attention_mask.bool()
         losses = self._judged(outputs)[real]
         hits = ((outputs.discriminator_logits > 0) == outputs.replaced)[real]
-        generator = measure_tokens(outputs.logits, targets["labels"])
+        generator = super().measure(outputs, targets)
         return {
             "loss": (float(losses.sum()), len(losses)),
             "accuracy": (float(hits.sum()), len(hits)),

@@ -66,7 +66,7 @@ class TextClassification(Head):
         """The head for a task, its labels as the training rows have them."""
         labels = cls.labels_of(task, train)
         head = cls(task.problem, labels)
-        answers = head.read_labels(task, train)
+        answers = head.references(task, train)
         if answers is None:
             raise DataError(f"{task.name}: the training rows have no labels")
         if task.problem == "single_label" and len(np.unique(answers)) < 2:
@@ -100,7 +100,7 @@ class TextClassification(Head):
 
         Args:
             logits: of the rows, [R, C].
-            right: the right answers, in the form of `read_labels`.
+            right: the right answers, in the form of `references`.
         """
         shares, thresholds = self.probabilities(logits), {}
         for label in usual_thresholds(task, self.labels):
@@ -133,17 +133,13 @@ class TextClassification(Head):
             texts[0],
             texts[1] if len(texts) > 1 else None,
             data.max_length,
-            self.read_labels(task, rows),
+            self.references(task, rows),
             long_inputs=data.long_inputs,
             doc_stride=data.doc_stride,
         )
 
     def references(self, task: Task, rows: Dataset) -> np.ndarray | None:
-        """The right answers in the form of `decide`; None if they are hidden."""
-        return self.read_labels(task, rows)
-
-    def read_labels(self, task: Task, rows: Dataset) -> np.ndarray | None:
-        """The answers as [N] class numbers, [N] numbers or [N, C] zeros and ones; None if they are not given.
+        """The right answers as [N] class numbers, [N] numbers or [N, C] zeros and ones; None if they are not given.
 
         Raises:
             DataError: some rows have an answer and others none, or an answer is not one of the labels.
@@ -184,11 +180,11 @@ class TextClassification(Head):
         return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
     def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
-        """Answers for R rows from logits [N, C], in the form of `read_labels`."""
+        """Answers for R rows from logits [N, C], in the form of `references`."""
         return self.choose(average_windows(encoded, logits))
 
     def choose(self, logits: np.ndarray) -> np.ndarray:
-        """Answers for R rows from their logits [R, C], in the form of `read_labels`."""
+        """Answers for R rows from their logits [R, C], in the form of `references`."""
         thresholds = self.thresholds or {}
         if self.problem == "multi_label":
             least = np.array([thresholds.get(label, USUAL) for label in self.labels])
@@ -224,7 +220,7 @@ class TextClassification(Head):
 
     def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
         """R answers beside the right ones."""
-        right, logits = self.read_labels(task, rows), average_windows(encoded, logits)
+        right, logits = self.references(task, rows), average_windows(encoded, logits)
         assert right is not None
         if self.problem == "single_label":
             return compare_labels(self.labels, logits, self.choose(logits), right)

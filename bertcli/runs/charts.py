@@ -11,6 +11,8 @@ Point = tuple[float, float]
 Records = Sequence[dict[str, Any]]
 MOST_POINTS = 400  # of a curve
 MOST_DOTS = 1000  # of a scatter
+MOST_BARS = 30  # of a histogram
+MOST_TICKS = 5  # of an axis, about
 SCORE = "eval/validation/"
 
 
@@ -132,10 +134,10 @@ def scatter(pairs: Sequence[Point]) -> Chart:
     return Chart("scatter", "Predicted against right", "right", "predicted", [dots], diagonal=True)
 
 
-def histogram(values: Sequence[int], most_bars: int = 30) -> Chart:
+def histogram(values: Sequence[int]) -> Chart:
     """How many rows have which length."""
     low, high = min(values), max(values)
-    width = max(1, math.ceil((high - low + 1) / most_bars))
+    width = max(1, math.ceil((high - low + 1) / MOST_BARS))
     counts = [0] * ((high - low) // width + 1)
     for value in values:
         counts[(value - low) // width] += 1
@@ -144,9 +146,9 @@ def histogram(values: Sequence[int], most_bars: int = 30) -> Chart:
     return Chart("lengths", "Length of the validation rows", "tokens", "rows", [series], y_from_zero=True)
 
 
-def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+def nice_ticks(low: float, high: float) -> list[float]:
     """Round numbers between `low` and `high`: multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / most
+    rough = (high - low) / MOST_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

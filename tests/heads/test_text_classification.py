@@ -33,7 +33,7 @@ def test_labels_are_matched_by_name_whatever_their_order_in_the_data() -> None:
     task = task_of(labels=("negative", "positive"))
     assert resolve_labels(task, rows) == ("negative", "positive")
     head = TextClassification("single_label", ("negative", "positive"))
-    assert head.read_labels(task, rows).tolist() == [1, 0, 0]
+    assert head.references(task, rows).tolist() == [1, 0, 0]
 
 
 def test_labels_come_from_the_row_then_the_data_set_then_the_rows() -> None:
@@ -57,17 +57,17 @@ def test_a_label_outside_the_list_is_named_with_its_row() -> None:
     rows = Dataset.from_dict({"text": ["t"] * 2, "label": ["good", "godo"]})
     words = r"row 2 has the label 'godo', expected one of .* Did you mean good\? It begins 't'\. Mend it"
     with pytest.raises(DataError, match=words):
-        TextClassification("single_label", ("bad", "good")).read_labels(task_of(), rows)
+        TextClassification("single_label", ("bad", "good")).references(task_of(), rows)
 
 
 def test_hidden_labels_are_no_labels() -> None:
     head = TextClassification("single_label", ("no", "yes"))
-    assert head.read_labels(task_of(), class_labels(["no", "yes"], [-1, -1])) is None
-    assert head.read_labels(task_of(), Dataset.from_dict({"text": ["t"]})) is None
+    assert head.references(task_of(), class_labels(["no", "yes"], [-1, -1])) is None
+    assert head.references(task_of(), Dataset.from_dict({"text": ["t"]})) is None
     with pytest.raises(DataError, match="row 2 has no label"):
-        head.read_labels(task_of(), class_labels(["no", "yes"], [1, -1]))
+        head.references(task_of(), class_labels(["no", "yes"], [1, -1]))
     number = TextClassification("regression", ())
-    assert number.read_labels(task_of(), Dataset.from_dict({"text": ["t"], "label": [-1.0]})) is None
+    assert number.references(task_of(), Dataset.from_dict({"text": ["t"], "label": [-1.0]})) is None
 
 
 def test_an_empty_cell_is_no_label_nor_is_minus_one_that_is_not_listed(write_csv: Callable[..., Path]) -> None:
@@ -78,17 +78,17 @@ def test_an_empty_cell_is_no_label_nor_is_minus_one_that_is_not_listed(write_csv
 
     assert resolve_labels(task_of(), rows_of("a", "", "b", "-1")) == ("a", "b")
     head = TextClassification("single_label", ("-1", "1"))
-    assert head.read_labels(task_of(), rows_of("", " ", "-1")) is None
+    assert head.references(task_of(), rows_of("", " ", "-1")) is None
     listed = task_of(labels=("-1", "1"))
-    answers = head.read_labels(listed, rows_of("1", "-1"))
+    answers = head.references(listed, rows_of("1", "-1"))
     assert answers is not None
     assert answers.tolist() == [1, 0]
     with pytest.raises(DataError, match=r"row 2 has no label.* Label or remove it\.$"):
-        head.read_labels(listed, rows_of("1", ""))
+        head.references(listed, rows_of("1", ""))
     with pytest.raises(DataError, match=r"row 2 has no label.* If -1 is a label, list it in task\.labels"):
-        head.read_labels(task_of(), rows_of("1", "-1"))
+        head.references(task_of(), rows_of("1", "-1"))
     several = TextClassification("multi_label", ("a", "b"))
-    found = several.read_labels(task_of(problem="multi_label"), rows_of("a,b", ""))
+    found = several.references(task_of(problem="multi_label"), rows_of("a,b", ""))
     assert found is not None
     assert found.tolist() == [[1, 1], [0, 0]]
 
@@ -97,7 +97,7 @@ def test_an_empty_cell_is_no_label_nor_is_minus_one_that_is_not_listed(write_csv
 def test_a_number_that_is_none_is_named(value: float | None) -> None:
     rows = Dataset.from_dict({"text": ["t", "t"], "label": [1.0, value]})
     with pytest.raises(DataError, match="row 2"):
-        TextClassification("regression", ()).read_labels(task_of(problem="regression"), rows)
+        TextClassification("regression", ()).references(task_of(problem="regression"), rows)
 
 
 def test_several_labels_come_as_lists_or_with_commas() -> None:
@@ -105,8 +105,8 @@ def test_several_labels_come_as_lists_or_with_commas() -> None:
     expected = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     lists = Dataset.from_dict({"text": ["t"] * 3, "label": [["a", "c"], [], ["b"]]})
     words = Dataset.from_dict({"text": ["t"] * 3, "label": ["a, c", "", "b"]})
-    assert head.read_labels(task_of(problem="multi_label"), lists).tolist() == expected
-    assert head.read_labels(task_of(problem="multi_label"), words).tolist() == expected
+    assert head.references(task_of(problem="multi_label"), lists).tolist() == expected
+    assert head.references(task_of(problem="multi_label"), words).tolist() == expected
 
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
