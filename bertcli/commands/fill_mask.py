@@ -65,8 +65,8 @@ class MaskFiller:
         for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
             texts = [str(row[column]).replace(COMMON_MASK, mask) for row in chunk]
             encoded = encode_texts(self.tokenizer, texts, None, self.max_length)
-            masked = encoded.input_ids == self.tokenizer.mask_token_id
-            wanting = np.flatnonzero(np.add.reduceat(masked, encoded.offsets[:-1]))
+            masks = np.concatenate(([0], np.cumsum(encoded.input_ids == self.tokenizer.mask_token_id)))
+            wanting = np.flatnonzero(np.diff(masks[encoded.offsets]))
             answers: dict[int, list[list[dict[str, Any]]]] = {}
             for chosen in token_budget_batches(encoded.lengths[wanting], self.max_tokens):
                 items = wanting[chosen]

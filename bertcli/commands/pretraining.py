@@ -25,7 +25,7 @@ from bertcli.heads.objectives import OBJECTIVES
 from bertcli.models import build
 from bertcli.models.architecture import PACKABLE, VOCABULARY_MULTIPLE, build_config
 from bertcli.models.tokenizers import train_tokenizer
-from bertcli.recipe.plan import Plan
+from bertcli.recipe.plan import Plan, complete_plan
 from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.runs.console import Console
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HELD_OUT_SALT = 3  # of the choices made once, for the held-out text
 PLAN_SALT = 5  # of the documents that are looked at for the plan
-DOCUMENTS_TO_PLAN_BY = 1000
+TOKENS_TO_PLAN_BY = 200_000
 LEARNED_AS = 3  # to be raised when vocabularies are learned in another way: those in the cache are then not taken
 TOKENS_BETWEEN_LINES = 10_000_000
 
@@ -159,7 +159,11 @@ def _sample(recipe: PretrainRecipe, mirror: Path | None) -> Iterator[str]:
 
 
 def plan_stages(recipe: PretrainRecipe, prepared: Pretraining, num_processes: int = 1) -> tuple[Plan, list[Stage]]:
-    """The numbers of the run, and the steps of each phase."""
+    """The numbers of the run, and the steps of each phase.
+
+    Raises:
+        RecipeError: the warm-up is longer than the training.
+    """
     training, phases = recipe.training, recipe.phases
     sizes = [phase.global_batch_size or training.global_batch_size for phase in phases]
     lengths = prepared.corpus.lengths_of(prepared.train)
@@ -182,22 +186,13 @@ def plan_stages(recipe: PretrainRecipe, prepared: Pretraining, num_processes: in
         total = math.ceil(training.max_tokens / tokens_a_step)
     else:
         total = max(1, round(training.epochs * num_tokens / tokens_a_step))
-    warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total)
-    evaluation = recipe.evaluation
-    every = evaluation.every_steps or (
-        math.ceil(evaluation.every_epochs * per_epoch) if evaluation.every_epochs is not None else total
-    )
-    micro = recipe.hardware.micro_batch_size
-    per_process = math.ceil(max(sizes) / num_processes)
-    micro_batch_size = per_process if micro == "auto" else min(micro, per_process)
-    plan = Plan(
+    plan = complete_plan(
+        recipe,
         num_train_examples=sequences,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        warmup_steps=min(warmup, total),
-        eval_every_steps=min(every, total),
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=math.ceil(per_process / micro_batch_size),
+        global_batch_size=max(sizes),
+        num_processes=num_processes,
         budget_seconds=_seconds(training.budget),
     )
     ends = np.cumsum([phase.share for phase in phases]).tolist()
@@ -215,10 +210,11 @@ def _sequences_a_piece(prepared: Pretraining, room: int) -> float:
     section = prepared.recipe.objective
     if section.pairs is None:
         return 1.0
-    random = np.random.default_rng(PLAN_SALT)
-    some = random.choice(prepared.train, min(DOCUMENTS_TO_PLAN_BY, len(prepared.train)), replace=False)
+    random, lengths_of = np.random.default_rng(PLAN_SALT), prepared.corpus.lengths_of
+    order = random.permutation(prepared.train)
+    some = order[: max(2, int(np.searchsorted(np.cumsum(lengths_of(order)), TOKENS_TO_PLAN_BY)))]
     pairs = pair_documents(prepared.corpus, some, room, section.pairs, section.short_sequence_probability, random)
-    return len(pairs) / int((-(-prepared.corpus.lengths_of(some) // room)).sum())
+    return len(pairs) / int((-(-lengths_of(some) // room)).sum())
 
 
 def _seconds(budget: str | None) -> float | None:

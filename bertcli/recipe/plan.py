@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from bertcli.errors import RecipeError
+from bertcli.recipe.pretrain import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 
 
@@ -29,27 +30,57 @@ def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -
     Raises:
         RecipeError: the warm-up is longer than the training.
     """
-    training, evaluation = recipe.training, recipe.evaluation
+    training = recipe.training
     steps_per_epoch = math.ceil(num_train_examples / training.global_batch_size)
-    total = training.max_steps or max(1, round(training.epochs * steps_per_epoch))
-    warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total)
-    if warmup > total:
-        raise RecipeError([f"found training.warmup_steps {warmup}, expected at most the {total} steps of the training"])
+    return complete_plan(
+        recipe,
+        num_train_examples=num_train_examples,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=training.max_steps or max(1, round(training.epochs * steps_per_epoch)),
+        global_batch_size=training.global_batch_size,
+        num_processes=num_processes,
+    )
+
+
+def complete_plan(
+    recipe: Recipe | PretrainRecipe,
+    *,
+    num_train_examples: int,
+    steps_per_epoch: int,
+    total_steps: int,
+    global_batch_size: int,
+    num_processes: int,
+    budget_seconds: float | None = None,
+) -> Plan:
+    """What follows from the number of steps: warm-up, evaluations, and how a batch is divided.
+
+    Args:
+        global_batch_size: of the largest step.
+
+    Raises:
+        RecipeError: the warm-up is longer than the training.
+    """
+    training, evaluation, micro = recipe.training, recipe.evaluation, recipe.hardware.micro_batch_size
+    warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total_steps)
+    if warmup > total_steps:
+        raise RecipeError(
+            [f"found training.warmup_steps {warmup}, expected at most the {total_steps} steps of the training"]
+        )
     if evaluation.every_steps is not None:
         eval_every = evaluation.every_steps
     elif evaluation.every_epochs is not None:
         eval_every = math.ceil(evaluation.every_epochs * steps_per_epoch)
     else:
-        eval_every = total
-    per_process = math.ceil(training.global_batch_size / num_processes)
-    micro = recipe.hardware.micro_batch_size
+        eval_every = total_steps
+    per_process = math.ceil(global_batch_size / num_processes)
     micro_batch_size = per_process if micro == "auto" else min(micro, per_process)
     return Plan(
         num_train_examples=num_train_examples,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total,
+        total_steps=total_steps,
         warmup_steps=warmup,
-        eval_every_steps=min(eval_every, total),
+        eval_every_steps=min(eval_every, total_steps),
         micro_batch_size=micro_batch_size,
         accumulation_steps=math.ceil(per_process / micro_batch_size),
+        budget_seconds=budget_seconds,
     )

@@ -420,6 +420,7 @@ def test_base_and_large_have_the_parameters_of_the_paper(encoder: Path, size: st
         ({"objective": "{masking: words}"}, RecipeError, "unknown key 'masking'"),
         ({"packing": "true", "objective": "{kind: replaced_tokens}"}, RecipeError, "`packing` goes with"),
         ({"packing": "true", "objective": "{pairs: next_sentence}"}, RecipeError, "leave one of them out"),
+        ({"training": "{max_steps: 5, warmup_steps: 6}"}, RecipeError, "at most the 5 steps"),
         ({"evaluation": "{best_by: acuracy}"}, RecipeError, "Did you mean accuracy"),
         ({"training": "{label_smoothing: 0.1}"}, RecipeError, "unknown key 'label_smoothing'"),
         ({"objective": "{kind: causal_lm, pairs: next_sentence}"}, RecipeError, "go with the objective masked_lm"),
