@@ -10,9 +10,10 @@ from accelerate import Accelerator
 
 from bertcli.commands.comparing import compare
 from bertcli.commands.job import Answers, Job, OnBatch, Scores, join, open_together, read_finished
+from bertcli.commands.loss import loss_of
 from bertcli.commands.prepare import Prepared, prepare
 from bertcli.commands.room import check_disk
-from bertcli.commands.score import loss_of, score
+from bertcli.commands.score import score
 from bertcli.commands.seeds import say_results, train_seeds
 from bertcli.commands.teacher import open_teacher, with_teacher
 from bertcli.commands.tuning import with_tuned_thresholds

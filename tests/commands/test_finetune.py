@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
-from bertcli.commands.score import loss_of
+from bertcli.commands.loss import loss_of
 from bertcli.errors import DataError, DiskError, Interrupted, ModelError, RecipeError, RunFolderError, TrainingError
 from bertcli.heads.head import Head
 from bertcli.recipe.load import dump_recipe, load_recipe

@@ -15,8 +15,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from bertcli.commands import teacher as teacher_module
 from bertcli.commands import train as train_module
 from bertcli.commands.finetune import finetune
+from bertcli.commands.loss import distance_from_teacher, distance_of_states, loss_of
 from bertcli.commands.prepare import Prepared, prepare
-from bertcli.commands.score import distance_from_teacher, distance_of_states, loss_of
 from bertcli.commands.teacher import main_directions, with_teacher
 from bertcli.commands.trained import answer_inputs, open_trained
 from bertcli.data.encoding import Encoded

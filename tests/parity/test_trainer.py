@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from bertcli.commands.score import loss_of
+from bertcli.commands.loss import loss_of
 from bertcli.data.encoding import encode_texts
 from bertcli.data.loaders import training_batches
 from bertcli.heads.text_classification import TextClassification

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from bertcli.commands.score import loss_of
+from bertcli.commands.loss import loss_of
 from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.data.loaders import training_batches
 from bertcli.heads.text_classification import TextClassification
