@@ -432,6 +432,24 @@ def test_what_does_not_fit_is_said_in_one_message(sections: dict[str, str], erro
     assert not Path("run").exists()
 
 
+def test_a_vocabulary_larger_than_the_corpus_allows_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = recipe("training.max_steps=1", tokenizer="{vocabulary_size: 30000}")
+    pretrain(wanted, Path("run"), console=Console())
+    told = re.search(
+        r"the corpus gave (\d+) vocabulary entries, fewer than the 30016 asked for", capsys.readouterr().err
+    )
+    assert told is not None
+    assert json.loads(Path("run/model/config.json").read_text())["vocab_size"] == -(-int(told[1]) // 64) * 64
+
+
+def test_one_endless_line_is_learned_from_whole() -> None:
+    line = " ".join(document.replace("\n", " ") for document in sample_documents(400))
+    Path("corpus.txt").write_text(f"{line}\n\na second document .")
+    prepared = prepare(recipe(), None, QUIET)
+    whole = prepared.tokenizer(line, add_special_tokens=False, verbose=False)["input_ids"]
+    assert prepared.corpus.tokens[: prepared.corpus.documents[1]].tolist() == whole
+
+
 def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
     from bertcli.models.tokenizers import train_tokenizer
 
