@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from bertcli.commands.score import answer
+from bertcli.commands.answering import answer
 from bertcli.data.encoding import Encoded
 from bertcli.heads.head import Head
 from bertcli.metrics.squad import exact_match, f1_or_nothing

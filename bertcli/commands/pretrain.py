@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from bertcli.commands.answering import check_finite
 from bertcli.commands.feed import Feed, Stage, packing_efficiency, texts_of
 from bertcli.commands.job import Job, OnBatch, join, open_together, read_finished
 from bertcli.commands.pretraining import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
 from bertcli.commands.room import check_disk
-from bertcli.commands.score import check_finite
 from bertcli.commands.train import train
 from bertcli.data.loaders import GlobalBatch, token_budget_batches
 from bertcli.errors import ModelError

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from bertcli.commands.answering import check_finite
 from bertcli.commands.computed_once import ITEMS_AT_ONCE, computed_once, key_of
 from bertcli.commands.prepare import Prepared
-from bertcli.commands.score import check_finite
 from bertcli.commands.trained import Trained, open_trained
 from bertcli.data.encoding import Encoded
 from bertcli.errors import ModelError

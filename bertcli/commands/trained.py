@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bertcli.commands.score import answer
+from bertcli.commands.answering import answer
 from bertcli.data.encoding import Encoded
 from bertcli.data.formats import Row
 from bertcli.data.inputs import in_chunks

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from bertcli.commands.answering import answer
 from bertcli.commands.prepare import Prepared
-from bertcli.commands.score import answer
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.metrics.bundled import compute_metrics
 from bertcli.runs.files import write_json

@@ -368,7 +368,7 @@ def test_of_many_rows_some_are_kept_evenly_and_long_texts_cut(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, write_csv: Callable[..., Path]
 ) -> None:
     monkeypatch.setattr("bertcli.commands.comparing.MOST_ROWS", 4)
-    monkeypatch.setattr("bertcli.commands.score.ITEMS_AT_ONCE", 2)
+    monkeypatch.setattr("bertcli.commands.answering.ITEMS_AT_ONCE", 2)
     path = write_csv("many.csv", ["text", "label"], [["word " * 5000, "ab"[row % 2]] for row in range(7)])
     task = f"{{files: {{train: {path}, validation: {path}}}, text_columns: [text]}}"
     finetune(recipe_of("training.max_steps=1", task=task), Path("run"), console=QUIET)
