@@ -15,6 +15,18 @@ from bertcli.recipe.schema import Recipe
 from bertcli.runs.console import Console
 
 
+def test_a_model_of_unknown_layers_is_told(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[torch.nn.Module] = []
+    monkeypatch.setattr("bertcli.commands.learner.compile_layers", lambda model: asked.append(model) or 0)
+    for name, more in (("plain", []), ("compiled", ["hardware.compile=true"])):
+        finetune(recipe_of("training.max_steps=1", *more), Path(name), console=Console())
+    assert [type(model).__name__ for model in asked] == ["BertForSequenceClassification"]
+    assert "hardware.compile knows no layers of this model: nothing is compiled" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_compiled_run_learns_and_saves_the_same(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -299,13 +299,13 @@ def test_a_run_by_the_clock_ends_in_time_with_its_schedule() -> None:
     import time
 
     started = time.monotonic()
-    results = run("training.budget=4s", "training.max_steps=100000", "evaluation.every_epochs=null")
+    results = run("training.budget=2s", "training.max_steps=100000", "evaluation.every_epochs=null")
     assert time.monotonic() - started < 15
     assert 5 < results["total_steps"] < 100000
     lines = [json.loads(line) for line in Path("run/train.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines]
     assert rates[-1] < 0.2 * max(rates)
-    assert run("training.budget=4s", "training.max_steps=100000", "evaluation.every_epochs=null") == results
+    assert run("training.budget=2s", "training.max_steps=100000", "evaluation.every_epochs=null") == results
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("null", [1, 1, 1, 1, 1]), ("4", [0.25, 0.5, 0.75, 1, 1])])
