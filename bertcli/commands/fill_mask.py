@@ -85,8 +85,7 @@ class MaskFiller:
         asked = batch["input_ids"] == self.tokenizer.mask_token_id
         rows = asked.nonzero()[:, 0]
         with torch.inference_mode():
-            inputs = on_device(batch | {"asked": asked, "labels": asked}, self.model, self.accelerator.device)
-            del inputs["labels"]
+            inputs = on_device(batch | {"asked": asked}, self.model, self.accelerator.device)
             shares = self.model(**inputs).logits[:, : len(self.tokenizer)].float().softmax(-1)
             best = shares.topk(min(self.top_k, shares.shape[-1]))
         found: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(batch["input_ids"]))]

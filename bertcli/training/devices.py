@@ -83,7 +83,7 @@ def on_device(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: to
 
     Of `asked` [B, S] the places in the flattened batch are sent [M], of `labels` those alone.
     """
-    if "asked" in batch:  # what chooses by a mask on the device has to wait for it
+    if "asked" in batch and "labels" in batch:  # what chooses by a mask on the device has to wait for it
         batch = batch | {"labels": batch["labels"][batch["asked"]]}
     known: dict[str, Any] = {}
     reader: Any = getattr(model, "module", model)
