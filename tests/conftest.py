@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,16 @@ HARMS: dict[str, Callable[[Path], object]] = {  # what may happen to a file
     "missing": lambda path: path.unlink(),
     "broken": _overwrite_beginning,
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _in_fp32() -> Iterator[None]:
+    """`precision: auto` is fp32 on every machine that tests run on, whatever its CPU computes."""
+    from bertcli.training import devices
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "cpu_computes_bf16", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

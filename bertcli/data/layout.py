@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     import torch
 
 WORTH_GATHERING = 0.9  # on a CPU, batches with a larger share of real tokens are as fast with their padding
+SIZES_AN_OCTAVE = 32  # of numbers of tokens on a CPU, whose library compiles bf16 products for each anew
 Reading = Literal["all", "first", "asked"]
 """The tokens whose last hidden state a model's head reads: all, each sequence's first, or those marked `asked`."""
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Some tokens of a batch, sequence after sequence. n tokens, the longest sequence has L of them."""
+    """Some tokens of a batch, sequence after sequence. n tokens, the longest sequence has L of them.
 
-    places: torch.Tensor  # [n] where each stands among all: in the flattened batch [B * S], or among the T computed
+    Behind them f places of padding may follow, which are computed along and belong to no sequence.
+    """
+
+    places: torch.Tensor  # [n + f] where each stands among all: in the flattened batch [B * S], or among the T computed
     starts: torch.Tensor  # [D + 1] int32: where each sequence begins among them, and the end of the last
     within: torch.Tensor  # [n] where each stands in a table of the sequences [D * L]
     longest: int  # L
@@ -42,14 +46,22 @@ class Gathered:
         return Gathered(made(self.places), made(self.starts), made(self.within), self.longest)
 
 
-def gather(places: np.ndarray, sequences: np.ndarray, num_sequences: int) -> Gathered:
-    """The tokens at the `places` [n], each of a sequence with a number below `num_sequences`, in ascending order."""
+def gather(
+    places: np.ndarray, sequences: np.ndarray, num_sequences: int, padding: np.ndarray | None = None
+) -> Gathered:
+    """The tokens at the `places` [n], each of a sequence with a number below `num_sequences`, in ascending order.
+
+    Args:
+        padding: places to compute along [f].
+    """
     import torch
 
     counts = np.bincount(sequences, minlength=num_sequences)
     starts = np.concatenate(([0], np.cumsum(counts)))
     longest = max(1, int(counts.max()))
     within = np.arange(len(places)) - starts[sequences] + sequences * longest
+    if padding is not None:
+        places = np.concatenate((places, padding))
     return Gathered(
         torch.from_numpy(places), torch.from_numpy(starts.astype(np.int32)), torch.from_numpy(within), longest
     )
@@ -75,7 +87,8 @@ def with_layout(batch: dict[str, Any], reading: Reading, *, on_cpu: bool) -> dic
     order, sequences = np.arange(numbers.size), np.repeat(np.arange(len(numbers)), numbers.shape[1])
     if gathers:
         order, sequences = _sequences(numbers)
-        batch = batch | {"computed": gather(order, sequences, int(sequences[-1]) + 1)}
+        padding = np.flatnonzero(numbers.ravel() == 0)[: _filling(len(order))] if on_cpu else None
+        batch = batch | {"computed": gather(order, sequences, int(sequences[-1]) + 1, padding)}
     if reading == "all":
         return batch
     if reading == "first":
@@ -102,6 +115,11 @@ def _is_worth_gathering(numbers: np.ndarray, reading: Reading, *, is_packed: boo
         return False
     # A token hidden from attention is only left out if nobody reads it either.
     return reading == "first" or not (numbers[:, 1:] > numbers[:, :-1]).any()
+
+
+def _filling(number: int) -> int:
+    """How many tokens `number` lacks to be one of `SIZES_AN_OCTAVE` numbers between two powers of two."""
+    return -number % max(1, 2 ** (number.bit_length() - 1) // SIZES_AN_OCTAVE)
 
 
 def _sequences(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

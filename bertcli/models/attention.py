@@ -53,6 +53,7 @@ def attend(
         out: Any = varlen_attn(query, key, value, *starts, *longest, scale=scaling)
         return out[None], None
     rows = len(asking.starts) - 1
+    filling = query.shape[2] - len(asking.within)
     query = spread(query[0].transpose(0, 1), asking.within, rows, asking.longest).transpose(1, 2)
     if computed is not None:
         key, value = (
@@ -66,7 +67,8 @@ def attend(
         table = seen.new_ones((rows * asking.longest, seen.shape[-1]))  # a query that sees nothing has no softmax
         attention_mask = table.index_copy(0, asking.within, seen).view(rows, 1, asking.longest, -1)
     attended = _attend(module, query, key, value, attention_mask, dropout, scaling, **options)
-    return attended.flatten(0, 1)[asking.within][None], None
+    attended = attended.flatten(0, 1)[asking.within]
+    return functional.pad(attended, (0, 0, 0, 0, 0, filling))[None] if filling else attended[None], None
 
 
 def _kernel_takes(query: torch.Tensor) -> bool:
@@ -82,9 +84,9 @@ def _kernel_takes(query: torch.Tensor) -> bool:
 
 
 def spread(values: torch.Tensor, places: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-    """[n, …] values at their places in [rows, width, …], zero elsewhere."""
+    """The first n values at their places [n] in [rows, width, …], zero elsewhere."""
     table = values.new_zeros((rows * width, *values.shape[1:]))
-    return table.index_copy(0, places, values).unflatten(0, (rows, width))
+    return table.index_copy(0, places, values[: len(places)]).unflatten(0, (rows, width))
 
 
 def _attend(

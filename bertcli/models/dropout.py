@@ -40,9 +40,9 @@ class _Drop(torch.autograd.Function):
     def forward(ctx: Any, values: torch.Tensor, threshold: int) -> torch.Tensor:
         seed = int(torch.empty((), dtype=torch.int64).random_())
         words = np.random.SFC64(seed).random_raw(-(-values.numel() // 4))
-        drawn = torch.from_numpy(words.view(np.int16))[: values.numel()].view(values.shape).float()
+        drawn = torch.from_numpy(words.view(np.int16))[: values.numel()].view(values.shape)
         least = threshold - DRAWS // 2  # that is kept; by arithmetic, since comparisons run slower than it
-        factors = drawn.clamp_(least - 1, least).sub_(least - 1).mul_(DRAWS / (DRAWS - threshold)).to(values.dtype)
+        factors = drawn.clamp_(least - 1, least).sub_(least - 1).to(values.dtype).mul_(DRAWS / (DRAWS - threshold))
         ctx.save_for_backward(factors)
         return values * factors
 

@@ -107,7 +107,8 @@ def _clip(
     skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
     # Fused AdamW looks at both on the device, and divides as it reads: clipping costs no pass of its own.
     optimizer.optimizer.found_inf = skipped
-    optimizer.optimizer.grad_scale = (norm / limit).clamp(min=1.0)
+    clips = accelerator.device.type != "cpu" or bool(norm > limit)  # to divide by 1 would write each gradient again
+    optimizer.optimizer.grad_scale = (norm / limit).clamp(min=1.0) if clips else None
     return norm, skipped
 
 

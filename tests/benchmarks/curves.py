@@ -18,7 +18,7 @@ from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import training_batches
 from bertcli.models.build import SIZES
 from tests.benchmarks.finetuning import config, label_loss, our_rate
-from tests.benchmarks.measure import LARGE_PAGES, apart
+from tests.benchmarks.measure import AS_BERTCLI, apart
 
 EXAMPLES, LENGTHS, MODELS = (8, 32, 128), (16, 64, 128, 256, 512), ("tiny", "mini", "small", "medium")
 
@@ -31,7 +31,7 @@ def bench(rounds: int) -> None:
     rates: dict[tuple[int, int, str], list[float]] = {point: [] for point in points}
     for _ in range(rounds):
         for point in points:
-            rates[point].append(apart(lambda point=point: _rate(*point), LARGE_PAGES))
+            rates[point].append(apart(lambda point=point: _rate(*point), AS_BERTCLI))
     table = Table(
         "examples a step", "tokens each", "model", "ms an example", "µs a token", title="cost of a training step"
     )
@@ -61,7 +61,7 @@ def _rate(number: int, length: int, size: str) -> float:
         )
 
     model = transformers.BertForSequenceClassification(config(layers, width, heads, 8192))
-    return our_rate(model, batches, label_loss, 6)
+    return our_rate(model, batches, label_loss, 6, warm_steps=4)
 
 
 def _loading(number: int) -> float:

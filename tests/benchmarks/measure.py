@@ -18,7 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # as the `bertcli` command sets it
+from bertcli.training.devices import cpu_computes_bf16
+
+AS_BERTCLI = {"THP_MEM_ALLOC_ENABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"}  # what its command sets
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,15 @@ def race(title: str, unit: str, contenders: list[Contender], rounds: int, flops:
             cells.append(f"{median * flops / statistics.median(matrix):.0%}")
         table.add_row(*cells)
     if flops is not None:
-        table.caption = f"matrix rate {statistics.median(matrix) / 1e9:.0f} GFLOP/s (fp32), median of {rounds}"
+        kind = "bf16" if cpu_computes_bf16() else "fp32"
+        table.caption = f"matrix rate {statistics.median(matrix) / 1e9:.0f} GFLOP/s ({kind}), median of {rounds}"
     Console(width=120).print(table)
 
 
 def matrix_rate(rows: int = 1024, width: int = 384, seconds: float = 0.5) -> float:
     """Floating-point operations a second of the matrix products of such a model: a layer's feed-forward part."""
-    values, up, down = torch.randn(rows, width), torch.randn(4 * width, width), torch.randn(width, 4 * width)
+    kind = torch.bfloat16 if cpu_computes_bf16() else torch.float32
+    values, up, down = (torch.randn(*size).to(kind) for size in ((rows, width), (4 * width, width), (width, 4 * width)))
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         values @ up.T

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
@@ -15,8 +16,9 @@ from bertcli.commands.predict import predict
 from bertcli.models.build import save_model
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console
+from bertcli.training.devices import cpu_computes_bf16
 from tests.benchmarks.finetuning import config, sentences
-from tests.benchmarks.measure import LARGE_PAGES, Contender, apart, race
+from tests.benchmarks.measure import AS_BERTCLI, Contender, apart, race
 
 LONGEST = 512  # what such a model reads
 
@@ -36,17 +38,22 @@ def bench(tokenizer: PreTrainedTokenizerBase, rounds: int) -> None:
             ("prediction, SST-2 lengths", texts([length - 2 for length in sentences(2000)])),
             ("prediction, IMDb lengths", texts(reviews)),
         ):
+            in_bf16 = _pipeline(folder, inputs, 32, ordered=True, dtype=torch.bfloat16)
+            halves = [Contender("the same, sorted, in bf16", in_bf16, AS_BERTCLI)] if cpu_computes_bf16() else []
             race(title, "inputs/s", [
                 Contender("pipeline, one by one", _pipeline(folder, inputs[:200], 1)),
                 Contender("pipeline, batch_size=32", _pipeline(folder, inputs, 32)),
                 Contender("the same, inputs sorted by length", _pipeline(folder, inputs, 32, ordered=True)),
-                Contender("bertcli predict", _ours(folder, inputs), LARGE_PAGES),
+                *halves,
+                Contender("bertcli predict", _ours(folder, inputs), AS_BERTCLI),
             ], rounds)  # fmt: skip
 
 
-def _pipeline(folder: str, inputs: list[str], batch_size: int, *, ordered: bool = False) -> Callable[[], float]:
+def _pipeline(
+    folder: str, inputs: list[str], batch_size: int, *, ordered: bool = False, dtype: torch.dtype = torch.float32
+) -> Callable[[], float]:
     def work() -> float:
-        pipe = transformers.pipeline("text-classification", folder, device="cpu", batch_size=batch_size)
+        pipe = transformers.pipeline("text-classification", folder, device="cpu", batch_size=batch_size, dtype=dtype)
         given = sorted(inputs, key=len) if ordered else inputs
         start = time.perf_counter()
         answers = pipe(given, truncation=True, max_length=LONGEST)
@@ -67,7 +74,7 @@ def _ours(folder: str, inputs: list[str]) -> Callable[[], float]:
                 folder,
                 [(text,) for text in inputs],
                 str(answers),
-                hardware=HardwareSection(device="cpu", precision="fp32"),
+                hardware=HardwareSection(device="cpu"),
                 console=Console(mute=True),
             )
             assert count == len(inputs)

@@ -20,11 +20,12 @@ from bertcli.models.architecture import build_from_config
 from bertcli.models.build import SIZES
 from bertcli.recipe.load import load_pretrain_recipe
 from bertcli.runs.console import Console
+from bertcli.training.devices import cpu_computes_bf16
 from bertcli.training.progress import Clock
 from tests.benchmarks.finetuning import our_rate, trainer_rate
-from tests.benchmarks.measure import LARGE_PAGES, Contender, apart, race, training_flops
+from tests.benchmarks.measure import AS_BERTCLI, Contender, apart, race, training_flops
 
-LENGTH, BATCH, STEPS = 128, 32, 10
+LENGTH, BATCH, STEPS, WARM_STEPS = 128, 32, 10, 4
 
 
 def bench(mirror: Path | None, rounds: int) -> None:
@@ -49,21 +50,29 @@ def bench(mirror: Path | None, rounds: int) -> None:
         def batches(accelerator: Accelerator) -> Iterator[Any]:
             return made.batches(accelerator, 0, Clock(accelerator, made.plan.total_steps, None, 0.0))
 
-        return our_rate(made.prepared.objective.build(model(made)), batches, made.loss, STEPS) * LENGTH
+        return (
+            our_rate(made.prepared.objective.build(model(made)), batches, made.loss, STEPS, warm_steps=WARM_STEPS)
+            * LENGTH
+        )
 
     def trainer(**flags: Any) -> float:
         made = job()
         collator = DataCollatorForLanguageModeling(made.prepared.tokenizer, mlm_probability=0.15)
-        return trainer_rate(model(made), _blocks(made), STEPS, collator, flags=flags, batch=BATCH) * LENGTH
+        rate = trainer_rate(
+            model(made), _blocks(made), STEPS, collator, flags=flags, warm_steps=WARM_STEPS, batch=BATCH
+        )
+        return rate * LENGTH
 
+    best = {"optim": "adamw_torch_fused", "bf16": cpu_computes_bf16()}
+    precision = " and bf16" if best["bf16"] else ""
     layers, width, _ = SIZES["mini"]
     corpus = "WikiText-2" if mirror else "the sample documents"
     apart(lambda: job() and None)  # learns the vocabulary and fills the cache
     race(f"pretraining a mini BERT on {corpus}, vocabulary 8,192, batch 32 x 128", "tokens/s", [
         Contender("Trainer as run_mlm, its defaults", trainer),
-        Contender("the same with fused AdamW", lambda: trainer(optim="adamw_torch_fused")),
-        Contender("the same, torch asked for large pages", lambda: trainer(optim="adamw_torch_fused"), LARGE_PAGES),
-        Contender("bertcli, packed", ours, LARGE_PAGES),
+        Contender(f"the same with fused AdamW{precision}", lambda: trainer(**best)),
+        Contender("the same, torch set as bertcli does", lambda: trainer(**best), AS_BERTCLI),
+        Contender("bertcli, packed", ours, AS_BERTCLI),
     ], rounds, training_flops(layers, width, 1, LENGTH))  # fmt: skip
 
 

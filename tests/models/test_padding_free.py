@@ -160,6 +160,22 @@ def test_hidden_tokens_are_skipped_only_where_nobody_looks_at_them(family: str) 
     assert "computed" not in on_device(batch, reader, CPU)
 
 
+@pytest.mark.parametrize("model_class", ["SequenceClassification", "TokenClassification"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_cpu_few_numbers_of_tokens_occur_and_what_fills_them_up_changes_nothing(
+    family: str, model_class: str
+) -> None:
+    lengths, reading = [32, *[10] * 10, 1], "first" if model_class.startswith("S") else "all"
+    batch = encode(lengths, labels="items" if reading == "first" else "tokens").batch(np.arange(len(lengths)))
+    batch["labels"].clamp_(max=1)
+    padded = loss_and_gradients(build(family, f"AutoModelFor{model_class}"), batch)
+    model = build(family, f"AutoModelFor{model_class}")
+    speed_up(model, CPU)
+    first, _ = map(count_rows, ends_of(model))
+    assert_same(padded, loss_and_gradients(model, with_layout(batch, reading, on_cpu=True)))
+    assert (sum(lengths), first) == (133, [136])
+
+
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_answers_compete_without_padding(on_cpu: bool) -> None:
     encoded = encode(LENGTHS, labels="items")
