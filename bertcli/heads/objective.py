@@ -144,11 +144,10 @@ class TokenObjective(Objective):
     """An objective whose targets are the tokens that a model's logits are of."""
 
     def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-        """Cross-entropy of the asked tokens."""
-        from torch.nn import functional
+        """Cross-entropy of the asked tokens. Consumes their logits."""
+        from bertcli.heads.vocabulary_loss import vocabulary_loss
 
-        logits = _token_logits(outputs).float()
-        return functional.cross_entropy(logits, targets["labels"], reduction="sum") / counts["labels"]
+        return vocabulary_loss(_token_logits(outputs), targets["labels"]) / counts["labels"]
 
     def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         """Loss and accuracy on the asked tokens."""
