@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
 
 from bertcli.data.layout import with_block_mask, with_layout
 from bertcli.errors import UsageError
@@ -60,9 +61,12 @@ def build_accelerator(
         raise UsageError("found hardware.device mps, but this machine has none; use auto or cpu")
     if _uses_cpu(hardware):
         keep_memory()
+    precision = ACCELERATE_NAMES[choose_precision(hardware)]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._shared_state = {}  # of runs one after the other each has its own; earlier ones keep theirs
     return Accelerator(
         cpu=_uses_cpu(hardware),
-        mixed_precision=ACCELERATE_NAMES[choose_precision(hardware)],
+        mixed_precision=precision,
         step_scheduler_with_optimizer=False,
         log_with=list(hardware.trackers) or None if logging_folder else None,
         project_dir=logging_folder,

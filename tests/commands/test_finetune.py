@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
@@ -97,15 +96,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_others(recipe_of: Call
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
-@pytest.fixture
-def _any_precision() -> Iterator[None]:
-    """A process has one precision, which Accelerate would keep for the tests that follow."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
-
-
-@pytest.mark.usefixtures("_any_precision")
 @pytest.mark.parametrize("hardware", [[], ["hardware.precision=bf16", "hardware.device=cpu"]])
 def test_a_stopped_run_goes_on_and_ends_where_an_undisturbed_one_ends(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, hardware: list[str]

@@ -43,7 +43,7 @@ def load(encoder: Path, *overrides: str) -> Suite:
 def test_each_task_is_scored_saved_and_used_by_itself(
     encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = load(encoder, "data.max_eval_examples=null")
+    suite = load(encoder, "data.max_eval_examples=null", "hardware.precision=bf16")
     monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
     results = finetune_together(suite, Path("run"), console=Console())
     assert "step 6/12  evaluating 1600  " in capsys.readouterr().err

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bertcli.data.layout import Gathered
-from bertcli.training.devices import on_device
+from bertcli.recipe.schema import HardwareSection
+from bertcli.training.devices import build_accelerator, on_device
 
 
 class Told:
@@ -34,3 +35,12 @@ def test_a_gpu_fetches_batches_from_pinned_memory(device: str, done: tuple[str, 
     assert sent["input_ids"].done == done
     assert (sent["read"].places.done, sent["read"].starts.done, sent["read"].within.done) == (done,) * 3
     assert sent["read"].longest == 3
+
+
+def test_runs_one_after_the_other_may_differ_in_precision() -> None:
+    wide, half = (build_accelerator(HardwareSection(device="cpu", precision=kind)) for kind in ("fp32", "bf16"))
+    layer, values = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    for accelerator, dtype in ((wide, torch.float32), (half, torch.bfloat16)):
+        with accelerator.autocast():
+            assert layer(values).dtype == dtype
+    assert (wide.mixed_precision, half.mixed_precision) == ("no", "bf16")
