@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def open_run_folder(path: Path, recipe_text: str, say: Callable[[str], None], *,
     if folder.has_begun() and not overwrite:
         if folder.results.is_file():
             return folder
-        changes = compare_texts(_with_newer_keys(folder.recipe), recipe_text)
+        changes = compare_texts(*map(_first_recipe, (_with_newer_keys(folder.recipe), recipe_text)))
         if changes:
             told = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
             say(f"{path} goes on with {told}; what is learned is the same within rounding")
@@ -257,10 +258,21 @@ def _with_newer_keys(recipe: Path) -> str:
         return recipe.read_text("utf-8")
 
 
+def _first_recipe(text: str) -> str:
+    """The recipe of a run; of tasks learned together, whose recipes stand there as comments, the first.
+
+    Those have all sections but their task's in common.
+    """
+    if not text.startswith("suite:"):
+        return text
+    return re.split(r"^# (?! )[^:\n]*$", text, flags=re.MULTILINE)[1].replace("\n# ", "\n")
+
+
 def _without(recipe_text: str, sections: set[str]) -> list[str]:
-    """The lines of a block-style YAML mapping, less the given top-level sections."""
+    """The lines of block-style YAML mappings, commented out or not, less the given top-level sections."""
     kept, skipping = [], False
-    for line in recipe_text.splitlines():
+    for commented in recipe_text.splitlines():
+        line = commented.removeprefix("# ")
         if line and not line[0].isspace():
             skipping = line.split(":")[0] in sections
         if not skipping:

@@ -18,7 +18,7 @@ from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.predict import predict
 from bertcli.commands.together import finetune_together
-from bertcli.errors import Interrupted, ModelError, RecipeError, UsageError
+from bertcli.errors import Interrupted, ModelError, RecipeError, RunFolderError, UsageError
 from bertcli.recipe.suite import Suite, load_finetuning
 from bertcli.runs.console import Console
 
@@ -102,7 +102,10 @@ def test_each_seed_tells_of_further_splits_and_its_answers_and_names_a_model_tha
 
 @pytest.mark.parametrize("overrides", [(), ("training.strategy=gradual", "training.unfreeze_every_steps=2")])
 def test_a_stopped_run_of_several_tasks_goes_on_exactly(
-    encoder: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+    encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: tuple[str, ...],
 ) -> None:
     whole = finetune_together(load(encoder, *overrides), Path("whole"), console=QUIET)
     asked = iter([None] * 4 + [15])
@@ -110,7 +113,12 @@ def test_a_stopped_run_of_several_tasks_goes_on_exactly(
         patch.setattr(train_module._Run, "_agreed", lambda run, request, step: next(asked, 15))
         with pytest.raises(Interrupted):
             finetune_together(load(encoder, *overrides), Path("run"), console=QUIET)
-    resumed = finetune_together(load(encoder, *overrides), Path("run"), console=QUIET)
+    other = load(encoder, *overrides, "hardware.log_every_steps=5")  # which changes nothing that is learned
+    resumed = finetune_together(other, Path("run"), console=Console())
+    told = capsys.readouterr().err
+    assert "run goes on with hardware.log_every_steps 20 → 5; what is learned is the same" in told
+    with pytest.raises(RunFolderError, match="of another recipe"):
+        finetune_together(load(encoder, *overrides, "training.epochs=2"), Path("run"), console=QUIET)
     assert resumed["metrics"] == whole["metrics"]
     last = "checkpoints/step-00000012/model.safetensors"
     for name, tensor in load_file(f"whole/{last}").items():
