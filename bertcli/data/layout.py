@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 WORTH_GATHERING = 0.9  # on a CPU, batches with a larger share of real tokens are as fast with their padding
-SIZES_AN_OCTAVE = 32  # of numbers of tokens on a CPU, whose library compiles bf16 products for each anew
+SIZES_AN_OCTAVE = 16  # of numbers of tokens on a CPU, whose library compiles bf16 products for each anew
 Reading = Literal["all", "first", "asked"]
 """The tokens whose last hidden state a model's head reads: all, each sequence's first, or those marked `asked`."""
 
