@@ -41,6 +41,14 @@ def _in_fp32() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _no_precision_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `Accelerator` that is told no precision takes that of the one before it."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+
+
+@pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test works in its own folder and sees no mirror."""
     monkeypatch.chdir(tmp_path)
