@@ -196,8 +196,7 @@ class TogetherJob(Job):
     ) -> dict[str, float]:
         """The scores of each task, named after it, and their mean."""
         each = zip(self.parts.items(), cast("SharedEncoder", model).models, strict=True)
-        with accelerator.autocast():  # which goes with the whole module, not with its models
-            scores = {name: part.score(accelerator, one, split, on_batch) for (name, part), one in each}
+        scores = {name: part.score(accelerator, one, split, on_batch) for (name, part), one in each}
         return scores_together(self._recipes, scores)
 
     def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Answers]:

@@ -42,7 +42,8 @@ def with_vectors(
     reading: Any = getattr(model, "padding_free", None)
     first_only = reading is not None and reading.reading == "first"
     encoder = {name: part for name, part in model.base_model.state_dict().items() if "pooler" not in name}
-    key = key_of(encoder, encoded, type(model).__name__, first_only)  # the pooler follows the encoder, and learns
+    # The pooler follows the encoder, and learns.
+    key = key_of(encoder, encoded, type(model).__name__, first_only, accelerator.mixed_precision)
 
     def compute(aside: Path | None) -> None:
         _compute(accelerator, model, encoded, max_tokens, aside and aside / NAME, first_only, on_batch)

@@ -55,7 +55,8 @@ def compute_logits(
             batch = encoded.batch(items, width_multiple(accelerator))
             inputs = on_device(batch, model, accelerator.device)
             labels = inputs.pop("labels", None)
-            outputs = model(**inputs)
+            with accelerator.autocast():  # which Accelerate gives the whole module alone, not a part of it
+                outputs = model(**inputs)
             if not counts:
                 continue
             logits = logits_of(outputs).float()

@@ -49,6 +49,7 @@ def changed_layers(encoder: Path, run: Path) -> set[str]:
         (("training.freeze_embeddings=true",), {"0", "1", "pooler"}),
         (("training.freeze_layers=1",), {"1", "pooler"}),
         (("training.strategy=features",), {"pooler"}),
+        (("training.strategy=features", "hardware.precision=bf16"), {"pooler"}),
         (("training.strategy=gradual", "training.unfreeze_every_steps=4", "training.max_steps=6"), {"1", "pooler"}),
         (("training.strategy=lora", "training.lora_merge=true"), {"0", "1", "pooler"}),
     ],
