@@ -89,7 +89,8 @@ def with_teacher(
         with console.display("teacher", len(read)) as display:
             _compute(teacher, read, depths, width, aside, display.advance)
 
-    key = key_of(teacher.model.state_dict(), read, depths, width if depths else 0)
+    precision = teacher.accelerator.mixed_precision
+    key = key_of(teacher.model.state_dict(), read, depths, width if depths else 0, precision)
     folder = computed_once(accelerator, "teachers", key, compute, console.warn)
     logits = np.load(folder / LOGITS)
     if head.labels:
