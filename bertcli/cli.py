@@ -40,6 +40,12 @@ from bertcli.options import (
 )
 
 LOADING = "loading the libraries"  # which takes seconds
+ENVIRONMENT = {  # what libraries read before they begin, unless it is set already
+    "TOKENIZERS_PARALLELISM": "true",
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch on a CPU: large pages, far fewer of them to map
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # bf16 on a CPU: kernels of 0.7 MB, made for each number of tokens
+    "HF_HUB_VERBOSITY": "error",  # its retries are noise beside the one message that follows
+}
 
 app = typer.Typer(
     name="bertcli",
@@ -275,10 +281,8 @@ def _spread(processes: int) -> None:
 
 def main() -> None:
     """The console script."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch on a CPU: large pages, far fewer of them to map
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "2048")  # bf16 on a CPU: kernels of 0.7 MB a length
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are noise beside the one message that follows
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other's authors
     app()
 

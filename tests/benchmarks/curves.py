@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
+from bertcli.cli import ENVIRONMENT
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import training_batches
 from bertcli.models.build import SIZES
 from tests.benchmarks.finetuning import config, label_loss, our_rate
-from tests.benchmarks.measure import AS_BERTCLI, apart
+from tests.benchmarks.measure import apart
 
 EXAMPLES, LENGTHS, MODELS = (8, 32, 128), (16, 64, 128, 256, 512), ("tiny", "mini", "small", "medium")
 
@@ -31,7 +32,7 @@ def bench(rounds: int) -> None:
     rates: dict[tuple[int, int, str], list[float]] = {point: [] for point in points}
     for _ in range(rounds):
         for point in points:
-            rates[point].append(apart(lambda point=point: _rate(*point), AS_BERTCLI))
+            rates[point].append(apart(lambda point=point: _rate(*point), ENVIRONMENT))
     table = Table(
         "examples a step", "tokens each", "model", "ms an example", "µs a token", title="cost of a training step"
     )

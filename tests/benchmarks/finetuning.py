@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+from bertcli.cli import ENVIRONMENT
 from bertcli.data.encoding import Encoded
 from bertcli.data.loaders import training_batches
 from bertcli.models.compiled import compile_layers
@@ -22,7 +23,7 @@ from bertcli.recipe.schema import HardwareSection
 from bertcli.training.devices import build_accelerator, cpu_computes_bf16
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
-from tests.benchmarks.measure import AS_BERTCLI, Contender, race, training_flops
+from tests.benchmarks.measure import Contender, race, training_flops
 
 LAYERS, WIDTH, VOCABULARY, BATCH = 6, 384, 30_522, 32
 BEST_FLAGS: dict[str, Any] = {
@@ -198,7 +199,7 @@ def _race(
         Contender(f"Trainer, padded to {padded_to} (the example script's default)", trainer(few, to_fixed)),
         Contender("Trainer, padded to the longest", trainer(epoch // 4, to_longest)),
         Contender(f"Trainer, best flags: by length, fused AdamW{precision}", trainer(epoch, to_longest, **BEST_FLAGS)),
-        Contender("the same, torch set as bertcli does", trainer(epoch, to_longest, **BEST_FLAGS), AS_BERTCLI),
-        Contender("bertcli, hardware.compile=true", lambda: ours(compiles=True), AS_BERTCLI),
-        Contender("bertcli", ours, AS_BERTCLI),
+        Contender("the same, torch set as bertcli does", trainer(epoch, to_longest, **BEST_FLAGS), ENVIRONMENT),
+        Contender("bertcli, hardware.compile=true", lambda: ours(compiles=True), ENVIRONMENT),
+        Contender("bertcli", ours, ENVIRONMENT),
     ], rounds, training_flops(LAYERS, WIDTH, mean, mean))  # fmt: skip

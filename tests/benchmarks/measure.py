@@ -20,8 +20,6 @@ from rich.table import Table
 
 from bertcli.training.devices import cpu_computes_bf16
 
-AS_BERTCLI = {"THP_MEM_ALLOC_ENABLE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048"}  # what its command sets
-
 
 @dataclass(frozen=True)
 class Contender:

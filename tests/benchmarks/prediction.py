@@ -12,13 +12,14 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from bertcli.cli import ENVIRONMENT
 from bertcli.commands.predict import predict
 from bertcli.models.build import save_model
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console
 from bertcli.training.devices import cpu_computes_bf16
 from tests.benchmarks.finetuning import config, sentences
-from tests.benchmarks.measure import AS_BERTCLI, Contender, apart, race
+from tests.benchmarks.measure import Contender, apart, race
 
 LONGEST = 512  # what such a model reads
 
@@ -39,13 +40,13 @@ def bench(tokenizer: PreTrainedTokenizerBase, rounds: int) -> None:
             ("prediction, IMDb lengths", texts(reviews)),
         ):
             in_bf16 = _pipeline(folder, inputs, 32, ordered=True, dtype=torch.bfloat16)
-            halves = [Contender("the same, sorted, in bf16", in_bf16, AS_BERTCLI)] if cpu_computes_bf16() else []
+            halves = [Contender("the same, sorted, in bf16", in_bf16, ENVIRONMENT)] if cpu_computes_bf16() else []
             race(title, "inputs/s", [
                 Contender("pipeline, one by one", _pipeline(folder, inputs[:200], 1)),
                 Contender("pipeline, batch_size=32", _pipeline(folder, inputs, 32)),
                 Contender("the same, inputs sorted by length", _pipeline(folder, inputs, 32, ordered=True)),
                 *halves,
-                Contender("bertcli predict", _ours(folder, inputs), AS_BERTCLI),
+                Contender("bertcli predict", _ours(folder, inputs), ENVIRONMENT),
             ], rounds)  # fmt: skip
 
 

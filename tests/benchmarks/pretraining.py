@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling
 
+from bertcli.cli import ENVIRONMENT
 from bertcli.commands.feed import texts_of
 from bertcli.commands.pretrain import PretrainJob
 from bertcli.commands.pretraining import plan_stages, prepare
@@ -23,7 +24,7 @@ from bertcli.runs.console import Console
 from bertcli.training.devices import cpu_computes_bf16
 from bertcli.training.progress import Clock
 from tests.benchmarks.finetuning import our_rate, trainer_rate
-from tests.benchmarks.measure import AS_BERTCLI, Contender, apart, race, training_flops
+from tests.benchmarks.measure import Contender, apart, race, training_flops
 
 LENGTH, BATCH, STEPS, WARM_STEPS = 128, 32, 10, 4
 
@@ -71,8 +72,8 @@ def bench(mirror: Path | None, rounds: int) -> None:
     race(f"pretraining a mini BERT on {corpus}, vocabulary 8,192, batch 32 x 128", "tokens/s", [
         Contender("Trainer as run_mlm, its defaults", trainer),
         Contender(f"the same with fused AdamW{precision}", lambda: trainer(**best)),
-        Contender("the same, torch set as bertcli does", lambda: trainer(**best), AS_BERTCLI),
-        Contender("bertcli, packed", ours, AS_BERTCLI),
+        Contender("the same, torch set as bertcli does", lambda: trainer(**best), ENVIRONMENT),
+        Contender("bertcli, packed", ours, ENVIRONMENT),
     ], rounds, training_flops(layers, width, 1, LENGTH))  # fmt: skip
 
 
