@@ -40,7 +40,7 @@ class Learner:
             raise UsageError("found hardware.shard with fp16, expected hardware.precision=bf16 or fp32")
         self._twin = copy.deepcopy(self.module) if is_divided else None  # undivided, for saving
         speed_up(self.module, accelerator.device)
-        if hardware.compile and not compile_layers(self.module):
+        if hardware.compile is True and not compile_layers(self.module):
             console.warn("hardware.compile knows no layers of this model: nothing is compiled")
         if is_divided:
             shard(self.module, all_layers(self.module), accelerator.device, precision)

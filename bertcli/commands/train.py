@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from bertcli.commands.job import Job, OnBatch, tell_finished
 from bertcli.commands.learner import Learner
 from bertcli.commands.room import bytes_of_run, telling_of_full_disk, telling_of_full_memory
 from bertcli.errors import Interrupted, TrainingError
+from bertcli.models.compiled import compile_layers, has_compiler, undo_compiling
 from bertcli.runs.checkpoint import list_checkpoints
 from bertcli.runs.console import Console
 from bertcli.runs.environment import describe_environment
@@ -21,8 +24,9 @@ from bertcli.runs.files import write_json
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import append_record, forget_after
 from bertcli.runs.lock import alone_in
+from bertcli.training.compiling import tried_compiled
 from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
-from bertcli.training.loop import train_steps
+from bertcli.training.loop import StepRecord, train_steps
 from bertcli.training.progress import Clock, Window
 from bertcli.training.schedule import rate_factor
 from bertcli.training.signals import StopRequest, stop_on_signals
@@ -95,18 +99,7 @@ class _Run:
         self.job.begin(self.accelerator, self.learner.module, self.console)
         self.job.set_learning(progress.step)
         self.job.place = progress.place
-        steps = train_steps(
-            self.accelerator,
-            self.learner.model,
-            self.learner.optimizer,
-            self._rate_at,
-            self.job.batches(self.accelerator, progress.step, self.clock),
-            self.job.loss,
-            max_grad_norm=self.recipe.training.max_grad_norm,
-            start_step=progress.step,
-            micro_batch_size=progress.micro_batch_size,
-            may_divide=self.recipe.hardware.micro_batch_size == "auto" and self.accelerator.num_processes == 1,
-        )
+        steps = self._steps()
         window = Window(self.accelerator.device, progress.window if self.is_first else None)
         with stop_on_signals() as stop, self.console.display("step", plan.total_steps) as display:
             display.start_at(progress.step - window.num_steps)
@@ -141,6 +134,40 @@ class _Run:
                     self.console.say(f"no better {self.best_by} in {progress.evaluations_without_better} evaluations")
                     break
                 window = Window(self.accelerator.device)
+
+    def _steps(self) -> Iterator[StepRecord]:
+        """The optimiser steps from here to the end, each of them made when it is asked for."""
+        progress, hardware, module = self.progress, self.recipe.hardware, self.learner.module
+        steps = train_steps(
+            self.accelerator,
+            self.learner.model,
+            self.learner.optimizer,
+            self._rate_at,
+            self.job.batches(self.accelerator, progress.step, self.clock),
+            self.job.loss,
+            max_grad_norm=self.recipe.training.max_grad_norm,
+            start_step=progress.step,
+            micro_batch_size=progress.micro_batch_size,
+            may_divide=hardware.micro_batch_size == "auto" and self.accelerator.num_processes == 1,
+        )
+        words = f"device    {self.accelerator.device} in {self.precision}"
+        why_not = self._why_not_compiled() if hardware.compile == "auto" else ""
+        self.console.say(f"{words}; layers are not compiled, {why_not}" if why_not else words)
+        if hardware.compile != "auto" or why_not:
+            return steps
+        compiled, undone = partial(compile_layers, module), partial(undo_compiling, module)
+        return tried_compiled(steps, self.accelerator, self._seconds_left, compiled, undone, self.console.say)
+
+    def _why_not_compiled(self) -> str:
+        """Why compiled layers are not even tried; nothing if they are."""
+        if self.accelerator.device.type != "cuda":
+            return "which was no faster on a CPU"  # tests/benchmarks/RESULTS.md
+        return "" if has_compiler() else "which needs a C++ compiler"
+
+    def _seconds_left(self) -> float:
+        """If what is left takes as long as what is done did."""
+        share = self.clock.share(self.progress.step)
+        return self.clock.elapsed_seconds * (1 - share) / share
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from bertcli.errors import UsageError
 from bertcli.models.adapt import all_layers
-from bertcli.models.dropout import CpuDropout
+from bertcli.models.dropout import CpuDropout, use_cpu_dropout
 
 TOKENWISE = ("attention.output", "intermediate", "output", "ffn", "mlp")
 
@@ -26,15 +26,32 @@ def compile_layers(model: nn.Module) -> int:
     Raises:
         UsageError: this machine has no compiler.
     """
-    if not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
+    if not has_compiler():
         raise UsageError("hardware.compile needs g++, clang++ or what CXX names; install one, or leave it out")
-    parts = [part for layer in all_layers(model) for part in _tokenwise_parts(layer)]
+    parts = _all_parts(model)
     for part in parts:
         for name, child in part.named_children():
             if type(child) is CpuDropout:  # which a compiler cannot read
                 setattr(part, name, nn.Dropout(child.p).train(child.training))
         part.compile(dynamic=True)
     return len(parts)
+
+
+def undo_compiling(model: nn.Module) -> None:
+    """Leave the layers as they were before `compile_layers`."""
+    for part in _all_parts(model):
+        part._compiled_call_impl = None  # which `nn.Module.compile` has set
+    if next(model.parameters()).device.type == "cpu":
+        use_cpu_dropout(model)
+
+
+def has_compiler() -> bool:
+    """Whether this machine has a C++ compiler."""
+    return any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
+
+
+def _all_parts(model: nn.Module) -> list[nn.Module]:
+    return [part for layer in all_layers(model) for part in _tokenwise_parts(layer)]
 
 
 def _tokenwise_parts(layer: nn.Module) -> list[nn.Module]:

@@ -170,8 +170,10 @@ class HardwareSection(Section):
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="examples at once on one device; accumulation follows from it"
     )
-    compile: bool = Field(
-        False, description="let torch.compile make few of a layer's many small operations; needs a C++ compiler"
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="let torch.compile make few of a layer's many small operations, which needs a C++ compiler; auto: "
+        "on a GPU, if a long run's own steps show that it is faster",
     )
     shard: bool = Field(
         False, description="divide weights, gradients and moments among the processes (FSDP); for large models"

@@ -26,6 +26,33 @@ def test_a_model_of_unknown_layers_is_told(
     assert "hardware.compile knows no layers of this model: nothing is compiled" in capsys.readouterr().err
 
 
+def test_it_is_said_why_nothing_is_compiled(
+    recipe_of: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(recipe_of("training.max_steps=1"), Path("auto"), console=Console())
+    assert "device    cpu in fp32; layers are not compiled, which was no faster on a CPU" in capsys.readouterr().err
+
+
+def test_a_long_run_tries_compiled_layers(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU, with compiling replaced by tracing."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    monkeypatch.setattr("bertcli.commands.train._Run._why_not_compiled", lambda run: "")
+    for name, value in (("LEAST_SECONDS", 0.0), ("FIRST_STEPS", 1), ("TIMED_STEPS", 2)):
+        monkeypatch.setattr(f"bertcli.training.compiling.{name}", value)
+    counters.clear()
+    plain, tried = (
+        finetune(
+            recipe_of("model.dropout=0", "training.max_steps=8", *more), Path(f"run-{len(more)}"), console=Console()
+        )
+        for more in (["hardware.compile=false"], [])
+    )
+    assert counters["stats"]["unique_graphs"] > 0
+    assert "compiled layers compute" in capsys.readouterr().err
+    assert tried["metrics"]["validation"]["loss"] == pytest.approx(plain["metrics"]["validation"]["loss"], abs=1e-5)
+
+
 @pytest.mark.slow
 def test_a_compiled_run_learns_and_saves_the_same(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch

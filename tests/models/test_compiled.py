@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from bertcli.data.layout import with_layout
 from bertcli.errors import UsageError
-from bertcli.models.compiled import compile_layers
+from bertcli.models.compiled import compile_layers, undo_compiling
 from bertcli.models.padding_free import speed_up
 from tests.models.test_padding_free import CPU, FAMILIES, LENGTHS, assert_same, build, encode, loss_and_gradients
 
@@ -71,6 +71,19 @@ def test_dropout_is_torchs_own_in_what_is_compiled() -> None:
     losses = {loss_and_gradients(model, with_layout(batch, "first", on_cpu=True))[0] for _ in range(3)}
     assert len(losses) == 3
     assert not counters["graph_break"]
+
+
+@pytest.mark.usefixtures("traced_alone")
+def test_what_was_compiled_is_undone() -> None:
+    plain, model = build("bert", CLASSIFIER), build("bert", CLASSIFIER)
+    speed_up(model, CPU)
+    as_it_was = str(model)
+    assert compile_layers(model)
+    undo_compiling(model)
+    assert str(model) == as_it_was
+    batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
+    assert_same(loss_and_gradients(plain, batch), loss_and_gradients(model, with_layout(batch, "first", on_cpu=True)))
+    assert not counters["stats"]["unique_graphs"]
 
 
 def set_dropout_of(model: torch.nn.Module, rate: float) -> torch.nn.Module:
