@@ -1,8 +1,9 @@
 """Words in, a tag for each out: named entities and other tags.
 
-The first token of a word answers for it. Long rows are read in overlapping windows, and each word is answered by the
-window in which it stands farther from the edge, so no word goes without a tag. A short row may be read together with
-its neighbours, as BERT read whole documents for this (Devlin et al. 2019, section 5.3, https://arxiv.org/abs/1810.04805).
+The first token of a word answers for it, and the tags of a row are chosen together (`heads.tag_scheme`). Long rows are
+read in overlapping windows, and each word is answered by the window in which it stands farther from the edge, so no
+word goes without a tag. A short row may be read together with its neighbours, as BERT read whole documents for this
+(Devlin et al. 2019, section 5.3, https://arxiv.org/abs/1810.04805).
 Shapes: R rows, N windows, T tokens of all windows, C tags.
 """
 
@@ -20,6 +21,7 @@ from bertcli.data.encoding import IGNORED_LABEL, TEXTS_AT_ONCE, Encoded, Sequenc
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
 from bertcli.heads.labels import declared_names, given_weights, label_fields, listed_labels, place_of, saved_labels
+from bertcli.heads.tag_scheme import likeliest_tags, may_follow, scheme_of
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -39,9 +41,12 @@ class TokenClassification(Head):
     per_token = True
     usual_columns = ("tokens",)
 
-    def __init__(self, labels: Sequence[str], class_weights: Sequence[float] | None = None):
+    def __init__(
+        self, labels: Sequence[str], class_weights: Sequence[float] | None = None, tag_scheme: str | None = None
+    ):
         self.labels = tuple(labels)
         self.class_weights = class_weights  # [C]; None: all alike
+        self.tag_scheme = tag_scheme  # which tags can follow each other; None: all
 
     @classmethod
     def labels_of(cls, task: Task, train: Dataset) -> tuple[str, ...]:
@@ -60,18 +65,19 @@ class TokenClassification(Head):
         tags = head.references(task, train)
         if tags is None:
             raise DataError(f"{task.name}: the training rows have no tags")
-        return cls(labels, tag_weights(recipe.training.class_weights, task, labels, tags))
+        scheme = scheme_of(labels, tags) if recipe.answers.consistent_tags else None
+        return cls(labels, tag_weights(recipe.training.class_weights, task, labels, tags), scheme)
 
     @classmethod
     def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
         """The head of a trained model, as its configuration tells."""
-        return cls(saved_labels(config))
+        return cls(saved_labels(config), tag_scheme=getattr(config, "tag_scheme", None))
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """The same head, its labels in another order."""
         order = [self.labels.index(label) for label in labels]
         weights = None if self.class_weights is None else [self.class_weights[at] for at in order]
-        return type(self)(labels, weights)
+        return type(self)(labels, weights, self.tag_scheme)
 
     @property
     def answer_kind(self) -> str:
@@ -81,7 +87,12 @@ class TokenClassification(Head):
     @property
     def config_fields(self) -> dict[str, Any]:
         """What the model's configuration must say, so that plain `transformers` reads the answer alike."""
-        return label_fields(self.labels)
+        return label_fields(self.labels) | self.facts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The scheme of the tags, if they keep one."""
+        return {} if self.tag_scheme is None else {"tag_scheme": self.tag_scheme}
 
     def echoed(self, task: Task) -> tuple[str, ...]:
         """Nothing: the answer holds the text and its words."""
@@ -158,9 +169,11 @@ class TokenClassification(Head):
     def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[list[str]]:
         """The tags of each row's words, from logits [T, C]."""
         assert encoded.places is not None
-        answering = np.flatnonzero(encoded.places != NO_WORD)
-        best = iter(logits[answering].argmax(-1).tolist())
-        return [[self.labels[next(best)] for _ in words] for words in words_of(task, rows)]
+        scores = logits[np.flatnonzero(encoded.places != NO_WORD)]  # in the order of the rows and their words
+        bounds = np.concatenate(([0], np.cumsum([len(words) for words in words_of(task, rows)], dtype=np.int64)))
+        allowed = may_follow(self.labels, self.tag_scheme) if self.tag_scheme else None
+        best = [likeliest_tags(scores[start:end], allowed) for start, end in pairwise(bounds)]
+        return [[self.labels[at] for at in row] for row in best]
 
     def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
         """For people: words, their tags, and entities with the places of their characters in the text."""

@@ -143,6 +143,11 @@ class AnswersSection(Section):
         "tuned: those with the best F1 on the validation rows; null: one half",
     )
 
+    consistent_tags: bool = Field(
+        True,
+        description="answer with the likeliest tags that can follow each other, so that no entity goes on that never "
+        "began; false: with each word's likeliest tag",
+    )
     n_best_size: int = Field(20, ge=1, description="starts and ends of spans looked at in a window, and answers listed")
     max_answer_length: int = Field(30, ge=1, description="tokens of the longest span")
     null_score_diff_threshold: float = Field(

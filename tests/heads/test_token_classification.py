@@ -102,6 +102,21 @@ def test_answers_are_put_together_from_the_windows(encoder: Path) -> None:
     assert TokenClassification(TAGS).decide(task_of(), rows, encoded, logits) == tags
 
 
+def test_no_entity_goes_on_that_never_began(encoder: Path) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    rows = Dataset.from_dict({"tokens": [["film", "bad"], [], ["lovely", "harbour", "film"]]})
+    task = task_of()
+    head = TokenClassification(TAGS, tag_scheme="IOB2")
+    encoded = head.encode(task, rows, tokenizer, DataSection())
+    assert encoded.places is not None
+    logits = np.zeros((len(encoded.places), 3))
+    logits[encoded.places != NO_WORD] = [[3, 0, 1], [3, 2, 4], [0, 2, 3], [0, 0, 3], [3, 0, 0]]
+    assert head.decide(task, rows, encoded, logits) == [["O", "O"], [], ["B-X", "I-X", "O"]]
+    single = TokenClassification(TAGS).decide(task, rows, encoded, logits)
+    assert single == [["O", "I-X"], [], ["I-X", "I-X", "O"]]
+    assert head.decide(task, rows.select([]), encode(tokenizer, []), logits[:0]) == []
+
+
 def test_a_plain_text_is_cut_into_words_and_entities_have_their_characters(encoder: Path) -> None:
     tokenizer = load_tokenizer(str(encoder), None)
     text = "Fine films, (U.N.)  don't"
