@@ -155,7 +155,7 @@ class _Run:
         self.console.say(f"{words}; layers are not compiled, {why_not}" if why_not else words)
         if hardware.compile != "auto" or why_not:
             return steps
-        compiled, undone = partial(compile_layers, module), partial(undo_compiling, module)
+        compiled, undone = partial(compile_layers, module, may_fail=True), partial(undo_compiling, module)
         return tried_compiled(steps, self.accelerator, self._seconds_left, compiled, undone, self.console.say)
 
     def _why_not_compiled(self) -> str:

@@ -43,7 +43,7 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 def all_layers(module: nn.Module) -> list[nn.Module]:
     """The layers of every encoder in what is trained, each once."""
     encoders = [part for part in module.modules() if isinstance(part, PreTrainedModel) and part.base_model is part]
-    return [layer for encoder in encoders for layer in layers_of(encoder)]
+    return list(dict.fromkeys(layer for encoder in encoders for layer in layers_of(encoder)))
 
 
 def depths_of(model: PreTrainedModel) -> dict[str, int]:

@@ -6,28 +6,35 @@ import os
 import shutil
 from operator import attrgetter
 
+import torch
 from torch import nn
 
-from bertcli.errors import UsageError
+from bertcli.errors import ModelError, UsageError
 from bertcli.models.adapt import all_layers
 from bertcli.models.dropout import CpuDropout, use_cpu_dropout
 
 TOKENWISE = ("attention.output", "intermediate", "output", "ffn", "mlp")
 
 
-def compile_layers(model: nn.Module) -> int:
+def compile_layers(model: nn.Module, *, may_fail: bool = False) -> int:
     """Compile, at their first call, the parts of a model's layers that compute each token by itself; their number.
 
     Between their matrix products such a part adds, drops, normalises and bends, an operation and a pass over memory
     each: those are what becomes one. The number of tokens is left open, so no length of batch compiles anew, and
     layers of one kind share what is compiled. Attention stays as it is: it has kernels of its own, and its shapes
-    change in two places. Parameters keep their names.
+    change in two places. Parameters keep their names, and dropout the numbers it draws.
+
+    Args:
+        may_fail: what the compiler fails at stays as it is.
 
     Raises:
         UsageError: this machine has no compiler.
     """
     if not has_compiler():
         raise UsageError("hardware.compile needs g++, clang++ or what CXX names; install one, or leave it out")
+    torch._inductor.config.fallback_random = True  # PyTorch's own draws, or the compiler's would decide what is learned
+    if may_fail:
+        torch._dynamo.config.suppress_errors = True
     parts = _all_parts(model)
     for part in parts:
         for name, child in part.named_children():
@@ -51,7 +58,12 @@ def has_compiler() -> bool:
 
 
 def _all_parts(model: nn.Module) -> list[nn.Module]:
-    return [part for layer in all_layers(model) for part in _tokenwise_parts(layer)]
+    """None of a model whose layers cannot be told apart."""
+    try:
+        layers = all_layers(model)
+    except ModelError:
+        return []
+    return [part for layer in layers for part in _tokenwise_parts(layer)]
 
 
 def _tokenwise_parts(layer: nn.Module) -> list[nn.Module]:

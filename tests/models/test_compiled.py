@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import AlbertConfig, AlbertModel
 
 from bertcli.data.layout import with_layout
 from bertcli.errors import UsageError
@@ -84,6 +85,35 @@ def test_what_was_compiled_is_undone() -> None:
     batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
     assert_same(loss_and_gradients(plain, batch), loss_and_gradients(model, with_layout(batch, "first", on_cpu=True)))
     assert not counters["stats"]["unique_graphs"]
+
+
+def test_of_a_family_that_shares_one_layer_nothing_is_compiled() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "embedding_size": 8}
+    assert compile_layers(AlbertModel(AlbertConfig(vocab_size=20, **sizes))) == 0
+
+
+@pytest.mark.slow
+def test_compiled_dropout_draws_the_same_numbers() -> None:
+    model = set_dropout_of(build("bert", CLASSIFIER), 0.5)
+    batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
+    torch.manual_seed(3)
+    plain = loss_and_gradients(model, batch)
+    compile_layers(model)
+    torch.manual_seed(3)
+    assert_same(plain, loss_and_gradients(model, batch))
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+@pytest.mark.slow
+def test_what_the_compiler_fails_at_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    model = build("bert", CLASSIFIER)
+    batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
+    plain = loss_and_gradients(model, batch)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        assert compile_layers(model, may_fail=True)
+        assert_same(plain, loss_and_gradients(model, batch))
 
 
 def set_dropout_of(model: torch.nn.Module, rate: float) -> torch.nn.Module:
