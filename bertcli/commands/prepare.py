@@ -14,7 +14,7 @@ from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads import HEADS
 from bertcli.heads.head import Head
-from bertcli.heads.labels import check_labels, saved_labels
+from bertcli.heads.labels import OPTIONAL_FIELDS, check_labels, saved_labels
 from bertcli.metrics.bundled import load_metric, score_names
 from bertcli.models import build
 from bertcli.models.tokenizers import train_tokenizer
@@ -61,8 +61,9 @@ class Prepared:
         model = build.load_model(
             section.name, self.mirror, model_class, fields, dropout=section.dropout, fresh_head=section.new_head
         )
-        if "thresholds" not in fields:
-            vars(model.config).pop("thresholds", None)  # they were those of an earlier task
+        for name in OPTIONAL_FIELDS:
+            if name not in fields:
+                vars(model.config).pop(name, None)  # it was that of an earlier task
         return model
 
     def count_parameters(self) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 HIDDEN_LABEL = -1  # what GLUE's test splits hold instead of an answer
+OPTIONAL_FIELDS = ("thresholds", "tag_scheme")  # of a configuration: how a head chooses its answers
 MOST_PROBABILITIES = 20  # listed beside an answer
 MOST_CHARACTERS = 60  # of a row that is told
 
@@ -97,13 +98,15 @@ def label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
     declared = declared_names(rows.features[task.label_column])
     listed = () if declared else task.labels
 
-    def name_of(value: Any) -> str:
-        return declared[value] if declared and isinstance(value, int) else str(value)
-
     if task.problem == "single_label":
-        return [None if is_hidden(value) and str(value) not in listed else name_of(value) for value in values]
+        return [None if is_hidden(value) and str(value) not in listed else name_of(declared, value) for value in values]
     lists = ([part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else v for v in values)
-    return [None if value is None else [name_of(one) for one in value] for value in lists]
+    return [None if value is None else [name_of(declared, one) for one in value] for value in lists]
+
+
+def name_of(declared: Sequence[str], value: Any) -> str:
+    """The name that a data set declares for a label's number; what is no number of those is its own name."""
+    return declared[value] if isinstance(value, int) and 0 <= value < len(declared) else str(value)
 
 
 def is_hidden(value: Any) -> bool:

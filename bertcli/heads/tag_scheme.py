@@ -11,16 +11,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bertcli.tasks.tags import parts_of
+
 SCHEMES = {"IOBES": "ES", "BILOU": "LU", "IOB2": ""}  # strictest first: the letters for ends and for single words
 MOST_EXCEPTIONS = 0.01  # of the words in entities: slips of those who wrote the tags
 
 
 def scheme_of(labels: Sequence[str], tags: Sequence[Sequence[str]]) -> str | None:
     """The strictest scheme that all but a few of the rows of `tags` keep; None: they have none, or an older one."""
-    letters = {letter for label in labels if (letter := _parts(label)[0])}
+    letters = {letter for label in labels if (letter := parts_of(label)[0])}
     place = {label: at for at, label in enumerate(labels)}
     rows = [np.array([place[tag] for tag in row]) for row in tags if row]
-    inside = sum(int(np.isin(row, [at for at, label in enumerate(labels) if _parts(label)[0]]).sum()) for row in rows)
+    inside = sum(int(np.isin(row, [at for at, label in enumerate(labels) if parts_of(label)[0]]).sum()) for row in rows)
     for scheme, ends in SCHEMES.items():
         if "B" in letters and letters <= {*"BI", *ends} and (not ends or letters & {*ends}):
             allowed = may_follow(labels, scheme)
@@ -35,7 +37,7 @@ def may_follow(labels: Sequence[str], scheme: str) -> np.ndarray:
     [C + 1, C + 1]. What has no letter of the scheme is outside of entities.
     """
     end = SCHEMES[scheme][:1]
-    parts = [*map(_parts, labels), ("", "")]
+    parts = [*map(parts_of, labels), ("", "")]
     allowed = np.zeros((len(parts), len(parts)), dtype=bool)
     for at, (letter, kind) in enumerate(parts):
         for next_at, (next_letter, next_kind) in enumerate(parts):
@@ -68,9 +70,3 @@ def _breaks(row: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """Where a row of tag numbers [W] breaks the rule: before which word, W for its end."""
     edge = len(allowed) - 1
     return np.flatnonzero(~allowed[np.append(edge, row), np.append(row, edge)])
-
-
-def _parts(label: str) -> tuple[str, str]:
-    """`B-PER` is `B` and `PER`; what has no such letter is nothing twice."""
-    letter, dash, kind = label.partition("-")
-    return (letter, kind) if dash and letter in ("B", "I", "E", "S", "L", "U") else ("", "")

@@ -9,7 +9,6 @@ Shapes: R rows, N windows, T tokens of all windows, C tags.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
@@ -17,21 +16,29 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from bertcli.data.cuts import windows
-from bertcli.data.encoding import IGNORED_LABEL, TEXTS_AT_ONCE, Encoded, Sequences, frame_of, tokenize
+from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences, frame_of
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
-from bertcli.heads.labels import declared_names, given_weights, label_fields, listed_labels, place_of, saved_labels
-from bertcli.heads.tag_scheme import likeliest_tags, may_follow, scheme_of
+from bertcli.heads.labels import (
+    declared_names,
+    given_weights,
+    is_hidden,
+    label_fields,
+    listed_labels,
+    name_of,
+    place_of,
+    saved_labels,
+)
+from bertcli.heads.tag_scheme import SCHEMES, likeliest_tags, may_follow, scheme_of
+from bertcli.heads.words import NO_WORD, spans_of, tokens_of_words, words_of
 from bertcli.recipe.schema import DataSection, Recipe
+from bertcli.tasks.tags import in_iobes, parts_of
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-WORD = re.compile(r"\w+(?:['’.&/-]\w+)*|[^\w\s]")
-NO_WORD = -1  # place of a token that answers for no word
 
 
 class TokenClassification(Head):
@@ -71,7 +78,8 @@ class TokenClassification(Head):
     @classmethod
     def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
         """The head of a trained model, as its configuration tells."""
-        return cls(saved_labels(config), tag_scheme=getattr(config, "tag_scheme", None))
+        scheme = getattr(config, "tag_scheme", None)
+        return cls(saved_labels(config), tag_scheme=scheme if scheme in SCHEMES else None)
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """The same head, its labels in another order."""
@@ -105,7 +113,7 @@ class TokenClassification(Head):
         frame, made = frame_of(tokenizer, pair=False), Sequences()
         room = data.max_length - frame.num_special
         edge = [NO_WORD] * len(frame.before), [NO_WORD] * len(frame.after)
-        ids, first_of, bounds = _tokens_of_words(tokenizer, all_words)
+        ids, first_of, bounds = tokens_of_words(tokenizer, all_words)
         places: list[int] = []
         for row, (row_start, row_end) in enumerate(pairwise(bounds)):
             num_own = row_end - row_start
@@ -132,21 +140,25 @@ class TokenClassification(Head):
         return labels
 
     def references(self, task: Task, rows: Dataset) -> list[list[str]] | None:
-        """The right tags of each row's words; None if they are not given.
+        """The right tags of each row's words; None if they are not given, or hidden.
 
         Raises:
             DataError: a row has not one tag for each word, or a tag that is none of the labels.
         """
         if task.label_column not in rows.column_names:
             return None
+        given = rows[task.label_column][:]
+        every = [value for values in given for value in ([None] if values is None else values)]
+        if every and all(map(is_hidden, every)):
+            return None
         declared = declared_names(rows.features[task.label_column])
         place = {label: index for index, label in enumerate(self.labels)}
         tags: list[list[str]] = []
-        for row, (words, values) in enumerate(zip(words_of(task, rows), rows[task.label_column][:], strict=True)):
+        for row, (words, values) in enumerate(zip(words_of(task, rows), given, strict=True)):
             if values is None or len(values) != len(words):
                 found = "no" if values is None else len(values)
                 raise DataError(f"{task.name}: row {row + 1} has {len(words)} words and {found} tags")
-            names = [declared[value] if declared and isinstance(value, int) else str(value) for value in values]
+            names = [name_of(declared, value) for value in values]
             for name in names:
                 place_of(task, place, rows, row, name)
             tags.append(names)
@@ -180,12 +192,13 @@ class TokenClassification(Head):
         from seqeval.metrics.sequence_labeling import get_entities
 
         answers = []
+        names_entities = any(parts_of(label)[0] for label in self.labels)  # not parts of speech
         tags_of = self.decide(task, rows, encoded, logits)
         for value, words, tags in zip(rows[task.text_columns[0]][:], words_of(task, rows), tags_of, strict=True):
             text = value if isinstance(value, str) else " ".join(words)
             spans = spans_of(text, words)
             entities = []
-            for kind, first, last in get_entities(tags):
+            for kind, first, last in get_entities(in_iobes(tags)) if names_entities else ():
                 start, end = spans[first][0], spans[last][1]
                 entities.append({"label": kind, "start": start, "end": end, "text": text[start:end]})
             answers.append({"text": text, "words": words, "tags": tags, "entities": entities})
@@ -201,21 +214,6 @@ class TokenClassification(Head):
             answer = {"gold": gold, "predicted": tags, "right": not wrong, "loss": wrong / max(1, len(gold))}
             answers.append(answer)
         return answers
-
-
-def words_of(task: Task, rows: Dataset) -> list[list[str]]:
-    """The words of each row: as they are given, or cut from a plain text at spaces and punctuation."""
-    return [WORD.findall(row) if isinstance(row, str) else row for row in rows[task.text_columns[0]][:]]
-
-
-def spans_of(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
-    """Where each word stands in the text: first character and the one after the last."""
-    spans, at = [], 0
-    for word in words:
-        start = text.index(word, at)
-        at = start + len(word)
-        spans.append((start, at))
-    return spans
 
 
 def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
@@ -248,43 +246,6 @@ def tag_weights(
     place = {label: index for index, label in enumerate(labels)}
     counts = np.bincount([place[tag] for row in tags for tag in row], minlength=len(labels))
     return [float(min(100.0, counts.sum() / (len(labels) * max(1, count)))) for count in counts]
-
-
-def _tokens_of_words(
-    tokenizer: PreTrainedTokenizerBase, all_words: list[list[str]]
-) -> tuple[list[int], list[int], list[int]]:
-    """The token ids of all rows' words, for each token the word of its row that it begins (`NO_WORD`: it goes on with
-    one), and where each row begins, with the end of the last. [T], [T], [R + 1]
-    """
-    ids: list[int] = []
-    first_of: list[int] = []
-    bounds = [0]
-    for start in range(0, len(all_words), TEXTS_AT_ONCE):
-        part = all_words[start : start + TEXTS_AT_ONCE]
-        output = tokenize(tokenizer, part, is_split_into_words=True)
-        for at, words in enumerate(part):
-            encoded = output["input_ids"][at], output.word_ids(at)
-            some_ids, some_marks = _with_every_word(*encoded, len(words), tokenizer.unk_token_id)
-            ids += some_ids
-            first_of += some_marks
-            bounds.append(len(ids))
-    return ids, first_of, bounds
-
-
-def _with_every_word(
-    ids: list[int], word_of: list[int], num_words: int, unknown: int | None
-) -> tuple[list[int], list[int]]:
-    """Ids and first-token marks; a word the tokenizer makes nothing of (a lone control character) becomes unknown."""
-    first_of = [word if at == 0 or word_of[at - 1] != word else NO_WORD for at, word in enumerate(word_of)]
-    if len(missing := set(range(num_words)) - set(word_of)) == 0:
-        return ids, first_of
-    pieces: dict[int, list[int]] = {word: [unknown or 0] for word in missing}
-    for token, word in zip(ids, word_of, strict=True):
-        pieces.setdefault(word, []).append(token)
-    ordered = [
-        (token, word if at == 0 else NO_WORD) for word in range(num_words) for at, token in enumerate(pieces[word])
-    ]
-    return [token for token, _ in ordered], [word for _, word in ordered]
 
 
 def _among_neighbours(start: int, end: int, num_tokens: int, context: int) -> tuple[int, int]:

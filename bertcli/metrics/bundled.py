@@ -17,6 +17,7 @@ from datasets import Features, List, Value
 
 from bertcli.errors import DataError, did_you_mean
 from bertcli.metrics.squad import score_squad, score_squad_v2
+from bertcli.tasks.tags import in_iobes
 from bertcli.tasks.task import DECIDING_SCORE, Task
 
 Score = Callable[[Any, Any], float | dict[str, float]]
@@ -63,6 +64,7 @@ def _seqeval(predictions: list[list[str]], references: list[list[str]]) -> dict[
     """Precision, recall and F1 of whole entities as conlleval counts them, and the accuracy of the single tags."""
     from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support
 
+    predictions, references = ([in_iobes(row) for row in rows] for rows in (predictions, references))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a kind of entity that is never there, a tag without B- or I-
         precision, recall, f1, _ = precision_recall_fscore_support(

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
-from transformers import PreTrainedTokenizerBase
+from transformers import BertConfig, PreTrainedTokenizerBase
 
 from bertcli.data.encoding import IGNORED_LABEL, Encoded
 from bertcli.errors import DataError
-from bertcli.heads.token_classification import NO_WORD, TokenClassification, resolve_tags, spans_of, tag_weights
+from bertcli.heads.labels import label_fields
+from bertcli.heads.token_classification import TokenClassification, resolve_tags, tag_weights
+from bertcli.heads.words import NO_WORD, spans_of
 from bertcli.models.build import load_tokenizer
 from bertcli.recipe.schema import DataSection
 from bertcli.tasks.task import Task
@@ -168,6 +170,43 @@ def test_rows_whose_tags_do_not_fit_are_named(tags: list[list[str]], words: str)
     rows = Dataset.from_dict({"tokens": [["a", "b"]], "tags": tags})
     with pytest.raises(DataError, match=words):
         TokenClassification(TAGS).references(task_of(), rows)
+
+
+def test_hidden_tags_are_no_tags_and_numbers_without_a_name_are_told() -> None:
+    features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=list(TAGS)))})
+    hidden, odd = (
+        Dataset.from_dict({"tokens": [["a", "b"]], "tags": [tags]}, features=features) for tags in ([-1, -1], [-1, 1])
+    )
+    assert TokenClassification(TAGS).references(task_of(), hidden) is None
+    with pytest.raises(DataError, match="row 1 has the label '-1', expected one of"):
+        TokenClassification(TAGS).references(task_of(), odd)
+
+
+@pytest.mark.parametrize(
+    ("labels", "tags", "entities"),
+    [
+        (("O", "U-X", "B-X", "L-X"), [1, 1, 2, 3, 0], [(0, 4), (5, 8), (9, 16)]),
+        (("NOUN", "VERB"), [0, 0, 1, 0, 1], []),
+    ],
+)
+def test_entities_are_read_in_each_scheme(
+    labels: tuple[str, ...], tags: list[int], entities: list[tuple[int, int]], encoder: Path
+) -> None:
+    tokenizer, task = load_tokenizer(str(encoder), None), task_of()
+    rows = Dataset.from_dict({"tokens": [["film", "bad", "one", "two", "lovely"]]})
+    head = TokenClassification(labels)
+    encoded = head.encode(task, rows, tokenizer, DataSection())
+    assert encoded.places is not None
+    logits = np.zeros((len(encoded.places), len(labels)))
+    logits[encoded.places != NO_WORD, tags] = 1
+    (answer,) = head.decode(task, rows, encoded, logits)
+    assert [(found["start"], found["end"]) for found in answer["entities"]] == entities
+
+
+@pytest.mark.parametrize(("given", "read"), [("IOBES", "IOBES"), ("BIO", None), (None, None)])
+def test_a_models_scheme_is_read_if_it_is_one(given: str | None, read: str | None) -> None:
+    config = BertConfig(**label_fields(TAGS), **({"tag_scheme": given} if given else {}))
+    assert TokenClassification.saved_with(task_of(), config, None).tag_scheme == read
 
 
 def test_rare_tags_weigh_more() -> None:

@@ -65,3 +65,10 @@ def test_random_sequences_score_as_conlleval(places: str) -> None:
     predictions, references = [tags() for _ in range(80)], [tags() for _ in range(80)]
     found = compute_metrics(("seqeval",), "token_classification", predictions, references)
     assert found == pytest.approx(scores_of(predictions, references))
+
+
+def test_bilou_counts_as_iobes() -> None:
+    right = [["U-A", "U-A", "O", "B-B", "I-B", "L-B", "B-A", "L-A"]]
+    found = [["U-A", "U-A", "O", "B-B", "I-B", "L-B", "B-A", "L-B"]]
+    scores = compute_metrics(["seqeval"], "token_classification", found, right)
+    assert (scores["precision"], scores["recall"]) == (pytest.approx(3 / 5), pytest.approx(3 / 4))
