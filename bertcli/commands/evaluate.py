@@ -16,6 +16,7 @@ from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.labels import check_labels
+from bertcli.metrics.bundled import check_number_of_labels
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import seed_runs
@@ -97,7 +98,7 @@ def _evaluate_one(
     task = task or trained.task
     rows = load_split(task, split, mirror)
     _tell_of_limit(trained, task, split, len(rows), console)
-    _check_labels(trained, task, mirror)
+    task = _with_checked_labels(trained, task, mirror)
     references = trained.head.references(task, rows)
     if references is None:
         raise DataError(
@@ -130,15 +131,30 @@ def _tell_of_limit(trained: Trained, task: Task, split: str, num_rows: int, cons
         console.say(f"data      all {num_rows} rows of {split}; {told}")
 
 
-def _check_labels(trained: Trained, task: Task, mirror: Path | None) -> None:
+def _with_checked_labels(trained: Trained, task: Task, mirror: Path | None) -> Task:
+    """The task with all its labels, which are those of the model in some order.
+
+    Raises:
+        ModelError: they are not, or the model answers in another way.
+    """
     if task.answer_kind != trained.head.answer_kind:
         raise ModelError(
             f"{trained.name} was made for {trained.head.answer_kind}, task {task.name} is {task.answer_kind}"
         )
-    if trained.head.labels:
-        # The training split of a row that does not list them has them all.
-        labels = task.labels or HEADS[task.head].labels_of(task, load_split(task, "train", mirror))
-        alike = len(labels) == len(trained.head.labels)
-        renaming = "If they mean the same, give the task's names for them with --labels; else f" if alike else "F"
-        cure = f"{renaming}ine-tune it on this task, or evaluate it on a task with its own labels."
-        check_labels(trained.head.labels, labels, trained.name, cure)
+    if not trained.head.labels:
+        return task
+    labels = task.labels
+    if not labels and (task.files.train if task.files else task.splits.train):
+        try:  # the training split of a row that does not list them has them all
+            labels = HEADS[task.head].labels_of(task, load_split(task, "train", mirror))
+        except DataError:
+            if task is not trained.task:
+                raise
+    labels = labels or trained.head.labels  # where there is nothing to learn from, or no longer
+    alike = len(labels) == len(trained.head.labels)
+    renaming = "If they mean the same, give the task's names for them with --labels; else f" if alike else "F"
+    cure = f"{renaming}ine-tune it on this task, or evaluate it on a task with its own labels."
+    check_labels(trained.head.labels, labels, trained.name, cure)
+    task = task.model_copy(update={"labels": labels})
+    check_number_of_labels(task)
+    return task

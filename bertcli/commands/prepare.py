@@ -15,7 +15,7 @@ from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads import HEADS
 from bertcli.heads.head import Head
 from bertcli.heads.labels import OPTIONAL_FIELDS, check_labels, saved_labels
-from bertcli.metrics.bundled import load_metric, score_names
+from bertcli.metrics.bundled import check_number_of_labels, load_metric, score_names
 from bertcli.models import build
 from bertcli.models.tokenizers import train_tokenizer
 from bertcli.recipe.load import recipe_task
@@ -89,6 +89,7 @@ def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
     rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.more_validation)}
     # A part of the rows may lack some of the labels.
     task = task.model_copy(update={"labels": HEADS[task.head].labels_of(task, rows["train"])})
+    check_number_of_labels(task)
     rows = _limit(recipe, rows)
     head = HEADS[task.head].learned_from(task, rows["train"], recipe)
     tokenizer = _tokenizer(recipe, task, rows["train"], mirror)

@@ -44,8 +44,13 @@ def score(
     for some, part, logits, loss in parts:
         answers.extend(head.decide(task, some, part, logits))
         total += loss
-    scores = compute_metrics(task.metric_names, head.answer_kind, answers, references)
+    scores = compute_metrics(task.metric_names, head.answer_kind, answers, references, positive_number(task, head))
     return scores | {"loss": total / max(1, int(encoded.num_targets.sum()))}
+
+
+def positive_number(task: Task, head: Head) -> int:
+    """The number that the model gives the second of two labels of the task, whose F1 is meant."""
+    return head.labels.index(task.labels[1]) if len(task.labels) == len(head.labels) == 2 else 1
 
 
 def scores_together(recipes: Mapping[str, Recipe], each: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

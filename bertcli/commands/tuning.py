@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from bertcli.commands.answering import answer
 from bertcli.commands.prepare import Prepared
+from bertcli.commands.score import positive_number
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.metrics.bundled import compute_metrics
 from bertcli.runs.files import write_json
@@ -34,5 +35,7 @@ def with_tuned_thresholds(
     if accelerator.is_main_process:
         file = folder / "config.json"
         write_json(file, json.loads(file.read_text("utf-8")) | tuned.facts)
-    scores = compute_metrics(task.metric_names, tuned.answer_kind, tuned.choose(logits), right)
+    scores = compute_metrics(
+        task.metric_names, tuned.answer_kind, tuned.choose(logits), right, positive_number(task, tuned)
+    )
     return replace(prepared, head=tuned), scores

@@ -103,7 +103,7 @@ class TextClassification(Head):
             right: the right answers, in the form of `references`.
         """
         shares, thresholds = self.probabilities(logits), {}
-        for label in usual_thresholds(task, self.labels):
+        for label in usual_thresholds(task, task.labels or self.labels):
             at = self.labels.index(label)
             is_right = right[:, at] > 0 if self.problem == "multi_label" else right == at
             thresholds[label] = best_threshold(shares[:, at], is_right)

@@ -20,15 +20,15 @@ from bertcli.metrics.squad import score_squad, score_squad_v2
 from bertcli.tasks.tags import in_iobes
 from bertcli.tasks.task import DECIDING_SCORE, Task
 
-Score = Callable[[Any, Any], float | dict[str, float]]
+Score = Callable[..., float | dict[str, float]]
 """(N answers, N right answers) → the score, or several by name."""
 
 
 def _f1(average: str) -> Score:
-    def score(predictions: np.ndarray, references: np.ndarray) -> float:
+    def score(predictions: np.ndarray, references: np.ndarray, positive: int = 1) -> float:
         from sklearn.metrics import f1_score
 
-        return f1_score(references, predictions, average=average, zero_division=0.0)
+        return f1_score(references, predictions, average=average, zero_division=0.0, pos_label=positive)
 
     return score
 
@@ -118,11 +118,11 @@ class BundledMetric(evaluate.Metric):
             features=Features({"predictions": answer, "references": right}),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+    def _compute(self, predictions: Any, references: Any, **options: int) -> dict[str, float]:
         score, _ = SCORES[self._score_name]
         if self._kind not in ("token_classification", "question_answering"):
             predictions, references = np.asarray(predictions), np.asarray(references)
-        value = score(predictions, references)
+        value = score(predictions, references, **options)
         return value if isinstance(value, dict) else {self._score_name: float(value)}
 
 
@@ -139,11 +139,31 @@ def load_metric(name: str, kind: str) -> BundledMetric:
     return BundledMetric(name, kind)
 
 
-def compute_metrics(names: Iterable[str], kind: str, predictions: Any, references: Any) -> dict[str, float]:
-    """Each named metric's scores of N answers of a kind against the N right ones."""
+def check_number_of_labels(task: Task) -> None:
+    """Refuse the F1 of the second label where there are more than two.
+
+    Raises:
+        DataError: with the metrics to take instead.
+    """
+    if "f1" in task.metric_names and task.answer_kind == "single_label" and len(task.labels) > 2:
+        raise DataError(
+            f"{task.name}: found metric f1 with {len(task.labels)} labels, expected it with two; f1_macro and f1_micro "
+            "are of any number. Set task.metrics."
+        )
+
+
+def compute_metrics(
+    names: Iterable[str], kind: str, predictions: Any, references: Any, positive: int = 1
+) -> dict[str, float]:
+    """Each named metric's scores of N answers of a kind against the N right ones.
+
+    Args:
+        positive: the number of the label that `f1` is of.
+    """
     scores: dict[str, float] = {}
     for name in names:
-        scores |= load_metric(name, kind).compute(predictions=predictions, references=references)
+        options = {"positive": positive} if name == "f1" else {}
+        scores |= load_metric(name, kind).compute(predictions=predictions, references=references, **options)
     return scores
 
 

@@ -443,3 +443,16 @@ def test_too_little_disk_is_said_before_training(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=2000))
     with pytest.raises(DiskError, match="free, the run needs up to"):
         finetune(recipe_of(), Path("run"), console=QUIET)
+
+
+def test_a_run_is_scored_without_the_rows_it_learned_from(
+    recipe_of: Callable[..., Recipe], write_csv: Callable[..., Path]
+) -> None:
+    rows = [[f"t{row}", ("glad", "sad")[row % 2]] for row in range(20)]
+    train, test = (write_csv(f"{name}.csv", ["text", "label"], rows) for name in ("train", "test"))
+    task = f"{{files: {{train: {train}, validation: {test}, test: {test}}}, text_columns: [text]}}"
+    finetune(recipe_of("training.max_steps=1", task=task), Path("run"), console=QUIET)
+    train.unlink()
+    assert evaluate("run", split="test", console=QUIET)["num_examples"] == 20
+    Path("other.yaml").write_text(f"task: {{files: {{test: {test}}}, text_columns: [text]}}", "utf-8")
+    assert evaluate("run", task_name="other.yaml", split="test", console=QUIET)["num_examples"] == 20

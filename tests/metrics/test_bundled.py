@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from bertcli.errors import DataError
-from bertcli.metrics.bundled import SCORES, compute_metrics, load_metric, score_names
+from bertcli.metrics.bundled import SCORES, check_number_of_labels, compute_metrics, load_metric, score_names
+from bertcli.tasks.task import Task
 
 RANDOM = np.random.default_rng(0)
 
@@ -24,6 +25,15 @@ def test_accuracy_f1_and_matthews_follow_their_definitions() -> None:
     assert scores["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
     product = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     assert scores["matthews"] == pytest.approx((tp * tn - fp * fn) / product)
+
+
+def test_the_f1_of_two_labels_is_of_the_one_that_is_meant() -> None:
+    predictions, references = np.array([0, 0, 1]), np.array([0, 1, 1])
+    f1 = [compute_metrics(["f1"], "single_label", 1 - predictions, 1 - references, at)["f1"] for at in (0, 1)]
+    assert f1 == [compute_metrics(["f1"], "single_label", predictions, references, at)["f1"] for at in (1, 0)]
+    assert f1[0] == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match="found metric f1 with 3 labels, expected it with two; f1_macro"):
+        check_number_of_labels(Task(dataset="x", text_columns=("a",), labels=("a", "b", "c"), metrics=("f1",)))
 
 
 def test_macro_and_micro_f1_of_several_labels() -> None:
