@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from bertcli.commands.asking import fitted, inputs_of, with_columns
 from bertcli.commands.features import Extractor, write_features
 from bertcli.commands.fill_mask import MaskFiller, fills_masks
 from bertcli.commands.submission import open_new, write_glue, write_squad
@@ -25,7 +26,6 @@ from bertcli.commands.trained import (
 )
 from bertcli.data.formats import Row
 from bertcli.data.inputs import USUAL_COLUMNS, guess_format, read_inputs
-from bertcli.data.sources import load_split
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection
@@ -81,18 +81,21 @@ def predict(
     name = best_seed(name)
     kind = input_format or guess_format(input_path)
     if labels is None and fills_masks(name, mirror):
+        _check_for_masks(name, values, split, format_name)
         column = (columns or USUAL_COLUMNS)[0]
         texts = ({column: row[0]} for row in values) if values is not None else read_inputs(input_path, kind, [column])
         answers = MaskFiller(name, top_k, mirror, hardware).fill(texts, column)
         return _write_to(output, answers, format_name, console)
     trained = open_trained(name, mirror, hardware, labels)
-    task = _with_columns(trained.task, columns, is_known=trained.recipe is not None)
+    task = with_columns(trained.task, columns, is_known=trained.recipe is not None)
     if trained.recipe is None:
-        task, values = _fitted(task, values)
+        task, values = fitted(task, values)
     if split is not None and trained.recipe is None:
         raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
     usual = trained.head.usual_columns
-    rows = _inputs(task, values, input_path, kind, usual, split, mirror)
+    rows = inputs_of(
+        task, values, input_path, kind, usual, split, mirror, refuses_pairs=trained.recipe is None and columns is None
+    )
     if format_name == "squad":
         count = write_squad(trained, task, iter(rows), Path(output), console)
         console.say(f"{count} answers in {output}")
@@ -106,6 +109,19 @@ def _check_format(format_name: str, output: str) -> None:
         raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{cure}")
     if format_name in ("glue", "squad") and output == "-":
         raise UsageError(f"--format {format_name} writes several files; name a folder for them with --output")
+
+
+def _check_for_masks(name: str, values: Iterable[Sequence[str]] | None, split: str | None, format_name: str) -> None:
+    """Refuse what a model that fills masks has no use for.
+
+    Raises:
+        UsageError: with what it was made for.
+    """
+    is_one_text = values is None or all(len(row) == 1 for row in values)
+    refused = {"--split": split is not None, "--format squad": format_name == "squad", "--pair": not is_one_text}
+    for option, is_given in refused.items():
+        if is_given:
+            raise UsageError(f"{name} fills the masks of single texts and has no use for {option}; leave it out")
 
 
 def predictions(trained: Trained, task: Task, inputs: Iterable[Row], console: Console) -> Iterator[tuple[Row, Answer]]:
@@ -148,76 +164,21 @@ def predict_features(
     if split is not None and recipe is None:
         raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
     task = recipe_task(recipe) if recipe else usual_task("text_classification")
-    task = _with_columns(task, columns, is_known=recipe is not None)
+    task = with_columns(task, columns, is_known=recipe is not None)
     if recipe is None:
-        task, values = _fitted(task, values)
+        task, values = fitted(task, values)
     kind = input_format or guess_format(input_path)
-    rows = _inputs(task, values, input_path, kind, USUAL_COLUMNS, split, mirror)
-    extractor = Extractor(name, layers, recipe.data if recipe else DATA_OF_BARE_MODELS, mirror, hardware)
+    rows = inputs_of(
+        task, values, input_path, kind, USUAL_COLUMNS, split, mirror, refuses_pairs=recipe is None and columns is None
+    )
+    data = recipe.data if recipe else DATA_OF_BARE_MODELS
+    hardware = recipe.hardware.with_asked(hardware) if recipe else hardware
+    extractor = Extractor(name, layers, data, mirror, hardware)
     console = console or Console()
     with console.display("inputs") as display:
         count = write_features(extractor, display.counted(rows), task.columns, Path(output), pooling)
     console.say(f"vectors of {count} inputs in {output}")
     return count
-
-
-def _inputs(
-    task: Task,
-    values: Iterable[Sequence[str]] | None,
-    input_path: str,
-    kind: str,
-    usual: Sequence[str],
-    split: str | None,
-    mirror: Path | None,
-) -> Iterator[Row]:
-    """The inputs as rows of the task's columns: given values, a split's rows without their answers, or a file's."""
-    if values is not None:
-        return (_row_of(task, row) for row in values)
-    if split is not None:
-        rows = load_split(task, split, mirror)
-        return iter(rows.select_columns([*task.columns, *({task.id_column} & set(rows.column_names))]))
-    also = (task.id_column,) if task.id_column else ()
-    return read_inputs(input_path, kind, task.columns, usual=usual, also=also)
-
-
-def _with_columns(task: Task, columns: Sequence[str] | None, *, is_known: bool) -> Task:
-    """The task, its columns under the names a person gave; one nobody described takes any number of texts."""
-    if columns is None:
-        return task
-    if is_known and len(columns) != len(task.columns):
-        raise UsageError(
-            f"found {len(columns)} names in --columns, expected {len(task.columns)}, for {', '.join(task.columns)}"
-        )
-    num_texts = len(task.text_columns) if task.choice_columns or is_known else len(columns)
-    names = {"text_columns": tuple(columns[:num_texts]), "choice_columns": tuple(columns[num_texts:])}
-    return task.model_copy(update=names)
-
-
-def _fitted(task: Task, values: Iterable[Sequence[str]] | None) -> tuple[Task, list[Sequence[str]] | None]:
-    """For a classifier of which only the model is known: its task takes as many texts as are given."""
-    if values is None:
-        return task, None
-    values = list(values)
-    if task.head == "text_classification" and values and len(values[0]) <= len(USUAL_COLUMNS):
-        task = task.model_copy(update={"text_columns": USUAL_COLUMNS[: len(values[0])]})
-    return task, values
-
-
-def _row_of(task: Task, values: Sequence[str]) -> Row:
-    """A row of values given on the command line; what is beyond the texts are choices.
-
-    Raises:
-        UsageError: too few or too many of them.
-    """
-    num_texts = len(task.text_columns)
-    if len(values) != len(task.columns) and not (len(task.choice_columns) == 1 and len(values) > num_texts + 1):
-        raise UsageError(
-            f"found {len(values)} texts for one input, expected {', '.join(task.columns)}; the second text of a pair "
-            "(or the passage of a question) goes with --pair, choices with --choice"
-        )
-    if len(task.choice_columns) == 1:
-        return dict(zip(task.text_columns, values, strict=False)) | {task.choice_columns[0]: list(values[num_texts:])}
-    return dict(zip(task.columns, values, strict=True))
 
 
 def _write_to(output: str, answers: Iterable[tuple[Row, Answer]], format_name: str, console: Console) -> int:

@@ -97,7 +97,7 @@ def score_held_out(
     prepared = prepare(recipe, mirror, console)
     if recipe.objective.kind == "replaced_tokens":
         raise ModelError(f"{run} holds the discriminator alone, which cannot be scored without its generator")
-    recipe = recipe.model_copy(update={"hardware": hardware or recipe.hardware})
+    recipe = recipe.model_copy(update={"hardware": recipe.hardware.with_asked(hardware)})
     accelerator = build_accelerator(recipe.hardware)
     module = prepared.objective.build(build.load_model(run, mirror, prepared.objective.model_class, {}))
     speed_up(module, accelerator.device)

@@ -61,7 +61,7 @@ def open_trained(
     """Load the model `name` with its head.
 
     Args:
-        hardware: where and how to compute; None: as the run's recipe says.
+        hardware: where and how to compute; what it does not set is as the run's recipe says.
         labels: names for its labels, in the order of their numbers; None: those saved with it.
 
     Raises:
@@ -81,7 +81,7 @@ def open_trained(
     if labels is not None:
         _rename_labels(config, labels, head, name)
         head = HEADS[kind].saved_with(task, config, recipe)
-    hardware = hardware or (recipe.hardware if recipe else HardwareSection())
+    hardware = (recipe.hardware if recipe else HardwareSection()).with_asked(hardware)
     tokenizer = build.load_tokenizer(name, mirror, for_words=kind == "token_classification")
     data = recipe.data if recipe else DATA_OF_BARE_MODELS
     accelerator = build_accelerator(hardware)

@@ -35,6 +35,7 @@ def read_inputs(
     columns: Sequence[str],
     *,
     usual: Sequence[str] = USUAL_COLUMNS,
+    listed: Sequence[str] = (),
     also: Sequence[str] = (),
 ) -> Iterator[Row]:
     """What a model is asked in each row of `path` (`-` is standard input), one row at a time, under `columns`.
@@ -42,8 +43,9 @@ def read_inputs(
     Args:
         kind: one of `FORMATS`. In plain lines the values of a row stand on one line with tabs between them. `json` is
             a list of objects or SQuAD's official file.
-        columns: names of the wanted columns; their values are texts or lists of texts (words, choices).
+        columns: names of the wanted columns; their values are texts.
         usual: names that serve instead, in their order, if a file does not have the first of `columns`.
+        listed: those of the columns whose values may be lists of texts (words, choices).
         also: further columns to keep where they are there, such as an id.
 
     Raises:
@@ -56,7 +58,10 @@ def read_inputs(
         )
     for place, row in _rows(path, kind, columns, {*columns, *usual, *also}):
         names = columns if columns[0] in row or len(usual) < len(columns) else usual[: len(columns)]
-        asked = {wanted: _value_of(row, name, wanted, place) for name, wanted in zip(names, columns, strict=True)}
+        asked = {
+            wanted: _value_of(row, name, wanted, place, may_list=wanted in listed)
+            for name, wanted in zip(names, columns, strict=True)
+        }
         yield {name: _plain(row[name]) for name in also if name in row} | asked
 
 
@@ -168,9 +173,9 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
 
 
-def _value_of(row: Row, name: str, wanted: str, place: str) -> Value:
+def _value_of(row: Row, name: str, wanted: str, place: str, *, may_list: bool) -> Value:
     value = row.get(name)
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+    if may_list and isinstance(value, list) and all(isinstance(part, str) for part in value):
         return value
     if not isinstance(value, str):
         found = f"columns {list(row)}" if name not in row else f"{value!r} in column {name!r}"

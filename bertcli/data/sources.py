@@ -188,7 +188,7 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
             f"{task.name}: split {split!r} has no column {missing[0]!r}; it has {rows.column_names}."
             f"{did_you_mean(missing[0], rows.column_names)} Set task.{key}."
         )
-    listed = task.text_columns if task.head == "token_classification" else task.choice_columns
+    listed = task.list_columns
     for column in task.columns:
         values = rows.data.column(column)
         if values.null_count:

@@ -223,22 +223,36 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
 
 
 def _answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
-    """Text and first character of each answer of each row, from the hub's form or the official JSON's."""
+    """Text and first character (0 if it is not given) of each answer of each row, in the hub's form or SQuAD's own.
+
+    Raises:
+        DataError: a row holds something else.
+    """
     for row, value in enumerate(rows[task.label_column][:]):
-        texts: Any
-        starts: Any
-        if isinstance(value, dict):
-            texts, starts = value.get("text"), value.get("answer_start")
-            texts, starts = ([part] if isinstance(part, (str, int)) else part or [] for part in (texts, starts))
-        elif value is None or isinstance(value, list):
-            answers = [answer for answer in value or () if isinstance(answer, dict)]
-            texts, starts = ([answer.get(key) for answer in answers] for key in ("text", "answer_start"))
-        else:
+        texts, starts = _texts_and_starts(value)
+        known = [start if start is not None else 0 for start in starts or [0] * len(texts or ())]
+        is_fit = texts is not None and len(known) == len(texts) and all(isinstance(text, str) for text in texts)
+        if not is_fit or not all(isinstance(start, int) for start in known):
             raise DataError(
-                f"{task.name}: row {row + 1} has {value!r} in column {task.label_column!r}, expected answers with "
-                "`text` and `answer_start`"
+                f"{task.name}: {_row_name(task, rows, row)} has {value!r:.200} in column {task.label_column!r}, "
+                "expected answers with a `text` and an `answer_start` each"
             )
-        yield list(zip(texts, starts or [0] * len(texts), strict=True))
+        yield list(zip(texts or [], known, strict=True))
+
+
+def _texts_and_starts(value: Any) -> tuple[list[Any] | None, list[Any] | None]:
+    """What a cell of answers lists under the two names; no texts if it is no such cell."""
+    if isinstance(value, dict):
+        texts, starts = (value.get(key) for key in ("text", "answer_start"))
+        return _listed(texts), _listed(starts)
+    if value is None or isinstance(value, list):
+        answers = [answer for answer in value or () if isinstance(answer, dict)]
+        return [answer.get("text") for answer in answers], [answer.get("answer_start") for answer in answers]
+    return None, None
+
+
+def _listed(part: Any) -> list[Any]:
+    return part if isinstance(part, list) else [] if part is None else [part]
 
 
 def _row_name(task: Task, rows: Dataset, row: int) -> str:

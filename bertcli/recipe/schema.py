@@ -189,6 +189,10 @@ class HardwareSection(Section):
         (), description="programs that are told the lines of train.jsonl and eval.jsonl as well; install them beside"
     )
 
+    def with_asked(self, asked: Self | None) -> Self:
+        """The same but for the keys that were set in another one, such as on the command line."""
+        return self.model_copy(update=asked.model_dump(exclude_unset=True)) if asked else self
+
 
 class Recipe(Section):
     """Everything a person wants of one run."""

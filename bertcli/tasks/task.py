@@ -134,6 +134,11 @@ class Task(Section):
         return (*self.text_columns, *self.choice_columns)
 
     @property
+    def list_columns(self) -> tuple[str, ...]:
+        """The columns whose cells may be lists of texts: words, or choices."""
+        return self.text_columns if self.head == "token_classification" else self.choice_columns
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         """The metrics to compute, the usual ones of the kind of answer if the row names none."""
         if not self.metrics and self.unanswerable:

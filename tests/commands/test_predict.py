@@ -14,6 +14,7 @@ from bertcli.commands.predict import predict, predict_features
 from bertcli.commands.trained import ROWS_AT_ONCE, open_trained
 from bertcli.data.inputs import read_inputs
 from bertcli.errors import DataError, ModelError, UsageError
+from bertcli.options import asked_hardware
 from bertcli.recipe.load import load_recipe
 from bertcli.runs.console import Console
 
@@ -197,3 +198,34 @@ def test_a_bare_model_folder_takes_one_text_or_a_pair(trained: Path) -> None:
     assert set(one) == {"text", "label", "probabilities"}
     assert set(two) == {"text", "text_pair", "label", "probabilities"}
     assert one["probabilities"] == answers(trained, [("a fine film",)])[0]["probabilities"]
+
+
+def test_a_second_text_is_not_left_out_of_what_a_bare_model_reads(trained: Path) -> None:
+    model, options = str(trained / "model"), {"input_path": "in.csv", "console": QUIET}
+    Path("in.csv").write_text("text,text_pair\na fine film,a dull film\n")
+    with pytest.raises(UsageError, match="--columns text,text_pair or --columns text"):
+        predict(model, None, "none.jsonl", **options)
+    predict(model, None, "two.jsonl", columns=["text", "text_pair"], **options)
+    predict(model, [("a fine film", "a dull film")], "given.jsonl", console=QUIET)
+    assert Path("two.jsonl").read_text() == Path("given.jsonl").read_text()
+    predict(model, None, "one.jsonl", columns=["text"], **options)
+    predict(str(trained), None, "run.jsonl", **options)  # whose recipe says that it reads one text
+    assert Path("one.jsonl").read_text() == Path("run.jsonl").read_text()
+
+
+def test_lists_are_read_where_words_or_choices_are_expected() -> None:
+    Path("a.jsonl").write_text('{"text": ["one", "two"]}\n')
+    assert list(read_inputs("a.jsonl", "jsonl", ["text"], listed=["text"])) == [{"text": ["one", "two"]}]
+    with pytest.raises(DataError, match=r"a.jsonl:1: found \['one', 'two'\] in column 'text', expected text"):
+        list(read_inputs("a.jsonl", "jsonl", ["text"]))
+
+
+def test_what_is_not_asked_for_is_computed_as_the_run_was(trained: Path) -> None:
+    recipe = trained / "recipe.yaml"
+    before = recipe.read_text("utf-8")
+    recipe.write_text(before.replace("eval_batch_tokens: 8192", "eval_batch_tokens: 64"), "utf-8")
+    try:
+        opened = open_trained(str(trained), None, asked_hardware("cpu", "fp32"))
+    finally:
+        recipe.write_text(before, "utf-8")
+    assert opened.max_tokens == 64

@@ -24,7 +24,7 @@ from bertcli.commands.pretrain import pretrain
 from bertcli.commands.pretraining import plan_stages, prepare
 from bertcli.data.packing import pack
 from bertcli.data.sample import PLAIN, sample_documents
-from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, TrainingError
+from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, TrainingError, UsageError
 from bertcli.models.architecture import build_config, build_from_config
 from bertcli.models.build import first_position, load_tokenizer
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
@@ -96,6 +96,13 @@ def test_a_pretrained_model_fills_masks_as_plain_transformers_does() -> None:
             assert [one["probability"] for one in ours] == pytest.approx([one["score"] for one in theirs], abs=1e-4)
     with pytest.raises(DataError, match=r"row 2 has no \[MASK\]"):
         predict("run", [[texts[0]], ["nothing to fill"]], "more.jsonl", console=QUIET)
+    for asked, option in (
+        ({"split": "test"}, "--split"),
+        ({"format_name": "squad"}, "--format squad"),
+        ({"values": [["a [MASK]", "b"]]}, "--pair"),
+    ):
+        with pytest.raises(UsageError, match=f"fills the masks of single texts and has no use for {option}"):
+            predict("run", **{"values": [[texts[0]]], "output": "none", **asked}, console=QUIET)
 
 
 @pytest.mark.parametrize("harm", HARMS)

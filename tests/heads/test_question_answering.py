@@ -176,6 +176,30 @@ def test_an_answer_beside_its_place_is_found_and_one_that_is_not_there_is_named(
         answer_spans(task_of(), rows("cat", 3))
 
 
+@pytest.mark.parametrize(
+    "marked",
+    [
+        [{"text": "dog", "answer_start": None}],
+        [{"text": "dog"}],
+        {"text": ["dog"], "answer_start": []},
+        {"text": "dog"},
+    ],
+)
+def test_an_answer_without_a_place_is_looked_for(marked: Any) -> None:
+    rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [marked]})
+    assert answer_spans(task_of(), rows) == [(2, 5)]
+
+
+@pytest.mark.parametrize(
+    "marked",
+    [[{"text": None, "answer_start": 0}], {"text": ["a", "dog"], "answer_start": [0]}, "dog", {"text": [7]}],
+)
+def test_answers_of_another_form_are_named(marked: Any) -> None:
+    rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [marked]})
+    with pytest.raises(DataError, match=r"row 1 has .* in column 'answers', expected answers with a `text`"):
+        answer_spans(task_of(), rows)
+
+
 def test_the_loss_is_transformers_loss_summed_over_windows() -> None:
     from transformers import BertConfig, BertForQuestionAnswering
 
