@@ -82,20 +82,16 @@ def predict(
     kind = input_format or guess_format(input_path)
     if labels is None and fills_masks(name, mirror):
         _check_for_masks(name, values, split, format_name)
-        column = (columns or USUAL_COLUMNS)[0]
-        texts = ({column: row[0]} for row in values) if values is not None else read_inputs(input_path, kind, [column])
-        answers = MaskFiller(name, top_k, mirror, hardware).fill(texts, column)
+        answers = _filled(MaskFiller(name, top_k, mirror, hardware), values, input_path, kind, columns)
         return _write_to(output, answers, format_name, console)
     trained = open_trained(name, mirror, hardware, labels)
-    task = with_columns(trained.task, columns, is_known=trained.recipe is not None)
-    if trained.recipe is None:
+    is_known, usual = trained.recipe is not None, trained.head.usual_columns
+    _check_split(name, split, is_known=is_known)
+    task = with_columns(trained.task, columns, is_known=is_known)
+    if not is_known:
         task, values = fitted(task, values)
-    if split is not None and trained.recipe is None:
-        raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
-    usual = trained.head.usual_columns
-    rows = inputs_of(
-        task, values, input_path, kind, usual, split, mirror, refuses_pairs=trained.recipe is None and columns is None
-    )
+    is_open = not is_known and columns is None
+    rows = inputs_of(task, values, input_path, kind, usual, split, mirror, refuses_pairs=is_open)
     if format_name == "squad":
         count = write_squad(trained, task, iter(rows), Path(output), console)
         console.say(f"{count} answers in {output}")
@@ -111,6 +107,11 @@ def _check_format(format_name: str, output: str) -> None:
         raise UsageError(f"--format {format_name} writes several files; name a folder for them with --output")
 
 
+def _check_split(name: str, split: str | None, *, is_known: bool) -> None:
+    if split is not None and not is_known:
+        raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
+
+
 def _check_for_masks(name: str, values: Iterable[Sequence[str]] | None, split: str | None, format_name: str) -> None:
     """Refuse what a model that fills masks has no use for.
 
@@ -122,6 +123,18 @@ def _check_for_masks(name: str, values: Iterable[Sequence[str]] | None, split: s
     for option, is_given in refused.items():
         if is_given:
             raise UsageError(f"{name} fills the masks of single texts and has no use for {option}; leave it out")
+
+
+def _filled(
+    filler: MaskFiller,
+    values: Iterable[Sequence[str]] | None,
+    input_path: str,
+    kind: str,
+    columns: Sequence[str] | None,
+) -> Iterator[tuple[Row, Answer]]:
+    column = (columns or USUAL_COLUMNS)[0]
+    given = None if values is None else ({column: row[0]} for row in values)
+    return filler.fill(read_inputs(input_path, kind, [column]) if given is None else given, column)
 
 
 def predictions(trained: Trained, task: Task, inputs: Iterable[Row], console: Console) -> Iterator[tuple[Row, Answer]]:
@@ -161,8 +174,7 @@ def predict_features(
     """
     name = best_seed(name)
     recipe = run_recipe(name)
-    if split is not None and recipe is None:
-        raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
+    _check_split(name, split, is_known=recipe is not None)
     task = recipe_task(recipe) if recipe else usual_task("text_classification")
     task = with_columns(task, columns, is_known=recipe is not None)
     if recipe is None:

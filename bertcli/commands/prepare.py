@@ -147,6 +147,8 @@ def _keys_without_use(recipe: Recipe, task: Task) -> Iterator[str]:
         yield f"data.long_inputs={data.long_inputs} is for a label or number of one text, and {task.name} is {asked}"
     if data.context_tokens and task.head != "token_classification":
         yield f"data.context_tokens are for token_classification, and {task.name} is {kind}"
+    if data.mark_capitals and task.head != "token_classification":
+        yield f"data.mark_capitals is for token_classification, and {task.name} is {kind}"
 
 
 def _unfit_strategy(recipe: Recipe) -> Iterator[str]:
@@ -214,6 +216,8 @@ def _check_model(
     longest = build.longest_input(tokenizer, config)
     if recipe.data.max_length > longest:
         raise ModelError(f"found data.max_length {recipe.data.max_length}, but {name} reads at most {longest} tokens")
+    if recipe.data.mark_capitals and getattr(config, "type_vocab_size", 1) < 2:
+        raise ModelError(f"found data.mark_capitals, but {name} tells no two segments apart; leave it out")
     if recipe.model.new_head or not build.has_trained_head(config, head.model_class) or not head.labels:
         return head
     saved = saved_labels(config)

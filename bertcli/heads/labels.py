@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 HIDDEN_LABEL = -1  # what GLUE's test splits hold instead of an answer
-OPTIONAL_FIELDS = ("thresholds", "tag_scheme")  # of a configuration: how a head chooses its answers
+OPTIONAL_FIELDS = ("thresholds", "tag_scheme", "marks_capitals")  # of a configuration: how a head asks and answers
 MOST_PROBABILITIES = 20  # listed beside an answer
 MOST_CHARACTERS = 60  # of a row that is told
 

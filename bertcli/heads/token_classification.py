@@ -30,7 +30,7 @@ from bertcli.heads.labels import (
     saved_labels,
 )
 from bertcli.heads.tag_scheme import SCHEMES, likeliest_tags, may_follow, scheme_of
-from bertcli.heads.words import NO_WORD, spans_of, tokens_of_words, words_of
+from bertcli.heads.words import NO_WORD, capitals_of, spans_of, tokens_of_words, words_of
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.tags import in_iobes, parts_of
 from bertcli.tasks.task import Task
@@ -49,11 +49,17 @@ class TokenClassification(Head):
     usual_columns = ("tokens",)
 
     def __init__(
-        self, labels: Sequence[str], class_weights: Sequence[float] | None = None, tag_scheme: str | None = None
+        self,
+        labels: Sequence[str],
+        class_weights: Sequence[float] | None = None,
+        tag_scheme: str | None = None,
+        *,
+        marks_capitals: bool = False,
     ):
         self.labels = tuple(labels)
         self.class_weights = class_weights  # [C]; None: all alike
         self.tag_scheme = tag_scheme  # which tags can follow each other; None: all
+        self.marks_capitals = marks_capitals  # whether the segment of a token tells of its word's capital letters
 
     @classmethod
     def labels_of(cls, task: Task, train: Dataset) -> tuple[str, ...]:
@@ -73,19 +79,20 @@ class TokenClassification(Head):
         if tags is None:
             raise DataError(f"{task.name}: the training rows have no tags")
         scheme = scheme_of(labels, tags) if recipe.answers.consistent_tags else None
-        return cls(labels, tag_weights(recipe.training.class_weights, task, labels, tags), scheme)
+        weights = tag_weights(recipe.training.class_weights, task, labels, tags)
+        return cls(labels, weights, scheme, marks_capitals=recipe.data.mark_capitals)
 
     @classmethod
     def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
         """The head of a trained model, as its configuration tells."""
-        scheme = getattr(config, "tag_scheme", None)
-        return cls(saved_labels(config), tag_scheme=scheme if scheme in SCHEMES else None)
+        scheme, marks = getattr(config, "tag_scheme", None), getattr(config, "marks_capitals", False)
+        return cls(saved_labels(config), tag_scheme=scheme if scheme in SCHEMES else None, marks_capitals=marks is True)
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """The same head, its labels in another order."""
         order = [self.labels.index(label) for label in labels]
         weights = None if self.class_weights is None else [self.class_weights[at] for at in order]
-        return type(self)(labels, weights, self.tag_scheme)
+        return type(self)(labels, weights, self.tag_scheme, marks_capitals=self.marks_capitals)
 
     @property
     def answer_kind(self) -> str:
@@ -99,8 +106,9 @@ class TokenClassification(Head):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The scheme of the tags, if they keep one."""
-        return {} if self.tag_scheme is None else {"tag_scheme": self.tag_scheme}
+        """The scheme of the tags, if they keep one, and whether capital letters are told by segments."""
+        marks = {"marks_capitals": True} if self.marks_capitals else {}
+        return marks if self.tag_scheme is None else {"tag_scheme": self.tag_scheme} | marks
 
     def echoed(self, task: Task) -> tuple[str, ...]:
         """Nothing: the answer holds the text and its words."""
@@ -114,6 +122,7 @@ class TokenClassification(Head):
         room = data.max_length - frame.num_special
         edge = [NO_WORD] * len(frame.before), [NO_WORD] * len(frame.after)
         ids, first_of, bounds = tokens_of_words(tokenizer, all_words)
+        capitals = capitals_of(all_words, first_of, bounds) if self.marks_capitals else None
         places: list[int] = []
         for row, (row_start, row_end) in enumerate(pairwise(bounds)):
             num_own = row_end - row_start
@@ -123,7 +132,10 @@ class TokenClassification(Head):
                 context = min(data.context_tokens, room - num_own)
                 cuts = [_among_neighbours(row_start, row_end, bounds[-1], context)]
             for (start, end), (own_start, own_end) in zip(cuts, own_parts, strict=True):
-                made.add(row, *frame.join(ids[start:end]))
+                joined, segments = frame.join(ids[start:end])
+                if capitals is not None:
+                    segments = [*[0] * len(frame.before), *capitals[start:end], *[0] * len(frame.after)]
+                made.add(row, joined, segments)
                 marks = enumerate(first_of[start:end], start)
                 own = (word if own_start <= at < own_end else NO_WORD for at, word in marks)
                 places += [*edge[0], *own, *edge[1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bertcli.data.encoding import TEXTS_AT_ONCE, tokenize
@@ -51,6 +52,16 @@ def tokens_of_words(
             first_of += some_marks
             bounds.append(len(ids))
     return ids, first_of, bounds
+
+
+def capitals_of(all_words: list[list[str]], first_of: list[int], bounds: list[int]) -> list[int]:
+    """1 for each token of a word with a capital letter, 0 for the others, from what `tokens_of_words` gave. [T]"""
+    marks: list[int] = []
+    for words, (start, end) in zip(all_words, pairwise(bounds), strict=True):
+        has_capital = [int(any(letter.isupper() for letter in word)) for word in words]
+        for word in first_of[start:end]:
+            marks.append(marks[-1] if word == NO_WORD else has_capital[word])
+    return marks
 
 
 def _with_every_word(

@@ -47,6 +47,11 @@ class DataSection(Section):
         ge=0,
         description="tokens of the rows around a row that are read along with it (token classification)",
     )
+    mark_capitals: bool = Field(
+        False,
+        description="give words with a capital letter the second segment's embedding, which tells them apart where a "
+        "vocabulary has small letters alone (token classification)",
+    )
     max_question_length: int = Field(64, ge=1, description="tokens; longer questions are cut (question answering)")
     max_train_examples: int | None = Field(None, ge=1, description="use a random part of the training rows")
     max_eval_examples: int | None = Field(None, ge=1, description="use the first rows of each evaluation split")

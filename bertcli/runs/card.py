@@ -82,7 +82,7 @@ Made by [bertcli](https://pypi.org/project/bertcli) from {start}, seed {results[
 
 {best}, by {results["best_by"]}. {_made_on(results, environment)}
 
-{program}{_words_on_thresholds(results.get("thresholds"))}
+{program}{_words_on_thresholds(results.get("thresholds"))}{_words_on_tags(results)}
 
 {_recipe(recipe)}
 """
@@ -233,6 +233,18 @@ def _words_on_thresholds(thresholds: Mapping[str, float] | None) -> str:
         f"\n\n`bertcli` answers by thresholds of probability ({told}), which `config.json` holds. Plain `transformers` "
         "does not know them: the answers of this program can differ, its probabilities are the same."
     )
+
+
+def _words_on_tags(results: Mapping[str, Any]) -> str:
+    """That others ask and answer without what `bertcli` knows of tags; nothing if it is the same."""
+    told = []
+    if scheme := results.get("tag_scheme"):
+        told.append(f"`bertcli` answers with tags that can follow each other ({scheme}), this program word by word.")
+    if results.get("marks_capitals"):
+        told.append(
+            "The model is told of words with capital letters by `token_type_ids` of 1, which this program omits."
+        )
+    return "\n\n" + " ".join([*told, "Their answers can differ."]) if told else ""
 
 
 def _recipe(recipe: Recipe | PretrainRecipe) -> str:

@@ -56,6 +56,7 @@ CHOICE = "head: multiple_choice, dataset: sample, config: choices, text_columns:
         ("training.token_cutoff=0.1", {TEXT, PAIR, NUMBER, CHOICE}),
         ("data.long_inputs=windows", {TEXT}),
         ("data.context_tokens=8", {WORDS}),
+        ("data.mark_capitals=true", {WORDS}),
     ],
 )
 def test_a_key_is_refused_where_it_would_do_nothing(

@@ -209,6 +209,34 @@ def test_a_models_scheme_is_read_if_it_is_one(given: str | None, read: str | Non
     assert TokenClassification.saved_with(task_of(), config, None).tag_scheme == read
 
 
+def test_words_with_a_capital_letter_have_the_other_segment(encoder: Path) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    rows = Dataset.from_dict({"tokens": [["Film", "bad", "superbSoup"], [], ["lovely"], ["ONE", "harbour"]]})
+    head = TokenClassification(TAGS, marks_capitals=True)
+    plain = TokenClassification(TAGS).encode(task_of(), rows, tokenizer, DataSection(context_tokens=8))
+    encoded = head.encode(task_of(), rows, tokenizer, DataSection(context_tokens=8))
+    assert encoded.input_ids.tolist() == plain.input_ids.tolist()
+    assert encoded.token_type_ids is not None
+    words = [["Film", "bad", "superbSoup"], ["lovely"], ["ONE", "harbour"]]  # all in one, with their neighbours
+    marks = [
+        int(word != word.lower())
+        for row in words
+        for word in row
+        for _ in tokenizer(word, add_special_tokens=False)["input_ids"]
+    ]
+    whole = encoded.token_type_ids[: encoded.lengths[0]].tolist()
+    assert whole[0] == whole[-1] == 0
+    assert whole[1:-1] == marks[: len(whole) - 2]
+    assert sum(whole) > 1
+
+
+@pytest.mark.parametrize("facts", [{"tag_scheme": "IOB2"}, {"marks_capitals": True}, {}])
+def test_how_a_head_asks_and_answers_is_saved_with_it(facts: dict[str, Any]) -> None:
+    head = TokenClassification(TAGS, **facts)
+    config = BertConfig.from_dict(BertConfig(**head.config_fields).to_dict())
+    assert TokenClassification.saved_with(task_of(), config, None).facts == head.with_labels(TAGS).facts == facts
+
+
 def test_rare_tags_weigh_more() -> None:
     weights = tag_weights("auto", task_of(), TAGS, [["O"] * 8 + ["B-X"] * 4])
     assert weights == pytest.approx([12 / 24, 12 / 12, 12 / 3])
