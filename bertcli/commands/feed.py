@@ -6,6 +6,7 @@ All of it is a function of (seed, epoch, step). A resumed run that knows its pla
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ class Block:
 
 
 class Feed:
-    """The training sequences of a corpus, epoch by epoch, block by block: of one block at a time they are in memory.
+    """The training sequences of a corpus, epoch by epoch, block by block: of two blocks at a time they are in memory.
 
     Args:
         first_position: None: one sequence a row; else sequences are packed, and positions counted from this number.
@@ -111,6 +112,26 @@ class Feed:
         """
         if clock.share(start_step) >= stage.end_share:
             return
+        for (epoch, at, number), block in _ahead(self._blocks(stage, start_step, place)):
+            self.place = (epoch, at, number)
+            for step, rows in enumerate(block.batches, start=number):
+                if step < start_step:
+                    continue
+                if clock.share(step) >= stage.end_share:
+                    return
+                asked = self._ask(block, rows, step)
+                yield global_batch(
+                    asked,
+                    np.arange(len(rows)),
+                    asked.counts,
+                    micro_batch_size=micro_batch_size,
+                    process=process,
+                    num_processes=num_processes,
+                    multiple_of=multiple_of,
+                )
+
+    def _blocks(self, stage: Stage, start_step: int, place: Place | None) -> Iterator[tuple[Place, Block]]:
+        """The stage's blocks and their places, epoch after epoch without end, from the one with `start_step` on."""
         epoch, first_block, number = place or (0, 0, stage.start_step)
         if stage.by_the_clock:
             epoch, first_block, number = start_step, 0, start_step
@@ -123,22 +144,8 @@ class Feed:
                     number += skipped
                     continue
                 block = self._block(documents, stage, epoch, at)
-                self.place = (epoch, at, number)
-                for rows in block.batches:
-                    if number >= start_step:
-                        if clock.share(number) >= stage.end_share:
-                            return
-                        asked = self._ask(block, rows, number)
-                        yield global_batch(
-                            asked,
-                            np.arange(len(rows)),
-                            asked.counts,
-                            micro_batch_size=micro_batch_size,
-                            process=process,
-                            num_processes=num_processes,
-                            multiple_of=multiple_of,
-                        )
-                    number += 1
+                yield (epoch, at, number), block
+                number += len(block.batches)
             epoch, first_block = epoch + 1, 0
 
     def _ask(self, block: Block, rows: np.ndarray, number: int) -> Asked:
@@ -151,6 +158,19 @@ class Feed:
         ends = np.cumsum([len(row) for row in packed])
         assert isinstance(asked, AskedTokens), "a recipe has packing for masked tokens alone"
         return asked.packed(np.split(np.arange(ends[-1]), ends[:-1]), self.first_position)
+
+
+def _ahead(blocks: Iterator[tuple[Place, Block]]) -> Iterator[tuple[Place, Block]]:
+    """The same blocks, each made while the one before is in use: it takes seconds that a GPU need not wait."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        coming = pool.submit(next, blocks)
+        while True:
+            block = coming.result()
+            coming = pool.submit(next, blocks)
+            yield block
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def packing_efficiency(
