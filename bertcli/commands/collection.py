@@ -10,10 +10,9 @@ from bertcli.errors import RunFolderError
 from bertcli.recipe.suite import run_folder
 from bertcli.runs.console import Console, format_table
 from bertcli.runs.files import write_json, write_text
-from bertcli.runs.folder import RunFolder, remove_run
+from bertcli.runs.folder import SUMMARY, RunFolder, remove_run
 from bertcli.runs.report import Table, comparison_page
 
-SUMMARY = "summary.csv"
 MOST_CURVES = 8  # as many as there are colours
 
 

@@ -23,7 +23,7 @@ from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, ready_runs, single_runs
 from bertcli.runs.console import Console
 from bertcli.runs.files import write_text
-from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, seed_run
+from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, remove_run, seed_run
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,21 @@ class Work:
 def plan_work(name: str, overrides: Sequence[str], run: Path) -> Work:
     """The words of the jobs for a recipe, a pretraining recipe or a suite.
 
-    A job reads its recipe in the run folder, so it does not matter what becomes of the file while the job waits.
+    A job reads its recipe in the run folder, so it does not matter what becomes of the file while the job waits; the
+    one that does a grid, a suite or tasks learned together reads the file.
 
     Raises:
         RecipeError: with every mistake found.
     """
     name = recipe_of_run(name)
     wanted = load_any(name, overrides)
+    words = ["finetune", name, *overrides, "--run", str(run)]
+    if isinstance(wanted, Suite) and wanted.together is not None:
+        return Work((run.name, words), [], {}, wanted)
     if isinstance(wanted, Suite | Grid):
         ready = ready_runs(wanted, run)
         return Work(
-            (run.name, ["finetune", name, *overrides, "--run", str(run)]),
+            (run.name, words),
             [(str(path.relative_to(run)), _reading(path, "finetune", path)) for path in ready],
             ready,
             wanted,
@@ -122,7 +126,10 @@ def submit(
     _refuse_while_queued(slurm)
     if overwrite and any(path.exists() for path in work.later):
         raise UsageError(f"found --overwrite, but {work.later[0]} starts from another run; choose another --run")
-    if run not in work.recipes:
+    if isinstance(work.wanted, Suite) and work.wanted.together is not None:
+        if overwrite and run.is_dir():
+            remove_run(run)
+    elif run not in work.recipes:
         open_collection(run, overwrite=overwrite)
     for path, recipe in work.recipes.items():
         check_run_folder(path, dump_recipe(recipe), overwrite=overwrite)

@@ -13,13 +13,14 @@ from bertcli.commands.job import join
 from bertcli.commands.seeds import values_of
 from bertcli.commands.several import run_each, tell_of_failed
 from bertcli.commands.sweep import finetune_grid
+from bertcli.errors import TrainingError
 from bertcli.metrics.bundled import score_names, task_score
 from bertcli.recipe.grid import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, run_folder, singles
 from bertcli.runs.console import Console, format_seconds
-from bertcli.runs.folder import best_seed
+from bertcli.runs.folder import RunFolder, best_seed
 from bertcli.tasks.task import Task
 
 HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "time")
@@ -74,7 +75,10 @@ def _source(suite: Suite, name: str, folder: Path) -> str:
     """The run whose encoder `name` starts from."""
     source = suite.start_from[name]
     run = run_folder(folder, source) if source in suite.recipes or run_folder(folder, source).is_dir() else Path(source)
-    return best_seed(str(run))
+    chosen = best_seed(str(run))
+    if source in suite.recipes and RunFolder(Path(chosen)).read_results() is None:
+        raise TrainingError(f"it starts from {run}, which is not finished")
+    return chosen
 
 
 def _started_from(recipe: Recipe | Grid, run: str) -> Recipe | Grid:

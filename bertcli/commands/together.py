@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -66,7 +66,7 @@ def finetune_together(
     finished = None if dry_run or overwrite else read_finished(processes, run, text, console)
     if finished is not None:
         return finished
-    _refuse(recipe)
+    _refuse(recipes.values())
     with processes.main_process_first(), console.waiting("reading rows"):  # the others find its cache
         prepared = {name: prepare(one, mirror) for name, one in recipes.items()}
     with console.waiting("tokenising"):
@@ -95,14 +95,15 @@ def finetune_together(
     return results
 
 
-def _refuse(recipe: Recipe) -> None:
+def _refuse(recipes: Collection[Recipe]) -> None:
     """Refuse what is made for one task."""
-    training, problems = recipe.training, []
+    recipe, problems = next(iter(recipes)), []
+    training = recipe.training
     if training.strategy in ("features", "lora"):
         problems.append(f"training.strategy={training.strategy} is for one task, not for several together")
     if training.teacher is not None:
         problems.append("training.teacher is for one task, not for several together")
-    if recipe.answers.thresholds is not None:
+    if any(one.answers.thresholds is not None for one in recipes):
         problems.append("answers.thresholds are for one task, not for several together")
     if recipe.model.name is None and recipe.model.tokenizer is None:
         problems.append("tasks that are learned together need one vocabulary: name a model.name or a model.tokenizer")

@@ -14,19 +14,22 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertcli.errors import RecipeError, RunFolderError, UsageError
+from bertcli.errors import RunFolderError, UsageError
 from bertcli.recipe.catalogue import compare_texts
-from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.recipe.schema import SPEED_ONLY
 from bertcli.runs.files import restore_folder, write_text
+from bertcli.runs.lock import NAME as LOCK
 from bertcli.runs.lock import alone_in
+from bertcli.runs.resolved import first_recipe, is_resolved, with_newer_keys, without
+
+SUMMARY = "summary.csv"  # of a grid
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,12 @@ class RunFolder:
             shutil.rmtree(left, ignore_errors=True)
 
 
+MADE = {LOCK, SUMMARY} | {
+    getattr(RunFolder(Path()), name).name for name, kind in vars(RunFolder).items() if isinstance(kind, property)
+}
+"""The names of what runs leave in their folders."""
+
+
 def chosen_run(name: str) -> str:
     """The best run of a finished grid; anything else as it is.
 
@@ -164,7 +173,7 @@ def open_run_folder(path: Path, recipe_text: str, say: Callable[[str], None], *,
     Args:
         recipe_text: the resolved recipe, as it will stand in `recipe.yaml`.
         say: told what differs there.
-        overwrite: remove what an earlier run left there (never a folder that is not a run).
+        overwrite: remove what an earlier run left there, and nothing else.
 
     Raises:
         RunFolderError: the folder holds something else, a run of another recipe, a run that is going on, or cannot be
@@ -172,10 +181,10 @@ def open_run_folder(path: Path, recipe_text: str, say: Callable[[str], None], *,
     """
     folder = RunFolder(path)
     check_run_folder(path, recipe_text, overwrite=overwrite)
-    if folder.has_begun() and not overwrite:
+    if folder.recipe.is_file() and folder.has_begun() and not overwrite:
         if folder.results.is_file():
             return folder
-        changes = compare_texts(*map(_first_recipe, (_with_newer_keys(folder.recipe), recipe_text)))
+        changes = compare_texts(*map(first_recipe, (with_newer_keys(folder.recipe), recipe_text)))
         if changes:
             told = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
             say(f"{path} goes on with {told}; what is learned is the same within rounding")
@@ -192,13 +201,21 @@ def open_run_folder(path: Path, recipe_text: str, say: Callable[[str], None], *,
 
 
 def remove_run(path: Path) -> None:
-    """Remove a run folder with all it holds.
+    """Remove what runs made in a folder, and the folder if that was all; what else is in it stays.
 
     Raises:
-        RunFolderError: a run is going on in it.
+        RunFolderError: a run is going on in it, or in a folder of it.
     """
-    with alone_in(path):
-        shutil.rmtree(path)
+    with ExitStack() as locks:
+        for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
+            locks.enter_context(alone_in(folder))
+        for made in [one for one in path.iterdir() if _is_made(one)]:
+            if made.is_dir() and not made.is_symlink():
+                shutil.rmtree(made)
+            else:
+                made.unlink()
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def finished_results(path: Path, recipe_text: str) -> dict[str, Any] | None:
@@ -221,15 +238,17 @@ def check_run_folder(path: Path, recipe_text: str, *, overwrite: bool) -> None:
     nearest = nearest_folder(path)
     if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
         raise RunFolderError(f"cannot write in {nearest}, where the run folder goes. Choose another with --run.")
-    if not path.is_dir() or all(_is_seed_run(one) for one in path.iterdir()):
-        return  # nothing, or runs of single seeds to be summed up here
+    if not path.is_dir() or all(_is_seed_run(one) or one.name == RunFolder(path).slurm.name for one in path.iterdir()):
+        return  # nothing, or runs of single seeds to be summed up here, or the script of a job to come
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and holds no run (no recipe.yaml); choose another with --run")
+    if not folder.has_begun() and not is_resolved(folder.recipe, recipe_text):
+        raise RunFolderError(f"{path} holds a recipe.yaml that no run wrote; choose another folder with --run")
     if overwrite or not folder.has_begun():
         return
-    before, now = _with_newer_keys(folder.recipe), recipe_text
-    if _without(before, SPEED_ONLY) != _without(now, SPEED_ONLY):
+    before, now = with_newer_keys(folder.recipe), recipe_text
+    if without(before, SPEED_ONLY) != without(now, SPEED_ONLY):
         difference = "\n".join(
             difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", "", "", 0, "")
         )
@@ -237,6 +256,13 @@ def check_run_folder(path: Path, recipe_text: str, *, overwrite: bool) -> None:
             f"{path} holds a run of another recipe:\n{difference}\n"
             "Choose another folder with --run, or replace that run with --overwrite."
         )
+
+
+def _is_made(path: Path) -> bool:
+    """Whether something in a run folder is a run's, or a run itself."""
+    inner = RunFolder(path)
+    is_run = inner.recipe.is_file() and (inner.has_begun() or is_resolved(inner.recipe, ""))
+    return is_run or path.name in MADE or path.name.startswith(f".{inner.model.name}.")
 
 
 def _is_seed_run(path: Path) -> bool:
@@ -248,33 +274,3 @@ def nearest_folder(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def _with_newer_keys(recipe: Path) -> str:
-    """The text of a resolved recipe, with the keys that bertcli has learned since it was written, at their defaults."""
-    try:
-        return dump_recipe(load_any_recipe(str(recipe)))
-    except RecipeError:  # of a suite, or no longer understood
-        return recipe.read_text("utf-8")
-
-
-def _first_recipe(text: str) -> str:
-    """The recipe of a run; of tasks learned together, whose recipes stand there as comments, the first.
-
-    Those have all sections but their task's in common.
-    """
-    if not text.startswith("suite:"):
-        return text
-    return re.split(r"^# (?! )[^:\n]*$", text, flags=re.MULTILINE)[1].replace("\n# ", "\n")
-
-
-def _without(recipe_text: str, sections: set[str]) -> list[str]:
-    """The lines of block-style YAML mappings, commented out or not, less the given top-level sections."""
-    kept, skipping = [], False
-    for commented in recipe_text.splitlines():
-        line = commented.removeprefix("# ")
-        if line and not line[0].isspace():
-            skipping = line.split(":")[0] in sections
-        if not skipping:
-            kept.append(line)
-    return kept

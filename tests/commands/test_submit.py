@@ -102,6 +102,14 @@ def test_points_of_a_grid_run_at_once_and_the_gathering_job_reads_the_grid() -> 
     assert list(work.recipes) == [Path("runs/grid/epochs=1"), Path("runs/grid/epochs=2")]
 
 
+def test_tasks_learned_together_are_one_run(stand_in: Stand) -> None:
+    words = ["strategies/together", "model.name=x", "--run", "both"]
+    assert submit(*words).exit_code == 0
+    assert {path.name for path in Path("both").iterdir()} == {"slurm"}
+    assert " finetune strategies/together model.name=x --run both" in Path("both/slurm/job.sh").read_text()
+    assert "found 0 run for --array" in submit(*words, "--array").stderr
+
+
 def test_pretraining_is_known_by_its_recipe() -> None:
     assert " pretrain runs/pretrain-tiny/recipe.yaml " in submit("pretrain/tiny", "--print").stdout
 

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from typer.testing import CliRunner
 
 from bertcli.cli import app
+from bertcli.commands import suite as suite_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
@@ -20,6 +21,7 @@ from bertcli.commands.sweep import finetune_grid
 from bertcli.errors import TrainingError, UsageError
 from bertcli.recipe.grid import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe, recipe_task
+from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, load_suite
 from bertcli.runs.console import Console
 from bertcli.runs.folder import chosen_run
@@ -99,6 +101,24 @@ def test_a_task_starts_from_the_encoder_of_another(tmp_path: Path) -> None:
     name = "bert.encoder.layer.0.attention.self.query.weight"
     assert before[name].sub(after[name]).abs().max() < 1e-6
     assert before["classifier.weight"].shape != after["classifier.weight"].shape
+
+
+def test_a_task_does_not_start_from_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = suite_module.finetune
+
+    def failing(recipe: Recipe, run: Path, **options: Any) -> dict[str, Any]:
+        if "inference" not in run.name:
+            return whole(recipe, run, **options)
+        (run / "model").mkdir(parents=True)
+        raise TrainingError("the disk is full")
+
+    monkeypatch.setattr(suite_module, "finetune", failing)
+    text = "suite: [sample/inference, sample/sentiment]\nstart_from: {sentiment: inference}\n"
+    with pytest.raises(TrainingError):
+        finetune_suite(load(text), Path("all"), console=QUIET)
+    failed = json.loads(Path("all/results.json").read_text())["failed"]
+    assert failed["sample/sentiment"] == "it starts from all/sample-inference, which is not finished"
+    assert not Path("all/sample-sentiment/results.json").exists()
 
 
 def test_dry_run_checks_all_and_writes_nothing() -> None:

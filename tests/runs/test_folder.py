@@ -10,6 +10,7 @@ from bertcli.errors import RunFolderError, UsageError
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.runs.files import replace_folder, restore_folder, write_text
 from bertcli.runs.folder import best_seed, chosen_run, finished_results, open_run_folder
+from bertcli.runs.lock import alone_in
 
 RECIPE = dump_recipe(load_recipe("glue/rte", ["training.epochs=3", "evaluation.every_epochs=1"]))
 
@@ -78,6 +79,40 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
         with pytest.raises(RunFolderError, match="holds no run"):
             open_again(tmp_path, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_persons_own_recipe_is_no_run(tmp_path: Path, overwrite: bool) -> None:
+    own = "# mine\nextends: glue/rte\n"
+    (tmp_path / "recipe.yaml").write_text(own)
+    with pytest.raises(RunFolderError, match=r"holds a recipe\.yaml that no run wrote; choose another"):
+        open_again(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "recipe.yaml").read_text() == own
+
+
+def test_what_no_run_made_stays_when_a_run_is_replaced(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    open_again(run)
+    open_again(run / "seed-1")
+    for name in ("results.json", "seed-1/train.jsonl", "mine.csv", "README.md"):
+        (run / name).write_text(name)
+    (run / "notes").mkdir()
+    open_again(run, overwrite=True)
+    assert {path.name for path in run.iterdir()} == {"recipe.yaml", "mine.csv", "notes"}
+
+
+def test_a_run_within_that_is_going_on_is_not_replaced(tmp_path: Path) -> None:
+    open_again(tmp_path / "run")
+    open_again(tmp_path / "run" / "seed-1")
+    with alone_in(tmp_path / "run" / "seed-1"), pytest.raises(RunFolderError, match="seed-1 is being worked in"):
+        open_again(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "seed-1" / "recipe.yaml").is_file()
+
+
+def test_a_job_that_waits_has_its_script_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run" / "slurm").mkdir(parents=True)
+    open_again(tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
