@@ -125,6 +125,8 @@ def report(
 
     if html is not None and html.exists():
         raise UsageError(f"{html} exists; name another file")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UsageError(f"found no folder {html.parent}; make it, or name another file")
     console = Console(quiet=quiet)
     whole = collection.read_collection(runs[0]) if len(runs) == 1 else None
     if whole is None:
@@ -143,7 +145,10 @@ def report(
             collection.write_collection_page(Path(runs[0]), whole, html)
         console.say(f"report    {html}")
     elif len(runs) == 1:
-        console.say(f"report    {collection.write_pages(runs[0])}")
+        try:
+            console.say(f"report    {collection.write_pages(runs[0])}")
+        except OSError as error:  # somebody else's run
+            console.warn(f"cannot write the page of {runs[0]}: {error.strerror}; name another place with --html")
     print_result(json.dumps(found, ensure_ascii=False) if as_json else table)
 
 

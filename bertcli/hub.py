@@ -54,8 +54,14 @@ class Repository:
 def is_cached(kind: Kind, name: str) -> bool:
     """Whether the Hugging Face cache of this machine has something of a model or data set."""
     from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import validate_repo_id
 
+    try:
+        validate_repo_id(name)
+    except HFValidationError:  # the path of a folder that is not there yet
+        return False
     return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=SINGULAR[kind])).is_dir()
 
 

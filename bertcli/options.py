@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,7 @@ RunOrModel = Annotated[str, typer.Argument(help="A run folder, a saved model, or
 
 def recipes_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """The words that name recipes, and the `key=value` ones."""
-    names = [word for word in words if "=" not in word or Path(word).exists()]
+    names = [word for word in words if "=" not in word or os.path.exists(word)]
     if not names:
         raise UsageError("name a recipe; KEY=VALUE goes behind it")
     return names, [word for word in words if word not in names]

@@ -73,6 +73,11 @@ class MaskFiller:
                 batch = encoded.batch(items, width_multiple(self.accelerator))
                 answers |= dict(zip(items.tolist(), self._answers(batch), strict=True))
             for row in range(len(chunk)):
+                if row in answers and len(answers[row]) < texts[row].count(mask):
+                    raise DataError(
+                        f"row {number * ROWS_AT_ONCE + row + 1} has {texts[row].count(mask)} {mask}, of which only "
+                        f"{len(answers[row])} are among its first {self.max_length} tokens; shorten it"
+                    )
                 if row not in answers:
                     raise DataError(
                         f"row {number * ROWS_AT_ONCE + row + 1} has no {mask} among the first {self.max_length} tokens "

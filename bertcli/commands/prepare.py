@@ -218,9 +218,15 @@ def _check_model(
         raise ModelError(f"found data.max_length {recipe.data.max_length}, but {name} reads at most {longest} tokens")
     if recipe.data.mark_capitals and getattr(config, "type_vocab_size", 1) < 2:
         raise ModelError(f"found data.mark_capitals, but {name} tells no two segments apart; leave it out")
-    if recipe.model.new_head or not build.has_trained_head(config, head.model_class) or not head.labels:
+    if recipe.model.new_head or not build.has_trained_head(config, head.model_class):
         return head
     saved = saved_labels(config)
+    if head.answer_kind == "regression" and len(saved) != 1:
+        raise ModelError(
+            f"{name} has a classifier for {list(saved)}, and {task.name} asks for a number; set model.new_head=true"
+        )
+    if not head.labels:
+        return head
     cure = "Make task.labels agree, or set model.new_head=true to learn a new classifier."
     check_labels(saved, head.labels, name, cure)
     return head.with_labels(saved)

@@ -23,7 +23,7 @@ from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads.objective import Objective
 from bertcli.heads.objectives import OBJECTIVES
 from bertcli.models import build
-from bertcli.models.architecture import PACKABLE, VOCABULARY_MULTIPLE, build_config
+from bertcli.models.architecture import PACKABLE, VOCABULARY_MULTIPLE, build_config, tells_pairs
 from bertcli.models.tokenizers import train_tokenizer
 from bertcli.recipe.plan import Plan, complete_plan
 from bertcli.recipe.pretrain import PretrainRecipe
@@ -78,6 +78,11 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
         if config.vocab_size < len(tokenizer):
             model = f"{recipe.model.name} knows {config.vocab_size}"
             raise ModelError(f"the tokenizer has {len(tokenizer)} entries, but {model}")
+    if recipe.objective.pairs is not None and not tells_pairs(config):
+        raise ModelError(
+            f"found objective.pairs, but models of the family {config.model_type} have no head for pairs; leave it "
+            "out, or take bert or albert"
+        )
     for field, value in objective.config_fields().items():
         setattr(config, field, value)
     with console.waiting("tokenising the corpus"):

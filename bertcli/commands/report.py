@@ -154,10 +154,9 @@ def _is_single(runs: Runs) -> bool:
 def _read_finished(name: str) -> Run:
     if not RunFolder(Path(name)).results.is_file():
         raise UsageError(f"found no finished run in {name} (no results.json); name run folders")
-    run = read_run(Path(name))
-    if "best_by" not in run.results:
-        raise UsageError(f"{name} is a suite; name it alone, or the runs in it")
-    return run
+    if not RunFolder(Path(name)).recipe.is_file():
+        raise UsageError(f"{name} is a grid or a suite; name it alone, or the runs in it")
+    return read_run(Path(name))
 
 
 def _steps_to(run: Run, wanted: float) -> int:

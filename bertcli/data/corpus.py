@@ -96,7 +96,7 @@ def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None
         elif source.dataset is not None:
             state.update(load_rows(source.dataset, source.config, source.split, mirror)._fingerprint.encode())
         for path in files_of(source) if source.files else ():
-            state.update(path.suffix.encode())
+            state.update("".join(path.suffixes[-2:]).encode())  # of notes.jsonl.gz both tell how it is read
             with path.open("rb") as file:
                 while part := file.read(1 << 22):
                     state.update(part)

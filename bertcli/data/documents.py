@@ -53,7 +53,9 @@ def read_documents(source: Source, mirror: Path | None) -> Iterator[str]:
         rows = load_rows(source.dataset, source.config, source.split, mirror)
         if source.column not in rows.column_names:
             raise DataError(f"{source.dataset}: found columns {rows.column_names}, expected {source.column!r}")
-        for text in rows[source.column]:
+        for row, text in enumerate(rows[source.column]):
+            if text is not None and not isinstance(text, str):
+                raise DataError(f"{source.dataset}: row {row + 1} has {text!r:.60} in {source.column!r}, expected text")
             if text and text.strip():
                 yield text
     else:
@@ -75,7 +77,9 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
             texts = _jsonl_texts(path, source.column)
         else:
             texts = split_stream(_characters(path), SEPARATORS[source.documents])
-        for text in texts:
+        for number, text in enumerate(texts, start=1):
+            if text is not None and not isinstance(text, str):
+                raise DataError(f"{path}: document {number} has {text!r:.60} in {source.column!r}, expected text")
             if text and not text.isspace():
                 yield text
     except UnicodeDecodeError as error:

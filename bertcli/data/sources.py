@@ -5,6 +5,7 @@ Nothing here asks the network for what lies on the disk: the hub is the last pla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,13 +53,17 @@ def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
 def _held_out(task: Task, whole: Dataset, split: str) -> Dataset:
     """The training rows less a share, or that share (`validation`); rows of one group are on the same side."""
     if task.held_out_by is None:
-        parts = whole.train_test_split(test_size=task.held_out_share, seed=HELD_OUT_SEED)
+        number = min(len(whole) - 1, max(1, math.ceil(task.held_out_share * len(whole))))
+        parts = whole.train_test_split(test_size=number, seed=HELD_OUT_SEED)
         return parts["train" if split == "train" else "test"]
     if task.held_out_by not in whole.column_names:
         raise DataError(
             f"{task.name}: found columns {whole.column_names}, expected task.held_out_by {task.held_out_by!r}"
         )
     values = whole[task.held_out_by][:]
+    if None in values:
+        row = values.index(None) + 1
+        raise DataError(f"{task.name}: row {row} has nothing in column {task.held_out_by!r}; mend it")
     groups = sorted(set(values))
     if len(groups) < 2:
         raise DataError(
@@ -196,6 +201,9 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
             raise DataError(
                 f"{task.name}: row {row + 1} of split {split!r} has no text in column {column!r}; remove or mend it"
             )
+        inner = values.combine_chunks().flatten() if _is_list_of_text(values.type) else None
+        if inner is not None and inner.null_count:
+            raise DataError(f"{task.name}: a list in column {column!r} of split {split!r} lacks a text; mend it")
         if not _is_text(values.type) and not (column in listed and _is_list_of_text(values.type)):
             kind = "text or lists of text" if column in listed else "text"
             raise DataError(f"{task.name}: column {column!r} holds {values.type}, expected {kind}")

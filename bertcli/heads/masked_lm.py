@@ -75,7 +75,7 @@ class MaskedLM(TokenObjective):
 
         loss = super().loss(outputs, targets, counts)
         if PAIR_TARGET in targets:
-            pair_logits = outputs.seq_relationship_logits.float()
+            pair_logits = _pair_logits(outputs).float()
             pairs = functional.cross_entropy(pair_logits, targets[PAIR_TARGET], reduction="sum")
             loss = loss + pairs / counts[PAIR_TARGET]
         return loss
@@ -89,6 +89,11 @@ class MaskedLM(TokenObjective):
         """Loss and accuracy on masked tokens, accuracy on pairs."""
         scores = super().measure(outputs, targets)
         if PAIR_TARGET in targets:
-            hits = outputs.seq_relationship_logits.argmax(-1) == targets[PAIR_TARGET]
+            hits = _pair_logits(outputs).argmax(-1) == targets[PAIR_TARGET]
             scores["pair_accuracy"] = (float(hits.sum()), len(hits))
         return scores
+
+
+def _pair_logits(outputs: Any) -> torch.Tensor:
+    """[B, 2], as BERT and most others name them, or ALBERT. (A model's output is a mapping.)"""
+    return outputs["seq_relationship_logits" if "seq_relationship_logits" in outputs else "sop_logits"]

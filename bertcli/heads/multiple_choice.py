@@ -12,7 +12,7 @@ import numpy as np
 from bertcli.data.encoding import Encoded, Sequences, frame_of, token_ids
 from bertcli.errors import DataError
 from bertcli.heads.head import Head
-from bertcli.heads.labels import compare_labels, declared_names, is_hidden
+from bertcli.heads.labels import compare_labels, declared_names, is_hidden, name_of
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -80,7 +80,7 @@ class MultipleChoice(Head):
         values = rows[task.label_column][:]
         if all(map(is_hidden, values)):
             return None
-        answers = [_number_of(names[value] if names and isinstance(value, int) else value) for value in values]
+        answers = [_number_of(name_of(names, value) if names else value) for value in values]
         for row, (answer, count) in enumerate(zip(answers, counts, strict=True)):
             if answer is None or not 0 <= answer < count:
                 raise DataError(

@@ -50,9 +50,11 @@ def depths_of(model: PreTrainedModel) -> dict[str, int]:
     """The depth of each parameter, by name."""
     layers = layers_of(model)
     of_layer = {id(part): at for at, layer in enumerate(layers, start=1) for part in layer.parameters()}
-    base = {id(part): name for name, part in model.base_model.named_parameters()}
+    tables = [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
+    below = {id(table.weight) for table in tables}  # GPT-2 has no word for them in their names
+    below |= {id(part) for name, part in model.base_model.named_parameters() if "embed" in name}
     return {
-        name: of_layer.get(id(part), 0 if "embed" in base.get(id(part), "") else len(layers) + 1)
+        name: of_layer.get(id(part), 0 if id(part) in below else len(layers) + 1)
         for name, part in model.named_parameters()
     }
 

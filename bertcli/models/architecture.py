@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from bertcli.errors import ModelError, did_you_mean
-from bertcli.models.build import COUNT_BEHIND_PADDING, SIZES, first_position, set_dropout
+from bertcli.models.build import SIZES, first_position, set_dropout
 from bertcli.recipe.pretrain import ArchitectureSection
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-PACKABLE = ("bert", "electra", *COUNT_BEHIND_PADDING)  # take positions and a mask of who may see whom
+PACKABLE = ("bert", "electra", "roberta", "camembert", "xlm-roberta")  # take positions and a mask of who may see whom
 VOCABULARY_MULTIPLE = 64  # matrix sizes that suit every device
 
 
@@ -64,3 +65,14 @@ def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedM
         return getattr(transformers, model_class).from_config(config)
     except ValueError as error:
         raise ModelError(f"{config.model_type} has no model for this objective ({model_class})") from error
+
+
+def tells_pairs(config: PretrainedConfig) -> bool:
+    """Whether the family's pretraining class has a head for pairs of texts beside that for tokens."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_PRETRAINING_MAPPING
+
+    if type(config) not in MODEL_FOR_PRETRAINING_MAPPING:
+        return False
+    model_class: Any = MODEL_FOR_PRETRAINING_MAPPING[type(config)]
+    known = inspect.signature(model_class.forward).parameters
+    return "next_sentence_label" in known or "sentence_order_label" in known

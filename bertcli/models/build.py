@@ -35,8 +35,16 @@ DROPOUT_FIELDS = (
     "seq_classif_dropout",
     "embedding_dropout",
     "mlp_dropout",
+    "hidden_dropout",  # Funnel, DeBERTa's kin
+    "dropout_rate",  # T5
+    "classifier_dropout_prob",  # ALBERT
+    "qa_dropout",  # DistilBERT
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"),  # GPT-2
 )
-COUNT_BEHIND_PADDING = ("roberta", "camembert", "xlm-roberta")
+COUNT_BEHIND_PADDING = (
+    *("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "longformer", "ibert"),
+    *("xmod", "data2vec-text", "esm", "mra", "nystromformer"),
+)
 WEIGHTS = {"dtype": "float32", "use_safetensors": True}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # as peft names them
 UNLIMITED_LENGTH = 10**9  # tokenizers say 1e30 when they know no limit

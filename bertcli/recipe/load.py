@@ -267,7 +267,7 @@ def validated(
             keys = (*prefix, *found["loc"])
             place = layer.place(keys)
             if found["type"] == "extra_forbidden":
-                problems[f"{place}: {misplaced_words(layer.root, keys)}"] = None
+                problems[f"{place}: {misplaced_words(layer.root if prefix else model, keys)}"] = None
             else:
                 problems[f"{place}: {describe_problem(keys, dict(found))}"] = None
         return None, list(problems)

@@ -112,7 +112,7 @@ class PretrainingSection(OptimizationSection):
     max_tokens: int | None = Field(None, ge=1, description="tokens to read; overrides `epochs`")
     budget: str | None = Field(
         None,
-        pattern=r"^\d+(\.\d+)?[smh]$",
+        pattern=r"^(0*[1-9]\d*(\.\d+)?|0+\.\d*[1-9]\d*)[smh]$",
         description="time, such as 30m or 2h: if it runs out before the steps do, the schedule ends with it",
     )
     global_batch_size: int = Field(256, ge=1, description="sequences an optimiser step, over all processes")

@@ -31,6 +31,12 @@ EXPECTED = {
     "string_pattern_mismatch": "letters, digits, `.`, `_` and `-` (in a task's name also one `/`)",
 }
 
+OF_SEVERAL_KINDS = {  # keys whose values pydantic would speak of once for each kind
+    "hardware.micro_batch_size": "`auto` or a whole number of at least 1",
+    "hardware.compile": "`auto`, true or false",
+    "training.class_weights": "`auto`, or a number by label",
+    "answers.thresholds": "`tuned`, or a number by label",
+}
 OTHER_NAMES = {  # what the example scripts of transformers and others call a key
     "batch_size": "training.global_batch_size",
     "bf16": "hardware.precision",
@@ -55,10 +61,10 @@ OTHER_NAMES = {  # what the example scripts of transformers and others call a ke
 
 def describe_problem(keys: Keys, found: dict[str, Any]) -> str:
     """One line for a pydantic error at `keys`: found …, expected …."""
-    if keys[:2] == ("hardware", "micro_batch_size"):
-        return (
-            f"found {found['input']!r} for hardware.micro_batch_size, expected `auto` or a whole number of at least 1"
-        )
+    if (expected := OF_SEVERAL_KINDS.get(".".join(map(str, keys[:2])))) is not None:
+        return f"found {found['input']!r} for {keys[0]}.{keys[1]}, expected {expected}"
+    if keys[-1:] == ("budget",):
+        return f"found {found['input']!r} for training.budget, expected a time such as 90s, 30m or 2h"
     name, kind, context = ".".join(map(str, keys)), found["type"], found.get("ctx", {})
     if kind == "missing":
         return f"found no {name}, which is needed"

@@ -15,7 +15,8 @@ Tracker = Literal[
     "tensorboard", "wandb", "mlflow", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab"
 ]  # of Accelerate
 SPEED_ONLY = {"hardware"}  # sections in which a resumed run may differ
-Seeds = Annotated[tuple[int, ...], Strict(False), Field(min_length=1), WithJsonSchema(ONE_OR_MORE)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as far as NumPy's seeds go
+Seeds = Annotated[tuple[Seed, ...], Strict(False), Field(min_length=1), WithJsonSchema(ONE_OR_MORE)]
 
 
 class ModelSection(Section):

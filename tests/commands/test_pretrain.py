@@ -96,6 +96,8 @@ def test_a_pretrained_model_fills_masks_as_plain_transformers_does() -> None:
             assert [one["probability"] for one in ours] == pytest.approx([one["score"] for one in theirs], abs=1e-4)
     with pytest.raises(DataError, match=r"row 2 has no \[MASK\]"):
         predict("run", [[texts[0]], ["nothing to fill"]], "more.jsonl", console=QUIET)
+    with pytest.raises(DataError, match=r"row 1 has 2 \[MASK\], of which only 1 are among its first"):
+        predict("run", [["a [MASK] " + "word " * 600 + "[MASK]"]], "far.jsonl", console=QUIET)
     for asked, option in (
         ({"split": "test"}, "--split"),
         ({"format_name": "squad"}, "--format squad"),
@@ -178,6 +180,21 @@ def test_other_families_and_vocabularies(family: str, kind: str, unit: str) -> N
     )
     assert results["family"] == family
     assert torch.isfinite(torch.tensor(results["metrics"]["validation"]["loss"]))
+
+
+def test_albert_tells_the_order_of_sentences() -> None:
+    fields = SMALL.replace("}", ", embedding_size: 16}")
+    results = run(model=f"{{family: albert, size: null, fields: {fields}}}", objective="{pairs: sentence_order}")
+    assert 0 <= results["metrics"]["validation"]["pair_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("family", ["roberta", "mpnet"])
+def test_a_fresh_model_reads_as_many_tokens_as_its_phases_have(encoder: Path, family: str) -> None:
+    tokenizer = load_tokenizer(str(encoder), None)
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = build_config(ArchitectureSection(family=family, size=None, fields=fields), tokenizer, 40)
+    model = build_from_config(config, "AutoModelForMaskedLM")
+    assert model(torch.full((1, 40), 5)).logits.shape[1] == 40
 
 
 def test_the_next_token_is_guessed_without_seeing_it() -> None:
@@ -431,6 +448,17 @@ def test_base_and_large_have_the_parameters_of_the_paper(encoder: Path, size: st
         ({"packing": "true", "objective": "{kind: replaced_tokens}"}, RecipeError, "`packing` goes with"),
         ({"packing": "true", "objective": "{pairs: next_sentence}"}, RecipeError, "leave one of them out"),
         ({"training": "{max_steps: 5, warmup_steps: 6}"}, RecipeError, "at most the 5 steps"),
+        (
+            {"training": "{budget: 30min}"},
+            RecipeError,
+            "found '30min' for training.budget, expected a time such as 90s",
+        ),
+        ({"training": "{budget: 0s}"}, RecipeError, "found '0s' for training.budget"),
+        (
+            {"model": f"{{family: roberta, size: null, fields: {SMALL}}}", "objective": "{pairs: next_sentence}"},
+            ModelError,
+            "models of the family roberta have no head for pairs",
+        ),
         ({"evaluation": "{best_by: acuracy}"}, RecipeError, "Did you mean accuracy"),
         ({"training": "{label_smoothing: 0.1}"}, RecipeError, "unknown key 'label_smoothing'"),
         ({"objective": "{kind: causal_lm, pairs: next_sentence}"}, RecipeError, "go with the objective masked_lm"),

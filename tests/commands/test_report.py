@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from bertcli.cli import app
 from bertcli.commands.report import read_runs, report, report_table
 from bertcli.errors import UsageError
 from bertcli.runs.folder import RunFolder
@@ -63,3 +65,16 @@ def test_what_cannot_be_compared_is_refused() -> None:
         report(read_runs([made("one", [0.5]), made("other", [0.5], "accuracy")]))
     with pytest.raises(UsageError, match="third: another by f1"):
         report(read_runs(["one", made("third", [0.5], task="another")]))
+
+
+def test_a_suite_is_told_to_be_named_alone() -> None:
+    Path("all").mkdir()
+    Path("all/results.json").write_text('{"table": [], "tasks": {}, "failed": {}}')
+    with pytest.raises(UsageError, match="all is a grid or a suite; name it alone"):
+        read_runs(["all", made("one", [0.5])])
+
+
+def test_a_page_without_a_folder_is_told_before_anything() -> None:
+    result = CliRunner().invoke(app, ["report", made("one", [0.5]), "--html", "nodir/x.html"])
+    assert result.exit_code == 2
+    assert "found no folder nodir" in result.stderr

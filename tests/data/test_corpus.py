@@ -28,6 +28,9 @@ from bertcli.errors import DataError
 from bertcli.models.build import load_tokenizer
 from bertcli.recipe.pretrain import CorpusSection, Source
 
+TABLE = pyarrow.BufferOutputStream()
+pyarrow.parquet.write_table(pyarrow.table({"text": [7, 8]}), TABLE)
+PARQUET = TABLE.getvalue().to_pybytes()
 TEXT = "a fine film .\nthe soup was awful\n\n  \nbad train\n\n\na dull day\nlovely\n"
 
 
@@ -111,6 +114,7 @@ def test_an_endless_line_is_cut_at_spaces_and_nothing_is_lost() -> None:
         ("a.jsonl", b'{"text": 1}\n', r"a\.jsonl:1: found \['text'\]"),
         ("a.jsonl", b"{text\n", "not JSON"),
         ("a.parquet", b"PAR1", "cannot read"),
+        ("numbers.parquet", PARQUET, r"numbers\.parquet: document 1 has 7 in 'text', expected text"),
         ("a.json", b"{}", r"found .*a\.json, expected text"),
         ("a.csv.gz", gzip.compress(b"text", mtime=0), r"found .*a\.csv\.gz, expected text"),
     ],
@@ -160,6 +164,16 @@ def test_the_cache_is_used_again_until_content_or_tokenizer_change(
     assert corpus_key(sample, tokenizer, None) != shipped
     tokenizer.add_tokens(["harbourmaster"])
     assert corpus_key(section_of(), tokenizer, None) != before
+
+
+def test_the_name_tells_how_a_compressed_file_is_read(encoder: Path) -> None:
+    tokenizer, content = load_tokenizer(str(encoder), None), gzip.compress(b'{"text": "a film"}\n' * 3, mtime=0)
+    keys = set()
+    for name in ("k.txt.gz", "k.jsonl.gz"):
+        Path(name).write_bytes(content)
+        section = CorpusSection.model_validate({"sources": [{"files": name}]})
+        keys.add(corpus_key(section, tokenizer, None))
+    assert len(keys) == 2
 
 
 def test_an_interrupted_making_leaves_nothing_behind(encoder: Path, tmp_path: Path) -> None:

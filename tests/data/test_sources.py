@@ -83,6 +83,27 @@ def test_a_row_without_a_text_is_named(tmp_path: Path) -> None:
         load_split(task, "test")
 
 
+def test_what_cannot_be_held_out_by_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "title": "x"}\n{"text": "b", "title": null}\n{"text": "c", "title": "y"}\n', "utf-8")
+    with pytest.raises(DataError, match="row 2 has nothing in column 'title'"):
+        load_split(own(path, held_out_by="title"), "train")
+
+
+def test_a_large_share_leaves_a_row_to_learn_from(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "{at}", "label": "{at % 2}"}}\n' for at in range(10)), "utf-8")
+    task = own(path, held_out_share=0.95)
+    assert [len(load_split(task, split)) for split in ("train", "validation")] == [1, 9]
+
+
+def test_a_list_that_lacks_a_word_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"tokens": ["a", null]}\n{"tokens": ["b"]}\n', "utf-8")
+    with pytest.raises(DataError, match="a list in column 'tokens' of split 'train' lacks a text"):
+        load_split(own(path, head="token_classification", text_columns=("tokens",)), "train")
+
+
 def test_a_missing_file_an_unknown_kind_and_a_missing_split_are_named(tmp_path: Path, reviews: Path) -> None:
     with pytest.raises(DataError, match="found no file"):
         load_split(own(tmp_path / "gone.csv"), "train")

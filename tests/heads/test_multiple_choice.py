@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from bertcli.errors import DataError
 from bertcli.heads.multiple_choice import MultipleChoice, choices_of
@@ -71,6 +71,15 @@ def test_hidden_answers_are_none_and_uneven_choices_are_refused() -> None:
     assert MultipleChoice().references(task_of(), rows) is None
     with pytest.raises(DataError, match="row 2 has 3 choices, expected 2"):
         choices_of(task_of(), Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"], ["a", "b", "c"]]}))
+
+
+def test_a_hidden_answer_among_others_is_no_choice() -> None:
+    features = Features(
+        {"text": Value("string"), "choices": List(Value("string")), "label": ClassLabel(names=["0", "1"])}
+    )
+    rows = Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"]] * 2, "label": [0, -1]}, features=features)
+    with pytest.raises(DataError, match="row 2 has the answer -1"):
+        MultipleChoice().references(task_of(), rows)
 
 
 def test_hidden_answers_of_a_table_are_hidden() -> None:

@@ -21,7 +21,7 @@ from bertcli.models.adapt import (
     reinitialise,
     save_lora,
 )
-from bertcli.models.build import load_model, load_tokenizer
+from bertcli.models.build import load_model, load_tokenizer, set_dropout
 from bertcli.models.padding_free import speed_up
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import TrainingSection
@@ -53,6 +53,22 @@ def test_every_weight_has_the_depth_of_its_part(family: str) -> None:
         numbers = [int(word) for word in words if word.isdigit()]
         is_layer = "layer" in words or "layers" in words
         assert depth == (numbers[0] + 1 if is_layer else 0 if "embeddings" in name else 4), name
+
+
+def test_embeddings_are_known_whatever_they_are_called() -> None:
+    config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2, pad_token_id=0)
+    depths = depths_of(transformers.GPT2ForSequenceClassification(config))
+    assert depths["transformer.wte.weight"] == depths["transformer.wpe.weight"] == 0
+    assert depths["transformer.h.1.mlp.c_fc.weight"] == 2
+    assert depths["score.weight"] == 3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5", "albert", "funnel", "distilbert", "modernbert", "bert"])
+def test_no_dropout_is_left_where_none_is_wanted(family: str) -> None:
+    config = transformers.CONFIG_MAPPING[family]()
+    set_dropout(config, 0.0)
+    left = {name: value for name, value in config.to_dict().items() if "drop" in name and value}
+    assert not left
 
 
 def test_a_family_that_shares_its_layers_is_refused() -> None:

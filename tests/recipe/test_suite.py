@@ -64,3 +64,9 @@ def test_a_mistake_is_told_once(write_recipe: Write, text: str, words: str) -> N
     with pytest.raises(RecipeError) as caught:
         load_suite(str(write_recipe(text)))
     assert len([line for line in caught.value.problems if words in line]) == 1
+
+
+def test_a_mistake_in_a_suites_own_section_is_told() -> None:
+    Path("suite.yaml").write_text("suite: [sample/sentiment]\ntogether: {kindd: equal}\n")
+    with pytest.raises(RecipeError, match=r"found unknown key 'kindd' in section 'together'.* Did you mean kind"):
+        load_suite("suite.yaml", [])
