@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
+USUAL_BLOCK, LARGEST_BLOCK = 1 << 20, 2**31 - 1  # bytes that pyarrow reads at once
 NULL_LINE = re.compile(r"^\s*null", re.MULTILINE)  # ends the whole process in pyarrow's reader
 SAYS_NOTHING = "An error occurred while generating the dataset"  # `datasets`, of whatever went wrong
 
@@ -87,7 +88,11 @@ def _read_separated(path: Path, task: Task | None, delimiter: str) -> pyarrow.Ta
     quoting = csv.ParseOptions(
         delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
     )
-    return csv.read_csv(path, parse_options=quoting, convert_options=csv.ConvertOptions(column_types=types))
+    kinds = csv.ConvertOptions(column_types=types)
+    return _in_blocks(
+        path,
+        lambda size: csv.read_csv(path, csv.ReadOptions(block_size=size), parse_options=quoting, convert_options=kinds),
+    )
 
 
 def _read_json(path: Path) -> pyarrow.Table:
@@ -104,7 +109,20 @@ def _read_json(path: Path) -> pyarrow.Table:
         return pyarrow.table({})
     if NULL_LINE.search(text):
         list(jsonl_rows(text.split("\n"), str(path)))  # tells of the line
-    return arrow_json.read_json(path)
+    return _in_blocks(path, lambda size: arrow_json.read_json(path, arrow_json.ReadOptions(block_size=size)))
+
+
+def _in_blocks(path: Path, read: Callable[[int], pyarrow.Table]) -> pyarrow.Table:
+    """What `read` makes of a file in blocks of so many bytes; of one block if a row is longer than the usual ones."""
+    import pyarrow
+
+    try:
+        return read(USUAL_BLOCK)
+    except pyarrow.ArrowInvalid:
+        whole = min(path.stat().st_size + 1, LARGEST_BLOCK)
+        if whole <= USUAL_BLOCK:
+            raise
+        return read(whole)
 
 
 def _whole_json(text: str) -> object:

@@ -97,6 +97,16 @@ def test_a_large_share_leaves_a_row_to_learn_from(tmp_path: Path) -> None:
     assert [len(load_split(task, split)) for split in ("train", "validation")] == [1, 9]
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_document_may_be_longer_than_a_block(tmp_path: Path, ending: str) -> None:
+    path, text = tmp_path / f"rows.{ending}", "word " * 600_000
+    rows = [f'{{"text": "{text}", "label": "x"}}', '{"text": "b", "label": "y"}']
+    path.write_text("\n".join(rows if ending == "jsonl" else ["text,label", f"{text},x", "b,y"]) + "\n", "utf-8")
+    read = load_split(own(path, held_out_share=0.5), "train")["text"][:]
+    read += load_split(own(path, held_out_share=0.5), "validation")["text"][:]
+    assert sorted(map(len, read)) == [1, 3_000_000]
+
+
 def test_a_list_that_lacks_a_word_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"tokens": ["a", null]}\n{"tokens": ["b"]}\n', "utf-8")
