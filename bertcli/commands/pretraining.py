@@ -18,7 +18,7 @@ from bertcli.commands.feed import Stage, ranges_of
 from bertcli.data.cache import cache_folder, made_once
 from bertcli.data.corpus import Corpus, corpus_key, open_corpus
 from bertcli.data.documents import read_documents
-from bertcli.data.sequences import Ranges, divide_documents, pair_documents, weights_of
+from bertcli.data.sequences import IN_ORDER, Ranges, divide_documents, pair_documents, weights_of
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads.objective import Objective
 from bertcli.heads.objectives import OBJECTIVES
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 HELD_OUT_SALT = 3  # of the choices made once, for the held-out text
+FEWEST_PAIRS, LEAST_IN_ORDER = 20, 0.25  # to judge by, and what half of them should be
 PLAN_SALT = 5  # of the documents that are looked at for the plan
 TOKENS_TO_PLAN_BY = 200_000
 LEARNED_AS = 3  # to be raised when vocabularies are learned in another way: those in the cache are then not taken
@@ -91,12 +92,25 @@ def prepare(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pr
     train_documents, held_out_documents = divide_documents(corpus, recipe.corpus.held_out_share, least)
     random = np.random.default_rng(HELD_OUT_SALT)
     held_out = ranges_of(recipe, corpus, held_out_documents, objective, longest, random)
+    _tell_of_uneven_pairs(held_out, console)
     first = build.first_position(config) if recipe.packing else None
     if recipe.packing and config.model_type not in PACKABLE:
         console.warn(f"{config.model_type} cannot keep packed sequences apart; each has a row of its own")
         first = None
     kept = _limit(recipe, held_out)
     return Pretraining(recipe, tokenizer, objective, config, corpus, train_documents, kept, first, mirror)
+
+
+def _tell_of_uneven_pairs(held_out: Ranges, console: Console) -> None:
+    """Warn of documents that are single sentences, of which no two follow each other: nothing is to be told apart."""
+    if held_out.pair_labels is None or len(held_out) < FEWEST_PAIRS:
+        return
+    share = float((held_out.pair_labels == IN_ORDER).mean())
+    if share < LEAST_IN_ORDER:
+        console.warn(
+            f"only {share:.0%} of the pairs are in order, since most documents are one sentence: join those that "
+            "belong together (documents: blocks), or leave out objective.pairs"
+        )
 
 
 def _teller(console: Console) -> Any:

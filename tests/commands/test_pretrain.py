@@ -182,6 +182,16 @@ def test_other_families_and_vocabularies(family: str, kind: str, unit: str) -> N
     assert torch.isfinite(torch.tensor(results["metrics"]["validation"]["loss"]))
 
 
+def test_documents_of_single_sentences_make_no_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, is_told in (("lines", True), ("blocks", False)):
+        Path("corpus.txt").write_text("\n\n".join("a film .\nthe soup was awful .\nbad day ." for _ in range(200)))
+        corpus = f"{{sources: [{{files: corpus.txt, documents: {kind}}}], held_out_share: 0.1}}"
+        prepare(recipe(corpus=corpus, objective="{pairs: next_sentence}"), None, Console())
+        assert (
+            "of the pairs are in order, since most documents are one sentence" in capsys.readouterr().err
+        ) == is_told
+
+
 def test_albert_tells_the_order_of_sentences() -> None:
     fields = SMALL.replace("}", ", embedding_size: 16}")
     results = run(model=f"{{family: albert, size: null, fields: {fields}}}", objective="{pairs: sentence_order}")
