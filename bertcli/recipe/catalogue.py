@@ -62,7 +62,16 @@ def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str | None]]:
 
 
 def show_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> str:
-    """The resolved recipe as YAML; of a suite or a grid, one document for each of its recipes."""
+    """The resolved recipe as YAML; of a suite or a grid, one document for each of its recipes.
+
+    Raises:
+        UsageError: overrides for a run of tasks learned together, whose recipes are what they were.
+    """
+    path = Path(recipe_of_run(name_or_path))
+    if str(path) != name_or_path and (text := path.read_text("utf-8")).startswith("suite:"):
+        if overrides:
+            raise UsageError(f"{name_or_path} is a run of several tasks, and shown as it is; leave out the overrides")
+        return text
     wanted = load_any(name_or_path, overrides)
     if not isinstance(wanted, Suite | Grid):
         return dump_recipe(wanted)

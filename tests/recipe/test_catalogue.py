@@ -215,3 +215,11 @@ def test_the_environment_names_gpus_with_memory_driver_and_precisions(
     assert "gpus           Card 9 (141.2 GB), Card 9 (141.2 GB)" in lines
     assert f"precisions     {', '.join(precisions)}" in lines
     assert "gpu_driver     570.86.15" in lines
+
+
+def test_a_run_of_several_tasks_is_shown_as_it_was_trained(tmp_path: Path) -> None:
+    text = "suite: [a, b]\ntogether: {kind: equal}\n\n# a\n# training:\n#   max_steps: 2\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert show_recipe(str(tmp_path)) == text
+    with pytest.raises(UsageError, match="leave out the overrides"):
+        show_recipe(str(tmp_path), ["training.max_steps=3"])
