@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from bertcli.runs.report import Table, comparison_page
 MOST_CURVES = 8  # as many as there are colours
 
 
-def open_collection(folder: Path, *, overwrite: bool, dry_run: bool = False) -> None:
+def open_collection(
+    folder: Path, *, overwrite: bool, dry_run: bool = False, check: Callable[[], object] = lambda: None
+) -> None:
     """See that `folder` can hold the runs of a grid or suite, and nothing that what they reach would replace.
 
     Args:
         overwrite: remove a run that is there instead.
         dry_run: only look.
+        check: raises what speaks against those runs, before anything is removed for them.
 
     Raises:
         RunFolderError: it holds a run (with `overwrite`: one that is going on), or files that would be replaced.
@@ -34,6 +38,7 @@ def open_collection(folder: Path, *, overwrite: bool, dry_run: bool = False) -> 
                 "Choose another folder with --run, or replace that run with --overwrite."
             )
         if not dry_run:
+            check()
             remove_run(folder)
     elif read_collection(str(folder)) is None:
         there = [path.name for path in (own.results, own.card, own.report, folder / SUMMARY) if path.exists()]

@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from bertcli.commands.prepare import prepare
 from bertcli.errors import Interrupted
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
@@ -32,9 +33,12 @@ def run_side_by_side(
     GPUs that this process sees.
 
     Raises:
+        BertcliError: with `overwrite`, what speaks against one of the recipes.
         RunFolderError: a folder holds something else, or cannot be written.
         Interrupted: a signal came; it was handed on, and all runs have saved what they did.
     """
+    for recipe in wanted.values() if overwrite else ():
+        prepare(recipe, mirror)  # raises what speaks against it before anything is removed for it
     for folder, recipe in wanted.items():
         open_run_folder(folder, dump_recipe(recipe), console.say, overwrite=overwrite)
     singles = [single for folder, recipe in wanted.items() for single in _single_seeds(folder, recipe)]

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,8 @@ def submit(
     _refuse_while_queued(slurm)
     if overwrite and any(path.exists() for path in work.later):
         raise UsageError(f"found --overwrite, but {work.later[0]} starts from another run; choose another --run")
+    if overwrite:
+        _try_out(scripts)
     if isinstance(work.wanted, Suite) and work.wanted.together is not None:
         if overwrite and run.is_dir():
             remove_run(run)
@@ -179,6 +182,17 @@ def _write_script(folder: Path, name: str, text: str) -> Path:
     if not path.exists():
         write_text(path, text)
     return path
+
+
+def _try_out(scripts: Mapping[str, str]) -> None:
+    """See that the cluster would take the jobs, before anything is removed for them.
+
+    Raises:
+        ClusterError: it would not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in scripts.items():
+            _ask("sbatch", "--test-only", str(_write_script(Path(folder), name, text)))
 
 
 def _submit(script: Path, *options: str) -> str:

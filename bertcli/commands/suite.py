@@ -10,6 +10,7 @@ from typing import Any
 from bertcli.commands.collection import keep_collection, open_collection
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
+from bertcli.commands.prepare import prepare
 from bertcli.commands.seeds import values_of
 from bertcli.commands.several import run_each, tell_of_failed
 from bertcli.commands.sweep import finetune_grid
@@ -47,7 +48,8 @@ def finetune_suite(
     """
     processes, console = join(next(iter(singles(suite).values())).hardware, console)
     if processes.is_main_process:
-        open_collection(folder, overwrite=overwrite, dry_run=dry_run)
+        check = partial(prepare, next(iter(singles(suite).values())), mirror)
+        open_collection(folder, overwrite=overwrite, dry_run=dry_run, check=check)
 
     def run(name: str) -> dict[str, Any]:
         member = suite.recipes[name]

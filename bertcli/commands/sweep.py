@@ -12,6 +12,7 @@ from typing import Any
 from bertcli.commands.collection import SUMMARY, keep_collection, open_collection
 from bertcli.commands.finetune import finetune
 from bertcli.commands.job import join
+from bertcli.commands.prepare import prepare
 from bertcli.commands.seeds import values_of
 from bertcli.commands.several import run_each, tell_of_failed
 from bertcli.errors import TrainingError
@@ -43,7 +44,8 @@ def finetune_grid(
     """
     processes, console = join(grid.first.hardware, console)
     if processes.is_main_process:
-        open_collection(folder, overwrite=overwrite, dry_run=dry_run)
+        check = partial(prepare, grid.first, mirror)
+        open_collection(folder, overwrite=overwrite, dry_run=dry_run, check=check)
     options: dict[str, Any] = {"mirror": mirror, "dry_run": dry_run, "overwrite": overwrite, "console": console}
     runs = {name: partial(finetune, recipe, folder / name, **options) for name, recipe in grid.points.items()}
     finished, failed = run_each(runs, processes, console)

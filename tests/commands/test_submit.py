@@ -67,6 +67,17 @@ def test_a_job_reads_the_recipe_that_was_submitted(stand_in: Stand, write_recipe
     assert submit("mine.yaml", "--run", "runs/one", "--overwrite").exit_code == 0
 
 
+def test_nothing_is_removed_for_a_job_that_the_cluster_does_not_take(stand_in: Stand) -> None:
+    words = ["sample/sentiment", "--run", "run"]
+    assert submit(*words).exit_code == 0
+    Path("run/results.json").write_text("{}")
+    stand_in(sbatch="echo invalid partition >&2; exit 1")
+    refused = submit(*words, "--overwrite")
+    assert refused.exit_code == 1
+    assert "invalid partition" in refused.stderr
+    assert Path("run/results.json").is_file()
+
+
 def test_several_seeds_become_an_array_and_a_job_that_gathers(stand_in: Stand) -> None:
     assert submit(*SEEDS).exit_code == 0
     slurm = Path("runs/seeds/slurm").resolve()

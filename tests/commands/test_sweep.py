@@ -23,7 +23,7 @@ from bertcli.commands import sweep as sweep_module
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.finetune import finetune
 from bertcli.commands.sweep import finetune_grid
-from bertcli.errors import RunFolderError, TrainingError
+from bertcli.errors import ModelError, RunFolderError, TrainingError
 from bertcli.recipe.grid import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe
 from bertcli.runs.console import Console
@@ -94,6 +94,13 @@ def test_nothing_else_is_replaced_by_what_a_grid_reached() -> None:
     with pytest.raises(RunFolderError, match=r"mine holds README\.md and no grid"):
         finetune_grid(grid, Path("mine"), console=QUIET)
     assert Path("mine/README.md").read_text() == "my own"
+    wrong_grid = load("model.name=nowhere/none", "training.seed=[1]", "training.learning_rate=[1e-4, 1e-3]")
+    with pytest.raises(ModelError, match="cannot load"):
+        finetune_grid(wrong_grid, Path("run"), console=QUIET, overwrite=True)
+    wrong = {Path("run"): load_recipe("sample/sentiment", ["model.name=nowhere/none"])}
+    with pytest.raises(ModelError, match="cannot load"):
+        side_by_side.run_side_by_side(wrong, 2, QUIET, mirror=None, overwrite=True)
+    assert Path("run/results.json").read_text() == kept
     results = finetune_grid(grid, Path("run"), console=QUIET, overwrite=True)
     assert not Path("run/recipe.yaml").exists()
     with pytest.raises(RunFolderError, match="not empty and holds no run"):
