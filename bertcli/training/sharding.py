@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def shard(model: nn.Module, layers: Iterable[nn.Module], device: torch.device, precision: str) -> None:
     """Divide a model among all processes, in place; each of the `layers` is collected by itself."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy()
+    inner = outer = MixedPrecisionPolicy()
     if precision == "bf16":
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
-    for part in (*layers, model):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        inner = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)  # what a head reads is as its weights
+        outer = replace(inner, output_dtype=torch.float32)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=inner)
+    fully_shard(model, mesh=mesh, mp_policy=outer)
 
 
 @contextmanager

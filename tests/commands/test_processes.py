@@ -51,7 +51,8 @@ LAUNCHERS = {
 
 def command(processes: int, *arguments: str, launcher: str = "") -> list[str]:
     if arguments[0] in ("finetune", "pretrain"):  # bf16, where it is had, rounds too much to compare
-        arguments = (*arguments, "hardware.precision=fp32")
+        verb, name, *others = arguments
+        arguments = (verb, name, "hardware.precision=fp32", *others)
     if launcher and processes > 1:
         return [sys.executable, "-m", *LAUNCHERS[launcher], "bertcli.cli", *arguments]
     return [
@@ -121,6 +122,16 @@ def test_two_processes_fine_tune_as_one(small: str, launcher: str, overrides: tu
         assert made.stderr.count("20/20  validation") == 1
         assert len(torch.load(f"{run}/checkpoints/step-00000020/random.pt", weights_only=True)) == processes
     assert_alike("one", "two")
+
+
+def test_a_divided_model_learns_in_bf16_as_well(small: str) -> None:
+    for processes, run, more in ((1, "one", ()), (2, "two", (*SHARDED, "hardware.precision=bf16"))):
+        made = call(processes, "finetune", small, *more, "--run", run)
+        assert made.returncode == 0, made.stderr
+    one, two = (json.loads(Path(run, "results.json").read_text())["metrics"]["validation"] for run in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], rel=0.05)
+    saved = load_file("two/model/model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
 def test_two_processes_learn_from_a_teacher_as_one(small: str) -> None:
