@@ -133,8 +133,8 @@ def _filled(
     columns: Sequence[str] | None,
 ) -> Iterator[tuple[Row, Answer]]:
     column = (columns or USUAL_COLUMNS)[0]
-    given = None if values is None else ({column: row[0]} for row in values)
-    return filler.fill(read_inputs(input_path, kind, [column]) if given is None else given, column)
+    texts = read_inputs(input_path, kind, [column]) if values is None else ({column: row[0]} for row in values)
+    return filler.fill(texts, column)
 
 
 def predictions(trained: Trained, task: Task, inputs: Iterable[Row], console: Console) -> Iterator[tuple[Row, Answer]]:

@@ -53,11 +53,7 @@ def read_documents(source: Source, mirror: Path | None) -> Iterator[str]:
         rows = load_rows(source.dataset, source.config, source.split, mirror)
         if source.column not in rows.column_names:
             raise DataError(f"{source.dataset}: found columns {rows.column_names}, expected {source.column!r}")
-        for row, text in enumerate(rows[source.column]):
-            if text is not None and not isinstance(text, str):
-                raise DataError(f"{source.dataset}: row {row + 1} has {text!r:.60} in {source.column!r}, expected text")
-            if text and text.strip():
-                yield text
+        yield from _written(rows[source.column], f"{source.dataset}: row", source.column)
     else:
         for path in files_of(source):
             yield from _read_file(path, source)
@@ -77,17 +73,26 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
             texts = _jsonl_texts(path, source.column)
         else:
             texts = split_stream(_characters(path), SEPARATORS[source.documents])
-        for number, text in enumerate(texts, start=1):
-            if text is not None and not isinstance(text, str):
-                raise DataError(f"{path}: document {number} has {text!r:.60} in {source.column!r}, expected text")
-            if text and not text.isspace():
-                yield text
+        yield from _written(texts, f"{path}: document", source.column)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text (byte {error.start} of a part); convert it, e.g. `iconv -f latin1 -t utf8`"
         ) from error
     except (OSError, EOFError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path}: it may be damaged or cut short ({error})") from error
+
+
+def _written(texts: Iterable[object], place: str, column: str) -> Iterator[str]:
+    """The texts that are not empty.
+
+    Raises:
+        DataError: one is something else than text.
+    """
+    for number, text in enumerate(texts, start=1):
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{place} {number} has {text!r:.60} in {column!r}, expected text")
+        if text and not text.isspace():
+            yield text
 
 
 def _opened(path: Path) -> io.TextIOWrapper:

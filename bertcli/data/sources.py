@@ -201,8 +201,7 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
             raise DataError(
                 f"{task.name}: row {row + 1} of split {split!r} has no text in column {column!r}; remove or mend it"
             )
-        inner = values.combine_chunks().flatten() if _is_list_of_text(values.type) else None
-        if inner is not None and inner.null_count:
+        if _is_list_of_text(values.type) and any(chunk.flatten().null_count for chunk in values.chunks):
             raise DataError(f"{task.name}: a list in column {column!r} of split {split!r} lacks a text; mend it")
         if not _is_text(values.type) and not (column in listed and _is_list_of_text(values.type)):
             kind = "text or lists of text" if column in listed else "text"

@@ -229,26 +229,24 @@ def _answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
         DataError: a row holds something else.
     """
     for row, value in enumerate(rows[task.label_column][:]):
-        texts, starts = _texts_and_starts(value)
-        known = [start if start is not None else 0 for start in starts or [0] * len(texts or ())]
-        is_fit = texts is not None and len(known) == len(texts) and all(isinstance(text, str) for text in texts)
-        if not is_fit or not all(isinstance(start, int) for start in known):
+        marked = _marked(value)
+        if marked is None or not all(isinstance(text, str) and isinstance(at, int | None) for text, at in marked):
             raise DataError(
                 f"{task.name}: {_row_name(task, rows, row)} has {value!r:.200} in column {task.label_column!r}, "
                 "expected answers with a `text` and an `answer_start` each"
             )
-        yield list(zip(texts or [], known, strict=True))
+        yield [(text, at or 0) for text, at in marked]
 
 
-def _texts_and_starts(value: Any) -> tuple[list[Any] | None, list[Any] | None]:
-    """What a cell of answers lists under the two names; no texts if it is no such cell."""
+def _marked(value: Any) -> list[tuple[Any, Any]] | None:
+    """What a cell of answers holds as text and start of each; None if it is no such cell."""
     if isinstance(value, dict):
-        texts, starts = (value.get(key) for key in ("text", "answer_start"))
-        return _listed(texts), _listed(starts)
+        texts, starts = (_listed(value.get(key)) for key in ("text", "answer_start"))
+        starts = starts or [None] * len(texts)
+        return list(zip(texts, starts, strict=True)) if len(texts) == len(starts) else None
     if value is None or isinstance(value, list):
-        answers = [answer for answer in value or () if isinstance(answer, dict)]
-        return [answer.get("text") for answer in answers], [answer.get("answer_start") for answer in answers]
-    return None, None
+        return [(answer.get("text"), answer.get("answer_start")) for answer in value or () if isinstance(answer, dict)]
+    return None
 
 
 def _listed(part: Any) -> list[Any]:

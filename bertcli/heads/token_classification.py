@@ -160,8 +160,8 @@ class TokenClassification(Head):
         if task.label_column not in rows.column_names:
             return None
         given = rows[task.label_column][:]
-        every = [value for values in given for value in ([None] if values is None else values)]
-        if every and all(map(is_hidden, every)):
+        every = (value for values in given for value in ([None] if values is None else values))
+        if any(values != [] for values in given) and all(map(is_hidden, every)):
             return None
         declared = declared_names(rows.features[task.label_column])
         place = {label: index for index, label in enumerate(self.labels)}

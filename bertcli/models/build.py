@@ -43,7 +43,7 @@ DROPOUT_FIELDS = (
 )
 COUNT_BEHIND_PADDING = (
     *("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "longformer", "ibert"),
-    *("xmod", "data2vec-text", "esm", "mra", "nystromformer"),
+    *("xmod", "data2vec-text", "esm"),
 )
 WEIGHTS = {"dtype": "float32", "use_safetensors": True}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # as peft names them

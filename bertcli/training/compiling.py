@@ -6,11 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 
 from bertcli.training.loop import StepRecord
+from bertcli.training.progress import of_first
 
 LEAST_SECONDS = 1800.0  # of a run that remain: compiling takes a minute or two
 FIRST_STEPS, TIMED_STEPS = 20, 30  # the first ones warm up, or compile
@@ -35,7 +34,7 @@ def tried_compiled(
     plain = yield from _tokens_a_second(steps, accelerator)
     if plain is None:
         return
-    left = _of_first(accelerator, seconds_left())
+    left = of_first(accelerator, seconds_left())
     if left < LEAST_SECONDS:
         say(f"layers are not compiled: {left:.0f} seconds of training do not earn it back")
     elif not compile_layers():
@@ -64,11 +63,4 @@ def _tokens_a_second(
         float(record.loss)  # waits for the device
         rates.append(record.num_padded_tokens / (time.perf_counter() - start))
         yield record
-    return _of_first(accelerator, statistics.median(rates[FIRST_STEPS:]))
-
-
-def _of_first(accelerator: Accelerator, value: float) -> float:
-    """The first process's number, on each of them."""
-    if accelerator.num_processes == 1:
-        return value
-    return float(broadcast(torch.tensor(value, device=accelerator.device)))
+    return of_first(accelerator, statistics.median(rates[FIRST_STEPS:]))

@@ -31,11 +31,17 @@ class Clock:
         if self._budget is None:
             return step / self._total
         if self._last[0] != step:
-            value = torch.tensor(max(step / self._total, self.elapsed_seconds / self._budget))
-            if self._accelerator.num_processes > 1:
-                value = broadcast(value.to(self._accelerator.device))
-            self._last = (step, float(value))
+            share = max(step / self._total, self.elapsed_seconds / self._budget)
+            self._last = (step, of_first(self._accelerator, share))
         return self._last[1]
+
+
+def of_first(accelerator: Accelerator, value: float) -> float:
+    """The first process's number, on each of them."""
+    number = torch.tensor(value)
+    if accelerator.num_processes > 1:
+        number = broadcast(number.to(accelerator.device))
+    return float(number)
 
 
 class Window:

@@ -82,8 +82,8 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_persons_own_recipe_is_no_run(tmp_path: Path, overwrite: bool) -> None:
-    own = "# mine\nextends: glue/rte\n"
+@pytest.mark.parametrize("own", ["# mine\nextends: glue/rte\n", "extends: gone\n", "suite: [glue/rte, glue/cola]\n"])
+def test_a_persons_own_recipe_is_no_run(tmp_path: Path, own: str, overwrite: bool) -> None:
     (tmp_path / "recipe.yaml").write_text(own)
     with pytest.raises(RunFolderError, match=r"holds a recipe\.yaml that no run wrote; choose another"):
         open_again(tmp_path, overwrite=overwrite)
