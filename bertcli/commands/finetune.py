@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from accelerate import Accelerator
 
 from bertcli.commands.comparing import compare
@@ -136,6 +137,12 @@ class FinetuneJob(Job):
     def has_idle_weights(self) -> bool:
         """Whether layers join one by one."""
         return self.prepared.recipe.training.strategy == "gradual"
+
+    def met_ids(self) -> np.ndarray:
+        """Those of the training split, and the special ones."""
+        met = np.bincount(self.prepared.encode("train").input_ids, minlength=len(self.tokenizer))
+        met[self.tokenizer.all_special_ids] += 1
+        return met.nonzero()[0]
 
     def set_learning(self, step: int) -> None:
         """Freeze and unfreeze as the strategy says."""

@@ -24,6 +24,7 @@ from bertcli.training.signals import leave_on_requeue
 from bertcli.training.trackers import check_trackers
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -61,6 +62,10 @@ class Job(ABC):
     def has_idle_weights(self) -> bool:
         """Whether some steps leave weights alone that others teach."""
         return False
+
+    def met_ids(self) -> np.ndarray | None:
+        """The token ids that training meets, each once; None: any of them."""
+        return None
 
     def set_learning(self, step: int) -> None:
         """Let learn what learns in the optimiser step number `step` (from 0): everything, always."""

@@ -14,6 +14,7 @@ from bertcli.commands.job import Job
 from bertcli.errors import UsageError
 from bertcli.models.adapt import all_layers
 from bertcli.models.compiled import compile_layers
+from bertcli.models.met_rows import learn_met_rows
 from bertcli.models.padding_free import speed_up
 from bertcli.runs.checkpoint import Progress, load_checkpoint, newest_checkpoint, random_states, save_checkpoint
 from bertcli.runs.console import Console
@@ -31,6 +32,11 @@ class Learner:
         training, hardware = job.recipe.training, job.recipe.hardware
         set_seed(job.seed)
         self.module = job.build_model()
+        self.num_parameters = job.model_to_save(self.module).num_parameters()
+        self.num_learning = sum(part.numel() for part in self.module.parameters() if part.requires_grad)
+        met = job.met_ids()
+        if met is not None:
+            learn_met_rows(self.module, met)
         checkpoint = newest_checkpoint(folder.checkpoints, console.warn)
         saved = load_checkpoint(checkpoint, self.module) if checkpoint else None
         is_divided = hardware.shard and accelerator.num_processes > 1
@@ -52,7 +58,6 @@ class Learner:
             epsilon=training.adam_epsilon,
             rate_factors=job.rate_factors(self.module),
         )
-        self.num_learning = sum(part.numel() for group in optimizer.param_groups for part in group["params"])
         self.model = self.module if is_divided else accelerator.prepare_model(self.module)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.progress = saved.progress if saved else Progress()
@@ -68,11 +73,6 @@ class Learner:
         else:
             # Dropout does not depend on how the weights were made, and differs between processes.
             set_seed(job.seed, device_specific=True)
-
-    @property
-    def num_parameters(self) -> int:
-        """Those of the model that is saved."""
-        return self._job.model_to_save(self.module).num_parameters()
 
     def save_model(self) -> None:
         """Put the model in the place of the best one; all processes have to ask together."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -154,6 +155,10 @@ class TogetherJob(Job):
     def has_idle_weights(self) -> bool:
         """Each step leaves the heads of the other tasks alone."""
         return True
+
+    def met_ids(self) -> np.ndarray:
+        """Those that any of the tasks meets."""
+        return reduce(np.union1d, (part.met_ids() for part in self.parts.values()))
 
     def set_learning(self, step: int) -> None:
         """Freeze and unfreeze as the strategy says."""

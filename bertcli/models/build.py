@@ -192,8 +192,10 @@ def _load_adapted(folder: Path, mirror: Path | None) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model and tokenizer so that plain `from_pretrained(folder)` loads them."""
+    from bertcli.models.met_rows import whole_weights
+
     with _quiet_transformers():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=whole_weights(model))
         tokenizer.save_pretrained(folder)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from bertcli.errors import DiskError
+from bertcli.errors import DiskError, RunFolderError
 from bertcli.manifest import damage_of, write_manifest
 from bertcli.runs.files import flush, replace_folder, write_json
 
@@ -129,8 +129,18 @@ class Saved:
 
 
 def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> Saved:
-    """Bring the model to where `checkpoint` was written; the rest, for whoever has it."""
-    load_model(model, str(checkpoint / "model.safetensors"))
+    """Bring the model to where `checkpoint` was written; the rest, for whoever has it.
+
+    Raises:
+        RunFolderError: it is of another model, or of training rows with other words.
+    """
+    try:
+        load_model(model, str(checkpoint / "model.safetensors"))
+    except RuntimeError as error:
+        raise RunFolderError(
+            f"{checkpoint} does not fit: the model or the training rows have changed since it was written. Bring them "
+            f"back, choose another --run, or say --overwrite to begin anew ({str(error).splitlines()[-1].strip()})"
+        ) from error
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
     states = torch.load(checkpoint / "random.pt", weights_only=True)
     progress = Progress(**json.loads((checkpoint / "progress.json").read_text("utf-8")))

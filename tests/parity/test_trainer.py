@@ -15,6 +15,7 @@ from bertcli.data.encoding import encode_texts
 from bertcli.data.loaders import training_batches
 from bertcli.heads.text_classification import TextClassification
 from bertcli.models.build import load_model, load_tokenizer
+from bertcli.models.met_rows import learn_met_rows
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
 from bertcli.training.schedule import rate_factor
@@ -52,6 +53,7 @@ def test_twenty_losses_agree_with_the_trainer_to_1e_5(encoder: Path, tmp_path: P
         return load_model(str(encoder), None, "AutoModelForSequenceClassification", head.config_fields, dropout=0.0)
 
     accelerator, model = Accelerator(cpu=True), build()
+    learn_met_rows(model, np.unique(encoded.input_ids))
     optimizer = build_optimizer(model, learning_rate=RATE, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
     batches = list(
         training_batches(encoded, global_batch_size=BATCH, micro_batch_size=3, seed=1, start_step=0, total_steps=STEPS)

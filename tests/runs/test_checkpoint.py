@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertcli.errors import DiskError
+from bertcli.errors import DiskError, RunFolderError
 from bertcli.runs.checkpoint import (
     Progress,
     list_checkpoints,
@@ -50,6 +50,13 @@ def test_everything_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert progress == Progress(step=1, best_value=0.5, best_step=1)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected[:3]
     assert torch.equal(other.weight, expected[3])
+
+
+def test_a_checkpoint_of_another_model_says_so(tmp_path: Path) -> None:
+    model, optimizer = make()
+    path = save_checkpoint(tmp_path, Progress(step=1), model, optimizer.state_dict(), None, [random_states()])
+    with pytest.raises(RunFolderError, match=r"training rows have changed.*--overwrite"):
+        load_checkpoint(path, torch.nn.Linear(4, 2))
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
