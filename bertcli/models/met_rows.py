@@ -50,7 +50,7 @@ class MetRows(nn.Module):
         places = self.places[input_ids]
         found = functional.embedding(places.clamp(max=self.num_met), self.weight, self.padding)
         others = self.rest[(places - self.num_met).clamp(min=0)] * self.weight[-1].detach()
-        return torch.where((places < self.num_met)[..., None], found, others)
+        return torch.where((places < self.num_met)[..., None], found, others.to(found.dtype))  # FSDP sets its precision
 
     @torch.no_grad()
     def whole(self) -> torch.Tensor:

@@ -67,8 +67,10 @@ def train_steps(
     Raises:
         torch.OutOfMemoryError: memory does not hold what may not be divided further.
     """
+    parameters = list(model.parameters())
     for step, batch in enumerate(batches, start=start_step):
-        model.train()
+        if not model.training:  # what was asked between steps left it so
+            model.train()
         rate = rate_at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
@@ -84,7 +86,7 @@ def train_steps(
                 micro_batch_size = rows // 2
             optimizer.zero_grad(set_to_none=True)  # of the part that fitted; outside, where nothing holds the rest
             torch.cuda.empty_cache()
-        norm, skipped = _clip(accelerator, model, optimizer, loss, max_grad_norm or float("inf"))
+        norm, skipped = _clip(accelerator, parameters, optimizer, loss, max_grad_norm or float("inf"))
         optimizer.step()
         overflowed = optimizer.step_was_skipped
         optimizer.zero_grad(set_to_none=True)
@@ -93,17 +95,21 @@ def train_steps(
 
 
 def _clip(
-    accelerator: Accelerator, model: torch.nn.Module, optimizer: AcceleratedOptimizer, loss: torch.Tensor, limit: float
+    accelerator: Accelerator,
+    parameters: list[torch.nn.Parameter],
+    optimizer: AcceleratedOptimizer,
+    loss: torch.Tensor,
+    limit: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clip the gradient, or have the optimiser do it; its norm, and 1 if the optimiser is to leave the step out."""
     if accelerator.scaler is not None:  # fp16's leaves such steps out by itself, and is meant to overflow now and then
-        return accelerator.clip_grad_norm_(model.parameters(), limit), (~torch.isfinite(loss)).float()
+        return accelerator.clip_grad_norm_(parameters, limit), (~torch.isfinite(loss)).float()
     if accelerator.device.type == "mps":  # whose kernel looks at neither of the two below
-        norm = accelerator.clip_grad_norm_(model.parameters(), limit)
+        norm = accelerator.clip_grad_norm_(parameters, limit)
         if not torch.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
         return norm, (~torch.isfinite(norm)).float()
-    norm = whole(get_total_norm([part.grad for part in model.parameters() if part.grad is not None]))
+    norm = whole(get_total_norm([part.grad for part in parameters if part.grad is not None]))
     skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
     # Fused AdamW looks at both on the device, and divides as it reads: clipping costs no pass of its own.
     optimizer.optimizer.found_inf = skipped
