@@ -12,6 +12,15 @@ from bertcli.tasks.task import Paths, Section
 MaskingUnit = Literal["tokens", "words", "spans"]
 ObjectiveKind = Literal["masked_lm", "replaced_tokens", "causal_lm", "span_corruption"]
 Pairs = Literal["next_sentence", "sentence_order"]
+READ_BY: dict[str, tuple[ObjectiveKind, ...]] = {  # keys of the objective that only some kinds read
+    "mlm_probability": ("masked_lm", "replaced_tokens", "span_corruption"),
+    "unit": ("masked_lm", "replaced_tokens"),
+    "mask_share": ("masked_lm", "replaced_tokens"),
+    "random_share": ("masked_lm", "replaced_tokens"),
+    "generator_size": ("replaced_tokens",),
+    "discriminator_weight": ("replaced_tokens",),
+    "mean_span_length": ("span_corruption",),
+}
 TokenizerKind = Literal["wordpiece", "bpe", "unigram"]
 
 
@@ -95,6 +104,19 @@ class ObjectiveSection(Section):
         if self.pairs is not None and self.kind != "masked_lm":
             raise ValueError(f"`pairs` go with the objective masked_lm, not with {self.kind}")
         return self
+
+    @model_validator(mode="after")
+    def _check_idle_keys(self) -> Self:
+        """What an objective does not read must not look as if it mattered."""
+        idle = [key for key, kinds in READ_BY.items() if self.kind not in kinds and self._differs(key)]
+        if idle:
+            raise ValueError(f"the objective {self.kind} does not read {', '.join(idle)}; leave that out")
+        if self.pairs is None and self._differs("short_sequence_probability"):
+            raise ValueError("short_sequence_probability is for `pairs`, of which there are none; leave it out")
+        return self
+
+    def _differs(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
 
 class Phase(Section):

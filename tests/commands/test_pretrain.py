@@ -472,6 +472,9 @@ def test_base_and_large_have_the_parameters_of_the_paper(encoder: Path, size: st
         ({"evaluation": "{best_by: acuracy}"}, RecipeError, "Did you mean accuracy"),
         ({"training": "{label_smoothing: 0.1}"}, RecipeError, "unknown key 'label_smoothing'"),
         ({"objective": "{kind: causal_lm, pairs: next_sentence}"}, RecipeError, "go with the objective masked_lm"),
+        ({"objective": "{kind: causal_lm, unit: words}"}, RecipeError, "causal_lm does not read unit"),
+        ({"objective": "{generator_size: 0.5, mean_span_length: 2}"}, RecipeError, "generator_size, mean_span_length"),
+        ({"objective": "{short_sequence_probability: 0.5}"}, RecipeError, "is for `pairs`"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_message(sections: dict[str, str], error: type[Exception], words: str) -> None:
