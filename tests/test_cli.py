@@ -157,6 +157,7 @@ def test_a_signal_saves_and_exits_with_its_code(small: Path, number: int, code: 
     assert 1 <= len(list(Path("runs/small/checkpoints").glob("step-*"))) <= 2
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_predict_quietly(small: Path) -> None:
     call("finetune", str(small))
     Path("many.txt").write_text("film\n" * 20000)
@@ -170,6 +171,7 @@ def test_a_reader_that_goes_away_ends_predict_quietly(small: Path) -> None:
     process.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_a_list_quietly() -> None:
     process = start("recipes", "list")
     assert process.stdout is not None
