@@ -68,7 +68,10 @@ def learn_met_rows(module: nn.Module, met: np.ndarray) -> None:
     """
     ids = torch.from_numpy(np.sort(met)).long()
     for encoder in [part for part in module.modules() if isinstance(part, PreTrainedModel) and part.base_model is part]:
-        table = encoder.get_input_embeddings()
+        try:
+            table = encoder.get_input_embeddings()
+        except NotImplementedError:  # CANINE has no vocabulary
+            continue
         if type(table) is not nn.Embedding or table.max_norm is not None or not table.weight.requires_grad:
             continue
         rows = ids[ids < len(table.weight)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
@@ -56,8 +57,6 @@ def files_of(folder: Path) -> set[str]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(folder / "model" / "model.safetensors")
 
 
@@ -124,6 +123,32 @@ def test_a_stopped_run_goes_on_and_ends_where_an_undisturbed_one_ends(
         [[line[key] for key in keys] for line in read_records(Path(run, "train.jsonl"))] for run in ("whole", "parts")
     ]
     assert lines[0] == lines[1]
+
+
+def test_a_run_keeps_moments_of_the_rows_its_texts_meet_and_goes_on_with_no_others(
+    recipe_of: Callable[..., Recipe], reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, steps_of = recipe_of(), train_module.train_steps
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        for record in steps_of(*args, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield record
+
+    monkeypatch.setattr(train_module, "train_steps", stopping)
+    with pytest.raises(Interrupted):
+        finetune(recipe, Path("run"), console=QUIET)
+    (checkpoint,) = Path("run/checkpoints").iterdir()
+    name = "bert.embeddings.word_embeddings"
+    state = load_file(checkpoint / "model.safetensors")
+    moments = torch.load(checkpoint / "optimizer.pt")["optimizer"]["state"]
+    num_met, num_others = len(state[f"{name}.weight"]) - 1, len(state[f"{name}.rest"])
+    assert 2 * num_met < num_others
+    assert max(len(values["exp_avg"]) for values in moments.values()) < num_met + num_others
+    assert [len(values["exp_avg"]) for values in moments.values()].count(num_met + 1) == 1
+    reviews.write_text(reviews.read_text("utf-8").replace("fine", "awful"), "utf-8")
+    with pytest.raises(RunFolderError, match="training rows have changed"):
+        finetune(recipe, Path("run"), console=QUIET)
 
 
 def test_a_second_ctrl_c_in_the_middle_of_saving_leaves_at_once_and_harms_nothing(

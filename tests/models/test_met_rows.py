@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, CanineConfig, CanineModel, PreTrainedModel
 
 from bertcli.data.loaders import training_batches
 from bertcli.models.build import load_tokenizer, save_model
@@ -104,3 +104,10 @@ def test_tables_that_gain_nothing_or_are_not_alone_stay(why: str) -> None:
     model.get_input_embeddings().weight.requires_grad_(why != "frozen")
     learn_met_rows(model, np.arange(VOCABULARY - 5 if why == "nearly all met" else 10))
     assert type(model.get_input_embeddings()) is nn.Embedding
+
+
+def test_a_model_without_a_vocabulary_stays_as_it_is() -> None:
+    model = CanineModel(CanineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_hash_buckets=64))
+    names = [name for name, _ in model.named_parameters()]
+    learn_met_rows(model, np.arange(10))
+    assert [name for name, _ in model.named_parameters()] == names
