@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from bertcli.errors import ModelError
 from bertcli.models.build import ADAPTER_WEIGHTS, save_model
+from bertcli.models.shared import encoders_of
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import StrategySection, TrainingSection
 
@@ -42,8 +43,7 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 def all_layers(module: nn.Module) -> list[nn.Module]:
     """The layers of every encoder in what is trained, each once."""
-    encoders = [part for part in module.modules() if isinstance(part, PreTrainedModel) and part.base_model is part]
-    return list(dict.fromkeys(layer for encoder in encoders for layer in layers_of(encoder)))
+    return list(dict.fromkeys(layer for encoder in encoders_of(module) for layer in layers_of(encoder)))
 
 
 def depths_of(model: PreTrainedModel) -> dict[str, int]:

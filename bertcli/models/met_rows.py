@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+
+from bertcli.models.shared import encoders_of
 
 MOST = 0.8  # of the rows: where nearly all are met there is nothing to leave out
 
@@ -30,17 +31,15 @@ class MetRows(nn.Module):
     def __init__(self, table: nn.Embedding, met: torch.Tensor):
         super().__init__()
         weight = table.weight
-        is_met = torch.zeros(len(weight), dtype=torch.bool).index_fill(0, met.cpu(), True).to(weight.device)
+        others = torch.ones(len(weight), dtype=torch.bool).index_fill(0, met, False).nonzero()[:, 0]
         self.num_met = len(met)
         self.places: torch.Tensor
-        places = torch.empty(len(weight), dtype=torch.long, device=weight.device)
-        places[is_met] = torch.arange(self.num_met, device=weight.device)
-        places[~is_met] = torch.arange(self.num_met, len(weight), device=weight.device)
+        places = torch.cat([met, others]).argsort()
         self.register_buffer("places", places, persistent=False)  # [V]: where each row is, first those that are met
         self.rest: torch.Tensor
-        self.register_buffer("rest", weight.detach()[~is_met])  # [V - R, N]
+        self.register_buffer("rest", weight.detach()[others])  # [V - R, N]
         ones = torch.ones_like(weight.detach()[:1])
-        weight.data = torch.cat([weight.detach()[is_met], ones])  # [R + 1, N]; whoever knows the parameter keeps it
+        weight.data = torch.cat([weight.detach()[met], ones])  # [R + 1, N]; whoever knows the parameter keeps it
         self.weight = weight
         padding = None if table.padding_idx is None else int(places[table.padding_idx])
         self.padding = None if padding is None or padding >= self.num_met else padding  # that row does not learn
@@ -67,7 +66,7 @@ def learn_met_rows(module: nn.Module, met: np.ndarray) -> None:
         met: numbers of the rows, each once, in any order. [R]
     """
     ids = torch.from_numpy(np.sort(met)).long()
-    for encoder in [part for part in module.modules() if isinstance(part, PreTrainedModel) and part.base_model is part]:
+    for encoder in encoders_of(module):
         try:
             table = encoder.get_input_embeddings()
         except NotImplementedError:  # CANINE has no vocabulary
@@ -78,11 +77,7 @@ def learn_met_rows(module: nn.Module, met: np.ndarray) -> None:
         readers = [part for part in module.modules() if any(own is table.weight for own in part._parameters.values())]
         if len(readers) > 1 or len(rows) > MOST * len(table.weight):
             continue
-        learning = MetRows(table, rows)
-        for parent in list(module.modules()):
-            for name, child in parent.named_children():
-                if child is table:
-                    setattr(parent, name, learning)
+        encoder.set_input_embeddings(MetRows(table, rows))
 
 
 def whole_weights(model: nn.Module) -> dict[str, Any]:

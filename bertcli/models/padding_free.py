@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from bertcli.models.attention import ATTENTION, attend, spread
 from bertcli.models.dropout import use_cpu_dropout
-from bertcli.models.shared import SharedEncoder
+from bertcli.models.shared import SharedEncoder, encoders_of
 
 STACKS = {
     "bert": "encoder",
@@ -37,7 +37,7 @@ def speed_up(model: nn.Module, device: torch.device) -> None:
     A model of a family that is not known here only gets cheaper dropout on a CPU.
     """
     for whole in model.models if isinstance(model, SharedEncoder) else [model]:
-        encoders = [part for part in whole.modules() if isinstance(part, PreTrainedModel) and part.base_model is part]
+        encoders = encoders_of(whole)
         if encoders and all(_has_stack(encoder) for encoder in encoders):
             PaddingFree(whole, encoders)
     if device.type == "cpu":

@@ -1,13 +1,16 @@
-"""One encoder under several models, each with the head of its task."""
+"""The encoders in what is trained, and one of them under several models, each with the head of its task."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+
+def encoders_of(module: nn.Module) -> list[PreTrainedModel]:
+    """The encoders in what is trained, each once."""
+    return [part for part in module.modules() if isinstance(part, PreTrainedModel) and part.base_model is part]
 
 
 class SharedEncoder(nn.Module):
