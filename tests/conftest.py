@@ -86,8 +86,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from bertcli.models.build import save_model
-    from bertcli.models.tokenizers import train_tokenizer
+    from bertcli.models.from_pretrained import save_model
+    from bertcli.models.tokenizer_training import train_tokenizer
 
     tokenizer = train_tokenizer(lambda: TEXTS, 128)
     config = BertConfig(
@@ -124,7 +124,7 @@ def tokenizer(
     request: pytest.FixtureRequest, encoder: Path, roberta_tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedTokenizerBase:
     """A tokenizer of each make."""
-    from bertcli.models.build import load_tokenizer
+    from bertcli.models.from_pretrained import load_tokenizer
 
     return load_tokenizer(str(encoder), None) if request.param == "wordpiece" else roberta_tokenizer
 

@@ -1,4 +1,4 @@
-"""Imports run one way: cli → commands → {heads, training → data; models; metrics; runs} → recipe → tasks → errors."""
+"""Imports run one way, from the command line down: each room imports only rooms on lower floors."""
 
 from __future__ import annotations
 
@@ -11,43 +11,39 @@ import bertcli
 
 PACKAGE = Path(bertcli.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"errors"}
-WANTED = BASE | {"tasks", "recipe"}
-MAY_IMPORT = {
-    "errors": set(),
-    "tasks": BASE,
-    "recipe": BASE | {"tasks"},
-    "manifest": set(),
-    "memory": set(),
-    "data": WANTED | {"manifest", "memory"},
-    "metrics": WANTED,
-    "models": WANTED,
-    "runs": WANTED | {"manifest"},
-    "hub": WANTED,
-    "heads": WANTED | {"data"},
-    "training": WANTED | {"data", "memory"},
-    "commands": WANTED | {"data", "metrics", "models", "runs", "heads", "training", "hub", "cluster"},
-    "cluster": WANTED | {"runs"},
-    "options": WANTED,
-    "guard": WANTED | {"runs"},
-    "recipes_app": WANTED | {"options", "guard", "runs"},
-    "helpers": WANTED | {"options", "guard", "recipes_app", "commands", "runs", "cluster"},
-    "cli": WANTED | {"options", "guard", "helpers", "commands", "runs", "cluster"},
-}
+FLOORS = (  # from the top
+    {"__main__"},
+    {"cli"},
+    {"commands"},
+    {"experiments"},
+    {"finetuning", "pretraining"},
+    {"inference"},
+    {"training"},
+    {"reports", "cluster", "heads"},
+    {"runs", "models", "data", "mirror"},
+    {"recipe", "metrics"},
+    {"tasks", "hub", "files"},
+    {"console", "errors", "malloc"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LIGHT = ("errors", "tasks", "recipe", "cli", "commands/finetune.py", "runs/folder.py", "__main__")
 
 
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imported_rooms(tree: ast.AST) -> set[str]:
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Modules of this package that a file imports, wherever it does."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bertcli."):
             names.add(node.module)
+        elif isinstance(node, ast.ImportFrom) and node.module == "bertcli":
+            names |= {f"bertcli.{alias.name}" for alias in node.names if alias.name in FLOOR}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names if alias.name.startswith("bertcli.")}
-    return {name.split(".")[1] for name in names}
+    return names
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -55,13 +51,28 @@ def test_imports_run_one_way(path: Path) -> None:
     room = room_of(path)
     if room == "__init__":
         return
-    assert imported_rooms(ast.parse(path.read_text("utf-8"))) - {room} <= MAY_IMPORT[room]
+    for module in imported_modules(ast.parse(path.read_text("utf-8"))):
+        imported = module.split(".")[1]
+        assert imported == room or FLOOR[imported] > FLOOR[room], module
 
 
-@pytest.mark.parametrize("room", ["errors", "tasks", "recipe", "options", "guard", "recipes_app", "helpers", "cli"])
-def test_light_rooms_import_nothing_heavy_at_the_top(room: str) -> None:
+def test_no_command_imports_another() -> None:
+    for path in (PACKAGE / "commands").glob("*.py"):
+        found = imported_modules(ast.parse(path.read_text("utf-8")))
+        assert not {name for name in found if name.startswith("bertcli.commands")}, path
+
+
+def test_steps_know_no_disk_no_console_and_no_task() -> None:
+    for name in ("loop", "optimizer", "schedule", "meters"):
+        found = imported_modules(ast.parse((PACKAGE / "training" / f"{name}.py").read_text("utf-8")))
+        rooms = {module.split(".")[1] for module in found}
+        assert rooms <= {"training", "data", "recipe"}, name
+
+
+@pytest.mark.parametrize("light", LIGHT)
+def test_light_rooms_import_nothing_heavy_at_the_top(light: str) -> None:
     for path in MODULES:
-        if room_of(path) == room:
+        if path.relative_to(PACKAGE).as_posix().startswith(light):
             for node in ast.parse(path.read_text("utf-8")).body:
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -70,13 +81,13 @@ def test_light_rooms_import_nothing_heavy_at_the_top(room: str) -> None:
 
 def test_only_metrics_imports_evaluate() -> None:
     found = [path.name for path in MODULES if "import evaluate" in path.read_text("utf-8").splitlines()]
-    assert found == ["bundled.py"]
+    assert found == ["metrics.py"]
 
 
 def test_files_and_functions_stay_short() -> None:
     for path in MODULES:
         text = path.read_text("utf-8")
-        assert len(text.splitlines()) <= 300, path
+        assert len(text.splitlines()) <= 600, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.name}"

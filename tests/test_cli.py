@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bertcli.cli import app
-from bertcli.options import default_run_folder
+from bertcli.cli.main import app
+from bertcli.cli.options import default_run_folder
 
 
 def call(*arguments: str, stdin: str | None = None) -> Result:
@@ -24,7 +24,7 @@ def call(*arguments: str, stdin: str | None = None) -> Result:
 
 
 def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "bertcli.cli", *arguments]
+    command = [sys.executable, "-m", "bertcli", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
 
 
@@ -186,7 +186,7 @@ def test_help_needs_no_torch() -> None:
     code = """
 import sys
 from typer.testing import CliRunner
-from bertcli.cli import app
+from bertcli.cli.main import app
 assert CliRunner().invoke(app, ["--help"]).exit_code == 0
 heavy = {"torch", "transformers", "datasets", "pandas", "numpy", "pydantic"} & set(sys.modules)
 assert not heavy, heavy
@@ -201,7 +201,7 @@ def test_runs_are_named_after_their_recipe() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("-m", "bertcli.cli", "--help"), ("-c", "from bertcli.runs.console import Console; Console().warn('words')")],
+    [("-m", "bertcli", "--help"), ("-c", "from bertcli.console import Console; Console().warn('words')")],
 )
 def test_no_color_is_respected(arguments: tuple[str, ...]) -> None:
     outputs = []

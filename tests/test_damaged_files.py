@@ -10,16 +10,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bertcli.commands.finetune import finetune
-from bertcli.commands.report import read_runs
-from bertcli.data.documents import read_documents
-from bertcli.data.inputs import guess_format, read_inputs
+from bertcli.console import Console
+from bertcli.data.corpus_reading import read_documents
+from bertcli.data.prediction_inputs import guess_format, read_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, ModelError, RunFolderError
-from bertcli.models.build import load_model, load_tokenizer
+from bertcli.finetuning.run import finetune
+from bertcli.models.from_pretrained import load_model, load_tokenizer
 from bertcli.recipe.load import load_recipe
-from bertcli.recipe.pretrain import Source
-from bertcli.runs.console import Console
+from bertcli.recipe.pretrain_schema import Source
+from bertcli.reports.comparison import read_runs
+from bertcli.runs.folder import RunOptions
 from bertcli.tasks.task import Task
 
 from .conftest import HARMS
@@ -117,7 +118,7 @@ def test_of_a_model(encoder: Path, name: str, harm: str) -> None:
 def test_of_a_history(encoder: Path) -> None:
     short = [f"model.name={encoder}", "training.max_steps=3", "data.max_train_examples=64", "data.max_eval_examples=9"]
     recipe = load_recipe("sample/sentiment", [*short, "evaluation.every_steps=1", "training.seed=1"])
-    finetune(recipe, Path("run"), console=Console(quiet=True))
+    finetune(recipe, Path("run"), RunOptions(console=Console(quiet=True)))
     history = Path("run/eval.jsonl")
     lines = history.read_text().splitlines(keepends=True)
     for damaged in (lines[1][:20] + "\n", "3\n", "\n"):
@@ -127,6 +128,6 @@ def test_of_a_history(encoder: Path) -> None:
             read_runs(["run"])
         Path("run/results.json").rename("results.json")
         with pytest.raises(RunFolderError, match=r"run/eval\.jsonl:2 is damaged"):
-            finetune(recipe, Path("run"), console=Console(quiet=True))
+            finetune(recipe, Path("run"), RunOptions(console=Console(quiet=True)))
         assert history.read_bytes() == before
         Path("results.json").rename("run/results.json")

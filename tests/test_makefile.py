@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
-from bertcli.cli import app
+from bertcli.cli.main import app
 from bertcli.recipe.catalogue import check_recipes
 
 from .conftest import REPOSITORY

@@ -12,13 +12,12 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertcli.data.cuts import cut_pair, windows
-from bertcli.data.encoding import IGNORED_LABEL
+from bertcli.data.encoding import IGNORED_LABEL, cut_pair, windows
 from bertcli.data.masking import Replacement, choose, replace
 from bertcli.data.packing import pack
 from bertcli.errors import RecipeError
 from bertcli.heads.question_answering import QuestionAnswering
-from bertcli.models.build import load_tokenizer
+from bertcli.models.from_pretrained import load_tokenizer
 from bertcli.recipe.load import dump_recipe, load_pretrain_recipe, load_recipe
 from bertcli.recipe.schema import DataSection
 from bertcli.tasks import task_named

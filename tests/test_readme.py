@@ -13,15 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from bertcli import errors
-from bertcli.cli import app
+from bertcli.cli.main import app
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.finetune import finetune
+from bertcli.console import Console
 from bertcli.errors import RecipeError
+from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe, shipped_recipes
 from bertcli.recipe.schema import TrainingSection
 from bertcli.recipe.suite import load_finetuning
-from bertcli.runs.console import Console
-from bertcli.runs.folder import RunFolder
+from bertcli.runs.folder import RunFolder, RunOptions
 from bertcli.tasks import TASKS
 
 from .conftest import REPOSITORY
@@ -68,7 +68,7 @@ def test_the_example_with_own_files_runs(encoder: Path) -> None:
     for name in ("reviews.csv", "final.csv"):
         Path(name).write_text("text,label\n" + "a fine film,positive\nawful soup,negative\n" * 20, "utf-8")
     words = [f"model.name={encoder}", "training.max_steps=2", "data.max_length=32"]
-    results = finetune(load_recipe("own.yaml", words), Path("run"), console=Console(quiet=True))
+    results = finetune(load_recipe("own.yaml", words), Path("run"), RunOptions(console=Console(quiet=True)))
     assert set(results["metrics"]["validation"]) == {"accuracy", "f1_macro", "loss"}
     assert evaluate("run", split="test", console=Console(quiet=True))["num_examples"] == 40
 

@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bertcli.cli import app
+from bertcli.cli.main import app
+from bertcli.cli.options import default_run_folder
 from bertcli.commands.predict import _write
+from bertcli.console import Console, format_table, harmless
 from bertcli.data.sources import load_rows, resolve_dataset
 from bertcli.errors import DataError, ModelError, RecipeError
-from bertcli.models.build import load_model, resolve_model
-from bertcli.options import default_run_folder
-from bertcli.recipe.grid import Grid, load_recipe_or_grid
+from bertcli.models.from_pretrained import load_model, resolve_model
+from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.suite import load_suite, single_runs
-from bertcli.runs.console import Console, format_table, harmless
 from bertcli.runs.environment import describe_environment
+from bertcli.runs.folder import RunOptions
 
 ESCAPE = "\x1b[31mred\x1b[0m \x9b2J \u202egnp.exe [bold]x[/bold]"
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"]
@@ -187,13 +188,13 @@ def test_a_token_on_the_command_line_is_not_kept(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_a_run_writes_others_may_read_and_only_the_owner_write(encoder: Path, reviews: Path) -> None:
-    from bertcli.commands.finetune import finetune
+    from bertcli.finetuning.run import finetune
 
     Path("small.yaml").write_text(
         f"task: {{files: {{train: {reviews}}}, text_columns: [text], labels: [negative, positive]}}\n"
         f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\ntraining: {{max_steps: 2, seed: 1}}\n"
     )
-    finetune(load_recipe("small.yaml"), Path("run"), console=Console(quiet=True))
+    finetune(load_recipe("small.yaml"), Path("run"), RunOptions(console=Console(quiet=True)))
     for path in Path("run").rglob("*"):
         mode = path.stat().st_mode & 0o777
         assert not mode & 0o022, path

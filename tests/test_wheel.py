@@ -49,7 +49,7 @@ def test_the_tour_goes_through_with_the_wheel_alone(wheel: Path, tmp_path: Path)
     subprocess.run([sys.executable, "-m", "pip", "--quiet", *words], check=True)
 
     def call(*arguments: str) -> str:
-        command = [sys.executable, "-m", "bertcli.cli", *arguments]
+        command = [sys.executable, "-m", "bertcli", *arguments]
         done = subprocess.run(
             command, cwd=empty, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False
         )

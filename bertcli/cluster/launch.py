@@ -66,7 +66,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "bertcli.cli", *arguments)
+        elastic_launch(config, sys.executable)("-m", "bertcli", *arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code

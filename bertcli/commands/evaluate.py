@@ -8,19 +8,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertcli.commands.pretrain import score_held_out
-from bertcli.commands.score import score, scores_together
-from bertcli.commands.seeds import summarise
-from bertcli.commands.trained import Trained, models_together, open_trained, pretraining_recipe, run_recipe, task_from
+from bertcli.console import Console, format_seconds
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads import HEADS
 from bertcli.heads.labels import check_labels
-from bertcli.metrics.bundled import check_number_of_labels
+from bertcli.inference.loaded_model import (
+    Trained,
+    models_together,
+    open_trained,
+    pretraining_recipe,
+    run_recipe,
+    task_from,
+)
+from bertcli.inference.scoring import score, scores_together
+from bertcli.metrics import check_number_of_labels
+from bertcli.pretraining.job import score_held_out
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.console import Console, format_seconds
 from bertcli.runs.folder import seed_runs
 from bertcli.tasks.task import Task
+from bertcli.training.seeds import summarise
 
 
 def evaluate(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertcli.console import Console, format_size
 from bertcli.errors import ModelError
+from bertcli.files import made_whole
 from bertcli.heads import HEADS
-from bertcli.models import build
-from bertcli.models.onnx_graph import check_packages, input_names, largest_difference, write_onnx
-from bertcli.runs.console import Console, format_size
-from bertcli.runs.files import made_whole
+from bertcli.models.from_pretrained import has_trained_head, load_config, load_model, load_tokenizer
+from bertcli.models.onnx_export import check_packages, input_names, largest_difference, write_onnx
 from bertcli.runs.folder import best_seed
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def export(name: str, output: Path, *, mirror: Path | None = None, console: Cons
     console = console or Console()
     check_packages()
     name = best_seed(name)
-    model_class = _model_class(build.load_config(name, mirror), name)
-    model = build.load_model(name, mirror, model_class, {}).eval()
-    tokenizer = build.load_tokenizer(name, mirror)
+    model_class = _model_class(load_config(name, mirror), name)
+    model = load_model(name, mirror, model_class, {}).eval()
+    tokenizer = load_tokenizer(name, mirror)
     names = input_names(model, tokenizer)
     console.say(f"model     {name}: {type(model).__name__}, {model.num_parameters():,} parameters")
     with made_whole(output) as aside, console.waiting("making the graph and comparing its answers"):
@@ -62,7 +62,7 @@ def _model_class(config: PretrainedConfig, name: str) -> str:
         ModelError: it was saved with something that is no head of an encoder.
     """
     known = (*(head.model_class for head in HEADS.values()), *PRETRAINED)
-    found = next((one for one in known if build.has_trained_head(config, one)), None)
+    found = next((one for one in known if has_trained_head(config, one)), None)
     architecture = (config.architectures or ["unknown"])[0]
     if found is None and ("For" in architecture or "LMHead" in architecture):
         raise ModelError(

@@ -5,45 +5,40 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from bertcli.console import Console, format_size, format_table
 from bertcli.errors import BertcliError, DataError, HubError, ModelError, UsageError, did_you_mean
-from bertcli.hub import HubFile, Kind, Repository, download, is_cached, list_repository
-from bertcli.recipe.grid import Grid
-from bertcli.recipe.load import recipe_task
-from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, singles
-from bertcli.runs.console import Console, format_size, format_table
-from bertcli.runs.files import replace_folder, write_text
+from bertcli.files import replace_folder, write_text
+from bertcli.hub import HubFile, Kind, Repository, download, list_repository
+from bertcli.mirror import AnyRecipe, Need, needs_of
+from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.runs.folder import nearest_folder
-from bertcli.tasks import TASKS
-from bertcli.tasks.task import Task
 
-AnyRecipe = Recipe | PretrainRecipe | Grid | Suite
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+
+
 TOKENIZER = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
     *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
+
+
 CARD = "README.md"
+
+
 DESCRIPTIONS = (CARD, "dataset_infos.json")  # of data sets: what they are made of
+
+
 NO_DATA = ("*.py", "*.md", ".*", "dataset_infos.json")  # files that a data set without configurations is not made of
+
+
 CONVERTED = "refs/convert/parquet"  # where the hub keeps Parquet files of data sets that are programs
-
-
-@dataclass(frozen=True)
-class Need:
-    """Something a recipe names that a mirror can hold."""
-
-    kind: Kind
-    name: str
-    part: str | None  # the configuration of a data set; of a model `weights`, else its tokenizer alone
 
 
 @dataclass(frozen=True)
@@ -109,42 +104,6 @@ def fetch(
     verb = "pretrain" if isinstance(recipe, PretrainRecipe) else "finetune"
     console.say(f"next      BERTCLI_MIRROR={shlex.quote(str(mirror))} bertcli {verb} {shlex.quote(first)}")
     return results
-
-
-def needs_of(recipe: AnyRecipe) -> Iterator[Need]:
-    """What a recipe names that is neither made here nor on this machine's disk."""
-    if isinstance(recipe, Suite | Grid):
-        for one in singles(recipe).values():
-            yield from needs_of(one)
-        return
-    if isinstance(recipe, PretrainRecipe):
-        data = [(source.dataset, source.config) for source in recipe.corpus.sources]
-        tokenizer, teacher = recipe.tokenizer.name, None
-    else:
-        data = [(task.dataset, task.config) for task in _tasks_of(recipe)]
-        tokenizer, teacher = recipe.model.tokenizer, recipe.training.teacher
-    named: list[tuple[Kind, str | None, str | None]] = [("datasets", name, config) for name, config in data]
-    named += [("models", recipe.model.name, "weights"), ("models", teacher, "weights"), ("models", tokenizer, None)]
-    for kind, name, part in named:
-        if name is not None and name != "sample" and not Path(name).is_dir():
-            yield Need(kind, name, part)
-
-
-def absent(recipe: AnyRecipe, mirror: Path | None) -> list[Need]:
-    """What a recipe needs of the hub and neither the mirror nor the local cache has anything of."""
-    return [
-        need
-        for need in dict.fromkeys(needs_of(recipe))
-        if not (mirror and (mirror / need.kind / need.name).is_dir()) and not is_cached(need.kind, need.name)
-    ]
-
-
-def _tasks_of(recipe: Recipe) -> Iterator[Task]:
-    """The recipe's task, and those that its leaderboard has the same model answer."""
-    task = recipe_task(recipe)
-    yield task
-    if task.submission:
-        yield from (TASKS[name] for name in task.submission.also)
 
 
 def _list_folders(needs: Iterable[Need], mirror: Path) -> list[Folder]:

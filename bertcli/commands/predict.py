@@ -11,11 +11,15 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from bertcli.commands.asking import fitted, inputs_of, with_columns
-from bertcli.commands.features import Extractor, write_features
-from bertcli.commands.fill_mask import MaskFiller, fills_masks
-from bertcli.commands.submission import open_new, write_glue, write_squad
-from bertcli.commands.trained import (
+from bertcli.console import Console, harmless, reader_may_leave
+from bertcli.data.formats import Row
+from bertcli.data.prediction_inputs import USUAL_COLUMNS, fitted, guess_format, inputs_of, read_inputs, with_columns
+from bertcli.errors import UsageError, did_you_mean
+from bertcli.files import open_new
+from bertcli.inference.embeddings import Extractor, write_features
+from bertcli.inference.fill_mask import MaskFiller, fills_masks
+from bertcli.inference.leaderboard import write_glue, write_squad
+from bertcli.inference.loaded_model import (
     DATA_OF_BARE_MODELS,
     ROWS_AT_ONCE,
     Trained,
@@ -24,12 +28,8 @@ from bertcli.commands.trained import (
     run_recipe,
     usual_task,
 )
-from bertcli.data.formats import Row
-from bertcli.data.inputs import USUAL_COLUMNS, guess_format, read_inputs
-from bertcli.errors import UsageError, did_you_mean
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.console import Console, harmless, reader_may_leave
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import Task
 

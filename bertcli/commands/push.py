@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bertcli.console import Console, format_size, format_table
 from bertcli.errors import UsageError
 from bertcli.hub import check_name, upload
-from bertcli.runs.card import MODEL_HERE
-from bertcli.runs.console import Console, format_size, format_table
 from bertcli.runs.folder import RunFolder, best_seed
+from bertcli.runs.model_card import MODEL_HERE
 
 CARD = "README.md"  # as the hub names it
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertcli.cluster.slurm import Place, Request, Task, batch_script
-from bertcli.commands.collection import open_collection
-from bertcli.commands.fetch import AnyRecipe, absent
+from bertcli.console import Console
 from bertcli.errors import ClusterError, UsageError
+from bertcli.experiments.results import open_collection
+from bertcli.files import write_text
+from bertcli.mirror import AnyRecipe, absent
 from bertcli.recipe.catalogue import load_any, recipe_of_run
-from bertcli.recipe.grid import Grid
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe
-from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, ready_runs, single_runs
-from bertcli.runs.console import Console
-from bertcli.runs.files import write_text
 from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, remove_run, seed_run
 
 
@@ -107,7 +107,7 @@ def write_scripts(command: str, work: Work, request: Request, place: Place, *, a
 
 def place_of(run: Path, mirror: Path | None) -> Place:
     """Jobs run where this program does, with the Python that runs it."""
-    program = (sys.executable, "-m", "bertcli.cli")
+    program = (sys.executable, "-m", "bertcli")
     return Place(Path.cwd(), _slurm(run), program, mirror.absolute() if mirror else None)
 
 

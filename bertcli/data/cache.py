@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from bertcli.manifest import damage_of, write_manifest
+from bertcli.files import damage_of, write_manifest
 
 # Sizes, JSON and the headers of arrays are checked at each opening; gigabytes of tokens are not read again for it.
 CHECKED_MEGABYTES = 16

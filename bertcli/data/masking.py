@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL
-from bertcli.recipe.pretrain import MaskingUnit
+from bertcli.recipe.pretrain_schema import MaskingUnit
 
 SPAN_STOP = 0.2  # SpanBERT's geometric distribution of span lengths in words (https://arxiv.org/abs/1907.10529) …
 LONGEST_SPAN = 10  # … and its limit: 3.8 words on average

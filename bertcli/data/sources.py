@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from bertcli.data.files import first_line, read_files
+from bertcli.data.table_files import first_line, read_files
 from bertcli.errors import DataError, did_you_mean
 from bertcli.tasks.task import Task
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bertcli.heads.head import Head
+from bertcli.heads.base import Head
 from bertcli.heads.multiple_choice import MultipleChoice
 from bertcli.heads.question_answering import QuestionAnswering
 from bertcli.heads.text_classification import TextClassification

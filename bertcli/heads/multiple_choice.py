@@ -11,7 +11,7 @@ import numpy as np
 
 from bertcli.data.encoding import Encoded, Sequences, frame_of, token_ids
 from bertcli.errors import DataError
-from bertcli.heads.head import Head
+from bertcli.heads.base import Head
 from bertcli.heads.labels import compare_labels, declared_names, is_hidden, name_of
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task

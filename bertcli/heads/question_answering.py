@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.cuts import windows
-from bertcli.data.encoding import TEXTS_AT_ONCE, Encoded, Note, Sequences, frame_of, tokenize
+from bertcli.data.encoding import TEXTS_AT_ONCE, Encoded, Note, Sequences, frame_of, tokenize, windows
 from bertcli.errors import DataError
-from bertcli.heads.head import Head
-from bertcli.heads.spans import NOT_IN_PASSAGE, SpanAnswer, best_spans, read_answer
+from bertcli.heads.base import Head
+from bertcli.heads.span_decoding import NOT_IN_PASSAGE, SpanAnswer, best_spans, read_answer
 from bertcli.recipe.schema import AnswersSection, DataSection, Recipe
 from bertcli.tasks.task import Task
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.errors import DataError, ModelError
-from bertcli.heads.head import Head
+from bertcli.heads.base import Head
 from bertcli.heads.labels import (
     HIDDEN_LABEL,
     beginning_of,

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.cuts import windows
-from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences, frame_of
+from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences, frame_of, windows
 from bertcli.errors import DataError
-from bertcli.heads.head import Head
+from bertcli.heads.base import Head
 from bertcli.heads.labels import (
     declared_names,
     given_weights,
@@ -29,8 +28,8 @@ from bertcli.heads.labels import (
     place_of,
     saved_labels,
 )
-from bertcli.heads.tag_scheme import SCHEMES, likeliest_tags, may_follow, scheme_of
-from bertcli.heads.words import NO_WORD, capitals_of, spans_of, tokens_of_words, words_of
+from bertcli.heads.tag_decoding import SCHEMES, likeliest_tags, may_follow, scheme_of
+from bertcli.heads.word_alignment import NO_WORD, capitals_of, spans_of, tokens_of_words, words_of
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.tags import in_iobes, parts_of
 from bertcli.tasks.task import Task

@@ -4,7 +4,7 @@ Hooks take padding away where a batch enters the stack of layers and put it back
 and saved weights stay those of transformers. The last layer answers for the tokens alone that are read behind it: a
 classifier reads the first one, a masked-language model those it is asked for. Padding removed: ByteTransformer (Zhai
 et al. 2022, https://arxiv.org/abs/2210.03052), MosaicBERT (Portes et al. 2023, https://arxiv.org/abs/2312.17482).
-Shapes as in `bertcli.data.layout`, and H heads, N width, E width of a head.
+Shapes as in `bertcli.data.token_index`, and H heads, N width, E width of a head.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from bertcli.models.attention import ATTENTION, attend, spread
-from bertcli.models.dropout import use_cpu_dropout
-from bertcli.models.shared import SharedEncoder, encoders_of
+from bertcli.models.cpu_dropout import use_cpu_dropout
+from bertcli.models.shared_encoder import SharedEncoder, encoders_of
+from bertcli.models.varlen_attention import ATTENTION, attend, spread
 
 STACKS = {
     "bert": "encoder",
@@ -32,7 +32,7 @@ FIRST_TOKEN_MODELS = ("ForSequenceClassification", "ForMultipleChoice")
 
 
 def speed_up(model: nn.Module, device: torch.device) -> None:
-    """Make a model compute the same with less work, for batches as `bertcli.data.layout.with_layout` makes them.
+    """Make a model compute the same with less work, for batches as `bertcli.data.token_index.with_layout` makes them.
 
     A model of a family that is not known here only gets cheaper dropout on a CPU.
     """
@@ -54,7 +54,7 @@ class PaddingFree:
     def __init__(self, model: nn.Module, encoders: list[PreTrainedModel]):
         first_only = type(model).__name__.endswith(FIRST_TOKEN_MODELS)
         self.reading = "first" if first_only else getattr(model, "reading", "all")
-        self.computed: Any = None  # `bertcli.data.layout.Gathered`, None: everything
+        self.computed: Any = None  # `bertcli.data.token_index.Gathered`, None: everything
         self.read: Any = None  # `Gathered`, None: everything
         self._is_full = False  # whether there is no padding
         self._shape = (0, 0)

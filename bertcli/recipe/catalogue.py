@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from bertcli.errors import RecipeError, UsageError
-from bertcli.recipe.grid import OWN_LISTS, Grid
+from bertcli.recipe.expansion import OWN_LISTS, Grid
 from bertcli.recipe.load import dump_recipe, find_recipe, is_pretraining, load_pretrain_recipe, shipped_recipes
-from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, singles
 from bertcli.tasks import TASKS

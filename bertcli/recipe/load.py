@@ -15,10 +15,10 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 import bertcli
 from bertcli.errors import RecipeError, did_you_mean
-from bertcli.recipe.layers import COMMAND_LINE, Keys, Layer, overlay, read_file, read_overrides
-from bertcli.recipe.pretrain import PretrainRecipe
-from bertcli.recipe.problems import describe_problem, misplaced_words
+from bertcli.recipe.error_messages import describe_problem, misplaced_words
+from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.yaml_layers import COMMAND_LINE, Keys, Layer, overlay, read_file, read_overrides
 from bertcli.tasks import TASKS, task_named
 from bertcli.tasks.task import Task
 

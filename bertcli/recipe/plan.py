@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from bertcli.errors import RecipeError
-from bertcli.recipe.pretrain import PretrainRecipe
+from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 
 

@@ -11,10 +11,10 @@ from typing import Literal
 from pydantic import Field
 
 from bertcli.errors import RecipeError, did_you_mean
-from bertcli.recipe.grid import Grid, load_recipe_or_grid, resolve_grid
-from bertcli.recipe.layers import Layer, overlay, read_overrides
+from bertcli.recipe.expansion import Grid, load_recipe_or_grid, resolve_grid
 from bertcli.recipe.load import find_recipe, read_chain, validated
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.yaml_layers import Layer, overlay, read_overrides
 from bertcli.tasks.task import Names, Section
 
 OWN_KEYS = ("suite", "start_from", "together")

@@ -23,8 +23,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from bertcli.errors import DiskError, RunFolderError
-from bertcli.manifest import damage_of, write_manifest
-from bertcli.runs.files import flush, replace_folder, write_json
+from bertcli.files import damage_of, flush, replace_folder, write_json, write_manifest
 
 
 @dataclass

@@ -12,24 +12,43 @@ runs/<name>/
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertcli.errors import RunFolderError, UsageError
+from bertcli.console import Console
+from bertcli.errors import RecipeError, RunFolderError, UsageError
+from bertcli.files import restore_folder, write_text
 from bertcli.recipe.catalogue import compare_texts
+from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.recipe.schema import SPEED_ONLY
-from bertcli.runs.files import restore_folder, write_text
-from bertcli.runs.lock import NAME as LOCK
-from bertcli.runs.lock import alone_in
-from bertcli.runs.resolved import first_recipe, is_resolved, with_newer_keys, without
 
 SUMMARY = "summary.csv"  # of a grid
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run that its recipe does not hold.
+
+    Attributes:
+        mirror: folder in which data sets and models are looked up first.
+        dry_run: check everything and print the plan, but train nothing and write nothing.
+        overwrite: replace an earlier run in the run folder.
+    """
+
+    mirror: Path | None = None
+    dry_run: bool = False
+    overwrite: bool = False
+    console: Console = field(default_factory=Console)
 
 
 @dataclass(frozen=True)
@@ -274,3 +293,75 @@ def nearest_folder(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def is_resolved(recipe: Path, asked: str) -> bool:
+    """Whether a recipe in a run folder is one that a run wrote there, and no person."""
+    text = recipe.read_text("utf-8")
+    try:
+        return text == asked or text == dump_recipe(load_any_recipe(str(recipe)))
+    except RecipeError:
+        return False
+
+
+def with_newer_keys(recipe: Path) -> str:
+    """The text of a resolved recipe, with the keys that bertcli has learned since it was written, at their defaults."""
+    try:
+        return dump_recipe(load_any_recipe(str(recipe)))
+    except RecipeError:  # of a suite, or no longer understood
+        return recipe.read_text("utf-8")
+
+
+def first_recipe(text: str) -> str:
+    """The recipe of a run; of tasks learned together, whose recipes stand there as comments, the first.
+
+    Those have all sections but their task's in common.
+    """
+    if not text.startswith("suite:"):
+        return text
+    return re.split(r"^# (?! )[^:\n]*$", text, flags=re.MULTILINE)[1].replace("\n# ", "\n")
+
+
+def without(recipe_text: str, sections: set[str]) -> list[str]:
+    """The lines of block-style YAML mappings, commented out or not, less the given top-level sections."""
+    kept, skipping = [], False
+    for commented in recipe_text.splitlines():
+        line = commented.removeprefix("# ")
+        if line and not line[0].isspace():
+            skipping = line.split(":")[0] in sections
+        if not skipping:
+            kept.append(line)
+    return kept
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in `folder` until the block ends, or this process does, however it ends.
+
+    On a disk that knows no locks nobody is kept out.
+
+    Raises:
+        RunFolderError: another process works in it.
+    """
+    path = folder / LOCK
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
+            raise RunFolderError(
+                f"{folder} is being worked in by {owner}; wait until that is done, or choose another folder with --run"
+            ) from error
+        except OSError:
+            yield
+            return
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the folder may be gone
+                path.unlink()
+    finally:
+        os.close(descriptor)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.errors import RunFolderError
-from bertcli.runs.files import write_parts
+from bertcli.files import write_parts
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 
-from bertcli.data.layout import with_block_mask, with_layout
+from bertcli.data.token_index import with_block_mask, with_layout
 from bertcli.errors import UsageError
-from bertcli.memory import keep_memory
+from bertcli.malloc import keep_memory
 from bertcli.recipe.schema import HardwareSection
 
 PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads, tokenises or saves

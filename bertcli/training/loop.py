@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.nn.utils import get_total_norm
 
-from bertcli.data.loaders import GlobalBatch
+from bertcli.data.batching import GlobalBatch
 from bertcli.training.devices import on_device
-from bertcli.training.sharding import gradients_kept_apart, whole
+from bertcli.training.fsdp import gradients_kept_apart, whole
 
 Targets = dict[str, torch.Tensor]
 Loss = Callable[[Any, Targets, dict[str, int]], torch.Tensor]

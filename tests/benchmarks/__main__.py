@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from bertcli.cli.options import checked_mirror
 from bertcli.data.sample import sample_documents
-from bertcli.models.tokenizers import train_tokenizer
-from bertcli.options import checked_mirror
+from bertcli.models.tokenizer_training import train_tokenizer
 from tests.benchmarks import curves, finetuning, prediction, preparing, pretraining, scaling
 from tests.benchmarks.measure import apart
 

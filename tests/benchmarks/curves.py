@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
-from bertcli.cli import ENVIRONMENT
+from bertcli.cli.main import ENVIRONMENT
+from bertcli.data.batching import training_batches
 from bertcli.data.encoding import Encoded
-from bertcli.data.loaders import training_batches
-from bertcli.models.build import SIZES
+from bertcli.models.from_scratch import SIZES
 from tests.benchmarks.finetuning import config, label_loss, our_rate
 from tests.benchmarks.measure import apart
 

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from bertcli.cli import ENVIRONMENT
+from bertcli.cli.main import ENVIRONMENT
+from bertcli.data.batching import training_batches
 from bertcli.data.encoding import Encoded
-from bertcli.data.loaders import training_batches
-from bertcli.models.compiled import compile_layers
-from bertcli.models.met_rows import learn_met_rows
+from bertcli.models.compile import compile_layers
 from bertcli.models.padding_free import speed_up
+from bertcli.models.seen_embeddings import learn_met_rows
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training.devices import build_accelerator, cpu_computes_bf16
 from bertcli.training.loop import train_steps

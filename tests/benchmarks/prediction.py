@@ -12,11 +12,11 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from bertcli.cli import ENVIRONMENT
+from bertcli.cli.main import ENVIRONMENT
 from bertcli.commands.predict import predict
-from bertcli.models.build import save_model
+from bertcli.console import Console
+from bertcli.models.from_pretrained import save_model
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.console import Console
 from bertcli.training.devices import cpu_computes_bf16
 from tests.benchmarks.finetuning import config, sentences
 from tests.benchmarks.measure import Contender, apart, race

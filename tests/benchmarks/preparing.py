@@ -10,7 +10,7 @@ from datasets import Dataset, disable_caching, disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
 from bertcli.data.encoding import Encoded, encode_texts
-from bertcli.heads.spans import best_spans, read_answer
+from bertcli.heads.span_decoding import best_spans, read_answer
 from bertcli.recipe.schema import AnswersSection
 from tests.benchmarks.measure import Contender, race
 

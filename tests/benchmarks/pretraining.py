@@ -13,16 +13,15 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling
 
-from bertcli.cli import ENVIRONMENT
-from bertcli.commands.feed import texts_of
-from bertcli.commands.pretrain import PretrainJob
-from bertcli.commands.pretraining import plan_stages, prepare
-from bertcli.models.architecture import build_from_config
-from bertcli.models.build import SIZES
+from bertcli.cli.main import ENVIRONMENT
+from bertcli.console import Console
+from bertcli.models.from_scratch import SIZES, build_from_config
+from bertcli.pretraining.batches import texts_of
+from bertcli.pretraining.job import PretrainJob
+from bertcli.pretraining.setup import plan_stages, prepare
 from bertcli.recipe.load import load_pretrain_recipe
-from bertcli.runs.console import Console
 from bertcli.training.devices import cpu_computes_bf16
-from bertcli.training.progress import Clock
+from bertcli.training.meters import Clock
 from tests.benchmarks.finetuning import our_rate, trainer_rate
 from tests.benchmarks.measure import Contender, apart, race, training_flops
 

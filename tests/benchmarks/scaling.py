@@ -37,7 +37,7 @@ def bench(rounds: int) -> None:
 def _rate(words: list[str], processes: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        command = [sys.executable, "-m", "bertcli.cli", "finetune", *words, *KEYS, "--run", str(run), "--quiet"]
+        command = [sys.executable, "-m", "bertcli", "finetune", *words, *KEYS, "--run", str(run), "--quiet"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([*command, "--processes", str(processes)], env=environment, check=True)
         return json.loads((run / "results.json").read_text())["examples_per_second"]

@@ -58,7 +58,7 @@ class Cluster:
 
     def submit(self, run: str, *words: str) -> dict[str, str]:
         """What `bertcli submit` says of a job without GPUs."""
-        program = (sys.executable, "-m", "bertcli.cli", "submit", *RECIPE, *words, "--run", run)
+        program = (sys.executable, "-m", "bertcli", "submit", *RECIPE, *words, "--run", run)
         return json.loads(self.call(*program, "--gpus", "0", "--time", "20", "--json"))
 
     def wait_until(self, job: str, *states: str) -> None:

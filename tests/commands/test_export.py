@@ -13,9 +13,9 @@ import torch
 import transformers
 from typer.testing import CliRunner, Result
 
-from bertcli.cli import app
+from bertcli.cli.main import app
 from bertcli.commands import export as export_command
-from bertcli.models.build import load_tokenizer, save_model
+from bertcli.models.from_pretrained import load_tokenizer, save_model
 
 from ..conftest import REPOSITORY, TEXTS
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bertcli.commands.predict import predict_features
+from bertcli.console import Console
 from bertcli.errors import UsageError
-from bertcli.runs.console import Console
 
 QUIET = Console(quiet=True)
 TEXTS = ["a fine film", "", "the soup was awful " * 9, "bad train"]

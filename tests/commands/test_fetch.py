@@ -13,13 +13,14 @@ import pytest
 from huggingface_hub import DatasetInfo, ModelInfo
 from typer.testing import CliRunner, Result
 
-from bertcli.cli import app
-from bertcli.commands.fetch import fetch, needs_of
+from bertcli.cli.main import app
+from bertcli.commands.fetch import fetch
+from bertcli.console import Console
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, HubError, ModelError, UsageError
+from bertcli.mirror import needs_of
 from bertcli.recipe.catalogue import load_any
 from bertcli.recipe.load import load_recipe
-from bertcli.runs.console import Console
 
 QUIET = Console(quiet=True)
 ROWS = b"text,label\na fine film,good\na dull film,bad\n"

@@ -89,7 +89,7 @@ def address() -> Iterator[str]:
 
 def fetch(address: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(Path("home").absolute()), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "bertcli.cli", "fetch", "mine.yaml", "--mirror", "mirror"]
+    command = [sys.executable, "-m", "bertcli", "fetch", "mine.yaml", "--mirror", "mirror"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -16,18 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.finetune import finetune
-from bertcli.commands.loss import loss_of
+from bertcli.console import Console
 from bertcli.errors import DataError, DiskError, Interrupted, ModelError, RecipeError, RunFolderError, TrainingError
-from bertcli.heads.head import Head
+from bertcli.finetuning.loss import loss_of
+from bertcli.finetuning.run import finetune
+from bertcli.heads.base import Head
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.runs import checkpoint as checkpoint_module
-from bertcli.runs.console import Console
+from bertcli.runs.folder import RunOptions, alone_in
 from bertcli.runs.history import read_records
-from bertcli.runs.lock import alone_in
+from bertcli.training import trainer as train_module
 from bertcli.training.loop import Loss
 from bertcli.training.signals import StopRequest
 
@@ -61,7 +61,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_leaves_exactly_these_files_and_true_numbers(recipe_of: Callable[..., Recipe]) -> None:
-    results = finetune(recipe_of(), Path("run"), console=QUIET)
+    results = finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
     checkpoint = ("manifest.json", "model.safetensors", "optimizer.pt", "progress.json", "random.pt")
     assert files_of(Path("run")) == {
         "README.md",
@@ -89,7 +89,7 @@ def test_a_run_leaves_exactly_these_files_and_true_numbers(recipe_of: Callable[.
 
 def test_the_same_seed_gives_the_same_weights_and_another_others(recipe_of: Callable[..., Recipe]) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        finetune(recipe_of(f"training.seed={seed}"), Path(name), console=QUIET)
+        finetune(recipe_of(f"training.seed={seed}"), Path(name), RunOptions(console=QUIET))
     a, b, c = (weights(Path(name)) for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)
@@ -100,7 +100,7 @@ def test_a_stopped_run_goes_on_and_ends_where_an_undisturbed_one_ends(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, hardware: list[str]
 ) -> None:
     recipe = recipe_of("model.dropout=0.1", "hardware.log_every_steps=5", *hardware)
-    finetune(recipe, Path("whole"), console=QUIET)
+    finetune(recipe, Path("whole"), RunOptions(console=QUIET))
     steps_of = train_module.train_steps
 
     def stopping(*args: Any, **options: Any) -> Any:
@@ -112,9 +112,9 @@ def test_a_stopped_run_goes_on_and_ends_where_an_undisturbed_one_ends(
     monkeypatch.setattr(train_module, "train_steps", stopping)
     for _ in range(2):
         with pytest.raises(Interrupted) as stopped:
-            finetune(recipe, Path("parts"), console=QUIET)
+            finetune(recipe, Path("parts"), RunOptions(console=QUIET))
         assert stopped.value.exit_code == 143
-    finetune(recipe, Path("parts"), console=QUIET)
+    finetune(recipe, Path("parts"), RunOptions(console=QUIET))
     whole, parts = weights(Path("whole")), weights(Path("parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert read_records(Path("whole/eval.jsonl")) == read_records(Path("parts/eval.jsonl"))
@@ -137,7 +137,7 @@ def test_a_run_keeps_moments_of_the_rows_its_texts_meet_and_goes_on_with_no_othe
 
     monkeypatch.setattr(train_module, "train_steps", stopping)
     with pytest.raises(Interrupted):
-        finetune(recipe, Path("run"), console=QUIET)
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
     (checkpoint,) = Path("run/checkpoints").iterdir()
     name = "bert.embeddings.word_embeddings"
     state = load_file(checkpoint / "model.safetensors")
@@ -148,14 +148,14 @@ def test_a_run_keeps_moments_of_the_rows_its_texts_meet_and_goes_on_with_no_othe
     assert [len(values["exp_avg"]) for values in moments.values()].count(num_met + 1) == 1
     reviews.write_text(reviews.read_text("utf-8").replace("fine", "awful"), "utf-8")
     with pytest.raises(RunFolderError, match="training rows have changed"):
-        finetune(recipe, Path("run"), console=QUIET)
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
 
 
 def test_a_second_ctrl_c_in_the_middle_of_saving_leaves_at_once_and_harms_nothing(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of()
-    finetune(recipe, Path("whole"), console=QUIET)
+    finetune(recipe, Path("whole"), RunOptions(console=QUIET))
     save = checkpoint_module.torch.save
 
     for second in (signal.SIGINT, signal.SIGTERM):  # the latter of torch's launcher
@@ -168,10 +168,10 @@ def test_a_second_ctrl_c_in_the_middle_of_saving_leaves_at_once_and_harms_nothin
 
         monkeypatch.setattr(checkpoint_module.torch, "save", struck)
         with pytest.raises(KeyboardInterrupt):
-            finetune(recipe, Path("parts"), console=QUIET)
+            finetune(recipe, Path("parts"), RunOptions(console=QUIET))
         assert [path.name for path in Path("parts/checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.setattr(checkpoint_module.torch, "save", save)
-    finetune(recipe, Path("parts"), console=QUIET)
+    finetune(recipe, Path("parts"), RunOptions(console=QUIET))
     whole, parts = weights(Path("whole")), weights(Path("parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -190,32 +190,35 @@ def test_a_signal_in_the_last_step_of_a_seed_keeps_the_next_from_starting(
 
     monkeypatch.setattr(train_module, "train_steps", stopping)
     with pytest.raises(Interrupted, match="finished") as stopped:
-        finetune(recipe, Path("run"), console=QUIET)
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert stopped.value.exit_code == 85
     assert Path("run/seed-1/results.json").is_file()
     assert not Path("run/seed-2").exists()
     monkeypatch.setattr(train_module, "train_steps", steps_of)
-    assert len(finetune(recipe, Path("run"), console=QUIET)["metrics"]["validation"]["accuracy"]["values"]) == 2
+    assert (
+        len(finetune(recipe, Path("run"), RunOptions(console=QUIET))["metrics"]["validation"]["accuracy"]["values"])
+        == 2
+    )
 
 
 def test_a_request_for_the_queue_outside_of_the_steps_has_its_exit_code(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of("training.max_steps=2")
-    monkeypatch.setattr("bertcli.commands.job.save_model", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("bertcli.training.job.save_model", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     monkeypatch.setattr(train_module, "stop_on_signals", lambda: nullcontext(StopRequest()))
     with pytest.raises(SystemExit) as stopped:
-        finetune(recipe, Path("run"), console=QUIET)
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert stopped.value.code == 85
 
 
 def test_a_finished_run_is_only_read_and_another_recipe_refused(recipe_of: Callable[..., Recipe]) -> None:
-    first = finetune(recipe_of(), Path("run"), console=QUIET)
+    first = finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
     before = Path("run/train.jsonl").stat().st_mtime_ns
-    assert finetune(recipe_of(), Path("run"), console=QUIET) == first
+    assert finetune(recipe_of(), Path("run"), RunOptions(console=QUIET)) == first
     assert Path("run/train.jsonl").stat().st_mtime_ns == before
     with pytest.raises(RunFolderError, match="learning_rate"):
-        finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), console=QUIET)
+        finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), RunOptions(console=QUIET))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -226,14 +229,14 @@ def test_two_processes_do_not_work_in_one_run_folder(recipe_of: Callable[..., Re
     with alone_in(Path("run")):
         message = rf"run is being worked in by process {os.getpid()} on "
         with pytest.raises(RunFolderError, match=message):
-            finetune(recipe, Path("run"), console=QUIET, overwrite=overwrite)
+            finetune(recipe, Path("run"), RunOptions(console=QUIET, overwrite=overwrite))
         assert files_of(Path("run")) == {"recipe.yaml", ".lock"}
-    finetune(recipe, Path("run"), console=QUIET)
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert not Path("run/.lock").exists()
 
 
 def test_several_seeds_are_several_runs_with_mean_and_spread(recipe_of: Callable[..., Recipe]) -> None:
-    results = finetune(recipe_of("training.seed=[1, 2, 3]"), Path("run"), console=QUIET)
+    results = finetune(recipe_of("training.seed=[1, 2, 3]"), Path("run"), RunOptions(console=QUIET))
     scores = results["metrics"]["validation"]["accuracy"]
     assert scores["mean"] == pytest.approx(np.mean(scores["values"]))
     assert scores["sd"] == pytest.approx(np.std(scores["values"], ddof=1))
@@ -243,15 +246,18 @@ def test_several_seeds_are_several_runs_with_mean_and_spread(recipe_of: Callable
 
 
 def test_runs_of_single_seeds_are_summed_up_by_the_command_for_all(recipe_of: Callable[..., Recipe]) -> None:
-    each = [finetune(recipe_of(f"training.seed={seed}"), Path(f"runs/seed-{seed}"), console=QUIET) for seed in (1, 2)]
-    results = finetune(recipe_of("training.seed=[1, 2]"), Path("runs"), console=QUIET)
+    each = [
+        finetune(recipe_of(f"training.seed={seed}"), Path(f"runs/seed-{seed}"), RunOptions(console=QUIET))
+        for seed in (1, 2)
+    ]
+    results = finetune(recipe_of("training.seed=[1, 2]"), Path("runs"), RunOptions(console=QUIET))
     losses = [one["metrics"]["validation"]["loss"] for one in each]
     assert results["metrics"]["validation"]["loss"]["values"] == losses
     assert results["train_seconds"] == sum(one["train_seconds"] for one in each)
 
 
 def test_a_dry_run_checks_and_writes_nothing(recipe_of: Callable[..., Recipe]) -> None:
-    finetune(recipe_of(), Path("run"), dry_run=True, console=QUIET)
+    finetune(recipe_of(), Path("run"), RunOptions(dry_run=True, console=QUIET))
     assert not Path("run").exists()
 
 
@@ -263,28 +269,28 @@ def test_what_a_start_would_find_a_dry_run_finds_and_a_failed_start_is_no_run(
     recipe_of: Callable[..., Recipe], override: str, words: str
 ) -> None:
     with pytest.raises((ModelError, RecipeError), match=words):
-        finetune(recipe_of(override), Path("run"), dry_run=True, console=QUIET)
+        finetune(recipe_of(override), Path("run"), RunOptions(dry_run=True, console=QUIET))
     assert not Path("run").exists()
     with pytest.raises((ModelError, RecipeError), match=words):
-        finetune(recipe_of(override), Path("run"), console=QUIET)
-    finetune(recipe_of(), Path("run"), console=QUIET)
+        finetune(recipe_of(override), Path("run"), RunOptions(console=QUIET))
+    finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
     with pytest.raises(RunFolderError, match="another recipe"):
-        finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), console=QUIET)
+        finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), RunOptions(console=QUIET))
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_its_recipe_lacks_a_key(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of("training.max_steps=2")
-    first = finetune(recipe, Path("run"), console=QUIET)
+    first = finetune(recipe, Path("run"), RunOptions(console=QUIET))
     written = Path("run/recipe.yaml")
     written.write_text("".join(line for line in written.open() if "token_cutoff" not in line))
-    assert finetune(recipe, Path("run"), console=QUIET)["metrics"] == first["metrics"]
+    assert finetune(recipe, Path("run"), RunOptions(console=QUIET))["metrics"] == first["metrics"]
     with pytest.raises(RunFolderError, match=r"token_cutoff: 0\.1"):
-        finetune(recipe_of("training.max_steps=2", "training.token_cutoff=0.1"), Path("run"), console=QUIET)
+        finetune(recipe_of("training.max_steps=2", "training.token_cutoff=0.1"), Path("run"), RunOptions(console=QUIET))
 
 
 def test_early_stopping_stops(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of("training.epochs=50", "training.learning_rate=1e-12", "evaluation.early_stopping_patience=2")
-    assert finetune(recipe, Path("run"), console=QUIET)["total_steps"] == 9
+    assert finetune(recipe, Path("run"), RunOptions(console=QUIET))["total_steps"] == 9
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -300,7 +306,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_chec
 
     monkeypatch.setattr(train_module, "train_steps", spoiling)
     with pytest.raises(TrainingError, match=r"no number in 1 .* by step 5.*step-00000003"):
-        finetune(recipe_of(), Path("run"), console=QUIET)
+        finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
     assert all(tensor.isfinite().all() for tensor in weights(Path("run")).values())
 
 
@@ -311,8 +317,8 @@ def test_steps_without_a_number_are_left_out_and_counted_if_the_recipe_says_so(
         true, calls = loss_of(head, training), count()
         return lambda *given: true(*given) * (float("nan") if next(calls) == 4 else 1.0)
 
-    monkeypatch.setattr("bertcli.commands.finetune.loss_of", spoilt)
-    results = finetune(recipe_of("training.non_finite=skip"), Path("run"), console=Console())
+    monkeypatch.setattr("bertcli.finetuning.job.loss_of", spoilt)
+    results = finetune(recipe_of("training.non_finite=skip"), Path("run"), RunOptions(console=Console()))
     assert results["num_skipped_steps"] == 1
     assert sum(record["skipped_steps"] for record in read_records(Path("run/train.jsonl"))) == 1
     assert "they were skipped" in capsys.readouterr().err
@@ -322,7 +328,7 @@ def test_steps_without_a_number_are_left_out_and_counted_if_the_recipe_says_so(
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetune(recipe_of(), Path("whole"), console=QUIET)
+    finetune(recipe_of(), Path("whole"), RunOptions(console=QUIET))
     save = checkpoint_module.torch.save
 
     def full(content: Any, path: Path) -> None:
@@ -332,10 +338,10 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
 
     monkeypatch.setattr(checkpoint_module.torch, "save", full)
     with pytest.raises(DiskError, match=r"disk under parts is full.* GB are free"):
-        finetune(recipe_of(), Path("parts"), console=QUIET)
+        finetune(recipe_of(), Path("parts"), RunOptions(console=QUIET))
     assert [path.name for path in Path("parts/checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.setattr(checkpoint_module.torch, "save", save)
-    finetune(recipe_of(), Path("parts"), console=QUIET)
+    finetune(recipe_of(), Path("parts"), RunOptions(console=QUIET))
     whole, parts = weights(Path("whole")), weights(Path("parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -343,13 +349,13 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken_up(
     recipe_of: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(recipe_of(), Path("run"), console=QUIET)
+    finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
     whole = weights(Path("run"))
     Path("run/results.json").unlink()
     newest = sorted(Path("run/checkpoints").iterdir())[-1]
     with (newest / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
-    finetune(recipe_of(), Path("run"), console=Console())
+    finetune(recipe_of(), Path("run"), RunOptions(console=Console()))
     told = " ".join(capsys.readouterr().err.split())
     assert f"{newest} is damaged (model.safetensors has 1000 bytes where" in told
     assert all(torch.equal(whole[name], tensor) for name, tensor in weights(Path("run")).items())
@@ -358,7 +364,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken_up(
 @pytest.mark.parametrize("name", ["sentiment", "inference", "similarity", "topics"])
 def test_every_kind_of_answer_trains_and_scores_alike_in_eval(recipe_of: Callable[..., Recipe], name: str) -> None:
     overrides = ("training.max_steps=3", "data.max_train_examples=60", "data.max_eval_examples=400")
-    results = finetune(recipe_of(*overrides, task=f"sample/{name}"), Path("run"), console=QUIET)
+    results = finetune(recipe_of(*overrides, task=f"sample/{name}"), Path("run"), RunOptions(console=QUIET))
     assert evaluate("run", console=QUIET)["metrics"] == results["metrics"]
     lines = read_records(Path("run/predictions/validation.jsonl"))
     assert np.mean([line["loss"] for line in lines]) == pytest.approx(
@@ -373,7 +379,7 @@ def test_every_kind_of_answer_trains_and_scores_alike_in_eval(recipe_of: Callabl
 
 def test_the_best_models_answers_are_kept_though_a_later_one_is_there(recipe_of: Callable[..., Recipe]) -> None:
     words = ("training.epochs=4", "training.learning_rate=1e-2", "evaluation.best_by=f1_macro")
-    results = finetune(recipe_of(*words), Path("run"), console=QUIET)
+    results = finetune(recipe_of(*words), Path("run"), RunOptions(console=QUIET))
     assert results["best_step"] < results["total_steps"]
     losses = [line["loss"] for line in read_records(Path("run/predictions/validation.jsonl"))]
     assert np.mean(losses) == pytest.approx(results["metrics"]["validation"]["loss"], rel=1e-4)
@@ -382,49 +388,49 @@ def test_the_best_models_answers_are_kept_though_a_later_one_is_there(recipe_of:
 def test_of_many_rows_some_are_kept_evenly_and_long_texts_cut(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, write_csv: Callable[..., Path]
 ) -> None:
-    monkeypatch.setattr("bertcli.commands.comparing.MOST_ROWS", 4)
-    monkeypatch.setattr("bertcli.commands.answering.ITEMS_AT_ONCE", 2)
+    monkeypatch.setattr("bertcli.inference.predictions.MOST_ROWS", 4)
+    monkeypatch.setattr("bertcli.inference.forward.ITEMS_AT_ONCE", 2)
     path = write_csv("many.csv", ["text", "label"], [["word " * 5000, "ab"[row % 2]] for row in range(7)])
     task = f"{{files: {{train: {path}, validation: {path}}}, text_columns: [text]}}"
-    finetune(recipe_of("training.max_steps=1", task=task), Path("run"), console=QUIET)
+    finetune(recipe_of("training.max_steps=1", task=task), Path("run"), RunOptions(console=QUIET))
     lines = read_records(Path("run/predictions/validation.jsonl"))
     assert [(line["row"], line["gold"]) for line in lines] == [(1, "a"), (3, "a"), (5, "a"), (7, "a")]
     assert {len(line["texts"]["text"]) for line in lines} == {4000}
 
 
 def test_a_report_that_is_missing_is_written_when_a_finished_run_is_read(recipe_of: Callable[..., Recipe]) -> None:
-    finetune(recipe_of("training.max_steps=1"), Path("run"), console=QUIET)
+    finetune(recipe_of("training.max_steps=1"), Path("run"), RunOptions(console=QUIET))
     page = Path("run/report.html").read_text("utf-8")
     Path("run/report.html").unlink()
-    finetune(recipe_of("training.max_steps=1"), Path("run"), console=QUIET)
+    finetune(recipe_of("training.max_steps=1"), Path("run"), RunOptions(console=QUIET))
     assert Path("run/report.html").read_text("utf-8") == page
 
 
 def test_fresh_weights_make_their_own_tokenizer(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of("model.name=null", "model.size=tiny", "model.vocabulary_size=100", "training.max_steps=1")
-    finetune(recipe, Path("run"), console=QUIET)
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert evaluate("run", console=QUIET)["num_examples"] == 4
 
 
 def test_a_model_with_other_labels_is_refused_unless_the_head_is_new(
     recipe_of: Callable[..., Recipe], write_csv: Callable[..., Path]
 ) -> None:
-    finetune(recipe_of("training.max_steps=1"), Path("run"), console=QUIET)
+    finetune(recipe_of("training.max_steps=1"), Path("run"), RunOptions(console=QUIET))
     path = write_csv("mood.csv", ["text", "label"], [[f"t{row}", ("glad", "sad")[row % 2]] for row in range(20)])
     other = f"{{files: {{train: {path}}}, text_columns: [text]}}"
     with pytest.raises(ModelError, match=r"\['negative', 'positive'\].*\['glad', 'sad'\].*new_head"):
-        finetune(recipe_of("model.name=run", task=other), Path("other"), console=QUIET)
-    finetune(recipe_of("model.name=run", "model.new_head=true", task=other), Path("other"), console=QUIET)
+        finetune(recipe_of("model.name=run", task=other), Path("other"), RunOptions(console=QUIET))
+    finetune(recipe_of("model.name=run", "model.new_head=true", task=other), Path("other"), RunOptions(console=QUIET))
     assert evaluate("other", console=QUIET)["task"] == "custom"
 
 
 def test_a_kept_head_keeps_its_meaning_when_the_task_lists_labels_in_another_order(
     recipe_of: Callable[..., Recipe], reviews: Path
 ) -> None:
-    finetune(recipe_of("training.epochs=20", "training.learning_rate=1e-2"), Path("run"), console=QUIET)
+    finetune(recipe_of("training.epochs=20", "training.learning_rate=1e-2"), Path("run"), RunOptions(console=QUIET))
     turned = f"{{files: {{train: {reviews}}}, text_columns: [text], labels: [positive, negative]}}"
     recipe = recipe_of("model.name=run", "training.learning_rate=1e-12", task=turned)
-    finetune(recipe, Path("again"), console=QUIET)
+    finetune(recipe, Path("again"), RunOptions(console=QUIET))
     scores = [evaluate(run, split="train", console=QUIET)["metrics"]["train"]["accuracy"] for run in ("run", "again")]
     assert scores[0] == scores[1] > 0.8
 
@@ -447,7 +453,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
     recipe_of: Callable[..., Recipe], overrides: tuple[str, ...], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        finetune(recipe_of(*overrides), Path("run"), console=QUIET)
+        finetune(recipe_of(*overrides), Path("run"), RunOptions(console=QUIET))
     assert not Path("run").exists()
 
 
@@ -456,7 +462,7 @@ def test_a_model_folder_without_weights_is_named(recipe_of: Callable[..., Recipe
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         Path("bare", name).write_bytes((encoder / name).read_bytes())
     with pytest.raises(ModelError, match="without weights"):
-        finetune(recipe_of("model.name=bare"), Path("run"), console=QUIET)
+        finetune(recipe_of("model.name=bare"), Path("run"), RunOptions(console=QUIET))
 
 
 def test_too_little_disk_is_said_before_training(
@@ -467,7 +473,7 @@ def test_too_little_disk_is_said_before_training(
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=2000))
     with pytest.raises(DiskError, match="free, the run needs up to"):
-        finetune(recipe_of(), Path("run"), console=QUIET)
+        finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
 
 
 def test_a_run_is_scored_without_the_rows_it_learned_from(
@@ -476,7 +482,7 @@ def test_a_run_is_scored_without_the_rows_it_learned_from(
     rows = [[f"t{row}", ("glad", "sad")[row % 2]] for row in range(20)]
     train, test = (write_csv(f"{name}.csv", ["text", "label"], rows) for name in ("train", "test"))
     task = f"{{files: {{train: {train}, validation: {test}, test: {test}}}, text_columns: [text]}}"
-    finetune(recipe_of("training.max_steps=1", task=task), Path("run"), console=QUIET)
+    finetune(recipe_of("training.max_steps=1", task=task), Path("run"), RunOptions(console=QUIET))
     train.unlink()
     assert evaluate("run", split="test", console=QUIET)["num_examples"] == 20
     Path("other.yaml").write_text(f"task: {{files: {{test: {test}}}, text_columns: [text]}}", "utf-8")

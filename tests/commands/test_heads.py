@@ -11,13 +11,14 @@ import torch
 from datasets import Dataset
 
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
+from bertcli.console import Console
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError
+from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_recipe
-from bertcli.runs.console import Console
-from bertcli.runs.report import read_run
+from bertcli.reports.pages import read_run
+from bertcli.runs.folder import RunOptions
 from bertcli.tasks.task import Task
 
 QUIET = Console(quiet=True)
@@ -32,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in HEADS:
         words = [f"training.max_steps={steps[name]}", "data.max_train_examples=300", "data.max_eval_examples=60"]
         words += ["training.learning_rate=2e-3", "training.global_batch_size=16", "model.vocabulary_size=400"]
-        finetune(load_recipe(f"sample/{name}", words), folder / name, console=QUIET)
+        finetune(load_recipe(f"sample/{name}", words), folder / name, RunOptions(console=QUIET))
     return {name: folder / name for name in HEADS}
 
 
@@ -119,7 +120,7 @@ def test_conll_files_are_learned_from_and_answered(encoder: Path) -> None:
         "training: {max_steps: 2}\n"
         "data: {max_length: 16}\n"
     )
-    finetune(load_recipe("recipe.yaml"), Path("run"), console=QUIET)
+    finetune(load_recipe("recipe.yaml"), Path("run"), RunOptions(console=QUIET))
     found = answers(Path("run"), input_path="train.conll")
     assert [answer["words"] for answer in found[:2]] == [["anna", "saw", "film"], ["soup", "paul"]]
 
@@ -150,7 +151,7 @@ def test_official_squad_json_is_read(runs: dict[str, Path]) -> None:
     Path("dev.json").write_text(json.dumps(content))
     (answer,) = answers(runs["questions"], input_path="dev.json")
     assert (answer["id"], answer["question"]) == ("q1", "who ?")
-    from bertcli.data.files import read_files
+    from bertcli.data.table_files import read_files
 
     assert read_files(["dev.json"])[0]["answers"] == {"text": ["anna"], "answer_start": [0]}
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
+from bertcli.console import Console
+from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_recipe
-from bertcli.runs.console import Console
+from bertcli.runs.folder import RunOptions
 
 QUIET = Console(quiet=True)
 ODD = [
@@ -33,7 +34,7 @@ ODD = [
 
 def run_of(sample: str, encoder: Path, *overrides: str) -> str:
     small = [f"model.name={encoder}", "training.max_steps=2", "data.max_train_examples=64", "data.max_eval_examples=99"]
-    finetune(load_recipe(f"sample/{sample}", [*small, *overrides]), Path(sample), console=QUIET)
+    finetune(load_recipe(f"sample/{sample}", [*small, *overrides]), Path(sample), RunOptions(console=QUIET))
     return sample
 
 
@@ -80,7 +81,7 @@ def test_ten_thousand_labels(encoder: Path) -> None:
         f"task: {{files: {{train: rows.jsonl}}, text_columns: [text], labels: {json.dumps(labels)}}}\n"
         f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\ntraining: {{max_steps: 2, seed: 1}}\n"
     )
-    finetune(load_recipe("wide.yaml"), Path("run"), console=QUIET)
+    finetune(load_recipe("wide.yaml"), Path("run"), RunOptions(console=QUIET))
     answer = answers("run", [["film 7"]])[0]
     assert answer["label"] in labels
     assert len(answer["probabilities"]) == 10_000
@@ -95,7 +96,7 @@ def test_memory_does_not_grow_with_the_number_of_inputs(encoder: Path) -> None:
         """Megabytes a process needs at most to answer so many lines."""
         Path("lines.txt").write_text("the soup was not bad\n" * number)
         code = (
-            "import resource; from bertcli.commands.predict import predict; from bertcli.runs.console import Console\n"
+            "import resource; from bertcli.commands.predict import predict; from bertcli.console import Console\n"
             f"assert predict({run!r}, None, 'out.jsonl', input_path='lines.txt', console=Console()) == {number}\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
         )

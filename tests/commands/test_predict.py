@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertcli.commands.finetune import finetune
+from bertcli.cli.options import asked_hardware
 from bertcli.commands.predict import predict, predict_features
-from bertcli.commands.trained import ROWS_AT_ONCE, open_trained
-from bertcli.data.inputs import read_inputs
+from bertcli.console import Console
+from bertcli.data.prediction_inputs import read_inputs
 from bertcli.errors import DataError, ModelError, UsageError
-from bertcli.options import asked_hardware
+from bertcli.finetuning.run import finetune
+from bertcli.inference.loaded_model import ROWS_AT_ONCE, open_trained
 from bertcli.recipe.load import load_recipe
-from bertcli.runs.console import Console
+from bertcli.runs.folder import RunOptions
 
 QUIET = Console(quiet=True)
 
@@ -26,7 +27,7 @@ def trained(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over the sample's sentiment rows."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     overrides = [f"model.name={encoder}", "training.max_steps=3", "data.max_train_examples=64", "data.max_length=32"]
-    finetune(load_recipe("sample/sentiment", overrides), folder, console=QUIET)
+    finetune(load_recipe("sample/sentiment", overrides), folder, RunOptions(console=QUIET))
     return folder
 
 
@@ -55,7 +56,7 @@ def test_answers_are_plain_transformers_answers_in_order(trained: Path) -> None:
 def test_a_log_counts_answers_and_vectors_and_the_output_holds_answers_alone(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("bertcli.console.SECONDS_BETWEEN_LINES", 0.0)
     texts = [("a fine film",), ("a dull film",)]
     assert predict(str(trained), texts, console=Console()) == 2
     told = capsys.readouterr()
@@ -107,7 +108,7 @@ def test_an_encoder_without_a_classifier_is_refused(encoder: Path) -> None:
     ],
 )
 def test_inputs_are_read_by_their_kind(name: str, content: str, expected: list[str]) -> None:
-    from bertcli.data.inputs import guess_format
+    from bertcli.data.prediction_inputs import guess_format
 
     Path(name).write_bytes(content.encode())
     assert [row["text"] for row in read_inputs(name, guess_format(name), ["text"])] == expected
@@ -121,7 +122,7 @@ def test_inputs_in_parquet_are_read_a_part_at_a_time(monkeypatch: pytest.MonkeyP
     table = pyarrow.Table.from_pylist(rows)
     beyond = pyarrow.array([4_000_000] * 3, pyarrow.date32())  # which Python has no date for
     parquet.write_table(table.append_column("beyond", beyond), "a.parquet")
-    monkeypatch.setattr("bertcli.data.inputs.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("bertcli.data.prediction_inputs.ROWS_AT_ONCE", 2)
     found = read_inputs("a.parquet", "parquet", ["text"], also=["n"])
     assert [next(found), next(found)] == [{"n": 1, "text": "one"}, {"n": 2, "text": "two"}]
     with pytest.raises(DataError, match=r"a\.parquet, row 3: found None in column 'text'"):

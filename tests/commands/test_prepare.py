@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bertcli.commands.prepare import check_recipe, prepare
 from bertcli.errors import RecipeError
+from bertcli.finetuning.setup import check_recipe, prepare
 from bertcli.recipe.load import load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_finetuning, singles

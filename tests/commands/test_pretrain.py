@@ -14,22 +14,23 @@ import pytest
 import torch
 
 from bertcli.commands import pretrain as pretraining
-from bertcli.commands import train as train_module
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.feed import Feed, texts_of
-from bertcli.commands.fill_mask import fills_masks
-from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
 from bertcli.commands.pretrain import pretrain
-from bertcli.commands.pretraining import plan_stages, prepare
+from bertcli.console import Console
 from bertcli.data.packing import pack
 from bertcli.data.sample import PLAIN, sample_documents
 from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, TrainingError, UsageError
-from bertcli.models.architecture import build_config, build_from_config
-from bertcli.models.build import first_position, load_tokenizer
+from bertcli.finetuning.run import finetune
+from bertcli.inference.fill_mask import fills_masks
+from bertcli.models.from_pretrained import first_position, load_tokenizer
+from bertcli.models.from_scratch import build_config, build_from_config
+from bertcli.pretraining.batches import Feed, texts_of
+from bertcli.pretraining.setup import plan_stages, prepare
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
-from bertcli.recipe.pretrain import ArchitectureSection
-from bertcli.runs.console import Console
+from bertcli.recipe.pretrain_schema import ArchitectureSection
+from bertcli.runs.folder import RunOptions
+from bertcli.training import trainer as train_module
 from bertcli.training.devices import on_device
 
 from ..conftest import HARMS
@@ -57,7 +58,7 @@ def recipe(*overrides: str, **sections: str) -> Any:
 
 
 def run(*overrides: str, folder: str = "run", **sections: str) -> dict[str, Any]:
-    return pretrain(recipe(*overrides, **sections), Path(folder), console=QUIET)
+    return pretrain(recipe(*overrides, **sections), Path(folder), RunOptions(console=QUIET))
 
 
 def test_it_learns_and_plain_transformers_reads_the_model() -> None:
@@ -140,14 +141,14 @@ def test_a_finished_run_is_read_without_its_corpus(capsys: pytest.CaptureFixture
     results = run("training.max_steps=2")
     wanted = recipe("training.max_steps=2")
     Path("corpus.txt").unlink()
-    assert pretrain(wanted, Path("run"), console=Console()) == results
+    assert pretrain(wanted, Path("run"), RunOptions(console=Console())) == results
     assert "run is finished; its results stand" in capsys.readouterr().err
 
 
 def test_fine_tuning_starts_from_the_run_folder() -> None:
     run()
     words = ["model.name=run", "training.max_steps=2", "data.max_train_examples=40", "data.max_length=32"]
-    results = finetune(load_recipe("sample/sentiment", words), Path("tuned"), console=QUIET)
+    results = finetune(load_recipe("sample/sentiment", words), Path("tuned"), RunOptions(console=QUIET))
     assert 0 <= results["metrics"]["validation"]["accuracy"] <= 1
 
 
@@ -302,11 +303,11 @@ def test_a_packed_batch_has_the_loss_of_each_document_alone(family: str) -> None
 def test_packing_trains_and_a_family_that_cannot_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("bertcli.console.SECONDS_BETWEEN_LINES", 0.0)
     results = run("packing=true", "training.max_steps=3", phases="[{max_length: 256}]")
     assert results["padding_share"] < 0.1
     model = "{family: distilbert, size: null, fields: {dim: 32, n_layers: 1, n_heads: 2}}"
-    pretrain(recipe("packing=true", "training.max_steps=2", model=model), Path("other"), console=Console())
+    pretrain(recipe("packing=true", "training.max_steps=2", model=model), Path("other"), RunOptions(console=Console()))
     told = " ".join(capsys.readouterr().err.split())
     assert "distilbert cannot keep packed sequences apart" in told
     assert re.search(r"step 2/2 evaluating [1-9]", told)
@@ -377,7 +378,7 @@ def test_a_stopped_run_ends_where_an_undisturbed_one_ends(
 ) -> None:
     from safetensors.torch import load_file
 
-    monkeypatch.setattr("bertcli.commands.feed.TOKENS_AT_ONCE", tokens_at_once)
+    monkeypatch.setattr("bertcli.pretraining.batches.TOKENS_AT_ONCE", tokens_at_once)
     options = ["evaluation.every_steps=4", "hardware.micro_batch_size=5", *more]
     run(*options, folder="whole")
     original = pretraining.PretrainJob.batches
@@ -401,7 +402,7 @@ def test_a_stopped_run_ends_where_an_undisturbed_one_ends(
 
 @pytest.mark.parametrize("more", [["objective.pairs=next_sentence"], ["packing=true"], PHASES])
 def test_a_resumed_run_makes_no_block_again_that_is_behind_it(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
-    monkeypatch.setattr("bertcli.commands.feed.TOKENS_AT_ONCE", 700)
+    monkeypatch.setattr("bertcli.pretraining.batches.TOKENS_AT_ONCE", 700)
     made: list[tuple[int, int, int]] = []
     whole = Feed._block
 
@@ -485,7 +486,7 @@ def test_what_does_not_fit_is_said_in_one_message(sections: dict[str, str], erro
 
 def test_a_vocabulary_larger_than_the_corpus_allows_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     wanted = recipe("training.max_steps=1", tokenizer="{vocabulary_size: 30000}")
-    pretrain(wanted, Path("run"), console=Console())
+    pretrain(wanted, Path("run"), RunOptions(console=Console()))
     told = re.search(
         r"the corpus gave (\d+) vocabulary entries, fewer than the 30016 asked for", capsys.readouterr().err
     )
@@ -502,7 +503,7 @@ def test_one_endless_line_is_learned_from_whole() -> None:
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
-    from bertcli.models.tokenizers import train_tokenizer
+    from bertcli.models.tokenizer_training import train_tokenizer
 
     tokenizer = train_tokenizer(lambda: sample_documents(20), 400, "bpe")
     tokenizer.mask_token = None

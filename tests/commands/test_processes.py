@@ -54,11 +54,11 @@ def command(processes: int, *arguments: str, launcher: str = "") -> list[str]:
         verb, name, *others = arguments
         arguments = (verb, name, "hardware.precision=fp32", *others)
     if launcher and processes > 1:
-        return [sys.executable, "-m", *LAUNCHERS[launcher], "bertcli.cli", *arguments]
+        return [sys.executable, "-m", *LAUNCHERS[launcher], "bertcli", *arguments]
     return [
         sys.executable,
         "-m",
-        "bertcli.cli",
+        "bertcli",
         *arguments,
         *(["--processes", str(processes)] if processes > 1 else []),
     ]
@@ -181,7 +181,7 @@ def test_the_failure_of_one_process_ends_all_with_its_message(small: str) -> Non
     Path("sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    from bertcli.commands.train import _Run\n"
+        "    from bertcli.training.trainer import _Run\n"
         "    def fail(self, *_): raise RuntimeError('rank one fell over')\n"
         "    _Run._log = fail\n"
     )
@@ -213,7 +213,7 @@ def test_signals_stop_all_processes_alike_and_the_run_ends_as_an_undisturbed_one
     Path("slowly/sitecustomize.py").write_text(
         "import os, time\n"
         "if 'RANK' in os.environ:\n"
-        "    from bertcli.commands.train import _Run\n"
+        "    from bertcli.training.trainer import _Run\n"
         "    agreed = _Run._agreed\n"
         "    _Run._agreed = lambda *given: time.sleep(0.1) or agreed(*given)\n"
     )
@@ -263,7 +263,7 @@ def test_two_nodes_divide_a_model_and_one_process_goes_on_with_it_whole(small: s
     Path("sitecustomize.py").write_text(
         "import os\n"
         "if 'RANK' in os.environ:\n"
-        "    from bertcli.commands.train import _Run\n"
+        "    from bertcli.training.trainer import _Run\n"
         "    _Run._agreed = lambda run, request, step: 15 if run.progress.step >= 10 else None\n"
     )
     environment = os.environ | {
@@ -272,7 +272,7 @@ def test_two_nodes_divide_a_model_and_one_process_goes_on_with_it_whole(small: s
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     meeting = ["--master-addr", "127.0.0.1", "--master-port", "29613"]
-    asked = ["-m", "--", "bertcli.cli", "finetune", small, *SHARDED, "hardware.precision=fp32", "--run", "two"]
+    asked = ["-m", "--", "bertcli", "finetune", small, *SHARDED, "hardware.precision=fp32", "--run", "two"]
     nodes = [
         subprocess.Popen(
             [*torchrun, *meeting, "--node-rank", str(rank), *asked],

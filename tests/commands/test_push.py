@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from typer.testing import CliRunner, Result
 
-from bertcli.cli import app
+from bertcli.cli.main import app
 from bertcli.runs.folder import RunFolder
 
 CARD = """---

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bertcli.cli import app
-from bertcli.commands.report import read_runs, report, report_table
+from bertcli.cli.main import app
 from bertcli.errors import UsageError
+from bertcli.reports.comparison import compare_runs, comparison_table, read_runs
 from bertcli.runs.folder import RunFolder
 
 
@@ -34,37 +34,39 @@ def made(name: str, scores: list[float], metric: str = "f1", **rest: Any) -> str
 
 
 def test_each_run_is_told_with_the_steps_to_what_the_weakest_reached() -> None:
-    found = report(read_runs([made("weak", [0.1, 0.5, 0.6, 0.4]), made("strong", [0.3, 0.7, 0.9], model="encoder")]))
+    found = compare_runs(
+        read_runs([made("weak", [0.1, 0.5, 0.6, 0.4]), made("strong", [0.3, 0.7, 0.9], model="encoder")])
+    )
     assert found["weakest"] == 0.6
     weak, strong = found["runs"]
     assert (weak["mean"], weak["sd"], weak["steps_to_weakest"], weak["start"]) == (0.6, None, 30, "scratch")
     assert (strong["mean"], strong["steps_to_weakest"], strong["start"]) == (0.9, 20, "encoder")
-    assert "| strong | encoder | 50       | 0.9000 | 20" in report_table(found)
-    assert "steps to 0.6000" in report_table(found)
+    assert "| strong | encoder | 50       | 0.9000 | 20" in comparison_table(found)
+    assert "steps to 0.6000" in comparison_table(found)
 
 
 def test_seeds_are_averaged_and_each_reaches_the_weakest() -> None:
     made("seeds/seed-1", [0.2, 0.8])
     made("seeds/seed-2", [0.6, 0.4])
-    line = report(read_runs(["seeds"]))["runs"][0]
+    line = compare_runs(read_runs(["seeds"]))["runs"][0]
     assert line["mean"] == pytest.approx(0.7)
     assert line["sd"] == pytest.approx(0.2 / 2**0.5)
     assert line["steps_to_weakest"] == 15
 
 
 def test_a_lower_loss_is_better() -> None:
-    found = report(read_runs([made("weak", [3.0, 2.5], "loss"), made("strong", [2.7, 2.4, 1.0], "loss")]))
+    found = compare_runs(read_runs([made("weak", [3.0, 2.5], "loss"), made("strong", [2.7, 2.4, 1.0], "loss")]))
     assert found["weakest"] == 2.5
     assert [line["steps_to_weakest"] for line in found["runs"]] == [20, 20]
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UsageError, match="no finished run in gone"):
-        report(read_runs(["gone"]))
+        compare_runs(read_runs(["gone"]))
     with pytest.raises(UsageError, match="one: a task by f1, other: a task by accuracy"):
-        report(read_runs([made("one", [0.5]), made("other", [0.5], "accuracy")]))
+        compare_runs(read_runs([made("one", [0.5]), made("other", [0.5], "accuracy")]))
     with pytest.raises(UsageError, match="third: another by f1"):
-        report(read_runs(["one", made("third", [0.5], task="another")]))
+        compare_runs(read_runs(["one", made("third", [0.5], task="another")]))
 
 
 def test_a_suite_is_told_to_be_named_alone() -> None:

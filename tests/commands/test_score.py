@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bertcli.commands.score import positive_number
 from bertcli.heads.text_classification import TextClassification
+from bertcli.inference.scoring import positive_number
 from bertcli.tasks.task import Task
 
 

@@ -15,16 +15,17 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from bertcli.commands import train as train_module
-from bertcli.commands import vectors as vectors_module
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
-from bertcli.commands.prepare import prepare
-from bertcli.commands.vectors import with_vectors
+from bertcli.console import Console
 from bertcli.errors import Interrupted, ModelError, RecipeError
+from bertcli.finetuning import frozen_outputs as vectors_module
+from bertcli.finetuning.frozen_outputs import with_vectors
+from bertcli.finetuning.run import finetune
+from bertcli.finetuning.setup import prepare
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.console import Console
+from bertcli.runs.folder import RunOptions
+from bertcli.training import trainer as train_module
 from bertcli.training.optimizer import build_optimizer
 
 from ..conftest import HARMS
@@ -57,7 +58,7 @@ def changed_layers(encoder: Path, run: Path) -> set[str]:
 def test_exactly_what_may_learn_changes(
     encoder: Path, recipe_of: Callable[..., Recipe], overrides: tuple[str, ...], changed: set[str]
 ) -> None:
-    results = finetune(recipe_of(*overrides), Path("run"), console=QUIET)
+    results = finetune(recipe_of(*overrides), Path("run"), RunOptions(console=QUIET))
     assert changed_layers(encoder, Path("run")) == changed
     assert results["num_learning_parameters"] <= results["num_parameters"] + 10_000
     assert evaluate("run", console=QUIET)["metrics"]["validation"] == pytest.approx(results["metrics"]["validation"])
@@ -68,7 +69,7 @@ def test_additions_are_saved_small_and_answer_as_in_training(
 ) -> None:
     shutil.copytree(encoder, "base/model")  # as in a run folder
     recipe = recipe_of("training.strategy=lora", "training.lora_rank=1", "model.name=base")
-    results = finetune(recipe, Path("run"), console=QUIET)
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
     names = {path.name for path in Path("run/model").iterdir()}
     assert "model.safetensors" not in names
     assert not [str(one.message) for one in recwarn if "peft" in one.filename]  # of a hub it has no need of
@@ -85,7 +86,7 @@ def test_the_program_on_the_card_answers_as_predict_does(
         config = AutoConfig.from_pretrained(encoder, num_labels=3)
         AutoModelForSequenceClassification.from_pretrained(encoder, config=config).save_pretrained("base/model")
     words = [f"training.strategy={strategy}", "model.name=base", "training.max_steps=3", f"model.new_head={new_head}"]
-    finetune(recipe_of(*[word.lower() for word in words]), Path("run"), console=QUIET)
+    finetune(recipe_of(*[word.lower() for word in words]), Path("run"), RunOptions(console=QUIET))
     predict("run", [["the soup was vile"]], "answers.jsonl", console=QUIET)
     wanted = json.loads(Path("answers.jsonl").read_text())
     (program,) = re.findall(r"```python\n(.*?)\n```", Path("run/README.md").read_text(), re.DOTALL)
@@ -99,11 +100,11 @@ def test_the_program_on_the_card_answers_as_predict_does(
 
 def test_additions_to_additions_are_refused_with_the_cure(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of("training.strategy=lora", "training.max_steps=2")
-    finetune(recipe, Path("first"), console=QUIET)
+    finetune(recipe, Path("first"), RunOptions(console=QUIET))
     words = ["training.strategy=lora", "training.max_steps=2", "model.name=first"]
     with pytest.raises(ModelError, match=r"training\.lora_merge=true, which saves the whole model"):
-        finetune(recipe_of(*words), Path("second"), console=QUIET)
-    finetune(recipe_of(*words, "training.lora_merge=true"), Path("third"), console=QUIET)
+        finetune(recipe_of(*words), Path("second"), RunOptions(console=QUIET))
+    finetune(recipe_of(*words, "training.lora_merge=true"), Path("third"), RunOptions(console=QUIET))
     assert Path("third/model/model.safetensors").is_file()
 
 
@@ -114,9 +115,9 @@ def test_a_fixed_encoder_reads_each_row_once(recipe_of: Callable[..., Recipe], m
         vectors_module, "compute_logits", lambda *given, **named: computed.append(1) or whole(*given, **named)
     )
     recipe = recipe_of("training.strategy=features")
-    first = finetune(recipe, Path("first"), console=QUIET)
+    first = finetune(recipe, Path("first"), RunOptions(console=QUIET))
     assert len(computed) == 2  # training and validation rows
-    second = finetune(recipe, Path("second"), console=QUIET)
+    second = finetune(recipe, Path("second"), RunOptions(console=QUIET))
     assert len(computed) == 2
     assert first["metrics"] == second["metrics"]
 
@@ -143,10 +144,12 @@ def test_each_layer_learns_at_its_own_rate(recipe_of: Callable[..., Recipe], mon
         made.update(model=model, optimizer=build_optimizer(model, **options))
         return made["optimizer"]
 
-    monkeypatch.setattr("bertcli.commands.learner.build_optimizer", build)
+    monkeypatch.setattr("bertcli.training.train_state.build_optimizer", build)
     words = ["training.max_steps=1", "training.warmup_ratio=0", "training.learning_rate=0.01"]
     finetune(
-        recipe_of(*words, "training.layer_decay=0.5", "training.head_learning_rate=0.03"), Path("run"), console=QUIET
+        recipe_of(*words, "training.layer_decay=0.5", "training.head_learning_rate=0.03"),
+        Path("run"),
+        RunOptions(console=QUIET),
     )
     rates = {id(part): group["lr"] for group in made["optimizer"].param_groups for part in group["params"]}
     expected = {"embeddings": 0.01 / 8, "layer.0": 0.01 / 4, "layer.1": 0.01 / 2, "pooler": 0.03, "classifier": 0.03}
@@ -168,13 +171,13 @@ def test_a_run_stopped_between_stages_ends_where_an_undisturbed_one_ends(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     recipe = recipe_of(*overrides)
-    whole = finetune(recipe, Path("whole"), console=QUIET)
+    whole = finetune(recipe, Path("whole"), RunOptions(console=QUIET))
     asked = iter([None, None, 15])
     with monkeypatch.context() as patch:
         patch.setattr(train_module._Run, "_agreed", lambda run, request, step: next(asked, 15))
         with pytest.raises(Interrupted):
-            finetune(recipe, Path("run"), console=QUIET)
-    resumed = finetune(recipe, Path("run"), console=QUIET)
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    resumed = finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert resumed["metrics"] == whole["metrics"]
     last = sorted(Path("whole/checkpoints").iterdir())[-1].name
     for name, tensor in load_file(f"whole/checkpoints/{last}/model.safetensors").items():
@@ -199,4 +202,4 @@ def test_a_run_stopped_between_stages_ends_where_an_undisturbed_one_ends(
 )
 def test_keys_without_use_are_refused(recipe_of: Callable[..., Recipe], overrides: list[str], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        finetune(recipe_of(*overrides), Path("run"), console=QUIET)
+        finetune(recipe_of(*overrides), Path("run"), RunOptions(console=QUIET))

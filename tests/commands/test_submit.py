@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bertcli.cli import app
+from bertcli.cli.main import app
 from bertcli.commands import submit as program
 from bertcli.recipe.load import shipped_recipes, shipped_recipes_folder
 

@@ -11,20 +11,20 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from typer.testing import CliRunner
 
-from bertcli.cli import app
-from bertcli.commands import suite as suite_module
+from bertcli.cli.main import app
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
-from bertcli.commands.suite import finetune_suite
-from bertcli.commands.sweep import finetune_grid
+from bertcli.console import Console
 from bertcli.errors import TrainingError, UsageError
-from bertcli.recipe.grid import Grid, load_recipe_or_grid
+from bertcli.experiments import suite as suite_module
+from bertcli.experiments.grid import finetune_grid
+from bertcli.experiments.suite import finetune_suite
+from bertcli.finetuning.run import finetune
+from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, load_suite
-from bertcli.runs.console import Console
-from bertcli.runs.folder import chosen_run
+from bertcli.runs.folder import RunOptions, chosen_run
 from bertcli.tasks import TASKS
 
 QUIET = Console(quiet=True)
@@ -42,13 +42,13 @@ def test_one_failure_leaves_the_others_and_the_same_command_goes_on(capsys: pyte
     Path("mine.yaml").write_text("extends: sample/sentiment\ntask: {files: {train: mine.csv}, text_columns: [text]}\n")
     text = "suite: [sample/topics, mine.yaml, sample/similarity]\ntraining: {seed: [1, 2]}\n"
     with pytest.raises(TrainingError, match=r"1 of 3 tasks failed: mine\.yaml"):
-        finetune_suite(load(text), Path("all"), console=QUIET)
+        finetune_suite(load(text), Path("all"), RunOptions(console=QUIET))
     first = json.loads(Path("all/results.json").read_text())
     assert "found no file" in first["failed"]["mine.yaml"]
     assert "found no file" in Path("all/report.html").read_text()
     Path("mine.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 20)
     changed = Path("all/sample-topics/seed-1/results.json").stat().st_mtime_ns
-    second = finetune_suite(load(text), Path("all"), console=Console())
+    second = finetune_suite(load(text), Path("all"), RunOptions(console=Console()))
     *_, average, run, following = capsys.readouterr().err.splitlines()
     assert (average, run) == (f"average   {second['average']:.4f}, of 3 tasks", "run       all")
     assert following == 'next      bertcli predict all/sample-topics --text "…"'
@@ -84,10 +84,10 @@ def test_each_task_counts_once_in_the_average_as_a_fraction(monkeypatch: pytest.
         "glue/sst2": {"validation": {"accuracy": 0.3}, "validation_tuned": {"accuracy": 0.9}},
     }
     monkeypatch.setattr(
-        "bertcli.commands.suite.finetune",
+        "bertcli.experiments.suite.finetune",
         lambda recipe, *_, **__: {"metrics": metrics[recipe_task(recipe).name], "train_seconds": 1.0},
     )
-    results = finetune_suite(load(f"suite: [{', '.join(metrics)}]\n"), Path("all"), console=QUIET)
+    results = finetune_suite(load(f"suite: [{', '.join(metrics)}]\n"), Path("all"), RunOptions(console=QUIET))
     assert results["average"] == pytest.approx((0.4 + 0.2 + (0.9 + 0.7) / 2 + 0.7 + 0.3) / 5)
 
 
@@ -95,7 +95,7 @@ def test_a_task_starts_from_the_encoder_of_another(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     text = "suite: [sample/inference, sample/sentiment]\nstart_from: {sentiment: inference}\n"
-    finetune_suite(load(text, "training.learning_rate=1e-12"), Path("all"), console=QUIET)
+    finetune_suite(load(text, "training.learning_rate=1e-12"), Path("all"), RunOptions(console=QUIET))
     before = load_file(Path("all/sample-inference/model/model.safetensors"))
     after = load_file(Path("all/sample-sentiment/model/model.safetensors"))
     name = "bert.encoder.layer.0.attention.self.query.weight"
@@ -115,14 +115,16 @@ def test_a_task_does_not_start_from_one_that_failed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(suite_module, "finetune", failing)
     text = "suite: [sample/inference, sample/sentiment]\nstart_from: {sentiment: inference}\n"
     with pytest.raises(TrainingError):
-        finetune_suite(load(text), Path("all"), console=QUIET)
+        finetune_suite(load(text), Path("all"), RunOptions(console=QUIET))
     failed = json.loads(Path("all/results.json").read_text())["failed"]
     assert failed["sample/sentiment"] == "it starts from all/sample-inference, which is not finished"
     assert not Path("all/sample-sentiment/results.json").exists()
 
 
 def test_dry_run_checks_all_and_writes_nothing() -> None:
-    results = finetune_suite(load("suite: [sample/topics, sample/choices]\n"), Path("all"), dry_run=True, console=QUIET)
+    results = finetune_suite(
+        load("suite: [sample/topics, sample/choices]\n"), Path("all"), RunOptions(dry_run=True, console=QUIET)
+    )
     assert results["dry_run"]
     assert not Path("all").exists()
 
@@ -144,9 +146,9 @@ def run_of(name: str, *overrides: str, **rest: Any) -> None:
     Path("task.yaml").write_text(GLUE_TASK.format(**rest))
     recipe = load_recipe_or_grid("task.yaml", [*SHORT, "data.max_length=32", *overrides])
     if isinstance(recipe, Grid):
-        finetune_grid(recipe, Path(name), console=QUIET)
+        finetune_grid(recipe, Path(name), RunOptions(console=QUIET))
     else:
-        finetune(recipe, Path(name), console=QUIET)
+        finetune(recipe, Path(name), RunOptions(console=QUIET))
 
 
 def test_glue_files_hold_numbers_or_names_in_glues_own_order(
@@ -178,7 +180,7 @@ def test_glue_files_hold_numbers_or_names_in_glues_own_order(
         file="STS-B",
         answers="numbers",
     )
-    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("bertcli.console.SECONDS_BETWEEN_LINES", 0.0)
     predict("runs", output="out", format_name="glue", as_zip=True, console=Console())
     told = capsys.readouterr().err
     assert "CoLA.tsv 400/400  " in told
@@ -232,7 +234,7 @@ def mnli(encoder: Path, tmp_path: Path) -> Path:
 
 def test_mnli_is_scored_twice_and_answers_three_files(encoder: Path, mnli: Path) -> None:
     words = [f"model.name={encoder}", "data.max_length=32", "training.max_steps=2", "training.seed=[1, 2]"]
-    results = finetune(load_recipe("glue/mnli", words), Path("run"), mirror=mnli, console=QUIET)
+    results = finetune(load_recipe("glue/mnli", words), Path("run"), RunOptions(mirror=mnli, console=QUIET))
     assert set(results["metrics"]) == {"validation", "validation_mismatched"}
     found = evaluate("run", split="validation_mismatched", mirror=mnli, console=QUIET)["metrics"]
     for name, score in found["validation_mismatched"].items():
@@ -247,9 +249,9 @@ def test_mnli_is_scored_twice_and_answers_three_files(encoder: Path, mnli: Path)
 def test_squad_files_have_the_official_form(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("bertcli.console.SECONDS_BETWEEN_LINES", 0.0)
     for name in ("questions", "open-questions"):
-        finetune(load_recipe(f"sample/{name}", SHORT), Path("runs") / name, console=QUIET)
+        finetune(load_recipe(f"sample/{name}", SHORT), Path("runs") / name, RunOptions(console=QUIET))
         predict(f"runs/{name}", output=name, format_name="squad", split="test", console=Console())
         assert "answers 400" in capsys.readouterr().err.splitlines()
     asked = [f"open-questions-{row}" for row in range(2400, 2800)]

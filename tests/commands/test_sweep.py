@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bertcli.cli import app
-from bertcli.commands import side_by_side
-from bertcli.commands import sweep as sweep_module
+from bertcli.cli.main import app
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.finetune import finetune
-from bertcli.commands.sweep import finetune_grid
+from bertcli.console import Console
 from bertcli.errors import ModelError, RunFolderError, TrainingError
-from bertcli.recipe.grid import Grid, load_recipe_or_grid
+from bertcli.experiments import grid as sweep_module
+from bertcli.experiments import run_many
+from bertcli.experiments.grid import finetune_grid
+from bertcli.finetuning.run import finetune
+from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe
-from bertcli.runs.console import Console
-from bertcli.runs.folder import chosen_run
+from bertcli.runs.folder import RunOptions, chosen_run
 
 QUIET = Console(quiet=True)
 SHORT = ["training.max_steps=3", "data.max_train_examples=40", "data.max_eval_examples=20", "evaluation.every_steps=3"]
@@ -41,7 +41,7 @@ def load(*overrides: str) -> Grid:
 
 def test_the_best_by_validation_is_chosen_and_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = load("training.learning_rate=[1e-12, 1e-3]", "training.seed=[1, 2]", "data.max_eval_examples=null")
-    results = finetune_grid(grid, Path("grid"), console=QUIET)
+    results = finetune_grid(grid, Path("grid"), RunOptions(console=QUIET))
     means = {row["run"]: float(row["mean"]) for row in results["table"]}
     assert results["chosen"] == max(means, key=lambda name: means[name])
     assert [row["chosen"] for row in results["table"]].count("*") == 1
@@ -60,14 +60,14 @@ def test_the_best_by_validation_is_chosen_and_all_is_told(monkeypatch: pytest.Mo
     ran = []
     monkeypatch.setattr(sweep_module, "finetune", lambda *given, **named: ran.append(given) or {})
     with pytest.raises(KeyError):  # the stand-in has no metrics: only the table is missed
-        finetune_grid(grid, Path("grid"), console=QUIET)
+        finetune_grid(grid, Path("grid"), RunOptions(console=QUIET))
     assert len(ran) == 2
 
 
 def test_a_point_that_fails_leaves_the_others() -> None:
     grid = load("training.warmup_steps=[0, 50]")
     with pytest.raises(TrainingError, match="1 of 2 points failed: warmup_steps=50"):
-        finetune_grid(grid, Path("grid"), console=QUIET)
+        finetune_grid(grid, Path("grid"), RunOptions(console=QUIET))
     assert json.loads(Path("grid/results.json").read_text())["chosen"] == "warmup_steps=0"
     page = Path("grid/report.html").read_text()
     assert "What failed" in page
@@ -81,31 +81,31 @@ def test_a_point_that_fails_leaves_the_others() -> None:
 
 def test_nothing_else_is_replaced_by_what_a_grid_reached() -> None:
     grid = load("training.learning_rate=[1e-4, 1e-3]")
-    finetune(grid.first, Path("run"), console=QUIET)
+    finetune(grid.first, Path("run"), RunOptions(console=QUIET))
     kept = Path("run/results.json").read_text()
     for dry_run in (True, False):
         with pytest.raises(RunFolderError, match="run holds a run, where runs of a grid or suite are to go"):
-            finetune_grid(grid, Path("run"), console=QUIET, dry_run=dry_run)
+            finetune_grid(grid, Path("run"), RunOptions(console=QUIET, dry_run=dry_run))
     words = ["finetune", "sample/sentiment", *SHORT, "training.learning_rate=[1e-4, 1e-3]", "--run", "run"]
     assert CliRunner().invoke(app, [*words, "--jobs", "2"]).exit_code == 2
     assert Path("run/results.json").read_text() == kept
     Path("mine").mkdir()
     Path("mine/README.md").write_text("my own")
     with pytest.raises(RunFolderError, match=r"mine holds README\.md and no grid"):
-        finetune_grid(grid, Path("mine"), console=QUIET)
+        finetune_grid(grid, Path("mine"), RunOptions(console=QUIET))
     assert Path("mine/README.md").read_text() == "my own"
     wrong_grid = load("model.name=nowhere/none", "training.seed=[1]", "training.learning_rate=[1e-4, 1e-3]")
     with pytest.raises(ModelError, match="cannot load"):
-        finetune_grid(wrong_grid, Path("run"), console=QUIET, overwrite=True)
+        finetune_grid(wrong_grid, Path("run"), RunOptions(console=QUIET, overwrite=True))
     wrong = {Path("run"): load_recipe("sample/sentiment", ["model.name=nowhere/none"])}
     with pytest.raises(ModelError, match="cannot load"):
-        side_by_side.run_side_by_side(wrong, 2, QUIET, mirror=None, overwrite=True)
+        run_many.run_in_parallel(wrong, 2, RunOptions(console=QUIET, overwrite=True))
     assert Path("run/results.json").read_text() == kept
-    results = finetune_grid(grid, Path("run"), console=QUIET, overwrite=True)
+    results = finetune_grid(grid, Path("run"), RunOptions(console=QUIET, overwrite=True))
     assert not Path("run/recipe.yaml").exists()
     with pytest.raises(RunFolderError, match="not empty and holds no run"):
-        finetune(grid.first, Path("run"), console=QUIET)
-    assert finetune_grid(grid, Path("run"), console=QUIET) == results
+        finetune(grid.first, Path("run"), RunOptions(console=QUIET))
+    assert finetune_grid(grid, Path("run"), RunOptions(console=QUIET)) == results
 
 
 def finished(folder: str) -> dict[str, int]:
@@ -117,7 +117,7 @@ def finished(folder: str) -> dict[str, int]:
 @pytest.mark.timeout(600)
 def test_twelve_runs_stopped_in_the_middle_do_only_what_is_missing() -> None:
     words = ["sample/sentiment", *SHORT, "training.learning_rate=[1e-4, 1e-3, 3e-3]", "training.seed=[1, 2, 3, 4]"]
-    command = [sys.executable, "-m", "bertcli.cli", "finetune", *words, "--run", "grid", "--jobs", "2"]
+    command = [sys.executable, "-m", "bertcli", "finetune", *words, "--run", "grid", "--jobs", "2"]
     before: dict[str, int] = {}
     for number, enough in ((signal.SIGTERM, 3), (signal.SIGINT, 6)):
         process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -141,13 +141,11 @@ def test_twelve_runs_stopped_in_the_middle_do_only_what_is_missing() -> None:
 def test_runs_made_anew_side_by_side_are_not_made_anew_again(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
     asked: list[tuple[int, bool]] = []
     monkeypatch.setattr(
-        "bertcli.commands.side_by_side.run_side_by_side",
-        lambda ready, jobs, console, *, mirror, overwrite: asked.append((len(ready), overwrite)),
+        "bertcli.experiments.run_many.run_in_parallel",
+        lambda ready, jobs, options: asked.append((len(ready), options.overwrite)),
     )
-    for name in ("finetune.finetune", "sweep.finetune_grid"):
-        monkeypatch.setattr(
-            f"bertcli.commands.{name}", lambda *given, **named: asked.append((0, named["overwrite"])) or {}
-        )
+    for name in ("finetuning.run.finetune", "experiments.grid.finetune_grid"):
+        monkeypatch.setattr(f"bertcli.{name}", lambda recipe, run, options: asked.append((0, options.overwrite)) or {})
     made = CliRunner().invoke(app, ["finetune", "sample/sentiment", *more, "--jobs", "2", "--overwrite"])
     assert made.exit_code == 0, made.output
     assert asked == [(2 if more else 1, True), (0, False)]
@@ -178,8 +176,8 @@ def test_a_run_takes_the_gpu_that_another_has_left(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("torch.cuda.device_count", lambda: len(gpus) if gpus[0] else 0)
-    monkeypatch.setattr(side_by_side, "_start", start)
+    monkeypatch.setattr(run_many, "_start", start)
     recipe = load_recipe("sample/sentiment", ["training.seed=[1, 2, 3, 4]"])
-    side_by_side.run_side_by_side({Path("run"): recipe}, 2, QUIET, mirror=None, overwrite=False)
+    run_many.run_in_parallel({Path("run"): recipe}, 2, RunOptions(console=QUIET))
     assert len(seen) == 4
     assert set(seen) == set(gpus)

@@ -12,19 +12,20 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from bertcli.commands import teacher as teacher_module
-from bertcli.commands import train as train_module
-from bertcli.commands.finetune import finetune
-from bertcli.commands.loss import distance_from_teacher, distance_of_states, loss_of
-from bertcli.commands.prepare import Prepared, prepare
-from bertcli.commands.teacher import main_directions, with_teacher
-from bertcli.commands.trained import answer_inputs, open_trained
+from bertcli.console import Console
 from bertcli.data.encoding import Encoded
 from bertcli.errors import Interrupted, ModelError
+from bertcli.finetuning import distillation as teacher_module
+from bertcli.finetuning.distillation import main_directions, with_teacher
+from bertcli.finetuning.loss import distance_from_teacher, distance_of_states, loss_of
+from bertcli.finetuning.run import finetune
+from bertcli.finetuning.setup import Prepared, prepare
 from bertcli.heads.text_classification import TextClassification
+from bertcli.inference.loaded_model import answer_inputs, open_trained
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe, TrainingSection
-from bertcli.runs.console import Console
+from bertcli.runs.folder import RunOptions
+from bertcli.training import trainer as train_module
 from bertcli.training.devices import build_accelerator
 
 QUIET = Console(quiet=True)
@@ -48,7 +49,7 @@ def test_the_distance_from_a_teacher_is_the_divergence_of_softened_answers() -> 
 
 
 def test_a_student_learns_what_its_teacher_answers(recipe_of: Callable[..., Recipe], reviews: Path) -> None:
-    finetune(recipe_of("training.epochs=8"), Path("teacher"), console=QUIET)
+    finetune(recipe_of("training.epochs=8"), Path("teacher"), RunOptions(console=QUIET))
     turned = ["task.labels=[positive, negative]", "training.teacher=teacher"]
     prepared = prepare(recipe_of(*turned), None)
     taught = teach(prepared)
@@ -80,7 +81,7 @@ def first_states_of(model: str, encoded: Encoded) -> np.ndarray:
 def test_a_student_as_wide_as_its_teacher_is_compared_with_the_states_themselves(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetune(recipe_of("training.max_steps=2"), Path("teacher"), console=QUIET)
+    finetune(recipe_of("training.max_steps=2"), Path("teacher"), RunOptions(console=QUIET))
     prepared = prepare(recipe_of(*HIDDEN), None)
     encoded = prepared.encode("train")
     states = teach(prepared).teacher_states
@@ -94,7 +95,7 @@ def test_a_deeper_and_wider_teacher_is_read_at_evenly_spread_layers(
     recipe_of: Callable[..., Recipe], encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = ("model.name=null", "model.size=mini", f"model.tokenizer={encoder}")
-    finetune(recipe_of("training.max_steps=2", *fresh), Path("teacher"), console=QUIET)
+    finetune(recipe_of("training.max_steps=2", *fresh), Path("teacher"), RunOptions(console=QUIET))
     prepared = prepare(recipe_of(*HIDDEN), None)
     monkeypatch.setattr(teacher_module, "ITEMS_AT_ONCE", 5)
     states = teach(prepared).teacher_states
@@ -116,16 +117,16 @@ def test_a_deeper_and_wider_teacher_is_read_at_evenly_spread_layers(
 def test_a_larger_student_is_not_compared_layer_by_layer(
     recipe_of: Callable[..., Recipe], larger: str, words: str
 ) -> None:
-    finetune(recipe_of("training.max_steps=2"), Path("teacher"), console=QUIET)
+    finetune(recipe_of("training.max_steps=2"), Path("teacher"), RunOptions(console=QUIET))
     recipe = recipe_of("model.name=null", larger, "model.tokenizer=teacher/model", *HIDDEN)
     with pytest.raises(ModelError, match=words):
-        finetune(recipe, Path("run"), dry_run=True, console=QUIET)
+        finetune(recipe, Path("run"), RunOptions(dry_run=True, console=QUIET))
 
 
 def test_choices_have_states_of_their_own(encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
     small = [f"model.name={encoder}", "data.max_length=32", "data.max_train_examples=12", "training.max_steps=2"]
-    finetune(load_recipe("sample/choices", small), Path("teacher"), console=QUIET)
+    finetune(load_recipe("sample/choices", small), Path("teacher"), RunOptions(console=QUIET))
     recipe = load_recipe("sample/choices", [*small, *HIDDEN])
     prepared = prepare(recipe, None)
     taught = teach(prepared)
@@ -135,15 +136,15 @@ def test_choices_have_states_of_their_own(encoder: Path, monkeypatch: pytest.Mon
     assert batch["teacher_states"].shape == (2, taught.num_choices, 2, 16)
     third = taught.teacher_states[3 * taught.num_choices : 4 * taught.num_choices]
     np.testing.assert_array_equal(batch["teacher_states"][0].numpy(), third)
-    assert finetune(recipe, Path("run"), console=QUIET)["total_steps"] == 2
+    assert finetune(recipe, Path("run"), RunOptions(console=QUIET))["total_steps"] == 2
 
 
 def test_a_fixed_encoder_chooses_with_a_teacher(encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
     small = [f"model.name={encoder}", "data.max_length=32", "data.max_train_examples=12", "training.max_steps=2"]
-    finetune(load_recipe("sample/choices", small), Path("teacher"), console=QUIET)
+    finetune(load_recipe("sample/choices", small), Path("teacher"), RunOptions(console=QUIET))
     recipe = load_recipe("sample/choices", [*small, "training.strategy=features", "training.teacher=teacher"])
-    assert finetune(recipe, Path("run"), console=QUIET)["total_steps"] == 2
+    assert finetune(recipe, Path("run"), RunOptions(console=QUIET))["total_steps"] == 2
 
 
 def test_main_directions_keep_what_varies_most_among_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,14 +192,14 @@ def test_the_loss_adds_the_distance_of_states_by_its_weight() -> None:
 def test_a_student_stopped_on_the_way_goes_on_exactly(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, hidden: float
 ) -> None:
-    finetune(recipe_of("training.max_steps=2"), Path("teacher"), console=QUIET)
+    finetune(recipe_of("training.max_steps=2"), Path("teacher"), RunOptions(console=QUIET))
     recipe = recipe_of("training.teacher=teacher", "training.max_steps=6", f"training.teacher_hidden_weight={hidden}")
-    whole = finetune(recipe, Path("whole"), console=QUIET)
+    whole = finetune(recipe, Path("whole"), RunOptions(console=QUIET))
     other = recipe_of("training.max_steps=6", *(("training.teacher=teacher",) if hidden else ()))
-    assert whole["metrics"] != finetune(other, Path("other"), console=QUIET)["metrics"]
+    assert whole["metrics"] != finetune(other, Path("other"), RunOptions(console=QUIET))["metrics"]
     asked = iter([None, None, 15])
     with monkeypatch.context() as patch:
         patch.setattr(train_module._Run, "_agreed", lambda run, request, step: next(asked, 15))
         with pytest.raises(Interrupted):
-            finetune(recipe, Path("run"), console=QUIET)
-    assert finetune(recipe, Path("run"), console=QUIET)["metrics"] == whole["metrics"]
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert finetune(recipe, Path("run"), RunOptions(console=QUIET))["metrics"] == whole["metrics"]

@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from bertcli.cli import app
-from bertcli.commands import train as train_module
+from bertcli.cli.main import app
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.predict import predict
-from bertcli.commands.together import finetune_together
+from bertcli.console import Console
 from bertcli.errors import Interrupted, ModelError, RecipeError, RunFolderError, UsageError
+from bertcli.finetuning.multitask import finetune_together
 from bertcli.recipe.suite import Suite, load_finetuning
-from bertcli.runs.console import Console
+from bertcli.runs.folder import RunOptions
+from bertcli.training import trainer as train_module
 
 QUIET = Console(quiet=True)
 TASKS = ["sentiment", "similarity", "entities", "choices"]
@@ -44,8 +45,8 @@ def test_each_task_is_scored_saved_and_used_by_itself(
     encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = load(encoder, "data.max_eval_examples=null", "hardware.precision=bf16")
-    monkeypatch.setattr("bertcli.runs.console.SECONDS_BETWEEN_LINES", 0.0)
-    results = finetune_together(suite, Path("run"), console=Console())
+    monkeypatch.setattr("bertcli.console.SECONDS_BETWEEN_LINES", 0.0)
+    results = finetune_together(suite, Path("run"), RunOptions(console=Console()))
     assert "step 6/12  evaluating 1600  " in capsys.readouterr().err
     scores = results["metrics"]["validation"]
     assert results["best_by"] == "average"
@@ -66,7 +67,7 @@ def test_each_task_is_scored_saved_and_used_by_itself(
     assert all(torch.equal(encoders[0][name], other[name]) for other in encoders)
     assert not torch.equal(encoders[0]["classifier.weight"], encoders[3]["classifier.weight"])
     AutoModelForSequenceClassification.from_pretrained("run/model/sample-sentiment")
-    assert finetune_together(suite, Path("run"), console=QUIET) == results
+    assert finetune_together(suite, Path("run"), RunOptions(console=QUIET)) == results
 
 
 def test_each_seed_tells_of_further_splits_and_its_answers_and_names_a_model_that_is_there(
@@ -82,7 +83,7 @@ def test_each_seed_tells_of_further_splits_and_its_answers_and_names_a_model_tha
         "training.max_steps=2",
         "evaluation.every_steps=2",
     ]
-    results = finetune_together(load(encoder, *words), Path("run"), console=Console())
+    results = finetune_together(load(encoder, *words), Path("run"), RunOptions(console=Console()))
     assert set(results["metrics"]["test"]) == {f"mine.yaml/{name}" for name in ("accuracy", "f1_macro", "loss")}
     for seed in (1, 2):
         own = json.loads(Path(f"run/seed-{seed}/results.json").read_text())["metrics"]
@@ -107,18 +108,18 @@ def test_a_stopped_run_of_several_tasks_goes_on_exactly(
     capsys: pytest.CaptureFixture[str],
     overrides: tuple[str, ...],
 ) -> None:
-    whole = finetune_together(load(encoder, *overrides), Path("whole"), console=QUIET)
+    whole = finetune_together(load(encoder, *overrides), Path("whole"), RunOptions(console=QUIET))
     asked = iter([None] * 4 + [15])
     with monkeypatch.context() as patch:
         patch.setattr(train_module._Run, "_agreed", lambda run, request, step: next(asked, 15))
         with pytest.raises(Interrupted):
-            finetune_together(load(encoder, *overrides), Path("run"), console=QUIET)
+            finetune_together(load(encoder, *overrides), Path("run"), RunOptions(console=QUIET))
     other = load(encoder, *overrides, "hardware.log_every_steps=5")  # which changes nothing that is learned
-    resumed = finetune_together(other, Path("run"), console=Console())
+    resumed = finetune_together(other, Path("run"), RunOptions(console=Console()))
     told = capsys.readouterr().err
     assert "run goes on with hardware.log_every_steps 20 → 5; what is learned is the same" in told
     with pytest.raises(RunFolderError, match="of another recipe"):
-        finetune_together(load(encoder, *overrides, "training.epochs=2"), Path("run"), console=QUIET)
+        finetune_together(load(encoder, *overrides, "training.epochs=2"), Path("run"), RunOptions(console=QUIET))
     assert resumed["metrics"] == whole["metrics"]
     last = "checkpoints/step-00000012/model.safetensors"
     for name, tensor in load_file(f"whole/{last}").items():
@@ -136,7 +137,7 @@ def test_a_stopped_run_of_several_tasks_goes_on_exactly(
 )
 def test_what_cannot_be_learned_together_is_refused(encoder: Path, overrides: list[str], words: str) -> None:
     def run() -> Any:
-        return finetune_together(load(encoder, *overrides), Path("run"), console=QUIET)
+        return finetune_together(load(encoder, *overrides), Path("run"), RunOptions(console=QUIET))
 
     with pytest.raises(RecipeError, match=words):
         run()
@@ -146,7 +147,7 @@ def test_jobs_of_one_run_are_refused(encoder: Path) -> None:
     load(encoder)
     told = CliRunner().invoke(app, ["finetune", "suite.yaml", "--jobs", "2", "--run", "run"])
     assert told.exit_code == 2
-    assert "what is learned together is one" in told.stderr
+    assert "tasks trained together are one" in told.stderr
 
 
 def test_keys_that_differ_are_named_with_the_cure() -> None:

@@ -10,9 +10,9 @@ from threading import Barrier, Thread
 import pytest
 
 from bertcli.data.cache import made_once
-from bertcli.data.corpus import open_corpus
-from bertcli.models.build import load_tokenizer
-from bertcli.recipe.pretrain import CorpusSection, Source
+from bertcli.data.corpus_tokens import open_corpus
+from bertcli.models.from_pretrained import load_tokenizer
+from bertcli.recipe.pretrain_schema import CorpusSection, Source
 
 from ..conftest import HARMS
 

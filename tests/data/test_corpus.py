@@ -13,10 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bertcli.data import corpus as corpus_module
-from bertcli.data.corpus import BEGINS_SENTENCE, BEGINS_WORD, Corpus, corpus_key, open_corpus
-from bertcli.data.documents import SEPARATORS, read_documents, split_stream
-from bertcli.data.sequences import (
+from bertcli.data import corpus_tokens as corpus_module
+from bertcli.data.corpus_reading import SEPARATORS, read_documents, split_stream
+from bertcli.data.corpus_sequences import (
     IN_ORDER,
     cut_documents,
     divide_documents,
@@ -24,9 +23,10 @@ from bertcli.data.sequences import (
     in_blocks,
     pair_documents,
 )
+from bertcli.data.corpus_tokens import BEGINS_SENTENCE, BEGINS_WORD, Corpus, corpus_key, open_corpus
 from bertcli.errors import DataError
-from bertcli.models.build import load_tokenizer
-from bertcli.recipe.pretrain import CorpusSection, Source
+from bertcli.models.from_pretrained import load_tokenizer
+from bertcli.recipe.pretrain_schema import CorpusSection, Source
 
 TABLE = pyarrow.BufferOutputStream()
 pyarrow.parquet.write_table(pyarrow.table({"text": [7, 8]}), TABLE)

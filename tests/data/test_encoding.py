@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from bertcli.data.cuts import cut_pair, cut_text, windows
-from bertcli.data.encoding import Encoded, encode_texts, frame_of
+from bertcli.data.encoding import Encoded, cut_pair, cut_text, encode_texts, frame_of, windows
 from bertcli.errors import DataError
-from bertcli.models.build import load_tokenizer
+from bertcli.models.from_pretrained import load_tokenizer
 
 
 def test_texts_and_pairs_match_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

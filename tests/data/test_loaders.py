@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bertcli.data.encoding import Encoded
-from bertcli.data.loaders import (
+from bertcli.data.batching import (
     GlobalBatch,
     cut_off_tokens,
     length_grouped_batches,
     token_budget_batches,
     training_batches,
 )
+from bertcli.data.encoding import Encoded
 
 
 def encoded_of(lengths: np.ndarray) -> Encoded:

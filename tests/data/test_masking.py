@@ -9,7 +9,7 @@ import pytest
 
 from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.data.masking import Replacement, choose, number_words, replace
-from bertcli.recipe.pretrain import MaskingUnit
+from bertcli.recipe.pretrain_schema import MaskingUnit
 
 CLS, SEP, MASK = 1, 2, 3
 VOCABULARY = np.arange(10, 1000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bertcli.data.mixing import mixing_shares, tasks_of_steps
+from bertcli.finetuning.multitask import mixing_shares, tasks_of_steps
 from bertcli.recipe.suite import Mixing
 
 SIZES = [400, 1600, 100_000]

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from bertcli.errors import DataError
 from bertcli.heads.multiple_choice import MultipleChoice, choices_of
-from bertcli.models.build import load_tokenizer
+from bertcli.models.from_pretrained import load_tokenizer
 from bertcli.recipe.schema import DataSection
 from bertcli.tasks.task import Task
 

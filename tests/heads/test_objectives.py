@@ -11,13 +11,13 @@ import torch
 from transformers import ElectraConfig, ElectraForPreTraining, PreTrainedTokenizerBase
 
 from bertcli.data.sample import sample_documents
-from bertcli.heads.causal_lm import CausalLM
-from bertcli.heads.electra import build_generator_and_discriminator
-from bertcli.heads.masked_lm import MaskedLM
-from bertcli.heads.objective import Text
-from bertcli.heads.span_corruption import SpanCorruption, corrupt, lose_spans
-from bertcli.models.tokenizers import train_tokenizer
-from bertcli.recipe.pretrain import ObjectiveSection
+from bertcli.models.tokenizer_training import train_tokenizer
+from bertcli.pretraining.causal_lm import CausalLM
+from bertcli.pretraining.masked_lm import MaskedLM
+from bertcli.pretraining.objective import Text
+from bertcli.pretraining.replaced_token_detection import build_generator_and_discriminator
+from bertcli.pretraining.span_corruption import SpanCorruption, corrupt, lose_spans
+from bertcli.recipe.pretrain_schema import ObjectiveSection
 from bertcli.training.devices import on_device
 
 

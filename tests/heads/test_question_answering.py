@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from bertcli.data.encoding import Encoded
 from bertcli.errors import DataError
 from bertcli.heads.question_answering import QuestionAnswering, answer_spans, check_answers
-from bertcli.heads.spans import NO_SPAN_ODDS, NOT_IN_PASSAGE, best_spans
-from bertcli.models.build import load_tokenizer
+from bertcli.heads.span_decoding import NO_SPAN_ODDS, NOT_IN_PASSAGE, best_spans
+from bertcli.models.from_pretrained import load_tokenizer
 from bertcli.recipe.schema import AnswersSection, DataSection
 from bertcli.tasks.task import Task
 

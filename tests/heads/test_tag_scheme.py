@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.scheme import IOB2, IOBES, Entities
 
-from bertcli.heads.tag_scheme import likeliest_tags, may_follow, scheme_of
+from bertcli.heads.tag_decoding import likeliest_tags, may_follow, scheme_of
 
 IOB = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 IOBES_TAGS = (*IOB, "E-PER", "S-PER", "E-LOC", "S-LOC")

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.finetune import finetune
 from bertcli.commands.predict import predict
+from bertcli.console import Console
 from bertcli.errors import DataError, RecipeError
+from bertcli.finetuning.run import finetune
 from bertcli.heads.text_classification import TextClassification
 from bertcli.heads.thresholds import best_threshold, given_thresholds
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.console import Console
+from bertcli.runs.folder import RunOptions
 from bertcli.tasks.task import Task
 
 QUIET = Console(quiet=True)
@@ -77,7 +78,7 @@ def labels_of(run: str, texts: list[str]) -> list[Any]:
 
 
 def test_tuned_thresholds_are_kept_and_used(encoder: Path) -> None:
-    results = finetune(recipe(encoder, "topics", "answers.thresholds=tuned"), Path("run"), console=QUIET)
+    results = finetune(recipe(encoder, "topics", "answers.thresholds=tuned"), Path("run"), RunOptions(console=QUIET))
     before, after = results["metrics"]["validation"], results["metrics"]["validation_tuned"]
     assert after["f1_macro"] > before["f1_macro"]
     assert set(results["thresholds"]) == set(json.loads(Path("run/model/config.json").read_text())["label2id"])
@@ -88,13 +89,15 @@ def test_tuned_thresholds_are_kept_and_used(encoder: Path) -> None:
         assert set(answer["labels"]) == likely
     assert "threshold of" in Path("run/report.html").read_text()
     assert "Plain `transformers` does not know them" in Path("run/README.md").read_text()
-    finetune(recipe(Path("run"), "topics"), Path("later"), console=QUIET)
+    finetune(recipe(Path("run"), "topics"), Path("later"), RunOptions(console=QUIET))
     assert "thresholds" not in json.loads(Path("later/model/config.json").read_text())
     assert "does not know them" not in Path("later/README.md").read_text()
 
 
 def test_a_given_threshold_counts_from_the_first_evaluation_on(encoder: Path) -> None:
-    results = finetune(recipe(encoder, "sentiment", "answers.thresholds={positive: 0.999}"), Path("run"), console=QUIET)
+    results = finetune(
+        recipe(encoder, "sentiment", "answers.thresholds={positive: 0.999}"), Path("run"), RunOptions(console=QUIET)
+    )
     assert results["thresholds"] == {"positive": 0.999}
     assert {answer["label"] for answer in labels_of("run", ["good", "bad", "the soup was good"])} == {"negative"}
     assert evaluate("run", console=QUIET)["metrics"] == results["metrics"]
@@ -103,4 +106,4 @@ def test_a_given_threshold_counts_from_the_first_evaluation_on(encoder: Path) ->
 @pytest.mark.parametrize("name", ["similarity", "entities", "questions", "choices"])
 def test_other_answers_have_no_thresholds(encoder: Path, name: str) -> None:
     with pytest.raises(RecipeError, match="for the labels of texts"):
-        finetune(recipe(encoder, name, "answers.thresholds=tuned"), Path("run"), console=QUIET)
+        finetune(recipe(encoder, name, "answers.thresholds=tuned"), Path("run"), RunOptions(console=QUIET))

@@ -15,8 +15,8 @@ from bertcli.data.encoding import IGNORED_LABEL, Encoded
 from bertcli.errors import DataError
 from bertcli.heads.labels import label_fields
 from bertcli.heads.token_classification import TokenClassification, resolve_tags, tag_weights
-from bertcli.heads.words import NO_WORD, spans_of
-from bertcli.models.build import load_tokenizer
+from bertcli.heads.word_alignment import NO_WORD, spans_of
+from bertcli.models.from_pretrained import load_tokenizer
 from bertcli.recipe.schema import DataSection
 from bertcli.tasks.task import Task
 

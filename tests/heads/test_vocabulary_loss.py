@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bertcli.heads import vocabulary_loss as module
-from bertcli.heads.vocabulary_loss import vocabulary_loss
+from bertcli.pretraining import inplace_cross_entropy as module
+from bertcli.pretraining.inplace_cross_entropy import vocabulary_loss
 
 
 def scored(number: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertcli.errors import DataError
-from bertcli.metrics.bundled import SCORES, check_number_of_labels, compute_metrics, load_metric, score_names
+from bertcli.metrics import SCORES, check_number_of_labels, compute_metrics, load_metric, score_names
 from bertcli.tasks.task import Task
 
 RANDOM = np.random.default_rng(0)

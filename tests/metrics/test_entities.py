@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bertcli.metrics.bundled import compute_metrics
+from bertcli.metrics import compute_metrics
 
 
 def chunks_of(tags: list[str]) -> set[tuple[str, int, int]]:

@@ -11,17 +11,9 @@ import transformers
 from peft import PeftModel
 
 from bertcli.errors import ModelError
-from bertcli.models.adapt import (
-    Remembered,
-    Unfreezing,
-    add_lora,
-    depths_of,
-    lowest_learning,
-    rate_factors,
-    reinitialise,
-    save_lora,
-)
-from bertcli.models.build import load_model, load_tokenizer, set_dropout
+from bertcli.models.freezing import Remembered, Unfreezing, depths_of, lowest_learning, rate_factors, reinitialise
+from bertcli.models.from_pretrained import load_model, load_tokenizer, set_dropout
+from bertcli.models.lora import add_lora, save_lora
 from bertcli.models.padding_free import speed_up
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import TrainingSection

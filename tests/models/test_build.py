@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bertcli.models.build import load_model
+from bertcli.models.from_pretrained import load_model
 
 
 def test_loaded_weights_lie_where_fresh_ones_would(encoder: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AlbertConfig, AlbertModel
 
-from bertcli.data.layout import with_layout
+from bertcli.data.token_index import with_layout
 from bertcli.errors import UsageError
-from bertcli.models.compiled import compile_layers, undo_compiling
+from bertcli.models.compile import compile_layers, undo_compiling
 from bertcli.models.padding_free import speed_up
 from tests.models.test_padding_free import CPU, FAMILIES, LENGTHS, assert_same, build, encode, loss_and_gradients
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bertcli.models.dropout import CpuDropout, drop, use_cpu_dropout
+from bertcli.models.cpu_dropout import CpuDropout, drop, use_cpu_dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, CanineConfig, CanineModel, PreTrainedModel
 
-from bertcli.data.loaders import training_batches
-from bertcli.models.build import load_tokenizer, save_model
-from bertcli.models.met_rows import MetRows, learn_met_rows
+from bertcli.data.batching import training_batches
+from bertcli.models.from_pretrained import load_tokenizer, save_model
 from bertcli.models.padding_free import speed_up
+from bertcli.models.seen_embeddings import MetRows, learn_met_rows
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
 

@@ -13,12 +13,12 @@ import transformers
 from transformers import PreTrainedModel
 
 from bertcli.data.encoding import IGNORED_LABEL, Encoded
-from bertcli.data.layout import with_layout
 from bertcli.data.packing import Packed
-from bertcli.heads.asked_positions import AskedPositions
-from bertcli.models.build import set_dropout
-from bertcli.models.first_states import first_states, tell_first_states
+from bertcli.data.token_index import with_layout
+from bertcli.models.cls_states import first_states, tell_first_states
+from bertcli.models.from_pretrained import set_dropout
 from bertcli.models.padding_free import speed_up
+from bertcli.models.sparse_prediction import AskedPositions
 from bertcli.training.devices import on_device
 
 CPU = torch.device("cpu")

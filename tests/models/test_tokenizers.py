@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bertcli.data.sample import sample_documents
 from bertcli.errors import DataError
-from bertcli.models.tokenizers import train_tokenizer
-from bertcli.recipe.pretrain import TokenizerKind
+from bertcli.models.tokenizer_training import train_tokenizer
+from bertcli.recipe.pretrain_schema import TokenizerKind
 
 KINDS: tuple[TokenizerKind, ...] = ("wordpiece", "bpe", "unigram")
 TEXT = "anna saw the otter . but the soup was not bad ."
@@ -87,7 +87,7 @@ def test_another_process_learns_the_same_numbers() -> None:
     """Words lie in hash tables of another order in each process."""
     program = (
         "import json; from bertcli.data.sample import sample_documents; "
-        "from bertcli.models.tokenizers import train_tokenizer; "
+        "from bertcli.models.tokenizer_training import train_tokenizer; "
         "print(json.dumps([train_tokenizer(lambda: sample_documents(50), 300, kind).get_vocab() "
         f"for kind in {KINDS!r}]))"
     )

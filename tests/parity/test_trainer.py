@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from bertcli.commands.loss import loss_of
+from bertcli.data.batching import training_batches
 from bertcli.data.encoding import encode_texts
-from bertcli.data.loaders import training_batches
+from bertcli.finetuning.loss import loss_of
 from bertcli.heads.text_classification import TextClassification
-from bertcli.models.build import load_model, load_tokenizer
-from bertcli.models.met_rows import learn_met_rows
+from bertcli.models.from_pretrained import load_model, load_tokenizer
+from bertcli.models.seen_embeddings import learn_met_rows
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
 from bertcli.training.schedule import rate_factor

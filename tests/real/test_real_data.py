@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from bertcli.commands.evaluate import evaluate
-from bertcli.commands.finetune import finetune
 from bertcli.commands.pretrain import pretrain
-from bertcli.commands.report import read_runs, report
+from bertcli.console import Console
 from bertcli.data.sources import load_split
+from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
-from bertcli.runs.console import Console
+from bertcli.reports.comparison import compare_runs, read_runs
+from bertcli.runs.folder import RunOptions
 from bertcli.tasks import task_named
 
 from ..conftest import MIRROR
@@ -42,7 +43,7 @@ def test_stsb_is_learned_and_scored_alike_by_eval() -> None:
         "training.learning_rate=2e-4",
         "evaluation.every_epochs=2",
     ]
-    results = finetune(load_recipe("glue/stsb", overrides), Path("run"), mirror=MIRROR, console=QUIET)
+    results = finetune(load_recipe("glue/stsb", overrides), Path("run"), RunOptions(mirror=MIRROR, console=QUIET))
     assert results["metrics"]["validation"]["pearson"] > 0.8
     assert evaluate("run", mirror=MIRROR, console=QUIET)["metrics"] == results["metrics"]
 
@@ -52,7 +53,7 @@ def test_plain_transformers_gives_the_same_labels_on_real_sentences() -> None:
 
     overrides = [f"model.name={minilm()}", "training.max_steps=60", "training.seed=1", "data.max_train_examples=2000"]
     overrides += ["evaluation.every_steps=60", "training.global_batch_size=32"]
-    results = finetune(load_recipe("glue/sst2", overrides), Path("run"), mirror=MIRROR, console=QUIET)
+    results = finetune(load_recipe("glue/sst2", overrides), Path("run"), RunOptions(mirror=MIRROR, console=QUIET))
     model = AutoModelForSequenceClassification.from_pretrained("run/model").eval()
     tokenizer = AutoTokenizer.from_pretrained("run/model")
     rows = load_split(task_named("glue/sst2"), "validation", MIRROR)
@@ -66,17 +67,19 @@ def test_plain_transformers_gives_the_same_labels_on_real_sentences() -> None:
 
 
 def test_pretraining_pays_where_labels_are_few() -> None:
-    pretrain(load_pretrain_recipe("pretrain/tiny"), Path("tiny"), console=QUIET)
-    finetune(load_recipe("sample/few-labels", ["model.name=tiny"]), Path("transfer"), console=QUIET)
-    finetune(load_recipe("sample/few-labels", ["data.max_train_examples=500"]), Path("alone"), console=QUIET)
-    transfer, alone = report(read_runs(["transfer", "alone"]))["runs"]
+    pretrain(load_pretrain_recipe("pretrain/tiny"), Path("tiny"), RunOptions(console=QUIET))
+    finetune(load_recipe("sample/few-labels", ["model.name=tiny"]), Path("transfer"), RunOptions(console=QUIET))
+    finetune(
+        load_recipe("sample/few-labels", ["data.max_train_examples=500"]), Path("alone"), RunOptions(console=QUIET)
+    )
+    transfer, alone = compare_runs(read_runs(["transfer", "alone"]))["runs"]
     assert transfer["mean"] > alone["mean"] > 0.9
     assert transfer["steps_to_weakest"] < alone["steps_to_weakest"]
 
 
 def test_padding_is_under_five_percent_on_sst2() -> None:
-    from bertcli.commands.prepare import prepare
-    from bertcli.data.loaders import length_grouped_batches
+    from bertcli.data.batching import length_grouped_batches
+    from bertcli.finetuning.setup import prepare
 
     lengths = prepare(load_recipe("glue/sst2", [f"model.name={minilm()}"]), MIRROR).encode("train").lengths
     padded = sum(len(rows) * int(lengths[rows].max()) for rows in length_grouped_batches(lengths, 32, 1, 0))

@@ -13,9 +13,9 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from bertcli.cli import app
+from bertcli.cli.main import app
+from bertcli.cli.options import _complete_recipe_or_key
 from bertcli.errors import RecipeError, UsageError
-from bertcli.options import _complete_recipe_or_key
 from bertcli.recipe.catalogue import (
     check_recipes,
     compare_recipes,
@@ -29,7 +29,7 @@ from bertcli.recipe.catalogue import (
     show_recipe,
 )
 from bertcli.recipe.load import load_recipe, shipped_recipes
-from bertcli.recipe.pretrain import PretrainingSection
+from bertcli.recipe.pretrain_schema import PretrainingSection
 from bertcli.recipe.schema import TrainingSection
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RecipeError
-from bertcli.recipe.grid import Grid, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, load_finetuning, singles
 

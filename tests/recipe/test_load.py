@@ -9,8 +9,8 @@ import pytest
 
 from bertcli.errors import RecipeError
 from bertcli.recipe.catalogue import complete_key
+from bertcli.recipe.error_messages import OTHER_NAMES
 from bertcli.recipe.load import dump_recipe, load_recipe, shipped_recipes
-from bertcli.recipe.problems import OTHER_NAMES
 from bertcli.recipe.schema import Recipe
 
 Write = Callable[..., Path]

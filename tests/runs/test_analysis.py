@@ -9,7 +9,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support
 
-from bertcli.runs.analysis import (
+from bertcli.reports.analysis import (
     NOTHING,
     calibration,
     confusion,
@@ -20,8 +20,7 @@ from bertcli.runs.analysis import (
     temperature_of,
     worst,
 )
-from bertcli.runs.charts import Chart, Series, histogram, nice_ticks, points_of, tick_label
-from bertcli.runs.drawing import HEIGHT, WIDTH, draw
+from bertcli.reports.charts import HEIGHT, WIDTH, Chart, Series, draw, histogram, nice_ticks, points_of, tick_label
 
 
 def test_the_expected_calibration_error_is_the_mean_distance_of_the_bins() -> None:

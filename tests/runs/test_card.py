@@ -13,7 +13,7 @@ from huggingface_hub.repocard import metadata_load
 
 from bertcli.recipe.load import load_pretrain_recipe
 from bertcli.recipe.schema import ModelSection, Recipe
-from bertcli.runs.card import _block, write_card, write_pretraining_card
+from bertcli.runs.model_card import _block, write_card, write_pretraining_card
 from bertcli.tasks import task_named
 from bertcli.tasks.task import Task
 

@@ -7,8 +7,8 @@ import time
 import pytest
 from rich.console import Console as RichConsole
 
-from bertcli.runs import console as module
-from bertcli.runs.console import Console
+from bertcli import console as module
+from bertcli.console import Console
 
 
 @pytest.fixture(autouse=True)

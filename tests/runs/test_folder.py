@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RunFolderError, UsageError
+from bertcli.files import replace_folder, restore_folder, write_text
 from bertcli.recipe.load import dump_recipe, load_recipe
-from bertcli.runs.files import replace_folder, restore_folder, write_text
-from bertcli.runs.folder import best_seed, chosen_run, finished_results, open_run_folder
-from bertcli.runs.lock import alone_in
+from bertcli.runs.folder import alone_in, best_seed, chosen_run, finished_results, open_run_folder
 
 RECIPE = dump_recipe(load_recipe("glue/rte", ["training.epochs=3", "evaluation.every_epochs=1"]))
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from bertcli.commands.finetune import finetune
 from bertcli.commands.pretrain import pretrain
-from bertcli.commands.report import write_page
-from bertcli.commands.suite import finetune_suite
+from bertcli.console import Console
 from bertcli.errors import TrainingError
+from bertcli.experiments.suite import finetune_suite
+from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
 from bertcli.recipe.suite import load_suite
-from bertcli.runs.console import Console
+from bertcli.reports.comparison import write_page
+from bertcli.runs.folder import RunOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.enable_socket]
 TASKS = ("inference", "similarity", "topics", "entities", "open-questions", "choices")
@@ -76,9 +77,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     words += ["training.learning_rate=2e-3", "model.vocabulary_size=400", "evaluation.every_steps=5"]
     words += ["hardware.log_every_steps=1", "model.size=tiny"]
     for task in TASKS:
-        finetune(load_recipe(f"sample/{task}", words), folder / task, console=QUIET)
-    finetune(load_recipe("sample/inference", [*words, "training.seed=[1,2]"]), folder / "seeds", console=QUIET)
-    pretrain(load_pretrain_recipe("pretrain/tiny", ["training.max_steps=6"]), folder / "pretrained", console=QUIET)
+        finetune(load_recipe(f"sample/{task}", words), folder / task, RunOptions(console=QUIET))
+    finetune(
+        load_recipe("sample/inference", [*words, "training.seed=[1,2]"]), folder / "seeds", RunOptions(console=QUIET)
+    )
+    pretrain(
+        load_pretrain_recipe("pretrain/tiny", ["training.max_steps=6"]),
+        folder / "pretrained",
+        RunOptions(console=QUIET),
+    )
     Path(folder, "suite.yaml").write_text(
         "suite: [sample/sentiment, gone.yaml]\ntraining: {learning_rate: [1e-3, 2e-3]}\n"
     )
@@ -88,7 +95,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     suite = load_suite(str(folder / "suite.yaml"), ["training.max_steps=10", *words[1:3], "evaluation.every_steps=5"])
     assert suite is not None
     with pytest.raises(TrainingError):
-        finetune_suite(suite, folder / "suite", console=QUIET)
+        finetune_suite(suite, folder / "suite", RunOptions(console=QUIET))
     compared = folder / "compared.html"
     write_page([str(folder / name) for name in ("inference", "seeds")], compared)
     made = {path.parent.name: path for path in folder.rglob("report.html") if not path.parent.name.startswith("seed-")}

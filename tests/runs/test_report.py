@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from bertcli.commands.report import read_runs, write_own_pages, write_page, write_plots
 from bertcli.errors import UsageError
-from bertcli.runs import plots
+from bertcli.reports import png
+from bertcli.reports.comparison import read_runs, write_own_pages, write_page, write_plots
 from bertcli.runs.folder import RunFolder
 
 HOSTILE = [
@@ -217,7 +217,7 @@ def test_charts_are_drawn_as_files_into_a_new_folder(
     made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = made(list(labelled(["a", "$b$"])))
-    monkeypatch.setattr(plots, "DOTS_PER_INCH", 20)
+    monkeypatch.setattr(png, "DOTS_PER_INCH", 20)
     write_plots(read_runs([str(run)]), Path("plots"))
     names = {"loss", "scores", "learning-rate", "calibration", "lengths", "confusion"}
     assert {path.name for path in Path("plots").iterdir()} == {f"{name}.png" for name in names}

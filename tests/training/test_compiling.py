@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bertcli.recipe.schema import HardwareSection
-from bertcli.training import compiling
-from bertcli.training.compiling import tried_compiled
+from bertcli.training import compile_trial
+from bertcli.training.compile_trial import tried_compiled
 from bertcli.training.devices import build_accelerator
 from bertcli.training.loop import StepRecord
 
@@ -40,8 +40,8 @@ class Layers:
 
 def tried(layers: Layers, monkeypatch: pytest.MonkeyPatch, left: float = 1e6, number: int = 25) -> list[str]:
     """What was said in a run of so many steps."""
-    monkeypatch.setattr(compiling, "FIRST_STEPS", 2)
-    monkeypatch.setattr(compiling, "TIMED_STEPS", 5)
+    monkeypatch.setattr(compile_trial, "FIRST_STEPS", 2)
+    monkeypatch.setattr(compile_trial, "TIMED_STEPS", 5)
     said: list[str] = []
     accelerator = build_accelerator(HardwareSection(device="cpu"))
     steps = tried_compiled(layers.steps(number), accelerator, lambda: left, layers.compile, layers.undo, said.append)

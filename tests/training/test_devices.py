@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from bertcli.data.layout import Gathered
+from bertcli.data.token_index import Gathered
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training.devices import build_accelerator, on_device
 

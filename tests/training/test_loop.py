@@ -12,15 +12,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from bertcli.commands.loss import loss_of
+from bertcli.data.batching import training_batches
 from bertcli.data.encoding import Encoded, encode_texts
-from bertcli.data.loaders import training_batches
+from bertcli.finetuning.loss import loss_of
 from bertcli.heads.text_classification import TextClassification
-from bertcli.models.build import load_model, load_tokenizer
-from bertcli.training.evaluation import compute_logits
+from bertcli.inference.forward import compute_logits
+from bertcli.models.from_pretrained import load_model, load_tokenizer
 from bertcli.training.loop import Loss, StepRecord, Targets, train_steps
+from bertcli.training.meters import Window
 from bertcli.training.optimizer import build_optimizer, parameter_groups
-from bertcli.training.progress import Window
 
 HEAD = TextClassification("single_label", ("a", "b"))
 

@@ -12,14 +12,15 @@ from accelerate import tracking
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 
-from bertcli.commands import train as train_module
-from bertcli.commands.finetune import finetune
+from bertcli.console import Console
 from bertcli.errors import Interrupted, UsageError
+from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe, Tracker
-from bertcli.runs.console import Console
+from bertcli.runs.folder import RunOptions
 from bertcli.runs.history import read_records
 from bertcli.training import trackers
+from bertcli.training import trainer as train_module
 
 QUIET = Console(quiet=True)
 
@@ -71,14 +72,14 @@ def recipe_of(encoder: Path, reviews: Path) -> Callable[..., Recipe]:
 def test_a_tracker_is_told_the_histories_though_the_run_is_stopped_and_nothing_else_changes(
     notebooks: list[Notebook], recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetune(recipe_of(), Path("alone"), console=QUIET)
+    finetune(recipe_of(), Path("alone"), RunOptions(console=QUIET))
     assert not notebooks
     recipe = recipe_of("hardware.trackers=[tensorboard]")
     with monkeypatch.context() as patched:
         patched.setattr(train_module._Run, "_agreed", lambda run, stop, step: 15 if step == 3 else None)
         with pytest.raises(Interrupted):
-            finetune(recipe, Path("run"), console=QUIET)
-    finetune(recipe, Path("run"), console=QUIET)
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert [Path(notebook.folder) for notebook in notebooks] == [Path("run/trackers")] * 2
     assert [notebook.options for notebook in notebooks] == [{"purge_step": 1}, {"purge_step": 4}]
     assert all(notebook.is_finished for notebook in notebooks)
@@ -95,7 +96,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_cure(
 ) -> None:
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.WANDB])
     with pytest.raises(UsageError, match="pip install tensorboard mlflow"):
-        finetune(recipe_of("hardware.trackers=[tensorboard, wandb, mlflow]"), Path("run"), console=QUIET)
+        finetune(recipe_of("hardware.trackers=[tensorboard, wandb, mlflow]"), Path("run"), RunOptions(console=QUIET))
     assert not Path("run").exists()
 
 
@@ -114,8 +115,8 @@ def test_tensorboard_reads_each_step_once_though_the_run_was_stopped(
     with monkeypatch.context() as patched:
         patched.setattr(train_module._Run, "_save_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):  # after two steps that are told and not saved
-            finetune(recipe, Path("run"), console=QUIET)
-    finetune(recipe, Path("run"), console=QUIET)
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
     events = EventAccumulator("run/trackers/bertcli").Reload()
     for name, history in (("train/loss", "train.jsonl"), ("eval/validation/accuracy", "eval.jsonl")):
         told = [(event.step, event.value) for event in events.Scalars(name)]
