@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from bertcli.recipe.schema import Recipe
+
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # tiny matrices lose by threads
 
 REPOSITORY = Path(__file__).parent.parent
@@ -140,3 +142,24 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def recipe_of(encoder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Recipe]:
+    """The recipe of a run of a few steps over the reviews, with overrides; the cache is its own."""
+    from bertcli.recipe.load import load_recipe
+
+    monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
+
+    def build(*overrides: str) -> Recipe:
+        path = Path("small.yaml")
+        path.write_text(
+            f"task: {{files: {{train: {reviews}}}, text_columns: [text], labels: [negative, positive]}}\n"
+            f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\n"
+            "training: {epochs: 2, global_batch_size: 7, learning_rate: 1e-2, seed: 1}\n"
+            "hardware: {log_every_steps: 1}\n",
+            "utf-8",
+        )
+        return load_recipe(str(path), overrides)
+
+    return build

@@ -91,3 +91,12 @@ def test_files_and_functions_stay_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.name}"
+
+
+def test_tests_stand_at_the_path_of_what_they_test() -> None:
+    tests = Path(__file__).parent
+    for path in sorted(tests.glob("*/test_*.py")):
+        folder = PACKAGE / path.parent.name
+        if folder.is_dir():
+            modules = [module.stem for module in folder.glob("*.py")]
+            assert any(path.stem.removeprefix("test_").startswith(module) for module in modules), path
