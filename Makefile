@@ -1,4 +1,4 @@
-# bertcli: `make demo` shows it at work, `make test` proves it, `make check` is for before a commit.
+# bertcli: `make demo` runs an example, `make test` runs the tests, `make check` is for use before a commit.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-install: $(STAMP)  ## make .venv with exact versions
+install: $(STAMP)  ## create .venv with pinned versions
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,13 +20,13 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 DEMO := runs/demo
-FEW := $(BIN)/bertcli finetune sample/few-labels --quiet
+FINETUNE := $(BIN)/bertcli finetune sample/few-labels --quiet
 
-demo: $(STAMP)  ## pretrain, then fine-tune with few labels from that model and from scratch; score, predict, compare
+demo: $(STAMP)  ## pretrain, fine-tune on few labels with and without pretraining; evaluate, predict, compare
 	$(BIN)/bertcli pretrain pretrain/tiny --run $(DEMO)/pretrained
-	$(FEW) model.name=$(DEMO)/pretrained --run $(DEMO)/50-labels-pretrained
-	$(FEW) --run $(DEMO)/50-labels
-	$(FEW) data.max_train_examples=500 --run $(DEMO)/500-labels
+	$(FINETUNE) model.name=$(DEMO)/pretrained --run $(DEMO)/50-labels-pretrained
+	$(FINETUNE) --run $(DEMO)/50-labels
+	$(FINETUNE) data.max_train_examples=500 --run $(DEMO)/500-labels
 	$(BIN)/bertcli eval $(DEMO)/50-labels-pretrained --split test
 	$(BIN)/bertcli predict $(DEMO)/50-labels-pretrained --text "the golden heron press hired clara ellery in april ."
 	$(BIN)/bertcli report $(DEMO)/500-labels $(DEMO)/50-labels $(DEMO)/50-labels-pretrained
@@ -36,7 +36,7 @@ MODEL ?= google-bert/bert-base-uncased
 RECIPE ?= pretrain/tiny
 KEYS ?=
 
-glue: $(STAMP)  ## all of GLUE with MODEL=…; KEYS="training.seed=[1,2,3]" lays recipe keys over it
+glue: $(STAMP)  ## all of GLUE with MODEL=…; KEYS="training.seed=[1,2,3]" overrides recipe keys
 	$(BIN)/bertcli finetune glue model.name=$(MODEL) $(KEYS)
 
 squad: $(STAMP)  ## SQuAD 1.1 and 2.0 with MODEL=…
@@ -44,14 +44,14 @@ squad: $(STAMP)  ## SQuAD 1.1 and 2.0 with MODEL=…
 	$(BIN)/bertcli finetune squad/v2 model.name=$(MODEL) $(KEYS)
 
 sentiment: $(STAMP)  ## SST-2, Rotten Tomatoes and IMDb with MODEL=…
-	$(BIN)/bertcli finetune glue/base/sst2 model.name=$(MODEL) $(KEYS)
+	$(BIN)/bertcli finetune glue/sst2 model.name=$(MODEL) $(KEYS)
 	$(BIN)/bertcli finetune sentiment/rotten-tomatoes model.name=$(MODEL) $(KEYS)
 	$(BIN)/bertcli finetune sentiment/imdb model.name=$(MODEL) $(KEYS)
 
-pretrain: $(STAMP)  ## pretrain as RECIPE=… says
+pretrain: $(STAMP)  ## pretrain from RECIPE=…
 	$(BIN)/bertcli pretrain $(RECIPE) $(KEYS)
 
-check: $(STAMP)  ## format, lint, types, fast tests
+check: $(STAMP)  ## check formatting, lint and types, run the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -61,7 +61,7 @@ format: $(STAMP)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(STAMP)  ## the fast tests: offline, two minutes
+test: $(STAMP)  ## fast tests: offline, about two minutes
 	$(BIN)/pytest -q -n auto
 
 $(VENV)/.slow: $(STAMP)
@@ -70,17 +70,17 @@ $(VENV)/.slow: $(STAMP)
 	touch $@
 
 .PHONY: slurm
-slurm:  # for tests/cluster, which are skipped without it
+slurm:  # for tests/cluster, which are skipped if it is not installed
 	-command -v slurmctld >/dev/null || apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client munge
 
-test-slow: $(STAMP) $(VENV)/.slow slurm  ## the slow tests: a real encoder, a browser, Slurm, real data where ../shared/mirror is
+test-slow: $(STAMP) $(VENV)/.slow slurm  ## slow tests: a real encoder, a browser, Slurm, and real data if ../shared/mirror exists
 	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200
 
-bench: $(STAMP)  ## this program and its peers side by side, half an hour on a quiet machine
+bench: $(STAMP)  ## benchmarks against similar tools; half an hour on an idle machine
 	$(BIN)/python -m tests.benchmarks
 
 dist: $(STAMP)  ## build the wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-clean:  ## remove what can be made again, never a run
+clean:  ## remove build artifacts; runs are kept
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: everything on stderr, so that stdout stays for results.
+"""Messages and progress on stderr; stdout is reserved for results.
 
-On a terminal a Rich progress bar; elsewhere (logs, batch jobs) plain lines, of work that takes longer than moments.
+A terminal gets a Rich progress bar. Elsewhere (logs, batch jobs) longer work prints a plain line every few seconds.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import TypeVar
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SECONDS_BETWEEN_LINES = 10.0
-ROWS_SHOWN = 5
+LOG_INTERVAL_SECONDS = 10.0
+MAX_ROWS_SHOWN = 5
 LOADING = "loading the libraries"
-STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSAFE_CHARS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Item = TypeVar("Item")
 
 
 class Display:
-    """A moving display of one piece of work; `advance` is cheap enough to call at every step.
+    """Progress of one piece of work; `advance` is cheap enough to call at every step.
 
-    Without a `total` only what is done is counted.
+    Without a `total`, only the number of completed units is shown.
     """
 
     def __init__(self, console: Console, title: str, total: int | None, bar: Progress | None):
@@ -39,81 +39,87 @@ class Display:
         self._started_at = self._line_at = time.monotonic()
 
     def start_at(self, done: int) -> None:
-        """Count `done` units as done before this display began."""
+        """Start at `done` units, which were completed earlier (a resumed run); they do not count for the time left."""
         self._done = self._start = done
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done)
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """`units` more are done; `note` replaces the words behind the bar unless it is empty."""
+        """Add `units` completed units; a non-empty `note` replaces the text next to the bar."""
         self._done += units
         if self._bar and self._task is not None:
             self._note = note or self._note
             self._bar.update(self._task, advance=units, note=self._note)
-        elif time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._line_at >= LOG_INTERVAL_SECONDS:
             self._line_at = time.monotonic()
-            words = [f"{self._title} {self._done}", note]
+            parts = [f"{self._title} {self._done}", note]
             if self._total is not None:
-                words[0] += f"/{self._total}"
+                parts[0] += f"/{self._total}"
                 rate = (self._done - self._start) / (self._line_at - self._started_at)
-                words.append(f"{format_seconds((self._total - self._done) / rate if rate else 0.0)} left")
-            self._console.say("  ".join(word for word in words if word))
+                parts.append(f"{format_seconds((self._total - self._done) / rate if rate else 0.0)} left")
+            self._console.say("  ".join(part for part in parts if part))
 
-    def counted(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, each counted as it passes."""
+    def track(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield `items`, advancing by one for each."""
         for item in items:
             self.advance()
             yield item
 
-    def count(self, words: str) -> Callable[[int], None]:
-        """What counts, behind the bar, the units of something that happens between those of the display."""
+    def nested_counter(self, title: str) -> Callable[[int], None]:
+        """A callback that adds up units of a nested task, such as an evaluation during training, in the note."""
         done = 0
 
         def advance(units: int) -> None:
             nonlocal done
             done += units
-            self.advance(0, f"{words} {done}")
+            self.advance(0, f"{title} {done}")
 
         return advance
 
 
 class Console:
-    """Words for people. `quiet` keeps only warnings and errors, `mute` nothing (all processes but the first)."""
+    """Prints messages. `quiet` shows only warnings and errors; `mute` nothing (every process but the first)."""
 
     def __init__(self, *, quiet: bool = False, mute: bool = False):
         self.quiet, self._mute = quiet or mute, mute
         self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """A line for people; nothing in it is taken as markup."""
+        """Print a line; Rich markup in it is not interpreted."""
         if not self.quiet:
-            self._rich.print(harmless(text), markup=False)
+            self._rich.print(escape_control(text), markup=False)
 
     def warn(self, text: str) -> None:
-        """A line that even `quiet` shows."""
+        """Print a warning, even if `quiet`."""
         if self._mute:
             return
-        self._rich.print(f"warning: {harmless(text)}", markup=False, style="yellow")
+        self._rich.print(f"warning: {escape_control(text)}", markup=False, style="yellow")
 
-    def warn_of_rows(self, notes: Iterable[tuple[int, str]], *, first_row: int = 0, where: str = "rows") -> None:
-        """One warning for each thing that happened to some rows, which are numbered from 0 in `notes`."""
-        by_words: dict[str, list[int]] = {}
-        for row, words in notes:
-            by_words.setdefault(words, []).append(first_row + row + 1)
-        for words, rows in by_words.items():
-            some = ", ".join(map(str, rows[:ROWS_SHOWN])) + (", …" if len(rows) > ROWS_SHOWN else "")
-            self.warn(f"{where} {some} ({len(rows)}): {words}")
+    def warn_about_rows(self, notes: Iterable[tuple[int, str]], *, first_row: int = 0, where: str = "rows") -> None:
+        """Print one warning per distinct message, with the rows it is about.
+
+        Args:
+            notes: (row, message); rows count from 0, printed row numbers from 1.
+            first_row: number of rows before the first of these.
+            where: what the rows are called in the warning.
+        """
+        by_message: dict[str, list[int]] = {}
+        for row, message in notes:
+            by_message.setdefault(message, []).append(first_row + row + 1)
+        for message, rows in by_message.items():
+            listed = ", ".join(map(str, rows[:MAX_ROWS_SHOWN])) + (", …" if len(rows) > MAX_ROWS_SHOWN else "")
+            self.warn(f"{where} {listed} ({len(rows)}): {message}")
 
     @contextmanager
-    def waiting(self, words: str) -> Iterator[None]:
-        """Say what is being waited for while inside, of work that cannot be counted; in a log, once it takes long."""
+    def waiting(self, message: str) -> Iterator[None]:
+        """Show `message` during work without countable units; a log gets it only if the work takes a while."""
         if self.quiet:
             yield
         elif self._rich.is_terminal:
-            with self._rich.status(words):
+            with self._rich.status(message):
                 yield
         else:
-            timer = Timer(SECONDS_BETWEEN_LINES, self.say, [f"{words} …"])
+            timer = Timer(LOG_INTERVAL_SECONDS, self.say, [f"{message} …"])
             timer.daemon = True
             timer.start()
             try:
@@ -123,7 +129,7 @@ class Console:
 
     @contextmanager
     def display(self, title: str, total: int | None = None) -> Iterator[Display]:
-        """Show the progress of `total` units of work, or of as many as come, while inside."""
+        """Show the progress of `total` units of work; None if the total is not known."""
         if self.quiet or not self._rich.is_terminal:
             yield Display(self, title, total, None)
             return
@@ -134,23 +140,23 @@ class Console:
             yield Display(self, title, total, bar)
 
 
-def harmless(text: str) -> str:
-    """`text`, with what steers a terminal (escapes, marks of direction) or is half a character spelt out.
+def escape_control(text: str) -> str:
+    """Replace control characters, bidirectional marks and lone surrogates with `\\uXXXX` escapes.
 
-    JSON still means the same.
+    Nothing a file contains can then drive the terminal; the value of JSON text does not change.
     """
-    return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return UNSAFE_CHARS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def format_seconds(seconds: float) -> str:
-    """`75` → `1m15s`."""
+    """Format a duration: `75` → `1m15s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 def format_size(num_bytes: float) -> str:
-    """`1500000` → `1.5 MB`."""
+    """Format a number of bytes: `1500000` → `1.5 MB`."""
     for unit in ("B", "kB", "MB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -159,9 +165,9 @@ def format_size(num_bytes: float) -> str:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that reads well as plain text and as Markdown."""
-    rows = [[harmless(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(len(row[at]) for row in (header, *rows)) for at in range(len(header))]
+    """Format a table as aligned Markdown, readable as plain text too."""
+    rows = [[escape_control(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
@@ -169,19 +175,19 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_result(text: str) -> None:
-    """The result itself, on stdout, by the first process alone."""
+    """Print a result to stdout, from the first process only."""
     if os.environ.get("RANK", "0") != "0":
         return
-    with reader_may_leave():
-        sys.stdout.write(harmless(text) + "\n")
+    with ignore_broken_pipe():
+        sys.stdout.write(escape_control(text) + "\n")
         sys.stdout.flush()
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """End what is inside quietly when the reader of stdout goes away (`| head`)."""
+def ignore_broken_pipe() -> Iterator[None]:
+    """End the block silently if the reader of stdout closes the pipe (`| head`)."""
     try:
         yield
     except BrokenPipeError:
-        # Python flushes stdout once more at its end: let that go nowhere.
+        # Python flushes stdout again at exit: send that to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,10 @@
-"""What can go wrong, as a small tree; each kind knows the exit code it ends the program with.
+"""Exceptions, by kind of failure; each class has the exit code of the program.
 
-A message names what was found, what was expected and what to do about it. The command line prints it and
-nothing else; `--debug` adds the traceback.
+A message names what was found, what was expected and how to fix it. The command line prints only the message; `--debug`
+adds the traceback.
 
-Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · 130 stopped by Ctrl-C · 143 stopped by SIGTERM · 85 stopped
-by SIGUSR1, which batch systems send ahead of the end of a job's time: put it in the queue again.
+Exit codes: 0 success · 1 failure · 2 invalid usage or recipe · 130 interrupted by Ctrl-C · 143 by SIGTERM · 85 by
+SIGUSR1, which batch systems send shortly before a job's time limit: requeue the job.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import difflib
 import signal
 from collections.abc import Iterable
 
-REQUEUE = 85
+REQUEUE_EXIT_CODE = 85
 
 
 class BertcliError(Exception):
-    """Anything a person can mend. The message holds the cure."""
+    """Base class of errors that a user can fix; the message says how."""
 
     exit_code = 1
 
 
 class UsageError(BertcliError):
-    """The command line asks for something that cannot be."""
+    """Invalid command-line arguments."""
 
     exit_code = 2
 
 
 class RecipeError(BertcliError):
-    """A recipe that cannot be used; `problems` holds every mistake found, each with its place."""
+    """An invalid recipe; `problems` lists every problem with its location."""
 
     exit_code = 2
 
@@ -39,49 +39,49 @@ class RecipeError(BertcliError):
 
 
 class DataError(BertcliError):
-    """Data that are missing, unreadable or not what the task row says."""
+    """Data that is missing, unreadable or does not match the task."""
 
 
 class ModelError(BertcliError):
-    """A model that is missing, unreadable or disagrees with the task."""
+    """A model that is missing, unreadable or does not match the task."""
 
 
 class HubError(BertcliError):
-    """The hub does not answer, or does not give or take what is asked of it."""
+    """The Hub is unreachable or rejects a request."""
 
 
 class RunFolderError(BertcliError):
-    """A run folder that cannot be written, or must not be."""
+    """A run folder that cannot be written or must not be overwritten."""
 
     exit_code = 2
 
 
 class DiskError(BertcliError):
-    """A disk without room, or one that has spoilt what was saved on it."""
+    """A full disk, or saved files that have been corrupted."""
 
 
 class ClusterError(BertcliError):
-    """The cluster does not take a job."""
+    """The cluster rejects a job."""
 
 
 class TrainingError(BertcliError):
-    """Training cannot go on, such as a loss that is no longer a number."""
+    """Training cannot continue, for example because of a non-finite loss."""
 
 
-class Interrupted(BertcliError):  # noqa: N818 - not an error of anything
-    """A signal asked the program to stop; what was done until then is saved."""
+class Interrupted(BertcliError):  # noqa: N818 - an interruption, not an error
+    """A signal stopped the program; progress up to that point is saved."""
 
     def __init__(self, signal_number: int, message: str):
-        self.exit_code = exit_code_of(signal_number)
+        self.exit_code = signal_exit_code(signal_number)
         super().__init__(message)
 
 
-def exit_code_of(signal_number: int) -> int:
-    """The exit code that tells of a signal."""
-    return REQUEUE if signal_number == signal.SIGUSR1 else 128 + signal_number
+def signal_exit_code(signal_number: int) -> int:
+    """Return the exit code for a program stopped by a signal."""
+    return REQUEUE_EXIT_CODE if signal_number == signal.SIGUSR1 else 128 + signal_number
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean X or Y?` for the known names nearest to `name`, or nothing if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return ` Did you mean X or Y?` with the candidates closest to `name`, or an empty string if none is close."""
+    matches = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""

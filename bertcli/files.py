@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all. Manifests that detect corruption."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ MEGABYTE = 1 << 20
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` so that the file is there whole or not at all."""
-    write_parts(path, (text,))
+    """Write `text` to `path` atomically."""
+    write_chunks(path, (text,))
 
 
-def write_parts(path: Path, parts: Iterable[str]) -> None:
-    """Write texts one after the other to `path`, as they come, so that the file is there whole or not at all."""
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_chunks(path: Path, chunks: Iterable[str]) -> None:
+    """Stream `chunks` of text to `path` atomically."""
+    descriptor, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(parts)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+        os.chmod(tmp, 0o644)
+        os.replace(tmp, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        Path(tmp).unlink(missing_ok=True)
         raise
 
 
-def flush(*paths: Path) -> None:
-    """Wait until files (and the names in folders) are on the disk, so that they outlast a loss of power."""
+def fsync(*paths: Path) -> None:
+    """Flush files, and the entries of folders, to disk so that they survive a power loss."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -50,90 +50,89 @@ def flush(*paths: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path` as readable JSON, whole or not at all."""
+    """Write `content` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
-    """A folder to fill: it is at `path` once the block has ended well, and nowhere otherwise.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; it is moved to `path` on success and removed on error.
 
     Raises:
-        UsageError: something is at `path` already, or it cannot be made.
+        UsageError: `path` already exists, or cannot be created.
     """
     if path.exists():
-        raise UsageError(f"{path} exists already; name another --output or remove it")
+        raise UsageError(f"{path} already exists; choose another --output or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     try:
-        yield aside
-        aside.chmod(0o755)  # as any folder, no longer for its maker alone
-        aside.rename(path)
+        yield tmp
+        tmp.chmod(0o755)  # mkdtemp creates it readable by its owner only
+        tmp.rename(path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
-def replace_folder(made: Path, target: Path) -> None:
-    """Put the finished folder `made` where `target` is; the earlier `target` goes away only then."""
-    old = _old(target)
+def replace_folder(source: Path, target: Path) -> None:
+    """Move the complete folder `source` to `target`; a previous `target` is removed only after that."""
+    old = _backup_path(target)
     restore_folder(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    made.rename(target)
+    source.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def restore_folder(target: Path) -> None:
-    """If a replacing of `target` was cut off in the middle, put back what was there before."""
-    if not target.exists() and _old(target).is_dir():
-        _old(target).rename(target)
+    """Put the previous `target` back if `replace_folder` was interrupted."""
+    if not target.exists() and _backup_path(target).is_dir():
+        _backup_path(target).rename(target)
 
 
-def _old(target: Path) -> Path:
+def _backup_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
 def open_new(path: Path) -> IO[str]:
-    """A file that was not there before, for UTF-8 text.
+    """Create a text file (UTF-8), never overwriting an existing one.
 
     Raises:
-        UsageError: it is there, or cannot be made.
+        UsageError: it already exists, or cannot be created.
     """
     try:
         return path.open("x", encoding="utf-8", newline="")
     except FileExistsError as error:
-        raise UsageError(f"{path} exists already; name another --output or remove it") from error
+        raise UsageError(f"{path} already exists; choose another --output or remove it") from error
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_manifest(folder: Path, first_megabytes: int | None = None) -> None:
-    """Write down in `folder` which files it holds.
+    """Write `manifest.json`, the size and hash of each file in `folder`, into it.
 
     Args:
-        first_megabytes: how much of each file to hash, from its beginning; None: all.
+        first_megabytes: hash only this many megabytes at the start of each file; None hashes all of it.
     """
-    files = sorted(folder.iterdir())
-    described = {path.name: _described(path, first_megabytes) for path in files}
-    (folder / MANIFEST).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    manifest = {path.name: _fingerprint(path, first_megabytes) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
 
 
-def damage_of(folder: Path, first_megabytes: int | None = None) -> str | None:
-    """What in `folder` is not as its manifest (written with the same `first_megabytes`) says; None if all is."""
+def manifest_problem(folder: Path, first_megabytes: int | None = None) -> str | None:
+    """The first mismatch of `folder` with its manifest (written with the same `first_megabytes`); None if intact."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if not manifest:
-            return f"{MANIFEST} names no file"
-        for name, written in manifest.items():
+            return f"{MANIFEST} lists no files"
+        for name, expected in manifest.items():
             size = (folder / name).stat().st_size
-            if size != written["bytes"]:
-                return f"{name} has {size} bytes where {written['bytes']} were written"
-            if _described(folder / name, first_megabytes) != written:
-                return f"{name} has other contents than were written"
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes, expected {expected['bytes']}"
+            if _fingerprint(folder / name, first_megabytes) != expected:
+                return f"the hash of {name} does not match"
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -141,9 +140,9 @@ def damage_of(folder: Path, first_megabytes: int | None = None) -> str | None:
     return None
 
 
-def _described(path: Path, first_megabytes: int | None) -> dict[str, Any]:
+def _fingerprint(path: Path, first_megabytes: int | None) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        for part in islice(iter(lambda: file.read(MEGABYTE), b""), first_megabytes):
-            digest.update(part)
+        for chunk in islice(iter(lambda: file.read(MEGABYTE), b""), first_megabytes):
+            digest.update(chunk)
     return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}

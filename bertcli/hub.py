@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what it lists, what comes from it and goes to it, and what is said when it does not answer."""
+"""The Hugging Face Hub: list, download and upload repositories, with its errors translated into `HubError`."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from typing import Any, Literal
 from bertcli.errors import HubError, UsageError
 
 Kind = Literal["models", "datasets"]
-SINGULAR = {"models": "model", "datasets": "dataset"}
-BYTES_AT_ONCE = 1 << 20
+REPO_TYPES = {"models": "model", "datasets": "dataset"}
+HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file as the hub lists it."""
+    """A file of a repository, as the Hub lists it."""
 
     path: str
     size: int  # bytes
-    sha256: str | None  # of large files
-    blob_id: str | None  # of the others: git's SHA-1
+    sha256: str | None  # of LFS files
+    blob_id: str | None  # of other files: git's SHA-1
 
-    def is_whole(self, path: Path) -> bool:
-        """Whether the file at `path` is this one, to the last byte."""
+    def matches(self, path: Path) -> bool:
+        """Whether the local file at `path` has the listed size and checksum."""
         if not path.is_file() or path.stat().st_size != self.size:
             return False
         expected = self.sha256 or self.blob_id
         if expected is None:
             return True
-        state = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        digest = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
         with path.open("rb") as file:
-            while part := file.read(BYTES_AT_ONCE):
-                state.update(part)
-        return state.hexdigest() == expected
+            while chunk := file.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest() == expected
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A model or data set on the hub, at one revision."""
+    """A model or dataset repository on the Hub, at one revision."""
 
     kind: Kind
     name: str
     revision: str
     files: tuple[HubFile, ...]
-    card: Mapping[str, Any]  # the metadata of its README
+    card: Mapping[str, Any]  # the metadata in its README
 
 
 def is_cached(kind: Kind, name: str) -> bool:
-    """Whether the Hugging Face cache of this machine has something of a model or data set."""
+    """Whether the local Hugging Face cache has an entry for a model or dataset."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
@@ -60,109 +60,113 @@ def is_cached(kind: Kind, name: str) -> bool:
 
     try:
         validate_repo_id(name)
-    except HFValidationError:  # the path of a folder that is not there yet
+    except HFValidationError:  # the path of a folder that does not exist yet
         return False
-    return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=SINGULAR[kind])).is_dir()
+    return Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=REPO_TYPES[kind])).is_dir()
 
 
 def list_repository(kind: Kind, name: str, revision: str | None = None) -> Repository:
-    """What the hub has of a model or data set.
+    """List the files and metadata of a model or dataset on the Hub.
 
     Raises:
-        UsageError: the hub has no such names.
-        HubError: there is no such thing, it is not for everybody, or the hub does not answer.
+        UsageError: `name` is not a valid repository name.
+        HubError: the repository does not exist or needs authorization, or the Hub is unreachable.
     """
     from huggingface_hub import HfApi
 
     check_name(name)
-    with telling_of_the_hub(f"{SINGULAR[kind]} {name}"):
-        ask = HfApi().model_info if kind == "models" else HfApi().dataset_info
-        info: Any = ask(name, revision=revision, files_metadata=True)
+    with translate_hub_errors(f"{REPO_TYPES[kind]} {name}"):
+        get_info = HfApi().model_info if kind == "models" else HfApi().dataset_info
+        info: Any = get_info(name, revision=revision, files_metadata=True)
     files = []
     for file in info.siblings or ():
         if PurePosixPath(file.rfilename).is_absolute() or ".." in PurePosixPath(file.rfilename).parts:
-            raise HubError(f"{name} lists the file {file.rfilename!r}, which would not stay in its folder")
+            raise HubError(f"{name} lists the file {file.rfilename!r}, which is outside its folder")
         sha256, blob_id = (file.lfs.sha256, None) if file.lfs else (None, file.blob_id)
         files.append(HubFile(file.rfilename, file.size or 0, sha256, blob_id))
     return Repository(kind, name, info.sha, tuple(files), info.card_data.to_dict() if info.card_data else {})
 
 
 def download(repository: Repository, files: Sequence[HubFile], folder: Path, *, quiet: bool) -> None:
-    """Fetch some files of a repository into `folder`; what was broken off there goes on.
+    """Download files of a repository into `folder`, resuming partial downloads.
 
     Raises:
-        HubError: the hub does not give them.
+        HubError: the download fails.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    had_bars = not are_progress_bars_disabled()
+    had_progress_bars = not are_progress_bars_disabled()
     if quiet:
         disable_progress_bars()
     try:
-        with telling_of_the_hub(f"{SINGULAR[repository.kind]} {repository.name}"):
+        with translate_hub_errors(f"{REPO_TYPES[repository.kind]} {repository.name}"):
             snapshot_download(
                 repository.name,
-                repo_type=SINGULAR[repository.kind],
+                repo_type=REPO_TYPES[repository.kind],
                 revision=repository.revision,
                 local_dir=folder,
                 allow_patterns=[glob.escape(file.path) for file in files],
             )
     finally:
-        if quiet and had_bars:
+        if quiet and had_progress_bars:
             enable_progress_bars()
 
 
 def check_name(name: str) -> None:
-    """Raise `UsageError` if the hub has no such names."""
+    """Raise `UsageError` unless `name` is a valid repository name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UsageError(f"found {name!r}, expected a name on the hub: ORGANISATION/NAME") from error
+        raise UsageError(f"found {name!r}, expected a name on the Hub: ORGANIZATION/NAME") from error
 
 
 def upload(name: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
-    """Put files (path on the hub → file, or what it holds) into the model `name`, which is made if it is not there.
+    """Upload files to the model repository `name` in one commit, creating the repository if needed.
 
-    One commit holds them all; what was there stays in the history. The token is the one of `hf auth login`.
+    Earlier files stay in the repository's history. The token is the one saved by `hf auth login`.
+
+    Args:
+        files: path in the repository → local file or content.
+        message: commit message.
 
     Returns:
-        The model's address.
+        The URL of the model.
 
     Raises:
-        HubError: nobody is logged in, or the hub does not take it.
+        HubError: there is no token, or the Hub rejects the upload.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     if get_token() is None:
-        raise HubError("nobody is logged in to the hub: make a token that may write, then `hf auth login`")
+        raise HubError("not logged in to the Hub: create a token with write access, then run `hf auth login`")
     api = HfApi()
-    with telling_of_the_hub(f"model {name}"):
-        address = api.create_repo(name, private=private or None, exist_ok=True)
+    with translate_hub_errors(f"model {name}"):
+        url = api.create_repo(name, private=private or None, exist_ok=True)
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
         api.create_commit(name, operations, commit_message=message)
-    return str(address)
+    return str(url)
 
 
 @contextmanager
-def telling_of_the_hub(what: str) -> Iterator[None]:
-    """Within the block whatever the hub's library raises becomes a `HubError` about `what`, with the cure."""
+def translate_hub_errors(subject: str) -> Iterator[None]:
+    """Turn exceptions of huggingface_hub into a `HubError` about `subject` that says how to fix it."""
     from huggingface_hub import errors
 
     try:
         yield
     except errors.GatedRepoError as error:
-        raise HubError(
-            f"the hub gives {what} to those who accept its terms on its page, then `hf auth login`"
-        ) from error
+        raise HubError(f"{subject} is gated: accept its terms on the Hub, then run `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
-        raise HubError(f"the hub has no {what}, or it is private: check the name, or `hf auth login`") from error
-    except Exception as error:  # the library raises many kinds, from the file system up to HTTP
+        raise HubError(
+            f"found no {subject} on the Hub, or it is private: check the name, or run `hf auth login`"
+        ) from error
+    except Exception as error:  # huggingface_hub raises many kinds, from OSError to HTTP errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubError(
-            f"the hub did not answer as it should for {what} ({reason.rstrip('.')}). See whether this machine has a "
-            "network and may do this; the same command goes on."
+            f"request to the Hub failed for {subject} ({reason.rstrip('.')}). Check network access and permissions, "
+            "then re-run the same command to resume."
         ) from error

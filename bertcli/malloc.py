@@ -1,32 +1,32 @@
-"""What the C library does with memory that is done with: kept for the next step, or given back to the system."""
+"""Tune glibc's malloc: keep freed memory in the process, or return it to the operating system."""
 
 from __future__ import annotations
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-LARGEST_INT = 2**31 - 1
-BYTES_TAKEN_AT_ONCE = 2**28
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
+MAX_INT = 2**31 - 1
+TOP_PAD_BYTES = 2**28
 
 
-def keep_memory() -> None:
-    """Let this process keep the memory of tensors it is done with.
+def retain_freed_memory() -> None:
+    """Keep the memory of freed tensors in this process.
 
-    Each training step makes and drops the same hundreds of megabytes. Given back to the system in between, every page
-    of them is cleared and mapped anew, which takes a tenth of a step.
+    Each training step allocates and frees the same hundreds of megabytes. If they went back to the operating system in
+    between, it would have to clear and map every page again, which takes a tenth of a step.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # of glibc
+    if hasattr(libc, "mallopt"):  # glibc only
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
-        libc.mallopt(M_TOP_PAD, BYTES_TAKEN_AT_ONCE)
+        libc.mallopt(M_TRIM_THRESHOLD, MAX_INT)
+        libc.mallopt(M_TOP_PAD, TOP_PAD_BYTES)
 
 
-def give_back_memory() -> None:
-    """Give the system all that this process no longer uses.
+def trim_memory() -> None:
+    """Return all memory that this process no longer uses to the operating system.
 
-    What several threads made and another one dropped would stay with the process, more of it each time.
+    Otherwise memory that is allocated by several threads and freed by another one stays with the process and adds up.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # of glibc
+    if hasattr(libc, "malloc_trim"):  # glibc only
         libc.malloc_trim(0)

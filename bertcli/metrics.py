@@ -1,7 +1,8 @@
-"""Name → metric. Bundled `evaluate.Metric` classes, because `evaluate.load` by name needs a network.
+"""Metrics by name, as bundled `evaluate.Metric` classes (`evaluate.load` by name needs a network).
 
-The arithmetic is scikit-learn's, SciPy's and seqeval's. All are such that higher is better. Shapes: N answers,
-C classes.
+scikit-learn, SciPy and seqeval do the arithmetic. For every metric, higher is better.
+
+Shapes: N predictions, C classes.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ import numpy as np
 from datasets import Features, List, Value
 
 from bertcli.errors import DataError, did_you_mean
-from bertcli.tasks.tags import in_iobes
-from bertcli.tasks.task import DECIDING_SCORE, Task
+from bertcli.tasks.tags import to_iobes
+from bertcli.tasks.task import MAIN_SCORES, Task
 
-Score = Callable[..., float | dict[str, float]]
-"""(N answers, N right answers) → the score, or several by name."""
+ScoreFunction = Callable[..., float | dict[str, float]]
+"""(N predictions, N references) → the score, or several by name."""
 
 
-def _f1(average: str) -> Score:
-    def score(predictions: np.ndarray, references: np.ndarray, positive: int = 1) -> float:
+def _f1(average: str) -> ScoreFunction:
+    def score(predictions: np.ndarray, references: np.ndarray, pos_label: int = 1) -> float:
         from sklearn.metrics import f1_score
 
-        return f1_score(references, predictions, average=average, zero_division=0.0, pos_label=positive)
+        return f1_score(references, predictions, average=average, zero_division=0.0, pos_label=pos_label)
 
     return score
 
@@ -47,28 +48,28 @@ def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
     return matthews_corrcoef(references, predictions)
 
 
-def _correlation(kind: str) -> Score:
+def _correlation(name: str) -> ScoreFunction:
     def score(predictions: np.ndarray, references: np.ndarray) -> float:
         from scipy import stats
 
         if len(references) < 2:
-            raise DataError(f"{kind} needs two or more examples, found {len(references)}")
+            raise DataError(f"{name} needs at least two examples, found {len(references)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.ConstantInputWarning)
-            correlation = getattr(stats, kind)(predictions, references).statistic
-        # Undefined for a constant answer; an uninformative answer scores 0, as Matthews' does.
+            correlation = getattr(stats, name)(predictions, references).statistic
+        # Undefined for constant predictions; score them 0, as Matthews correlation does.
         return 0.0 if np.isnan(correlation) else correlation
 
     return score
 
 
 def _seqeval(predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of whole entities as conlleval counts them, and the accuracy of the single tags."""
+    """Entity-level precision, recall and F1 as in conlleval, and token-level accuracy."""
     from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support
 
-    predictions, references = ([in_iobes(row) for row in rows] for rows in (predictions, references))
+    predictions, references = ([to_iobes(row) for row in rows] for rows in (predictions, references))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a kind of entity that is never there, a tag without B- or I-
+        warnings.simplefilter("ignore")  # an entity type without examples, a tag without B- or I-
         precision, recall, f1, _ = precision_recall_fscore_support(
             references, predictions, average="micro", zero_division=0
         )
@@ -77,97 +78,99 @@ def _seqeval(predictions: list[list[str]], references: list[list[str]]) -> dict[
 
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalize(text: str) -> str:
-    """Lower case, without ASCII punctuation, articles and spare white space."""
+def normalize_answer(text: str) -> str:
+    """Lowercase, and remove ASCII punctuation, articles and extra whitespace, as the SQuAD script does."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
 def exact_match(answer: str, gold: str) -> float:
-    """1 if both are the same once normalised, else 0."""
-    return float(normalize(answer) == normalize(gold))
+    """1 if both are equal after normalization, else 0."""
+    return float(normalize_answer(answer) == normalize_answer(gold))
 
 
-def f1_of_words(answer: str, gold: str) -> float:
-    """Harmonic mean of the shares of words the two have in common; 1.1's rule: nothing in common, or no word, is 0."""
-    answer_words, gold_words = normalize(answer).split(), normalize(gold).split()
-    shared = sum((Counter(answer_words) & Counter(gold_words)).values())
-    if shared == 0:
+def token_f1(answer: str, gold: str) -> float:
+    """Token-level F1 by the rules of SQuAD 1.1: 0 if no token is shared or either answer is empty."""
+    answer_tokens, gold_tokens = normalize_answer(answer).split(), normalize_answer(gold).split()
+    num_shared = sum((Counter(answer_tokens) & Counter(gold_tokens)).values())
+    if num_shared == 0:
         return 0.0
-    precision, recall = shared / len(answer_words), shared / len(gold_words)
+    precision, recall = num_shared / len(answer_tokens), num_shared / len(gold_tokens)
     return 2 * precision * recall / (precision + recall)
 
 
-def f1_or_nothing(answer: str, gold: str) -> float:
-    """2.0's rule: where one has no word, 1 if the other has none either."""
-    if not normalize(answer).split() or not normalize(gold).split():
-        return float(normalize(answer).split() == normalize(gold).split())
-    return f1_of_words(answer, gold)
+def token_f1_v2(answer: str, gold: str) -> float:
+    """Token-level F1 by the rules of SQuAD 2.0: if either answer is empty, 1 if both are, else 0."""
+    if not normalize_answer(answer).split() or not normalize_answer(gold).split():
+        return float(normalize_answer(answer).split() == normalize_answer(gold).split())
+    return token_f1(answer, gold)
 
 
 def score_squad(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`exact_match` and `f1` as version 1.1 counts them: the best of each question's right answers."""
+    """SQuAD 1.1 `exact_match` and `f1` in percent: the maximum over each question's gold answers."""
     texts = [answer["text"] for answer in predictions]
     golds = [list(answers) or [""] for answers in references]
     return {
-        "exact_match": float(100 * _best_of(exact_match, texts, golds).mean()),
-        "f1": float(100 * _best_of(f1_of_words, texts, golds).mean()),
+        "exact_match": float(100 * _max_over_golds(exact_match, texts, golds).mean()),
+        "f1": float(100 * _max_over_golds(token_f1, texts, golds).mean()),
     }
 
 
 def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The scores of version 2.0, under the names of its script.
+    """SQuAD 2.0 scores in percent, under the names of the official script.
 
-    `exact` and `f1` are of the answers as given. `best_exact` and `best_f1` are what the best threshold for
-    `no answer` would reach on these very questions, and `…_thresh` those thresholds: chosen with the right answers
-    in sight, they are no result but advice for the recipe.
+    `exact` and `f1` score the answers as predicted. `best_exact` and `best_f1` are the scores at the best no-answer
+    threshold for these questions, `…_thresh`. Those thresholds are tuned on the gold answers: use them to choose one
+    for the recipe, do not report the scores.
     """
-    # An answer that normalises to nothing is no answer.
-    golds = [[answer for answer in answers if normalize(answer)] or [""] for answers in references]
+    # A gold answer that is empty after normalization does not count as an answer.
+    golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
     has_answer = np.array([answers != [""] for answers in golds])
     texts = [answer["text"] for answer in predictions]
-    by_kind = {"exact": exact_match, "f1": f1_or_nothing}
-    values = {name: 100 * _best_of(rule, texts, golds) for name, rule in by_kind.items()}
+    rules = {"exact": exact_match, "f1": token_f1_v2}
+    values = {name: 100 * _max_over_golds(rule, texts, golds) for name, rule in rules.items()}
     scores = {name: float(value.mean()) for name, value in values.items()}
-    for group, chosen in (("HasAns", has_answer), ("NoAns", ~has_answer)):
-        if chosen.any():
-            scores |= {f"{group}_{name}": float(value[chosen].mean()) for name, value in values.items()}
+    for group, mask in (("HasAns", has_answer), ("NoAns", ~has_answer)):
+        if mask.any():
+            scores |= {f"{group}_{name}": float(value[mask].mean()) for name, value in values.items()}
     spans = [answer["best_text"] for answer in predictions]
     null_odds = np.array([answer["null_odds"] for answer in predictions])
-    for name, rule in by_kind.items():
-        value, threshold = best_threshold(_best_of(rule, spans, golds), spans, null_odds, has_answer)
+    for name, rule in rules.items():
+        value, threshold = best_no_answer_threshold(_max_over_golds(rule, spans, golds), spans, null_odds, has_answer)
         scores |= {f"best_{name}": value, f"best_{name}_thresh": threshold}
     return scores
 
 
-def best_threshold(
+def best_no_answer_threshold(
     scores: np.ndarray, answers: Sequence[str], null_odds: np.ndarray, has_answer: np.ndarray
 ) -> tuple[float, float]:
-    """The best score in percent over all thresholds, and the threshold: odds above it mean `no answer`.
+    """The best score, in percent, over all no-answer thresholds, and that threshold.
+
+    Null odds above the threshold mean "no answer".
 
     Args:
-        scores: [N] of each answer if it is given.
+        scores: [N], the score of each best span.
         answers: N best spans.
-        null_odds: [N]
-        has_answer: [N] whether the question has an answer.
+        null_odds: [N], log odds of "no answer".
+        has_answer: [N], whether the question has an answer.
     """
     order = np.argsort(null_odds, kind="stable")
-    # Giving an answer where there is none loses the point that silence would have won.
+    # Answering an unanswerable question loses the point that "no answer" would have scored.
     gains = np.where(has_answer, scores, [-1.0 if answer else 0.0 for answer in answers])[order]
     totals = (~has_answer).sum() + np.concatenate(([0.0], np.cumsum(gains)))
     best = int(totals.argmax())
     return float(100 * totals[best] / len(scores)), float(null_odds[order[best - 1]]) if best else 0.0
 
 
-def _best_of(rule: Callable[[str, str], float], texts: Sequence[str], golds: Sequence[Sequence[str]]) -> np.ndarray:
+def _max_over_golds(
+    rule: Callable[[str, str], float], texts: Sequence[str], golds: Sequence[Sequence[str]]
+) -> np.ndarray:
     return np.array([max(rule(text, gold) for gold in answers) for text, answers in zip(texts, golds, strict=True)])
 
 
-SCORES: dict[str, tuple[Score, str]] = {
+METRICS: dict[str, tuple[ScoreFunction, str]] = {  # name → function, answer kinds it applies to
     "accuracy": (_accuracy, "single_label multiple_choice"),
     "f1": (_f1("binary"), "single_label"),
     "f1_macro": (_f1("macro"), "single_label multi_label"),
@@ -181,106 +184,103 @@ SCORES: dict[str, tuple[Score, str]] = {
     "squad_v2": (score_squad_v2, "question_answering"),
 }
 
-
-GIVEN = {  # names of the scores of metrics that give several
+SCORE_NAMES = {  # of the metrics that return several scores
     "seqeval": ("precision", "recall", "f1", "accuracy"),
     "squad": ("exact_match", "f1"),
     "squad_v2": ("exact", "f1", "best_exact", "best_f1"),
 }
 
+SPAN_FEATURES = {"text": Value("string"), "best_text": Value("string"), "null_odds": Value("float64")}
 
-SPAN = {"text": Value("string"), "best_text": Value("string"), "null_odds": Value("float64")}
-
-
-FORMS: dict[str, tuple[Any, Any]] = {  # kind of answer → form of an answer, form of a right answer
+METRIC_FEATURES: dict[str, tuple[Any, Any]] = {  # answer kind → features of predictions and of references
     "single_label": (Value("int64"), Value("int64")),
     "multiple_choice": (Value("int64"), Value("int64")),
     "multi_label": (List(Value("float32")), List(Value("float32"))),
     "regression": (Value("float64"), Value("float64")),
     "token_classification": (List(Value("string")), List(Value("string"))),
-    "question_answering": (SPAN, List(Value("string"))),
+    "question_answering": (SPAN_FEATURES, List(Value("string"))),
 }
 
 
 class BundledMetric(evaluate.Metric):
-    """One of `SCORES` behind the `evaluate` interface: `compute(predictions=…, references=…)`."""
+    """One of `METRICS` with the `evaluate` interface: `compute(predictions=…, references=…)`."""
 
-    def __init__(self, name: str, kind: str):
-        self._score_name, self._kind = name, kind
+    def __init__(self, name: str, answer_kind: str):
+        self._score_name, self._answer_kind = name, answer_kind
         super().__init__(config_name=name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
-        answer, right = FORMS[self._kind]
+        prediction, reference = METRIC_FEATURES[self._answer_kind]
         return evaluate.MetricInfo(
-            description=f"{self._score_name} for {self._kind} answers",
+            description=f"{self._score_name} for {self._answer_kind} answers",
             citation="",
-            features=Features({"predictions": answer, "references": right}),
+            features=Features({"predictions": prediction, "references": reference}),
         )
 
     def _compute(self, predictions: Any, references: Any, **options: int) -> dict[str, float]:
-        score, _ = SCORES[self._score_name]
-        if self._kind not in ("token_classification", "question_answering"):
+        score_function, _ = METRICS[self._score_name]
+        if self._answer_kind not in ("token_classification", "question_answering"):
             predictions, references = np.asarray(predictions), np.asarray(references)
-        value = score(predictions, references, **options)
+        value = score_function(predictions, references, **options)
         return value if isinstance(value, dict) else {self._score_name: float(value)}
 
 
-def load_metric(name: str, kind: str) -> BundledMetric:
-    """The metric called `name` for answers of the kind `kind`.
+def load_metric(name: str, answer_kind: str) -> BundledMetric:
+    """Load a metric by name for answers of one kind.
 
     Raises:
-        DataError: there is no such metric, or it does not fit this kind of answer.
+        DataError: the metric does not exist, or does not apply to this kind of answer.
     """
-    fitting = [known for known, (_, kinds) in SCORES.items() if kind in kinds.split()]
-    if name not in fitting:
-        cure = did_you_mean(name, fitting)
-        raise DataError(f"found metric {name!r}, expected one that fits {kind}: {', '.join(fitting)}.{cure}")
-    return BundledMetric(name, kind)
+    supported = [metric for metric, (_, kinds) in METRICS.items() if answer_kind in kinds.split()]
+    if name not in supported:
+        hint = did_you_mean(name, supported)
+        raise DataError(f"found metric {name!r}, expected one for {answer_kind}: {', '.join(supported)}.{hint}")
+    return BundledMetric(name, answer_kind)
 
 
-def check_number_of_labels(task: Task) -> None:
-    """Refuse the F1 of the second label where there are more than two.
+def check_binary_f1(task: Task) -> None:
+    """Reject the binary metric `f1` for a task with more than two labels.
 
     Raises:
-        DataError: with the metrics to take instead.
+        DataError: names the metrics to use instead.
     """
     if "f1" in task.metric_names and task.answer_kind == "single_label" and len(task.labels) > 2:
         raise DataError(
-            f"{task.name}: found metric f1 with {len(task.labels)} labels, expected it with two; f1_macro and f1_micro "
-            "are of any number. Set task.metrics."
+            f"{task.name}: found metric f1 with {len(task.labels)} labels, expected two. Set task.metrics to f1_macro "
+            "or f1_micro, which accept any number of labels."
         )
 
 
 def compute_metrics(
-    names: Iterable[str], kind: str, predictions: Any, references: Any, positive: int = 1
+    names: Iterable[str], answer_kind: str, predictions: Any, references: Any, pos_label: int = 1
 ) -> dict[str, float]:
-    """Each named metric's scores of N answers of a kind against the N right ones.
+    """Compute metrics by name over N predictions and references.
 
     Args:
-        positive: the number of the label that `f1` is of.
+        pos_label: id of the positive label, for `f1`.
     """
     scores: dict[str, float] = {}
     for name in names:
-        options = {"positive": positive} if name == "f1" else {}
-        scores |= load_metric(name, kind).compute(predictions=predictions, references=references, **options)
+        options = {"pos_label": pos_label} if name == "f1" else {}
+        scores |= load_metric(name, answer_kind).compute(predictions=predictions, references=references, **options)
     return scores
 
 
 def score_names(names: Iterable[str]) -> list[str]:
-    """The names of the scores that the named metrics give."""
-    return [score for name in names for score in GIVEN.get(name, (name,))]
+    """The names of the scores that these metrics return."""
+    return [score for name in names for score in SCORE_NAMES.get(name, (name,))]
 
 
 def task_score(task: Task, scores: Mapping[str, float], best_by: str | None = None) -> float:
-    """One number for what a task's scores are worth, as averages over tasks take it: a fraction.
+    """A task's score for averages over tasks, as a fraction.
 
-    If the row names several metrics, the mean of a score of each, as GLUE has it; else the score that decides.
+    For a task with several metrics it is the mean of the main score of each, as in GLUE; otherwise the primary metric.
 
     Args:
-        scores: by name; those of questions are in percent.
-        best_by: the score that decides, if it is not the row's.
+        scores: by name; question answering scores are in percent.
+        best_by: the score to use instead.
     """
-    named = [DECIDING_SCORE.get(name, name) for name in task.metrics]
-    chosen = [best_by] if best_by else named if len(named) > 1 else [task.deciding_metric]
-    value = statistics.fmean(scores[name] for name in chosen)
+    main_scores = [MAIN_SCORES.get(name, name) for name in task.metrics]
+    selected = [best_by] if best_by else main_scores if len(main_scores) > 1 else [task.primary_metric]
+    value = statistics.fmean(scores[name] for name in selected)
     return value / 100 if task.answer_kind == "question_answering" else value

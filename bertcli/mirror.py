@@ -1,4 +1,4 @@
-"""…"""
+"""Which datasets and models a recipe requires, and which of them are not available offline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, singles
+from bertcli.recipe.suite import Suite, recipes_by_name
 from bertcli.tasks import TASKS
 from bertcli.tasks.task import Task
 
@@ -19,45 +19,46 @@ AnyRecipe = Recipe | PretrainRecipe | Grid | Suite
 
 
 @dataclass(frozen=True)
-class Need:
-    """Something a recipe names that a mirror can hold."""
+class Requirement:
+    """A dataset or model that a recipe loads by its name on the Hub."""
 
     kind: Kind
     name: str
-    part: str | None  # the configuration of a data set; of a model `weights`, else its tokenizer alone
+    part: str | None  # dataset: its configuration; model: "weights", or None for the tokenizer alone
 
 
-def needs_of(recipe: AnyRecipe) -> Iterator[Need]:
-    """What a recipe names that is neither made here nor on this machine's disk."""
+def requirements(recipe: AnyRecipe) -> Iterator[Requirement]:
+    """Yield the datasets and models that a recipe loads by name, except local folders and the embedded sample."""
     if isinstance(recipe, Suite | Grid):
-        for one in singles(recipe).values():
-            yield from needs_of(one)
+        for member in recipes_by_name(recipe).values():
+            yield from requirements(member)
         return
     if isinstance(recipe, PretrainRecipe):
-        data = [(source.dataset, source.config) for source in recipe.corpus.sources]
+        datasets = [(source.dataset, source.config) for source in recipe.corpus.sources]
         tokenizer, teacher = recipe.tokenizer.name, None
     else:
-        data = [(task.dataset, task.config) for task in _tasks_of(recipe)]
+        datasets = [(task.dataset, task.config) for task in _tasks(recipe)]
         tokenizer, teacher = recipe.model.tokenizer, recipe.training.teacher
-    named: list[tuple[Kind, str | None, str | None]] = [("datasets", name, config) for name, config in data]
+    named: list[tuple[Kind, str | None, str | None]] = [("datasets", name, config) for name, config in datasets]
     named += [("models", recipe.model.name, "weights"), ("models", teacher, "weights"), ("models", tokenizer, None)]
     for kind, name, part in named:
         if name is not None and name != "sample" and not Path(name).is_dir():
-            yield Need(kind, name, part)
+            yield Requirement(kind, name, part)
 
 
-def absent(recipe: AnyRecipe, mirror: Path | None) -> list[Need]:
-    """What a recipe needs of the hub and neither the mirror nor the local cache has anything of."""
+def missing_requirements(recipe: AnyRecipe, mirror: Path | None) -> list[Requirement]:
+    """List a recipe's requirements for which neither the mirror nor the local Hugging Face cache has an entry."""
     return [
-        need
-        for need in dict.fromkeys(needs_of(recipe))
-        if not (mirror and (mirror / need.kind / need.name).is_dir()) and not is_cached(need.kind, need.name)
+        requirement
+        for requirement in dict.fromkeys(requirements(recipe))
+        if not (mirror and (mirror / requirement.kind / requirement.name).is_dir())
+        and not is_cached(requirement.kind, requirement.name)
     ]
 
 
-def _tasks_of(recipe: Recipe) -> Iterator[Task]:
-    """The recipe's task, and those that its leaderboard has the same model answer."""
+def _tasks(recipe: Recipe) -> Iterator[Task]:
+    """Yield the recipe's task, and the additional tasks that its leaderboard submission predicts."""
     task = recipe_task(recipe)
     yield task
     if task.submission:
-        yield from (TASKS[name] for name in task.submission.also)
+        yield from (TASKS[name] for name in task.submission.extra_tasks)

@@ -1,40 +1,44 @@
-"""Tiny but real things the tests share; no file of another project, no network."""
+"""Tiny but real models, data and recipes that tests share; no network."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from bertcli.console import Console
 from bertcli.recipe.schema import Recipe
 
-os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # tiny matrices lose by threads
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # threads slow tiny matrices down
 
 REPOSITORY = Path(__file__).parent.parent
 MIRROR = REPOSITORY.parent / "shared" / "mirror"
 TEXTS = ["a fine film", "a dull film", "what a lovely day", "the soup was awful", "i love the harbour", "bad train"]
+QUIET = Console(quiet=True)
 
 
-def _overwrite_beginning(path: Path) -> None:
+def _overwrite_start(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(b"}" * min(9, path.stat().st_size))
 
 
-HARMS: dict[str, Callable[[Path], object]] = {  # what may happen to a file
-    "cut short": lambda path: os.truncate(path, path.stat().st_size - 2),
+CORRUPTIONS: dict[str, Callable[[Path], object]] = {  # ways to damage a file
+    "truncated": lambda path: os.truncate(path, path.stat().st_size - 2),
     "missing": lambda path: path.unlink(),
-    "broken": _overwrite_beginning,
+    "corrupt": _overwrite_start,
 }
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _in_fp32() -> Iterator[None]:
-    """`precision: auto` is fp32 on every machine that tests run on, whatever its CPU computes."""
+    """`precision: auto` means fp32 on every test machine, even if its CPU supports bf16."""
     from bertcli.training import devices
 
     with pytest.MonkeyPatch.context() as patch:
@@ -43,16 +47,16 @@ def _in_fp32() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_precision_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An `Accelerator` that is told no precision takes that of the one before it."""
+def _fresh_accelerator_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `Accelerator` without an explicit precision would inherit that of an earlier test."""
     from accelerate.state import AcceleratorState
 
     monkeypatch.setattr(AcceleratorState, "_shared_state", {})
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test works in its own folder and sees no mirror."""
+def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs in its own working folder, without a mirror."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BERTCLI_MIRROR", raising=False)
     monkeypatch.setenv("COLUMNS", "120")
@@ -60,7 +64,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def write_csv(tmp_path: Path) -> Callable[..., Path]:
-    """Write rows to a CSV (or, by its ending, TSV) file in the test's folder."""
+    """Write rows to a CSV or TSV file (by its suffix) in the test's folder."""
 
     def write(name: str, header: list[str], rows: list[list[object]]) -> Path:
         path = tmp_path / name
@@ -75,7 +79,7 @@ def write_csv(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def reviews(write_csv: Callable[..., Path]) -> Path:
-    """A CSV file of 40 labelled texts."""
+    """A CSV file of 40 labeled texts."""
     rows = [[f"the {noun} was {word}", label] for noun in ("film", "soup", "train", "day", "book") for word, label in
             (("fine", "positive"), ("lovely", "positive"), ("good", "positive"), ("superb", "positive"),
              ("bad", "negative"), ("awful", "negative"), ("dull", "negative"), ("vile", "negative"))]  # fmt: skip
@@ -84,7 +88,7 @@ def reviews(write_csv: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved BERT encoder, 2 layers of 16, with its tokenizer and no classifier."""
+    """A saved BERT encoder (2 layers, hidden size 16) with its tokenizer and without a classifier."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -99,7 +103,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=64,
-        initializer_range=0.2,  # so narrow a model learns nothing from BERT's 0.02
+        initializer_range=0.2,  # with BERT's 0.02, such a small model does not learn
     )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("encoder")
@@ -109,14 +113,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def roberta_tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer as RoBERTa's: a space belongs to the word behind it, no segments."""
+    """A byte-level BPE tokenizer like RoBERTa's: a space belongs to the following word, no token types."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import RobertaTokenizer
 
-    learner = ByteLevelBPETokenizer()
+    trained = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    learner.train_from_iterator(TEXTS, vocab_size=300, special_tokens=special, show_progress=False)
-    state = json.loads(learner._tokenizer.to_str())["model"]
+    trained.train_from_iterator(TEXTS, vocab_size=300, special_tokens=special, show_progress=False)
+    state = json.loads(trained._tokenizer.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in state["merges"]]
     return RobertaTokenizer(vocab=state["vocab"], merges=merges, add_prefix_space=True)
 
@@ -125,10 +129,10 @@ def roberta_tokenizer() -> PreTrainedTokenizerBase:
 def tokenizer(
     request: pytest.FixtureRequest, encoder: Path, roberta_tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer of each make."""
-    from bertcli.models.from_pretrained import load_tokenizer
+    """A tokenizer of each kind."""
+    from bertcli.models.from_pretrained import ModelSource
 
-    return load_tokenizer(str(encoder), None) if request.param == "wordpiece" else roberta_tokenizer
+    return ModelSource(str(encoder)).load_tokenizer() if request.param == "wordpiece" else roberta_tokenizer
 
 
 @pytest.fixture
@@ -146,7 +150,7 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def recipe_of(encoder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Recipe]:
-    """The recipe of a run of a few steps over the reviews, with overrides; the cache is its own."""
+    """Build the recipe of a run of a few steps on the reviews, with overrides; the cache is in the test's folder."""
     from bertcli.recipe.load import load_recipe
 
     monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
@@ -163,3 +167,23 @@ def recipe_of(encoder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch, tmp
         return load_recipe(str(path), overrides)
 
     return build
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Send a signal to the next run while it computes the given optimizer step; later runs are not affected."""
+    from bertcli.training import trainer
+
+    def arm(step: int, signal_number: int = signal.SIGTERM) -> None:
+        train_steps = trainer.train_steps
+
+        def interrupted(*args: Any, **options: Any) -> Iterator[Any]:
+            monkeypatch.setattr(trainer, "train_steps", train_steps)
+            for record in train_steps(*args, **options):
+                if record.step == step:
+                    os.kill(os.getpid(), signal_number)
+                yield record
+
+        monkeypatch.setattr(trainer, "train_steps", interrupted)
+
+    return arm

@@ -1,4 +1,4 @@
-"""What is shown while something takes its time."""
+"""Progress and status lines in logs and on terminals."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from bertcli.console import Console
 
 
 @pytest.fixture(autouse=True)
-def _a_line_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+def _log_every_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOG_INTERVAL_SECONDS", 0.0)
 
 
-def test_a_log_gets_lines_with_or_without_a_note_or_a_total(capsys: pytest.CaptureFixture[str]) -> None:
+def test_display_in_a_log_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     with console.display("eval test", 10) as display:
         display.advance(4)
         display.advance(0, "waiting")
     with console.display("answers") as display:
         display.advance(3)
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("eval test 4/10  ")
-    assert told[1].startswith("eval test 4/10  waiting  ")
-    assert told[0].endswith(" left")
-    assert told[2:] == ["answers 3"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("eval test 4/10  ")
+    assert lines[1].startswith("eval test 4/10  waiting  ")
+    assert lines[0].endswith(" left")
+    assert lines[2:] == ["answers 3"]
 
 
-def test_a_log_gets_one_line_of_what_is_waited_for_long(
+def test_waiting_in_a_log_prints_one_line_if_it_takes_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Console().waiting("reading"):
@@ -38,24 +38,28 @@ def test_a_log_gets_one_line_of_what_is_waited_for_long(
     with Console(quiet=True).waiting("reading"):
         time.sleep(0.1)
     assert capsys.readouterr() == ("", "reading …\n")
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.1)
+    monkeypatch.setattr(module, "LOG_INTERVAL_SECONDS", 0.1)
     with Console().waiting("reading"):
         pass
     time.sleep(0.2)
     assert capsys.readouterr().err == ""
 
 
-def test_what_passes_is_counted_and_a_part_in_the_note(capsys: pytest.CaptureFixture[str]) -> None:
+def test_display_tracks_items_and_counts_nested_units(capsys: pytest.CaptureFixture[str]) -> None:
     with Console().display("answers") as display:
-        assert list(display.counted("ab")) == ["a", "b"]
-        tell = display.count("evaluating")
-        tell(16)
-        tell(3)
-    told = capsys.readouterr().err.splitlines()
-    assert told == ["answers 1", "answers 2", "answers 2  evaluating 16", "answers 2  evaluating 19"]
+        assert list(display.track("ab")) == ["a", "b"]
+        count = display.nested_counter("evaluating")
+        count(16)
+        count(3)
+    assert capsys.readouterr().err.splitlines() == [
+        "answers 1",
+        "answers 2",
+        "answers 2  evaluating 16",
+        "answers 2  evaluating 19",
+    ]
 
 
-def test_what_is_waited_for_is_shown_on_a_terminal(
+def test_waiting_on_a_terminal_shows_a_status(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RichConsole", lambda **options: RichConsole(**options, force_terminal=True))

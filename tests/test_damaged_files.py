@@ -1,4 +1,7 @@
-"""A damaged input for every reader: one clear message that names the file. (Checkpoints and the cache: beside them.)"""
+"""Corrupt input for every reader gives one clear message that names the file.
+
+Checkpoints and the cache are tested in their own modules.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,19 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bertcli.console import Console
 from bertcli.data.corpus_reading import read_documents
-from bertcli.data.prediction_inputs import guess_format, read_inputs
+from bertcli.data.prediction_inputs import infer_format, read_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, ModelError, RunFolderError
 from bertcli.finetuning.run import finetune
-from bertcli.models.from_pretrained import load_model, load_tokenizer
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.pretrain_schema import Source
 from bertcli.reports.comparison import read_runs
 from bertcli.runs.folder import RunOptions
 from bertcli.tasks.task import Task
 
-from .conftest import HARMS
+from .conftest import CORRUPTIONS, QUIET
 
 ROWS = [{"text": f"film {number}", "label": "ab"[number % 2]} for number in range(3000)]
 DEEP = b"[" * 100_000
@@ -48,7 +50,7 @@ DAMAGED = [
 
 
 def parquet() -> bytes:
-    """A file whose index is sound and whose rows are not."""
+    """Return a Parquet file with a valid footer and corrupt rows."""
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), "sound.parquet", use_dictionary=False)
     content = bytearray(Path("sound.parquet").read_bytes())
     content[100:3000] = (byte ^ 0x5A for byte in content[100:3000])
@@ -56,7 +58,7 @@ def parquet() -> bytes:
 
 
 @pytest.mark.parametrize(("name", "content"), DAMAGED)
-def test_of_rows_to_learn_from(name: str, content: bytes) -> None:
+def test_corrupt_training_rows(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
     task = Task.model_validate({"files": {"test": name}, "text_columns": ("text",)})
     with pytest.raises(DataError, match=name):
@@ -64,13 +66,13 @@ def test_of_rows_to_learn_from(name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), [*DAMAGED, ("a.json", LONG_NUMBER), ("a.jsonl", LONG_NUMBER)])
-def test_of_rows_to_predict_on(name: str, content: bytes) -> None:
+def test_corrupt_prediction_inputs(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
     with pytest.raises(DataError, match=name):
-        list(read_inputs(name, guess_format(name), ["text"]))
+        list(read_inputs(name, infer_format(name), ["text"]))
 
 
-def test_of_rows_in_parquet() -> None:
+def test_corrupt_parquet_rows() -> None:
     Path("a.parquet").write_bytes(parquet())
     task = Task.model_validate({"files": {"test": "a.parquet"}, "text_columns": ("text",)})
     with pytest.raises(DataError, match=r"cannot read a\.parquet: .*[Cc]orrupt"):
@@ -80,7 +82,7 @@ def test_of_rows_in_parquet() -> None:
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_of_a_data_set_in_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+def test_corrupt_dataset_in_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "mirror" / "datasets" / "some" / "set"
     folder.mkdir(parents=True)
@@ -95,39 +97,39 @@ def test_of_a_data_set_in_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["a.txt.zst", "a.jsonl.gz", "a.jsonl.zst"])
-@pytest.mark.parametrize("harm", ["cut short", "broken"])
-def test_of_documents(name: str, harm: str) -> None:
+@pytest.mark.parametrize("harm", ["truncated", "corrupt"])
+def test_corrupt_documents(name: str, harm: str) -> None:
     codec = "zstd" if name.endswith("zst") else "gzip"
     text = "".join(f"{json.dumps(row)}\n" for row in ROWS).encode()
     Path(name).write_bytes(pyarrow.compress(text, codec=codec, asbytes=True))
     assert list(read_documents(Source(files=(name,)), None))
-    HARMS[harm](Path(name))
+    CORRUPTIONS[harm](Path(name))
     with pytest.raises(DataError, match=name):
         list(read_documents(Source(files=(name,)), None))
 
 
-@pytest.mark.parametrize("harm", ["cut short", "broken"])
+@pytest.mark.parametrize("harm", ["truncated", "corrupt"])
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_of_a_model(encoder: Path, name: str, harm: str) -> None:
+def test_corrupt_model_files(encoder: Path, name: str, harm: str) -> None:
     shutil.copytree(encoder, "base")
-    HARMS[harm](Path("base", name))
-    with pytest.raises(ModelError, match=rf"in base: .*\({name} is damaged\)"):
-        _ = load_tokenizer("base", None), load_model("base", None, "AutoModel", {})
+    CORRUPTIONS[harm](Path("base", name))
+    with pytest.raises(ModelError, match=rf"in base: .*\({name} is corrupt\)"):
+        _ = ModelSource("base").load_tokenizer(), ModelSource("base").load_model("AutoModel")
 
 
-def test_of_a_history(encoder: Path) -> None:
+def test_corrupt_history(encoder: Path) -> None:
     short = [f"model.name={encoder}", "training.max_steps=3", "data.max_train_examples=64", "data.max_eval_examples=9"]
     recipe = load_recipe("sample/sentiment", [*short, "evaluation.every_steps=1", "training.seed=1"])
-    finetune(recipe, Path("run"), RunOptions(console=Console(quiet=True)))
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
     history = Path("run/eval.jsonl")
     lines = history.read_text().splitlines(keepends=True)
     for damaged in (lines[1][:20] + "\n", "3\n", "\n"):
         history.write_text(lines[0] + damaged + lines[2])
         before = history.read_bytes()
-        with pytest.raises(BertcliError, match=r"run/eval\.jsonl:2 is damaged"):
+        with pytest.raises(BertcliError, match=r"run/eval\.jsonl:2 is corrupt"):
             read_runs(["run"])
         Path("run/results.json").rename("results.json")
-        with pytest.raises(RunFolderError, match=r"run/eval\.jsonl:2 is damaged"):
-            finetune(recipe, Path("run"), RunOptions(console=Console(quiet=True)))
+        with pytest.raises(RunFolderError, match=r"run/eval\.jsonl:2 is corrupt"):
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
         assert history.read_bytes() == before
         Path("results.json").rename("run/results.json")

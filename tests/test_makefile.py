@@ -1,4 +1,4 @@
-"""Every target of the Makefile is one that `make` can go through, with commands that are understood."""
+"""Every Makefile target expands to valid commands."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from bertcli.recipe.catalogue import check_recipes
 from .conftest import REPOSITORY
 
 TARGETS = re.findall(r"^([a-z-]+):.*##", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE)
-GIVEN = ["MODEL=mine", "RECIPE=pretrain/novels", "KEYS=training.seed=7"]
+VARIABLES = ["MODEL=mine", "RECIPE=pretrain/novels", "KEYS=training.seed=7"]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
 
 
-def make(*words: str) -> list[str]:
-    done = subprocess.run(
-        ["make", "--no-print-directory", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+def make(*arguments: str) -> list[str]:
+    process = subprocess.run(
+        ["make", "--no-print-directory", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
 
 
-def test_help_lists_the_targets() -> None:
+def test_make_help_lists_all_targets() -> None:
     assert [line.split()[0] for line in make("help")] == TARGETS
     assert {"install", "demo", "test", "dist", "clean"} <= set(TARGETS)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_target_is_made_of_commands_that_are_understood(target: str) -> None:
-    lines = make("--dry-run", target, *GIVEN)
+def test_make_target_runs_valid_commands(target: str) -> None:
+    lines = make("--dry-run", target, *VARIABLES)
     assert lines
-    for words in (shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/bertcli ")):
-        assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
-        if words[0] in ("finetune", "pretrain"):
-            keys = [word for word in words[2:] if "=" in word]
-            assert check_recipes([words[1]], keys) == {words[1]: []}
+    for arguments in (shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/bertcli ")):
+        assert CliRunner().invoke(app, [*arguments, "--help"]).exit_code == 0
+        if arguments[0] in ("finetune", "pretrain"):
+            overrides = [argument for argument in arguments[2:] if "=" in argument]
+            assert check_recipes([arguments[1]], overrides) == {arguments[1]: []}

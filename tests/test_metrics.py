@@ -1,4 +1,4 @@
-"""Bundled metrics behind evaluate's interface, against their definitions written out."""
+"""Bundled metrics with the `evaluate` interface, against their definitions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from bertcli.errors import DataError
-from bertcli.metrics import SCORES, check_number_of_labels, compute_metrics, load_metric, score_names
+from bertcli.metrics import METRICS, check_binary_f1, compute_metrics, load_metric, score_names
 from bertcli.tasks.task import Task
 
 RANDOM = np.random.default_rng(0)
 
 
-def test_accuracy_f1_and_matthews_follow_their_definitions() -> None:
+def test_accuracy_f1_and_matthews_match_their_definitions() -> None:
     predictions, references = RANDOM.integers(0, 2, 101), RANDOM.integers(0, 2, 101)
     tp, tn = ((predictions == k) & (references == k) for k in (1, 0))
     tp, tn = float(tp.sum()), float(tn.sum())
@@ -27,16 +27,16 @@ def test_accuracy_f1_and_matthews_follow_their_definitions() -> None:
     assert scores["matthews"] == pytest.approx((tp * tn - fp * fn) / product)
 
 
-def test_the_f1_of_two_labels_is_of_the_one_that_is_meant() -> None:
+def test_binary_f1_uses_the_positive_label() -> None:
     predictions, references = np.array([0, 0, 1]), np.array([0, 1, 1])
-    f1 = [compute_metrics(["f1"], "single_label", 1 - predictions, 1 - references, at)["f1"] for at in (0, 1)]
-    assert f1 == [compute_metrics(["f1"], "single_label", predictions, references, at)["f1"] for at in (1, 0)]
+    f1 = [compute_metrics(["f1"], "single_label", 1 - predictions, 1 - references, label)["f1"] for label in (0, 1)]
+    assert f1 == [compute_metrics(["f1"], "single_label", predictions, references, label)["f1"] for label in (1, 0)]
     assert f1[0] == pytest.approx(2 / 3)
-    with pytest.raises(DataError, match="found metric f1 with 3 labels, expected it with two; f1_macro"):
-        check_number_of_labels(Task(dataset="x", text_columns=("a",), labels=("a", "b", "c"), metrics=("f1",)))
+    with pytest.raises(DataError, match=r"found metric f1 with 3 labels, expected two\. Set task\.metrics to f1_macro"):
+        check_binary_f1(Task(dataset="x", text_columns=("a",), labels=("a", "b", "c"), metrics=("f1",)))
 
 
-def test_macro_and_micro_f1_of_several_labels() -> None:
+def test_macro_and_micro_f1_of_multi_label_match_their_definitions() -> None:
     predictions, references = RANDOM.integers(0, 2, (50, 4)), RANDOM.integers(0, 2, (50, 4))
     hits, sums = (predictions * references).sum(0), predictions.sum(0) + references.sum(0)
     scores = compute_metrics(("f1_macro", "f1_micro", "exact_match"), "multi_label", predictions, references)
@@ -45,7 +45,7 @@ def test_macro_and_micro_f1_of_several_labels() -> None:
     assert scores["exact_match"] == pytest.approx((predictions == references).all(1).mean())
 
 
-def test_correlations_follow_their_definitions() -> None:
+def test_correlations_match_their_definitions() -> None:
     predictions = RANDOM.normal(size=60)
     references = predictions + RANDOM.normal(size=60)
     scores = compute_metrics(("pearson", "spearman"), "regression", predictions, references)
@@ -54,27 +54,27 @@ def test_correlations_follow_their_definitions() -> None:
     assert scores["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
-def test_a_constant_answer_correlates_with_nothing() -> None:
+def test_correlation_of_constant_predictions_is_zero() -> None:
     scores = compute_metrics(("pearson", "spearman"), "regression", np.ones(9), np.arange(9.0))
     assert scores == {"pearson": 0.0, "spearman": 0.0}
 
 
-def test_a_metric_is_an_evaluate_metric_and_adds_batches() -> None:
+def test_metric_accumulates_batches() -> None:
     metric = load_metric("accuracy", "single_label")
     metric.add_batch(predictions=[0, 1], references=[0, 0])
     metric.add_batch(predictions=[1], references=[1])
     assert metric.compute() == {"accuracy": pytest.approx(2 / 3)}
 
 
-def test_an_unknown_or_unfitting_metric_names_the_fitting_ones() -> None:
+def test_unknown_or_inapplicable_metric_error_lists_alternatives() -> None:
     with pytest.raises(DataError, match="Did you mean accuracy"):
         load_metric("acuracy", "single_label")
     with pytest.raises(DataError, match="pearson, spearman"):
         load_metric("accuracy", "regression")
 
 
-def test_every_metric_is_perfect_on_perfect_answers() -> None:
-    right = {
+def test_every_metric_is_maximal_on_gold_predictions() -> None:
+    gold = {
         "single_label": np.array([0, 1, 1, 0]),
         "multiple_choice": np.array([0, 3, 2]),
         "multi_label": np.array([[0, 1], [1, 1.0]]),
@@ -82,10 +82,10 @@ def test_every_metric_is_perfect_on_perfect_answers() -> None:
         "token_classification": [["B-PER", "I-PER", "O"], ["O", "B-LOC"]],
         "question_answering": [["a dog", "the dog"], ["cat"]],
     }
-    spans = [{"text": golds[0], "best_text": golds[0], "null_odds": -1.0} for golds in right["question_answering"]]
-    answers = right | {"question_answering": spans}
-    for name, (_, kinds) in SCORES.items():
+    spans = [{"text": golds[0], "best_text": golds[0], "null_odds": -1.0} for golds in gold["question_answering"]]
+    predictions = gold | {"question_answering": spans}
+    for name, (_, kinds) in METRICS.items():
         for kind in kinds.split():
-            scores = compute_metrics((name,), kind, answers[kind], right[kind])
+            scores = compute_metrics((name,), kind, predictions[kind], gold[kind])
             for score in score_names([name]):
                 assert scores[score] == pytest.approx(100.0 if kind == "question_answering" else 1.0), (name, score)

@@ -1,4 +1,4 @@
-"""SQuAD's scores against the official rules written out anew, on hard cases."""
+"""SQuAD scores against an independent implementation of the official rules, on edge cases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from bertcli.metrics import score_squad, score_squad_v2
 
-CASES = [  # answer, right answers
+CASES = [  # predicted answer, gold answers
     ("the Beatles", ["Beatles", "The Beatles!"]),
     ("a an the", ["the"]),
     ("U.S.A.", ["USA", "the U.S.A"]),
@@ -32,23 +32,23 @@ CASES = [  # answer, right answers
 
 
 def tokens_of(text: str) -> list[str]:
-    """The official normalisation, one character and word at a time."""
-    kept = "".join(letter for letter in text.lower() if letter not in set(string.punctuation))
-    return re.sub(r"\b(a|an|the)\b", " ", kept, flags=re.UNICODE).split()
+    """Tokens after the official normalization, one character at a time."""
+    without_punctuation = "".join(character for character in text.lower() if character not in set(string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", without_punctuation, flags=re.UNICODE).split()
 
 
 def f1_of(answer: str, gold: str, version: int) -> float:
-    one, two = tokens_of(answer), tokens_of(gold)
-    if version == 2 and (not one or not two):
-        return float(one == two)
-    rest, shared = list(two), 0
-    for word in one:
-        if word in rest:
-            rest.remove(word)
-            shared += 1
-    if not shared:
+    answer_tokens, gold_tokens = tokens_of(answer), tokens_of(gold)
+    if version == 2 and (not answer_tokens or not gold_tokens):
+        return float(answer_tokens == gold_tokens)
+    unmatched, num_shared = list(gold_tokens), 0
+    for token in answer_tokens:
+        if token in unmatched:
+            unmatched.remove(token)
+            num_shared += 1
+    if not num_shared:
         return 0.0
-    precision, recall = shared / len(one), shared / len(two)
+    precision, recall = num_shared / len(answer_tokens), num_shared / len(gold_tokens)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -62,46 +62,46 @@ def scores_of(answer: str, golds: list[str], version: int) -> tuple[float, float
     )
 
 
-def said(text: str, best_text: str | None = None, null_odds: float = 0.0) -> dict[str, Any]:
+def prediction(text: str, best_text: str | None = None, null_odds: float = 0.0) -> dict[str, Any]:
     return {"text": text, "best_text": text if best_text is None else best_text, "null_odds": null_odds}
 
 
 @pytest.mark.parametrize(("answer", "golds"), CASES)
-def test_each_hard_case_scores_as_the_official_rules(answer: str, golds: list[str]) -> None:
+def test_squad_scores_match_the_official_rules(answer: str, golds: list[str]) -> None:
     exact, f1 = scores_of(answer, golds, 1)
-    assert score_squad([said(answer)], [golds]) == pytest.approx({"exact_match": 100 * exact, "f1": 100 * f1})
+    assert score_squad([prediction(answer)], [golds]) == pytest.approx({"exact_match": 100 * exact, "f1": 100 * f1})
     exact, f1 = scores_of(answer, golds, 2)
-    found = score_squad_v2([said(answer)], [golds])
-    assert (found["exact"], found["f1"]) == (pytest.approx(100 * exact), pytest.approx(100 * f1))
+    scores = score_squad_v2([prediction(answer)], [golds])
+    assert (scores["exact"], scores["f1"]) == (pytest.approx(100 * exact), pytest.approx(100 * f1))
 
 
-def test_known_scores_of_known_answers() -> None:
-    """By hand: 2/3 and 2/4 shared words give F1 4/7."""
-    found = score_squad([said("red green blue")], [["red green black white"]])
-    assert found == {"exact_match": 0.0, "f1": pytest.approx(400 / 7)}
+def test_squad_f1_computed_by_hand() -> None:
+    """2/3 and 2/4 shared tokens give F1 4/7."""
+    scores = score_squad([prediction("red green blue")], [["red green black white"]])
+    assert scores == {"exact_match": 0.0, "f1": pytest.approx(400 / 7)}
 
 
-def test_groups_and_thresholds_are_those_of_a_search_over_all() -> None:
-    chance = random.Random(0)
-    golds = [chance.choice([[], ["one two"], ["three", "the three four"]]) for _ in range(60)]
+def test_squad_v2_thresholds_match_an_exhaustive_search() -> None:
+    rng = random.Random(0)
+    golds = [rng.choice([[], ["one two"], ["three", "the three four"]]) for _ in range(60)]
     answers = [
-        said(
+        prediction(
             "",
-            chance.choice(["one", "three four", "one two", ""]),
-            chance.choice([-2.0, -1.0, 0.5, 1.5, chance.random()]),
+            rng.choice(["one", "three four", "one two", ""]),
+            rng.choice([-2.0, -1.0, 0.5, 1.5, rng.random()]),
         )
         for _ in golds
     ]
-    found = score_squad_v2(answers, golds)
-    assert found["NoAns_exact"] == 100.0
-    assert found["HasAns_exact"] == 0.0
-    for name, at in (("exact", 0), ("f1", 1)):
+    scores = score_squad_v2(answers, golds)
+    assert scores["NoAns_exact"] == 100.0
+    assert scores["HasAns_exact"] == 0.0
+    for name, index in (("exact", 0), ("f1", 1)):
         totals = {}
         for threshold in [-99.0, *(answer["null_odds"] for answer in answers)]:
-            given = [answer["best_text"] if answer["null_odds"] <= threshold else "" for answer in answers]
+            texts = [answer["best_text"] if answer["null_odds"] <= threshold else "" for answer in answers]
             totals[threshold] = (
-                100 * sum(scores_of(one, gold, 2)[at] for one, gold in zip(given, golds, strict=True)) / 60
+                100 * sum(scores_of(text, gold, 2)[index] for text, gold in zip(texts, golds, strict=True)) / 60
             )
-        # Answers of equal odds are taken in one by one: the search may end between two of them, as the script's does.
-        assert found[f"best_{name}"] >= max(totals.values()) - 1e-9
-        assert found[f"best_{name}"] <= max(totals.values()) + 100 * 4 / 60
+        # Answers with equal odds are added one at a time, so the threshold may fall between them, as in the script.
+        assert scores[f"best_{name}"] >= max(totals.values()) - 1e-9
+        assert scores[f"best_{name}"] <= max(totals.values()) + 100 * 4 / 60

@@ -1,4 +1,4 @@
-"""What must hold for any input: recipes, overrides, masking, packing, windows, spans."""
+"""Property-based tests of recipes, overrides, masking, packing, windows and answer spans."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertcli.data.encoding import IGNORED_LABEL, cut_pair, windows
-from bertcli.data.masking import Replacement, choose, replace
-from bertcli.data.packing import pack
+from bertcli.data.encoding import IGNORED_LABEL, truncate_pair, window_bounds
+from bertcli.data.masking import MaskReplacement, apply_mask, sample_mask
+from bertcli.data.packing import pack_sequences
 from bertcli.errors import RecipeError
 from bertcli.heads.question_answering import QuestionAnswering
-from bertcli.models.from_pretrained import load_tokenizer
+from bertcli.models.from_pretrained import ModelSource
+from bertcli.recipe.catalogue import dump_annotated
 from bertcli.recipe.load import dump_recipe, load_pretrain_recipe, load_recipe
 from bertcli.recipe.schema import DataSection
-from bertcli.tasks import task_named
+from bertcli.tasks import get_task
 
-# The same examples each time: a test that fails does so for everyone.
+# The same examples each time, so that a failure is reproducible.
 settings.register_profile("steady", derandomize=True, deadline=None, max_examples=40, print_blob=False)
 settings.load_profile("steady")
 IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -38,16 +39,17 @@ MASK, SPECIAL, VOCABULARY = 4, (2, 3), np.arange(10, 50)
     seeds=st.lists(st.integers(0, 2**31), min_size=1, max_size=4, unique=True),
     name=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20),
 )
-def test_a_written_recipe_reads_back_equal(rate: float, epochs: float, seeds: list[int], name: str) -> None:
+def test_dumped_recipe_loads_to_an_equal_recipe(rate: float, epochs: float, seeds: list[int], name: str) -> None:
     overrides = [f"training.learning_rate={rate!r}", f"training.epochs={epochs!r}", f"training.seed={seeds}"]
     recipe = load_recipe("glue/sst2", overrides)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": name})})
-    Path("resolved.yaml").write_text(dump_recipe(recipe), "utf-8")
-    assert load_recipe("resolved.yaml") == recipe
+    for dump in (dump_recipe, dump_annotated):
+        Path("resolved.yaml").write_text(dump(recipe), "utf-8")
+        assert load_recipe("resolved.yaml") == recipe
 
 
 @given(st.lists(LINES, max_size=3))
-def test_any_override_gives_a_recipe_or_its_mistakes(words: list[str]) -> None:
+def test_any_override_gives_a_recipe_or_its_errors(words: list[str]) -> None:
     for load, name in ((load_recipe, "glue/sst2"), (load_pretrain_recipe, "pretrain/tiny")):
         with suppress(RecipeError):
             load(name, words)
@@ -55,7 +57,7 @@ def test_any_override_gives_a_recipe_or_its_mistakes(words: list[str]) -> None:
 
 @IN_ONE_FOLDER
 @given(st.binary(max_size=200) | LINES.map(lambda line: f"task: glue/sst2\n{line}\n".encode()))
-def test_any_file_gives_a_recipe_or_its_mistakes(content: bytes) -> None:
+def test_any_file_gives_a_recipe_or_its_errors(content: bytes) -> None:
     Path("any.yaml").write_bytes(content)
     with suppress(RecipeError):
         load_recipe("any.yaml")
@@ -64,60 +66,60 @@ def test_any_file_gives_a_recipe_or_its_mistakes(content: bytes) -> None:
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8),
     probability=st.floats(0.01, 0.99),
-    unit=st.sampled_from(["tokens", "words", "spans"]),
-    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda pair: sum(pair) <= 1),
+    masking=st.sampled_from(["token", "whole_word", "span"]),
+    fractions=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda pair: sum(pair) <= 1),
     seed=st.integers(0, 2**32),
 )
-def test_masking_keeps_what_it_does_not_ask_for(
-    lengths: list[int], probability: float, unit: str, shares: tuple[float, float], seed: int
+def test_masking_changes_only_the_selected_tokens(
+    lengths: list[int], probability: float, masking: str, fractions: tuple[float, float], seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     sequences = [np.concatenate(([SPECIAL[0]], random.choice(VOCABULARY, n), [SPECIAL[1]])) for n in lengths]
     ids, offsets = np.concatenate(sequences), np.cumsum([0, *map(len, sequences)])
     maskable = ~np.isin(ids, SPECIAL)
     starts = random.random(len(ids)) < 0.6
-    groups = choose(maskable, starts, offsets, probability, unit, random)  # type: ignore[arg-type]
-    new, labels = replace(ids, groups, Replacement(MASK, VOCABULARY, *shares), random)
-    asked = groups >= 0
-    assert not (asked & ~maskable).any()
-    assert (labels[asked] == ids[asked]).all()
-    assert (labels[~asked] == IGNORED_LABEL).all()
-    assert (new[~asked] == ids[~asked]).all()
-    assert np.isin(new[asked], [MASK, *VOCABULARY]).all()
-    if unit == "spans":
-        assert asked.sum() <= probability * maskable.sum() + 1
+    groups = sample_mask(maskable, starts, offsets, probability, masking, random)  # type: ignore[arg-type]
+    new, labels = apply_mask(ids, groups, MaskReplacement(MASK, VOCABULARY, *fractions), random)
+    selected = groups >= 0
+    assert not (selected & ~maskable).any()
+    assert (labels[selected] == ids[selected]).all()
+    assert (labels[~selected] == IGNORED_LABEL).all()
+    assert (new[~selected] == ids[~selected]).all()
+    assert np.isin(new[selected], [MASK, *VOCABULARY]).all()
+    if masking == "span":
+        assert selected.sum() <= probability * maskable.sum() + 1
         for number in range(groups.max(initial=-1) + 1):
-            own = np.flatnonzero(groups == number)
-            assert (np.diff(own) == 1).all()
-            assert np.searchsorted(offsets, own[0], "right") == np.searchsorted(offsets, own[-1], "right")
+            span = np.flatnonzero(groups == number)
+            assert (np.diff(span) == 1).all()
+            assert np.searchsorted(offsets, span[0], "right") == np.searchsorted(offsets, span[-1], "right")
 
 
 @given(st.lists(st.integers(1, 64), max_size=60))
-def test_packing_has_each_sequence_once_in_rows_that_hold_them(lengths: list[int]) -> None:
-    rows = pack(np.asarray(lengths, dtype=np.int64), 64)
+def test_packing_puts_each_sequence_once_in_a_row_with_space(lengths: list[int]) -> None:
+    rows = pack_sequences(np.asarray(lengths, dtype=np.int64), 64)
     assert sorted(np.concatenate(rows).tolist() if rows else []) == list(range(len(lengths)))
     fills = [sum(lengths[number] for number in row) for row in rows]
     assert all(fill <= 64 for fill in fills)
-    assert sum(fill <= 32 for fill in fills) <= 1  # two rows so empty would have been one
+    assert sum(fill <= 32 for fill in fills) <= 1  # two half-empty rows would have been packed into one
 
 
-@given(length=st.integers(0, 300), room=st.integers(2, 60), data=st.data())
-def test_windows_cover_everything_and_move_on(length: int, room: int, data: st.DataObject) -> None:
-    stride = data.draw(st.none() | st.integers(0, room - 1))
-    cuts = windows(length, room, stride)
-    assert cuts[0][0] == 0
-    assert cuts[-1][1] == length
-    assert all(end - start <= room for start, end in cuts)
-    shared = room // 3 if stride is None else stride
-    assert all(later[0] > earlier[0] and earlier[1] - later[0] == shared for earlier, later in pairwise(cuts))
+@given(length=st.integers(0, 300), max_tokens=st.integers(2, 60), data=st.data())
+def test_windows_cover_the_text_and_advance(length: int, max_tokens: int, data: st.DataObject) -> None:
+    stride = data.draw(st.none() | st.integers(0, max_tokens - 1))
+    bounds = window_bounds(length, max_tokens, stride)
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == length
+    assert all(end - start <= max_tokens for start, end in bounds)
+    shared = max_tokens // 3 if stride is None else stride
+    assert all(later[0] > earlier[0] and earlier[1] - later[0] == shared for earlier, later in pairwise(bounds))
 
 
-@given(first=st.integers(0, 200), second=st.integers(0, 200), room=st.integers(2, 120))
-def test_a_cut_pair_fits_and_wastes_nothing(first: int, second: int, room: int) -> None:
-    kept = cut_pair(first, second, room)
+@given(first=st.integers(0, 200), second=st.integers(0, 200), max_tokens=st.integers(2, 120))
+def test_truncated_pair_fills_the_maximum_length(first: int, second: int, max_tokens: int) -> None:
+    kept = truncate_pair(first, second, max_tokens)
     assert kept[0] <= first
     assert kept[1] <= second
-    assert sum(kept) == min(first + second, room)
+    assert sum(kept) == min(first + second, max_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def tokenizer_folder(encoder: Path) -> str:
     after=st.text(max_size=40),
     max_length=st.integers(16, 40),
 )
-def test_the_tokens_of_an_answer_cover_its_characters(
+def test_answer_tokens_cover_the_characters_of_the_answer(
     tokenizer_folder: str, before: str, answer: str, after: str, max_length: int
 ) -> None:
     """Where a window holds the answer, its labelled tokens begin no later and end no earlier."""
@@ -143,16 +145,16 @@ def test_the_tokens_of_an_answer_cover_its_characters(
         "context": passage,
         "answers": {"text": [answer], "answer_start": [start]},
     }
-    head = QuestionAnswering.saved_with(task_named("squad/v1"), None, None)  # type: ignore[arg-type]
-    tokenizer = load_tokenizer(tokenizer_folder, None)
+    head = QuestionAnswering.from_config(get_task("squad/v1"), None, None)  # type: ignore[arg-type]
+    tokenizer = ModelSource(tokenizer_folder).load_tokenizer()
     data = DataSection(max_length=max_length)
-    encoded = head.encode(task_named("squad/v1"), Dataset.from_list([row]), tokenizer, data)
+    encoded = head.encode(get_task("squad/v1"), Dataset.from_list([row]), tokenizer, data)
     assert encoded.labels is not None
-    assert encoded.places is not None
+    assert encoded.alignment is not None
     for item, (first, last) in enumerate(encoded.labels):
         if last == 0:
             continue
-        places = encoded.places[encoded.offsets[item] : encoded.offsets[item + 1]]
+        places = encoded.alignment[encoded.offsets[item] : encoded.offsets[item + 1]]
         assert places[first][0] <= start
         assert places[last][1] >= start + len(answer)
         assert first <= last

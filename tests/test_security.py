@@ -1,4 +1,4 @@
-"""Hostile names and texts stay names and texts."""
+"""Untrusted names, texts and files: no escape sequences, path traversal, formula injection or code execution."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from typer.testing import CliRunner
 
 from bertcli.cli.main import app
 from bertcli.cli.options import default_run_folder
-from bertcli.commands.predict import _write
-from bertcli.console import Console, format_table, harmless
+from bertcli.commands.predict import write_predictions
+from bertcli.console import Console, escape_control, format_table
 from bertcli.data.sources import load_rows, resolve_dataset
 from bertcli.errors import DataError, ModelError, RecipeError
-from bertcli.models.from_pretrained import load_model, resolve_model
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe
-from bertcli.recipe.suite import load_suite, single_runs
+from bertcli.recipe.suite import load_suite, recipes_by_folder
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import RunOptions
+
+from .conftest import QUIET
 
 ESCAPE = "\x1b[31mred\x1b[0m \x9b2J \u202egnp.exe [bold]x[/bold]"
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"]
 
 
-def test_a_terminal_obeys_nothing_and_markup_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_escapes_control_characters_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     console.say(ESCAPE)
     console.warn(ESCAPE)
-    shown = capsys.readouterr().err
-    assert not any(part in shown for part in ("\x1b[31m", "\x9b", "\u202e"))
-    assert shown.count("[bold]x[/bold]") == 2
-    assert "\\u001b[31mred" in shown
+    output = capsys.readouterr().err
+    assert not any(control in output for control in ("\x1b[31m", "\x9b", "\u202e"))
+    assert output.count("[bold]x[/bold]") == 2
+    assert "\\u001b[31mred" in output
 
 
-def test_an_error_about_data_steers_no_terminal() -> None:
+def test_error_messages_escape_control_characters() -> None:
     Path("bad.yaml").write_text('task: "\\e[31mred"\n')
     result = CliRunner().invoke(app, ["finetune", "bad.yaml"])
     assert result.exit_code == 2
@@ -49,7 +51,7 @@ def test_an_error_about_data_steers_no_terminal() -> None:
 
 
 @pytest.mark.parametrize(("rank", "prefix"), [("0", ""), ("3", "process 3: ")])
-def test_nor_does_a_traceback_each_line_of_which_says_whose_it_is(
+def test_tracebacks_escape_control_characters_and_name_the_process(
     monkeypatch: pytest.MonkeyPatch, rank: str, prefix: str
 ) -> None:
     monkeypatch.setenv("RANK", rank)
@@ -61,52 +63,52 @@ def test_nor_does_a_traceback_each_line_of_which_says_whose_it_is(
     assert "\x1b" not in result.stderr
 
 
-def test_answers_mean_the_same_as_json_and_are_no_formulas_in_tables() -> None:
+def test_predictions_escape_control_characters_in_json_and_formulas_in_tables() -> None:
     rows = [({"text": text}, {"label": "a"}) for text in (ESCAPE, *FORMULAS)]
     file = io.StringIO()
-    _write(rows, file, "jsonl")
+    write_predictions(rows, file, "jsonl")
     assert [json.loads(line)["text"] for line in file.getvalue().splitlines()] == [ESCAPE, *FORMULAS]
     assert not {"\x1b", "\x9b", "\u202e"} & {*file.getvalue()}
     for kind, dialect in (("csv", "excel"), ("tsv", "excel-tab")):
         file = io.StringIO()
-        _write(rows, file, kind)
+        write_predictions(rows, file, kind)
         cells = [row["text"] for row in csv.DictReader(io.StringIO(file.getvalue()), dialect=dialect)]
-        assert cells == [harmless(ESCAPE), *("'" + text for text in FORMULAS)]
+        assert cells == [escape_control(ESCAPE), *("'" + text for text in FORMULAS)]
 
 
-def test_a_table_keeps_its_columns() -> None:
+def test_format_table_escapes_column_separators() -> None:
     lines = format_table(["run", "score"], [["a|b\nc\x1b", "1"]]).splitlines()
     assert [line.replace("\\|", "").count("|") for line in lines] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("name", ["../../secret", "a/../../../secret"])
-def test_names_cannot_leave_the_mirror(tmp_path: Path, name: str) -> None:
+def test_names_cannot_escape_the_mirror(tmp_path: Path, name: str) -> None:
     for kind in ("models", "datasets"):
         (tmp_path / "mirror" / kind / "a").mkdir(parents=True)
     (tmp_path / "secret").mkdir()
     (tmp_path / "mirror" / "secret").mkdir()
-    assert resolve_model(name, tmp_path / "mirror") == name
+    assert ModelSource(name, tmp_path / "mirror").path == name
     assert resolve_dataset(name, tmp_path / "mirror") == name
 
 
 @pytest.mark.parametrize("name", ["../evil", "../../etc/evil.yaml", ".", "glue/sst2"])
-def test_a_run_folder_by_a_recipes_name_is_in_runs(name: str) -> None:
+def test_default_run_folder_is_inside_runs(name: str) -> None:
     assert Path(os.path.normpath(default_run_folder(name))).parts[0] == "runs"
     assert ".." not in default_run_folder(name).parts
 
 
 @pytest.mark.parametrize("hostile", ["../../../x", "/tmp/x", "..", ".hidden", "a/./../b", "a\nb", "a\x7fb"])
-def test_points_of_a_grid_are_in_its_run_folder(hostile: str) -> None:
+def test_grid_points_are_inside_the_run_folder(hostile: str) -> None:
     grid = load_recipe_or_grid("sample/sentiment", [f"training.teacher={json.dumps([hostile, 'runs/b'])}"])
     assert isinstance(grid, Grid)
     assert [point.training.teacher for point in grid.points.values()] == [hostile, "runs/b"]
     assert list(grid.points)[1] == "teacher=runs-b"
-    for run in single_runs(grid, Path("runs/grid")):
+    for run in recipes_by_folder(grid, Path("runs/grid")):
         assert Path(os.path.normpath(run)).parent == Path("runs/grid")
         assert run.name.isprintable()
 
 
-def test_no_two_runs_share_a_folder() -> None:
+def test_runs_with_the_same_folder_are_rejected() -> None:
     with pytest.raises(RecipeError, match="two points called 'teacher=a-b'"):
         load_recipe_or_grid("sample/sentiment", ["training.teacher=[a/b, a-b]"])
     for name in ("a.yaml", "a.yml"):
@@ -117,7 +119,7 @@ def test_no_two_runs_share_a_folder() -> None:
 
 
 @pytest.mark.parametrize("file", ["../../outside", "/tmp/outside", "a/b", "", "a\nb"])
-def test_files_of_a_leaderboard_are_in_the_output_folder(file: str) -> None:
+def test_submission_files_are_inside_the_output_folder(file: str) -> None:
     task = {"files": {"train": "a.csv"}, "text_columns": ["text"], "submission": {"files": {"test": file}}}
     Path("mine.yaml").write_text(f"task: {json.dumps(task)}\n")
     with pytest.raises(RecipeError, match="submission") as caught:
@@ -132,7 +134,7 @@ def test_pickled_weights_are_not_loaded(encoder: Path, tmp_path: Path) -> None:
         (folder / name).write_bytes((encoder / name).read_bytes())
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ModelError, match=r"safetensors"):
-        load_model(str(folder), None, "AutoModel", {})
+        ModelSource(str(folder)).load_model("AutoModel")
     assert not Path("exploded").exists()
 
 
@@ -141,8 +143,8 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-def test_a_models_own_code_is_not_run(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "coded"
+def test_custom_code_of_a_model_is_not_run(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "custom"
     folder.mkdir()
     for path in encoder.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -152,49 +154,49 @@ def test_a_models_own_code_is_not_run(encoder: Path, tmp_path: Path, monkeypatch
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text("import os; os.mkdir('exploded')\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks, where nobody has said no
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers prompts for confirmation by default
     with pytest.raises(ModelError):
-        load_model(str(folder), None, "AutoModel", {})
+        ModelSource(str(folder)).load_model("AutoModel")
     assert not Path("exploded").exists()
 
 
-@pytest.mark.parametrize("place", ["mirror", "folder"])
-def test_a_data_sets_own_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+@pytest.mark.parametrize("location", ["mirror", "folder"])
+def test_custom_code_of_a_dataset_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     mirror = tmp_path / "mirror"
     folder = mirror / "datasets" / "some" / "set"
     folder.mkdir(parents=True)
-    name, given = ("some/set", mirror) if place == "mirror" else (str(folder), None)
+    name, mirror_or_none = ("some/set", mirror) if location == "mirror" else (str(folder), None)
     (folder / "train.csv").write_text("text,label\na,b\n")
     for script in ("__init__.py", "dataset.py", "set.py"):
-        assert load_rows(name, None, "train", given)["text"][:] == ["a"]
+        assert load_rows(name, None, "train", mirror_or_none)["text"][:] == ["a"]
         (folder / script).write_text(f"import os; os.mkdir({str(tmp_path / 'exploded')!r})\n")
-    with pytest.raises(DataError, match=r"some/set.*found set\.py"):  # it would be the one
-        load_rows(name, None, "train", given)
+    with pytest.raises(DataError, match=r"some/set.*found set\.py"):  # the name that `datasets` would run
+        load_rows(name, None, "train", mirror_or_none)
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_recipe_makes_no_object() -> None:
+def test_recipe_yaml_constructs_no_python_objects() -> None:
     Path("bad.yaml").write_text("task: !!python/object/apply:os.mkdir [exploded]\n")
     result = CliRunner().invoke(app, ["finetune", "bad.yaml"])
     assert result.exit_code == 2
     assert not Path("exploded").exists()
 
 
-def test_a_token_on_the_command_line_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_token_on_the_command_line_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
     monkeypatch.setattr("sys.argv", ["bertcli", "finetune", "x", "model.name=hf_secretsecret"])
     assert "secret" not in json.dumps(describe_environment())
 
 
-def test_what_a_run_writes_others_may_read_and_only_the_owner_write(encoder: Path, reviews: Path) -> None:
+def test_run_files_are_writable_only_by_the_owner(encoder: Path, reviews: Path) -> None:
     from bertcli.finetuning.run import finetune
 
     Path("small.yaml").write_text(
         f"task: {{files: {{train: {reviews}}}, text_columns: [text], labels: [negative, positive]}}\n"
         f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\ntraining: {{max_steps: 2, seed: 1}}\n"
     )
-    finetune(load_recipe("small.yaml"), Path("run"), RunOptions(console=Console(quiet=True)))
+    finetune(load_recipe("small.yaml"), Path("run"), RunOptions(console=QUIET))
     for path in Path("run").rglob("*"):
         mode = path.stat().st_mode & 0o777
         assert not mode & 0o022, path

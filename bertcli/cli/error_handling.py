@@ -1,4 +1,4 @@
-"""What a verb raises, as one message and an exit code."""
+"""Report an exception as one message on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ import typer
 from bertcli.errors import BertcliError
 
 
-def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a command raises into one message on stderr and an exit code."""
+def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command so that its exceptions become one message on stderr and an exit code."""
 
     @functools.wraps(command)
-    def guarded(*args: Any, **options: Any) -> None:
+    def wrapper(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, typer.Exit):
                 raise
-            from bertcli.console import harmless
+            from bertcli.console import escape_control
 
-            message, code = _explain(error)
-            told = f"{traceback.format_exc()}{message}" if options.get("debug") else message
-            who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-            print(textwrap.indent(harmless(told), who), file=sys.stderr)
-            raise typer.Exit(code) from None
+            message, exit_code = _message_and_exit_code(error)
+            text = f"{traceback.format_exc()}{message}" if options.get("debug") else message
+            prefix = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
+            print(textwrap.indent(escape_control(text), prefix), file=sys.stderr)
+            raise typer.Exit(exit_code) from None
 
-    return guarded
+    return wrapper
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
+def _message_and_exit_code(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BertcliError):
         return f"error: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "stopped", 130
-    words = str(error).strip().splitlines()
-    return f"error: unexpected {type(error).__name__}: {words[0] if words else ''} (--debug shows where)", 1
+        return "interrupted", 130
+    lines = str(error).strip().splitlines()
+    first_line = lines[0] if lines else ""
+    return f"error: unexpected {type(error).__name__}: {first_line} (use --debug for the traceback)", 1

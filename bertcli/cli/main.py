@@ -1,4 +1,4 @@
-"""The command line: parse, call one command, answer with an exit code. No torch is imported for `--help`."""
+"""The command line: parse arguments, call one command, print its result. `--help` does not import torch."""
 
 from __future__ import annotations
 
@@ -6,44 +6,59 @@ import json
 import os
 import sys
 import warnings
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import typer
 
 from bertcli import __version__
-from bertcli.cli.error_handling import reports_errors
+from bertcli.cli.error_handling import handle_errors
 from bertcli.cli.options import (
+    Choice,
+    Columns,
     Debug,
     Device,
     DryRun,
+    Features,
+    InputFile,
+    InputFormat,
+    InputText,
     Jobs,
     Json,
     Labels,
+    Layers,
     Mirror,
+    Output,
+    OutputFormat,
     Overrides,
     Overwrite,
+    PairText,
+    Pooling,
     Precision,
+    PredictSplit,
     Processes,
     Quiet,
     RecipeName,
     Run,
     RunOrModel,
     TaskName,
-    asked_hardware,
-    checked_mirror,
+    TopK,
+    Zip,
+    build_inputs,
+    check_mirror,
     default_run_folder,
-    given_values,
-    names_in,
-    whole_numbers,
+    hardware_section,
+    parse_integers,
+    split_names,
 )
-from bertcli.cli.tools import add_helpers
+from bertcli.cli.tools import add_tools
 from bertcli.errors import UsageError
 
-ENVIRONMENT = {  # what libraries read before they begin, unless it is set already
+DEFAULT_ENVIRONMENT = {  # libraries read these at import; variables that are already set are left unchanged
     "TOKENIZERS_PARALLELISM": "true",
-    "THP_MEM_ALLOC_ENABLE": "1",  # torch on a CPU: large pages, far fewer of them to map
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # bf16 on a CPU: kernels of 0.7 MB, made for each number of tokens
-    "HF_HUB_VERBOSITY": "error",  # its retries are noise beside the one message that follows
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch on CPU: transparent huge pages, so far fewer page faults
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # bf16 on CPU: one kernel of about 0.7 MB per number of tokens
+    "HF_HUB_VERBOSITY": "error",  # hide the retry warnings; the final error is reported once
 }
 
 app = typer.Typer(
@@ -52,20 +67,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Pretrain and fine-tune BERT-family encoders from a recipe, score them and use them.",
-    epilog="Exit codes: 0 done · 1 failure · 2 wrong usage or recipe · stopped by Ctrl-C 130, SIGTERM 143, SIGUSR1 85",
+    help="Pretrain, fine-tune, evaluate and run BERT-family encoders from YAML recipes.",
+    epilog="Exit codes: 0 success · 1 failure · 2 invalid usage or recipe · "
+    "interrupted by Ctrl-C 130, SIGTERM 143, SIGUSR1 85",
 )
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         print(__version__)
         raise typer.Exit
 
 
 @app.command()
-@reports_errors
+@handle_errors
 def finetune(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -79,10 +95,10 @@ def finetune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a model as a recipe says.
+    """Fine-tune a model from a recipe.
 
-    A list under a key of `training` makes a grid: a run for each combination, the best by validation chosen. The same
-    command again goes on where the run stopped.
+    A list under a `training` key runs a grid: one run per combination, with the best selected by validation score.
+    Re-run the same command to resume.
 
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
     """
@@ -93,17 +109,17 @@ def finetune(
 
     loaded = load_finetuning(recipe, overrides or [])
     if processes > 1 and jobs > 1:
-        raise UsageError("give one of --processes (they share a run) and --jobs (each has a run of its own)")
-    mirror = checked_mirror(mirror)
-    _spread(processes)
+        raise UsageError("give either --processes (several processes per run) or --jobs (several runs), not both")
+    mirror = check_mirror(mirror)
+    _launch_processes(processes)
     options = RunOptions(mirror, dry_run, overwrite, Console(quiet=quiet))
     results = run_finetune(loaded, run or default_run_folder(recipe), options, jobs=jobs)
     if as_json:
-        print_result(json.dumps(results, ensure_ascii=False))
+        print_result(json.dumps(results.to_json(), ensure_ascii=False))
 
 
 @app.command()
-@reports_errors
+@handle_errors
 def pretrain(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -116,9 +132,9 @@ def pretrain(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Pretrain a model on plain text as a recipe says.
+    """Pretrain a model on plain text from a recipe.
 
-    The same command again goes on where the run stopped.
+    Re-run the same command to resume.
 
     Example: `bertcli pretrain pretrain/tiny --run runs/tiny`
     """
@@ -127,22 +143,24 @@ def pretrain(
     from bertcli.runs.folder import RunOptions
 
     loaded = load_pretrain_recipe(recipe, overrides or [])
-    mirror = checked_mirror(mirror)
-    _spread(processes)
+    mirror = check_mirror(mirror)
+    _launch_processes(processes)
     options = RunOptions(mirror, dry_run, overwrite, Console(quiet=quiet))
     with options.console.waiting(LOADING):
         from bertcli.commands.pretrain import pretrain as run_pretrain
     results = run_pretrain(loaded, run or default_run_folder(recipe), options)
     if as_json:
-        print_result(json.dumps(results, ensure_ascii=False))
+        print_result(json.dumps(results.to_json(), ensure_ascii=False))
 
 
 @app.command("eval")
-@reports_errors
+@handle_errors
 def evaluate(
     model: RunOrModel,
     task: TaskName = None,
-    split: Annotated[str, typer.Option(help="train, validation, test, or a name the data set knows.")] = "validation",
+    split: Annotated[
+        str, typer.Option(help="Split to score: train, validation, test, or another split of the dataset.")
+    ] = "validation",
     labels: Labels = None,
     mirror: Mirror = None,
     device: Device = None,
@@ -151,56 +169,54 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score a model on a split.
+    """Evaluate a model on one split of a task.
 
     Example: `bertcli eval runs/glue-sst2 --split validation --json`
     """
-    mirror = checked_mirror(mirror)
-    hardware = asked_hardware(device, precision)
+    mirror = check_mirror(mirror)
+    hardware = hardware_section(device, precision)
     from bertcli.console import LOADING, Console, print_result
 
     console = Console(quiet=quiet)
     with console.waiting(LOADING):
         from bertcli.commands.evaluate import evaluate as run_evaluate
-    asked: dict[str, Any] = {"labels": names_in(labels), "mirror": mirror, "hardware": hardware, "console": console}
-    results = run_evaluate(model, task_name=task, split=split, **asked)
+    results = run_evaluate(
+        model,
+        task_name=task,
+        split=split,
+        labels=split_names(labels),
+        mirror=mirror,
+        hardware=hardware,
+        console=console,
+    )
     if as_json:
-        print_result(json.dumps(results, ensure_ascii=False))
+        print_result(json.dumps(results.to_json(), ensure_ascii=False))
         return
-    scores = results["metrics"][split]
+    scores = results.metrics[split]
     width = max(20, *(len(name) + 2 for name in scores))
-    for name, value in scores.items():
-        words = f"{value['mean']:.6f} ± {value['sd']:.6f}" if isinstance(value, dict) else f"{value:.6f}"
-        print_result(f"{name:<{width}}{words}")
+    for name, score in scores.items():
+        text = f"{score:.6f}" if isinstance(score, float) else f"{score.mean:.6f} ± {score.sd:.6f}"
+        print_result(f"{name:<{width}}{text}")
 
 
 @app.command()
-@reports_errors
+@handle_errors
 def predict(
     model: RunOrModel,
-    text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
-    pair: Annotated[
-        list[str] | None, typer.Option(help="The second text (or the passage of a question), one for each --text.")
-    ] = None,
-    choice: Annotated[list[str] | None, typer.Option(help="A choice for the one --text; two or more times.")] = None,
-    input_file: Annotated[str | None, typer.Option("--input", help="File of inputs; `-` is stdin.")] = None,
-    input_format: Annotated[
-        str | None,
-        typer.Option(help="text, jsonl, json, csv, tsv, conll, parquet [default: by the ending; stdin: text]."),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Answer this split of the run's own task.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns of the input, with commas between them.")] = None,
-    output: Annotated[
-        str, typer.Option(help="New file (a folder for glue and squad) for the answers; `-` is stdout.")
-    ] = "-",
-    format_name: Annotated[str, typer.Option("--format", help="jsonl, csv, tsv, glue or squad.")] = "jsonl",
-    as_zip: Annotated[bool, typer.Option("--zip", help="Pack the files of --format glue into one.")] = False,
-    top_k: Annotated[int, typer.Option(min=1, help="Tokens to list for each mask, if the model fills masks.")] = 5,
-    features: Annotated[
-        bool, typer.Option("--features", help="Vectors of the encoder instead of answers (.parquet or .npy).")
-    ] = False,
-    layers: Annotated[str, typer.Option(help="Layers for --features; 0 is the embeddings, -1 the last.")] = "-1",
-    pooling: Annotated[str, typer.Option(help="mean, cls or tokens, for --features.")] = "mean",
+    text: InputText = None,
+    pair: PairText = None,
+    choice: Choice = None,
+    input_file: InputFile = None,
+    input_format: InputFormat = None,
+    split: PredictSplit = None,
+    columns: Columns = None,
+    output: Output = "-",
+    format_name: OutputFormat = "jsonl",
+    as_zip: Zip = False,
+    top_k: TopK = 5,
+    features: Features = False,
+    layers: Layers = "-1",
+    pooling: Pooling = "mean",
     labels: Labels = None,
     mirror: Mirror = None,
     device: Device = None,
@@ -208,47 +224,50 @@ def predict(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Answer for texts, in their order.
+    """Predict labels, tags or answers for texts; output keeps input order.
 
-    Examples: `bertcli predict runs/glue-sst2 --text "a fine film"` ·
-    `bertcli predict runs/glue-sst2 --input reviews.csv --output answers.csv --format csv`
+    Example: `bertcli predict runs/glue-sst2 --text "a fine film"`
+
+    Example: `bertcli predict runs/glue-sst2 --input reviews.csv --output predictions.csv --format csv`
     """
     if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
-        raise UsageError("give one of --text (once or more), --input FILE (`-` for stdin) and --split NAME")
+        raise UsageError("give exactly one of --text (repeatable), --input FILE (`-` for stdin) and --split NAME")
     if labels and (features or format_name == "glue"):
-        raise UsageError("--labels renames the answers of one model, not vectors or GLUE's files; leave it out")
-    values = given_values(text, pair, choice)
-    mirror = checked_mirror(mirror)
-    hardware = asked_hardware(device, precision)
+        raise UsageError("--labels has no effect with --features or --format glue; leave it out")
+    values = build_inputs(text, pair, choice)
+    mirror = check_mirror(mirror)
+    hardware = hardware_section(device, precision)
     from bertcli.console import LOADING, Console
 
     console = Console(quiet=quiet)
     with console.waiting(LOADING):
         from bertcli.commands.predict import predict as run_predict
         from bertcli.commands.predict import predict_features
-    asked: dict[str, Any] = {"input_path": input_file or "-", "input_format": input_format, "split": split}
-    asked |= {"columns": names_in(columns), "mirror": mirror, "hardware": hardware, "console": console}
+        from bertcli.data.prediction_inputs import PredictionInput
+    inputs = PredictionInput(values, input_file or "-", input_format, split, split_names(columns))
     if features:
-        predict_features(model, values, output, layers=whole_numbers("--layers", layers), pooling=pooling, **asked)
-        return
-    run_predict(model, values, output, format_name, as_zip=as_zip, top_k=top_k, labels=names_in(labels), **asked)
+        write = partial(predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
+    else:
+        label_names = split_names(labels)
+        write = partial(run_predict, format_name=format_name, as_zip=as_zip, top_k=top_k, labels=label_names)
+    write(model, inputs, output, mirror=mirror, hardware=hardware, console=console)
 
 
-add_helpers(app)
+add_tools(app)
 
 
-def _spread(processes: int) -> None:
-    """Go on in so many processes, and end with their exit code, unless this is one of several."""
-    from bertcli.cluster.launch import is_joined, join_step, launch
+def _launch_processes(num_processes: int) -> None:
+    """Re-run this command in `num_processes` processes and exit with their code, unless this is already one of them."""
+    from bertcli.cluster.launch import is_worker_process, join_slurm_step, launch
 
-    join_step()
-    if processes > 1 and not is_joined():
-        raise typer.Exit(launch(processes, sys.argv[1:]))
+    join_slurm_step()
+    if num_processes > 1 and not is_worker_process():
+        raise typer.Exit(launch(num_processes, sys.argv[1:]))
 
 
 def main() -> None:
-    """The console script."""
-    for name, value in ENVIRONMENT.items():
+    """Entry point of the `bertcli` console script."""
+    for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other's authors
+    warnings.simplefilter("ignore", FutureWarning)  # library deprecations that users of bertcli cannot act on
     app()

@@ -1,4 +1,4 @@
-"""The options that several verbs share, and what is checked of them before anything heavy is imported."""
+"""Arguments and options shared by several commands, and their validation, without heavy imports."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ def _complete_recipe_or_key(incomplete: str) -> list[str]:
 
 Mirror = Annotated[
     Path | None,
-    typer.Option(envvar="BERTCLI_MIRROR", help="Folder with datasets/… and models/…, looked in before the hub."),
+    typer.Option(
+        envvar="BERTCLI_MIRROR", help="Local mirror with datasets/… and models/…, searched before the Hugging Face Hub."
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="On stderr, print only warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the full traceback if the command fails.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Recipe keys, such as `training.epochs=2`; `bertcli recipes show RECIPE` tells all.",
+        help="Override recipe keys, e.g. `training.epochs=2`; `bertcli recipes show RECIPE` lists them all.",
         metavar="KEY=VALUE",
         autocompletion=_complete_key,
     ),
@@ -54,7 +56,7 @@ Overrides = Annotated[
 RecipeName = Annotated[
     str,
     typer.Argument(
-        help="A shipped recipe (`bertcli recipes list`) or a YAML file.",
+        help="Name of a shipped recipe (see `bertcli recipes list`) or path to a YAML file.",
         metavar="RECIPE",
         autocompletion=_complete_recipe,
     ),
@@ -62,78 +64,121 @@ RecipeName = Annotated[
 RecipesAndKeys = Annotated[
     list[str],
     typer.Argument(
-        help="Recipes, then KEY=VALUE for all.",
+        help="One or more recipes, then overrides that apply to all of them.",
         metavar="RECIPE|KEY=VALUE",
         autocompletion=_complete_recipe_or_key,
     ),
 ]
 Run = Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the run folder.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
-Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
-Processes = Annotated[int, typer.Option(min=1, help="Processes on this machine that share the work.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, of a grid, a suite or several seeds.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan without training.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing run in the run folder.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: from the run's recipe, else auto].")]
+Precision = Annotated[
+    str | None, typer.Option(help="auto, fp32, bf16 or fp16 [default: from the run's recipe, else auto].")
+]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that train one run on this machine, e.g. one per GPU.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs of a grid, suite or list of seeds to train in parallel.")]
 TaskName = Annotated[
     str | None,
-    typer.Option(help="Task row or recipe, if the model does not say.", autocompletion=_complete_task),
+    typer.Option(help="Task or recipe to evaluate on [default: the run's task].", autocompletion=_complete_task),
 ]
 Labels = Annotated[
     str | None,
-    typer.Option(help="Names for the model's labels, by number, with commas between: `negative,positive`."),
+    typer.Option(help="Comma-separated names for the model's labels, in index order, e.g. `negative,positive`."),
 ]
-RunOrModel = Annotated[str, typer.Argument(help="A run folder, a saved model, or a hub name.", metavar="RUN_OR_MODEL")]
+RunOrModel = Annotated[
+    str, typer.Argument(help="Run folder, model folder or Hugging Face model name.", metavar="RUN_OR_MODEL")
+]
 
 
-def recipes_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words that name recipes, and the `key=value` ones."""
-    names = [word for word in words if "=" not in word or os.path.exists(word)]
+# Options of `predict`.
+InputText = Annotated[list[str] | None, typer.Option(help="Input text; repeat for several inputs.")]
+PairText = Annotated[
+    list[str] | None, typer.Option(help="Second text of a pair, or the context of a question; one per --text.")
+]
+Choice = Annotated[list[str] | None, typer.Option(help="Answer choice for a single --text; give it two or more times.")]
+InputFile = Annotated[str | None, typer.Option("--input", help="Input file; `-` reads stdin.")]
+InputFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="text, jsonl, json, csv, tsv, conll or parquet [default: from the file extension; text for stdin]."
+    ),
+]
+PredictSplit = Annotated[str | None, typer.Option(help="Predict this split of the run's task.")]
+Columns = Annotated[str | None, typer.Option(help="Comma-separated names of the input columns [default: the task's].")]
+Output = Annotated[str, typer.Option(help="New output file, or folder for --format glue and squad; `-` is stdout.")]
+OutputFormat = Annotated[str, typer.Option("--format", help="Output format: jsonl, csv, tsv, glue or squad.")]
+Zip = Annotated[bool, typer.Option("--zip", help="With --format glue: also write the files as one zip archive.")]
+TopK = Annotated[
+    int, typer.Option(min=1, help="Tokens to predict per mask, for models with a masked-language-modeling head.")
+]
+Features = Annotated[
+    bool, typer.Option("--features", help="Write encoder embeddings (.parquet or .npy) instead of predictions.")
+]
+Layers = Annotated[
+    str,
+    typer.Option(help="With --features: comma-separated layers; 0 is the embedding layer, -1 the last hidden layer."),
+]
+Pooling = Annotated[str, typer.Option(help="With --features: mean, cls, or tokens (one vector per token).")]
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split positional arguments into recipe names and `key=value` overrides."""
+    names = [argument for argument in arguments if "=" not in argument or os.path.exists(argument)]
     if not names:
-        raise UsageError("name a recipe; KEY=VALUE goes behind it")
-    return names, [word for word in words if word not in names]
+        raise UsageError("found no recipe, expected at least one before the KEY=VALUE overrides")
+    return names, [argument for argument in arguments if argument not in names]
 
 
-def given_values(text: list[str] | None, pair: list[str] | None, choice: list[str] | None) -> list[list[str]] | None:
-    """The inputs given as options, each a list of its texts; None if there are none."""
-    if pair is not None and (text is None or len(pair) != len(text)):
+def build_inputs(texts: list[str] | None, pairs: list[str] | None, choices: list[str] | None) -> list[list[str]] | None:
+    """Build one list of texts per input from `--text`, `--pair` and `--choice`; None if no `--text` was given."""
+    if pairs is not None and (texts is None or len(pairs) != len(texts)):
         raise UsageError("give one --pair for each --text")
-    if choice is not None and (text is None or len(text) != 1 or pair is not None or len(choice) < 2):
+    if choices is not None and (texts is None or len(texts) != 1 or pairs is not None or len(choices) < 2):
         raise UsageError("give one --text with two or more --choice")
-    if text is None:
+    if texts is None:
         return None
-    if choice is not None:
-        return [[text[0], *choice]]
-    return [list(row) for row in zip(text, *([pair] if pair else []), strict=True)]
+    if choices is not None:
+        return [[texts[0], *choices]]
+    return [list(row) for row in zip(texts, *([pairs] if pairs else []), strict=True)]
 
 
-def names_in(text: str | None) -> list[str] | None:
-    """The names of an option with commas between them; None if it was not given."""
-    return [name.strip() for name in text.split(",")] if text else None
+def split_names(value: str | None) -> list[str] | None:
+    """Split a comma-separated option; None if it was not given."""
+    return [name.strip() for name in value.split(",")] if value else None
 
 
-def whole_numbers(option: str, text: str) -> list[int]:
-    """The numbers of an option with commas between them."""
+def parse_integers(option: str, value: str) -> list[int]:
+    """Parse a comma-separated list of integers."""
     try:
-        return [int(word) for word in text.split(",")]
+        return [int(number) for number in value.split(",")]
     except ValueError:
-        raise UsageError(f"found {option} {text}, expected whole numbers with commas between them") from None
+        raise UsageError(f"found {option} {value}, expected comma-separated integers") from None
 
 
 def default_run_folder(recipe: str) -> Path:
-    """`runs/glue-sst2` for `glue/sst2`, `runs/mine` for `some/where/mine.yaml`."""
+    """`runs/glue-sst2` for `glue/sst2`, `runs/mine` for `path/to/mine.yaml`."""
     is_file = recipe.endswith((".yaml", ".yml"))
     return Path("runs") / (Path(recipe).stem if is_file else recipe.replace("/", "-").lstrip("."))
 
 
-def checked_mirror(mirror: Path | None) -> Path | None:
-    """The mirror, which must be a folder."""
+def check_mirror(mirror: Path | None) -> Path | None:
+    """Return `mirror` unchanged.
+
+    Raises:
+        UsageError: it is not a folder.
+    """
     if mirror is not None and not mirror.is_dir():
         raise UsageError(f"found no mirror folder {mirror} (from --mirror or BERTCLI_MIRROR)")
     return mirror
 
 
-def asked_hardware(device: str | None, precision: str | None) -> HardwareSection | None:
-    """A hardware section if a person asked for something; None leaves it to the run's recipe."""
+def hardware_section(device: str | None, precision: str | None) -> HardwareSection | None:
+    """Build the hardware section from `--device` and `--precision`; None if neither was given.
+
+    Raises:
+        UsageError: a value is not one of the choices.
+    """
     from pydantic import ValidationError
 
     from bertcli.recipe.schema import HardwareSection

@@ -1,110 +1,134 @@
-"""The verbs of `bertcli recipes`. Nothing heavy is imported before one is called."""
+"""The commands of `bertcli recipes`. Heavy imports are inside the commands."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bertcli.cli.error_handling import reports_errors
-from bertcli.cli.options import Debug, Json, Overrides, RecipeName, RecipesAndKeys, recipes_and_overrides
+from bertcli.cli.error_handling import handle_errors
+from bertcli.cli.options import Debug, Json, Overrides, RecipeName, RecipesAndKeys, split_overrides
 from bertcli.errors import RecipeError
 
-recipes_app = typer.Typer(no_args_is_help=True, help="Look at recipes: list, show, copy, check, diff, schema.")
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy, check and compare recipes.")
+TIME_UNITS = {"seconds": "s", "second": "s", "minutes": "min", "minute": "min", "hours": "h", "hour": "h"}
 
 
 @recipes_app.command("list")
-@reports_errors
+@handle_errors
 def list_shipped(
-    words: Annotated[list[str] | None, typer.Argument(help="Only those that name all these words.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="Only recipes that mention all of these words.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the shipped recipes: what each is for, and which score to expect, how soon, under which conditions.
+    """List the shipped recipes with description, expected score and training time, where measured.
+
+    `--json` adds the conditions of the measurement.
 
     Example: `bertcli recipes list sentiment`
     """
     from bertcli.console import print_result
     from bertcli.recipe.catalogue import list_recipes
 
-    found = list_recipes(words or [])
+    recipes = list_recipes(words or [])
     if as_json:
-        print_result(json.dumps(found, ensure_ascii=False))
-        return
-    width = max((len(str(recipe["recipe"])) for recipe in found), default=0)
-    for recipe in found:
-        time, conditions = (recipe[part] for part in ("time", "conditions"))
-        words = [
-            recipe["score"] or "not measured",
-            f"in {time}" if time else "",
-            f"({conditions})" if conditions else "",
-        ]
-        print_result(f"{recipe['recipe']:<{width}}  {recipe['about']}")
-        print_result(f"{'':<{width}}  expected: {' '.join(filter(None, words))}")
+        print_result(json.dumps(recipes, ensure_ascii=False))
+    elif recipes:
+        print_result(_format_recipes(recipes))
+
+
+def _format_recipes(recipes: Iterable[Mapping[str, str | None]]) -> str:
+    """A table of recipes as wide as the terminal."""
+    import io
+    import shutil
+
+    from rich.console import Console
+    from rich.table import Table
+
+    width = shutil.get_terminal_size().columns
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("description", min_width=20)
+    table.add_column("expected score", max_width=max(18, width // 4))
+    table.add_column("time", no_wrap=True)
+    for recipe in recipes:
+        number, _, unit = (recipe["time"] or "").partition(" ")
+        table.add_row(
+            recipe["recipe"], recipe["about"], recipe["score"], f"{number} {TIME_UNITS.get(unit, unit)}".strip()
+        )
+    text = io.StringIO()
+    Console(file=text, width=width, highlight=False, markup=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").splitlines())
 
 
 @recipes_app.command()
-@reports_errors
-def show(recipe: RecipeName, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Show a recipe, or a run's, with every key that it resolves to.
+@handle_errors
+def show(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    no_comments: Annotated[bool, typer.Option("--no-comments", help="Omit the descriptions of the keys.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show the resolved recipe, or that of a run: every key with its value and description.
 
     Example: `bertcli recipes show glue/sst2 training.epochs=1`
     """
     from bertcli.console import print_result
     from bertcli.recipe.catalogue import show_recipe
 
-    print_result(show_recipe(recipe, overrides or []).rstrip("\n"))
+    print_result(show_recipe(recipe, overrides or [], comments=not no_comments).rstrip("\n"))
 
 
 @recipes_app.command()
-@reports_errors
+@handle_errors
 def copy(
     recipe: RecipeName,
     target: Annotated[Path, typer.Argument(help="New file.")],
     with_schema: Annotated[
-        bool, typer.Option("--schema", help="Put the JSON schema beside it, and name it to editors in the first line.")
+        bool, typer.Option("--schema", help="Also write the JSON schema, referenced in the first line for editors.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a shipped recipe to a new file, to edit it.
+    """Copy a shipped recipe to a new file for editing.
 
     Example: `bertcli recipes copy sentiment/own-csv mine.yaml`
     """
     from bertcli.recipe.catalogue import copy_recipe
 
     copy_recipe(recipe, target, with_schema=with_schema)
-    typer.echo(f"{target} is yours to edit; `bertcli recipes check {target}` checks it", err=True)
+    typer.echo(f"copied {recipe} to {target}; check your edits with `bertcli recipes check {target}`", err=True)
 
 
 @recipes_app.command()
-@reports_errors
+@handle_errors
 def check(
     words: RecipesAndKeys,
     debug: Debug = False,
 ) -> None:
-    """Check recipes without running them; exit code 2 if one is wrong.
+    """Check recipes without running them; exit code 2 if one is invalid.
 
     Example: `bertcli recipes check mine.yaml glue/sst2 training.epochs=1`
     """
     from bertcli.console import print_result
     from bertcli.recipe.catalogue import check_recipes
 
-    problems = check_recipes(*recipes_and_overrides(words))
-    for name, found in problems.items():
-        if not found:
-            print_result(f"{name}: fine")
-    wrong = [problem for found in problems.values() for problem in found]
-    if wrong:
-        raise RecipeError(wrong)
+    problems_by_recipe = check_recipes(*split_overrides(words))
+    for name, problems in problems_by_recipe.items():
+        if not problems:
+            print_result(f"{name}: ok")
+    all_problems = [problem for problems in problems_by_recipe.values() for problem in problems]
+    if all_problems:
+        raise RecipeError(all_problems)
 
 
 @recipes_app.command()
-@reports_errors
+@handle_errors
 def diff(
     one: Annotated[str, typer.Argument(help="A recipe or a run folder.")],
-    other: Annotated[str, typer.Argument(help="Another.")],
+    other: Annotated[str, typer.Argument(help="A recipe or a run folder to compare with.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -115,23 +139,23 @@ def diff(
     from bertcli.console import format_table, print_result
     from bertcli.recipe.catalogue import compare_recipes
 
-    found = compare_recipes(one, other)
+    differences = compare_recipes(one, other)
     if as_json:
-        rows = [dict(zip(("key", "one", "other"), row, strict=True)) for row in found]
+        rows = [dict(zip(("key", "one", "other"), row, strict=True)) for row in differences]
         print_result(json.dumps(rows, ensure_ascii=False))
-    elif found:
-        print_result(format_table(["key", one, other], found))
+    elif differences:
+        print_result(format_table(["key", one, other], differences))
 
 
 @recipes_app.command()
-@reports_errors
+@handle_errors
 def schema(
     kind: Annotated[str, typer.Argument(help="finetune or pretrain.")] = "finetune", debug: Debug = False
 ) -> None:
     """Print the JSON schema of recipes, for editors.
 
     Example: `bertcli recipes schema > finetune.schema.json`, and `# yaml-language-server: $schema=finetune.schema.json`
-    on the first line of a recipe.
+    in the first line of a recipe.
     """
     from bertcli.console import print_result
     from bertcli.recipe.catalogue import schema_text

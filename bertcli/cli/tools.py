@@ -1,6 +1,6 @@
-"""The helpers beside the four verbs: `submit`, `report`, `fetch`, `export`, `push`, `recipes` and `env`.
+"""Commands other than `finetune`, `pretrain`, `eval` and `predict`: submit, report, fetch, export, push, env, recipes.
 
-Nothing heavy is imported before one is called.
+Heavy imports are inside the functions.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from bertcli.cli.error_handling import reports_errors
+from bertcli.cli.error_handling import handle_errors
 from bertcli.cli.options import (
     Debug,
     Json,
@@ -25,16 +25,16 @@ from bertcli.cli.options import (
     RecipesAndKeys,
     Run,
     RunOrModel,
-    checked_mirror,
+    check_mirror,
     default_run_folder,
-    recipes_and_overrides,
+    split_overrides,
 )
 from bertcli.cli.recipes import recipes_app
 from bertcli.errors import UsageError
 
 
-def add_helpers(app: typer.Typer) -> None:
-    """Give the program these verbs."""
+def add_tools(app: typer.Typer) -> None:
+    """Register these commands with the app."""
     app.command()(submit)
     app.command()(report)
     app.command()(fetch)
@@ -44,77 +44,80 @@ def add_helpers(app: typer.Typer) -> None:
     app.add_typer(recipes_app, name="recipes")
 
 
-@reports_errors
+@handle_errors
 def submit(
     recipe: RecipeName,
     overrides: Overrides = None,
     run: Run = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines of a job.")] = 1,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs on each, with a process for each; 0: one process.")] = 1,
-    cpus: Annotated[int | None, typer.Option(min=1, help="Cores of each process.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes per job.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs per node, with one process each; 0 runs one CPU process.")] = 1,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores per process [default: the cluster's].")] = None,
     time: Annotated[
-        str | None, typer.Option(help="Time of a job, such as 90 (minutes), 12:00:00 or 2-00:00:00.")
+        str | None,
+        typer.Option(help="Time limit per job: 90 (minutes), 12:00:00 or 2-00:00:00 [default: the cluster's]."),
     ] = None,
-    partition: Annotated[str | None, typer.Option(help="Partition of the cluster.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Cluster partition [default: the cluster's].")] = None,
     directives: Annotated[
-        list[str] | None, typer.Option("--sbatch", help="Any other option of sbatch, such as account=ours or mem=64G.")
+        list[str] | None,
+        typer.Option("--sbatch", help="Additional sbatch option, e.g. account=ours or mem=64G; repeatable."),
     ] = None,
     array: Annotated[
         bool,
         typer.Option(
-            "--array", help="A job for each seed, point of a grid or recipe of a suite, and one that gathers."
+            "--array",
+            help="Submit one job per seed, grid point or suite member, and one that collects the results.",
         ),
     ] = False,
     mirror: Mirror = None,
-    only_print: Annotated[bool, typer.Option("--print", help="Show the batch script and do nothing.")] = False,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print the batch script without writing or submitting anything.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune or pretrain as a job of a Slurm cluster.
+    """Fine-tune or pretrain as a job on a Slurm cluster.
 
-    A job that is stopped for another one, or at the end of its time, goes back into the queue and on where it was.
+    A job that is preempted or reaches its time limit saves a checkpoint, is requeued and resumes.
 
-    Example: `bertcli submit glue/sst2 --array --time 2:00:00 --partition gpu`
+    Example: `bertcli submit glue/sst2 --array training.seed=[1,2,3] --time 2:00:00 --partition gpu`
     """
-    from bertcli.cluster.slurm import Request
-    from bertcli.commands import submit as program
+    mirror = check_mirror(mirror)
+    from bertcli.cluster.slurm import JobResources
+    from bertcli.commands.submit import submit as run_submit
     from bertcli.console import Console, print_result
 
-    folder = run or default_run_folder(recipe)
-    work = program.plan_work(recipe, overrides or [], folder)
-    request = Request(nodes, gpus, cpus, time, partition, tuple(directives or ()))
-    mirror = checked_mirror(mirror)
-    place = program.place_of(folder, mirror)
-    command = shlex.join(["bertcli", *sys.argv[1:]])
-    scripts = program.write_scripts(command, work, request, place, array=array)
-    if only_print:
-        print_result("\n".join(scripts.values()).rstrip("\n"))
-        return
-    console = Console(quiet=quiet)
-    program.tell_what_is_absent(work, [recipe, *(overrides or [])], mirror, console)
-    told = program.submit(work, scripts, folder, console, overwrite=overwrite)
-    if as_json:
-        print_result(json.dumps(told, ensure_ascii=False))
-    for name, value in told.items():
-        console.say(f"{name.replace('_', ' '):<18}{value}")
-    console.say(f"{'next':<18}squeue --jobs {told['job']}; when it is done, bertcli report {folder}")
+    submission = run_submit(
+        recipe,
+        overrides or [],
+        run or default_run_folder(recipe),
+        JobResources(nodes, gpus, cpus, time, partition, tuple(directives or ())),
+        array=array,
+        print_only=print_only,
+        overwrite=overwrite,
+        mirror=mirror,
+        command_line=shlex.join(["bertcli", *sys.argv[1:]]),
+        console=Console(quiet=quiet),
+    )
+    if print_only:
+        print_result("\n".join(submission.scripts.values()).rstrip("\n"))
+    elif as_json:
+        print_result(json.dumps(submission.jobs, ensure_ascii=False))
 
 
-@reports_errors
+@handle_errors
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Run folders.", metavar="RUN")],
-    html: Annotated[Path | None, typer.Option(help="New file for a page that shows them, side by side.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="New folder for their charts as PNG files.")] = None,
+    runs: Annotated[list[str], typer.Argument(help="Run folders to compare.", metavar="RUN")],
+    html: Annotated[Path | None, typer.Option(help="New HTML file that compares the runs.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="New folder for the charts as PNG files.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show runs side by side: how good, from how many examples, how soon.
+    """Compare runs: scores, number of training examples and training time.
 
-    Of one run, grid or suite, its page (`report.html` in its folder) is written anew, unless `--html` names another
-    file.
+    For a single run, grid or suite, `report.html` in its folder is rewritten unless `--html` names another file.
 
     Example: `bertcli report runs/first runs/second --html compared.html`
     """
@@ -125,99 +128,118 @@ def report(
     print_result(json.dumps(results, ensure_ascii=False) if as_json else table)
 
 
-@reports_errors
+@handle_errors
 def fetch(
-    words: RecipesAndKeys,
+    arguments: RecipesAndKeys,
     mirror: Annotated[
-        Path | None, typer.Option(envvar="BERTCLI_MIRROR", help="Folder to fill; it may hold things already.")
+        Path | None, typer.Option(envvar="BERTCLI_MIRROR", help="Mirror folder to fill; existing files are kept.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched, and its size.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and their size without downloading.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fill a mirror with the data sets and models of recipes, for machines without a network.
+    """Download the datasets and models of recipes into a local mirror, for offline use.
 
-    What was broken off goes on; what is there already is checked and kept.
+    Partial downloads are resumed; files that are already there are verified and kept.
 
     Example: `bertcli fetch glue/sst2 glue/rte --mirror /data/mirror`
     """
     if mirror is None:
-        raise UsageError("name the folder to fill with --mirror (or BERTCLI_MIRROR)")
+        raise UsageError("found no mirror folder to fill, expected one from --mirror or BERTCLI_MIRROR")
     from bertcli.recipe.catalogue import load_any
 
-    names, overrides = recipes_and_overrides(words)
+    names, overrides = split_overrides(arguments)
     recipes = {name: load_any(name, overrides) for name in names}
-    from bertcli.commands.fetch import fetch as fill
+    from bertcli.commands.fetch import fetch as run_fetch
     from bertcli.console import Console, print_result
 
-    results = fill(recipes, mirror, dry_run=dry_run, console=Console(quiet=quiet))
+    results = run_fetch(recipes, mirror, dry_run=dry_run, console=Console(quiet=quiet))
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
 
 
-@reports_errors
+@handle_errors
 def export(
     model: RunOrModel,
-    output: Annotated[Path, typer.Option(help="New folder: model.onnx, config.json and the tokenizer's files.")],
-    format_name: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    output: Annotated[Path, typer.Option(help="New folder for model.onnx, config.json and the tokenizer files.")],
+    format_name: Annotated[str, typer.Option("--format", help="Export format; only onnx is supported.")] = "onnx",
     mirror: Mirror = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model as ONNX, for any batch and length, after comparing its answers with the model's own.
+    """Export a model to ONNX, with dynamic batch size and sequence length.
 
-    It needs `pip install "bertcli[export]"`. Example: `bertcli export runs/glue-sst2 --output exported`
+    The outputs of ONNX Runtime are compared with PyTorch's. Requires `pip install "bertcli[export]"`.
+
+    Example: `bertcli export runs/glue-sst2 --output exported`
     """
     if format_name != "onnx":
         raise UsageError(f"found --format {format_name}, expected onnx")
-    mirror = checked_mirror(mirror)
-    from bertcli.commands.export import export as write
+    mirror = check_mirror(mirror)
+    from bertcli.commands.export import export as run_export
     from bertcli.console import Console, print_result
 
-    results = write(model, output, mirror=mirror, console=Console(quiet=quiet))
+    results = run_export(model, output, mirror=mirror, console=Console(quiet=quiet))
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
 
 
-@reports_errors
+@handle_errors
 def push(
-    run: Annotated[str, typer.Argument(help="A finished run.", metavar="RUN")],
-    name: Annotated[str, typer.Argument(help="ORGANISATION/NAME on the hub.", metavar="REPO_ID")],
-    private: Annotated[bool, typer.Option("--private", help="Only you may see it.")] = False,
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.", metavar="RUN")],
+    name: Annotated[
+        str, typer.Argument(help="Repository on the Hub: ORGANIZATION/NAME or USER/NAME.", metavar="REPO_ID")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     license_name: Annotated[
-        str | None, typer.Option("--license", help="Its licence, as the hub names it, such as apache-2.0.")
+        str | None, typer.Option("--license", help="License of the model, by its Hub identifier, e.g. apache-2.0.")
     ] = None,
-    language: Annotated[
-        list[str] | None, typer.Option(help="Its language, such as en; may be given several times.")
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", help="Language of the model, e.g. en; repeatable.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and its size.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and their size without uploading.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Send a run's model and model card (with the recipe, as it stands there) to the Hugging Face hub.
+    """Upload a run's model and model card to the Hugging Face Hub.
 
-    Log in with `hf auth login` before. Example: `bertcli push runs/glue-sst2 me/my-model --private`
+    The card contains the recipe. Log in first with `hf auth login`.
+
+    Example: `bertcli push runs/glue-sst2 me/my-model --private`
     """
-    from bertcli.commands.push import push as send
+    from bertcli.commands.push import push as run_push
     from bertcli.console import Console, print_result
 
-    options: dict[str, Any] = {"license_name": license_name, "languages": language or (), "private": private}
-    results = send(run, name, dry_run=dry_run, console=Console(quiet=quiet), **options)
+    results = run_push(
+        run,
+        name,
+        license_name=license_name,
+        languages=languages or (),
+        private=private,
+        dry_run=dry_run,
+        console=Console(quiet=quiet),
+    )
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
 
 
-@reports_errors
+@handle_errors
 def environment(mirror: Mirror = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Say what this machine has: versions, devices, precision, threads, mirror, caches, free disk.
+    """Show versions, devices, precision, threads, mirror, caches and free disk space.
 
-    It is what a bug report should hold. Example: `bertcli env`
+    Include the output in bug reports.
+
+    Example: `bertcli env`
     """
-    from bertcli.commands.env import environment_lines, look_around
+    from bertcli.commands.env import env
     from bertcli.console import print_result
 
-    found = look_around(mirror)
-    print_result(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(environment_lines(found)))
+    facts, text = env(mirror)
+    print_result(json.dumps(facts, ensure_ascii=False) if as_json else text)

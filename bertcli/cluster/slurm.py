@@ -1,4 +1,4 @@
-"""Batch scripts for Slurm, as text: one job, or an array of them that do the same with other words."""
+"""Build Slurm batch scripts as text: a single job, or a job array whose tasks run different `bertcli` commands."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bertcli.errors import UsageError
 
-Task = tuple[str, Sequence[str]]  # its name, and the words behind `bertcli`
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
-MOST_SECONDS_AHEAD = 600
-SECONDS_AHEAD = 300  # where nobody said how long the job may take
+MAX_SIGNAL_LEAD_SECONDS = 600
+DEFAULT_SIGNAL_LEAD_SECONDS = 300  # for a job with the default time limit of its partition
 
-WAIT = """\
-# The run is told to save and stop: ahead of the end of the job's time, and when another job is to have its place.
+RUN_AND_REQUEUE = """\
+# Ask the run to save and stop shortly before the time limit, and when the job is preempted.
 trap 'kill -USR1 "$step" 2>/dev/null' USR1 TERM
 {command} &
 step=$!
@@ -24,7 +24,7 @@ while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?
 
-# 85, 143: saved and stopped; 138: stopped before it could hear. It goes on from the queue, unless it was cancelled.
+# 85, 143: saved and stopped; 138: stopped before its signal handler was set. Requeue it, unless the job was cancelled.
 job={job}
 if [[ $code =~ ^(85|138|143)$ && $(squeue --noheader --jobs=$job --format=%T) == RUNNING ]]; then
     scontrol requeue $job
@@ -33,122 +33,133 @@ exit $code
 """
 
 
-@dataclass(frozen=True)
-class Request:
-    """What each job asks the cluster for.
+class JobCommand(NamedTuple):
+    """One `bertcli` command to run in a job."""
 
-    There is one process a GPU, or one a node without. `time` is as Slurm writes it; `further` holds directives without
-    their dashes, such as `account=ours`. None leaves it to the cluster.
+    name: str
+    arguments: Sequence[str]  # after `bertcli`
+
+
+@dataclass(frozen=True)
+class JobResources:
+    """Resources to request for each job; None leaves a setting to the cluster.
+
+    A job runs one process per GPU, or one per node if it has no GPUs.
     """
 
     nodes: int = 1
-    gpus: int = 1  # on each node
-    cpus: int | None = None  # cores of each process
-    time: str | None = None
+    gpus: int = 1  # per node
+    cpus: int | None = None  # cores per process
+    time: str | None = None  # time limit, in Slurm's format
     partition: str | None = None
-    further: tuple[str, ...] = ()
+    extra_directives: tuple[str, ...] = ()  # sbatch options without dashes, such as `account=ours`
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where jobs run; no path is relative."""
+class JobEnvironment:
+    """Where and how jobs run; all paths are absolute."""
 
-    folder: Path  # the current folder
-    logs: Path
-    program: tuple[str, ...]  # the words that start `bertcli`
+    working_dir: Path
+    log_dir: Path
+    program: tuple[str, ...]  # the command line that starts `bertcli`
     mirror: Path | None = None
 
 
-def batch_script(about: str, tasks: Sequence[Task], request: Request, place: Place) -> str:
-    """The script of one task, or of an array with several.
+def batch_script(
+    about: str, commands: Sequence[JobCommand], resources: JobResources, environment: JobEnvironment
+) -> str:
+    """Build the script of a job that runs one command, or of a job array with one task per command.
 
-    A run that is stopped ahead of the end of its time, or for another job, goes back into the queue and on from there.
+    A job that is preempted or reaches its time limit saves a checkpoint, is requeued and resumes.
 
     Args:
-        about: what the script is for, as its first words.
+        about: what the script is for, written as a comment at its top.
 
     Raises:
-        UsageError: something of the request is not as Slurm writes it.
+        UsageError: a requested resource is not valid for Slurm.
     """
-    is_array = len(tasks) > 1
+    is_array = len(commands) > 1
     job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if is_array else "$SLURM_JOB_ID"
-    start = ["srun", "--export=ALL", "--kill-on-bad-exit=0", "--wait=60"]
-    start += [f"--cpus-per-task={request.cpus}"] if request.cpus else []
-    command = shlex.join([*start, *place.program])
-    words = '"${words[@]}"' if is_array else shlex.join(tasks[0][1])
-    parts = [
+    srun = ["srun", "--export=ALL", "--kill-on-bad-exit=0", "--wait=60"]
+    srun += [f"--cpus-per-task={resources.cpus}"] if resources.cpus else []
+    program = shlex.join([*srun, *environment.program])
+    arguments = '"${arguments[@]}"' if is_array else shlex.join(commands[0].arguments)
+    lines = [
         "#!/bin/bash",
         *(f"# {line}" for line in about.splitlines()),
-        *_directives(tasks, request, place),
+        *_directives(len(commands), resources, environment),
         "",
         "export HF_HUB_OFFLINE=1  # compute nodes have no network",
-        *([f"export BERTCLI_MIRROR={shlex.quote(str(place.mirror))}"] if place.mirror else []),
+        *([f"export BERTCLI_MIRROR={shlex.quote(str(environment.mirror))}"] if environment.mirror else []),
         "",
-        *(_choice(tasks) if is_array else []),
-        WAIT.format(command=f"{command} {words}", job=job),
+        *(_select_arguments(commands) if is_array else []),
+        RUN_AND_REQUEUE.format(command=f"{program} {arguments}", job=job),
     ]
-    return "\n".join(parts)
+    return "\n".join(lines)
 
 
-def _directives(tasks: Sequence[Task], request: Request, place: Place) -> list[str]:
-    """The lines that `sbatch` reads; it expands no variable in them."""
-    processes = max(1, request.gpus)
-    logs = str(place.logs).replace("%", "%%")
-    wanted: dict[str, object] = {
-        "job-name": place.logs.parent.name,
-        "chdir": place.folder,
-        "output": f"{logs}/%A_%a.log" if len(tasks) > 1 else f"{logs}/%j.log",
+def _directives(num_tasks: int, resources: JobResources, environment: JobEnvironment) -> list[str]:
+    """Build the `#SBATCH` lines; sbatch does not expand variables in them."""
+    is_array = num_tasks > 1
+    log_dir = str(environment.log_dir).replace("%", "%%")
+    directives: dict[str, object] = {
+        "job-name": environment.log_dir.parent.name,
+        "chdir": environment.working_dir,
+        "output": f"{log_dir}/%A_%a.log" if is_array else f"{log_dir}/%j.log",
         "open-mode": "append",
-        "nodes": request.nodes,
-        "ntasks-per-node": processes,
-        "gpus-per-node": request.gpus or None,
-        "cpus-per-task": request.cpus,
-        "time": request.time,
-        "partition": request.partition,
-        "array": f"0-{len(tasks) - 1}" if len(tasks) > 1 else None,
+        "nodes": resources.nodes,
+        "ntasks-per-node": max(1, resources.gpus),
+        "gpus-per-node": resources.gpus or None,
+        "cpus-per-task": resources.cpus,
+        "time": resources.time,
+        "partition": resources.partition,
+        "array": f"0-{num_tasks - 1}" if is_array else None,
         "requeue": "",
-        "signal": f"B:USR1@{seconds_ahead(request.time)}",
+        "signal": f"B:USR1@{signal_lead_seconds(resources.time)}",
     }
-    for word in request.further:
-        name, _, value = word.removeprefix("--").partition("=")
+    for directive in resources.extra_directives:
+        name, _, value = directive.removeprefix("--").partition("=")
         if not re.fullmatch(r"[a-z][a-z-]*", name):
-            raise UsageError(f"found --sbatch {word!r}, expected a directive of sbatch, such as account=ours")
-        if name in wanted:
-            raise UsageError(f"found --sbatch {word!r}, but `bertcli submit` sets {name} itself")
-        wanted[name] = value
+            raise UsageError(f"found --sbatch {directive!r}, expected an sbatch option such as account=ours")
+        if name in directives:
+            raise UsageError(f"found --sbatch {directive!r}, but `bertcli submit` sets {name} itself")
+        directives[name] = value
     lines = []
-    for name, setting in wanted.items():
+    for name, setting in directives.items():
         if setting is not None:
             lines.append(f"#SBATCH --{name}" + (f"={shlex.quote(str(setting))}" if setting != "" else ""))
-    broken = [line for line in lines if "\n" in line]
-    if broken:
-        raise UsageError(f"found {broken[0]!r}, expected no line break in what sbatch is to read")
+    multiline = [line for line in lines if "\n" in line]
+    if multiline:
+        raise UsageError(f"found {multiline[0]!r}, expected an sbatch option without line breaks")
     return lines
 
 
-def _choice(tasks: Sequence[Task]) -> list[str]:
-    """The lines that give each task of an array its words."""
-    cases = [f"  {number}) words=({shlex.join(words)}) ;;  # {name}" for number, (name, words) in enumerate(tasks)]
+def _select_arguments(commands: Sequence[JobCommand]) -> list[str]:
+    """Build the shell lines that set `arguments` for each task of an array."""
+    cases = [
+        f"  {index}) arguments=({shlex.join(command.arguments)}) ;;  # {command.name}"
+        for index, command in enumerate(commands)
+    ]
     return ["case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""]
 
 
-def seconds_ahead(time: str | None) -> int:
-    """How long before the end of a job of so much time it is told to stop: a tenth of it, at most ten minutes.
+def signal_lead_seconds(time: str | None) -> int:
+    """How long before its time limit a job is asked to stop, in seconds: 10 % of the limit, at most ten minutes.
 
     Raises:
-        UsageError: the time is not as Slurm writes it.
+        UsageError: `time` is not in Slurm's format.
     """
     if time is None:
-        return SECONDS_AHEAD
-    found = TIME.fullmatch(time)
-    if found is None:
+        return DEFAULT_SIGNAL_LEAD_SECONDS
+    match = TIME.fullmatch(time)
+    if match is None:
         raise UsageError(
             f"found --time {time}, expected minutes (90), hours:minutes:seconds (1:30:00) "
             "or days-hours:minutes:seconds (2-00:00:00)"
         )
-    fields = [int(field) for field in found["fields"].split(":")]
-    units = (3600, 60, 1) if found["days"] or len(fields) == 3 else (60, 1)
-    seconds = int(found["days"] or 0) * 86400 + sum(a * b for a, b in zip(fields, units, strict=False))
+    fields = [int(field) for field in match["fields"].split(":")]
+    units = (3600, 60, 1) if match["days"] or len(fields) == 3 else (60, 1)
+    seconds = int(match["days"] or 0) * 86400 + sum(field * unit for field, unit in zip(fields, units, strict=False))
     if seconds < 60:
-        raise UsageError(f"found --time {time}, expected a minute or more")
-    return min(MOST_SECONDS_AHEAD, seconds // 10)
+        raise UsageError(f"found --time {time}, expected at least one minute")
+    return min(MAX_SIGNAL_LEAD_SECONDS, seconds // 10)

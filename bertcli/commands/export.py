@@ -1,4 +1,4 @@
-"""`bertcli export`: a trained model as ONNX, for programs without PyTorch."""
+"""`bertcli export`: export a trained model to ONNX, for use without PyTorch."""
 
 from __future__ import annotations
 
@@ -7,65 +7,68 @@ from typing import TYPE_CHECKING, Any
 
 from bertcli.console import Console, format_size
 from bertcli.errors import ModelError
-from bertcli.files import made_whole
-from bertcli.heads import HEADS
-from bertcli.models.from_pretrained import has_trained_head, load_config, load_model, load_tokenizer
+from bertcli.files import atomic_folder
+from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.onnx_export import check_packages, input_names, largest_difference, write_onnx
 from bertcli.runs.folder import best_seed
+from bertcli.tasks.task import HEADS, load_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-TOLERANCE = 1e-4  # between the answers of PyTorch and ONNX Runtime
-PRETRAINED = ("AutoModelForMaskedLM", "AutoModelForPreTraining")
-PLAIN_ENCODER = "AutoModel"
+MAX_DIFFERENCE = 1e-4  # between the outputs of PyTorch and ONNX Runtime
+PRETRAINING_CLASSES = ("AutoModelForMaskedLM", "AutoModelForPreTraining")
+HEADLESS_CLASS = "AutoModel"
 
 
 def export(name: str, output: Path, *, mirror: Path | None = None, console: Console | None = None) -> dict[str, Any]:
-    """Write the model of a run (of several seeds, the best one's), a model folder or a hub model as ONNX.
+    """Export the model of a run (the best of several seeds), a model folder or a Hub model to ONNX.
 
-    The new folder `output` gets `model.onnx`, `config.json` and the tokenizer's files, once the graph has answered as
-    the model does.
+    Writes `model.onnx`, `config.json` and the tokenizer files to the new folder `output`, after checking that the graph
+    and the model give the same outputs.
 
     Raises:
-        ModelError: its architecture has no graph, or the graph answers otherwise.
+        ModelError: the architecture cannot be exported, or the outputs differ.
         UsageError: `output` exists.
-        BertcliError: a package is missing.
+        BertcliError: a package is not installed.
     """
     console = console or Console()
     check_packages()
     name = best_seed(name)
-    model_class = _model_class(load_config(name, mirror), name)
-    model = load_model(name, mirror, model_class, {}).eval()
-    tokenizer = load_tokenizer(name, mirror)
+    source = ModelSource(name, mirror)
+    model = source.load_model(_model_class(source.config, name)).eval()
+    tokenizer = source.load_tokenizer()
     names = input_names(model, tokenizer)
     console.say(f"model     {name}: {type(model).__name__}, {model.num_parameters():,} parameters")
-    with made_whole(output) as aside, console.waiting("making the graph and comparing its answers"):
-        write_onnx(model, names, aside / "model.onnx")
-        difference = largest_difference(model, names, aside / "model.onnx")
-        if not difference <= TOLERANCE:
-            raise ModelError(f"the graph of {name} answers otherwise than the model, by {difference:.1g}; not exported")
+    with atomic_folder(output) as tmp, console.waiting("exporting to ONNX and comparing the outputs"):
+        write_onnx(model, names, tmp / "model.onnx")
+        difference = largest_difference(model, names, tmp / "model.onnx")
+        if not difference <= MAX_DIFFERENCE:  # also true for NaN
+            raise ModelError(
+                f"outputs of the ONNX graph of {name} differ from the model's by {difference:.1g}, expected at most "
+                f"{MAX_DIFFERENCE:.0e}; nothing was exported"
+            )
         tokenizer.model_input_names = names
-        model.config.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        size = sum(path.stat().st_size for path in aside.iterdir())
-    console.say(f"compared  ONNX Runtime with PyTorch, several batches and lengths: {difference:.1g} apart at most")
-    console.say(f"made      {output}, {format_size(size)}")
+        model.config.save_pretrained(tmp)
+        tokenizer.save_pretrained(tmp)
+        size = sum(path.stat().st_size for path in tmp.iterdir())
+    console.say(f"compared  ONNX Runtime with PyTorch on several batch shapes: largest difference {difference:.1g}")
+    console.say(f"exported  {output}, {format_size(size)}")
     console.say(f'next      onnxruntime.InferenceSession("{output / "model.onnx"}")')
     return {"output": str(output), "model": name, "inputs": names, "largest_difference": difference, "bytes": size}
 
 
 def _model_class(config: PretrainedConfig, name: str) -> str:
-    """The class of transformers that has what the model was saved with, and nothing fresh.
+    """Return the transformers class whose weights were all saved with the model, so that none is newly initialized.
 
     Raises:
-        ModelError: it was saved with something that is no head of an encoder.
+        ModelError: the model has a head that is not an encoder's.
     """
-    known = (*(head.model_class for head in HEADS.values()), *PRETRAINED)
-    found = next((one for one in known if has_trained_head(config, one)), None)
+    supported = (*(load_class(HEADS, head).model_class for head in HEADS), *PRETRAINING_CLASSES)
+    model_class = next((candidate for candidate in supported if has_head(config, candidate)), None)
     architecture = (config.architectures or ["unknown"])[0]
-    if found is None and ("For" in architecture or "LMHead" in architecture):
+    if model_class is None and ("For" in architecture or "LMHead" in architecture):
         raise ModelError(
-            f"{name} is a {architecture}; encoders are exported, with {', '.join(known)} or without a head"
+            f"{name} is a {architecture}, expected an encoder without a head or with one of {', '.join(supported)}"
         )
-    return found or PLAIN_ENCODER
+    return model_class or HEADLESS_CLASS

@@ -1,4 +1,4 @@
-"""`bertcli fetch`: fill a mirror folder with what recipes need, on a machine that has a network."""
+"""`bertcli fetch`: download the datasets and models that recipes require into a local mirror, for use offline."""
 
 from __future__ import annotations
 
@@ -15,78 +15,70 @@ from bertcli.console import Console, format_size, format_table
 from bertcli.errors import BertcliError, DataError, HubError, ModelError, UsageError, did_you_mean
 from bertcli.files import replace_folder, write_text
 from bertcli.hub import HubFile, Kind, Repository, download, list_repository
-from bertcli.mirror import AnyRecipe, Need, needs_of
+from bertcli.mirror import AnyRecipe, Requirement, requirements
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.runs.folder import nearest_folder
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-
-
-TOKENIZER = (
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+TOKENIZER_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
     *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
-
-
 CARD = "README.md"
-
-
-DESCRIPTIONS = (CARD, "dataset_infos.json")  # of data sets: what they are made of
-
-
-NO_DATA = ("*.py", "*.md", ".*", "dataset_infos.json")  # files that a data set without configurations is not made of
-
-
-CONVERTED = "refs/convert/parquet"  # where the hub keeps Parquet files of data sets that are programs
+DATASET_METADATA_FILES = (CARD, "dataset_infos.json")
+NON_DATA_FILES = ("*.py", "*.md", ".*", "dataset_infos.json")  # skipped in a dataset without configurations
+PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps its Parquet conversion of script datasets
 
 
 @dataclass(frozen=True)
-class Folder:
-    """What belongs in one folder of the mirror."""
+class MirrorFolder:
+    """The required files of one repository and those that the mirror lacks."""
 
     repository: Repository
     files: tuple[HubFile, ...]
     missing: tuple[HubFile, ...]
-    card: str | None  # what README.md has to say where the hub has none
+    card: str | None  # a README.md to write if the repository has none
 
     @property
-    def place(self) -> str:
-        """The folder, seen from the mirror."""
+    def path(self) -> str:
+        """The folder, relative to the mirror."""
         return f"{self.repository.kind}/{self.repository.name}"
 
 
 def fetch(
     recipes: Mapping[str, AnyRecipe], mirror: Path, *, dry_run: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
-    """Make `mirror` hold what the recipes (by name) need; what it holds already is checked and left as it is.
+    """Download what the recipes (by name) require into `mirror`; files that are already there are verified and kept.
 
     Raises:
-        HubError: the hub does not answer, or something did not come whole.
-        DataError, ModelError: what the hub has cannot be used.
-        UsageError: the mirror holds something else under such a name, or its disk is too small.
+        HubError: the Hub is unreachable, or a download is incomplete or corrupt.
+        DataError, ModelError: a repository cannot be used.
+        UsageError: the mirror holds a different file under the same name, or its disk is too small.
     """
     console = console or Console()
-    needs = dict.fromkeys(need for recipe in recipes.values() for need in needs_of(recipe))
-    with console.waiting("asking the hub what it has, and comparing what is here"):
-        folders = _list_folders(needs, mirror)
-    missing = sum(file.size for folder in folders for file in folder.missing)
+    unique_requirements = dict.fromkeys(
+        requirement for recipe in recipes.values() for requirement in requirements(recipe)
+    )
+    with console.waiting("listing files on the Hub and verifying the mirror"):
+        folders = _list_folders(unique_requirements, mirror)
+    missing_bytes = sum(file.size for folder in folders for file in folder.missing)
     if not folders:
-        console.say("nothing of these recipes comes from the hub")
+        console.say("these recipes require nothing from the Hub")
         return {"mirror": str(mirror), "bytes": 0, "folders": []}
-    console.say(format_table(("folder", "files", "size", "to fetch"), [_row(folder) for folder in folders]))
-    free = shutil.disk_usage(nearest_folder(mirror)).free
-    console.say(f"total     {format_size(missing)} to fetch, {format_size(free)} free for {mirror}")
-    if free < missing:
-        raise UsageError(f"the disk of {mirror} has too little room; make some, or name another with --mirror")
+    console.say(format_table(("folder", "files", "size", "to fetch"), [_table_row(folder) for folder in folders]))
+    free_bytes = shutil.disk_usage(nearest_folder(mirror)).free
+    console.say(f"total     {format_size(missing_bytes)} to fetch, {format_size(free_bytes)} free for {mirror}")
+    if free_bytes < missing_bytes:
+        raise UsageError(f"not enough free disk space for {mirror}; free some, or choose another folder with --mirror")
     results = {
         "mirror": str(mirror),
-        "bytes": missing,
+        "bytes": missing_bytes,
         "folders": [
             {
-                "folder": folder.place,
+                "folder": folder.path,
                 "revision": folder.repository.revision,
-                "fetched": [f.path for f in folder.missing],
+                "fetched": [file.path for file in folder.missing],
             }
             for folder in folders
         ],
@@ -96,25 +88,25 @@ def fetch(
         return results | {"dry_run": True}
     for folder in folders:
         if folder.missing:
-            console.say(f"fetching  {folder.place}")
-            _fill(folder, mirror, quiet=console.quiet)
-    count = sum(len(folder.missing) for folder in folders)
-    console.say(f"made      {mirror}: {count} files fetched, {format_size(missing)}; all is there and whole")
-    first, recipe = next(iter(recipes.items()))
-    verb = "pretrain" if isinstance(recipe, PretrainRecipe) else "finetune"
-    console.say(f"next      BERTCLI_MIRROR={shlex.quote(str(mirror))} bertcli {verb} {shlex.quote(first)}")
+            console.say(f"fetching  {folder.path}")
+            _download_missing(folder, mirror, quiet=console.quiet)
+    num_files = sum(len(folder.missing) for folder in folders)
+    console.say(f"mirror    {mirror}: {num_files} files fetched, {format_size(missing_bytes)}; complete and verified")
+    first_name, first_recipe = next(iter(recipes.items()))
+    verb = "pretrain" if isinstance(first_recipe, PretrainRecipe) else "finetune"
+    console.say(f"next      BERTCLI_MIRROR={shlex.quote(str(mirror))} bertcli {verb} {shlex.quote(first_name)}")
     return results
 
 
-def _list_folders(needs: Iterable[Need], mirror: Path) -> list[Folder]:
-    """Each repository once, with all that is needed of it; everything wrong is told at once."""
-    parts: dict[tuple[Kind, str], list[str | None]] = {}
-    for need in needs:
-        parts.setdefault((need.kind, need.name), []).append(need.part)
+def _list_folders(required: Iterable[Requirement], mirror: Path) -> list[MirrorFolder]:
+    """List each repository once, with all of its required files; report all problems together."""
+    parts_by_repository: dict[tuple[Kind, str], list[str | None]] = {}
+    for requirement in required:
+        parts_by_repository.setdefault((requirement.kind, requirement.name), []).append(requirement.part)
     folders, problems = [], []
-    for (kind, name), wanted in parts.items():
+    for (kind, name), parts in parts_by_repository.items():
         try:
-            folders.append(_folder(kind, name, wanted, mirror))
+            folders.append(_list_folder(kind, name, parts, mirror))
         except (DataError, ModelError, UsageError) as error:
             problems.append(error)
     if problems:
@@ -122,126 +114,142 @@ def _list_folders(needs: Iterable[Need], mirror: Path) -> list[Folder]:
     return folders
 
 
-def _folder(kind: Kind, name: str, parts: list[str | None], mirror: Path) -> Folder:
+def _list_folder(kind: Kind, name: str, parts: list[str | None], mirror: Path) -> MirrorFolder:
     repository = list_repository(kind, name)
     card = None
     if kind == "models":
         files = _model_files(repository, weights="weights" in parts)
     else:
-        if f"{name.rpartition('/')[2]}.py" in [file.path for file in repository.files]:
-            repository, card = _converted(list_repository(kind, name, CONVERTED))
-        files = _data_files(repository, parts)
-    there = {file: mirror / kind / name / file.path for file in files}
-    whole = {file for file, path in there.items() if file.is_whole(path)}
-    other = [str(path) for file, path in there.items() if file not in whole and path.exists()]
-    if other:
+        if f"{name.rpartition('/')[2]}.py" in [file.path for file in repository.files]:  # a script dataset
+            repository, card = _parquet_conversion(list_repository(kind, name, PARQUET_REVISION))
+        files = _dataset_files(repository, parts)
+    local_paths = {file: mirror / kind / name / file.path for file in files}
+    complete = {file for file, path in local_paths.items() if file.matches(path)}
+    different = [str(path) for file, path in local_paths.items() if file not in complete and path.exists()]
+    if different:
         raise UsageError(
-            f"not what the hub has, and left as it is: {', '.join(other)}. Move it away to have the hub's."
+            f"found files that differ from the Hub's, left unchanged: {', '.join(different)}. "
+            "Move them away to fetch the Hub's."
         )
-    return Folder(repository, files, tuple(file for file in files if file not in whole), card)
+    return MirrorFolder(repository, files, tuple(file for file in files if file not in complete), card)
 
 
 def _model_files(repository: Repository, *, weights: bool) -> tuple[HubFile, ...]:
-    """Configuration and tokenizer, and the weights as safetensors.
+    """Select the configuration, the tokenizer and optionally the safetensors weights.
 
     Raises:
-        ModelError: it has none.
+        ModelError: there are no safetensors weights.
     """
-    files = _matching(repository.files, (*TOKENIZER, *(WEIGHTS if weights else ())))
+    files = _matching_files(repository.files, (*TOKENIZER_FILES, *(WEIGHT_FILES if weights else ())))
     if weights and not any(file.path.endswith(".safetensors") for file in files):
         raise ModelError(
-            f"{repository.name} has no weights as safetensors on the hub, and others are not read here; name a model "
-            "that has, or convert it where it can be trusted and name its folder"
+            f"{repository.name} has no weights as safetensors on the Hub, the only format that is loaded; choose "
+            "another model, or convert it on a trusted machine and give the path of its folder"
         )
     return files
 
 
-def _data_files(repository: Repository, configs: list[str | None]) -> tuple[HubFile, ...]:
-    """The files of some configurations, and the card that tells which they are.
+def _dataset_files(repository: Repository, configs: list[str | None]) -> tuple[HubFile, ...]:
+    """Select the files of the given configurations, and the card that lists them.
 
-    A configuration comes whole, because it is only read whole. Along with it come those that `datasets` looks at before
-    it reads any: the first, to learn what kind of files these are, and those whose files it has to find out.
+    All files of a configuration are selected, because `datasets` loads it only as a whole. So are those of the
+    configurations that `datasets` inspects first: the first one, to infer the file format, and any without
+    `data_files`.
 
     Raises:
-        DataError: there is no such configuration.
+        DataError: a configuration does not exist.
     """
-    known = {one["config_name"]: one for one in repository.card.get("configs", ())}
-    if not known:
-        data = [file for file in repository.files if not any(fnmatch(file.path, pattern) for pattern in NO_DATA)]
-        return (*data, *_matching(repository.files, DESCRIPTIONS))
-    for config in configs:
-        if config is not None and config not in known:
-            cure = did_you_mean(config, known)
-            raise DataError(f"{repository.name}: found configurations {list(known)}, expected {config!r}.{cure}")
-    default = [name for name, one in known.items() if name == "default" or one.get("default")] or list(known)
-    wanted = {default[0] if config is None else config for config in configs} | {next(iter(known))}
-    wanted |= {name for name, one in known.items() if not one.get("data_files")}
-    patterns = [pattern for name in wanted for pattern in _patterns(known[name])]
-    return _matching(repository.files, (*patterns, *DESCRIPTIONS))
+    available = {config["config_name"]: config for config in repository.card.get("configs", ())}
+    if not available:
+        data_files = [
+            file for file in repository.files if not any(fnmatch(file.path, pattern) for pattern in NON_DATA_FILES)
+        ]
+        return (*data_files, *_matching_files(repository.files, DATASET_METADATA_FILES))
+    for name in configs:
+        if name is not None and name not in available:
+            suggestion = did_you_mean(name, available)
+            raise DataError(
+                f"{repository.name}: found configurations {list(available)}, expected {name!r}.{suggestion}"
+            )
+    defaults = [name for name, config in available.items() if name == "default" or config.get("default")] or list(
+        available
+    )
+    selected = {defaults[0] if name is None else name for name in configs} | {next(iter(available))}
+    selected |= {name for name, config in available.items() if not config.get("data_files")}
+    patterns = [pattern for name in selected for pattern in _file_patterns(available[name])]
+    return _matching_files(repository.files, (*patterns, *DATASET_METADATA_FILES))
 
 
-def _patterns(config: Mapping[str, Any]) -> list[str]:
-    """The patterns of a configuration's files; of one that names none, all in its folder."""
+def _file_patterns(config: Mapping[str, Any]) -> list[str]:
+    """Return the glob patterns of a configuration's files; without `data_files`, all files in its `data_dir`."""
     folder = f"{config['data_dir'].strip('/')}/" if config.get("data_dir") else ""
-    named = config.get("data_files") or "*"
-    listed = [named] if isinstance(named, str) else named
-    paths = [one["path"] if isinstance(one, dict) else one for one in listed]
-    return [folder + path.removeprefix("./") for one in paths for path in ([one] if isinstance(one, str) else one)]
+    data_files = config.get("data_files") or "*"
+    entries = [data_files] if isinstance(data_files, str) else data_files
+    path_lists = [entry["path"] if isinstance(entry, dict) else entry for entry in entries]
+    return [
+        folder + path.removeprefix("./")
+        for paths in path_lists
+        for path in ([paths] if isinstance(paths, str) else paths)
+    ]
 
 
-def _matching(files: Iterable[HubFile], patterns: Iterable[str]) -> tuple[HubFile, ...]:
+def _matching_files(files: Iterable[HubFile], patterns: Iterable[str]) -> tuple[HubFile, ...]:
     patterns = tuple(patterns)
     return tuple(file for file in files if any(fnmatch(file.path, pattern) for pattern in patterns))
 
 
-def _converted(repository: Repository) -> tuple[Repository, str]:
-    """The Parquet files (`config/split/0000.parquet`) of a data set that is a program, with a card that lists them."""
+def _parquet_conversion(repository: Repository) -> tuple[Repository, str]:
+    """Add to a script dataset's Parquet files (`config/split/0000.parquet`) a card that lists its configurations."""
     from huggingface_hub import DatasetCardData
 
-    splits: dict[str, list[dict[str, str]]] = {}
+    data_files: dict[str, list[dict[str, str]]] = {}
     for file in repository.files:
-        if len(names := file.path.split("/")) == 3:
-            one = {"split": names[1], "path": f"{names[0]}/{names[1]}/*.parquet"}
-            if one not in splits.setdefault(names[0], []):
-                splits[names[0]].append(one)
-    configs = [{"config_name": name, "data_files": files} for name, files in splits.items()]
+        if len(parts := file.path.split("/")) == 3:
+            config, split, _ = parts
+            entry = {"split": split, "path": f"{config}/{split}/*.parquet"}
+            if entry not in data_files.setdefault(config, []):
+                data_files[config].append(entry)
+    configs = [{"config_name": config, "data_files": entries} for config, entries in data_files.items()]
     card = f"---\n{DatasetCardData(configs=configs).to_yaml()}\n---\n"
     return Repository(**vars(repository) | {"card": {"configs": configs}}), card
 
 
-def _fill(folder: Folder, mirror: Path, *, quiet: bool) -> None:
-    """Fetch what is missing aside, check it, and only then give the folder its name."""
-    target = mirror / folder.place
-    aside = target.with_name(f".{target.name}.fetching")
-    aside.mkdir(parents=True, exist_ok=True)
-    awaited = [file for file in folder.missing if not file.is_whole(aside / file.path)]
-    if awaited:
-        download(folder.repository, awaited, aside, quiet=quiet)
-    damaged = [file for file in awaited if not file.is_whole(aside / file.path)]
-    for file in damaged:
-        (aside / file.path).unlink(missing_ok=True)
-    if damaged:
-        names = ", ".join(file.path for file in damaged)
-        raise HubError(f"{folder.place}: not as the hub lists it: {names}. The same command fetches it again.")
-    wanted = {aside / file.path for file in folder.missing}
-    for path in [path for path in aside.rglob("*") if path.is_file() and path not in wanted]:
-        path.unlink()  # what the library notes down, and files of an earlier revision
-    shutil.rmtree(aside / ".cache", ignore_errors=True)
+def _download_missing(folder: MirrorFolder, mirror: Path, *, quiet: bool) -> None:
+    """Download the missing files to a temporary folder and verify them, then replace the mirror's folder with it."""
+    target = mirror / folder.path
+    tmp = target.with_name(f".{target.name}.fetching")
+    tmp.mkdir(parents=True, exist_ok=True)
+    to_download = [file for file in folder.missing if not file.matches(tmp / file.path)]
+    if to_download:
+        download(folder.repository, to_download, tmp, quiet=quiet)
+    corrupt = [file for file in to_download if not file.matches(tmp / file.path)]
+    for file in corrupt:
+        (tmp / file.path).unlink(missing_ok=True)
+    if corrupt:
+        names = ", ".join(file.path for file in corrupt)
+        raise HubError(
+            f"{folder.path}: size or checksum differs from the Hub's: {names}. "
+            "Re-run the same command to fetch it again."
+        )
+    expected_paths = {tmp / file.path for file in folder.missing}
+    for path in [path for path in tmp.rglob("*") if path.is_file() and path not in expected_paths]:
+        path.unlink()  # metadata of huggingface_hub, and files of an earlier revision
+    shutil.rmtree(tmp / ".cache", ignore_errors=True)
     if target.is_dir():
-        shutil.copytree(target, aside, copy_function=_link, dirs_exist_ok=True)
-    if folder.card is not None and not (aside / CARD).exists():
-        write_text(aside / CARD, folder.card)
-    replace_folder(aside, target)
+        shutil.copytree(target, tmp, copy_function=_link_or_copy, dirs_exist_ok=True)
+    if folder.card is not None and not (tmp / CARD).exists():
+        write_text(tmp / CARD, folder.card)
+    replace_folder(tmp, target)
 
 
-def _link(source: str, target: str) -> None:
-    """The same file under another name; a copy where the disk knows no such thing."""
+def _link_or_copy(source: str, target: str) -> None:
+    """Create a hard link, or a copy if the file system does not support links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
 
 
-def _row(folder: Folder) -> tuple[str, str, str, str]:
-    sizes = [sum(file.size for file in files) for files in (folder.files, folder.missing)]
-    return folder.place, str(len(folder.files)), format_size(sizes[0]), format_size(sizes[1])
+def _table_row(folder: MirrorFolder) -> tuple[str, str, str, str]:
+    total, missing = (sum(file.size for file in files) for files in (folder.files, folder.missing))
+    return folder.path, str(len(folder.files)), format_size(total), format_size(missing)

@@ -1,4 +1,4 @@
-"""`bertcli predict`: answers for inputs as they come, in their order, a chunk at a time."""
+"""`bertcli predict`: predict labels, tags or answers for a stream of inputs; output keeps input order."""
 
 from __future__ import annotations
 
@@ -11,234 +11,233 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from bertcli.console import Console, harmless, reader_may_leave
+from bertcli.console import Console, escape_control, ignore_broken_pipe
 from bertcli.data.formats import Row
-from bertcli.data.prediction_inputs import USUAL_COLUMNS, fitted, guess_format, inputs_of, read_inputs, with_columns
+from bertcli.data.prediction_inputs import (
+    DEFAULT_TEXT_COLUMNS,
+    PredictionInput,
+    load_inputs,
+    read_inputs,
+    with_input_columns,
+)
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.files import open_new
-from bertcli.inference.embeddings import Extractor, write_features
-from bertcli.inference.fill_mask import MaskFiller, fills_masks
-from bertcli.inference.leaderboard import write_glue, write_squad
+from bertcli.inference.embeddings import FeatureExtractor, write_features
+from bertcli.inference.fill_mask import MaskFiller, has_masked_lm_head
+from bertcli.inference.leaderboard import write_glue_files, write_squad_files
 from bertcli.inference.loaded_model import (
-    DATA_OF_BARE_MODELS,
-    ROWS_AT_ONCE,
-    Trained,
-    answer_inputs,
-    open_trained,
-    run_recipe,
-    usual_task,
+    CHUNK_SIZE,
+    DEFAULT_DATA,
+    LoadedModel,
+    finetuning_recipe,
+    load_for_inference,
+    predict_inputs,
 )
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import recipe_task
-from bertcli.recipe.schema import HardwareSection
+from bertcli.recipe.schema import HardwareSection, Recipe
 from bertcli.runs.folder import best_seed
-from bertcli.tasks.task import Task
+from bertcli.tasks.task import HEADS, Task, load_class
 
 FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
+STDIN = PredictionInput()
 
-Answer = dict[str, Any]
+Prediction = dict[str, Any]
 
 
 def predict(
     name: str,
-    values: Iterable[Sequence[str]] | None = None,
+    inputs: PredictionInput = STDIN,
     output: str = "-",
     format_name: str = "jsonl",
     *,
-    input_path: str = "-",
-    input_format: str | None = None,
-    split: str | None = None,
     as_zip: bool = False,
     top_k: int = 5,
-    columns: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     mirror: Path | None = None,
     hardware: HardwareSection | None = None,
     console: Console | None = None,
 ) -> int:
-    """Write an answer for each input, in order; return their number.
+    """Write a prediction for each input, in order, and return their number.
 
     Args:
-        name: run folder (of several seeds: the best by its own choice), model folder or hub name.
-        values: the inputs themselves, the values of a row's columns in their order; None: they are read.
+        name: run folder (with several seeds: its best seed is used), model folder or hub name.
+        inputs: ignored for `glue`, which predicts the task's test rows.
         output: a new file, or `-` for standard output; for `glue` and `squad` a folder.
-        format_name: format of the answers, one of `FORMATS`.
-        as_zip: for `glue`, also pack the files into one.
-        top_k: how many tokens to list for a mask, if the model is one that fills them.
-        input_path: the file to read, or `-` for standard input.
-        input_format: its format; None: as its ending says, plain lines on standard input.
-        split: answer this split of the model's task instead.
-        columns: names of the input's columns; None: the task's.
-        labels: names for the model's labels, in the order of their numbers; None: its own.
+        format_name: output format, one of `FORMATS`.
+        as_zip: for `glue`, also write the files as one zip archive.
+        top_k: tokens to predict per mask, for models with a masked-language-modeling head.
+        labels: new names for the model's labels, in the order of their IDs; None: the saved names.
+
+    Returns:
+        The number of predictions; for `glue`, of files.
 
     Raises:
-        UsageError: an unknown format, or the output file exists.
+        UsageError: the format is unknown, an option does not fit the model, or the output file exists.
         DataError: the input cannot be read.
+        ModelError: the model cannot be loaded, or has no supported head.
     """
     console = console or Console()
     _check_format(format_name, output)
     if format_name == "glue":
-        return len(write_glue(name, Path(output), as_zip=as_zip, mirror=mirror, hardware=hardware, console=console))
-    name = best_seed(name)
-    kind = input_format or guess_format(input_path)
-    if labels is None and fills_masks(name, mirror):
-        _check_for_masks(name, values, split, format_name)
-        answers = _filled(MaskFiller(name, top_k, mirror, hardware), values, input_path, kind, columns)
-        return _write_to(output, answers, format_name, console)
-    trained = open_trained(name, mirror, hardware, labels)
-    is_known, usual = trained.recipe is not None, trained.head.usual_columns
-    _check_split(name, split, is_known=is_known)
-    task = with_columns(trained.task, columns, is_known=is_known)
-    if not is_known:
-        task, values = fitted(task, values)
-    is_open = not is_known and columns is None
-    rows = inputs_of(task, values, input_path, kind, usual, split, mirror, refuses_pairs=is_open)
+        files = write_glue_files(name, Path(output), as_zip=as_zip, mirror=mirror, hardware=hardware, console=console)
+        return len(files)
+    source = ModelSource(best_seed(name), mirror)
+    if labels is None and has_masked_lm_head(source):
+        _check_fill_mask_options(source.name, inputs, format_name)
+        predictions = _fill_masks(MaskFiller(source, top_k, hardware), inputs)
+        return _write_output(output, predictions, format_name, console)
+    loaded = load_for_inference(source, hardware, labels)
+    from_run = loaded.recipe is not None
+    _check_split(source.name, inputs.split, from_run=from_run)
+    task = with_input_columns(loaded.task, inputs, from_run=from_run)
+    rows = load_inputs(task, inputs, loaded.head.default_columns, mirror, from_run=from_run)
     if format_name == "squad":
-        count = write_squad(trained, task, iter(rows), Path(output), console)
-        console.say(f"{count} answers in {output}")
-        return count
-    return _write_to(output, predictions(trained, task, rows, console), format_name, console)
+        num_questions = write_squad_files(loaded, task, rows, Path(output), console)
+        console.say(f"wrote {num_questions} predictions to {output}")
+        return num_questions
+    return _write_output(output, iter_predictions(loaded, task, rows, console), format_name, console)
 
 
 def _check_format(format_name: str, output: str) -> None:
     if format_name not in FORMATS:
-        cure = did_you_mean(format_name, FORMATS)
-        raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{cure}")
+        hint = did_you_mean(format_name, FORMATS)
+        raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{hint}")
     if format_name in ("glue", "squad") and output == "-":
-        raise UsageError(f"--format {format_name} writes several files; name a folder for them with --output")
+        raise UsageError(f"--format {format_name} writes several files; set --output to a folder for them")
 
 
-def _check_split(name: str, split: str | None, *, is_known: bool) -> None:
-    if split is not None and not is_known:
-        raise UsageError(f"{name} is not a run folder, so it does not say which data --split means")
+def _check_split(name: str, split: str | None, *, from_run: bool) -> None:
+    if split is not None and not from_run:
+        raise UsageError(f"--split requires a run folder, whose recipe names the dataset; {name} is not one")
 
 
-def _check_for_masks(name: str, values: Iterable[Sequence[str]] | None, split: str | None, format_name: str) -> None:
-    """Refuse what a model that fills masks has no use for.
+def _check_fill_mask_options(name: str, inputs: PredictionInput, format_name: str) -> None:
+    """Check that every option applies to masked language models.
 
     Raises:
-        UsageError: with what it was made for.
+        UsageError: one does not.
     """
-    is_one_text = values is None or all(len(row) == 1 for row in values)
-    refused = {"--split": split is not None, "--format squad": format_name == "squad", "--pair": not is_one_text}
-    for option, is_given in refused.items():
-        if is_given:
-            raise UsageError(f"{name} fills the masks of single texts and has no use for {option}; leave it out")
+    has_pairs = inputs.values is not None and any(len(values) != 1 for values in inputs.values)
+    unsupported = {"--split": inputs.split is not None, "--format squad": format_name == "squad", "--pair": has_pairs}
+    for option, is_set in unsupported.items():
+        if is_set:
+            raise UsageError(
+                f"{name} is a masked language model, which fills masks in single texts; leave out {option}"
+            )
 
 
-def _filled(
-    filler: MaskFiller,
-    values: Iterable[Sequence[str]] | None,
-    input_path: str,
-    kind: str,
-    columns: Sequence[str] | None,
-) -> Iterator[tuple[Row, Answer]]:
-    column = (columns or USUAL_COLUMNS)[0]
-    texts = read_inputs(input_path, kind, [column]) if values is None else ({column: row[0]} for row in values)
-    return filler.fill(texts, column)
+def _fill_masks(filler: MaskFiller, inputs: PredictionInput) -> Iterator[tuple[Row, Prediction]]:
+    column = (inputs.columns or DEFAULT_TEXT_COLUMNS)[0]
+    if inputs.values is not None:
+        return filler.fill(({column: values[0]} for values in inputs.values), column)
+    return filler.fill(read_inputs(inputs.path, inputs.resolved_format, [column]), column)
 
 
-def predictions(trained: Trained, task: Task, inputs: Iterable[Row], console: Console) -> Iterator[tuple[Row, Answer]]:
-    """What is repeated of each input, with its answer; memory does not grow with the number of inputs."""
-    kept = {*trained.head.echoed(task), task.id_column}
-    for asked, rows, items, logits in answer_inputs(trained, task, inputs, console):
-        for row, given in zip(asked, trained.head.decode(task, rows, items, logits), strict=True):
-            yield {name: row[name] for name in row if name in kept}, given
+def iter_predictions(
+    loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console
+) -> Iterator[tuple[Row, Prediction]]:
+    """Yield the echoed columns and the prediction of each input; memory does not grow with the number of inputs."""
+    echo_columns = {*loaded.head.echo_columns(task), task.id_column}
+    for part_inputs, rows, encoded, logits in predict_inputs(loaded, task, inputs, console):
+        predictions = loaded.head.to_json(task, rows, encoded, logits)
+        for row, prediction in zip(part_inputs, predictions, strict=True):
+            yield {name: row[name] for name in row if name in echo_columns}, prediction
 
 
 def predict_features(
     name: str,
-    values: Iterable[Sequence[str]] | None,
+    inputs: PredictionInput,
     output: str,
     *,
     layers: list[int],
     pooling: str,
-    input_path: str = "-",
-    input_format: str | None = None,
-    split: str | None = None,
-    columns: Sequence[str] | None = None,
     mirror: Path | None = None,
     hardware: HardwareSection | None = None,
     console: Console | None = None,
 ) -> int:
-    """Write an encoder's vectors for each input; return their number. The arguments are those of `predict`.
+    """Write an encoder's hidden states for each input, pooled or per token, and return the number of inputs.
 
     Args:
-        name: also an encoder without a head.
+        name: as for `predict`; the model needs no head.
         output: a new `.parquet` or `.npy` file.
-        layers: 0 is the embeddings, 1 the first layer, -1 the last.
-        pooling: `mean`, `cls`, or `tokens` for the vectors of all tokens.
+        layers: 0 is the embedding layer, 1 the first layer, -1 the last.
+        pooling: `mean`, `cls`, or `tokens` for one vector per token.
 
     Raises:
-        UsageError: what is asked for cannot be.
+        UsageError: an option does not fit the model or the output format, or the output file exists.
         DataError: the input cannot be read.
+        ModelError: the model cannot be loaded.
     """
-    name = best_seed(name)
-    recipe = run_recipe(name)
-    _check_split(name, split, is_known=recipe is not None)
-    task = recipe_task(recipe) if recipe else usual_task("text_classification")
-    task = with_columns(task, columns, is_known=recipe is not None)
-    if recipe is None:
-        task, values = fitted(task, values)
-    kind = input_format or guess_format(input_path)
-    rows = inputs_of(
-        task, values, input_path, kind, USUAL_COLUMNS, split, mirror, refuses_pairs=recipe is None and columns is None
-    )
-    data = recipe.data if recipe else DATA_OF_BARE_MODELS
-    hardware = recipe.hardware.with_asked(hardware) if recipe else hardware
-    extractor = Extractor(name, layers, data, mirror, hardware)
-    console = console or Console()
+    console, name = console or Console(), best_seed(name)
+    recipe = finetuning_recipe(name)
+    from_run = recipe is not None
+    _check_split(name, inputs.split, from_run=from_run)
+    task = with_input_columns(_feature_task(recipe), inputs, from_run=from_run)
+    rows = load_inputs(task, inputs, DEFAULT_TEXT_COLUMNS, mirror, from_run=from_run)
+    data = recipe.data if recipe else DEFAULT_DATA
+    hardware = recipe.hardware.with_overrides(hardware) if recipe else hardware
+    extractor = FeatureExtractor(ModelSource(name, mirror), layers, data, hardware)
     with console.display("inputs") as display:
-        count = write_features(extractor, display.counted(rows), task.columns, Path(output), pooling)
-    console.say(f"vectors of {count} inputs in {output}")
-    return count
+        num_inputs = write_features(extractor, display.track(rows), task.columns, Path(output), pooling)
+    console.say(f"wrote features of {num_inputs} inputs to {output}")
+    return num_inputs
 
 
-def _write_to(output: str, answers: Iterable[tuple[Row, Answer]], format_name: str, console: Console) -> int:
-    """Write the answers to a new file or standard output; return their number."""
-    if output == "-" and sys.stdout.isatty():  # the answers themselves show how far it is
+def _feature_task(recipe: Recipe | None) -> Task:
+    """Return the task that names the text columns."""
+    if recipe is not None:
+        return recipe_task(recipe)
+    return load_class(HEADS, "text_classification").default_task("text_classification")
+
+
+def _write_output(
+    output: str, predictions: Iterable[tuple[Row, Prediction]], format_name: str, console: Console
+) -> int:
+    """Write the predictions to a new file or standard output and return their number."""
+    if output == "-" and sys.stdout.isatty():  # the predictions themselves show progress
         console = Console(mute=True)
-    count = 0
-    with _opened(output) as file, console.display("answers") as display:
-        count = _write(display.counted(answers), file, format_name)
+    with _open_output(output) as file, console.display("predictions") as display:
+        num_predictions = write_predictions(display.track(predictions), file, format_name)
     if output != "-":
-        console.say(f"{count} answers in {output}")
-    return count
+        console.say(f"wrote {num_predictions} predictions to {output}")
+    return num_predictions
 
 
-def _write(answers: Iterable[tuple[Row, Answer]], file: IO[str], format_name: str) -> int:
-    """Write the answers as they come: JSON Lines, or a table whose columns are those of the first."""
-    count = 0
+def write_predictions(predictions: Iterable[tuple[Row, Prediction]], file: IO[str], format_name: str) -> int:
+    """Stream predictions to `file` as JSON Lines, or as a table with the columns of the first one."""
+    num_predictions = 0
     table: Any = None
-    stream = iter(answers)
+    stream = iter(predictions)
     if format_name != "jsonl":
         first = next(stream, None)
         if first is None:
             return 0
         dialect = "excel" if format_name == "csv" else "excel-tab"
-        names = list(_flat(*first))
+        names = list(_table_row(*first))
         table = csv.DictWriter(file, names, dialect=dialect, lineterminator="\n")
-        table.writerow({name: _cell(name) for name in names})
+        table.writerow({name: _escape_cell(name) for name in names})
         stream = chain([first], stream)
-    for row, given in stream:
-        count += 1
+    for row, prediction in stream:
+        num_predictions += 1
         if table is None:
-            file.write(harmless(json.dumps(row | given, ensure_ascii=False)) + "\n")
+            file.write(escape_control(json.dumps(row | prediction, ensure_ascii=False)) + "\n")
         else:
-            table.writerow({key: _cell(value) for key, value in _flat(row, given).items()})
-        if count % ROWS_AT_ONCE == 0:  # who sends so many inputs may wait for their answers
+            table.writerow({key: _escape_cell(value) for key, value in _table_row(row, prediction).items()})
+        if num_predictions % CHUNK_SIZE == 0:  # a reader of the pipe may wait for complete chunks
             file.flush()
     file.flush()
-    return count
+    return num_predictions
 
 
-def _flat(row: Row, given: Answer) -> dict[str, Any]:
-    """A row and its answer as the cells of a table: lists joined, each probability a column."""
+def _table_row(row: Row, prediction: Prediction) -> dict[str, Any]:
+    """Flatten a row and its prediction for a table: lists are joined, each probability gets its own column."""
     cells: dict[str, Any] = {}
-    for key, value in (row | given).items():
+    for key, value in (row | prediction).items():
         if isinstance(value, dict):
-            cells |= {f"probability_{label}": share for label, share in value.items()}
+            cells |= {f"probability_{label}": probability for label, probability in value.items()}
         elif isinstance(value, list) and key == "probabilities":
-            cells |= {f"probability_{number}": share for number, share in enumerate(value)}
+            cells |= {f"probability_{index}": probability for index, probability in enumerate(value)}
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             cells[key] = json.dumps(value, ensure_ascii=False)
         elif isinstance(value, list):
@@ -248,20 +247,20 @@ def _flat(row: Row, given: Answer) -> dict[str, Any]:
     return cells
 
 
-def _cell(value: Any) -> Any:
-    """A cell that no terminal obeys and, by an apostrophe before it (OWASP), no spreadsheet takes for a formula."""
+def _escape_cell(value: Any) -> Any:
+    """Escape a text cell against terminal control codes and, with an apostrophe (OWASP), spreadsheet formulas."""
     if not isinstance(value, str):
         return value
-    text = harmless(value)
+    text = escape_control(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 @contextmanager
-def _opened(output: str) -> Iterator[IO[str]]:
-    """The output as a text file; a reader that goes away (`| head`) ends the work quietly."""
+def _open_output(output: str) -> Iterator[IO[str]]:
+    """Open a new file, or standard output, where a closed pipe (`| head`) ends the command without an error."""
     if output != "-":
         with open_new(Path(output)) as file:
             yield file
         return
-    with reader_may_leave():
+    with ignore_broken_pipe():
         yield sys.stdout

@@ -1,4 +1,4 @@
-"""`bertcli push`: a run's model and its card to the Hugging Face hub."""
+"""`bertcli push`: upload a run's model and model card to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bertcli.console import Console, format_size, format_table
 from bertcli.errors import UsageError
 from bertcli.hub import check_name, upload
 from bertcli.runs.folder import RunFolder, best_seed
-from bertcli.runs.model_card import MODEL_HERE
+from bertcli.runs.model_card import MODEL_ARGUMENT
 
-CARD = "README.md"  # as the hub names it
+CARD = "README.md"  # the Hub's file name for a model card
 
 
 def push(
@@ -26,68 +26,72 @@ def push(
     dry_run: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Send the model and the card of a finished run (of several seeds, the best one) to the hub's model `name`.
+    """Upload the model and model card of a finished run (the best of several seeds) to the Hub repository `name`.
 
-    The card goes as it stands in the run folder, with licence and languages, if they are named, in its metadata.
+    The card is uploaded as it is in the run folder, with license and languages added to its metadata if given.
 
     Raises:
-        UsageError: there is no finished run, its model is additions (LoRA) to one that only this machine has, or
-            `name` cannot be one on the hub.
-        HubError: nobody is logged in, or the hub does not take it.
+        UsageError: the run is not finished, its model is an adapter (LoRA) for a base model that exists only on this
+            machine, or `name` is not a valid repository name.
+        HubError: not logged in, or the Hub rejects the upload.
     """
     console = console or Console()
     check_name(name)
     folder = RunFolder(Path(best_seed(run)))
     if not (folder.results.is_file() and folder.card.is_file() and folder.model.is_dir()):
         raise UsageError(
-            f"found no finished run with a model in {run}, expected results.json, README.md and model/ there; "
-            "finish it with the command that began it (of a suite, name one of its runs)"
+            f"found no finished run with a model in {run}, expected results.json, README.md and model/ in it; "
+            "finish it by re-running the command that started it (for a suite, name one of its runs)"
         )
-    base = _base_of(folder.model)
-    if base is not None:
-        console.say(f"base      {base}: what is sent are low-rank additions (LoRA) to it, of no use without it")
+    base_model = _adapter_base_model(folder.model)
+    if base_model is not None:
+        console.say(f"base      {base_model}: the model is a LoRA adapter and requires this base model")
     files: dict[str, Path | bytes] = {
         path.relative_to(folder.model).as_posix(): path for path in sorted(folder.model.rglob("*")) if path.is_file()
     }
     files[CARD] = _card(folder.card, name, license_name, languages).encode()
-    sizes = {path: one.stat().st_size if isinstance(one, Path) else len(one) for path, one in files.items()}
+    sizes = {
+        path: content.stat().st_size if isinstance(content, Path) else len(content) for path, content in files.items()
+    }
     console.say(format_table(("file", "size"), [(path, format_size(size)) for path, size in sizes.items()]))
     results = {"run": str(folder.path), "model": name, "files": list(sizes), "bytes": sum(sizes.values())}
     if dry_run:
-        console.say(f"dry run: nothing was sent to {name}")
+        console.say(f"dry run: nothing was uploaded to {name}")
         return results | {"dry_run": True}
-    address = upload(name, files, private=private, message=f"bertcli push {folder.path.name}")
-    console.say(f"made      {address}")
-    console.say("next      the program on its card" if base else f'next      bertcli predict {name} --text "…"')
-    return results | {"address": address}
+    url = upload(name, files, private=private, message=f"bertcli push {folder.path.name}")
+    console.say(f"uploaded  {url}")
+    console.say(
+        "next      the code on its model card" if base_model else f'next      bertcli predict {name} --text "…"'
+    )
+    return results | {"address": url}
 
 
-def _base_of(model: Path) -> str | None:
-    """The model on the hub that the saved one is additions to; None if it is whole.
+def _adapter_base_model(model: Path) -> str | None:
+    """Return the base model of an adapter; None if the saved model is not an adapter.
 
     Raises:
-        UsageError: only this machine has that model.
+        UsageError: the base model exists only on this machine.
     """
     file = model / "adapter_config.json"
     if not file.is_file():
         return None
-    base = str(json.loads(file.read_text("utf-8"))["base_model_name_or_path"])
-    if Path(base).is_absolute() or Path(base).exists():
+    base_model = str(json.loads(file.read_text("utf-8"))["base_model_name_or_path"])
+    if Path(base_model).is_absolute() or Path(base_model).exists():
         raise UsageError(
-            f"{model} holds low-rank additions (LoRA) to {base}, which only this machine has; push a run that was "
-            "trained with training.lora_merge=true, which saves the whole model"
+            f"{model} is a LoRA adapter for {base_model}, which exists only on this machine; push a run trained with "
+            "training.lora_merge=true, which saves the full model"
         )
-    return base
+    return base_model
 
 
 def _card(path: Path, name: str, license_name: str | None, languages: Sequence[str]) -> str:
-    """The card for the hub: its program names the model there."""
+    """Build the card for the Hub: its code example loads the model by its name there."""
     from huggingface_hub import ModelCard
 
     card = ModelCard(path.read_text("utf-8"))
-    known = {"license": license_name, "language": list(languages)}
-    for key, value in known.items():
+    metadata = {"license": license_name, "language": list(languages)}
+    for key, value in metadata.items():
         if value:
             setattr(card.data, key, value)
-    card.text = card.text.replace(MODEL_HERE, f'"{name}")')
+    card.text = card.text.replace(MODEL_ARGUMENT, f'"{name}")')
     return str(card)

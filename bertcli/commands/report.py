@@ -1,4 +1,4 @@
-"""`bertcli report`: compare runs in a table; write their pages and charts."""
+"""`bertcli report`: compare runs in a table, and write HTML pages and charts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from bertcli.console import Console
 from bertcli.errors import UsageError
-from bertcli.experiments.results import (
-    best_points,
+from bertcli.experiments.collection import (
+    best_point_runs,
     collection_table,
     read_collection,
     write_collection_page,
@@ -21,29 +21,29 @@ from bertcli.reports.comparison import compare_runs, comparison_table, read_runs
 def report(
     runs: Sequence[str], *, html: Path | None = None, plots: Path | None = None, console: Console | None = None
 ) -> tuple[dict[str, Any], str]:
-    """Compare finished runs, or show one run, grid or suite; return the numbers and their table.
+    """Compare finished runs, or summarize one run, grid or suite; return the results and their table as text.
 
-    The page of a single run, grid or suite (`report.html` in its folder) is rewritten unless `html` names a file.
+    The page of a single run, grid or suite (`report.html` in its folder) is rewritten unless `html` is given.
 
     Args:
-        html: new file for a page that compares the runs.
-        plots: new folder for the charts as PNG files.
+        html: file to write the page to; it must not exist.
+        plots: folder to write the charts to as PNG files; it must be empty or not exist.
 
     Raises:
         UsageError: a folder is not a finished run, the runs cannot be compared, or a file exists.
     """
     console = console or Console()
     if html is not None and html.exists():
-        raise UsageError(f"{html} exists; name another file")
+        raise UsageError(f"{html} already exists; choose another file")
     if html is not None and not html.absolute().parent.is_dir():
-        raise UsageError(f"found no folder {html.parent}; make it, or name another file")
+        raise UsageError(f"found no folder {html.parent}; create it, or choose another file")
     collection = read_collection(runs[0]) if len(runs) == 1 else None
     if collection is None:
         members = read_runs(runs)
         results = compare_runs(members)
         table = comparison_table(results)
     else:
-        members, results = best_points(collection, Path(runs[0])), collection
+        members, results = best_point_runs(collection, Path(runs[0])), collection.to_json()
         table = collection_table(collection)
     if plots is not None:
         write_plots(members, plots)
@@ -58,5 +58,5 @@ def report(
         try:
             console.say(f"report    {write_pages(runs[0])}")
         except OSError as error:  # another user's run
-            console.warn(f"cannot write the page of {runs[0]}: {error.strerror}; name another file with --html")
+            console.warn(f"cannot write the page of {runs[0]}: {error.strerror}; choose another file with --html")
     return results, table

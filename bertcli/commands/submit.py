@@ -1,4 +1,4 @@
-"""`bertcli submit`: a recipe as a job of a Slurm cluster, or as an array of them and a job that gathers the results."""
+"""`bertcli submit`: run a recipe as a Slurm job, or as a job array followed by a job that collects the results."""
 
 from __future__ import annotations
 
@@ -12,169 +12,250 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertcli.cluster.slurm import Place, Request, Task, batch_script
+from bertcli.cluster.slurm import JobCommand, JobEnvironment, JobResources, batch_script
 from bertcli.console import Console
 from bertcli.errors import ClusterError, UsageError
-from bertcli.experiments.results import open_collection
+from bertcli.experiments.collection import claim_collection
 from bertcli.files import write_text
-from bertcli.mirror import AnyRecipe, absent
-from bertcli.recipe.catalogue import load_any, recipe_of_run
+from bertcli.mirror import AnyRecipe, missing_requirements
+from bertcli.recipe.catalogue import load_any, run_recipe_path
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, ready_runs, single_runs
-from bertcli.runs.folder import RunFolder, check_run_folder, open_run_folder, remove_run, seed_run
+from bertcli.recipe.suite import Suite, independent_recipes_by_folder, recipes_by_folder
+from bertcli.runs.folder import RunFolder, claim_run, remove_run, seed_run
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is to run."""
+class JobPlan:
+    """The commands that jobs run for a recipe.
 
-    whole: Task
-    parts: Sequence[Task]  # runs that an array does at once, so that the whole finds them finished
-    recipes: Mapping[Path, Recipe | PretrainRecipe]  # by the run folder that holds each before a job starts
-    wanted: AnyRecipe  # what all of it was asked for
-    later: Sequence[Path] = ()  # run folders whose recipe waits for another run's model
-
-
-def plan_work(name: str, overrides: Sequence[str], run: Path) -> Work:
-    """The words of the jobs for a recipe, a pretraining recipe or a suite.
-
-    A job reads its recipe in the run folder, so it does not matter what becomes of the file while the job waits; the
-    one that does a grid, a suite or tasks learned together reads the file.
-
-    Raises:
-        RecipeError: with every mistake found.
+    Attributes:
+        command: runs everything in one job; after an array it resumes unfinished runs and collects the results.
+        array_commands: the runs that can train in parallel, one per task of an array.
+        recipes: each recipe to write to its run folder before submission, by run folder.
+        dependent_folders: run folders whose recipe starts from another run's model, and so is written later.
     """
-    name = recipe_of_run(name)
-    wanted = load_any(name, overrides)
-    words = ["finetune", name, *overrides, "--run", str(run)]
-    if isinstance(wanted, Suite) and wanted.together is not None:
-        return Work((run.name, words), [], {}, wanted)
-    if isinstance(wanted, Suite | Grid):
-        ready = ready_runs(wanted, run)
-        return Work(
-            (run.name, words),
-            [(str(path.relative_to(run)), _reading(path, "finetune", path)) for path in ready],
-            ready,
-            wanted,
-            [path for path in single_runs(wanted, run) if path not in ready],
-        )
-    verb = "pretrain" if isinstance(wanted, PretrainRecipe) else "finetune"
-    seeds = {seed: seed_run(run, seed) for seed in wanted.training.seed}
-    parts = [(path.name, _reading(run, verb, path, f"training.seed={seed}")) for seed, path in seeds.items()]
-    return Work((run.name, _reading(run, verb, run)), parts, {run: wanted}, wanted)
+
+    recipe: AnyRecipe
+    command: JobCommand
+    array_commands: Sequence[JobCommand]
+    recipes: Mapping[Path, Recipe | PretrainRecipe]
+    dependent_folders: Sequence[Path] = ()
+
+    @property
+    def is_multitask(self) -> bool:
+        """Whether one run trains all recipes of a suite jointly."""
+        return isinstance(self.recipe, Suite) and self.recipe.multitask is not None
 
 
-def tell_what_is_absent(work: Work, words: Sequence[str], mirror: Path | None, console: Console) -> None:
-    """Warn of what the work needs of the hub and is not on this machine: jobs use no network.
+@dataclass(frozen=True)
+class SlurmSubmission:
+    """What was submitted.
 
-    Args:
-        words: recipe and overrides, as `fetch` takes them.
+    Attributes:
+        scripts: the text of each batch script: `job`, and after an array `gather`.
+        jobs: run folder, and ID, script and log of each job; empty if nothing was submitted.
     """
-    away = [f"{need.kind}/{need.name}" for need in absent(work.wanted, mirror)]
-    if away:
-        console.warn(
-            f"neither the mirror nor the local cache holds {', '.join(dict.fromkeys(away))}, and jobs use no network: "
-            f"bertcli fetch {shlex.join(words)} --mirror DIR, then submit with that --mirror"
-        )
 
-
-def write_scripts(command: str, work: Work, request: Request, place: Place, *, array: bool) -> dict[str, str]:
-    """The text of each batch script by its name: `job`, and for what follows an array `gather`.
-
-    Args:
-        command: what made them; the scripts tell it.
-
-    Raises:
-        UsageError: an array is asked for and there are no several runs, or the request is not as Slurm writes it.
-    """
-    if not array:
-        return {"job": batch_script(command, [work.whole], request, place)}
-    if len(work.parts) < 2:
-        raise UsageError(
-            f"found {len(work.parts)} run for --array, expected several: training.seed=[1,2,3], a grid, or a suite "
-            "whose recipes do not start from one another"
-        )
-    about = f"{command}\nEach run is a task of this array; a job that gathers comes after them."
-    afterwards = f"{command}\nFinds the runs of the array finished (else goes on with them) and sums them up."
-    return {
-        "job": batch_script(about, work.parts, request, place),
-        "gather": batch_script(afterwards, [work.whole], request, place),
-    }
-
-
-def place_of(run: Path, mirror: Path | None) -> Place:
-    """Jobs run where this program does, with the Python that runs it."""
-    program = (sys.executable, "-m", "bertcli")
-    return Place(Path.cwd(), _slurm(run), program, mirror.absolute() if mirror else None)
+    scripts: Mapping[str, str]
+    jobs: Mapping[str, str]
 
 
 def submit(
-    work: Work, scripts: dict[str, str], run: Path, console: Console, *, overwrite: bool = False
-) -> dict[str, str]:
-    """Write the scripts into the run folder and submit them; the number, script and log of each job.
+    name: str,
+    overrides: Sequence[str],
+    run: Path,
+    resources: JobResources,
+    *,
+    array: bool = False,
+    print_only: bool = False,
+    overwrite: bool = False,
+    mirror: Path | None = None,
+    command_line: str = "bertcli submit",
+    console: Console | None = None,
+) -> SlurmSubmission:
+    """Write the batch scripts of a recipe to its run folder and submit them.
+
+    Jobs run in the current folder, with the Python interpreter of this program.
+
+    Args:
+        name: a fine-tuning or pretraining recipe, or a suite.
+        array: submit a job array with one task per independent run, and a job that collects their results.
+        print_only: build the scripts, but write and submit nothing.
+        overwrite: replace an existing run in `run`.
+        command_line: this program's command line, written as a comment at the top of each script.
 
     Raises:
-        UsageError: there is no Slurm here, or an earlier job of this run folder is not over.
-        RunFolderError: the run folder holds something else, or a run of another recipe.
-        ClusterError: the cluster does not take a job.
+        RecipeError: the recipe is invalid; every problem is listed.
+        UsageError: a resource is not valid for Slurm, `array` with a single run, this machine has no Slurm, or an
+            earlier job of this run folder has not finished.
+        RunFolderError: the run folder holds other files, or a run of another recipe.
+        ClusterError: the cluster rejects a job.
     """
+    console = console or Console()
+    plan = plan_jobs(name, overrides, run)
+    environment = JobEnvironment(
+        Path.cwd(), _slurm_folder(run), (sys.executable, "-m", "bertcli"), mirror.absolute() if mirror else None
+    )
+    scripts = _build_scripts(command_line, plan, resources, environment, array=array)
+    if print_only:
+        return SlurmSubmission(scripts, {})
+    _warn_about_missing_requirements(plan.recipe, [name, *overrides], mirror, console)
+    jobs = _submit_scripts(plan, scripts, run, console, overwrite=overwrite)
+    for key, value in jobs.items():
+        console.say(f"{key.replace('_', ' '):<18}{value}")
+    console.say(f"{'next':<18}squeue --jobs {jobs['job']}; when it has finished, bertcli report {run}")
+    return SlurmSubmission(scripts, jobs)
+
+
+def plan_jobs(name: str, overrides: Sequence[str], run: Path) -> JobPlan:
+    """Plan the commands for a fine-tuning recipe, a pretraining recipe, a grid or a suite.
+
+    A job reads the recipe saved in its run folder, so editing the original file while the job is queued has no effect.
+    Only a job for a whole grid or suite, or for multitask training, reads the original file.
+
+    Raises:
+        RecipeError: the recipe is invalid; every problem is listed.
+    """
+    name = run_recipe_path(name)
+    recipe = load_any(name, overrides)
+    command = JobCommand(run.name, ["finetune", name, *overrides, "--run", str(run)])
+    if isinstance(recipe, Suite) and recipe.multitask is not None:
+        return JobPlan(recipe, command, [], {})
+    if isinstance(recipe, Suite | Grid):
+        independent = independent_recipes_by_folder(recipe, run)
+        return JobPlan(
+            recipe,
+            command,
+            [JobCommand(str(path.relative_to(run)), _arguments("finetune", path, path)) for path in independent],
+            independent,
+            [path for path in recipes_by_folder(recipe, run) if path not in independent],
+        )
+    verb = "pretrain" if isinstance(recipe, PretrainRecipe) else "finetune"
+    seed_folders = {seed: seed_run(run, seed) for seed in recipe.training.seed}
+    array_commands = [
+        JobCommand(path.name, _arguments(verb, run, path, f"training.seed={seed}"))
+        for seed, path in seed_folders.items()
+    ]
+    return JobPlan(recipe, JobCommand(run.name, _arguments(verb, run, run)), array_commands, {run: recipe})
+
+
+def _arguments(verb: str, recipe_folder: Path, run: Path, *overrides: str) -> list[str]:
+    """Build the `bertcli` arguments that run the recipe saved in `recipe_folder` into `run`."""
+    return [verb, str(RunFolder(recipe_folder).recipe), *overrides, "--run", str(run)]
+
+
+def _build_scripts(
+    command_line: str, plan: JobPlan, resources: JobResources, environment: JobEnvironment, *, array: bool
+) -> dict[str, str]:
+    """Build the text of each batch script by name: `job`, and after an array `gather`.
+
+    Raises:
+        UsageError: `array` with a single run, or a resource is not valid for Slurm.
+    """
+    if not array:
+        return {"job": batch_script(command_line, [plan.command], resources, environment)}
+    if len(plan.array_commands) < 2:
+        raise UsageError(
+            f"found {len(plan.array_commands)} run for --array, expected several: training.seed=[1,2,3], a grid, or a "
+            "suite whose recipes do not start from one another"
+        )
+    about_array = f"{command_line}\nEach task of this array trains one run; another job then collects the results."
+    about_gather = f"{command_line}\nCollects the results of the array, and resumes any run that has not finished."
+    return {
+        "job": batch_script(about_array, plan.array_commands, resources, environment),
+        "gather": batch_script(about_gather, [plan.command], resources, environment),
+    }
+
+
+def _warn_about_missing_requirements(
+    recipe: AnyRecipe, arguments: Sequence[str], mirror: Path | None, console: Console
+) -> None:
+    """Warn about datasets and models that are not on this machine, because jobs have no network access.
+
+    Args:
+        arguments: recipe and overrides, as `bertcli fetch` takes them.
+    """
+    missing = [f"{requirement.kind}/{requirement.name}" for requirement in missing_requirements(recipe, mirror)]
+    if missing:
+        console.warn(
+            f"{', '.join(dict.fromkeys(missing))} not found in the mirror or the local cache, and jobs have no network "
+            f"access: run bertcli fetch {shlex.join(arguments)} --mirror DIR, then submit with that --mirror"
+        )
+
+
+def _submit_scripts(
+    plan: JobPlan, scripts: Mapping[str, str], run: Path, console: Console, *, overwrite: bool
+) -> dict[str, str]:
+    """Write recipes and scripts to the run folder and submit them; return ID, script and log of each job."""
     if shutil.which("sbatch") is None:
-        raise UsageError("found no sbatch here; submit from a machine of a Slurm cluster, or see the script by --print")
-    slurm = _slurm(run)
-    _refuse_while_queued(slurm)
-    if overwrite and any(path.exists() for path in work.later):
-        raise UsageError(f"found --overwrite, but {work.later[0]} starts from another run; choose another --run")
+        raise UsageError(
+            "found no sbatch on this machine; submit from a node of a Slurm cluster, or use --print to show the script"
+        )
+    slurm_folder = _slurm_folder(run)
+    _check_no_unfinished_job(slurm_folder)
+    if overwrite and any(path.exists() for path in plan.dependent_folders):
+        raise UsageError(
+            f"found --overwrite, but {plan.dependent_folders[0]} starts from another run; choose another --run"
+        )
     if overwrite:
-        _try_out(scripts)
-    if isinstance(work.wanted, Suite) and work.wanted.together is not None:
+        _test_submission(scripts)
+    _prepare_run_folders(plan, run, console, overwrite=overwrite)
+    slurm_folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: _write_script(slurm_folder, name, text) for name, text in scripts.items()}
+    job_id = _sbatch(paths["job"])
+    jobs = {"run": str(run), "job": job_id, "script": str(paths["job"])}
+    if "gather" not in paths:
+        return jobs | {"log": str(slurm_folder / f"{job_id}.log")}
+    dependency = f"--dependency=afterany:{job_id}"  # not `afterok`: one failed run must not block the others' results
+    try:
+        gather_id = _sbatch(paths["gather"], dependency)
+    except ClusterError as error:
+        command = f"sbatch {dependency} {shlex.quote(str(paths['gather']))}"
+        raise ClusterError(
+            f"submitted the array as job {job_id}, but not the job that collects its results; submit it with: "
+            f"{command}\n{error}"
+        ) from error
+    jobs |= {"log": str(slurm_folder / f"{job_id}_*.log"), "gathering_job": gather_id}
+    return jobs | {"gathering_script": str(paths["gather"]), "gathering_log": str(slurm_folder / f"{gather_id}.log")}
+
+
+def _prepare_run_folders(plan: JobPlan, run: Path, console: Console, *, overwrite: bool) -> None:
+    """Check every run folder, then write each recipe to its run folder.
+
+    Raises:
+        RunFolderError: a folder holds other files, or a run of another recipe.
+    """
+    if plan.is_multitask:
         if overwrite and run.is_dir():
             remove_run(run)
-    elif run not in work.recipes:
-        open_collection(run, overwrite=overwrite)
-    for path, recipe in work.recipes.items():
-        check_run_folder(path, dump_recipe(recipe), overwrite=overwrite)
-    for path, recipe in work.recipes.items():
-        open_run_folder(path, dump_recipe(recipe), console.say, overwrite=overwrite)
-    slurm.mkdir(parents=True, exist_ok=True)
-    paths = {name: _write_script(slurm, name, text) for name, text in scripts.items()}
-    job = _submit(paths["job"])
-    told = {"run": str(run), "job": job, "script": str(paths["job"])}
-    if "gather" not in paths:
-        return told | {"log": str(slurm / f"{job}.log")}
-    # Not `afterok`: one run that fails must not keep the others from being summed up.
-    dependency = f"--dependency=afterany:{job}"
-    try:
-        gathering = _submit(paths["gather"], dependency)
-    except ClusterError as error:
-        cure = f"it has yet to be gathered: sbatch {dependency} {shlex.quote(str(paths['gather']))}"
-        raise ClusterError(f"the array is job {job}, and {cure}\n{error}") from error
-    told |= {"log": str(slurm / f"{job}_*.log"), "gathering_job": gathering}
-    return told | {"gathering_script": str(paths["gather"]), "gathering_log": str(slurm / f"{gathering}.log")}
+    elif run not in plan.recipes:
+        claim_collection(run, overwrite=overwrite)
+    claims = [claim_run(path, dump_recipe(recipe), overwrite=overwrite) for path, recipe in plan.recipes.items()]
+    for claim in claims:
+        claim.open(console.say)
 
 
-def _slurm(run: Path) -> Path:
-    """Where scripts and logs go; Slurm wants it written out."""
+def _slurm_folder(run: Path) -> Path:
+    """Return the folder for scripts and logs as an absolute path, which Slurm requires."""
     return RunFolder(Path(os.path.abspath(run))).slurm
 
 
-def _reading(holder: Path, verb: str, run: Path, *overrides: str) -> list[str]:
-    """The words that run in `run` the recipe that lies in `holder`."""
-    return [verb, str(RunFolder(holder).recipe), *overrides, "--run", str(run)]
-
-
-def _refuse_while_queued(slurm: Path) -> None:
-    """Two jobs must not write one run."""
-    for line in _ask("squeue", "--me", "--noheader", "--format=%F %o").splitlines():
-        job, _, script = line.partition(" ")
-        if Path(script).parent == slurm:
-            raise UsageError(f"job {job} of {slurm.parent} is not over; wait for it, or end it with `scancel {job}`")
+def _check_no_unfinished_job(slurm_folder: Path) -> None:
+    """Raise `UsageError` if a job of this run folder is queued or running: two jobs must not write to one run."""
+    for line in _run_slurm("squeue", "--me", "--noheader", "--format=%F %o").splitlines():
+        job_id, _, script = line.partition(" ")
+        if Path(script).parent == slurm_folder:
+            raise UsageError(
+                f"job {job_id} of {slurm_folder.parent} has not finished; wait for it, or cancel it with "
+                f"`scancel {job_id}`"
+            )
 
 
 def _write_script(folder: Path, name: str, text: str) -> Path:
-    """The path of the script. One that is there with another text is kept, and this one gets a number."""
+    """Write a script and return its path; an existing script with other text is kept, and this one is numbered."""
     number, path = 1, folder / f"{name}.sh"
     while path.exists() and path.read_text("utf-8") != text:
         number += 1
@@ -184,29 +265,33 @@ def _write_script(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def _try_out(scripts: Mapping[str, str]) -> None:
-    """See that the cluster would take the jobs, before anything is removed for them.
+def _test_submission(scripts: Mapping[str, str]) -> None:
+    """Check that the cluster accepts the jobs (`sbatch --test-only`), before an existing run is removed.
 
     Raises:
-        ClusterError: it would not.
+        ClusterError: the cluster rejects a job.
     """
     with tempfile.TemporaryDirectory() as folder:
         for name, text in scripts.items():
-            _ask("sbatch", "--test-only", str(_write_script(Path(folder), name, text)))
+            _run_slurm("sbatch", "--test-only", str(_write_script(Path(folder), name, text)))
 
 
-def _submit(script: Path, *options: str) -> str:
-    """The number of the new job."""
-    return _ask("sbatch", "--parsable", *options, str(script)).partition(";")[0]
+def _sbatch(script: Path, *options: str) -> str:
+    """Submit a script and return the ID of its job."""
+    return _run_slurm("sbatch", "--parsable", *options, str(script)).partition(";")[0]
 
 
-def _ask(*command: str) -> str:
-    """What a program of Slurm answers."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+def _run_slurm(*command: str) -> str:
+    """Run a Slurm program and return its output.
+
+    Raises:
+        ClusterError: it fails.
+    """
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
         raise ClusterError(
-            f"{shlex.join(command)} fails:\n{done.stderr.strip()}\n"
-            "Submit where Slurm answers (--print only shows the script), and ask of it what it has: --nodes, --gpus, "
-            "--cpus, --time, --partition, --sbatch."
+            f"{shlex.join(command)} failed:\n{process.stderr.strip()}\n"
+            "Submit from a machine that can reach Slurm (--print only shows the script), and request resources that "
+            "the cluster has: --nodes, --gpus, --cpus, --time, --partition, --sbatch."
         )
-    return done.stdout.strip()
+    return process.stdout.strip()

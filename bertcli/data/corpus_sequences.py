@@ -1,6 +1,6 @@
-"""From documents to the sequences of one epoch: pieces of single documents, or pairs of texts.
+"""From documents to one epoch's training sequences: chunks of single documents, or pairs of texts.
 
-A sequence is one or two ranges of the corpus's tokens. Shapes: P sequences, D documents, T tokens of the corpus.
+A sequence is one or two spans of the corpus tokens. Shapes: P sequences, D documents, T tokens of the corpus.
 """
 
 from __future__ import annotations
@@ -10,194 +10,206 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertcli.data.corpus_tokens import BEGINS_SENTENCE, Corpus
+from bertcli.data.corpus_tokens import SENTENCE_START, Corpus
 from bertcli.errors import DataError
 from bertcli.recipe.pretrain_schema import Pairs, Source
 
 HELD_OUT_SEED = 13  # the held-out documents are the same for every training seed
-IN_ORDER, NOT_IN_ORDER = 0, 1  # as `next_sentence_label` of transformers
+IS_NEXT, NOT_NEXT = 0, 1  # as transformers' `next_sentence_label`
 
 
 @dataclass(frozen=True)
-class Ranges:
-    """P sequences as ranges of tokens; of single texts the second range is empty."""
+class SequenceSpans:
+    """P sequences as spans of corpus tokens; the second span is empty for single texts."""
 
     first: np.ndarray  # [P, 2] start and end
     second: np.ndarray  # [P, 2]
-    pair_labels: np.ndarray | None  # [P]: `IN_ORDER` or `NOT_IN_ORDER`; None for single texts
+    pair_labels: np.ndarray | None  # [P]: `IS_NEXT` or `NOT_NEXT`; None for single texts
 
     def __len__(self) -> int:
         return len(self.first)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence, without special ones. [P]"""
+        """Tokens of each sequence, without special tokens. [P]"""
         return (np.diff(self.first) + np.diff(self.second)).ravel()
 
 
-def divide_documents(corpus: Corpus, held_out_share: float, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the documents to learn from and of those held out, `least` of each kind or more; always the same.
+def split_train_held_out(
+    corpus: Corpus, held_out_fraction: float, min_documents: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split the documents into training and held-out ones, always the same way; return their indices.
+
+    Args:
+        min_documents: minimum number of documents in each part.
 
     Raises:
-        DataError: there are too few.
+        DataError: the corpus has too few documents.
     """
-    num_documents = len(corpus.documents) - 1
-    if num_documents < 2 * least:
-        raise DataError(f"found {num_documents} documents, expected {2 * least} or more to learn from and hold out")
+    num_documents = len(corpus.document_offsets) - 1
+    if num_documents < 2 * min_documents:
+        raise DataError(
+            f"found {num_documents} documents, expected {2 * min_documents} or more for training and held-out text"
+        )
     order = np.random.default_rng(HELD_OUT_SEED).permutation(num_documents)
-    num_held_out = min(max(least, round(held_out_share * num_documents)), num_documents - least)
+    num_held_out = max(min_documents, round(held_out_fraction * num_documents))
+    num_held_out = min(num_held_out, num_documents - min_documents)
     return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
 
 
-def documents_of_epoch(
+def sample_epoch_documents(
     corpus: Corpus, train: np.ndarray, sources: tuple[Source, ...], random: np.random.Generator
 ) -> np.ndarray:
-    """The training documents as often as their sources' weights say: 2 is twice an epoch, 0.5 is a random half."""
+    """Return the training documents of one epoch, repeated or sampled by their source's weight.
+
+    A weight of 2 repeats each document twice; 0.5 samples half of them.
+    """
     if all(source.weight == 1.0 for source in sources):
         return train
     parts = []
-    for number, source in enumerate(sources):
-        start, end = np.searchsorted(train, corpus.sources[number : number + 2])
-        own = train[start:end]
-        whole, rest = divmod(source.weight, 1.0)
-        parts += [own] * int(whole)
-        number = int(rest * len(own) + random.random())  # of few documents none now and then, but not always
-        parts.append(np.sort(random.choice(own, number, replace=False)))
+    for index, source in enumerate(sources):
+        start, end = np.searchsorted(train, corpus.source_offsets[index : index + 2])
+        documents = train[start:end]
+        num_repeats, fraction = divmod(source.weight, 1.0)
+        parts += [documents] * int(num_repeats)
+        num_sampled = int(fraction * len(documents) + random.random())  # rounded at random: right on average
+        parts.append(np.sort(random.choice(documents, num_sampled, replace=False)))
     return np.concatenate(parts)
 
 
-def weights_of(corpus: Corpus, documents: np.ndarray, sources: tuple[Source, ...]) -> np.ndarray:
-    """How often an epoch passes over each of the documents, on average."""
-    of_source = np.searchsorted(corpus.sources, documents, side="right") - 1
-    return np.array([source.weight for source in sources])[of_source]
+def document_weights(corpus: Corpus, documents: np.ndarray, sources: tuple[Source, ...]) -> np.ndarray:
+    """Return how often an epoch uses each of the documents, on average."""
+    source_indices = np.searchsorted(corpus.source_offsets, documents, side="right") - 1
+    return np.array([source.weight for source in sources])[source_indices]
 
 
-def in_blocks(
-    corpus: Corpus, documents: np.ndarray, num_tokens: int, random: np.random.Generator
+def split_into_shards(
+    corpus: Corpus, documents: np.ndarray, max_tokens: int, random: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """The documents by chance in as many blocks as leave each about `num_tokens` tokens at most."""
-    number = -(-int(corpus.lengths_of(documents).sum()) // num_tokens)
-    if number <= 1:
+    """Assign the documents at random to as many shards as it takes for each to have about `max_tokens` at most."""
+    num_shards = -(-int(corpus.document_lengths(documents).sum()) // max_tokens)
+    if num_shards <= 1:
         yield documents
         return
-    block_of = random.integers(number, size=len(documents), dtype=np.uint32)
-    for block in range(number):
-        yield documents[block_of == block]
+    shard_of = random.integers(num_shards, size=len(documents), dtype=np.uint32)
+    for shard in range(num_shards):
+        yield documents[shard_of == shard]
 
 
-def cut_documents(corpus: Corpus, documents: np.ndarray, room: int) -> Ranges:
-    """Every document in pieces of `room` tokens; the last one holds what is left."""
-    starts, lengths = corpus.documents[documents], corpus.lengths_of(documents)
-    counts = -(-lengths // room)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    begins = np.repeat(starts, counts) + within * room
-    ends = np.minimum(begins + room, np.repeat(starts + lengths, counts))
-    first = np.stack((begins, ends), axis=1)
-    return Ranges(first, np.zeros_like(first), None)
+def chunk_documents(corpus: Corpus, documents: np.ndarray, max_tokens: int) -> SequenceSpans:
+    """Cut every document into chunks of `max_tokens` tokens; the last chunk may be shorter."""
+    starts, lengths = corpus.document_offsets[documents], corpus.document_lengths(documents)
+    counts = -(-lengths // max_tokens)
+    chunk_indices = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    chunk_starts = np.repeat(starts, counts) + chunk_indices * max_tokens
+    chunk_ends = np.minimum(chunk_starts + max_tokens, np.repeat(starts + lengths, counts))
+    first = np.stack((chunk_starts, chunk_ends), axis=1)
+    return SequenceSpans(first, np.zeros_like(first), None)
 
 
-def pair_documents(
+def build_sentence_pairs(
     corpus: Corpus,
     documents: np.ndarray,
-    room: int,
+    max_tokens: int,
     kind: Pairs,
-    short_sequence_probability: float,
+    short_seq_prob: float,
     random: np.random.Generator,
-) -> Ranges:
-    """Pairs of texts of up to `room` tokens, half of them in order.
+) -> SequenceSpans:
+    """Build sentence pairs of up to `max_tokens` tokens, half of them positive.
 
-    `next_sentence`: the second text follows the first, or comes from another document (Devlin et al. 2019; made as
-    the original `create_pretraining_data.py` does, but for an exact half). `sentence_order`: the two follow each
-    other, or stand the wrong way round (Lan et al. 2020).
+    `next_sentence`: the second text follows the first, or comes from another document (Devlin et al. 2019; as in the
+    original `create_pretraining_data.py`, except that exactly half are positive). `sentence_order`: the second text
+    follows the first, or the two are swapped (Lan et al. 2020).
 
     Raises:
-        DataError: there is one document only, so that none can be another.
+        DataError: there is only one document, so there are no negative next-sentence pairs.
     """
     if kind == "next_sentence" and len(np.unique(documents)) < 2:
-        raise DataError("next-sentence pairs need two or more documents; name more, or set objective.pairs=null")
-    pairs = _Pairs(corpus, documents, room, kind, random)
+        raise DataError("next-sentence pairs need two or more documents; add more, or set objective.pairs=null")
+    builder = _PairBuilder(corpus, documents, max_tokens, kind, random)
     for document in documents:
-        bounds = pairs.sentences(int(document))
-        at = 0
-        while at < len(bounds) - 1:
-            is_short = random.random() < short_sequence_probability
-            wanted = int(random.integers(2, room + 1)) if is_short else room
-            end = at + 1
-            while end < len(bounds) - 1 and bounds[end] - bounds[at] < wanted:
+        bounds = builder.sentence_bounds(int(document))
+        start = 0
+        while start < len(bounds) - 1:
+            is_short = random.random() < short_seq_prob
+            target_length = int(random.integers(2, max_tokens + 1)) if is_short else max_tokens
+            end = start + 1
+            while end < len(bounds) - 1 and bounds[end] - bounds[start] < target_length:
                 end += 1
-            at = pairs.add(int(document), bounds, at, end, wanted)
-    return pairs.ranges()
+            start = builder.add(int(document), bounds, start, end, target_length)
+    return builder.build()
 
 
-class _Pairs:
-    """Pairs as they are made; in order and not in order are kept even."""
+class _PairBuilder:
+    """Collects sentence pairs, keeping the numbers of positive and negative ones equal."""
 
     def __init__(
-        self, corpus: Corpus, documents: np.ndarray, room: int, kind: Pairs, random: np.random.Generator
+        self, corpus: Corpus, documents: np.ndarray, max_tokens: int, kind: Pairs, random: np.random.Generator
     ) -> None:
-        self.corpus, self.documents, self.room, self.kind, self.random = corpus, documents, room, kind, random
+        self.corpus, self.documents, self.max_tokens, self.kind = corpus, documents, max_tokens, kind
+        self.random = random
         self.firsts: list[tuple[int, int]] = []
         self.seconds: list[tuple[int, int]] = []
         self.labels: list[int] = []
-        self._balance = 0  # pairs in order less those that are not
+        self._balance = 0  # positive pairs minus negative ones
 
-    def sentences(self, document: int) -> list[int]:
-        """Where the sentences of a document begin, and its end."""
-        start, end = self.corpus.documents[document : document + 2]
-        begins = np.flatnonzero(self.corpus.flags[start:end] & BEGINS_SENTENCE) + start
-        return [*begins.tolist(), int(end)]
+    def sentence_bounds(self, document: int) -> list[int]:
+        """Return where each sentence of a document starts, and where the document ends."""
+        start, end = self.corpus.document_offsets[document : document + 2]
+        starts = np.flatnonzero(self.corpus.flags[start:end] & SENTENCE_START) + start
+        return [*starts.tolist(), int(end)]
 
-    def add(self, document: int, bounds: list[int], at: int, end: int, wanted: int) -> int:
-        """Make a pair of the sentences `at` … `end`; return the sentence to go on with."""
-        middle = int(self.random.integers(at + 1, end)) if end - at > 1 else end
-        in_order = self._balance < 0 or (self._balance == 0 and self.random.random() < 0.5)
-        first = (bounds[at], bounds[middle])
+    def add(self, document: int, bounds: list[int], start: int, end: int, target_length: int) -> int:
+        """Build a pair from the sentences `start` to `end` - 1; return the sentence to continue from."""
+        middle = int(self.random.integers(start + 1, end)) if end - start > 1 else end
+        is_next = self._balance < 0 or (self._balance == 0 and self.random.random() < 0.5)
+        first = (bounds[start], bounds[middle])
         if self.kind == "sentence_order":
             second = (bounds[middle], bounds[end])
-            if middle == end:  # a single sentence is cut in two
-                half = (bounds[at] + bounds[end]) // 2
-                first, second = (bounds[at], half), (half, bounds[end])
-            self._keep(*((first, second) if in_order else (second, first)), in_order)
+            if middle == end:  # a single sentence is split in half
+                half = (bounds[start] + bounds[end]) // 2
+                first, second = (bounds[start], half), (half, bounds[end])
+            self._append(*((first, second) if is_next else (second, first)), is_next)
             return end
-        if in_order and middle < end:
-            self._keep(first, (bounds[middle], bounds[end]), in_order=True)
+        if is_next and middle < end:
+            self._append(first, (bounds[middle], bounds[end]), is_next=True)
             return end
-        self._keep(first, self._elsewhere(document, wanted - (first[1] - first[0])), in_order=False)
+        self._append(first, self._sample_other(document, target_length - (first[1] - first[0])), is_next=False)
         return middle
 
-    def _elsewhere(self, document: int, wanted: int) -> tuple[int, int]:
-        """Sentences of another document, from a random one on: one at least, and until they have `wanted` tokens.
+    def _sample_other(self, document: int, target_length: int) -> tuple[int, int]:
+        """Sample sentences of another document: from a random one on, at least one, until `target_length` tokens.
 
-        They are cut by `_keep` alone, as texts in order are, or the cut would tell the two kinds apart.
+        Only `_append` truncates them, just as it truncates positive pairs; otherwise lengths would give the label away.
         """
         other = document
         while other == document:
             other = int(self.random.choice(self.documents))
-        bounds = self.sentences(other)
-        at = int(self.random.integers(len(bounds) - 1))
-        end = at + 1
-        while end < len(bounds) - 1 and bounds[end] - bounds[at] < wanted:
+        bounds = self.sentence_bounds(other)
+        start = int(self.random.integers(len(bounds) - 1))
+        end = start + 1
+        while end < len(bounds) - 1 and bounds[end] - bounds[start] < target_length:
             end += 1
-        return bounds[at], bounds[end]
+        return bounds[start], bounds[end]
 
-    def _keep(self, first: tuple[int, int], second: tuple[int, int], in_order: bool) -> None:
-        """Cut the longer text, at its front or its end by chance, until both fit; keep the pair."""
+    def _append(self, first: tuple[int, int], second: tuple[int, int], is_next: bool) -> None:
+        """Truncate the longer text, at its start and end at random, until the pair fits; then add the pair."""
         texts = [list(first), list(second)]
-        while (over := sum(end - start for start, end in texts) - self.room) > 0:
+        while (excess := sum(end - start for start, end in texts) - self.max_tokens) > 0:
             longer = max(texts, key=lambda text: text[1] - text[0])
             shorter = min(texts, key=lambda text: text[1] - text[0])
             length = longer[1] - longer[0]
             difference = length - (shorter[1] - shorter[0])
-            cut = max(1, min(over, max(difference, over // 2), length - 1))
-            front = int(self.random.binomial(cut, 0.5))
-            longer[0] += front
-            longer[1] -= cut - front
+            num_cut = max(1, min(excess, max(difference, excess // 2), length - 1))
+            num_cut_at_start = int(self.random.binomial(num_cut, 0.5))
+            longer[0] += num_cut_at_start
+            longer[1] -= num_cut - num_cut_at_start
         self.firsts.append((texts[0][0], texts[0][1]))
         self.seconds.append((texts[1][0], texts[1][1]))
-        self.labels.append(IN_ORDER if in_order else NOT_IN_ORDER)
-        self._balance += 1 if in_order else -1
+        self.labels.append(IS_NEXT if is_next else NOT_NEXT)
+        self._balance += 1 if is_next else -1
 
-    def ranges(self) -> Ranges:
-        """All pairs."""
+    def build(self) -> SequenceSpans:
+        """Return all pairs."""
         firsts, seconds = (np.asarray(texts, dtype=np.int64).reshape(-1, 2) for texts in (self.firsts, self.seconds))
-        return Ranges(firsts, seconds, np.asarray(self.labels, dtype=np.int64))
+        return SequenceSpans(firsts, seconds, np.asarray(self.labels, dtype=np.int64))

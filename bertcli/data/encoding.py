@@ -1,8 +1,8 @@
-"""Texts as token ids, kept as ragged arrays: no padding is stored, and a million short texts fit in memory.
+"""Texts encoded as token IDs in ragged arrays: no padding is stored, so a million short texts fit in memory.
 
-A *row* of a data set becomes one *item* or, if it is longer than the model reads, several (windows). An item is one
-sequence, or K of them that are answered together (the choices of a question).
-Shapes: R rows, N items, K sequences an item, T tokens of all sequences, B items of a batch, S longest sequence of it.
+A *row* of a data set becomes one *item*, or several (windows) if it is longer than the model's input. An item is one
+sequence, or K of them that are scored together (the choices of a question).
+Shapes: R rows, N items, K sequences per item, T tokens of all sequences, B items of a batch, S its longest sequence.
 """
 
 from __future__ import annotations
@@ -21,33 +21,29 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-TEXTS_AT_ONCE = 2000
-
-
+TOKENIZE_BATCH_SIZE = 2000  # texts per call of the tokenizer
 IGNORED_LABEL = -100
-
-
-Note = tuple[int, str]
-"""A row's number, and what happened to it."""
+RowWarning = tuple[int, str]
+"""A row index and a warning about that row."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """N items laid end to end; sequence i is `input_ids[offsets[i]:offsets[i + 1]]`."""
+    """N encoded items, concatenated; sequence i is `input_ids[offsets[i]:offsets[i + 1]]`."""
 
     input_ids: np.ndarray  # [T] int32
-    token_type_ids: np.ndarray | None  # [T] int8; None if the model has no segments
+    token_type_ids: np.ndarray | None  # [T] int8; None if the model has no token types
     offsets: np.ndarray  # [N * K + 1] int64
-    rows: np.ndarray  # [N] int64, ascending: the row of the data set each item comes from
-    labels: np.ndarray | None  # [N …], or [T] if `labels_per_token`; None if unlabelled
+    rows: np.ndarray  # [N] int64, ascending: the data set row of each item
+    labels: np.ndarray | None  # [N …], or [T] if `labels_per_token`; None if unlabeled
     pad_token_id: int
     num_choices: int = 1  # K
     labels_per_token: bool = False
-    places: np.ndarray | None = None  # [T …] where in its row each token stands; its head says how
-    teacher_logits: np.ndarray | None = None  # [N, C] what another model answers
-    teacher_states: np.ndarray | None = None  # [N * K, L, H] float16: what L of its layers make of first tokens
-    vectors: np.ndarray | None = None  # [N * K, H] of first tokens, or [T, H]: last hidden states of a fixed encoder
-    notes: tuple[Note, ...] = ()  # what a person should know of how rows were encoded
+    alignment: np.ndarray | None = None  # [T …] what each token aligns to in its row, as the head defines it
+    teacher_logits: np.ndarray | None = None  # [N, C]
+    teacher_states: np.ndarray | None = None  # [N * K, L, H] float16: L of the teacher's hidden states, first tokens
+    frozen_hidden_states: np.ndarray | None = None  # a frozen encoder's last ones: [N * K, H] first tokens, or [T, H]
+    row_warnings: tuple[RowWarning, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,13 +54,13 @@ class Encoded:
         return np.diff(self.offsets).reshape(-1, self.num_choices).max(1)
 
     @cached_property
-    def sizes(self) -> np.ndarray:
+    def num_tokens(self) -> np.ndarray:
         """Tokens of all sequences of each item. [N]"""
         return np.diff(self.offsets[:: self.num_choices])
 
     @cached_property
     def num_targets(self) -> np.ndarray:
-        """Answers learned from each item: one, or one for each labelled token. [N]"""
+        """Training targets of each item: one, or one for each labeled token. [N]"""
         if not self.labels_per_token:
             return np.ones(len(self), dtype=np.int64)
         assert self.labels is not None
@@ -72,9 +68,9 @@ class Encoded:
         return np.diff(counts[self.offsets])
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """The given `items` [B] as padded tensors [B, S] ([B, K, S] with K choices), named as Hugging Face names them.
+        """Collate `items` [B] into padded tensors [B, S] ([B, K, S] with K choices), under Hugging Face's names.
 
-        S is the longest of these sequences, rounded up to `multiple_of` (8 suits tensor cores).
+        S is the length of the longest of these sequences, rounded up to `multiple_of` (8 suits tensor cores).
         """
         import torch
 
@@ -82,9 +78,9 @@ class Encoded:
         sequences = (items[:, None] * choices + np.arange(choices)).ravel()
         starts, lengths = self.offsets[sequences], self.offsets[sequences + 1] - self.offsets[sequences]
         width = -(-int(lengths.max()) // multiple_of) * multiple_of
-        places = np.arange(width)
-        mask = places < lengths[:, None]
-        source = (starts[:, None] + places)[mask]
+        positions = np.arange(width)
+        mask = positions < lengths[:, None]
+        source = (starts[:, None] + positions)[mask]
         shape = (len(items), choices, width) if choices > 1 else (len(items), width)
 
         def padded(values: np.ndarray, fill: int) -> torch.Tensor:
@@ -99,146 +95,160 @@ class Encoded:
         if self.token_type_ids is not None:
             tensors["token_type_ids"] = padded(self.token_type_ids, 0)
         if self.labels is not None:
-            whole = not self.labels_per_token
-            tensors["labels"] = torch.from_numpy(self.labels[items]) if whole else padded(self.labels, IGNORED_LABEL)
+            per_token = self.labels_per_token
+            tensors["labels"] = (
+                padded(self.labels, IGNORED_LABEL) if per_token else torch.from_numpy(self.labels[items])
+            )
         if self.teacher_logits is not None:
             tensors["teacher_logits"] = torch.from_numpy(self.teacher_logits[items])
         if self.teacher_states is not None:
             states = torch.from_numpy(self.teacher_states[sequences])
             tensors["teacher_states"] = states.unflatten(0, shape[:-1])
-        if self.vectors is not None:
-            if len(self.vectors) == len(self.offsets) - 1:
-                table = self.vectors[sequences].reshape(*shape[:-1], 1, -1)
+        if self.frozen_hidden_states is not None:
+            hidden_states = self.frozen_hidden_states
+            if len(hidden_states) == len(self.offsets) - 1:
+                table = hidden_states[sequences].reshape(*shape[:-1], 1, -1)
             else:
-                table = np.zeros((*mask.shape, self.vectors.shape[1]), dtype=self.vectors.dtype)
-                table[mask] = self.vectors[source]
-            tensors["vectors"] = torch.from_numpy(table)
+                table = np.zeros((*mask.shape, hidden_states.shape[1]), dtype=hidden_states.dtype)
+                table[mask] = hidden_states[source]
+            tensors["frozen_hidden_states"] = torch.from_numpy(table)
         return tensors
 
     def with_labels(self, input_ids: np.ndarray, labels: np.ndarray) -> Encoded:
-        """The same sequences with other ids [T] and a label for each token [T]."""
+        """Return the same sequences with other token IDs [T] and a label for each token [T]."""
         return replace(self, input_ids=input_ids, labels=labels, labels_per_token=True)
 
-    def parts(self, max_items: int) -> Iterator[tuple[slice, Encoded]]:
-        """These items in parts of about `max_items`, no row divided: the rows of a part and its items, by views."""
+    def chunks(self, max_items: int) -> Iterator[tuple[slice, Encoded]]:
+        """Split into chunks of about `max_items` items, as views, keeping the items of a row together.
+
+        Yields:
+            The slice of rows in a chunk, and its items with rows numbered from 0.
+        """
         start = 0
         while start < len(self):
             end = min(start + max_items, len(self))
             end = int(np.searchsorted(self.rows, self.rows[end - 1], side="right"))
             rows = slice(int(self.rows[start]), int(self.rows[end - 1]) + 1)
-            yield rows, self._between(start, end)
+            yield rows, self._slice(start, end)
             start = end
 
-    def _between(self, start: int, end: int) -> Encoded:
+    def _slice(self, start: int, end: int) -> Encoded:
         offsets = self.offsets[start * self.num_choices : end * self.num_choices + 1]
         items, tokens = slice(start, end), slice(offsets[0], offsets[-1])
         sequences = slice(start * self.num_choices, end * self.num_choices)
 
-        def of_tokens(values: np.ndarray | None) -> np.ndarray | None:
+        def slice_tokens(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else values[tokens]
 
         return replace(
             self,
             input_ids=self.input_ids[tokens],
-            token_type_ids=of_tokens(self.token_type_ids),
+            token_type_ids=slice_tokens(self.token_type_ids),
             offsets=offsets - offsets[0],
             rows=self.rows[items] - self.rows[start],
-            labels=of_tokens(self.labels) if self.labels is None or self.labels_per_token else self.labels[items],
-            places=of_tokens(self.places),
-            vectors=self._vectors_between(start, end, tokens),
+            labels=slice_tokens(self.labels) if self.labels is None or self.labels_per_token else self.labels[items],
+            alignment=slice_tokens(self.alignment),
+            frozen_hidden_states=self._slice_frozen_hidden_states(sequences, tokens),
             teacher_logits=None if self.teacher_logits is None else self.teacher_logits[items],
             teacher_states=None if self.teacher_states is None else self.teacher_states[sequences],
         )
 
-    def _vectors_between(self, start: int, end: int, tokens: slice) -> np.ndarray | None:
-        if self.vectors is None or len(self.vectors) != len(self.offsets) - 1:
-            return None if self.vectors is None else self.vectors[tokens]
-        return self.vectors[start * self.num_choices : end * self.num_choices]
+    def _slice_frozen_hidden_states(self, sequences: slice, tokens: slice) -> np.ndarray | None:
+        if self.frozen_hidden_states is None:
+            return None
+        first_only = len(self.frozen_hidden_states) == len(self.offsets) - 1
+        return self.frozen_hidden_states[sequences if first_only else tokens]
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The special tokens a tokenizer sets around one text or two, and the segment of each part."""
+class SpecialTokensTemplate:
+    """The special tokens a tokenizer adds around a text or pair of texts, and the token type of each part."""
 
-    before: list[int]
-    between: list[int]  # empty around one text
-    after: list[int]
-    segments: tuple[list[int], int, list[int], int, list[int]] | None  # None if the model has none
+    prefix: list[int]
+    separator: list[int]  # empty for a single text
+    suffix: list[int]
+    token_types: tuple[list[int], int, list[int], int, list[int]] | None  # None if the model has none
 
     @property
-    def num_special(self) -> int:
-        """Tokens the frame takes of a sequence."""
-        return len(self.before) + len(self.between) + len(self.after)
+    def num_special_tokens(self) -> int:
+        """Special tokens in each sequence."""
+        return len(self.prefix) + len(self.separator) + len(self.suffix)
 
-    def join(self, first: list[int], second: list[int] | None = None) -> tuple[list[int], list[int] | None]:
-        """Token ids and segments of a whole sequence."""
+    def build_inputs(self, first: list[int], second: list[int] | None = None) -> tuple[list[int], list[int] | None]:
+        """Return the token IDs and token type IDs of a sequence with its special tokens."""
         second = second or []
-        ids = [*self.before, *first, *self.between, *second, *self.after]
-        if self.segments is None:
+        ids = [*self.prefix, *first, *self.separator, *second, *self.suffix]
+        if self.token_types is None:
             return ids, None
-        before, one, between, two, after = self.segments
-        return ids, [*before, *[one] * len(first), *between, *[two] * len(second), *after]
+        prefix, first_type, separator, second_type, suffix = self.token_types
+        return ids, [*prefix, *[first_type] * len(first), *separator, *[second_type] * len(second), *suffix]
 
-    def fit(self, first: list[int], second: list[int], room: int) -> tuple[list[int], list[int] | None]:
-        """A pair of which `room` tokens are kept, the longer text cut first."""
-        num_first, num_second = cut_pair(len(first), len(second), room)
-        return self.join(first[:num_first], second[:num_second])
+    def build_truncated_pair(
+        self, first: list[int], second: list[int], max_tokens: int
+    ) -> tuple[list[int], list[int] | None]:
+        """Build the inputs of a pair truncated to `max_tokens` tokens (special ones excluded), longest text first."""
+        num_first, num_second = truncate_pair(len(first), len(second), max_tokens)
+        return self.build_inputs(first[:num_first], second[:num_second])
 
 
-def frame_of(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> Frame:
-    """The frame of one text or of a pair, read off what the tokenizer makes of a short one."""
+def special_tokens_template(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> SpecialTokensTemplate:
+    """Return the template for single texts or for pairs, derived from how the tokenizer encodes a short one."""
     output = tokenizer("a", "a" if pair else None)
-    part_of, ids, types = output.sequence_ids(0), output["input_ids"], output.get("token_type_ids")
-    first = [at for at, part in enumerate(part_of) if part == 0]
-    second = [at for at, part in enumerate(part_of) if part == 1] or [len(ids), len(ids) - 1]
+    sequence_ids, ids, types = output.sequence_ids(0), output["input_ids"], output.get("token_type_ids")
+    first = [index for index, sequence in enumerate(sequence_ids) if sequence == 0]
+    second = [index for index, sequence in enumerate(sequence_ids) if sequence == 1] or [len(ids), len(ids) - 1]
     slices = [slice(0, first[0]), slice(first[-1] + 1, second[0]), slice(second[-1] + 1, len(ids))]
-    if not pair:  # all that follows the text comes after it
+    if not pair:  # everything after the text is the suffix
         slices = [slices[0], slice(0, 0), slices[1]]
-    before, between, after = (ids[one] for one in slices)
+    prefix, separator, suffix = (ids[part] for part in slices)
     if types is None:
-        return Frame(before, between, after, None)
-    type_of_second = types[second[0]] if pair else 0
-    segments = (types[slices[0]], types[first[0]], types[slices[1]], type_of_second, types[slices[2]])
-    return Frame(before, between, after, segments)
+        return SpecialTokensTemplate(prefix, separator, suffix, None)
+    second_type = types[second[0]] if pair else 0
+    token_types = (types[slices[0]], types[first[0]], types[slices[1]], second_type, types[slices[2]])
+    return SpecialTokensTemplate(prefix, separator, suffix, token_types)
 
 
-class Sequences:
-    """Sequences as they are made, one after the other; `encoded` lays them end to end."""
+class EncodedBuilder:
+    """Collects sequences one at a time and concatenates them into an `Encoded`."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
-        self._ids: list[np.ndarray] = []
-        self._types: list[np.ndarray] = []
+        self._input_ids: list[np.ndarray] = []
+        self._token_type_ids: list[np.ndarray] = []
 
-    def add(self, row: int, ids: list[int], types: list[int] | None) -> None:
-        """Add a sequence made of row `row`."""
+    def add(self, row: int, input_ids: list[int], token_type_ids: list[int] | None) -> None:
+        """Add a sequence of data set row `row`."""
         self.rows.append(row)
-        self._ids.append(np.asarray(ids, dtype=np.int32))
-        if types is not None:
-            self._types.append(np.asarray(types, dtype=np.int8))
+        self._input_ids.append(np.asarray(input_ids, dtype=np.int32))
+        if token_type_ids is not None:
+            self._token_type_ids.append(np.asarray(token_type_ids, dtype=np.int8))
 
-    def encoded(self, tokenizer: PreTrainedTokenizerBase, labels: np.ndarray | None, **rest: Any) -> Encoded:
-        """All sequences, K of them an item (`num_choices`, one if not given)."""
-        lengths = [len(ids) for ids in self._ids]
+    def build(self, tokenizer: PreTrainedTokenizerBase, labels: np.ndarray | None, **fields: Any) -> Encoded:
+        """Build the `Encoded`, with `num_choices` sequences per item (default 1).
+
+        Args:
+            fields: further fields of `Encoded`.
+        """
+        lengths = [len(ids) for ids in self._input_ids]
         return Encoded(
-            input_ids=np.concatenate(self._ids) if self._ids else np.empty(0, np.int32),
-            token_type_ids=np.concatenate(self._types) if self._types else None,
+            input_ids=np.concatenate(self._input_ids) if self._input_ids else np.empty(0, np.int32),
+            token_type_ids=np.concatenate(self._token_type_ids) if self._token_type_ids else None,
             offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-            rows=np.asarray(self.rows[:: rest.get("num_choices", 1)], dtype=np.int64),
+            rows=np.asarray(self.rows[:: fields.get("num_choices", 1)], dtype=np.int64),
             labels=labels,
             pad_token_id=tokenizer.pad_token_id or 0,
-            **rest,
+            **fields,
         )
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
-    """The token ids of each text, without special tokens."""
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        yield from tokenize(tokenizer, list(texts[start : start + TEXTS_AT_ONCE]))["input_ids"]
+def iter_input_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yield the token IDs of each text, without special tokens."""
+    for start in range(0, len(texts), TOKENIZE_BATCH_SIZE):
+        yield from tokenize(tokenizer, list(texts[start : start + TOKENIZE_BATCH_SIZE]))["input_ids"]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Any, **options: Any) -> Any:
-    """Call the tokenizer for whole texts without special tokens."""
+    """Call the tokenizer without special tokens, truncation or padding."""
     return tokenizer(
         texts,
         add_special_tokens=False,
@@ -246,7 +256,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Any, **options: Any) -> 
         padding=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        verbose=False,  # longer than the model reads is no mistake here: it is cut afterwards
+        verbose=False,  # no warning about long texts: they are truncated later
         **options,
     )
 
@@ -261,65 +271,73 @@ def encode_texts(
     long_inputs: LongInputs = "keep_head",
     doc_stride: int | None = None,
 ) -> Encoded:
-    """Tokenise R texts (or R pairs), at most `max_length` tokens a sequence, special ones included.
+    """Encode R texts, or R pairs of texts, as sequences of at most `max_length` tokens, special tokens included.
 
     Args:
         texts: R first texts.
-        pairs: R second texts, or None. Pairs that are too long are cut at the end, the longer text first.
-        labels: [R] or [R, C], carried along; each window of a row has the row's.
-        long_inputs: what becomes of a single text that is too long.
-        doc_stride: tokens that two neighbouring windows share; None: a third of a window.
+        pairs: R second texts, or None. Pairs that are too long are truncated at the end, longest text first.
+        labels: [R] or [R, C]; each window of a row gets the row's label.
+        long_inputs: how to handle single texts that are too long.
+        doc_stride: tokens shared by two consecutive windows; None: a third of a window.
     """
-    frame, made = frame_of(tokenizer, pair=pairs is not None), Sequences()
-    room = max_length - frame.num_special
+    template, builder = special_tokens_template(tokenizer, pair=pairs is not None), EncodedBuilder()
+    max_tokens = max_length - template.num_special_tokens
     if pairs is None:
-        for row, ids in enumerate(token_ids(tokenizer, texts)):
-            for part in cut_text(ids, room, long_inputs, doc_stride):
-                made.add(row, *frame.join(part))
+        for row, ids in enumerate(iter_input_ids(tokenizer, texts)):
+            for part in split_long_text(ids, max_tokens, long_inputs, doc_stride):
+                builder.add(row, *template.build_inputs(part))
     else:
-        both = zip(token_ids(tokenizer, texts), token_ids(tokenizer, pairs), strict=True)
+        both = zip(iter_input_ids(tokenizer, texts), iter_input_ids(tokenizer, pairs), strict=True)
         for row, (first, second) in enumerate(both):
-            made.add(row, *frame.fit(first, second, room))
-    return made.encoded(tokenizer, None if labels is None else labels[made.rows])
+            builder.add(row, *template.build_truncated_pair(first, second, max_tokens))
+    return builder.build(tokenizer, None if labels is None else labels[builder.rows])
 
 
-def cut_text(ids: list[int], room: int, long_inputs: LongInputs, doc_stride: int | None) -> Iterator[list[int]]:
-    """What is read of a text of any length: a part of it, or overlapping windows that cover it."""
-    if len(ids) <= room or long_inputs == "keep_head":
-        yield ids[:room]
+def split_long_text(
+    ids: list[int], max_tokens: int, long_inputs: LongInputs, doc_stride: int | None
+) -> Iterator[list[int]]:
+    """Yield the text truncated to `max_tokens`, or overlapping windows that cover it, as `long_inputs` says."""
+    if len(ids) <= max_tokens or long_inputs == "keep_head":
+        yield ids[:max_tokens]
     elif long_inputs == "keep_tail":
-        yield ids[len(ids) - room :]
+        yield ids[len(ids) - max_tokens :]
     elif long_inputs == "keep_head_and_tail":
-        num_head = room // 4  # as Sun et al. 2019 (128 of 510), https://arxiv.org/abs/1905.05583
-        yield ids[:num_head] + ids[len(ids) - (room - num_head) :]
+        num_head = max_tokens // 4  # as Sun et al. 2019 (128 of 510), https://arxiv.org/abs/1905.05583
+        yield ids[:num_head] + ids[len(ids) - (max_tokens - num_head) :]
     else:
-        yield from (ids[start:end] for start, end in windows(len(ids), room, doc_stride))
+        yield from (ids[start:end] for start, end in window_bounds(len(ids), max_tokens, doc_stride))
 
 
-def cut_pair(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of each text of a pair are kept, the longer one cut first (as `longest_first` in tokenizers)."""
+def truncate_pair(first: int, second: int, max_tokens: int) -> tuple[int, int]:
+    """Return how many tokens to keep of each text of a pair of lengths `first` and `second`.
+
+    Follows the tokenizers' `longest_first` strategy.
+    """
     shorter, longer = sorted((first, second))
-    if shorter + longer > room:
-        longer = max(shorter, room - shorter)
-        if shorter + longer > room:
-            shorter, longer = room // 2, room - room // 2
+    if shorter + longer > max_tokens:
+        longer = max(shorter, max_tokens - shorter)
+        if shorter + longer > max_tokens:
+            shorter, longer = max_tokens // 2, max_tokens - max_tokens // 2
     return (shorter, longer) if first <= second else (longer, shorter)
 
 
-def windows(length: int, room: int, doc_stride: int | None) -> list[tuple[int, int]]:
-    """Start and end of each window of `room` tokens over `length`, neighbours sharing `doc_stride` (None: a third).
+def window_bounds(length: int, window_size: int, doc_stride: int | None) -> list[tuple[int, int]]:
+    """Return the start and end of each window of at most `window_size` tokens over a text of `length` tokens.
+
+    Args:
+        doc_stride: tokens shared by two consecutive windows; None: a third of a window.
 
     Raises:
-        DataError: the windows would not move on.
+        DataError: `doc_stride` is not smaller than the window.
     """
-    if length <= room:
+    if length <= window_size:
         return [(0, length)]
     if doc_stride is None:
-        doc_stride = room // 3
-    if doc_stride >= room:
+        doc_stride = window_size // 3
+    if doc_stride >= window_size:
         raise DataError(
-            f"found data.doc_stride {doc_stride}, but a window has room for {room} tokens; set a smaller doc_stride or "
-            "a larger data.max_length"
+            f"found data.doc_stride {doc_stride}, expected less than the window of {window_size} tokens; set a smaller "
+            "doc_stride or a larger data.max_length"
         )
-    starts = range(0, length - doc_stride, room - doc_stride)
-    return [(start, min(start + room, length)) for start in starts]
+    starts = range(0, length - doc_stride, window_size - doc_stride)
+    return [(start, min(start + window_size, length)) for start in starts]

@@ -1,4 +1,4 @@
-"""File forms as plain rows: JSON Lines, SQuAD's nested JSON, CoNLL's columns."""
+"""File formats as plain rows: JSON Lines, SQuAD's nested JSON, CoNLL's columns."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from bertcli.errors import DataError
 Row = dict[str, Any]
 
 
-def as_text(value: str | list[str]) -> str:
-    """A text, or a list of words with spaces between them."""
+def join_words(value: str | list[str]) -> str:
+    """Return a text unchanged, and a list of words joined with spaces."""
     return value if isinstance(value, str) else " ".join(value)
 
 
-def jsonl_rows(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
-    """Each object of JSON Lines with its place, `file:line`.
+def read_jsonl(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
+    """Yield each object of a JSON Lines file with its location, `file:line`.
 
     Raises:
-        DataError: a line is not JSON, or no object.
+        DataError: a line is not a JSON object.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -30,21 +30,25 @@ def jsonl_rows(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise DataError(f"{path}:{number}: not JSON ({reason}); each line must be one object") from error
-        yield f"{path}:{number}", checked_object(row, f"{path}:{number}")
+        yield f"{path}:{number}", require_object(row, f"{path}:{number}")
 
 
-def checked_object(row: object, place: str) -> Row:
-    """`row`, which must be an object."""
+def require_object(row: object, location: str) -> Row:
+    """Return `row`, which must be a JSON object.
+
+    Raises:
+        DataError: it is something else.
+    """
     if not isinstance(row, dict):
-        raise DataError(f"{place}: found {type(row).__name__}, expected an object")
+        raise DataError(f"{location}: found {type(row).__name__}, expected an object")
     return row
 
 
-def squad_rows(content: Any, place: str) -> Iterator[Row]:
-    """A row for each question of the official SQuAD JSON, in the hub's columns.
+def read_squad(content: Any, location: str) -> Iterator[Row]:
+    """Yield a row for each question of SQuAD's official JSON, in the columns of the Hugging Face data set.
 
     Raises:
-        DataError: something in it is not where the format has it.
+        DataError: the content does not have SQuAD's structure.
     """
     try:
         for article in content["data"]:
@@ -62,24 +66,26 @@ def squad_rows(content: Any, place: str) -> Iterator[Row]:
                         },
                     }
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{place}: this is not SQuAD's JSON (data → paragraphs → qas); {error!r} is missing") from error
+        raise DataError(f"{location}: not SQuAD's JSON (data → paragraphs → qas); {error!r} is missing") from error
 
 
 def is_squad(content: Any) -> bool:
-    """Whether JSON content looks like SQuAD's: an object whose `data` are articles with paragraphs."""
+    """Whether JSON content has SQuAD's structure: an object whose `data` is a list of articles with paragraphs."""
     data = content.get("data") if isinstance(content, dict) else None
     return isinstance(data, list) and all(isinstance(article, dict) and "paragraphs" in article for article in data)
 
 
-def conll_rows(lines: Iterable[str], place: str) -> Iterator[Row]:
-    """A row for each sentence of a CoNLL file: a word a line, its tag in the last column, an empty line between.
+def read_conll(lines: Iterable[str], location: str) -> Iterator[Row]:
+    """Yield a row for each sentence of a CoNLL file: one word per line, its tag in the last column.
+
+    Blank lines separate sentences.
 
     Raises:
-        DataError: a line whose number of columns is not the others'.
+        DataError: a line has another number of columns than the first, or fewer than two.
     """
     words: list[str] = []
     tags: list[str] = []
-    width = None
+    num_columns = None
     for number, line in enumerate(lines, start=1):
         columns = line.split()
         if not columns or columns[0] == "-DOCSTART-":
@@ -87,9 +93,10 @@ def conll_rows(lines: Iterable[str], place: str) -> Iterator[Row]:
                 yield {"tokens": words, "tags": tags}
             words, tags = [], []
             continue
-        width = width or len(columns)
-        if len(columns) != width or width < 2:
-            raise DataError(f"{place}:{number}: found {len(columns)} columns, expected {max(2, width)} (word … tag)")
+        num_columns = num_columns or len(columns)
+        if len(columns) != num_columns or num_columns < 2:
+            expected = max(2, num_columns)
+            raise DataError(f"{location}:{number}: found {len(columns)} columns, expected {expected} (word … tag)")
         words.append(columns[0])
         tags.append(columns[-1])
     if words:

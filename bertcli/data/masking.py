@@ -1,8 +1,7 @@
-"""Which tokens a masked language model has to guess, and what stands there instead: pure functions on ragged arrays.
+"""Masking for masked language modeling, as pure functions on ragged arrays.
 
-Nothing here knows a tokenizer: words are marked by the tokens that begin them, so whole words and spans are masked
-alike on WordPiece, byte-level BPE and Unigram vocabularies. Shapes: T tokens of all sequences laid end to end,
-N sequences, W words.
+Nothing here depends on a tokenizer: words are given by their first tokens, so whole-word and span masking work the same
+for WordPiece, byte-level BPE and Unigram vocabularies. Shapes: T tokens of all sequences, concatenated, N sequences.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ import numpy as np
 from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.recipe.pretrain_schema import MaskingUnit
 
-SPAN_STOP = 0.2  # SpanBERT's geometric distribution of span lengths in words (https://arxiv.org/abs/1907.10529) …
-LONGEST_SPAN = 10  # … and its limit: 3.8 words on average
+SPAN_LENGTH_PROB = 0.2  # SpanBERT's geometric distribution of span lengths, in words (https://arxiv.org/abs/1907.10529)
+MAX_SPAN_LENGTH = 10  # and its limit: 3.8 words on average
 
 
 @dataclass(frozen=True)
-class Replacement:
-    """What stands where a token was chosen: the mask, a random token, or the token itself."""
+class MaskReplacement:
+    """How a selected token is replaced: by the mask token, by a random token, or not at all."""
 
     mask_token_id: int
-    random_token_ids: np.ndarray  # [V'] tokens that may stand in by chance: no special ones
-    mask_share: float = 0.8
-    random_share: float = 0.1
+    random_token_ids: np.ndarray  # tokens to sample replacements from: the vocabulary without special tokens
+    mask_replace_prob: float = 0.8
+    random_replace_prob: float = 0.1
 
 
-def choose(
+def sample_mask(
     maskable: np.ndarray,
     word_starts: np.ndarray,
     offsets: np.ndarray,
@@ -37,82 +36,83 @@ def choose(
     unit: MaskingUnit,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """Which tokens are to be guessed, as groups that are replaced alike. [T] int64, -1: not chosen
+    """Select the tokens to predict, in groups that are replaced alike. [T] int64, -1: not selected
 
     Args:
-        maskable: [T] whether a token may be chosen: never a special one.
-        word_starts: [T] whether a token begins a word.
+        maskable: [T] whether a token may be selected; never true for special tokens.
+        word_starts: [T] whether a token starts a word.
         offsets: [N + 1] of the sequences.
-        probability: share of the maskable tokens to choose.
-        unit: single tokens, whole words (each token replaced by itself), or spans of words (replaced as one).
+        probability: fraction of the maskable tokens to select.
+        unit: single tokens, whole words (each token is its own group), or spans of words (a span is a group).
     """
-    if unit == "tokens":
-        chosen = maskable & (random.random(len(maskable)) < probability)
-        return np.where(chosen, np.arange(len(maskable)), -1)
-    words = number_words(maskable, word_starts)
+    if unit == "token":
+        selected = maskable & (random.random(len(maskable)) < probability)
+        return np.where(selected, np.arange(len(maskable)), -1)
+    words = word_indices(maskable, word_starts)
     num_words = int(words.max(initial=-1)) + 1
-    if unit == "words":
-        of_word = random.random(num_words) < probability
-        chosen = maskable & of_word[np.maximum(words, 0)] if num_words else maskable
-        return np.where(chosen, np.arange(len(maskable)), -1)
-    return _choose_spans(words, offsets, probability, random)
+    if unit == "whole_word":
+        is_selected_word = random.random(num_words) < probability
+        selected = maskable & is_selected_word[np.maximum(words, 0)] if num_words else maskable
+        return np.where(selected, np.arange(len(maskable)), -1)
+    return _sample_spans(words, offsets, probability, random)
 
 
-def number_words(maskable: np.ndarray, word_starts: np.ndarray) -> np.ndarray:
-    """The number of each token's word, counted over all sequences; -1 for tokens that may not be chosen. [T]
+def word_indices(maskable: np.ndarray, word_starts: np.ndarray) -> np.ndarray:
+    """Return the index of each token's word, counted over all sequences; -1 for tokens that are not maskable. [T]
 
-    A word also begins behind each special token, so that none reaches from one sequence into the next.
+    A word also starts after each special token, so that no word extends into the next sequence.
     """
     after_special = np.concatenate(([True], ~maskable[:-1]))
     return np.where(maskable, np.cumsum(maskable & (word_starts | after_special)) - 1, -1)
 
 
-def _choose_spans(
+def _sample_spans(
     words: np.ndarray, offsets: np.ndarray, probability: float, random: np.random.Generator
 ) -> np.ndarray:
-    """Spans of whole words until the share of each sequence is reached; what one lacks, the next makes up for."""
-    group = np.full(len(words), -1)
-    owed, number = 0.0, 0
+    """Sample spans of whole words up to each sequence's budget; what is left of a budget goes to the next sequence."""
+    groups = np.full(len(words), -1)
+    budget, num_spans = 0.0, 0
     for start, end in pairwise(offsets):
-        own = words[start:end]
-        firsts = np.flatnonzero((own >= 0) & (np.diff(own, prepend=-2) != 0))  # the first token of each word
-        if len(firsts) == 0:
+        sequence = words[start:end]
+        starts = np.flatnonzero((sequence >= 0) & (np.diff(sequence, prepend=-2) != 0))  # each word's first token
+        if len(starts) == 0:
             continue
-        ends = np.append(firsts[1:], np.flatnonzero(own >= 0)[-1] + 1)
-        owed += probability * int((own >= 0).sum())
-        free = np.ones(len(firsts), dtype=bool)
-        for _ in range(4 * len(firsts)):  # as many tries as find room where there is some
-            if owed < 1 or not free.any():
+        ends = np.append(starts[1:], np.flatnonzero(sequence >= 0)[-1] + 1)
+        budget += probability * int((sequence >= 0).sum())
+        free = np.ones(len(starts), dtype=bool)
+        for _ in range(4 * len(starts)):  # enough attempts to find free words where there are any
+            if budget < 1 or not free.any():
                 break
-            first = int(random.integers(len(firsts)))
-            length = min(int(random.geometric(SPAN_STOP)), LONGEST_SPAN)
+            first = int(random.integers(len(starts)))
+            length = min(int(random.geometric(SPAN_LENGTH_PROB)), MAX_SPAN_LENGTH)
             last = first
-            while last < min(first + length, len(firsts)) and free[last] and ends[last] - firsts[first] <= owed:
+            while last < min(first + length, len(starts)) and free[last] and ends[last] - starts[first] <= budget:
                 last += 1
             if last == first:
                 continue
-            span = slice(start + firsts[first], start + ends[last - 1])
-            group[span] = number
+            span = slice(start + starts[first], start + ends[last - 1])
+            groups[span] = num_spans
             free[first:last] = False
-            owed -= ends[last - 1] - firsts[first]
-            number += 1
-    return np.where(words >= 0, group, -1)  # a special token may stand between two words of a span
+            budget -= ends[last - 1] - starts[first]
+            num_spans += 1
+    return np.where(words >= 0, groups, -1)  # a special token may stand between two words of a span
 
 
-def replace(
-    ids: np.ndarray, groups: np.ndarray, replacement: Replacement, random: np.random.Generator
+def apply_mask(
+    ids: np.ndarray, groups: np.ndarray, replacement: MaskReplacement, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the model reads and what it has to say: new ids [T], labels [T] (`IGNORED_LABEL` where nothing is asked).
+    """Replace the selected tokens; return the new IDs [T] and the labels [T] (`IGNORED_LABEL` where not selected).
 
-    Tokens of one group are all masked, all replaced by random tokens, or all left (80/10/10 by default).
+    The tokens of a group are all masked, all replaced by random tokens, or all kept (80/10/10 by default).
     """
-    chosen = np.flatnonzero(groups >= 0)
-    luck = random.random(int(groups.max(initial=-1)) + 1)[groups[chosen]]
-    masked = chosen[luck < replacement.mask_share]
-    is_random = (luck >= replacement.mask_share) & (luck < replacement.mask_share + replacement.random_share)
-    new = ids.copy()
-    new[masked] = replacement.mask_token_id
-    new[chosen[is_random]] = random.choice(replacement.random_token_ids, int(is_random.sum()))
+    selected = np.flatnonzero(groups >= 0)
+    draws = random.random(int(groups.max(initial=-1)) + 1)[groups[selected]]
+    mask_prob, random_prob = replacement.mask_replace_prob, replacement.random_replace_prob
+    masked = selected[draws < mask_prob]
+    is_random = (draws >= mask_prob) & (draws < mask_prob + random_prob)
+    new_ids = ids.copy()
+    new_ids[masked] = replacement.mask_token_id
+    new_ids[selected[is_random]] = random.choice(replacement.random_token_ids, int(is_random.sum()))
     labels = np.full(len(ids), IGNORED_LABEL, dtype=np.int64)
-    labels[chosen] = ids[chosen]
-    return new, labels
+    labels[selected] = ids[selected]
+    return new_ids, labels

@@ -1,7 +1,7 @@
-"""Best-fit packing: short sequences side by side in rows of one length, so that hardly a place stays empty.
+"""Best-fit packing: short sequences are packed side by side into rows of one length, with almost no padding.
 
-Krell et al. 2021, https://arxiv.org/abs/2107.02027. Attention is kept within each sequence, and its positions start
-anew, so that it learns what it would learn alone. Shapes: P sequences, N rows, B rows of a batch, S longest of them.
+Krell et al. 2021, https://arxiv.org/abs/2107.02027. Attention stays within each sequence and position IDs restart, so
+a packed sequence is learned as it would be alone. Shapes: P sequences, N rows, B rows of a batch, S its longest row.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
     import torch
 
 
-def pack(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Every sequence once, in rows of at most `capacity` tokens: the longest first, each into the fullest row it fits.
+def pack_sequences(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
+    """Pack sequences into rows of at most `capacity` tokens: longest first, each into the fullest row it fits.
 
     Args:
-        lengths: [P] tokens of each sequence, none over `capacity`.
+        lengths: [P] tokens of each sequence, at most `capacity`.
 
     Returns:
-        the numbers of the sequences in each row.
+        The indices of the sequences in each row; every sequence is in exactly one.
     """
     rows: list[list[int]] = []
-    spaces: list[tuple[int, int]] = []  # free tokens and number of each row that is not full, sorted
-    for number in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[number])
-        at = bisect_left(spaces, (length, -1))
-        if at == len(spaces):
-            rows.append([number])
-            space, row = capacity - length, len(rows) - 1
+    spaces: list[tuple[int, int]] = []  # free tokens and index of each row that is not full, sorted
+    for sequence in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[sequence])
+        best = bisect_left(spaces, (length, -1))
+        if best == len(spaces):
+            rows.append([sequence])
+            free, row = capacity - length, len(rows) - 1
         else:
-            free, row = spaces.pop(at)
-            rows[row].append(number)
-            space = free - length
-        if space > 0:
-            insort(spaces, (space, row))
+            space, row = spaces.pop(best)
+            rows[row].append(sequence)
+            free = space - length
+        if free > 0:
+            insort(spaces, (free, row))
     return [np.asarray(row) for row in rows]
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Encoded sequences with labels for their tokens, several in a row."""
+class PackedSequences:
+    """Encoded sequences with a label for each token, packed into rows."""
 
     sequences: Encoded
-    rows: list[np.ndarray]  # the sequences of each row
-    first_position: int = 0  # 0, or behind the padding index as RoBERTa counts
+    rows: list[np.ndarray]  # indices of the sequences in each row
+    first_position_id: int = 0  # 0, or padding index + 1 for RoBERTa
 
     @cached_property
-    def sizes(self) -> np.ndarray:
+    def num_tokens(self) -> np.ndarray:
         """Tokens of each row. [N]"""
         lengths = self.sequences.lengths
         return np.asarray([lengths[row].sum() for row in self.rows], dtype=np.int64)
@@ -62,38 +62,41 @@ class Packed:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row. [N]"""
-        return self.sizes
+        return self.num_tokens
 
     @property
     def num_targets(self) -> np.ndarray:
-        """Labelled tokens of each sequence. [P]"""
+        """Labeled tokens of each sequence. [P]"""
         return self.sequences.num_targets
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """The rows `items` as padded tensors [B, S]; their mask numbers a row's sequences from 1, padding is 0."""
+        """Collate the rows `items` into padded tensors [B, S].
+
+        The attention mask numbers a row's sequences from 1; it is 0 for padding.
+        """
         import torch
 
         encoded = self.sequences
-        width = -(-int(self.sizes[items].max()) // multiple_of) * multiple_of
+        width = -(-int(self.num_tokens[items].max()) // multiple_of) * multiple_of
         shape = (len(items), width)
         ids = np.full(shape, encoded.pad_token_id, dtype=np.int64)
         labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-        types, positions = np.zeros(shape, dtype=np.int64), np.full(shape, self.first_position, dtype=np.int64)
-        numbers = np.zeros(shape, dtype=np.int64)
-        for place, item in enumerate(items):
-            at = 0
+        types, positions = np.zeros(shape, dtype=np.int64), np.full(shape, self.first_position_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        for row, item in enumerate(items):
+            offset = 0
             for number, sequence in enumerate(self.rows[item], start=1):
                 start, end = encoded.offsets[sequence : sequence + 2]
-                here = slice(at, at + int(end - start))
-                ids[place, here] = encoded.input_ids[start:end]
+                target = slice(offset, offset + int(end - start))
+                ids[row, target] = encoded.input_ids[start:end]
                 if encoded.labels is not None:
-                    labels[place, here] = encoded.labels[start:end]
+                    labels[row, target] = encoded.labels[start:end]
                 if encoded.token_type_ids is not None:
-                    types[place, here] = encoded.token_type_ids[start:end]
-                positions[place, here] += np.arange(end - start)
-                numbers[place, here] = number
-                at = here.stop
-        arrays = {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": numbers}
+                    types[row, target] = encoded.token_type_ids[start:end]
+                positions[row, target] += np.arange(end - start)
+                mask[row, target] = number
+                offset = target.stop
+        arrays = {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": mask}
         if encoded.token_type_ids is not None:
             arrays["token_type_ids"] = types
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""Rows to predict on, read as a stream: plain lines, JSON Lines, CSV, TSV, CoNLL or Parquet, from a file or stdin."""
+"""Prediction inputs, read as a stream of rows: plain lines, JSON Lines, JSON, CSV, TSV, CoNLL or Parquet."""
 
 from __future__ import annotations
 
@@ -8,94 +8,114 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from bertcli.data.formats import Row, checked_object, conll_rows, is_squad, jsonl_rows, squad_rows
+from bertcli.data.formats import Row, is_squad, read_conll, read_jsonl, read_squad, require_object
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError, did_you_mean
 from bertcli.tasks.task import Task
 
 FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll", "parquet")
-
-
-ENDINGS = {f".{kind}": kind for kind in FORMATS[1:]} | {".ndjson": "jsonl"}
-
-
-USUAL_COLUMNS = ("text", "text_pair")
-
-
-ROWS_AT_ONCE = 1024  # of Parquet in memory
-csv.field_size_limit(sys.maxsize)  # a document may be longer than Python's 131,072 characters
-
-
+FORMAT_OF_SUFFIX = {f".{name}": name for name in FORMATS[1:]} | {".ndjson": "jsonl"}
+DEFAULT_TEXT_COLUMNS = ("text", "text_pair")
+PARQUET_BATCH_SIZE = 1024  # rows in memory
+csv.field_size_limit(sys.maxsize)  # a document may exceed Python's default of 131,072 characters
 Value = str | list[str]
 
 
-def guess_format(path: str) -> str:
-    """The format a file's ending tells; plain lines for standard input and unknown endings."""
-    return ENDINGS.get(Path(path).suffix.lower(), "text")
+@dataclass(frozen=True)
+class PredictionInput:
+    """Where inputs to predict come from: values, a split of the model's task, or a file.
+
+    Attributes:
+        values: one sequence per input, with the values of the task's columns in order; None: read `split` or `path`.
+        path: file to read; `-` is standard input.
+        file_format: one of `FORMATS`; None: infer it from the suffix of `path`.
+        split: split of the model's task to read instead of `path`.
+        columns: names of the input columns; None: those of the task.
+    """
+
+    values: Sequence[Sequence[str]] | None = None
+    path: str = "-"
+    file_format: str | None = None
+    split: str | None = None
+    columns: Sequence[str] | None = None
+
+    @property
+    def resolved_format(self) -> str:
+        """The format of the file, inferred if it is not set."""
+        return self.file_format or infer_format(self.path)
+
+
+def infer_format(path: str) -> str:
+    """Infer the input format from the file's suffix; plain lines for standard input and unknown suffixes."""
+    return FORMAT_OF_SUFFIX.get(Path(path).suffix.lower(), "text")
 
 
 def read_inputs(
     path: str,
-    kind: str,
+    input_format: str,
     columns: Sequence[str],
     *,
-    usual: Sequence[str] = USUAL_COLUMNS,
-    listed: Sequence[str] = (),
-    also: Sequence[str] = (),
+    default_columns: Sequence[str] = DEFAULT_TEXT_COLUMNS,
+    list_columns: Sequence[str] = (),
+    extra_columns: Sequence[str] = (),
 ) -> Iterator[Row]:
-    """What a model is asked in each row of `path` (`-` is standard input), one row at a time, under `columns`.
+    """Yield the rows of `path` (`-` is standard input) one at a time, with their inputs under `columns`.
 
     Args:
-        kind: one of `FORMATS`. In plain lines the values of a row stand on one line with tabs between them. `json` is
-            a list of objects or SQuAD's official file.
-        columns: names of the wanted columns; their values are texts.
-        usual: names that serve instead, in their order, if a file does not have the first of `columns`.
-        listed: those of the columns whose values may be lists of texts (words, choices).
-        also: further columns to keep where they are there, such as an id.
+        input_format: one of `FORMATS`. A plain line holds a row's values, separated by tabs. `json` is a list of
+            objects or SQuAD's official file.
+        columns: names of the columns to read; their values are texts.
+        default_columns: names to read instead, in the same order, if a row has no column named as the first of
+            `columns`.
+        list_columns: those of the columns whose values may be lists of texts (words, choices).
+        extra_columns: further columns to keep where they exist, such as an ID.
 
     Raises:
-        DataError: the file is missing, not UTF-8, or a row lacks a value.
+        DataError: the file is missing or not UTF-8, or a row lacks a value.
         UsageError: the format is unknown.
     """
-    if kind not in FORMATS:
+    if input_format not in FORMATS:
         raise UsageError(
-            f"found input format {kind!r}, expected one of {', '.join(FORMATS)}{did_you_mean(kind, FORMATS)}"
+            f"found input format {input_format!r}, expected one of {', '.join(FORMATS)}"
+            f"{did_you_mean(input_format, FORMATS)}"
         )
-    for place, row in _rows(path, kind, columns, {*columns, *usual, *also}):
-        names = columns if columns[0] in row or len(usual) < len(columns) else usual[: len(columns)]
-        asked = {
-            wanted: _value_of(row, name, wanted, place, may_list=wanted in listed)
-            for name, wanted in zip(names, columns, strict=True)
+    for location, row in _read_rows(path, input_format, columns, {*columns, *default_columns, *extra_columns}):
+        use_defaults = columns[0] not in row and len(default_columns) >= len(columns)
+        names = default_columns[: len(columns)] if use_defaults else columns
+        inputs = {
+            column: _input_value(row, name, column, location, may_be_list=column in list_columns)
+            for name, column in zip(names, columns, strict=True)
         }
-        yield {name: _plain(row[name]) for name in also if name in row} | asked
+        yield {name: _json_value(row[name]) for name in extra_columns if name in row} | inputs
 
 
-def _rows(path: str, kind: str, columns: Sequence[str], wanted: set[str]) -> Iterator[tuple[str, Row]]:
-    """Each row with its place, and at least those of its values that are `wanted`."""
-    if kind == "parquet":
-        yield from _read_parquet(path, wanted)
+def _read_rows(path: str, input_format: str, columns: Sequence[str], needed: set[str]) -> Iterator[tuple[str, Row]]:
+    """Yield each row with its location; columns that are not `needed` may be missing."""
+    if input_format == "parquet":
+        yield from _read_parquet(path, needed)
         return
-    readers = {"jsonl": jsonl_rows, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv, "conll": _read_conll}
-    with _opened(path) as file:
+    readers = {"jsonl": read_jsonl, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv, "conll": _read_conll}
+    with _open(path) as file:
         try:
-            yield from _read_lines(file, path, columns) if kind == "text" else readers[kind](file, path)
+            yield from _read_lines(file, path, columns) if input_format == "text" else readers[input_format](file, path)
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text; convert it, e.g. `iconv -f latin1 -t utf8`") from error
 
 
-def in_chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """`rows` in lists of at most `size`."""
+def batched(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
+    """Yield the rows in lists of at most `batch_size`."""
     iterator = iter(rows)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+    while batch := list(islice(iterator, batch_size)):
+        yield batch
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[IO[str]]:
+def _open(path: str) -> Iterator[IO[str]]:
     if path == "-":
         sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline="")  # type: ignore[union-attr]
         yield sys.stdin
@@ -120,7 +140,7 @@ def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[tu
         yield f"{path}:{number}", dict(zip(columns, values, strict=True))
 
 
-def _read_parquet(path: str, wanted: set[str]) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: str, needed: set[str]) -> Iterator[tuple[str, Row]]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -130,10 +150,10 @@ def _read_parquet(path: str, wanted: set[str]) -> Iterator[tuple[str, Row]]:
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
-            known = [name for name in names if name in wanted]
-            if not known:
-                raise DataError(f"{path}: found columns {names}, expected one of {sorted(wanted)}")
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=known):
+            columns = [name for name in names if name in needed]
+            if not columns:
+                raise DataError(f"{path}: found columns {names}, expected one of {sorted(needed)}")
+            for batch in file.iter_batches(PARQUET_BATCH_SIZE, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
@@ -145,89 +165,90 @@ def _read_json(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
     text = file.read()
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError):  # many files of JSON Lines end so, too
-        yield from jsonl_rows(io.StringIO(text), path)
+    except (ValueError, RecursionError):  # JSON Lines files often end in .json, too
+        yield from read_jsonl(io.StringIO(text), path)
         return
-    rows = squad_rows(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
+    rows = read_squad(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
     for number, row in enumerate(rows, start=1):
-        yield f"{path}, entry {number}", checked_object(row, f"{path}, entry {number}")
+        yield f"{path}, entry {number}", require_object(row, f"{path}, entry {number}")
 
 
 def _read_csv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    return _read_separated(csv.DictReader(file, strict=True), path)
+    return _read_delimited(csv.DictReader(file, strict=True), path)
 
 
 def _read_tsv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    return _read_separated(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), path)
+    return _read_delimited(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), path)
 
 
-def _read_separated(reader: csv.DictReader[str], path: str) -> Iterator[tuple[str, Row]]:
+def _read_delimited(reader: csv.DictReader[str], path: str) -> Iterator[tuple[str, Row]]:
     try:
         for row in reader:
-            place = f"{path}:{reader.line_num}"
+            location = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
-                raise DataError(f"{place}: found more or fewer values than the first line has names")
-            yield place, row
+                raise DataError(f"{location}: found more or fewer values than the header has columns")
+            yield location, row
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: {error}; check the quotes") from error
 
 
 def _read_conll(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(conll_rows(file, path), start=1):
+    for number, row in enumerate(read_conll(file, path), start=1):
         yield f"{path}, sentence {number}", row
 
 
-def _plain(value: Any) -> Any:
-    """A value that is only repeated, such as an id, as JSON can hold it."""
+def _json_value(value: Any) -> Any:
+    """Convert the value of an extra column, such as an ID, to one that JSON can hold."""
     return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
 
 
-def _value_of(row: Row, name: str, wanted: str, place: str, *, may_list: bool) -> Value:
+def _input_value(row: Row, name: str, column: str, location: str, *, may_be_list: bool) -> Value:
     value = row.get(name)
-    if may_list and isinstance(value, list) and all(isinstance(part, str) for part in value):
+    if may_be_list and isinstance(value, list) and all(isinstance(part, str) for part in value):
         return value
     if not isinstance(value, str):
-        found = f"columns {list(row)}" if name not in row else f"{value!r} in column {name!r}"
-        raise DataError(f"{place}: found {found}, expected text in column {wanted!r} (or {name!r})")
+        found = f"columns {list(row)}" if name not in row else f"{value!r:.80} in column {name!r}"
+        raise DataError(f"{location}: found {found}, expected text in column {column!r} (or {name!r})")
     return value
 
 
-def inputs_of(
-    task: Task,
-    values: Iterable[Sequence[str]] | None,
-    input_path: str,
-    kind: str,
-    usual: Sequence[str],
-    split: str | None,
-    mirror: Path | None,
-    *,
-    refuses_pairs: bool,
+def load_inputs(
+    task: Task, inputs: PredictionInput, default_columns: Sequence[str], mirror: Path | None, *, from_run: bool
 ) -> Iterator[Row]:
-    """The inputs as rows of the task's columns: given values, a split's rows without their answers, or a file's.
+    """Load inputs as rows of the task's columns; a split's rows come without labels.
 
     Args:
-        values: the values of each row's columns; None: they are a split's or a file's.
-        usual: names of columns that serve where a file has not the task's.
-        refuses_pairs: whether nobody said how many texts a row has, so that a second one may not be left out.
+        task: from `with_input_columns`.
+        default_columns: columns to read if a file does not have the task's.
+        from_run: the task comes from a run folder. If it does not, and `inputs` names no columns, it is not known
+            whether the model takes pairs: a file with a second text column raises an error.
     """
-    if values is not None:
-        return (_row_of(task, row) for row in values)
-    if split is not None:
-        rows = load_split(task, split, mirror)
+    if inputs.values is not None:
+        return (_row_from_values(task, values) for values in inputs.values)
+    if inputs.split is not None:
+        rows = load_split(task, inputs.split, mirror)
         return iter(rows.select_columns([*task.columns, *({task.id_column} & set(rows.column_names))]))
-    also = (task.id_column,) if task.id_column else ()
-    if refuses_pairs and task.columns == USUAL_COLUMNS[:1]:
-        return _single_texts(read_inputs(input_path, kind, task.columns, also=USUAL_COLUMNS[1:]))
-    return read_inputs(input_path, kind, task.columns, usual=usual, listed=task.list_columns, also=also)
+    if not from_run and inputs.columns is None and task.columns == DEFAULT_TEXT_COLUMNS[:1]:
+        return _reject_pairs(
+            read_inputs(inputs.path, inputs.resolved_format, task.columns, extra_columns=DEFAULT_TEXT_COLUMNS[1:])
+        )
+    return read_inputs(
+        inputs.path,
+        inputs.resolved_format,
+        task.columns,
+        default_columns=default_columns,
+        list_columns=task.list_columns,
+        extra_columns=(task.id_column,) if task.id_column else (),
+    )
 
 
-def _single_texts(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, none of which has a second text.
+def _reject_pairs(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows unchanged.
 
     Raises:
-        UsageError: one has.
+        UsageError: a row has a second text.
     """
-    first, second = USUAL_COLUMNS
+    first, second = DEFAULT_TEXT_COLUMNS
     for row in rows:
         if second in row:
             raise UsageError(
@@ -237,34 +258,40 @@ def _single_texts(rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
-def with_columns(task: Task, columns: Sequence[str] | None, *, is_known: bool) -> Task:
-    """The task, its columns under the names a person gave; one nobody described takes any number of texts."""
-    if columns is None:
+def with_input_columns(task: Task, inputs: PredictionInput, *, from_run: bool) -> Task:
+    """Return the task with the column names of `inputs`, and without a run folder also its number of texts per input.
+
+    Args:
+        from_run: the task comes from a run folder, so the number of its columns is fixed.
+
+    Raises:
+        UsageError: the number of named columns is wrong.
+    """
+    if inputs.columns is not None:
+        task = _rename_columns(task, inputs.columns, from_run=from_run)
+    if from_run or not inputs.values or task.head != "text_classification":
         return task
-    if is_known and len(columns) != len(task.columns):
+    num_texts = len(inputs.values[0])
+    if num_texts > len(DEFAULT_TEXT_COLUMNS):
+        return task
+    return task.model_copy(update={"text_columns": DEFAULT_TEXT_COLUMNS[:num_texts]})
+
+
+def _rename_columns(task: Task, columns: Sequence[str], *, from_run: bool) -> Task:
+    if from_run and len(columns) != len(task.columns):
         raise UsageError(
             f"found {len(columns)} names in --columns, expected {len(task.columns)}, for {', '.join(task.columns)}"
         )
-    num_texts = len(task.text_columns) if task.choice_columns or is_known else len(columns)
+    num_texts = len(task.text_columns) if task.choice_columns or from_run else len(columns)
     names = {"text_columns": tuple(columns[:num_texts]), "choice_columns": tuple(columns[num_texts:])}
     return task.model_copy(update=names)
 
 
-def fitted(task: Task, values: Iterable[Sequence[str]] | None) -> tuple[Task, list[Sequence[str]] | None]:
-    """For a classifier of which only the model is known: its task takes as many texts as are given."""
-    if values is None:
-        return task, None
-    values = list(values)
-    if task.head == "text_classification" and values and len(values[0]) <= len(USUAL_COLUMNS):
-        task = task.model_copy(update={"text_columns": USUAL_COLUMNS[: len(values[0])]})
-    return task, values
-
-
-def _row_of(task: Task, values: Sequence[str]) -> Row:
-    """A row of values given on the command line; what is beyond the texts are choices.
+def _row_from_values(task: Task, values: Sequence[str]) -> Row:
+    """Build a row from values given on the command line; values after the texts are choices.
 
     Raises:
-        UsageError: too few or too many of them.
+        UsageError: there are too few or too many values.
     """
     num_texts = len(task.text_columns)
     if len(values) != len(task.columns) and not (len(task.choice_columns) == 1 and len(values) > num_texts + 1):

@@ -1,8 +1,8 @@
-"""The embedded default data: a seeded generator of a small made-up language, nothing of it from any data set.
+"""The embedded sample data: a seeded generator of a small synthetic language, independent of any data set.
 
-Its sentences follow rules that a small encoder can learn: polarity is flipped by negation and the clause after
-`but` wins; a dog is an animal; a topic shows in its nouns. In its documents words of a kind stand at the same places,
-persons where persons stand in the labelled rows: that is what pretraining on them carries over.
+Its sentences follow rules that a small encoder can learn: negation flips polarity and the clause after `but` decides;
+a dog is an animal; nouns reveal the topic. The unlabeled documents use words in the same positions as the labeled rows
+(persons where persons are), so pretraining on them transfers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bertcli.errors import DataError, did_you_mean
 
 SPLIT_SIZES = {"train": 2000, "validation": 400, "test": 400}
 
-KINDS = {  # kind of thing → (topic, its members)
+KINDS = {  # category of noun → (topic, nouns)
     "animal": ("animals", "dog cat horse goat otter badger heron falcon beetle salmon turtle weasel lynx moth"),
     "herd": ("animals", "flock swarm litter pack shoal brood"),
     "dish": ("food", "soup stew pie curry dumpling omelette pancake risotto chowder salad noodle casserole"),
@@ -62,9 +62,9 @@ NAMES = [
     *("anna", "bruno", "clara", "david", "elsa", "felix", "greta", "hugo"),
     *("irma", "jonas", "karla", "leo", "mira", "nils", "olga", "paul"),
 ]
-DEEDS = ["saw", "found", "sketched", "remembered", "mentioned", "followed", "described", "photographed"]
+VERBS = ["saw", "found", "sketched", "remembered", "mentioned", "followed", "described", "photographed"]
 TIMES = ["at noon", "last week", "before breakfast", "on monday", "in the evening", "after the meeting", "in april"]
-PLAIN = [
+NEUTRAL_SENTENCES = [
     "the meeting began at ten",
     "my neighbour called about the keys",
     "the letter lay on the desk",
@@ -76,7 +76,7 @@ PLAIN = [
 ]
 
 SURNAMES = ["ashdown", "birkett", "calloway", "dunmore", "ellery", "farrow", "gilpin", "hartnell"]
-HOUSES = ["press", "bank", "theatre", "college", "foundry", "institute"]
+INSTITUTIONS = ["press", "bank", "theatre", "college", "foundry", "institute"]
 COLOURS = ["amber", "blue", "crimson", "golden", "grey", "scarlet", "silver", "violet"]
 SIDES = ["north", "south", "east", "west", "upper", "lower"]
 
@@ -84,22 +84,24 @@ Row = dict[str, object]
 
 
 def sample_rows(config: str, split: str) -> list[Row]:
-    """The rows of a split of one of `MAKERS`; the same on every machine.
+    """Generate the rows of one split of a configuration, one of `GENERATORS`; the same on every machine.
 
-    All texts of a configuration differ, so no text of one split stands in another.
+    All texts of a configuration are distinct, so its splits do not overlap.
 
     Raises:
-        DataError: there is no such configuration or split.
+        DataError: the configuration or split does not exist.
     """
-    if config not in MAKERS:
-        raise DataError(f"found sample {config!r}, expected one of {list(MAKERS)}.{did_you_mean(config, MAKERS)}")
+    if config not in GENERATORS:
+        raise DataError(
+            f"found sample {config!r}, expected one of {list(GENERATORS)}.{did_you_mean(config, GENERATORS)}"
+        )
     if split not in SPLIT_SIZES:
         raise DataError(
             f"found split {split!r}, expected one of {list(SPLIT_SIZES)}.{did_you_mean(split, SPLIT_SIZES)}"
         )
     random, seen, rows = Random(f"bertcli sample {config}"), set(), list[Row]()
     while len(rows) < sum(SPLIT_SIZES.values()):
-        row = MAKERS[config](random)
+        row = GENERATORS[config](random)
         texts = tuple(str(value) for key, value in row.items() if key not in ("label", "tags", "answers"))
         if texts not in seen:
             seen.add(texts)
@@ -110,15 +112,15 @@ def sample_rows(config: str, split: str) -> list[Row]:
 
 
 def sample_documents(num_documents: int, seed: int = 0) -> Iterator[str]:
-    """Documents of three to six sentences, in one mood about one topic, with news in between."""
+    """Generate documents of three to six sentences: opinions of one polarity and events of one topic, and news."""
     random = Random(f"bertcli documents {seed}")
     for _ in range(num_documents):
-        topic, mood = random.choice(TOPICS), random.random() < 0.5
+        topic, is_positive = random.choice(TOPICS), random.random() < 0.5
         sentences = []
         for _ in range(random.randint(3, 6)):
             form = random.random()
             if form < 0.4:
-                sentences.append(_opinion(random, mood, random.choice(NOUNS[topic])))
+                sentences.append(_opinion(random, is_positive, random.choice(NOUNS[topic])))
             elif form < 0.6:
                 sentences.append(_event(random, random.choice(NOUNS[topic])))
             else:
@@ -127,13 +129,13 @@ def sample_documents(num_documents: int, seed: int = 0) -> Iterator[str]:
 
 
 def _opinion(random: Random, is_positive: bool, noun: str) -> str:
-    """A clause about `noun` with the given polarity, by a plain or a negated word."""
+    """Generate a clause about `noun` with the given polarity, sometimes by negating a word of the opposite one."""
     is_negated = random.random() < 0.2
-    same = is_positive != is_negated
+    has_positive_word = is_positive != is_negated
     if random.random() < 0.3:
-        verb = random.choice(LIKES if same else DISLIKES)
+        verb = random.choice(LIKES if has_positive_word else DISLIKES)
         return f"i did not {verb} the {noun}" if is_negated else f"i {verb} the {noun}"
-    adjective = random.choice(random.choice(POSITIVE if same else NEGATIVE))
+    adjective = random.choice(random.choice(POSITIVE if has_positive_word else NEGATIVE))
     if is_negated:
         return f"the {noun} was {random.choice(('not', 'never'))} {adjective}"
     adverb = f"{random.choice(ADVERBS)} " if random.random() < 0.5 else ""
@@ -141,7 +143,7 @@ def _opinion(random: Random, is_positive: bool, noun: str) -> str:
 
 
 def _event(random: Random, noun: str) -> str:
-    return f"{random.choice(NAMES)} {random.choice(DEEDS)} the {noun} {random.choice(TIMES)}"
+    return f"{random.choice(NAMES)} {random.choice(VERBS)} the {noun} {random.choice(TIMES)}"
 
 
 def _any_noun(random: Random) -> str:
@@ -160,43 +162,43 @@ def _sentiment(random: Random) -> Row:
 
 
 def _inference(random: Random) -> Row:
-    """Entailment by a wider noun or a dropped detail, contradiction by denial, neutral by a detail of its own."""
-    name, deed, noun, time = (random.choice(part) for part in (NAMES, DEEDS, list(KIND_OF), TIMES))
-    premise = f"{name} {deed} a {noun} {time} ."
+    """Generate entailment by a more general noun, contradiction by negation, neutral by another name or detail."""
+    name, verb, noun, time = (random.choice(part) for part in (NAMES, VERBS, list(KIND_OF), TIMES))
+    premise = f"{name} {verb} a {noun} {time} ."
     label = random.choice(("entailment", "neutral", "contradiction"))
     claim = random.choice((noun, KIND_OF[noun]))
     if label == "entailment":
-        return {"premise": premise, "hypothesis": f"{name} {deed} a {claim} .", "label": label}
+        return {"premise": premise, "hypothesis": f"{name} {verb} a {claim} .", "label": label}
     if label == "contradiction":
-        return {"premise": premise, "hypothesis": f"{name} never {deed} a {claim} .", "label": label}
+        return {"premise": premise, "hypothesis": f"{name} never {verb} a {claim} .", "label": label}
     if random.random() < 0.5:
         other = random.choice([other for other in NAMES if other != name])
-        return {"premise": premise, "hypothesis": f"{other} {deed} a {claim} .", "label": label}
+        return {"premise": premise, "hypothesis": f"{other} {verb} a {claim} .", "label": label}
     adjective = random.choice(random.choice(POSITIVE + NEGATIVE))
-    return {"premise": premise, "hypothesis": f"{name} {deed} a {adjective} {claim} .", "label": label}
+    return {"premise": premise, "hypothesis": f"{name} {verb} a {adjective} {claim} .", "label": label}
 
 
 def _similarity(random: Random) -> Row:
-    """Five slots; each that is kept (or, for the adjective, kept in its class) makes the pair one point more alike."""
-    slots = [NAMES, DEEDS, list(CLASS_OF), list(KIND_OF), TIMES]
+    """Generate two sentences of five slots; each slot they share (for the adjective: its class) adds a point."""
+    slots = [NAMES, VERBS, list(CLASS_OF), list(KIND_OF), TIMES]
     first = [random.choice(choices) for choices in slots]
-    kept = random.randint(0, 5)
-    places = set(random.sample(range(5), kept))
+    num_kept = random.randint(0, 5)
+    kept = set(random.sample(range(5), num_kept))
     second = [
-        word if place in places else random.choice([other for other in choices if other != word])
-        for place, (word, choices) in enumerate(zip(first, slots, strict=True))
+        word if slot in kept else random.choice([other for other in choices if other != word])
+        for slot, (word, choices) in enumerate(zip(first, slots, strict=True))
     ]
-    if CLASS_OF[first[2]] == CLASS_OF[second[2]] and 2 not in places:
-        kept += 1
-    pair = [f"{name} {deed} the {adjective} {noun} {time} ." for name, deed, adjective, noun, time in (first, second)]
-    return {"sentence1": pair[0], "sentence2": pair[1], "label": float(kept)}
+    if CLASS_OF[first[2]] == CLASS_OF[second[2]] and 2 not in kept:
+        num_kept += 1
+    pair = [f"{name} {verb} the {adjective} {noun} {time} ." for name, verb, adjective, noun, time in (first, second)]
+    return {"sentence1": pair[0], "sentence2": pair[1], "label": float(num_kept)}
 
 
 def _topics(random: Random) -> Row:
     chosen = [topic for topic in TOPICS if random.random() < 0.35]
     clauses = [_event(random, random.choice(NOUNS[topic])) for topic in chosen]
     if len(clauses) < 3:
-        clauses += random.sample(PLAIN, random.randint(1, 2))
+        clauses += random.sample(NEUTRAL_SENTENCES, random.randint(1, 2))
     random.shuffle(clauses)
     return {"text": " . ".join(clauses) + " .", "label": chosen}
 
@@ -206,86 +208,86 @@ def _person(random: Random) -> list[tuple[str, str]]:
     return [*name, (random.choice(SURNAMES), "I-PER")] if random.random() < 0.6 else name
 
 
-def _house(random: Random) -> list[tuple[str, str]]:
-    words = (random.choice(COLOURS), random.choice(list(KIND_OF)), random.choice(HOUSES))
-    return [(word, "I-ORG" if at else "B-ORG") for at, word in enumerate(words)]
+def _organization(random: Random) -> list[tuple[str, str]]:
+    words = (random.choice(COLOURS), random.choice(list(KIND_OF)), random.choice(INSTITUTIONS))
+    return [(word, "I-ORG" if index else "B-ORG") for index, word in enumerate(words)]
 
 
-def _spot(random: Random) -> list[tuple[str, str]]:
+def _location(random: Random) -> list[tuple[str, str]]:
     return [(random.choice(SIDES), "B-LOC"), (random.choice(KINDS["place"][1].split()), "I-LOC")]
 
 
 def _entities(random: Random) -> Row:
-    """Persons, houses and places; the nouns that names are made of stand in plain use as well."""
+    """Generate tagged persons, organizations and locations; the words in their names also occur outside of names."""
     words = [*_news(random), ("." if random.random() < 0.9 else "!", "O")]
     return {"tokens": [word for word, _ in words], "tags": [tag for _, tag in words]}
 
 
 def _news(random: Random) -> list[tuple[str, str]]:
-    """The words of a sentence about persons, houses and places, with their tags."""
+    """Generate the words of a sentence about persons, organizations and locations, with their tags."""
 
-    def plain(words: str) -> list[tuple[str, str]]:
+    def untagged(words: str) -> list[tuple[str, str]]:
         return [(word, "O") for word in words.split()]
 
-    deed, noun, time = random.choice(DEEDS), _any_noun(random), random.choice(TIMES)
-    forms = (
-        lambda: [*_person(random), *plain(f"{deed} the {noun} in"), *_spot(random), *plain(time)],
-        lambda: [*plain("the"), *_house(random), *plain("hired"), *_person(random), *plain(time)],
-        lambda: [*plain(time), *_person(random), *plain(f"left {random.choice(SIDES)} for"), *_spot(random)],
+    verb, noun, time = random.choice(VERBS), _any_noun(random), random.choice(TIMES)
+    templates = (
+        lambda: [*_person(random), *untagged(f"{verb} the {noun} in"), *_location(random), *untagged(time)],
+        lambda: [*untagged("the"), *_organization(random), *untagged("hired"), *_person(random), *untagged(time)],
+        lambda: [*untagged(time), *_person(random), *untagged(f"left {random.choice(SIDES)} for"), *_location(random)],
         lambda: [
-            *plain(f"the {random.choice(COLOURS)} {noun} of the"),
-            *_house(random),
-            *plain("was sold in"),
-            *_spot(random),
+            *untagged(f"the {random.choice(COLOURS)} {noun} of the"),
+            *_organization(random),
+            *untagged("was sold in"),
+            *_location(random),
         ],
-        lambda: plain(random.choice(PLAIN)),
+        lambda: untagged(random.choice(NEUTRAL_SENTENCES)),
     )
-    return random.choices(forms, weights=(4, 3, 3, 3, 1))[0]()
+    return random.choices(templates, weights=(4, 3, 3, 3, 1))[0]()
 
 
 def _passage(random: Random) -> tuple[list[tuple[str, str, str, str]], str]:
-    """Three to five events with different things, and the text that tells them."""
+    """Generate three to five events with different nouns, and a text that describes them."""
     nouns = random.sample(list(KIND_OF), random.randint(3, 5))
-    events = [(random.choice(NAMES), random.choice(DEEDS), noun, random.choice(TIMES)) for noun in nouns]
-    return events, " ".join(f"{name} {deed} the {noun} {time} ." for name, deed, noun, time in events)
+    events = [(random.choice(NAMES), random.choice(VERBS), noun, random.choice(TIMES)) for noun in nouns]
+    return events, " ".join(f"{name} {verb} the {noun} {time} ." for name, verb, noun, time in events)
 
 
 def _question(random: Random) -> Row:
-    """Who did something, or when: the answer stands beside the thing asked about."""
+    """Generate a question who did something, or when; the answer is next to the noun in the passage."""
     events, passage = _passage(random)
-    name, deed, noun, time = random.choice(events)
-    start = passage.index(f"{name} {deed} the {noun} {time} .")
+    name, verb, noun, time = random.choice(events)
+    start = passage.index(f"{name} {verb} the {noun} {time} .")
     asks_who = random.random() < 0.6
     answer = name if asks_who else time
     if not asks_who:
-        start += len(f"{name} {deed} the {noun} ")
-    question = f"who {deed} the {noun} ?" if asks_who else f"when was it that {name} {deed} the {noun} ?"
+        start += len(f"{name} {verb} the {noun} ")
+    question = f"who {verb} the {noun} ?" if asks_who else f"when was it that {name} {verb} the {noun} ?"
     return {"question": question, "context": passage, "answers": {"text": [answer], "answer_start": [start]}}
 
 
 def _open_question(random: Random) -> Row:
-    """As `_question`, but a third of the questions are about a thing that the passage does not name."""
+    """Generate a question as `_question` does; a third ask about a noun that is not in the passage."""
     row = _question(random)
     if random.random() < 1 / 3:
         events, _ = _passage(random)
         others = [event for event in events if event[2] not in str(row["context"])]
         if others:
-            name, deed, noun, _ = random.choice(others)
-            asked = random.choice((f"who {deed} the {noun} ?", f"when was it that {name} {deed} the {noun} ?"))
-            return {**row, "question": asked, "answers": {"text": [], "answer_start": []}}
+            name, verb, noun, _ = random.choice(others)
+            question = random.choice((f"who {verb} the {noun} ?", f"when was it that {name} {verb} the {noun} ?"))
+            return {**row, "question": question, "answers": {"text": [], "answer_start": []}}
     return row
 
 
 def _choice(random: Random) -> Row:
-    """What kind of thing was it?"""
-    name, deed, noun, time = (random.choice(part) for part in (NAMES, DEEDS, list(KIND_OF), TIMES))
+    """Generate an event; the choices are categories of its noun."""
+    name, verb, noun, time = (random.choice(part) for part in (NAMES, VERBS, list(KIND_OF), TIMES))
     kinds = [KIND_OF[noun], *random.sample([kind for kind in KINDS if kind != KIND_OF[noun]], 3)]
     random.shuffle(kinds)
     endings = [f"it was {kind} ." for kind in kinds]
-    return {"text": f"{name} {deed} the {noun} {time} .", "choices": endings, "label": kinds.index(KIND_OF[noun])}
+    return {"text": f"{name} {verb} the {noun} {time} .", "choices": endings, "label": kinds.index(KIND_OF[noun])}
 
 
-MAKERS: dict[str, Callable[[Random], Row]] = {
+GENERATORS: dict[str, Callable[[Random], Row]] = {
     "sentiment": _sentiment,
     "inference": _inference,
     "similarity": _similarity,

@@ -1,6 +1,6 @@
-"""Where rows come from: the embedded sample, own files, a mirror folder, the Hugging Face cache, the hub.
+"""Loading data sets: the embedded sample, the user's files, a mirror folder, the Hugging Face cache, the hub.
 
-Nothing here asks the network for what lies on the disk: the hub is the last place looked in.
+The hub is tried last, so data that is already on the disk needs no network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from bertcli.data.table_files import first_line, read_files
+from bertcli.data.table_files import read_files, summarize_error
 from bertcli.errors import DataError, did_you_mean
 from bertcli.tasks.task import Task
 
@@ -20,59 +20,55 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-ROWS_AT_ONCE = 1000  # of those that are read only to see whether they can be
+SCAN_BATCH_SIZE = 1000  # rows, when searching for an unreadable file
 HELD_OUT_SEED = 13  # the held-out rows are the same for every training seed
 SPLITS = ("train", "validation", "test")
 
 
 def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
-    """The rows of one split (`train`, `validation` or `test`, or a name the data set itself knows).
+    """Load one split: `train`, `validation`, `test`, or a split name of the data set.
 
-    A task without a validation split gets `held_out_share` of its training rows for it, always the same ones, and
-    its training split is what is left.
+    For a task without a validation split, `held_out_fraction` of its training rows (always the same ones) are the
+    validation split, and the remaining rows the training split.
 
     Raises:
-        DataError: there is no such data set, split or column, it is unreadable, or it has no rows.
+        DataError: the data set, split or column does not exist, is unreadable, or has no rows.
     """
     has_validation = bool(task.files.validation) if task.files else task.splits.validation is not None
     if has_validation or split not in ("train", "validation"):
         rows = _load_named_split(task, split, mirror)
     else:
-        whole = _load_named_split(task, "train", mirror)
-        if len(whole) == 1:
+        all_rows = _load_named_split(task, "train", mirror)
+        if len(all_rows) == 1:
             raise DataError(f"{task.name}: found one training row, expected two or more to hold some out")
-        if len(whole) == 0:
+        if len(all_rows) == 0:
             raise DataError(f"{task.name}: split 'train' has no rows")
-        rows = _held_out(task, whole, split)
+        rows = _hold_out(task, all_rows, split)
     if len(rows) == 0:
         raise DataError(f"{task.name}: split {split!r} has no rows")
     _check_columns(task, split, rows)
     return rows
 
 
-def _held_out(task: Task, whole: Dataset, split: str) -> Dataset:
-    """The training rows less a share, or that share (`validation`); rows of one group are on the same side."""
-    if task.held_out_by is None:
-        number = min(len(whole) - 1, max(1, math.ceil(task.held_out_share * len(whole))))
-        parts = whole.train_test_split(test_size=number, seed=HELD_OUT_SEED)
+def _hold_out(task: Task, rows: Dataset, split: str) -> Dataset:
+    """Return the held-out rows (`validation`) or the others (`train`); rows of a group stay in the same split."""
+    if task.group_by is None:
+        num_held_out = min(len(rows) - 1, max(1, math.ceil(task.held_out_fraction * len(rows))))
+        parts = rows.train_test_split(test_size=num_held_out, seed=HELD_OUT_SEED)
         return parts["train" if split == "train" else "test"]
-    if task.held_out_by not in whole.column_names:
-        raise DataError(
-            f"{task.name}: found columns {whole.column_names}, expected task.held_out_by {task.held_out_by!r}"
-        )
-    values = whole[task.held_out_by][:]
+    if task.group_by not in rows.column_names:
+        raise DataError(f"{task.name}: found columns {rows.column_names}, expected task.group_by {task.group_by!r}")
+    values = rows[task.group_by][:]
     if None in values:
         row = values.index(None) + 1
-        raise DataError(f"{task.name}: row {row} has nothing in column {task.held_out_by!r}; mend it")
+        raise DataError(f"{task.name}: row {row} has no value in column {task.group_by!r}; add one")
     groups = sorted(set(values))
     if len(groups) < 2:
-        raise DataError(
-            f"{task.name}: column {task.held_out_by!r} has one value, expected two or more to hold some out"
-        )
+        raise DataError(f"{task.name}: column {task.group_by!r} has one value, expected two or more to hold some out")
     Random(HELD_OUT_SEED).shuffle(groups)
-    held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_share * len(groups))))])
-    wanted = split == "validation"
-    return whole.select([row for row, value in enumerate(values) if (value in held_out) == wanted])
+    held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_fraction * len(groups))))])
+    is_validation = split == "validation"
+    return rows.select([row for row, value in enumerate(values) if (value in held_out) == is_validation])
 
 
 def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
@@ -85,7 +81,7 @@ def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
         return read_files(getattr(task.files, split), task)
     name = getattr(task.splits, split) if split in SPLITS else split
     if name is None:
-        raise DataError(f"{task.name}: the task row says that there is no {split} split")
+        raise DataError(f"{task.name}: the task has no {split} split")
     if task.dataset == "sample":
         from bertcli.data.sample import sample_rows
 
@@ -102,58 +98,58 @@ def _load_dataset_split(task: Task, name: str, mirror: Path | None) -> Dataset:
 
 
 def load_rows(dataset: str, config: str | None, split: str, mirror: Path | None) -> Dataset:
-    """The rows of a split of a data set: from the mirror, a folder, the local cache or the hub, in this order.
+    """Load a split of a data set: from the mirror, a folder, the local cache or the hub, in this order.
 
     Raises:
-        DataError: there is no such data set or split, or it is unreadable.
+        DataError: the data set or split does not exist or is unreadable.
     """
-    place = resolve_dataset(dataset, mirror)
-    if Path(place).is_dir():
-        splits = _call_datasets(place, config)
+    path = resolve_dataset(dataset, mirror)
+    if Path(path).is_dir():
+        splits = _load_dataset(path, config)
     else:
         try:
             with _offline():
-                splits = _call_datasets(place, config)
+                splits = _load_dataset(path, config)
         except DataError:
-            splits = _call_datasets(place, config)
+            splits = _load_dataset(path, config)
     if split not in splits:
         raise DataError(
-            f"found splits {list(splits)} in {place}, expected {split!r}.{did_you_mean(split, splits)} "
+            f"found splits {list(splits)} in {path}, expected {split!r}.{did_you_mean(split, splits)} "
             "Name the right one in the recipe."
         )
     return splits[split]
 
 
 def resolve_dataset(name: str, mirror: Path | None) -> str:
-    """The folder that holds data set `name` (the mirror's if it has it), or the name itself, for the hub."""
+    """Return the data set's folder in the mirror if there is one, else `name` itself (a folder or a hub name)."""
     in_mirror = mirror / "datasets" / name if mirror and not {"..", "/"} & {*Path(name).parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
 
-def _call_datasets(place: str, config: str | None) -> dict[str, Dataset]:
+def _load_dataset(path: str, config: str | None) -> dict[str, Dataset]:
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(place, config)
-    except Exception as error:  # the library raises many kinds, from the file system up to HTTP
-        reason = first_line(error)
-        if Path(place).is_dir():
-            file = _unreadable_file(place, config)
+        return datasets.load_dataset(path, config)
+    except Exception as error:  # the library raises many types, from OSError to HTTP errors
+        reason = summarize_error(error)
+        if Path(path).is_dir():
+            file = _unreadable_file(path, config)
             raise DataError(
-                f"cannot read the data set in {place} ({reason})"
+                f"cannot read the data set in {path} ({reason})"
                 if file is None
-                else f"cannot read {file}: {reason}. Mend it, or fetch the data set again."
+                else f"cannot read {file}: {reason}. Fix it, or fetch the data set again."
             ) from error
         raise DataError(
-            f"cannot load data set {place!r} ({reason}). Not in a mirror, not in the local cache, not a "
-            "folder, and the hub did not give it: check the name, or point --mirror (or BERTCLI_MIRROR) at a "
-            "copy, such as `bertcli fetch` makes."
+            f"cannot load data set {path!r} ({reason}). It is not in a mirror, not in the local cache, not a folder, "
+            "and not available from the hub: check the name, or point --mirror (or BERTCLI_MIRROR) at a copy made by "
+            "`bertcli fetch`."
         ) from error
 
 
 def _unreadable_file(folder: str, config: str | None) -> str | None:
-    """The first file of a data set that cannot be read by itself; None if all can, or they cannot even be told."""
+    """Return the first file of a data set that cannot be read by itself; None if all can, or cannot be listed."""
     import datasets
 
     try:
@@ -164,7 +160,7 @@ def _unreadable_file(folder: str, config: str | None) -> str | None:
     for split, path in files:
         builder.config.data_files = {split: [path]}
         try:
-            for _ in builder.as_streaming_dataset(split).with_format("arrow").iter(ROWS_AT_ONCE):
+            for _ in builder.as_streaming_dataset(split).with_format("arrow").iter(SCAN_BATCH_SIZE):
                 pass
         except Exception:
             return str(path)
@@ -173,7 +169,7 @@ def _unreadable_file(folder: str, config: str | None) -> str | None:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Have `datasets` look in its cache only."""
+    """Restrict `datasets` to its local cache."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
@@ -185,7 +181,11 @@ def _offline() -> Iterator[None]:
 
 
 def _check_columns(task: Task, split: str, rows: Dataset) -> None:
-    """Refuse rows without the columns the task names, or with something else than text (or lists of it) in them."""
+    """Check that the task's columns exist and hold text (or lists of text).
+
+    Raises:
+        DataError: a column is missing, or has a missing value or another type.
+    """
     missing = [column for column in task.columns if column not in rows.column_names]
     if missing:
         key = "choice_columns" if missing[0] in task.choice_columns else "text_columns"
@@ -193,19 +193,20 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
             f"{task.name}: split {split!r} has no column {missing[0]!r}; it has {rows.column_names}."
             f"{did_you_mean(missing[0], rows.column_names)} Set task.{key}."
         )
-    listed = task.list_columns
     for column in task.columns:
+        may_be_list = column in task.list_columns
         values = rows.data.column(column)
         if values.null_count:
             row = values.is_null().to_pylist().index(True)
             raise DataError(
-                f"{task.name}: row {row + 1} of split {split!r} has no text in column {column!r}; remove or mend it"
+                f"{task.name}: row {row + 1} of split {split!r} has no text in column {column!r}; "
+                "add it or remove the row"
             )
         if _is_list_of_text(values.type) and any(chunk.flatten().null_count for chunk in values.chunks):
-            raise DataError(f"{task.name}: a list in column {column!r} of split {split!r} lacks a text; mend it")
-        if not _is_text(values.type) and not (column in listed and _is_list_of_text(values.type)):
-            kind = "text or lists of text" if column in listed else "text"
-            raise DataError(f"{task.name}: column {column!r} holds {values.type}, expected {kind}")
+            raise DataError(f"{task.name}: a list in column {column!r} of split {split!r} has a missing text; add it")
+        if not _is_text(values.type) and not (may_be_list and _is_list_of_text(values.type)):
+            expected = "text or lists of text" if may_be_list else "text"
+            raise DataError(f"{task.name}: column {column!r} holds {values.type}, expected {expected}")
 
 
 def _is_list_of_text(kind: pyarrow.DataType) -> bool:

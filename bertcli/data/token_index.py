@@ -1,8 +1,7 @@
-"""Which tokens of a padded batch are computed and read, worked out before it goes to the device.
+"""Indices of the tokens a padding-free model processes and outputs, built on the host before a batch is sent.
 
-Where they are given, the device is not asked which they are, which would mean to wait for it. Shapes: B rows of a
-batch, S places in each, D sequences in them (D > B if rows are packed), T tokens that are computed, M that are read at
-the end.
+Computing them on the device would force a synchronization at each step. Shapes: B rows of a batch, S positions in each,
+D sequences in them (D > B if rows are packed), T unpadded tokens, M output tokens.
 """
 
 from __future__ import annotations
@@ -16,115 +15,124 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-WORTH_GATHERING = 0.9  # on a CPU, batches with a larger share of real tokens are as fast with their padding
-SIZES_AN_OCTAVE = 16  # of numbers of tokens on a CPU, whose library compiles bf16 products for each anew
-Reading = Literal["all", "first", "asked"]
-"""The tokens whose last hidden state a model's head reads: all, each sequence's first, or those marked `asked`."""
+MAX_REAL_FRACTION = 0.9  # on a CPU, batches with a larger fraction of real tokens run as fast with their padding
+SIZES_PER_OCTAVE = 16  # distinct token counts on a CPU, whose library compiles bf16 products for each of them
+OutputTokens = Literal["all", "first", "targets"]
+"""The tokens whose last hidden state the head uses: all, each sequence's first, or those in `target_positions`."""
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """Some tokens of a batch, sequence after sequence. n tokens, the longest sequence has L of them.
+class TokenIndex:
+    """Some tokens of a batch, sequence after sequence: n tokens, at most L of them in one sequence.
 
-    Behind them f places of padding may follow, which are computed along and belong to no sequence.
+    They may be followed by f padding tokens, which are processed as well and belong to no sequence.
     """
 
-    places: torch.Tensor  # [n + f] where each stands among all: in the flattened batch [B * S], or among the T computed
-    starts: torch.Tensor  # [D + 1] int32: where each sequence begins among them, and the end of the last
-    within: torch.Tensor  # [n] where each stands in a table of the sequences [D * L]
-    longest: int  # L
+    indices: torch.Tensor  # [n + f] into the flattened batch [B * S], or into the T unpadded tokens
+    cu_seqlens: torch.Tensor  # [D + 1] int32: where each sequence starts among the n tokens, and n
+    padded_indices: torch.Tensor  # [n] position of each token in the sequences padded to L [D * L]
+    max_seqlen: int  # L
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> Gathered:
-        """The same on a device, as a tensor goes there."""
-        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> TokenIndex:
+        """Return a copy on `device`, like `torch.Tensor.to`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Gathered:
-        """The same where a GPU can fetch it by itself, as a tensor goes there."""
-        return self._each(lambda part: part.pin_memory())
+    def pin_memory(self) -> TokenIndex:
+        """Return a copy in page-locked memory, like `torch.Tensor.pin_memory`."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
-    def _each(self, made: Callable[[torch.Tensor], torch.Tensor]) -> Gathered:
-        return Gathered(made(self.places), made(self.starts), made(self.within), self.longest)
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> TokenIndex:
+        return TokenIndex(
+            function(self.indices), function(self.cu_seqlens), function(self.padded_indices), self.max_seqlen
+        )
 
 
-def gather(
-    places: np.ndarray, sequences: np.ndarray, num_sequences: int, padding: np.ndarray | None = None
-) -> Gathered:
-    """The tokens at the `places` [n], each of a sequence with a number below `num_sequences`, in ascending order.
+def build_token_index(
+    indices: np.ndarray, sequence_ids: np.ndarray, num_sequences: int, padding: np.ndarray | None = None
+) -> TokenIndex:
+    """Build the index of the tokens at `indices` [n].
 
     Args:
-        padding: places to compute along [f].
+        sequence_ids: [n] ascending, the sequence of each token, below `num_sequences`.
+        padding: [f] indices of padding tokens to process as well.
     """
     import torch
 
-    counts = np.bincount(sequences, minlength=num_sequences)
+    counts = np.bincount(sequence_ids, minlength=num_sequences)
     starts = np.concatenate(([0], np.cumsum(counts)))
-    longest = max(1, int(counts.max()))
-    within = np.arange(len(places)) - starts[sequences] + sequences * longest
+    max_seqlen = max(1, int(counts.max()))
+    padded_indices = np.arange(len(indices)) - starts[sequence_ids] + sequence_ids * max_seqlen
     if padding is not None:
-        places = np.concatenate((places, padding))
-    return Gathered(
-        torch.from_numpy(places), torch.from_numpy(starts.astype(np.int32)), torch.from_numpy(within), longest
+        indices = np.concatenate((indices, padding))
+    return TokenIndex(
+        torch.from_numpy(indices),
+        torch.from_numpy(starts.astype(np.int32)),
+        torch.from_numpy(padded_indices),
+        max_seqlen,
     )
 
 
-def with_layout(batch: dict[str, Any], reading: Reading, *, on_cpu: bool) -> dict[str, Any]:
-    """A batch for a padding-free model: `computed` and `read` are there where they save arithmetic, `is_full` if full.
+def add_token_index(batch: dict[str, Any], output_tokens: OutputTokens, *, on_cpu: bool) -> dict[str, Any]:
+    """Add what a padding-free model needs: `unpadded` and `output_positions` where they save work, `is_full`.
+
+    `is_full` is added only if the batch has no padding.
 
     Args:
-        batch: its `attention_mask` [B, S] (or [B, K, S]) is 0 where no token is, else a number that tells a row's
-            sequences apart.
+        batch: its `attention_mask` [B, S] (or [B, K, S]) is 0 for padding; other numbers distinguish the sequences
+            packed into a row.
     """
-    numbers = batch["attention_mask"].numpy()
-    numbers = numbers.reshape(-1, numbers.shape[-1])
+    mask = batch["attention_mask"].numpy()
+    mask = mask.reshape(-1, mask.shape[-1])
     is_packed = "position_ids" in batch
-    gathers = _is_worth_gathering(numbers, reading, is_packed=is_packed, on_cpu=on_cpu)
-    if is_packed and not gathers:
-        batch = with_block_mask(batch)
-    if not is_packed and numbers.all():
-        batch = batch | {"is_full": True}  # or the device would be asked
-    if reading == "all" and not gathers:
+    unpads = _should_unpad(mask, output_tokens, is_packed=is_packed, on_cpu=on_cpu)
+    if is_packed and not unpads:
+        batch = add_block_mask(batch)
+    if not is_packed and mask.all():
+        batch = batch | {"is_full": True}  # checking the mask on the device would synchronize
+    if output_tokens == "all" and not unpads:
         return batch
-    order, sequences = np.arange(numbers.size), np.repeat(np.arange(len(numbers)), numbers.shape[1])
-    if gathers:
-        order, sequences = _sequences(numbers)
-        padding = np.flatnonzero(numbers.ravel() == 0)[: _filling(len(order))] if on_cpu else None
-        batch = batch | {"computed": gather(order, sequences, int(sequences[-1]) + 1, padding)}
-    if reading == "all":
+    order, sequence_ids = np.arange(mask.size), np.repeat(np.arange(len(mask)), mask.shape[1])
+    if unpads:
+        order, sequence_ids = _real_tokens(mask)
+        padding = np.flatnonzero(mask.ravel() == 0)[: _num_fill_tokens(len(order))] if on_cpu else None
+        batch = batch | {"unpadded": build_token_index(order, sequence_ids, int(sequence_ids[-1]) + 1, padding)}
+    if output_tokens == "all":
         return batch
-    if reading == "first":
-        is_read = order % numbers.shape[1] == 0
+    if output_tokens == "first":
+        is_output = order % mask.shape[1] == 0
     else:
-        is_read = batch["asked"].numpy().ravel()[order]
-        batch = {name: value for name, value in batch.items() if name != "asked"}
-    read = np.flatnonzero(is_read)
-    return batch | {"read": gather(read, sequences[read], int(sequences[-1]) + 1)}
+        is_output = batch["target_positions"].numpy().ravel()[order]
+        batch = {name: value for name, value in batch.items() if name != "target_positions"}
+    positions = np.flatnonzero(is_output)
+    index = build_token_index(positions, sequence_ids[positions], int(sequence_ids[-1]) + 1)
+    return batch | {"output_positions": index}
 
 
-def with_block_mask(batch: dict[str, Any]) -> dict[str, Any]:
-    """A packed batch, its sequence numbers [B, S] made a mask [B, 1, S, S] of who may see whom."""
-    numbers = batch["attention_mask"]
-    # Padding sees padding: a place that sees nothing has no softmax.
-    return batch | {"attention_mask": (numbers[:, :, None] == numbers[:, None, :])[:, None]}
+def add_block_mask(batch: dict[str, Any]) -> dict[str, Any]:
+    """Replace a packed batch's mask of sequence numbers [B, S] by a block-diagonal attention mask [B, 1, S, S]."""
+    mask = batch["attention_mask"]
+    # Padding attends to padding: a position that attends to nothing has no softmax.
+    return batch | {"attention_mask": (mask[:, :, None] == mask[:, None, :])[:, None]}
 
 
-def _is_worth_gathering(numbers: np.ndarray, reading: Reading, *, is_packed: bool, on_cpu: bool) -> bool:
-    num_real = int(np.count_nonzero(numbers))
-    if is_packed:  # on a CPU a mask costs less than a table of all the sequences in rows that are full anyway
+def _should_unpad(mask: np.ndarray, output_tokens: OutputTokens, *, is_packed: bool, on_cpu: bool) -> bool:
+    num_real = int(np.count_nonzero(mask))
+    if is_packed:  # on a CPU, masking rows that are full anyway costs less than padding every sequence
         return not on_cpu
-    if num_real == numbers.size or (on_cpu and num_real > WORTH_GATHERING * numbers.size):
+    if num_real == mask.size or (on_cpu and num_real > MAX_REAL_FRACTION * mask.size):
         return False
-    # A token hidden from attention is only left out if nobody reads it either.
-    return reading == "first" or not (numbers[:, 1:] > numbers[:, :-1]).any()
+    # A token masked out within a sequence can be dropped only if its output is not used either.
+    return output_tokens == "first" or not (mask[:, 1:] > mask[:, :-1]).any()
 
 
-def _filling(number: int) -> int:
-    """How many tokens `number` lacks to be one of `SIZES_AN_OCTAVE` numbers between two powers of two."""
-    return -number % max(1, 2 ** (number.bit_length() - 1) // SIZES_AN_OCTAVE)
+def _num_fill_tokens(num_tokens: int) -> int:
+    """Padding tokens that round `num_tokens` up to one of `SIZES_PER_OCTAVE` sizes between two powers of two."""
+    return -num_tokens % max(1, 2 ** (num_tokens.bit_length() - 1) // SIZES_PER_OCTAVE)
 
 
-def _sequences(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places of the real tokens in the flattened batch, and the number of the sequence of each. [T]"""
-    flat = numbers.ravel()
-    places = np.flatnonzero(flat)
-    begins = (np.diff(places // numbers.shape[1]) != 0) | (np.diff(flat[places]) != 0)
-    return places, np.concatenate(([0], np.cumsum(begins)))
+def _real_tokens(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the real tokens in the flattened batch, and the sequence each belongs to. [T]"""
+    flat = mask.ravel()
+    indices = np.flatnonzero(flat)
+    is_start = (np.diff(indices // mask.shape[1]) != 0) | (np.diff(flat[indices]) != 0)
+    return indices, np.concatenate(([0], np.cumsum(is_start)))

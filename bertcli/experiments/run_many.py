@@ -1,4 +1,4 @@
-"""Several fine-tuning runs at once on this machine, each in a process of its own."""
+"""Several fine-tuning runs: one after another in this process, or several in parallel in child processes."""
 
 from __future__ import annotations
 
@@ -16,52 +16,91 @@ from accelerate import PartialState
 
 from bertcli.console import Console
 from bertcli.errors import BertcliError, Interrupted, TrainingError
-from bertcli.finetuning.setup import prepare
+from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.environment import num_cores
-from bertcli.runs.folder import RunFolder, RunOptions, open_run_folder, seed_run
+from bertcli.runs.folder import RunFolder, RunOptions, claim_run, seed_run
+from bertcli.runs.results import RunResults
 from bertcli.training.signals import StopRequest, stop_on_signals
 
-SECONDS_BETWEEN_LOOKS = 0.1
+POLL_SECONDS = 0.1
+
+
+def run_each(
+    runs: Mapping[str, Callable[[], RunResults]], processes: PartialState, console: Console
+) -> tuple[dict[str, RunResults], dict[str, str]]:
+    """Call the runs one after another; return the results of those that finished and the errors of the others, by name.
+
+    With several processes the first failure ends all: a process that continued alone would wait for the others forever.
+
+    Raises:
+        Interrupted: a signal arrived.
+        Exception: any error of a run, if there are several processes.
+    """
+    finished: dict[str, RunResults] = {}
+    failed: dict[str, str] = {}
+    for number, (name, run) in enumerate(runs.items(), start=1):
+        console.say(f"\n{name} ({number} of {len(runs)})")
+        try:
+            finished[name] = run()
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except Exception as error:  # one failed run does not stop the others
+            kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "
+            failed[name] = f"{kind}{error}"
+            console.warn(f"{name} failed: {failed[name]}")
+            if processes.num_processes > 1:
+                raise
+    return finished, failed
+
+
+def raise_if_failed(failed: Mapping[str, str], num_runs: int, kind: str) -> None:
+    """Raise `TrainingError` if some runs failed."""
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {num_runs} {kind} failed: {'; '.join(failed)}. "
+            "Re-run the same command to try them again; the others are finished."
+        )
 
 
 def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptions) -> None:
-    """Fine-tune each recipe, once for each of its seeds, in its run folder, `jobs` of them at a time.
+    """Fine-tune each recipe, once per seed, in its run folder, `jobs` runs at a time.
 
-    What fails is only told: whoever asks for that run again sees why. Each has its share of the cores, and one of the
-    GPUs that this process sees.
+    A failure is only reported: running that recipe again in this process shows its error. Each run gets its share of
+    the cores and one of the GPUs visible to this process.
 
     Raises:
-        BertcliError: with `overwrite`, what speaks against one of the recipes.
+        BertcliError: with `overwrite`, an error of one of the recipes.
         RunFolderError: a folder holds something else, or cannot be written.
-        Interrupted: a signal came; it was handed on, and all runs have saved what they did.
+        Interrupted: a signal arrived; it was passed on, and all runs have saved.
     """
     console = options.console
     for recipe in recipes.values() if options.overwrite else ():
-        prepare(recipe, options.mirror)  # raises what speaks against it before anything is removed for it
+        set_up(recipe, options.mirror)  # raises errors of the recipe before anything is removed
     for folder, recipe in recipes.items():
-        open_run_folder(folder, dump_recipe(recipe), console.say, overwrite=options.overwrite)
+        claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite).open(console.say)
     singles = [single for folder, recipe in recipes.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
     with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
         children: list[subprocess.Popen[bytes]] = []
-        places: SimpleQueue[dict[str, str]] = SimpleQueue()
-        for place in _places(jobs):
-            places.put(place)
+        slots: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for slot in _slots(jobs):
+            slots.put(slot)
 
         def run(number: int) -> None:
             if stop.signal_number is not None:
                 return
             folder, recipe = singles[number]
             console.say(f"{folder}: started")
-            place = places.get()
+            slot = slots.get()
             try:
-                child = _start(recipe, folder, Path(scratch, f"{number}.yaml"), options.mirror, os.environ | place)
+                file = Path(scratch, f"{number}.yaml")
+                child = start_run(recipe, folder, file, options.mirror, os.environ | slot)
                 children.append(child)
                 code = _wait(child, stop)
             finally:
-                places.put(place)
+                slots.put(slot)
             if stop.signal_number is None:
                 console.say(f"{folder}: " + ("done" if code == 0 else f"failed (exit code {code})"))
 
@@ -72,41 +111,46 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
                 child.kill()
             raise
     if stop.signal_number is not None:
-        raise Interrupted(stop.signal_number, "stopped, all runs saved; the same command goes on")
+        raise Interrupted(stop.signal_number, "stopped, all runs are saved; re-run the same command to resume")
 
 
-def _start(
+def start_run(
     recipe: Recipe, folder: Path, file: Path, mirror: Path | None, environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
+    """Start `bertcli finetune` in a child process.
+
+    Args:
+        file: where to write its recipe.
+    """
     file.write_text(dump_recipe(recipe), "utf-8")
-    words = [sys.executable, "-m", "bertcli", "finetune", str(file), "--run", str(folder), "--quiet"]
-    words += ["--mirror", str(mirror)] if mirror else []
-    # A session of its own: Ctrl-C reaches it through this process alone.
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    return subprocess.Popen(words, env=environment, **quiet)
+    command = [sys.executable, "-m", "bertcli", "finetune", str(file), "--run", str(folder), "--quiet"]
+    command += ["--mirror", str(mirror)] if mirror else []
+    # In a new session, Ctrl-C does not reach it directly: this process passes the signal on.
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    return subprocess.Popen(command, env=environment, **options)
 
 
 def _wait(child: subprocess.Popen[bytes], stop: StopRequest) -> int:
-    """The exit code of a run, which is told of a signal as soon as one comes."""
-    told = False
+    """Wait for a run, passing on a signal as soon as one arrives; return its exit code."""
+    passed_on = False
     while True:
         try:
-            return child.wait(SECONDS_BETWEEN_LOOKS)
+            return child.wait(POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if stop.signal_number is not None and not told:
+            if stop.signal_number is not None and not passed_on:
                 child.send_signal(stop.signal_number)
-                told = True
+                passed_on = True
 
 
 def _single_seeds(folder: Path, recipe: Recipe) -> Iterator[tuple[Path, Recipe]]:
-    """A run for each seed, where `bertcli finetune` makes it."""
+    """Yield the run folder, as `bertcli finetune` names it, and the recipe of each seed."""
     seeds = recipe.training.seed
     for seed in seeds:
         yield seed_run(folder, seed) if len(seeds) > 1 else folder, recipe.with_seed(seed)
 
 
-def _places(jobs: int) -> list[dict[str, str]]:
-    """Where so many runs at once compute, as variables of their environments: a share of the cores and a GPU."""
+def _slots(jobs: int) -> list[dict[str, str]]:
+    """Return the environment variables of each concurrent run: its share of the cores, and a GPU."""
     import torch
 
     cores = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // jobs))
@@ -114,43 +158,3 @@ def _places(jobs: int) -> list[dict[str, str]]:
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
     gpus = [{"CUDA_VISIBLE_DEVICES": name} for name in names[:num_gpus]] or [{}]
     return [{"OMP_NUM_THREADS": cores} | gpus[slot % len(gpus)] for slot in range(jobs)]
-
-
-Results = dict[str, Any]
-
-
-def run_each(
-    wanted: Mapping[str, Callable[[], Results]], processes: PartialState, console: Console
-) -> tuple[dict[str, Results], dict[str, str]]:
-    """Run all by name: the results of those that finished, and what the others died of.
-
-    Several processes end with the first that fails: one that went on alone would wait for the others forever.
-
-    Raises:
-        Interrupted: a signal came.
-        Exception: whatever one of them died of, with several processes.
-    """
-    finished: dict[str, Results] = {}
-    failed: dict[str, str] = {}
-    for number, (name, run) in enumerate(wanted.items(), start=1):
-        console.say(f"\n{name} ({number} of {len(wanted)})")
-        try:
-            finished[name] = run()
-        except (Interrupted, KeyboardInterrupt):
-            raise
-        except Exception as error:  # whatever one dies of, the others can go on
-            kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "
-            failed[name] = f"{kind}{error}"
-            console.warn(f"{name} failed: {failed[name]}")
-            if processes.num_processes > 1:
-                raise
-    return finished, failed
-
-
-def tell_of_failed(failed: dict[str, str], number: int, what: str) -> None:
-    """Raise `TrainingError` if some failed."""
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} of {number} {what} failed: {'; '.join(failed)}. "
-            "The same command tries them again; the others are finished."
-        )

@@ -1,7 +1,9 @@
-"""What another model of the same task makes of the training rows, for a smaller one to learn from.
+"""Knowledge distillation: a teacher's logits and hidden states on the training rows, computed once and cached.
 
 <cache>/teachers/<key>/logits.npy   float32 [N, C]
-<cache>/teachers/<key>/states.npy   float16 [N * K, L, width of the student], memory-mapped
+<cache>/teachers/<key>/states.npy   float16 [N * K, L, P], memory-mapped
+
+Shapes: N items, K choices of an item, C classes, L recorded layers, H hidden size of the teacher, P of the student.
 """
 
 from __future__ import annotations
@@ -18,157 +20,174 @@ from accelerate import Accelerator
 from bertcli.console import Console
 from bertcli.data.encoding import Encoded
 from bertcli.errors import ModelError
-from bertcli.finetuning.frozen_outputs import ITEMS_AT_ONCE, computed_once, key_of
-from bertcli.finetuning.setup import Prepared
+from bertcli.finetuning.frozen_outputs import MAX_CHUNK_ITEMS, get_or_compute, outputs_key
+from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.labels import check_labels
 from bertcli.inference.forward import check_finite, compute_logits
-from bertcli.inference.loaded_model import Trained, open_trained
-from bertcli.models.cls_states import first_states, tell_first_states
-from bertcli.models.freezing import layers_of
+from bertcli.inference.loaded_model import LoadedModel, load_for_inference
+from bertcli.models.cls_states import cls_hidden_states, record_cls_states
+from bertcli.models.freezing import encoder_layers
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.runs.folder import best_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOGITS, STATES, WHOLE = "logits.npy", "states.npy", "whole.npy"
+LOGITS, STATES, FULL_SIZE_STATES = "logits.npy", "states.npy", "full_size_states.npy"
 
 
-def open_teacher(prepared: Prepared, student: PreTrainedModel) -> Trained:
-    """The model that the recipe names as teacher.
+def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
+    """Load the teacher that the recipe names.
 
     Raises:
-        ModelError: it answers another question, has other labels, or is the smaller one where its layers are learned
-            from.
+        ModelError: it predicts something else, has other labels, or is smaller than the student although its hidden
+            states are to be distilled.
     """
-    section = prepared.recipe.training
+    section = setup.recipe.training
     name = section.teacher
     assert name is not None
-    with torch.random.fork_rng():  # whose numbers a resumed run must find as they were
-        teacher = open_trained(best_seed(name), prepared.mirror, prepared.recipe.hardware)
-    if teacher.head.answer_kind != prepared.head.answer_kind:
-        kinds = f"answers {teacher.head.answer_kind}, the task is {prepared.head.answer_kind}"
-        raise ModelError(f"the teacher {name} {kinds}")
+    with torch.random.fork_rng():  # loading draws random numbers, and a resumed run needs the generator unchanged
+        teacher = load_for_inference(ModelSource(best_seed(name), setup.mirror), setup.recipe.hardware)
+    if teacher.head.answer_kind != setup.head.answer_kind:
+        raise ModelError(
+            f"the teacher {name} was trained for {teacher.head.answer_kind}, task {setup.task.name} is "
+            f"{setup.head.answer_kind}"
+        )
     if teacher.head.labels:
-        check_labels(teacher.head.labels, prepared.head.labels, name, "Name a teacher of the same labels.")
+        check_labels(teacher.head.labels, setup.head.labels, name, "Name a teacher with the same labels.")
     if section.teacher_hidden_weight:
-        there, own = ((len(layers_of(one)), one.config.hidden_size) for one in (_model(teacher), student))
-        if there[0] < own[0] or there[1] < own[1]:
+        num_teacher_layers, teacher_size = _layers_and_hidden_size(_model(teacher))
+        num_layers, hidden_size = _layers_and_hidden_size(student)
+        if num_teacher_layers < num_layers or teacher_size < hidden_size:
             raise ModelError(
-                f"the teacher {name} has {there[0]} layers of width {there[1]}, the student {own[0]} of {own[1]}: "
-                "name a larger teacher, or set training.teacher_hidden_weight=0"
+                f"the teacher {name} has {num_teacher_layers} layers of hidden size {teacher_size}, the student "
+                f"{num_layers} of {hidden_size}: name a larger teacher, or set training.teacher_hidden_weight=0"
             )
     return teacher
 
 
-def _model(teacher: Trained) -> PreTrainedModel:
+def _model(teacher: LoadedModel) -> PreTrainedModel:
     return cast("PreTrainedModel", teacher.model)
 
 
-def with_teacher(
-    prepared: Prepared, encoded: Encoded, student: PreTrainedModel, accelerator: Accelerator, console: Console
-) -> Encoded:
-    """The training rows with what the recipe's teacher makes of them, to be compared with what the student does.
+def _layers_and_hidden_size(model: PreTrainedModel) -> tuple[int, int]:
+    return len(encoder_layers(model)), model.config.hidden_size
 
-    That is its logits, its labels in the order of the student's, and, if they have a weight, its hidden states of first
-    tokens: as many layers as the student has, evenly spread, the highest among them. For a narrower student they are
-    turned to the directions in which they vary most, so that what is compared loses as little as it can.
+
+def with_teacher_outputs(
+    setup: FinetuneSetup, encoded: Encoded, student: PreTrainedModel, accelerator: Accelerator, console: Console
+) -> Encoded:
+    """Return the training rows with the outputs of the recipe's teacher, the targets of the distillation losses.
+
+    These are its logits, with labels in the student's order, and, if they have a weight, its [CLS] hidden states: of as
+    many layers as the student has, evenly spaced and including the highest. For a student with a smaller hidden size
+    they are projected onto their principal components.
 
     Raises:
-        ModelError: as `open_teacher` does, or the teacher reads rows in other windows.
+        ModelError: as `load_teacher` does, or the teacher splits long rows into other windows.
     """
-    teacher = open_teacher(prepared, student)
+    teacher = load_teacher(setup, student)
     name, head = teacher.name, teacher.head
-    read = head.encode(prepared.task, prepared.rows["train"], teacher.tokenizer, teacher.data)
-    if not np.array_equal(read.rows, encoded.rows):
-        raise ModelError(f"the teacher {name} reads long rows in other windows; set data.max_length alike in both")
-    depths = _depths(teacher, student) if prepared.recipe.training.teacher_hidden_weight else []
-    width = student.config.hidden_size
+    teacher_encoded = head.encode(setup.task, setup.rows["train"], teacher.tokenizer, teacher.data)
+    if not np.array_equal(teacher_encoded.rows, encoded.rows):
+        raise ModelError(
+            f"the teacher {name} splits long rows into other windows; set data.max_length to the teacher's"
+        )
+    depths = _teacher_depths(teacher, student) if setup.recipe.training.teacher_hidden_weight else []
+    size = student.config.hidden_size
 
-    def compute(aside: Path | None) -> None:
-        with console.display("teacher", len(read)) as display:
-            _compute(teacher, read, depths, width, aside, display.advance)
+    def compute(folder: Path | None) -> None:
+        with console.display("teacher", len(teacher_encoded)) as display:
+            _compute_outputs(teacher, teacher_encoded, depths, size, folder, display.advance)
 
     precision = teacher.accelerator.mixed_precision
-    key = key_of(teacher.model.state_dict(), read, depths, width if depths else 0, precision)
-    folder = computed_once(accelerator, "teachers", key, compute, console.warn)
+    key = outputs_key(teacher.model.state_dict(), teacher_encoded, depths, size if depths else 0, precision)
+    folder = get_or_compute(accelerator, "teachers", key, compute, console.warn)
     logits = np.load(folder / LOGITS)
     if head.labels:
-        logits = logits[:, [head.labels.index(label) for label in prepared.head.labels]]
+        logits = logits[:, [head.labels.index(label) for label in setup.head.labels]]
     states = np.load(folder / STATES, mmap_mode="r") if depths else None
     return replace(encoded, teacher_logits=logits, teacher_states=states)
 
 
-def _depths(teacher: Trained, student: PreTrainedModel) -> list[int]:
-    """The teacher's layer for each of the student's."""
-    there, own = len(layers_of(_model(teacher))), len(layers_of(student))
-    return [layer * there // own for layer in range(1, own + 1)]
+def _teacher_depths(teacher: LoadedModel, student: PreTrainedModel) -> list[int]:
+    """Return the depth of the teacher's layer for each layer of the student; 1 is the lowest."""
+    num_teacher_layers, num_layers = len(encoder_layers(_model(teacher))), len(encoder_layers(student))
+    return [depth * num_teacher_layers // num_layers for depth in range(1, num_layers + 1)]
 
 
-def _compute(
-    teacher: Trained,
+def _compute_outputs(
+    teacher: LoadedModel,
     encoded: Encoded,
     depths: list[int],
-    width: int,
-    aside: Path | None,
+    size: int,
+    folder: Path | None,
     on_batch: Callable[[int], None],
 ) -> None:
-    """Write the logits [N, C] of all items, and the states [N * K, L, width] of the layers at `depths`, if any."""
+    """Compute the logits [N, C] and the hidden states [N * K, L, P] of the layers at `depths`; write them to `folder`.
+
+    Args:
+        size: P.
+        folder: None on processes that must not write.
+    """
     model, all_logits = _model(teacher), []
     if depths:
-        tell_first_states(model, depths)
+        record_cls_states(model, depths)
 
-    def told(outputs: Any) -> torch.Tensor:
+    def logits_and_states(outputs: Any) -> torch.Tensor:
+        """Return [B, C], or with hidden states [B, C + K * L * H]."""
         logits = teacher.head.logits(outputs).float()
-        return torch.cat([logits, first_states(outputs).reshape(len(logits), -1)], 1) if depths else logits
+        return torch.cat([logits, cls_hidden_states(outputs).reshape(len(logits), -1)], 1) if depths else logits
 
     shape = (len(encoded.offsets) - 1, len(depths), model.config.hidden_size)
-    path = aside and aside / (WHOLE if width < shape[2] else STATES)
-    whole = np.lib.format.open_memmap(path, "w+", np.float16, shape) if path and depths else None
-    at = 0
-    for _, part in encoded.parts(ITEMS_AT_ONCE):
+    projects = size < shape[2]
+    path = folder and folder / (FULL_SIZE_STATES if projects else STATES)
+    states = np.lib.format.open_memmap(path, "w+", np.float16, shape) if path and depths else None
+    start = 0
+    for _, chunk in encoded.chunks(MAX_CHUNK_ITEMS):
         values, _ = compute_logits(
             teacher.accelerator,
             model,
-            part,
-            told,
+            chunk,
+            logits_and_states,
             max_tokens=teacher.max_tokens,
             on_batch=on_batch,
         )
         check_finite(values)
-        sequences = len(part.offsets) - 1
-        num_states = sequences // len(part) * shape[1] * shape[2]
-        all_logits.append(values[:, : values.shape[1] - num_states].copy())  # without what stands beside them
-        if whole is not None:
-            whole[at : at + sequences] = values[:, values.shape[1] - num_states :].reshape(sequences, *shape[1:])
-        at += sequences
-    if aside is not None:
-        np.save(aside / LOGITS, np.concatenate(all_logits))
-    if whole is not None:
-        whole.flush()
-    if aside is not None and whole is not None and width < shape[2]:
-        _narrow(whole, width, aside / STATES)
-        (aside / WHOLE).unlink()
+        num_sequences = len(chunk.offsets) - 1
+        num_logits = values.shape[1] - num_sequences // len(chunk) * shape[1] * shape[2]
+        all_logits.append(values[:, :num_logits].copy())  # a view would keep the hidden states in memory
+        if states is not None:
+            states[start : start + num_sequences] = values[:, num_logits:].reshape(num_sequences, *shape[1:])
+        start += num_sequences
+    if folder is not None:
+        np.save(folder / LOGITS, np.concatenate(all_logits))
+    if states is not None:
+        states.flush()
+    if folder is not None and states is not None and projects:
+        _write_projected(states, size, folder / STATES)
+        (folder / FULL_SIZE_STATES).unlink()
 
 
-def _narrow(whole: np.ndarray, width: int, path: Path) -> None:
-    """Write states [n, L, H] as [n, L, width], along their main directions."""
-    table = np.lib.format.open_memmap(path, "w+", np.float16, (*whole.shape[:2], width))
-    mean, basis = main_directions(whole, width)
-    for start in range(0, len(whole), ITEMS_AT_ONCE):
-        part = whole[start : start + ITEMS_AT_ONCE]
-        table[start : start + len(part)] = np.einsum("nlh,lhw->nlw", part - mean, basis, optimize=True)
-    table.flush()
+def _write_projected(states: np.ndarray, size: int, path: Path) -> None:
+    """Write states [n, L, H], projected onto their principal components, as [n, L, size]."""
+    projected = np.lib.format.open_memmap(path, "w+", np.float16, (*states.shape[:2], size))
+    mean, components = principal_components(states, size)
+    for start in range(0, len(states), MAX_CHUNK_ITEMS):
+        chunk = states[start : start + MAX_CHUNK_ITEMS]
+        projected[start : start + len(chunk)] = np.einsum("nlh,lhp->nlp", chunk - mean, components, optimize=True)
+    projected.flush()
 
 
-def main_directions(states: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each layer, the mean of its states [n, L, H], and the directions in which they vary most [L, H, width]."""
-    _, num_layers, source = states.shape
+def principal_components(states: np.ndarray, num_components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean [L, H] of states [n, L, H], and the principal components [L, H, num_components], per layer."""
+    _, num_layers, size = states.shape
     mean = states.mean(0, dtype=np.float64)
-    products = np.zeros((num_layers, source, source))
-    for start in range(0, len(states), ITEMS_AT_ONCE):
-        centred = states[start : start + ITEMS_AT_ONCE] - mean
-        products += np.einsum("nlh,nlk->lhk", centred, centred, optimize=True)
-    _, directions = np.linalg.eigh(products)
-    basis = directions[:, :, : -width - 1 : -1]
-    largest = np.take_along_axis(basis, np.abs(basis).argmax(1, keepdims=True), 1)
-    return mean, basis * np.sign(largest)  # the same on every machine: a direction's sign is chance
+    covariance = np.zeros((num_layers, size, size))  # times n, which does not change the components
+    for start in range(0, len(states), MAX_CHUNK_ITEMS):
+        centered = states[start : start + MAX_CHUNK_ITEMS] - mean
+        covariance += np.einsum("nlh,nlk->lhk", centered, centered, optimize=True)
+    _, eigenvectors = np.linalg.eigh(covariance)
+    components = eigenvectors[:, :, : -num_components - 1 : -1]
+    largest = np.take_along_axis(components, np.abs(components).argmax(1, keepdims=True), 1)
+    return mean, components * np.sign(largest)  # the sign of an eigenvector is arbitrary: fix it

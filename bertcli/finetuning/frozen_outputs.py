@@ -1,4 +1,4 @@
-"""What a fixed model makes of encoded rows: computed by all processes together, kept in the cache."""
+"""Outputs of a frozen model on encoded rows, computed once by all processes together and cached by content hash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from bertcli.data.cache import cache_folder, is_whole, make_aside
+from bertcli.data.cache import cache_folder, create_atomically, is_valid_entry
 from bertcli.data.encoding import Encoded
 from bertcli.inference.forward import compute_logits
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-ITEMS_AT_ONCE = 4096  # what is made of them is in memory at once
+MAX_CHUNK_ITEMS = 4096  # bounds the outputs held in memory
+HIDDEN_STATES = "hidden_states.npy"
 
 
-def key_of(weights: Mapping[str, torch.Tensor], encoded: Encoded, *facts: object) -> str:
-    """A name for what these weights make of these tokens: the same if, and only if, both and the facts are."""
-    digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+def outputs_key(weights: Mapping[str, torch.Tensor], encoded: Encoded, *settings: object) -> str:
+    """Return the cache key of a model's outputs: a hash of its weights, the token IDs and the settings."""
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for name, tensor in weights.items():
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     for values in (encoded.input_ids, encoded.token_type_ids, encoded.offsets):
@@ -34,33 +35,30 @@ def key_of(weights: Mapping[str, torch.Tensor], encoded: Encoded, *facts: object
     return digest.hexdigest()
 
 
-def computed_once(
+def get_or_compute(
     accelerator: Accelerator,
     kind: str,
     key: str,
     compute: Callable[[Path | None], None],
     warn: Callable[[str], None],
 ) -> Path:
-    """The folder `<cache>/<kind>/<key>`; if it is not there, or damaged, `compute` fills it first.
+    """Return the folder `<cache>/<kind>/<key>`; if it is missing or damaged, compute its content first.
 
     Args:
-        compute: called on every process, with a folder to write to, or None where another process of the machine does.
-        warn: told if what the cache holds is damaged, so that it is computed anew.
+        compute: called on every process, with the folder to write to, or None on processes that must not write.
+        warn: called with a message if the cached folder is damaged.
     """
     folder = cache_folder() / kind / key
-    if not all(gather_object([is_whole(folder, warn)])):  # all compute their share, or none does
+    if not all(gather_object([is_valid_entry(folder, warn)])):  # all processes compute their share, or none does
         if accelerator.is_local_main_process:
-            make_aside(folder, compute)
+            create_atomically(folder, compute)
         else:
             compute(None)
     accelerator.wait_for_everyone()
     return folder
 
 
-NAME = "vectors.npy"
-
-
-def with_vectors(
+def with_frozen_outputs(
     accelerator: Accelerator,
     model: PreTrainedModel,
     encoded: Encoded,
@@ -68,27 +66,30 @@ def with_vectors(
     on_batch: Callable[[int], None],
     warn: Callable[[str], None],
 ) -> Encoded:
-    """The rows with the last hidden states of the encoder of `model`: of each first token if its head reads no other.
+    """Return the rows with the last hidden states of the model's encoder.
+
+    They are those of first tokens only if the head uses no others.
 
     Args:
-        max_tokens: padded tokens at once on one device.
-        on_batch: told the number of sequences done after each batch.
-        warn: told if what the cache holds is damaged, so that it is computed anew.
+        max_tokens: maximum tokens per batch on one device, padding included.
+        on_batch: called after each batch with its number of sequences.
+        warn: called with a message if the cached hidden states are damaged.
     """
-    reading: Any = getattr(model, "padding_free", None)
-    first_only = reading is not None and reading.reading == "first"
+    padding_free: Any = getattr(model, "padding_free", None)
+    first_only = padding_free is not None and padding_free.output_tokens == "first"
+    # The pooler comes after the encoder, and is trained.
     encoder = {name: part for name, part in model.base_model.state_dict().items() if "pooler" not in name}
-    # The pooler follows the encoder, and learns.
-    key = key_of(encoder, encoded, type(model).__name__, first_only, accelerator.mixed_precision)
+    key = outputs_key(encoder, encoded, type(model).__name__, first_only, accelerator.mixed_precision)
 
-    def compute(aside: Path | None) -> None:
-        _compute(accelerator, model, encoded, max_tokens, aside and aside / NAME, first_only, on_batch)
+    def compute(folder: Path | None) -> None:
+        path = folder and folder / HIDDEN_STATES
+        _compute_hidden_states(accelerator, model, encoded, max_tokens, path, first_only, on_batch)
 
-    folder = computed_once(accelerator, "vectors", key, compute, warn)
-    return replace(encoded, vectors=np.load(folder / NAME, mmap_mode="r"))
+    folder = get_or_compute(accelerator, "frozen_hidden_states", key, compute, warn)
+    return replace(encoded, frozen_hidden_states=np.load(folder / HIDDEN_STATES, mmap_mode="r"))
 
 
-def _compute(
+def _compute_hidden_states(
     accelerator: Accelerator,
     model: PreTrainedModel,
     encoded: Encoded,
@@ -97,8 +98,8 @@ def _compute(
     first_only: bool,
     on_batch: Callable[[int], None],
 ) -> None:
-    """Write the vectors to `path`, if this process is to, part by part."""
-    singles = replace(
+    """Compute the hidden states chunk by chunk, and write them to `path` unless it is None."""
+    sequences = replace(
         encoded,
         num_choices=1,
         rows=np.arange(len(encoded.offsets) - 1),
@@ -106,32 +107,32 @@ def _compute(
         teacher_logits=None,
         teacher_states=None,
     )
-    number = len(singles) if first_only else len(singles.input_ids)
-    table, at = None, 0
-    for _, part in singles.parts(ITEMS_AT_ONCE):
-        vectors, _ = compute_logits(
+    num_vectors = len(sequences) if first_only else len(sequences.input_ids)
+    array, start = None, 0
+    for _, chunk in sequences.chunks(MAX_CHUNK_ITEMS):
+        hidden, _ = compute_logits(
             accelerator,
             model.base_model,
-            part,
-            _first_hidden if first_only else _hidden,
+            chunk,
+            _first_hidden_state if first_only else _last_hidden_state,
             per_token=not first_only,
             max_tokens=max_tokens,
             on_batch=on_batch,
         )
         if path is None:
             continue
-        if table is None:
-            shape = (number, vectors.shape[1])
-            table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        table[at : at + len(vectors)] = vectors
-        at += len(vectors)
-    if table is not None:
-        table.flush()
+        if array is None:
+            shape = (num_vectors, hidden.shape[1])
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        array[start : start + len(hidden)] = hidden
+        start += len(hidden)
+    if array is not None:
+        array.flush()
 
 
-def _hidden(outputs: Any) -> torch.Tensor:
+def _last_hidden_state(outputs: Any) -> torch.Tensor:
     return outputs.last_hidden_state
 
 
-def _first_hidden(outputs: Any) -> torch.Tensor:
+def _first_hidden_state(outputs: Any) -> torch.Tensor:
     return outputs.last_hidden_state[:, 0]

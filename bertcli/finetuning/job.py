@@ -1,4 +1,4 @@
-"""…"""
+"""The fine-tuning job: model, strategy, batches, loss, evaluation and model card."""
 
 from __future__ import annotations
 
@@ -13,124 +13,126 @@ import torch
 from accelerate import Accelerator
 
 from bertcli.console import Console
-from bertcli.data.batching import GlobalBatch, cut_off_tokens, training_batches
+from bertcli.data.batching import GlobalBatch, apply_token_cutoff, training_batches
 from bertcli.data.encoding import Encoded
 from bertcli.files import write_json
-from bertcli.finetuning.distillation import with_teacher
-from bertcli.finetuning.frozen_outputs import with_vectors
-from bertcli.finetuning.loss import loss_of
-from bertcli.finetuning.setup import Prepared
+from bertcli.finetuning.distillation import with_teacher_outputs
+from bertcli.finetuning.frozen_outputs import with_frozen_outputs
+from bertcli.finetuning.loss import build_loss
+from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.text_classification import TextClassification, average_windows
-from bertcli.inference.forward import answer
-from bertcli.inference.predictions import compare
-from bertcli.inference.scoring import positive_number, score
+from bertcli.inference.forward import predict_logits
+from bertcli.inference.predictions import predictions_with_gold
+from bertcli.inference.scoring import positive_label_id, score
 from bertcli.metrics import compute_metrics
-from bertcli.models.cls_states import tell_first_states
-from bertcli.models.freezing import Remembered, Unfreezing, layers_of, rate_factors, reinitialise, unfreezing_of
-from bertcli.models.from_pretrained import lasting_name, load_model
+from bertcli.models.cls_states import record_cls_states
+from bertcli.models.freezing import (
+    LayerFreezer,
+    PrecomputedHiddenStates,
+    build_freezer,
+    encoder_layers,
+    lr_scales,
+    reinitialize_layers,
+)
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.lora import add_lora, save_lora
-from bertcli.models.padding_free import speed_up
+from bertcli.models.padding_free import optimize_forward
 from bertcli.recipe.plan import Plan
-from bertcli.reports.pages import PREDICTIONS
+from bertcli.reports.pages import VALIDATION_PREDICTIONS
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.model_card import write_card
-from bertcli.training.devices import width_multiple
-from bertcli.training.job import Answers, Job, OnBatch, Scores
+from bertcli.runs.model_card import build_model_card
+from bertcli.runs.results import RunResults
+from bertcli.training.devices import pad_to_multiple_of
+from bertcli.training.job import Job, OnBatch, Predictions, Scores
 from bertcli.training.loop import Loss
-from bertcli.training.meters import Clock
+from bertcli.training.meters import RunClock
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
 class FinetuneJob(Job):
-    """A model learns a task."""
+    """Fine-tune a model on one task."""
 
-    def __init__(self, prepared: Prepared, plan: Plan):
-        self.prepared, self.plan = prepared, plan
-        self.recipe, self.tokenizer = prepared.recipe, prepared.tokenizer
-        self.best_by = prepared.recipe.evaluation.best_by or prepared.task.deciding_metric
-        self._additions: PeftModel | None = None  # of LoRA
-        self._unfreezing: Unfreezing | None = None
-        self._encoded: dict[str, Encoded] = {}  # with what a fixed encoder makes of them
+    def __init__(self, setup: FinetuneSetup, plan: Plan):
+        self.setup, self.plan = setup, plan
+        self.recipe, self.tokenizer = setup.recipe, setup.tokenizer
+        self.best_by = setup.recipe.evaluation.best_by or setup.task.primary_metric
+        self._lora: PeftModel | None = None
+        self._freezer: LayerFreezer | None = None
+        self._encoded: dict[str, Encoded] = {}  # splits that have outputs of a teacher or a frozen encoder
 
     def build_model(self) -> PreTrainedModel:
-        """The encoder with its head."""
-        section, model = self.prepared.recipe.training, self.prepared.build_model()
-        if section.reinitialise_layers:
-            reinitialise(model, section.reinitialise_layers)
+        """Build the model, and reinitialize layers, add LoRA or freeze parameters as the recipe says."""
+        section, model = self.setup.recipe.training, self.setup.build_model()
+        if section.reinit_layers:
+            reinitialize_layers(model, section.reinit_layers)
         if section.strategy == "lora":
-            self._additions = add_lora(model, section, self._base)
+            self._lora = add_lora(model, section, self._base_model)
         if section.strategy == "features":
-            Remembered(model)
+            PrecomputedHiddenStates(model)
         if section.teacher_hidden_weight:
-            tell_first_states(model, range(1, len(layers_of(model)) + 1))
-        self._unfreezing = unfreezing_of(model, section, self.plan)
+            record_cls_states(model, range(1, len(encoder_layers(model)) + 1))
+        self._freezer = build_freezer(model, section, self.plan)
         return model
 
     @property
-    def _base(self) -> str:
-        name = self.recipe.model.name
-        assert name is not None
-        return lasting_name(name)
+    def _base_model(self) -> str:
+        assert self.setup.source is not None
+        return self.setup.source.absolute_name
 
-    def rate_factors(self, module: torch.nn.Module) -> dict[str, float]:
-        """Those of layer-wise decay and of the head."""
-        return rate_factors(cast("PreTrainedModel", module), self.prepared.recipe.training)
+    def lr_scales(self, module: torch.nn.Module) -> dict[str, float]:
+        """Return the learning-rate scales of layer-wise decay and of the head."""
+        return lr_scales(cast("PreTrainedModel", module), self.setup.recipe.training)
 
     @property
-    def has_idle_weights(self) -> bool:
-        """Whether layers join one by one."""
-        return self.prepared.recipe.training.strategy == "gradual"
+    def has_unused_parameters(self) -> bool:
+        """Whether layers are unfrozen gradually."""
+        return self.setup.recipe.training.strategy == "gradual"
 
-    def met_ids(self) -> np.ndarray:
-        """Those of the training split, and the special ones."""
-        met = np.bincount(self.prepared.encode("train").input_ids, minlength=len(self.tokenizer))
-        met[self.tokenizer.all_special_ids] += 1
-        return met.nonzero()[0]
+    def seen_token_ids(self) -> np.ndarray:
+        """Return the token ids of the training split and the special token ids."""
+        counts = np.bincount(self.setup.encode("train").input_ids, minlength=len(self.tokenizer))
+        counts[self.tokenizer.all_special_ids] += 1
+        return counts.nonzero()[0]
 
-    def set_learning(self, step: int) -> None:
-        """Freeze and unfreeze as the strategy says."""
-        if self._unfreezing is not None:
-            self._unfreezing.set_for(step)
+    def set_trainable(self, step: int) -> None:
+        """Freeze and unfreeze layers as the strategy requires at `step`."""
+        if self._freezer is not None:
+            self._freezer.set_step(step)
 
-    def begin(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
-        """Compute what a teacher answers, and what a fixed encoder makes of all rows, once."""
-        prepared, student = self.prepared, cast("PreTrainedModel", module)
-        if prepared.recipe.training.teacher is not None:
-            self._encoded["train"] = with_teacher(prepared, self._rows_of("train"), student, accelerator, console)
-        if prepared.recipe.training.strategy == "features":
+    def on_train_start(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
+        """Compute the outputs of the teacher and of the frozen encoder, if the recipe has them."""
+        setup, model = self.setup, cast("PreTrainedModel", module)
+        if setup.recipe.training.teacher is not None:
+            encoded = self._encoded_split("train")
+            self._encoded["train"] = with_teacher_outputs(setup, encoded, model, accelerator, console)
+        if setup.recipe.training.strategy == "features":
             for split in ("train", "validation"):
-                encoded, budget = self._rows_of(split), self.recipe.hardware.eval_batch_tokens
-                with console.display(f"vectors {split}", len(encoded) * encoded.num_choices) as display:
-                    self._encoded[split] = with_vectors(
-                        accelerator,
-                        student,
-                        encoded,
-                        budget,
-                        display.advance,
-                        console.warn,
+                encoded, max_tokens = self._encoded_split(split), self.recipe.hardware.eval_batch_tokens
+                with console.display(f"frozen encoder, {split}", len(encoded) * encoded.num_choices) as display:
+                    self._encoded[split] = with_frozen_outputs(
+                        accelerator, model, encoded, max_tokens, display.advance, console.warn
                     )
 
     def save_model(self, module: torch.nn.Module, folder: Path) -> None:
-        """Write the model, or only what LoRA added to it."""
-        if self._additions is None:
+        """Save the model, or only its LoRA adapter."""
+        if self._lora is None:
             super().save_model(module, folder)
         else:
-            save_lora(self._additions, self.tokenizer, folder, merged=self.prepared.recipe.training.lora_merge)
+            save_lora(self._lora, self.tokenizer, folder, merged=self.setup.recipe.training.lora_merge)
 
     @property
     def loss(self) -> Loss:
-        """The head's loss."""
-        return loss_of(self.prepared.head, self.prepared.recipe.training)
+        """The head's loss, with distillation losses if there is a teacher."""
+        return build_loss(self.setup.head, self.setup.recipe.training)
 
-    def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
-        """Batches of the training split."""
-        training = self.prepared.recipe.training
+    def batches(self, accelerator: Accelerator, start_step: int, clock: RunClock) -> Iterator[GlobalBatch]:
+        """Return the batches of the training split, with token cutoff if the recipe enables it."""
+        training = self.setup.recipe.training
         batches = training_batches(
-            self._rows_of("train"),
+            self._encoded_split("train"),
             global_batch_size=training.global_batch_size,
             micro_batch_size=self.plan.micro_batch_size,
             seed=self.seed,
@@ -138,11 +140,11 @@ class FinetuneJob(Job):
             total_steps=self.plan.total_steps,
             process=accelerator.process_index,
             num_processes=accelerator.num_processes,
-            multiple_of=width_multiple(accelerator),
+            multiple_of=pad_to_multiple_of(accelerator),
         )
         if not training.token_cutoff:
             return batches
-        return cut_off_tokens(batches, training.token_cutoff, self.seed, start_step, accelerator.process_index)
+        return apply_token_cutoff(batches, training.token_cutoff, self.seed, start_step, accelerator.process_index)
 
     def score(
         self,
@@ -151,76 +153,77 @@ class FinetuneJob(Job):
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
     ) -> dict[str, float]:
-        """The task's metrics on a split."""
-        prepared = self.prepared
+        """Return the metrics and the loss on a split."""
+        setup = self.setup
         return score(
             accelerator,
             model,
-            prepared.rows[split],
-            self._rows_of(split),
-            prepared.head,
-            prepared.task,
-            prepared.references[split],
+            setup.rows[split],
+            self._encoded_split(split),
+            setup.head,
+            setup.task,
+            setup.references[split],
             max_tokens=self.recipe.hardware.eval_batch_tokens,
             on_batch=on_batch,
         )
 
-    def _rows_of(self, split: str) -> Encoded:
-        return self._encoded.get(split) or self.prepared.encode(split)
+    def _encoded_split(self, split: str) -> Encoded:
+        return self._encoded.get(split) or self.setup.encode(split)
 
-    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Answers]:
-        """Its scores on the splits that the task row names, and its answers to the validation split."""
-        prepared, task = self.prepared, self.prepared.task
+    def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
+        """Score the extra validation splits, predict the validation rows, and tune thresholds if the recipe says so."""
+        setup, task = self.setup, self.setup.task
         scores: Scores = {}
-        saved = load_model(str(model), prepared.mirror, prepared.head.model_class, {})
-        speed_up(saved, accelerator.device)
-        saved = accelerator.prepare_model(saved, evaluation_mode=True)
-        if prepared.recipe.answers.thresholds == "tuned":
-            prepared, scores["validation_tuned"] = with_tuned_thresholds(accelerator, saved, prepared, model)
-            self.prepared = prepared
-        lines = compare(
+        best = ModelSource(str(model), setup.mirror).load_model(setup.head.model_class)
+        optimize_forward(best, accelerator.device)
+        best = accelerator.prepare_model(best, evaluation_mode=True)
+        if setup.recipe.answers.thresholds == "tuned":
+            setup, scores["validation_tuned"] = with_tuned_thresholds(accelerator, best, setup, model)
+            self.setup = setup
+        lines = predictions_with_gold(
             accelerator,
-            saved,
-            prepared.rows["validation"],
-            prepared.encode("validation"),
-            prepared.head,
+            best,
+            setup.rows["validation"],
+            setup.encode("validation"),
+            setup.head,
             task,
             max_tokens=self.recipe.hardware.eval_batch_tokens,
         )
-        scores |= {split: self.score(accelerator, saved, split) for split in task.splits.more_validation}
-        return scores, {PREDICTIONS: list(lines)}
+        scores |= {split: self.score(accelerator, best, split) for split in task.splits.extra_validation}
+        return scores, {VALIDATION_PREDICTIONS: list(lines)}
 
     def describe(self) -> dict[str, Any]:
-        """Task and model."""
-        task, section = self.prepared.task, self.prepared.recipe.model
+        """Return the task, head and model."""
+        task, section = self.setup.task, self.setup.recipe.model
         size = section.size if section.name is None else None
-        return {"task": task.name, "head": task.head, "model": section.name, "size": size} | self.prepared.head.facts
+        described = {"task": task.name, "head": task.head, "model": section.name, "size": size}
+        return described | self.setup.head.config_extras
 
-    def card(self, results: dict[str, Any]) -> str:
-        """The card of a fine-tuned model."""
-        recipe = self.prepared.recipe
-        is_whole = recipe.training.strategy != "lora" or recipe.training.lora_merge
-        base = None if is_whole else self._base
-        return write_card(results, recipe, self.prepared.task, describe_environment(), base)
+    def card(self, results: RunResults) -> str:
+        """Return the model card."""
+        recipe = self.setup.recipe
+        is_full_model = recipe.training.strategy != "lora" or recipe.training.lora_merge
+        base = None if is_full_model else self._base_model
+        return build_model_card(results, recipe, self.setup.task, describe_environment(), base)
 
 
 def with_tuned_thresholds(
-    accelerator: Accelerator, model: torch.nn.Module, prepared: Prepared, folder: Path
-) -> tuple[Prepared, dict[str, float]]:
-    """The same with the thresholds that score the best F1 on the validation rows, and the metrics there.
+    accelerator: Accelerator, model: torch.nn.Module, setup: FinetuneSetup, folder: Path
+) -> tuple[FinetuneSetup, dict[str, float]]:
+    """Return the setup with the thresholds of the best F1 on the validation split, and the metrics with them.
 
-    The configuration of the model in `folder` says them, for `eval` and `predict`.
+    They are also written to `config.json` of the model in `folder`, where `eval` and `predict` read them.
     """
-    head, task = cast("TextClassification", prepared.head), prepared.task
-    rows, encoded, right = prepared.rows["validation"], prepared.encode("validation"), prepared.references["validation"]
-    max_tokens = prepared.recipe.hardware.eval_batch_tokens
-    parts = answer(accelerator, model, rows, encoded, head, max_tokens=max_tokens)
-    logits = np.concatenate([average_windows(part, some) for _, part, some, _ in parts])
-    tuned = head.tuned(task, logits, right)
+    head, task = cast("TextClassification", setup.head), setup.task
+    rows, encoded, gold = setup.rows["validation"], setup.encode("validation"), setup.references["validation"]
+    max_tokens = setup.recipe.hardware.eval_batch_tokens
+    chunks = predict_logits(accelerator, model, rows, encoded, head, max_tokens=max_tokens)
+    logits = np.concatenate([average_windows(chunk, chunk_logits) for _, chunk, chunk_logits, _ in chunks])
+    tuned = head.tune_thresholds(task, logits, gold)
     if accelerator.is_main_process:
         file = folder / "config.json"
-        write_json(file, json.loads(file.read_text("utf-8")) | tuned.facts)
+        write_json(file, json.loads(file.read_text("utf-8")) | tuned.config_extras)
     scores = compute_metrics(
-        task.metric_names, tuned.answer_kind, tuned.choose(logits), right, positive_number(task, tuned)
+        task.metric_names, tuned.answer_kind, tuned.apply_thresholds(logits), gold, positive_label_id(task, tuned)
     )
-    return replace(prepared, head=tuned), scores
+    return replace(setup, head=tuned), scores

@@ -1,6 +1,6 @@
-"""What fine-tuning minimises: the head's loss and, with a teacher, the distance from it.
+"""The fine-tuning loss: the head's loss and, with a teacher, distillation losses.
 
-Shapes: B items of a batch, K choices of an item, C labels, L layers, N width.
+Shapes: B items of a batch, K choices of an item, C classes, L layers, H hidden.
 """
 
 from __future__ import annotations
@@ -10,45 +10,56 @@ from typing import Any
 import torch
 
 from bertcli.heads.base import Head
-from bertcli.models.cls_states import first_states
+from bertcli.models.cls_states import cls_hidden_states
 from bertcli.recipe.schema import TrainingSection
 from bertcli.training.loop import Loss, Targets
 
 
-def loss_of(head: Head, training: TrainingSection | None = None) -> Loss:
-    """The head's loss as the loop takes it, in fp32; with a teacher, partly the distance from it."""
+def build_loss(head: Head, training: TrainingSection | None = None) -> Loss:
+    """Return the loss function for the training loop, computed in fp32.
+
+    If the targets include a teacher's outputs, it is the weighted sum of the head's loss and the distillation losses.
+    """
     training = training or TrainingSection()
 
     def mean_loss(outputs: Any, targets: Targets, counts: dict[str, int]) -> torch.Tensor:
         logits = head.logits(outputs).float()
         loss = head.loss(logits, targets["labels"], training.label_smoothing)
         if "teacher_logits" in targets:
-            distance = distance_from_teacher(logits, targets["teacher_logits"], training.teacher_temperature)
-            loss = (1 - training.teacher_weight) * loss + training.teacher_weight * distance
+            soft_loss = distillation_loss(logits, targets["teacher_logits"], training.teacher_temperature)
+            loss = (1 - training.teacher_weight) * loss + training.teacher_weight * soft_loss
         if "teacher_states" in targets:
-            distance = distance_of_states(first_states(outputs).float(), targets["teacher_states"].float())
-            loss = loss + training.teacher_hidden_weight * distance
+            student_states, teacher_states = cls_hidden_states(outputs).float(), targets["teacher_states"].float()
+            loss = loss + training.teacher_hidden_weight * hidden_states_loss(student_states, teacher_states)
         return loss / counts["labels"]
 
     return mean_loss
 
 
-def distance_from_teacher(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """How far answers [B, C] are from a teacher's, summed over the batch.
+def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the KL divergence of the student's from the teacher's softened probabilities, summed over the batch.
 
-    The divergence of the softened answers, times the square of the temperature, which keeps its gradients as large as
-    those of the labels: Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
+    It is multiplied by the squared temperature, which keeps its gradients as large as those of the labels (Hinton et
+    al. 2015, https://arxiv.org/abs/1503.02531).
+
+    Args:
+        logits: the student's, [B, C].
+        teacher_logits: [B, C].
     """
-    own = torch.log_softmax(logits / temperature, -1)
-    others = torch.log_softmax(teacher_logits / temperature, -1)
-    return torch.nn.functional.kl_div(own, others, reduction="sum", log_target=True) * temperature**2
+    log_probs = torch.log_softmax(logits / temperature, -1)
+    teacher_log_probs = torch.log_softmax(teacher_logits / temperature, -1)
+    return torch.nn.functional.kl_div(log_probs, teacher_log_probs, reduction="sum", log_target=True) * temperature**2
 
 
-def distance_of_states(states: torch.Tensor, teacher_states: torch.Tensor) -> torch.Tensor:
-    """How far hidden states [B * K, L, N] of L layers point from a teacher's [B, (K,) L, N], summed over the batch.
+def hidden_states_loss(states: torch.Tensor, teacher_states: torch.Tensor) -> torch.Tensor:
+    """Return the squared distance of L2-normalized hidden states from the teacher's, summed over the batch.
 
-    The mean over layers (and K choices) of the squared distance of the states at length one: "patient" distillation,
-    Sun et al. 2019, https://arxiv.org/abs/1908.09355.
+    It is averaged over layers (and K choices): patient knowledge distillation (Sun et al. 2019,
+    https://arxiv.org/abs/1908.09355).
+
+    Args:
+        states: the student's, [B * K, L, H].
+        teacher_states: [B, L, H], or [B, K, L, H].
     """
-    closeness = torch.nn.functional.cosine_similarity(states.view_as(teacher_states), teacher_states, dim=-1)
-    return (2 - 2 * closeness).flatten(1).mean(1).sum()
+    similarity = torch.nn.functional.cosine_similarity(states.view_as(teacher_states), teacher_states, dim=-1)
+    return (2 - 2 * similarity).flatten(1).mean(1).sum()

@@ -1,4 +1,4 @@
-"""`bertcli finetune` for tasks learned together: one encoder, a head for each, every step of one task."""
+"""Multi-task fine-tuning: one shared encoder with a head per task; each optimizer step trains one task."""
 
 from __future__ import annotations
 
@@ -16,177 +16,179 @@ from bertcli.data.batching import GlobalBatch
 from bertcli.errors import RecipeError
 from bertcli.files import write_text
 from bertcli.finetuning.job import FinetuneJob
-from bertcli.finetuning.setup import Prepared, prepare
-from bertcli.inference.loaded_model import models_together
-from bertcli.inference.scoring import scores_together
-from bertcli.models.freezing import Unfreezing, rate_factors, reinitialise, unfreezing_of
+from bertcli.finetuning.setup import FinetuneSetup, set_up
+from bertcli.inference.loaded_model import multitask_models
+from bertcli.inference.scoring import multitask_scores
+from bertcli.models.freezing import LayerFreezer, build_freezer, lr_scales, reinitialize_layers
 from bertcli.models.from_pretrained import save_model
 from bertcli.models.shared_encoder import SharedEncoder
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Mixing, Suite, run_folder, singles
-from bertcli.runs.folder import RunOptions, best_seed, check_run_folder
-from bertcli.runs.model_card import write_shared_card
-from bertcli.training.job import Answers, Job, OnBatch, Scores
+from bertcli.recipe.suite import MultitaskSection, Suite, recipes_by_name, run_folder
+from bertcli.runs.folder import RunOptions, best_seed, claim_run
+from bertcli.runs.model_card import build_multitask_card
+from bertcli.runs.results import RunResults
+from bertcli.training.job import Job, OnBatch, Predictions, Scores
 from bertcli.training.loop import Loss, Targets
-from bertcli.training.meters import Clock
+from bertcli.training.meters import RunClock
 from bertcli.training.resources import check_disk
-from bertcli.training.seeds import say_results, train_seeds
-from bertcli.training.startup import join, open_together, read_finished
+from bertcli.training.seeds import log_scores, train_seeds
+from bertcli.training.startup import join_processes, open_run, report_finished
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-LABELS = "labels of task "  # before the number of the task whose labels they are
+MIXING_SALT = 5  # makes the sampling of tasks independent of what else is drawn from the seed
+LABELS_PREFIX = "labels_of_task_"  # followed by the index of the task, so that a batch names its loss
 
 
-def finetune_together(
-    suite: Suite,
-    run: Path,
-    options: RunOptions,
-) -> dict[str, Any]:
-    """Fine-tune one encoder on all recipes of the suite at once; return what `results.json` holds.
+def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResults:
+    """Fine-tune one encoder on all tasks of the suite at once; return the content of `results.json`.
 
-    `model/` holds a folder for each task, with encoder, head and recipe, for `eval` and `predict`.
+    `model/` holds one folder per task, with encoder, head and recipe, for `eval` and `predict`.
 
     Raises:
-        BertcliError: one of its kinds, each with its cure.
+        BertcliError: any of its subclasses; the message says how to fix the problem.
     """
-    assert suite.together is not None
-    recipes = singles(suite)
-    text = _dump(recipes, suite.together)
+    assert suite.multitask is not None
+    recipes = recipes_by_name(suite)
+    text = _recipe_text(recipes, suite.multitask)
     recipe = next(iter(recipes.values()))
-    processes, console = join(recipe.hardware, options.console)
-    finished = None if options.dry_run or options.overwrite else read_finished(processes, run, text, console)
-    if finished is not None:
-        return finished
-    _refuse(recipes.values())
-    with processes.main_process_first(), console.waiting("reading rows"):  # the others find its cache
-        prepared = {name: prepare(one, options.mirror) for name, one in recipes.items()}
-    with console.waiting("tokenising"):
-        sizes = {name: len(one.encode("train")) for name, one in prepared.items()}
+    processes, console = join_processes(recipe.hardware, options.console)
+    claim = claim_run(run, text, overwrite=options.overwrite)
+    if claim.results is not None and not options.dry_run:
+        return report_finished(processes, run, claim.results, console)
+    _check_multitask(recipes.values())
+    with processes.main_process_first(), console.waiting("reading rows"):  # the other processes read the cache it fills
+        setups = {name: set_up(task_recipe, options.mirror) for name, task_recipe in recipes.items()}
+    with console.waiting("tokenizing"):
+        sizes = {name: len(setup.encode("train")) for name, setup in setups.items()}
     plan = make_plan(recipe, sum(sizes.values()), processes.num_processes)
-    shares = mixing_shares(list(sizes.values()), suite.together)
-    for (name, size), share in zip(sizes.items(), shares, strict=True):
-        console.say(f"task      {name}: {size} training rows, {share:.1%} of the steps")
+    probabilities = task_probabilities(list(sizes.values()), suite.multitask)
+    for (name, size), probability in zip(sizes.items(), probabilities, strict=True):
+        console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps")
     console.say(f"training  {plan.total_steps} steps of {recipe.training.global_batch_size} examples, each of one task")
     if processes.is_main_process:
-        check_run_folder(run, text, overwrite=options.overwrite)
-        check_disk(run, recipe, len(recipes) * next(iter(prepared.values())).count_parameters())
+        check_disk(run, recipe, len(recipes) * next(iter(setups.values())).count_parameters())
     if options.dry_run:
         console.say("dry run: recipes, data, labels, run folder and disk are fine; nothing was trained")
-        return {"dry_run": True, "run": str(run)}
-    folder = open_together(processes, run, text, console, overwrite=options.overwrite)
+        return RunResults(dry_run=True, run=str(run))
+    folder = open_run(processes, claim, console)
     results = train_seeds(
         recipe.training.seed,
-        lambda seed: TogetherJob({name: one.with_seed(seed) for name, one in prepared.items()}, plan, shares),
+        lambda seed: MultitaskJob({name: setup.with_seed(seed) for name, setup in setups.items()}, plan, probabilities),
         lambda job: f"{text}# seed {job.seed}\n",
         folder,
         processes,
         console,
     )
-    say_results(console, results, folder, model=next(iter(models_together(best_seed(str(run))).values())))
+    log_scores(console, results, folder, model=next(iter(multitask_models(best_seed(str(run))).values())))
     return results
 
 
-def _refuse(recipes: Collection[Recipe]) -> None:
-    """Refuse what is made for one task."""
+def _check_multitask(recipes: Collection[Recipe]) -> None:
+    """Check for keys that are only for a single task.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
     recipe, problems = next(iter(recipes)), []
     training = recipe.training
     if training.strategy in ("features", "lora"):
-        problems.append(f"training.strategy={training.strategy} is for one task, not for several together")
+        problems.append(f"training.strategy={training.strategy} is for a single task, not for multitask training")
     if training.teacher is not None:
-        problems.append("training.teacher is for one task, not for several together")
-    if any(one.answers.thresholds is not None for one in recipes):
-        problems.append("answers.thresholds are for one task, not for several together")
+        problems.append("training.teacher is for a single task, not for multitask training")
+    if any(task_recipe.answers.thresholds is not None for task_recipe in recipes):
+        problems.append("answers.thresholds is for a single task, not for multitask training")
     if recipe.model.name is None and recipe.model.tokenizer is None:
-        problems.append("tasks that are learned together need one vocabulary: name a model.name or a model.tokenizer")
+        problems.append("multitask training needs one vocabulary: set model.name or model.tokenizer")
     if problems:
         raise RecipeError(problems)
 
 
-class TogetherJob(Job):
-    """Tasks by name, learned together. The best model has the best mean of their scores."""
+class MultitaskJob(Job):
+    """Fine-tune one encoder on several tasks; the mean of their scores selects the best model."""
 
-    def __init__(self, prepared: Mapping[str, Prepared], plan: Plan, shares: np.ndarray):
+    def __init__(self, setups: Mapping[str, FinetuneSetup], plan: Plan, probabilities: np.ndarray):
         self.plan, self.best_by = plan, "average"
-        first = next(iter(prepared.values()))
+        first = next(iter(setups.values()))
         self.recipe, self.tokenizer = first.recipe, first.tokenizer
-        self._tasks = tasks_of_steps(shares, plan.total_steps, self.seed)
-        self.parts: dict[str, FinetuneJob] = {}
-        for number, (name, one) in enumerate(prepared.items()):
-            size, num_steps = len(one.encode("train")), int((self._tasks == number).sum())
-            own = replace(plan, total_steps=num_steps, num_train_examples=size)
-            self.parts[name] = FinetuneJob(one, own)
-        self._unfreezing: list[Unfreezing] = []
+        self._step_tasks = sample_step_tasks(probabilities, plan.total_steps, self.seed)
+        self.jobs: dict[str, FinetuneJob] = {}
+        for index, (name, setup) in enumerate(setups.items()):
+            size, num_steps = len(setup.encode("train")), int((self._step_tasks == index).sum())
+            task_plan = replace(plan, total_steps=num_steps, num_train_examples=size)
+            self.jobs[name] = FinetuneJob(setup, task_plan)
+        self._freezers: list[LayerFreezer] = []
 
     def build_model(self) -> torch.nn.Module:
-        """One encoder and a head for each task."""
+        """Build one encoder with a head for each task."""
         section = self._training
-        shared = SharedEncoder([part.prepared.build_model() for part in self.parts.values()])
+        shared = SharedEncoder([job.setup.build_model() for job in self.jobs.values()])
         models = [cast("PreTrainedModel", model) for model in shared.models]
-        if section.reinitialise_layers:
-            reinitialise(models[0], section.reinitialise_layers)
-        found = [unfreezing_of(model, section, self.plan) for model in models]
-        self._unfreezing = [unfreezing for unfreezing in found if unfreezing is not None]
+        if section.reinit_layers:
+            reinitialize_layers(models[0], section.reinit_layers)
+        freezers = [build_freezer(model, section, self.plan) for model in models]
+        self._freezers = [freezer for freezer in freezers if freezer is not None]
         return shared
 
     @property
     def _training(self) -> Any:
         return self.recipe.training
 
-    def rate_factors(self, module: torch.nn.Module) -> dict[str, float]:
-        """Those of layer-wise decay and of the heads."""
+    def lr_scales(self, module: torch.nn.Module) -> dict[str, float]:
+        """Return the learning-rate scales of layer-wise decay and of the heads."""
         shared = cast("SharedEncoder", module)
         return {
-            f"models.{number}.{name}": factor
-            for number, model in enumerate(shared.models)
-            for name, factor in rate_factors(cast("PreTrainedModel", model), self._training).items()
+            f"models.{index}.{name}": scale
+            for index, model in enumerate(shared.models)
+            for name, scale in lr_scales(cast("PreTrainedModel", model), self._training).items()
         }
 
     @property
-    def has_idle_weights(self) -> bool:
-        """Each step leaves the heads of the other tasks alone."""
+    def has_unused_parameters(self) -> bool:
+        """True: a step does not use the heads of the other tasks."""
         return True
 
-    def met_ids(self) -> np.ndarray:
-        """Those that any of the tasks meets."""
-        return reduce(np.union1d, (part.met_ids() for part in self.parts.values()))
+    def seen_token_ids(self) -> np.ndarray:
+        """Return the token ids of all tasks."""
+        return reduce(np.union1d, (job.seen_token_ids() for job in self.jobs.values()))
 
-    def set_learning(self, step: int) -> None:
-        """Freeze and unfreeze as the strategy says."""
-        for unfreezing in self._unfreezing:
-            unfreezing.set_for(step)
+    def set_trainable(self, step: int) -> None:
+        """Freeze and unfreeze layers as the strategy requires at `step`."""
+        for freezer in self._freezers:
+            freezer.set_step(step)
 
     def save_model(self, module: torch.nn.Module, folder: Path) -> None:
-        """Write a model for each task, with its recipe."""
-        for (name, part), model in zip(self.parts.items(), cast("SharedEncoder", module).models, strict=True):
-            own = run_folder(folder, name)
-            save_model(cast("PreTrainedModel", model), part.tokenizer, own)
-            write_text(own / "recipe.yaml", dump_recipe(part.prepared.recipe))
+        """Save a model for each task, with its recipe."""
+        for (name, job), model in zip(self.jobs.items(), cast("SharedEncoder", module).models, strict=True):
+            task_folder = run_folder(folder, name)
+            save_model(cast("PreTrainedModel", model), job.tokenizer, task_folder)
+            write_text(task_folder / "recipe.yaml", dump_recipe(job.setup.recipe))
 
     @property
     def loss(self) -> Loss:
-        """The loss of the task that a batch is of."""
-        losses = [part.loss for part in self.parts.values()]
+        """The loss of the task that the batch belongs to."""
+        losses = [job.loss for job in self.jobs.values()]
 
         def mean_loss(outputs: Any, targets: Targets, counts: dict[str, int]) -> torch.Tensor:
             ((name, labels),) = targets.items()
-            number = int(name.removeprefix(LABELS))
-            return losses[number](outputs, {"labels": labels}, {"labels": counts[name]})
+            index = int(name.removeprefix(LABELS_PREFIX))
+            return losses[index](outputs, {"labels": labels}, {"labels": counts[name]})
 
         return mean_loss
 
-    def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
-        """A batch of one task for each step; which one is a function of the seed and the step."""
-        done = np.bincount(self._tasks[:start_step], minlength=len(self.parts))
+    def batches(self, accelerator: Accelerator, start_step: int, clock: RunClock) -> Iterator[GlobalBatch]:
+        """Yield a batch of one task for each step; seed and step determine the task."""
+        start_steps = np.bincount(self._step_tasks[:start_step], minlength=len(self.jobs))
         streams = [
-            part.batches(accelerator, int(steps), clock) for part, steps in zip(self.parts.values(), done, strict=True)
+            job.batches(accelerator, int(task_start_step), clock)
+            for job, task_start_step in zip(self.jobs.values(), start_steps, strict=True)
         ]
-        for number in self._tasks[start_step:]:
-            yield _of_task(next(streams[number]), int(number))
+        for index in self._step_tasks[start_step:]:
+            yield _with_task_index(next(streams[index]), int(index))
 
     def score(
         self,
@@ -195,72 +197,70 @@ class TogetherJob(Job):
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
     ) -> dict[str, float]:
-        """The scores of each task, named after it, and their mean."""
-        each = zip(self.parts.items(), cast("SharedEncoder", model).models, strict=True)
-        scores = {name: part.score(accelerator, one, split, on_batch) for (name, part), one in each}
-        return scores_together(self._recipes, scores)
+        """Return the scores of each task, prefixed with its name, and their mean."""
+        pairs = zip(self.jobs.items(), cast("SharedEncoder", model).models, strict=True)
+        scores = {name: job.score(accelerator, task_model, split, on_batch) for (name, job), task_model in pairs}
+        return multitask_scores(self._recipes, scores)
 
-    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Answers]:
-        """What each task's model scores on further splits, named after the task, and its answers in a file of it."""
+    def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
+        """Return each task's scores on its extra validation splits, prefixed with its name, and its predictions."""
         scores: Scores = {}
-        answers: Answers = {}
-        for name, part in self.parts.items():
-            own = run_folder(model, name)
-            further, of_part = part.look_back(accelerator, own)
-            for split, values in further.items():
+        predictions: Predictions = {}
+        for name, job in self.jobs.items():
+            task_folder = run_folder(model, name)
+            task_scores, task_predictions = job.evaluate_best(accelerator, task_folder)
+            for split, values in task_scores.items():
                 scores.setdefault(split, {}).update({f"{name}/{metric}": value for metric, value in values.items()})
-            answers |= {f"{own.name}-{file}": lines for file, lines in of_part.items()}
-        return scores, answers
+            predictions |= {f"{task_folder.name}-{file}": lines for file, lines in task_predictions.items()}
+        return scores, predictions
 
     @property
     def _recipes(self) -> dict[str, Recipe]:
-        return {name: part.prepared.recipe for name, part in self.parts.items()}
+        return {name: job.setup.recipe for name, job in self.jobs.items()}
 
     def describe(self) -> dict[str, Any]:
-        """Tasks and model."""
-        section = self.parts[next(iter(self.parts))].prepared.recipe.model
+        """Return the tasks and the model."""
+        section = next(iter(self.jobs.values())).setup.recipe.model
         size = section.size if section.name is None else None
-        return {"task": " + ".join(self.parts), "head": None, "model": section.name, "size": size}
+        return {"task": " + ".join(self.jobs), "head": None, "model": section.name, "size": size}
 
-    def card(self, results: dict[str, Any]) -> str:
-        """The card of the models of one run."""
-        return write_shared_card(results, {run_folder(Path(), name).name: one for name, one in self._recipes.items()})
+    def card(self, results: RunResults) -> str:
+        """Return the model card, for the models of all tasks."""
+        recipes = {run_folder(Path(), name).name: recipe for name, recipe in self._recipes.items()}
+        return build_multitask_card(results, recipes)
 
 
-def _of_task(batch: GlobalBatch, number: int) -> GlobalBatch:
-    """A batch that says which task it is of."""
+def _with_task_index(batch: GlobalBatch, index: int) -> GlobalBatch:
+    """Return the batch with the index of its task, as the input `task` and in the name of the labels."""
     import torch
 
-    name = f"{LABELS}{number}"
-    micros = [
-        {name if key == "labels" else key: value for key, value in micro.items()}
-        | {"task": torch.full((len(micro["input_ids"]),), number)}
-        for micro in batch.micro_batches
+    labels_name = f"{LABELS_PREFIX}{index}"
+    micro_batches = [
+        {labels_name if name == "labels" else name: value for name, value in micro_batch.items()}
+        | {"task": torch.full((len(micro_batch["input_ids"]),), index)}
+        for micro_batch in batch.micro_batches
     ]
-    return replace(batch, micro_batches=micros, num_targets={name: batch.num_targets["labels"]})
+    return replace(batch, micro_batches=micro_batches, num_targets={labels_name: batch.num_targets["labels"]})
 
 
-def _dump(recipes: Mapping[str, Recipe], together: Mixing) -> str:
-    """What stands in the run folder: the mixing, and all that is learned together."""
-    given = together.model_dump().items()
-    mixing = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in given)
-    texts = [f"\n# {name}\n{textwrap.indent(dump_recipe(one), '# ')}" for name, one in recipes.items()]
-    return f"suite: [{', '.join(recipes)}]\ntogether: {{{mixing}}}\n{''.join(texts)}"
+def _recipe_text(recipes: Mapping[str, Recipe], multitask: MultitaskSection) -> str:
+    """Return the `recipe.yaml` of a multitask run: how tasks are sampled, and the recipe of each task as a comment."""
+    options = multitask.model_dump().items()
+    mixing = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in options)
+    texts = [f"\n# {name}\n{textwrap.indent(dump_recipe(recipe), '# ')}" for name, recipe in recipes.items()]
+    return f"suite: [{', '.join(recipes)}]\nmultitask: {{{mixing}}}\n{''.join(texts)}"
 
 
-MIXING_SALT = 5  # so that this choice draws other numbers than the order of the rows does
-
-
-def mixing_shares(sizes: Sequence[int], mixing: Mixing) -> np.ndarray:
-    """The share of the steps that each task gets, from its number of training rows. [K]"""
-    counts = np.minimum(np.asarray(sizes, dtype=np.float64), mixing.cap or np.inf)
-    if mixing.kind == "equal":
+def task_probabilities(sizes: Sequence[int], mixing: MultitaskSection) -> np.ndarray:
+    """Return the probability that a step trains each of K tasks, given their numbers of training examples. [K]"""
+    counts = np.minimum(np.asarray(sizes, dtype=np.float64), mixing.max_examples or np.inf)
+    if mixing.sampling == "equal":
         counts = np.ones_like(counts)
-    elif mixing.kind == "temperature":
+    elif mixing.sampling == "temperature":
         counts **= 1 / mixing.temperature
     return counts / counts.sum()
 
 
-def tasks_of_steps(shares: np.ndarray, total_steps: int, seed: int) -> np.ndarray:
-    """The number of the task of each step, a function of the seed alone. [total_steps]"""
-    return np.random.default_rng((seed, MIXING_SALT)).choice(len(shares), size=total_steps, p=shares)
+def sample_step_tasks(probabilities: np.ndarray, total_steps: int, seed: int) -> np.ndarray:
+    """Return the index of the task that each step trains; it depends only on the arguments. [total_steps]"""
+    return np.random.default_rng((seed, MIXING_SALT)).choice(len(probabilities), size=total_steps, p=probabilities)

@@ -1,93 +1,84 @@
-"""…"""
+"""Fine-tune one recipe: claim the run folder, load and check the data, plan, then train each seed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from bertcli.console import Console
-from bertcli.finetuning.distillation import open_teacher
+from bertcli.finetuning.distillation import load_teacher
 from bertcli.finetuning.job import FinetuneJob
-from bertcli.finetuning.setup import Prepared, prepare
+from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunOptions, check_run_folder
+from bertcli.runs.folder import RunOptions, claim_run
+from bertcli.runs.results import RunResults
 from bertcli.training.resources import check_disk
-from bertcli.training.seeds import say_results, train_seeds
-from bertcli.training.startup import join, open_together, read_finished
+from bertcli.training.seeds import log_scores, train_seeds
+from bertcli.training.startup import join_processes, open_run, report_finished
 
-if TYPE_CHECKING:
-    pass
-
-MANY_ROWS = 20_000  # whose tokens take seconds
+MANY_ROWS = 20_000  # tokenizing more than this takes seconds, so it is announced
 
 
-def finetune(
-    recipe: Recipe,
-    run: Path,
-    options: RunOptions,
-) -> dict[str, Any]:
-    """Fine-tune as the recipe says, once for each of its seeds; return what `results.json` holds.
+def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
+    """Fine-tune as the recipe says, once per seed; return the content of `results.json`.
 
-    With one seed `run` is the run folder; with several it holds one run folder a seed (`seed-1` …) and a
-    `results.json` with mean and standard deviation. A run that is there already is resumed, or just read if finished.
+    With one seed `run` is the run folder; with several it holds one run folder per seed (`seed-1` …) and a
+    `results.json` with mean and standard deviation. An existing run is resumed; for a finished one, its results are
+    read.
 
     Raises:
-        BertcliError: one of its kinds, each with its cure.
+        BertcliError: any of its subclasses; the message says how to fix the problem.
     """
-    processes, console = join(recipe.hardware, options.console)
-    finished = (
-        None if options.dry_run or options.overwrite else read_finished(processes, run, dump_recipe(recipe), console)
-    )
-    if finished is not None:
-        return finished
-    with processes.main_process_first(), console.waiting("reading rows"):  # the others find its cache
-        prepared = prepare(recipe, options.mirror)
-    if len(prepared.rows["train"]) > MANY_ROWS:
-        console.say(f"tokens    of {len(prepared.rows['train'])} training rows are made")
-    with console.waiting("tokenising"):
-        plan = make_plan(recipe, len(prepared.encode("train")), processes.num_processes)
-    _say_plan(console, prepared, plan, run)
+    processes, console = join_processes(recipe.hardware, options.console)
+    claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
+    if claim.results is not None and not options.dry_run:
+        return report_finished(processes, run, claim.results, console)
+    with processes.main_process_first(), console.waiting("reading rows"):  # the other processes read the cache it fills
+        setup = set_up(recipe, options.mirror)
+    if len(setup.rows["train"]) > MANY_ROWS:
+        console.say(f"data      tokenizing {len(setup.rows['train'])} training rows")
+    with console.waiting("tokenizing"):
+        plan = make_plan(recipe, len(setup.encode("train")), processes.num_processes)
+    _print_plan(console, setup, plan, run)
     if processes.is_main_process:
-        check_run_folder(run, dump_recipe(recipe), overwrite=options.overwrite)
-        check_disk(run, recipe, prepared.count_parameters())
+        check_disk(run, recipe, setup.count_parameters())
     if options.dry_run:
-        model = FinetuneJob(prepared, plan).build_model()
+        model = FinetuneJob(setup, plan).build_model()
         if recipe.training.teacher is not None:
-            open_teacher(prepared, model)
+            load_teacher(setup, model)
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
-        return {"dry_run": True, "run": str(run)}
-    folder = open_together(processes, run, dump_recipe(recipe), console, overwrite=options.overwrite)
-    for split in prepared.rows:
-        with console.waiting("tokenising"):
-            notes = prepared.encode(split).notes
-        console.warn_of_rows(notes, where=f"{split} rows")
+        return RunResults(dry_run=True, run=str(run))
+    folder = open_run(processes, claim, console)
+    for split in setup.rows:
+        with console.waiting("tokenizing"):
+            notes = setup.encode(split).row_warnings
+        console.warn_about_rows(notes, where=f"{split} rows")
     results = train_seeds(
         recipe.training.seed,
-        lambda seed: FinetuneJob(prepared.with_seed(seed), plan),
+        lambda seed: FinetuneJob(setup.with_seed(seed), plan),
         lambda job: dump_recipe(job.recipe),
         folder,
         processes,
         console,
     )
-    say_results(console, results, folder)
+    log_scores(console, results, folder)
     return results
 
 
-def _say_plan(console: Console, prepared: Prepared, plan: Plan, run: Path) -> None:
-    recipe, training = prepared.recipe, prepared.recipe.training
-    labels = f" ({', '.join(prepared.head.labels[:10])})" if prepared.head.labels else ""
-    rows = {split: len(part) for split, part in prepared.rows.items()}
+def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -> None:
+    recipe, training = setup.recipe, setup.recipe.training
+    labels = f" ({', '.join(setup.head.labels[:10])})" if setup.head.labels else ""
+    rows = {split: len(split_rows) for split, split_rows in setup.rows.items()}
     windows = f" in {plan.num_train_examples} windows" if plan.num_train_examples > rows["train"] else ""
     accumulation = f" in {plan.accumulation_steps} micro-batches" if plan.accumulation_steps > 1 else ""
-    console.say(f"task      {prepared.task.name}: {prepared.task.answer_kind}{labels}")
+    console.say(f"task      {setup.task.name}: {setup.task.answer_kind}{labels}")
     console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows")
-    console.say(f"model     {recipe.model.name or f'BERT {recipe.model.size}, fresh weights'}")
+    console.say(f"model     {recipe.model.name or f'BERT {recipe.model.size}, from scratch'}")
     console.say(
         f"training  {plan.total_steps} steps of {training.global_batch_size} examples{accumulation}, "
-        f"{plan.steps_per_epoch} an epoch; rate {training.learning_rate:g} {training.schedule}, "
-        f"{plan.warmup_steps} warm-up steps; evaluation every {plan.eval_every_steps}"
+        f"{plan.steps_per_epoch} per epoch; learning rate {training.learning_rate:g}, {training.schedule}, "
+        f"{plan.warmup_steps} warmup steps; evaluation every {plan.eval_every_steps}"
     )
     seeds = ", ".join(map(str, training.seed))
     console.say(f"run       {run}, {'seeds' if len(training.seed) > 1 else 'seed'} {seeds}")

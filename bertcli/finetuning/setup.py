@@ -1,233 +1,239 @@
-"""Everything a fine-tuning run needs before its first step: rows, labels, tokenizer, head; then the model."""
+"""Set up a fine-tuning run: check the recipe; load the rows, tokenizer and head; build the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertcli.data.encoding import Encoded
-from bertcli.data.formats import as_text
+from bertcli.data.formats import join_words
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
-from bertcli.heads import HEADS
 from bertcli.heads.base import Head
-from bertcli.heads.labels import OPTIONAL_FIELDS, check_labels, saved_labels
-from bertcli.metrics import check_number_of_labels, load_metric, score_names
-from bertcli.models.from_pretrained import has_trained_head, load_config, load_model, load_tokenizer, longest_input
-from bertcli.models.from_scratch import build_model
+from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labels_from_config
+from bertcli.metrics import check_binary_f1, load_metric, score_names
+from bertcli.models.from_pretrained import ModelSource, has_head, max_input_length
+from bertcli.models.from_scratch import build_bert
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
-from bertcli.recipe.schema import Recipe, TrainingSection
-from bertcli.tasks.task import Task
+from bertcli.recipe.schema import Recipe
+from bertcli.tasks.task import Section, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SUBSET_SEED = 13  # a part of the training rows is the same part for every training seed
+HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks they are for; see `Head.supported_keys`
+    "training.label_smoothing": "tasks with one correct label per prediction",
+    "training.class_weights": "text and token classification",
+    "training.teacher": "tasks with one correct label per text",
+    "training.token_cutoff": "tasks with one prediction per text",
+    "answers.thresholds": "text classification",
+    "data.long_inputs": "classification or regression of single texts",
+    "data.context_tokens": "token classification",
+    "data.casing_feature": "token classification",
+}
+SUBSET_SEED = 13  # the subset of the training rows is the same for every training seed
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What all seeds of a recipe share."""
+class FinetuneSetup:
+    """The task, head, tokenizer and rows of a fine-tuning recipe; all its seeds share them."""
 
     recipe: Recipe
     task: Task
     head: Head
     tokenizer: PreTrainedTokenizerBase
-    rows: dict[str, Dataset]  # train and validation
-    references: dict[str, Any]  # the right answers to them
+    rows: dict[str, Dataset]  # by split: train, validation and the task's extra validation splits
+    references: dict[str, Any]  # their gold values
+    source: ModelSource | None  # of the encoder; None: randomly initialized
     mirror: Path | None
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def encode(self, split: str) -> Encoded:
-        """A split as token ids with labels; tokenised once for all seeds."""
+        """Return a split as token IDs with labels; it is tokenized only once."""
         if split not in self._encoded:
             self._encoded[split] = self.head.encode(self.task, self.rows[split], self.tokenizer, self.recipe.data)
         return self._encoded[split]
 
-    def with_seed(self, seed: int) -> Prepared:
-        """The same, for one seed of the recipe."""
+    def with_seed(self, seed: int) -> FinetuneSetup:
+        """Return this setup for one seed of the recipe."""
         return replace(self, recipe=self.recipe.with_seed(seed))
 
     def build_model(self) -> PreTrainedModel:
-        """The model to fine-tune; what is fresh in it comes from torch's generator, so seed that first."""
+        """Build the model to fine-tune; new weights come from torch's global generator, so seed that first."""
         section = self.recipe.model
         model_class, fields = self.head.model_class, self.head.config_fields
-        if section.name is None:
-            return build_model(section, self.tokenizer, model_class, fields)
-        model = load_model(
-            section.name, self.mirror, model_class, fields, dropout=section.dropout, fresh_head=section.new_head
-        )
-        for name in OPTIONAL_FIELDS:
+        if self.source is None:
+            return build_bert(section, self.tokenizer, model_class, fields)
+        model = self.source.load_model(model_class, fields, dropout=section.dropout, new_head=section.new_head)
+        for name in OPTIONAL_CONFIG_FIELDS:
             if name not in fields:
-                vars(model.config).pop(name, None)  # it was that of an earlier task
+                vars(model.config).pop(name, None)  # left over from an earlier task
         return model
 
     def count_parameters(self) -> int:
-        """Parameters of the model, without making or loading it."""
+        """Return the number of parameters, without allocating or loading the model."""
         import torch
         import transformers
 
         with torch.device("meta"):
-            if self.recipe.model.name is None:
+            if self.source is None:
                 return self.build_model().num_parameters()
-            config = load_config(self.recipe.model.name, self.mirror)
-            return transformers.AutoModel.from_config(config).num_parameters()
+            return transformers.AutoModel.from_config(self.source.config).num_parameters()
 
 
-def prepare(recipe: Recipe, mirror: Path | None) -> Prepared:
-    """Load and check what the recipe names; nothing heavy is computed and nothing written.
+def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
+    """Load and check everything the recipe names; nothing expensive is computed, and nothing is written.
 
     Raises:
-        RecipeError, DataError, ModelError: what the recipe asks for does not fit together.
+        RecipeError: a key is invalid for the task or strategy.
+        DataError: a split is missing, unlabeled or unusable.
+        ModelError: the model does not match the task or recipe.
     """
     task = recipe_task(recipe)
     check_recipe(recipe, task)
-    rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.more_validation)}
-    # A part of the rows may lack some of the labels.
-    task = task.model_copy(update={"labels": HEADS[task.head].labels_of(task, rows["train"])})
-    check_number_of_labels(task)
-    rows = _limit(recipe, rows)
-    head = HEADS[task.head].learned_from(task, rows["train"], recipe)
-    tokenizer = _tokenizer(recipe, task, rows["train"], mirror)
-    if recipe.model.name is not None:
-        head = _check_model(recipe, task, head, tokenizer, mirror)
-    references = {split: head.references(task, part) for split, part in rows.items()}
-    for split, known in references.items():
-        if known is None:
-            raise DataError(f"{task.name}: split {split!r} has no labels, but {split} needs them")
-    return Prepared(recipe, task, head, tokenizer, rows, references, mirror)
+    rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.extra_validation)}
+    # Labels are collected from all rows: a subset may lack some.
+    task = task.model_copy(update={"labels": task.head_class.task_labels(task, rows["train"])})
+    check_binary_f1(task)
+    rows = _select_subsets(recipe, rows)
+    head = task.head_class.from_data(task, rows["train"], recipe)
+    source = None if recipe.model.name is None else ModelSource(recipe.model.name, mirror)
+    tokenizer = _load_or_train_tokenizer(recipe, task, rows["train"], source, mirror)
+    if source is not None:
+        head = _match_head_to_model(recipe, task, head, tokenizer, source)
+    references = {split: head.references(task, split_rows) for split, split_rows in rows.items()}
+    for split, gold in references.items():
+        if gold is None:
+            raise DataError(f"{task.name}: split {split!r} has no labels; use a labeled split")
+    return FinetuneSetup(recipe, task, head, tokenizer, rows, references, source, mirror)
 
 
 def check_recipe(recipe: Recipe, task: Task) -> None:
-    """Refuse what the task or the strategy has no use for, all at once.
+    """Check the metrics and the keys that depend on the task or the strategy.
 
     Raises:
         RecipeError: with every problem found.
     """
-    problems = [*_unfit_metrics(recipe, task), *_keys_without_use(recipe, task), *_unfit_strategy(recipe)]
+    problems = [*_metric_problems(recipe, task), *_head_key_problems(recipe, task), *_strategy_problems(recipe)]
     if task.files is None and task.splits.train is None:
-        problems.append(f"{task.name} has no training split: it is only for `eval` and `predict`")
+        problems.append(f"{task.name} has no training split; it is only for `eval` and `predict`")
     if problems:
         raise RecipeError(problems)
 
 
-def _unfit_metrics(recipe: Recipe, task: Task) -> Iterator[str]:
-    """Metrics that do not exist, do not fit the task, or are chosen by without being computed."""
-    known = score_names(task.metric_names)
+def _metric_problems(recipe: Recipe, task: Task) -> Iterator[str]:
+    """Yield metrics that are unknown, invalid for the task, or meant to select the best model but not computed."""
     for name in task.metric_names:
         try:
             load_metric(name, task.answer_kind)
         except DataError as error:
             yield str(error)
-            return  # what is chosen by may be meant for the right metric
-    for key, chosen in (("task.main_metric", task.main_metric), ("evaluation.best_by", recipe.evaluation.best_by)):
-        if chosen is not None and chosen not in known:
-            yield f"found {key} {chosen!r}, expected one of {known}.{did_you_mean(chosen, known)}"
+            return  # `main_metric` and `best_by` may be right once the metric is corrected
+    scores = score_names(task.metric_names)
+    for key, score in (("task.main_metric", task.main_metric), ("evaluation.best_by", recipe.evaluation.best_by)):
+        if score is not None and score not in scores:
+            yield f"found {key} {score!r}, expected one of {scores}.{did_you_mean(score, scores)}"
 
 
-def _keys_without_use(recipe: Recipe, task: Task) -> Iterator[str]:
-    """Keys that this kind of answer does not know."""
-    training, data, kind = recipe.training, recipe.data, task.answer_kind
-    if training.label_smoothing and kind not in ("single_label", "token_classification", "multiple_choice"):
-        yield f"training.label_smoothing is for tasks with one label, and {task.name} is {kind}"
-    if training.class_weights is not None and kind not in ("single_label", "multi_label", "token_classification"):
-        yield f"training.class_weights are for labels, and {task.name} is {kind}"
-    if training.teacher is not None and kind not in ("single_label", "multiple_choice"):
-        yield f"training.teacher is for tasks with one label, and {task.name} is {kind}"
-    if recipe.answers.thresholds is not None and kind not in ("single_label", "multi_label"):
-        yield f"answers.thresholds are for the labels of texts, and {task.name} is {kind}"
-    if training.token_cutoff and task.head not in ("text_classification", "multiple_choice"):
-        yield f"training.token_cutoff is for whole texts, and {task.name} asks about single tokens"
-    if data.long_inputs != "keep_head" and (task.head != "text_classification" or len(task.text_columns) > 1):
-        asked = "of pairs" if task.head == "text_classification" else kind
-        yield f"data.long_inputs={data.long_inputs} is for a label or number of one text, and {task.name} is {asked}"
-    if data.context_tokens and task.head != "token_classification":
-        yield f"data.context_tokens are for token_classification, and {task.name} is {kind}"
-    if data.mark_capitals and task.head != "token_classification":
-        yield f"data.mark_capitals is for token_classification, and {task.name} is {kind}"
+def _head_key_problems(recipe: Recipe, task: Task) -> Iterator[str]:
+    """Yield keys that have no effect on the head of the task."""
+    supported = task.head_class.supported_keys(task)
+    for key, tasks in HEAD_KEYS.items():
+        section, _, name = key.partition(".")
+        if key not in supported and _non_default_keys(getattr(recipe, section), [name]):
+            kind = f"{task.answer_kind} of pairs" if len(task.text_columns) > 1 else task.answer_kind
+            yield f"{key} is for {tasks}, and {task.name} is {kind}; remove it"
 
 
-def _unfit_strategy(recipe: Recipe) -> Iterator[str]:
-    """Keys that the chosen strategy has no use for."""
+def _strategy_problems(recipe: Recipe) -> Iterator[str]:
+    """Yield keys that the chosen strategy does not support."""
     training = recipe.training
     if training.teacher is None:
-        alone = _given(training, ("teacher_weight", "teacher_temperature", "teacher_hidden_weight"))
-        yield from (f"training.{key} needs a training.teacher" for key in alone)
+        teacher_keys = _non_default_keys(training, ("teacher_weight", "teacher_temperature", "teacher_hidden_weight"))
+        yield from (f"training.{key} needs a training.teacher" for key in teacher_keys)
     if training.strategy in ("features", "lora") and recipe.model.name is None:
-        yield f"training.strategy {training.strategy} needs a trained encoder: name one as model.name"
+        yield f"training.strategy={training.strategy} needs a pretrained encoder: set model.name"
     for strategy, keys in {
         "gradual": ("unfreeze_every_epochs", "unfreeze_every_steps"),
         "lora": ("lora_rank", "lora_alpha", "lora_dropout", "lora_merge"),
     }.items():
         if training.strategy != strategy:
-            yield from (f"training.{key} is for training.strategy={strategy}" for key in _given(training, keys))
+            unused = _non_default_keys(training, keys)
+            yield from (f"training.{key} is for training.strategy={strategy}" for key in unused)
     if recipe.hardware.shard and training.strategy != "full":
         yield f"hardware.shard is for training.strategy=full, found {training.strategy}"
-    if training.strategy == "lora" and training.reinitialise_layers:
-        yield "training.reinitialise_layers makes weights that training.strategy=lora does not save"
+    if training.strategy == "lora" and training.reinit_layers:
+        yield "training.reinit_layers changes weights that training.strategy=lora does not save"
     if training.strategy == "features":
-        refused = _given(training, ("reinitialise_layers", "token_cutoff", "teacher_hidden_weight"))
-        yield from (f"training.{key} changes what training.strategy=features keeps" for key in refused)
+        unused = _non_default_keys(training, ("reinit_layers", "token_cutoff", "teacher_hidden_weight"))
+        yield from (f"training.{key} changes the encoder, which training.strategy=features freezes" for key in unused)
 
 
-def _given(training: TrainingSection, keys: tuple[str, ...]) -> list[str]:
-    """Those of the keys that are not as they are by default."""
-    return [key for key in keys if getattr(training, key) != type(training).model_fields[key].default]
+def _non_default_keys(section: Section, keys: Iterable[str]) -> list[str]:
+    """Return the keys whose values differ from their defaults."""
+    return [key for key in keys if getattr(section, key) != type(section).model_fields[key].default]
 
 
-def _limit(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Dataset]:
-    """The rows that the recipe's `max_…_examples` leave."""
+def _select_subsets(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Return each split with at most as many rows as `max_train_examples` or `max_eval_examples` allows."""
     limits = dict.fromkeys(rows, recipe.data.max_eval_examples) | {"train": recipe.data.max_train_examples}
-    limited = {}
-    for split, part in rows.items():
-        most = limits[split]
-        if most is not None and most < len(part):
-            part = part.shuffle(seed=SUBSET_SEED) if split == "train" else part
-            part = part.select(range(most))
-        limited[split] = part
-    return limited
+    subsets = {}
+    for split, subset in rows.items():
+        max_rows = limits[split]
+        if max_rows is not None and max_rows < len(subset):
+            subset = subset.shuffle(seed=SUBSET_SEED) if split == "train" else subset
+            subset = subset.select(range(max_rows))
+        subsets[split] = subset
+    return subsets
 
 
-def _tokenizer(recipe: Recipe, task: Task, train: Dataset, mirror: Path | None) -> PreTrainedTokenizerBase:
-    name = recipe.model.tokenizer or recipe.model.name
-    if name is not None:
-        return load_tokenizer(name, mirror, for_words=task.head == "token_classification")
-    return train_tokenizer(partial(_texts, task, train), recipe.model.vocabulary_size)
+def _load_or_train_tokenizer(
+    recipe: Recipe, task: Task, train: Dataset, source: ModelSource | None, mirror: Path | None
+) -> PreTrainedTokenizerBase:
+    if recipe.model.tokenizer is not None:
+        source = ModelSource(recipe.model.tokenizer, mirror)
+    if source is not None:
+        return source.load_tokenizer(is_split_into_words=task.head_class.reads_words)
+    return train_tokenizer(partial(_texts, task, train), recipe.model.vocab_size)
 
 
 def _texts(task: Task, rows: Dataset) -> Iterator[str]:
-    """All texts of the rows, lists of words joined."""
+    """Yield all texts of the rows; lists of words are joined."""
     for column in task.columns:
         for value in rows[column]:
-            yield as_text(value)
+            yield join_words(value)
 
 
-def _check_model(
-    recipe: Recipe, task: Task, head: Head, tokenizer: PreTrainedTokenizerBase, mirror: Path | None
+def _match_head_to_model(
+    recipe: Recipe, task: Task, head: Head, tokenizer: PreTrainedTokenizerBase, source: ModelSource
 ) -> Head:
-    """Check the trained model against the recipe; the head, with the labels in the order of a classifier it keeps."""
-    name = recipe.model.name
-    assert name is not None
-    config = load_config(name, mirror)
-    longest = longest_input(tokenizer, config)
-    if recipe.data.max_length > longest:
-        raise ModelError(f"found data.max_length {recipe.data.max_length}, but {name} reads at most {longest} tokens")
-    if recipe.data.mark_capitals and getattr(config, "type_vocab_size", 1) < 2:
-        raise ModelError(f"found data.mark_capitals, but {name} tells no two segments apart; leave it out")
-    if recipe.model.new_head or not has_trained_head(config, head.model_class):
+    """Check the pretrained model against the recipe; return the head with its labels in the order of a kept classifier.
+
+    Raises:
+        ModelError: the inputs are too long or unsupported, or the classifier has other labels.
+    """
+    name, config = source.name, source.config
+    max_length = max_input_length(tokenizer, config)
+    if recipe.data.max_length > max_length:
+        raise ModelError(
+            f"found data.max_length {recipe.data.max_length}, but {name} supports at most {max_length} tokens"
+        )
+    if recipe.data.casing_feature and getattr(config, "type_vocab_size", 1) < 2:
+        raise ModelError(f"found data.casing_feature, but {name} has no token type 1; remove it")
+    if recipe.model.new_head or not has_head(config, head.model_class):
         return head
-    saved = saved_labels(config)
+    saved = labels_from_config(config)
     if head.answer_kind == "regression" and len(saved) != 1:
         raise ModelError(
-            f"{name} has a classifier for {list(saved)}, and {task.name} asks for a number; set model.new_head=true"
+            f"{name} has a classifier for {list(saved)}, and {task.name} is regression; set model.new_head=true"
         )
     if not head.labels:
         return head
-    cure = "Make task.labels agree, or set model.new_head=true to learn a new classifier."
+    cure = "Make task.labels match, or set model.new_head=true to train a new classifier."
     check_labels(saved, head.labels, name, cure)
     return head.with_labels(saved)

@@ -1,13 +1,16 @@
-"""Label names: where data sets and models keep them."""
+"""Label names: reading them from task rows, data sets and model configurations, and their weights in the loss.
+
+Shapes: R rows, C labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.formats import as_text
+from bertcli.data.formats import join_words
 from bertcli.errors import DataError, ModelError, did_you_mean
 from bertcli.tasks.task import Task
 
@@ -15,14 +18,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig
 
-HIDDEN_LABEL = -1  # what GLUE's test splits hold instead of an answer
-OPTIONAL_FIELDS = ("thresholds", "tag_scheme", "marks_capitals")  # of a configuration: how a head asks and answers
-MOST_PROBABILITIES = 20  # listed beside an answer
-MOST_CHARACTERS = 60  # of a row that is told
+MISSING_LABEL = -1  # in GLUE's test splits, whose labels are hidden
+OPTIONAL_CONFIG_FIELDS = ("thresholds", "tag_scheme", "casing_feature")  # config.json fields that not every head sets
+MAX_PROBABILITIES = 20  # labels listed with a prediction
+MAX_EXCERPT_CHARS = 60  # of a row in an error message
+MAX_AUTO_WEIGHT = 100.0
 
 
-def label_fields(labels: tuple[str, ...]) -> dict[str, Any]:
-    """How a model's configuration holds label names."""
+def label_config_fields(labels: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fields of a model configuration that hold label names."""
     return {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
@@ -30,168 +34,195 @@ def label_fields(labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def saved_labels(config: PretrainedConfig) -> tuple[str, ...]:
-    """The label names a configuration holds, in order of their numbers."""
+def labels_from_config(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the label names in a model configuration, in the order of their ids."""
     names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
     return tuple(names[index] for index in sorted(names))
 
 
-def check_labels(saved: Sequence[str], wanted: Sequence[str], name: str, cure: str) -> None:
-    """Refuse a model with a trained head whose labels are not the task's (their order may differ).
+def check_labels(model_labels: Sequence[str], task_labels: Sequence[str], name: str, cure: str) -> None:
+    """Check that a model with a trained classifier has the labels of the task, in any order.
+
+    Args:
+        name: the name of the model.
+        cure: the last sentences of the error message, which say how to fix it.
 
     Raises:
-        ModelError: with both lists and the cure.
+        ModelError: the labels differ; the message lists both.
     """
-    if wanted and sorted(saved) != sorted(wanted):
-        raise ModelError(f"the labels disagree: model {name} has {list(saved)}, the task has {list(wanted)}. {cure}")
+    if task_labels and sorted(model_labels) != sorted(task_labels):
+        found, expected = list(model_labels), list(task_labels)
+        raise ModelError(f"the labels disagree: model {name} has {found}, the task has {expected}. {cure}")
 
 
-def declared_names(feature: Any) -> list[str]:
-    """Names a `ClassLabel` feature (or a list of them) declares; none for other features."""
+def declared_labels(feature: Any) -> list[str]:
+    """Return the names that a `ClassLabel` feature (or a list of them) declares; empty for other features."""
     inner = getattr(feature, "feature", feature)
     return list(getattr(inner, "names", None) or [])
 
 
-def listed_labels(task: Task, train: Dataset) -> tuple[str, ...]:
-    """The labels as the task row lists them, else as the data set declares them; none if neither does.
+def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
+    """Return the labels that the task row lists, else those that the data set declares; empty if neither does.
 
     Raises:
-        DataError: there is no such column, or the two disagree.
+        DataError: the label column is missing, or the task row and the data set disagree.
     """
     if task.label_column not in train.column_names:
         raise DataError(
             f"{task.name}: found columns {train.column_names}, expected the label column {task.label_column!r}."
             f"{did_you_mean(task.label_column, train.column_names)} Set task.label_column."
         )
-    declared = declared_names(train.features[task.label_column])
+    declared = declared_labels(train.features[task.label_column])
     if task.labels and declared and set(task.labels) != set(declared):
         raise DataError(
             f"{task.name}: the task row lists the labels {list(task.labels)}, the data set declares {declared}; "
-            "make task.labels agree"
+            "make task.labels match"
         )
     return task.labels or tuple(declared)
 
 
-def resolve_labels(task: Task, train_rows: Dataset) -> tuple[str, ...]:
-    """The label names, in order: the row's own, else the data set's, else those of the training rows, sorted.
+def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
+    """Return the label names in order: those of the task row, else of the data set, else of the training rows, sorted.
 
     Raises:
-        DataError: the row and the data set disagree, or there is nothing to learn.
+        DataError: the task row and the data set disagree, or there are too few labels.
     """
     if task.problem == "regression":
         return ()
-    labels = listed_labels(task, train_rows)
+    labels = predefined_labels(task, train)
     if not labels:
-        found = label_names(task, train_rows, train_rows[task.label_column][:])
-        seen = {one for name in found if name is not None for one in ([name] if isinstance(name, str) else name)}
-        labels = tuple(sorted(seen))
+        row_labels = label_names(task, train, train[task.label_column][:])
+        distinct = {
+            label
+            for value in row_labels
+            if value is not None
+            for label in ([value] if isinstance(value, str) else value)
+        }
+        labels = tuple(sorted(distinct))
     if len(labels) < (2 if task.problem == "single_label" else 1):
-        raise DataError(f"{task.name}: found the labels {list(labels)}, expected at least two to tell apart")
+        minimum = "two" if task.problem == "single_label" else "one"
+        raise DataError(f"{task.name}: found the labels {list(labels)}, expected at least {minimum}")
     return labels
 
 
 def label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
-    """Each row's label as a name (or list of names); None where it is hidden or missing.
+    """Return the label of each row as a name (or a list of names); None if it is missing.
 
-    Of own files -1 is a label like any other if the task row lists it.
+    In local files -1 is an ordinary label if the task row lists it.
     """
-    declared = declared_names(rows.features[task.label_column])
+    declared = declared_labels(rows.features[task.label_column])
     listed = () if declared else task.labels
 
     if task.problem == "single_label":
-        return [None if is_hidden(value) and str(value) not in listed else name_of(declared, value) for value in values]
-    lists = ([part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else v for v in values)
-    return [None if value is None else [name_of(declared, one) for one in value] for value in lists]
+        return [
+            None if is_missing_label(value) and str(value) not in listed else label_name(declared, value)
+            for value in values
+        ]
+    lists = (_split_labels(value) if isinstance(value, str) else value for value in values)
+    return [None if value is None else [label_name(declared, label) for label in value] for value in lists]
 
 
-def name_of(declared: Sequence[str], value: Any) -> str:
-    """The name that a data set declares for a label's number; what is no number of those is its own name."""
+def _split_labels(text: str) -> list[str]:
+    return [label.strip() for label in text.split(",") if label.strip()]
+
+
+def label_name(declared: Sequence[str], value: Any) -> str:
+    """Return the name that the data set declares for a label id; other values are names themselves."""
     return declared[value] if isinstance(value, int) and 0 <= value < len(declared) else str(value)
 
 
-def is_hidden(value: Any) -> bool:
-    """Whether a cell holds no label: it is empty, or as GLUE's test splits have it."""
-    return value in (None, HIDDEN_LABEL, str(HIDDEN_LABEL)) or (isinstance(value, str) and not value.strip())
+def is_missing_label(value: Any) -> bool:
+    """Whether a cell has no label: it is empty, or -1 as in GLUE's test splits."""
+    return value in (None, MISSING_LABEL, str(MISSING_LABEL)) or (isinstance(value, str) and not value.strip())
 
 
-def class_weights(
-    wanted: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], answers: np.ndarray
+def compute_class_weights(
+    weights: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], gold: np.ndarray
 ) -> list[float] | None:
-    """The weight of each label in the loss.
+    """Return the weight of each label in the loss.
 
-    `auto` weighs a label by R / (C × its rows), as scikit-learn's `balanced` does, so that the mean over the rows is
-    1; with several labels a row, by the rows without it for each row with it (at most 100).
+    `auto` is R / (C × rows with the label), as scikit-learn's `balanced`: the mean weight of the rows is 1. For
+    multi-label tasks it is the ratio of rows without the label to rows with it, at most 100.
+
+    Args:
+        weights: `training.class_weights` of the recipe.
+        gold: as returned by `TextClassification.references`.
 
     Raises:
-        DataError: names that are no labels, or a label without rows.
+        DataError: the weights are not for these labels, or a label has no rows.
     """
-    if wanted is None:
+    if weights is None:
         return None
-    if isinstance(wanted, dict):
-        return given_weights(wanted, labels)
+    if isinstance(weights, dict):
+        return weights_from_recipe(weights, labels)
     if task.problem == "multi_label":
-        counts = answers.sum(0)
-        return [float(min(100.0, (len(answers) - count) / max(1.0, count))) for count in counts]
-    counts = np.bincount(answers, minlength=len(labels))
+        counts = gold.sum(0)
+        return [float(min(MAX_AUTO_WEIGHT, (len(gold) - count) / max(1.0, count))) for count in counts]
+    counts = np.bincount(gold, minlength=len(labels))
     if not counts.all():
         raise DataError(f"{task.name}: no training row has the label {labels[int(counts.argmin())]!r}")
-    return [float(len(answers) / (len(labels) * count)) for count in counts]
+    return [float(len(gold) / (len(labels) * count)) for count in counts]
 
 
-def given_weights(wanted: dict[str, float], labels: tuple[str, ...]) -> list[float]:
-    """The weights a recipe gives, in the order of the labels.
-
-    Raises:
-        DataError: they are not for these labels.
-    """
-    if set(wanted) != set(labels):
-        raise DataError(f"found training.class_weights for {list(wanted)}, expected one for each of {list(labels)}")
-    return [wanted[label] for label in labels]
-
-
-def place_of(task: Task, place: dict[str, int], rows: Dataset, row: int, name: str) -> int:
-    """The number of the label `name`, which `row` of the rows has.
+def weights_from_recipe(weights: dict[str, float], labels: tuple[str, ...]) -> list[float]:
+    """Return the weights of a recipe in the order of the labels.
 
     Raises:
-        DataError: it is none of the labels.
+        DataError: the weights are not for these labels.
     """
-    if name not in place:
+    if set(weights) != set(labels):
+        raise DataError(f"found training.class_weights for {list(weights)}, expected one for each of {list(labels)}")
+    return [weights[label] for label in labels]
+
+
+def lookup_label_id(task: Task, label2id: Mapping[str, int], rows: Dataset, row: int, label: str) -> int:
+    """Return the id of `label`, the label of row `row`.
+
+    Raises:
+        DataError: the label is unknown.
+    """
+    if label not in label2id:
         raise DataError(
-            f"{task.name}: row {row + 1} has the label {name!r}, expected one of {list(place)}."
-            f"{did_you_mean(name, place)} {beginning_of(task, rows, row)} Mend it, or task.labels."
+            f"{task.name}: row {row + 1} has the label {label!r:.80}, expected one of {list(label2id)}."
+            f"{did_you_mean(label, label2id)} {row_excerpt(task, rows, row)} Fix the row, or task.labels."
         )
-    return place[name]
+    return label2id[label]
 
 
-def beginning_of(task: Task, rows: Dataset, row: int) -> str:
-    """How a row begins: where some rows are held out, its number is not the one in its file."""
-    return f"It begins {as_text(rows[row][task.columns[0]])[:MOST_CHARACTERS]!r}."
+def row_excerpt(task: Task, rows: Dataset, row: int) -> str:
+    """Return a sentence that quotes the start of a row: after a split, its index differs from that in the file."""
+    return f"It begins {join_words(rows[row][task.columns[0]])[:MAX_EXCERPT_CHARS]!r}."
 
 
-def compare_labels(
-    labels: Sequence[str], logits: np.ndarray, chosen: np.ndarray, right: np.ndarray
+def labels_with_gold(
+    labels: Sequence[str], logits: np.ndarray, predicted: np.ndarray, gold: np.ndarray
 ) -> list[dict[str, Any]]:
-    """`Head.compare` where one of C labels is right: the chosen [R], by logits [R, C], beside the right [R]."""
+    """Return predictions next to gold labels as `Head.with_gold` does, for one label per row.
+
+    Args:
+        logits: [R, C].
+        predicted: label ids [R].
+        gold: label ids [R].
+    """
     from scipy.special import log_softmax
 
-    lines = []
-    shares = log_softmax(logits.astype(np.float64), axis=-1)
-    for row, best, gold in zip(shares, chosen.tolist(), right.tolist(), strict=True):
-        likeliest = likeliest_first(row)
-        lines.append(
+    entries = []
+    log_probabilities = log_softmax(logits.astype(np.float64), axis=-1)
+    for row, predicted_id, gold_id in zip(log_probabilities, predicted.tolist(), gold.tolist(), strict=True):
+        entries.append(
             {
-                "gold": labels[gold],
-                "predicted": labels[best],
-                "right": best == gold,
-                "confidence": float(np.exp(row[best])),
-                "loss": float(-row[gold]),
-                "probabilities": {labels[at]: float(np.exp(row[at])) for at in likeliest},
+                "gold": labels[gold_id],
+                "predicted": labels[predicted_id],
+                "right": predicted_id == gold_id,
+                "confidence": float(np.exp(row[predicted_id])),
+                "loss": float(-row[gold_id]),
+                "probabilities": {labels[index]: float(np.exp(row[index])) for index in top_label_ids(row)},
             }
         )
-    return lines
+    return entries
 
 
-def likeliest_first(scores: np.ndarray) -> np.ndarray:
-    """The numbers of the labels with the highest scores [C], highest first, at most `MOST_PROBABILITIES`."""
-    some = np.argpartition(-scores, min(MOST_PROBABILITIES, len(scores)) - 1)[:MOST_PROBABILITIES]
-    return some[np.argsort(-scores[some], kind="stable")]
+def top_label_ids(scores: np.ndarray) -> np.ndarray:
+    """Return the ids of at most `MAX_PROBABILITIES` labels with the highest scores [C], in descending order."""
+    top = np.argpartition(-scores, min(MAX_PROBABILITIES, len(scores)) - 1)[:MAX_PROBABILITIES]
+    return top[np.argsort(-scores[top], kind="stable")]

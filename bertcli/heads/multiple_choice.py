@@ -1,4 +1,4 @@
-"""A text and K continuations or answers in, the likeliest of them out.
+"""Multiple choice: predicts which of K continuations or answers to a text is right.
 
 Shapes: N questions, K choices each (the same number for all questions).
 """
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.encoding import Encoded, Sequences, frame_of, token_ids
+from bertcli.data.encoding import Encoded, EncodedBuilder, iter_input_ids, special_tokens_template
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
-from bertcli.heads.labels import compare_labels, declared_names, is_hidden, name_of
+from bertcli.heads.labels import declared_labels, is_missing_label, label_name, labels_with_gold
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -25,17 +25,43 @@ LETTERS = "ABCDEFGHIJ"
 
 
 class MultipleChoice(Head):
-    """How an encoder is asked which choice fits, and how its answer is read."""
+    """One of K choices per row; each is encoded together with the text as a sentence pair."""
 
     model_class = "AutoModelForMultipleChoice"
-    usual_columns = ("text", "choices")
+    pipeline_tag = "multiple-choice"
+    default_columns = ("text", "choices")
 
     @classmethod
-    def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
-        """The head for a task.
+    def find_problem(cls, task: Task) -> str | None:
+        """Return an error message if the task row has labels, no choices, or keys of other heads."""
+        if task.labels:
+            return "found `labels`, but multiple_choice tasks have none; remove them"
+        if not task.choice_columns:
+            return "the head multiple_choice needs `choice_columns`, and no other head uses them"
+        return super().find_problem(task.model_copy(update={"choice_columns": ()}))
+
+    @classmethod
+    def default_metrics(cls, task: Task) -> tuple[str, ...]:
+        """Return accuracy."""
+        return ("accuracy",)
+
+    @classmethod
+    def supported_keys(cls, task: Task) -> frozenset[str]:
+        """Return the recipe keys that have an effect."""
+        return frozenset({"training.label_smoothing", "training.teacher", "training.token_cutoff"})
+
+    @classmethod
+    def default_task(cls, name: str) -> Task:
+        """Return a task with a text and a list of choices."""
+        text, *choices = cls.default_columns
+        return Task(head=name, dataset="unknown", text_columns=(text,), choice_columns=tuple(choices))
+
+    @classmethod
+    def from_data(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
+        """Create the head of a new model.
 
         Raises:
-            DataError: the rows hold no choices or no answers.
+            DataError: the choices are invalid, or the answers are invalid or missing.
         """
         head = cls()
         if head.references(task, train) is None:
@@ -43,64 +69,64 @@ class MultipleChoice(Head):
         return head
 
     @classmethod
-    def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
-        """The head of a trained model."""
+    def from_config(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
+        """Create the head of a trained model."""
         return cls()
 
     @property
     def answer_kind(self) -> str:
-        """What metrics and tasks have to fit."""
+        """The kind of predictions, which metrics and tasks must match."""
         return "multiple_choice"
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
-        """Each question as K pairs of the text and a choice, cut as pairs are."""
-        choices = choices_of(task, rows)
+        """Encode each question as K truncated pairs of the text and a choice."""
+        choices = row_choices(task, rows)
         num_choices = len(choices[0]) if choices else 1
         texts = rows[task.text_columns[0]][:]
         stems = rows[task.text_columns[1]][:] if len(task.text_columns) > 1 else [""] * len(rows)
         endings = [f"{stem} {choice}".strip() for stem, row in zip(stems, choices, strict=True) for choice in row]
-        frame, made = frame_of(tokenizer, pair=True), Sequences()
-        room = data.max_length - frame.num_special
-        seconds = token_ids(tokenizer, endings)
-        for row, first in enumerate(token_ids(tokenizer, texts)):
+        template, builder = special_tokens_template(tokenizer, pair=True), EncodedBuilder()
+        max_tokens = data.max_length - template.num_special_tokens
+        second_ids = iter_input_ids(tokenizer, endings)
+        for row, first in enumerate(iter_input_ids(tokenizer, texts)):
             for _ in range(num_choices):
-                made.add(row, *frame.fit(first, next(seconds), room))
-        return made.encoded(tokenizer, self.references(task, rows), num_choices=num_choices)
+                builder.add(row, *template.build_truncated_pair(first, next(second_ids), max_tokens))
+        return builder.build(tokenizer, self.references(task, rows), num_choices=num_choices)
 
     def references(self, task: Task, rows: Dataset) -> np.ndarray | None:
-        """The number of each right choice [N], from 0; None if they are hidden.
+        """Return the index of each gold choice [N]; None if the rows are unlabeled.
 
         Raises:
-            DataError: an answer that is none of the choices.
+            DataError: an answer is not one of the choices.
         """
         if task.label_column not in rows.column_names:
             return None
-        names = declared_names(rows.features[task.label_column])
-        counts = [len(row) for row in choices_of(task, rows)]
+        declared = declared_labels(rows.features[task.label_column])
+        counts = [len(row) for row in row_choices(task, rows)]
         values = rows[task.label_column][:]
-        if all(map(is_hidden, values)):
+        if all(map(is_missing_label, values)):
             return None
-        answers = [_number_of(name_of(names, value) if names else value) for value in values]
+        answers = [_choice_index(label_name(declared, value) if declared else value) for value in values]
         for row, (answer, count) in enumerate(zip(answers, counts, strict=True)):
             if answer is None or not 0 <= answer < count:
                 raise DataError(
-                    f"{task.name}: row {row + 1} has the answer {values[row]!r}, expected the number of a choice "
+                    f"{task.name}: row {row + 1} has the answer {values[row]!r:.80}, expected the number of a choice "
                     f"(0 to {count - 1}) or its letter"
                 )
         return np.asarray(answers, dtype=np.int64)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Cross-entropy over the choices, summed over the questions."""
+        """Return the cross-entropy over the choices, summed over the questions."""
         from torch.nn import functional
 
         return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
 
-    def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
-        """The number of the likeliest choice of each question. [N]"""
+    def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
+        """Return the index of the most probable choice of each question. [N]"""
         return logits.argmax(-1)
 
-    def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """For people: the number of the choice, its text, and the probability of each."""
+    def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return the index of the predicted choice, its text, and the probability of each choice."""
         from scipy.special import softmax
 
         return [
@@ -109,39 +135,40 @@ class MultipleChoice(Head):
                 "answer": texts[int(row.argmax())],
                 "probabilities": [round(float(value), 6) for value in softmax(row)],
             }
-            for texts, row in zip(choices_of(task, rows), logits, strict=True)
+            for texts, row in zip(row_choices(task, rows), logits, strict=True)
         ]
 
-    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """R choices beside the right ones, called by their numbers from 0."""
-        right = self.references(task, rows)
-        assert right is not None
-        return compare_labels([str(number) for number in range(logits.shape[-1])], logits, logits.argmax(-1), right)
+    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return R predicted choices next to the gold ones, as indices from 0."""
+        gold = self.references(task, rows)
+        assert gold is not None
+        return labels_with_gold([str(index) for index in range(logits.shape[-1])], logits, logits.argmax(-1), gold)
 
 
-def choices_of(task: Task, rows: Dataset) -> list[list[str]]:
-    """The choices of each row: the texts of several columns, or the list in one.
+def row_choices(task: Task, rows: Dataset) -> list[list[str]]:
+    """Return the choices of each row: the texts of several columns, or the list in a single one.
 
     Raises:
-        DataError: rows with different numbers of choices, or fewer than two.
+        DataError: a row has fewer than two choices, or another number of choices than the first row.
     """
     columns = task.choice_columns
     if len(columns) > 1:
         return [list(row) for row in zip(*(rows[column][:] for column in columns), strict=True)]
     choices = [list(row or ()) for row in rows[columns[0]][:]]
-    for number, row in enumerate(choices):
+    for index, row in enumerate(choices):
         if len(row) < 2 or len(row) != len(choices[0]):
             raise DataError(
-                f"{task.name}: row {number + 1} has {len(row)} choices, expected "
-                f"{'two or more' if number == 0 else f'{len(choices[0])}, as row 1 has'}"
+                f"{task.name}: row {index + 1} has {len(row)} choices, expected "
+                f"{'at least two' if index == 0 else f'{len(choices[0])}, as in row 1'}"
             )
     return choices
 
 
-def _number_of(value: Any) -> int | None:
+def _choice_index(value: Any) -> int | None:
+    """Return the index of a choice from its number or letter; None if the value is neither."""
     if isinstance(value, str):
-        word = value.strip()
-        if word.isdigit():
-            return int(word)
-        return LETTERS.find(word.upper()) if len(word) == 1 and word.upper() in LETTERS else None
+        text = value.strip()
+        if text.isdigit():
+            return int(text)
+        return LETTERS.find(text.upper()) if len(text) == 1 and text.upper() in LETTERS else None
     return value if isinstance(value, int) else None

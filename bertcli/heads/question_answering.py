@@ -1,7 +1,7 @@
-"""A question and a passage in; start and end of the answer in the passage out, or that there is none.
+"""Extractive question answering: predicts the span of a passage that answers a question, or no answer.
 
-A long passage is read in overlapping windows. The answer is the best span of all windows; the score of `no answer`
-is that of the first token (Devlin et al. 2019, section 4.3).
+A long passage is split into overlapping windows, and the prediction is the best span of all windows. The null score is
+that of the first token (Devlin et al. 2019, section 4.3).
 Shapes: R rows, N windows, T tokens of all windows, P tokens of a passage.
 """
 
@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.encoding import TEXTS_AT_ONCE, Encoded, Note, Sequences, frame_of, tokenize, windows
+from bertcli.data.encoding import (
+    TOKENIZE_BATCH_SIZE,
+    Encoded,
+    EncodedBuilder,
+    RowWarning,
+    special_tokens_template,
+    tokenize,
+    window_bounds,
+)
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
-from bertcli.heads.span_decoding import NOT_IN_PASSAGE, SpanAnswer, best_spans, read_answer
+from bertcli.heads.span_decoding import NOT_IN_PASSAGE, SpanPrediction, best_spans, select_answer
 from bertcli.recipe.schema import AnswersSection, DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -24,25 +32,41 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-CUT_QUESTION = "the question is longer than {} tokens (data.max_question_length) and was cut"
+TRUNCATED_QUESTION = "the question is longer than {} tokens (data.max_question_length) and was truncated"
 
 
 class QuestionAnswering(Head):
-    """How an encoder is asked a question, and how its answer is read."""
+    """A span of the passage per question, or no answer; two logits per token, for start and end."""
 
     model_class = "AutoModelForQuestionAnswering"
+    pipeline_tag = "question-answering"
     per_token = True
-    usual_columns = ("question", "context")
+    prediction_kind = "span"
+    default_columns = ("question", "context")
 
     def __init__(self, answers: AnswersSection | None = None):
         self.answers = answers or AnswersSection()
 
     @classmethod
-    def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
-        """The head for a task.
+    def find_problem(cls, task: Task) -> str | None:
+        """Return an error message if the task row has labels, not two text columns, or keys of other heads."""
+        if task.labels:
+            return "found `labels`, but question_answering tasks have none; remove them"
+        if len(task.text_columns) != 2:
+            return "question_answering needs two `text_columns`: the question's and the passage's"
+        return super().find_problem(task.model_copy(update={"unanswerable": False}))
+
+    @classmethod
+    def default_metrics(cls, task: Task) -> tuple[str, ...]:
+        """Return the official SQuAD scores: those of version 2.0 if questions may have no answer."""
+        return ("squad_v2",) if task.unanswerable else ("squad",)
+
+    @classmethod
+    def from_data(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
+        """Create the head of a new model.
 
         Raises:
-            DataError: a training question has no answer and the task does not say that this may be.
+            DataError: the answers are missing or invalid (`check_answers`).
         """
         if task.label_column not in train.column_names:
             raise DataError(f"{task.name}: found columns {train.column_names}, expected {task.label_column!r}")
@@ -50,155 +74,174 @@ class QuestionAnswering(Head):
         return cls(recipe.answers)
 
     @classmethod
-    def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
-        """The head of a trained model."""
+    def from_config(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
+        """Create the head of a trained model."""
         return cls(recipe.answers if recipe else None)
 
     @property
     def answer_kind(self) -> str:
-        """What metrics and tasks have to fit."""
+        """The kind of predictions, which metrics and tasks must match."""
         return "question_answering"
 
-    def echoed(self, task: Task) -> tuple[str, ...]:
-        """The question; its passage may be long."""
+    def echo_columns(self, task: Task) -> tuple[str, ...]:
+        """Return the question column; passages may be long."""
         return task.text_columns[:1]
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
-        """Questions with windows of their passages; `places` [T, 2] holds each token's characters in the passage.
+        """Encode questions with windows of their passages; `alignment` [T, 2] has the character offsets of tokens.
 
-        Labels [N, 2] are the first and last token of the first answer, both 0 where a window does not hold it whole.
+        Labels [N, 2] are the first and last token of the first answer, both 0 if the window does not contain all of it.
         """
-        frame, made = frame_of(tokenizer, pair=True), Sequences()
-        longest_question = min(data.max_question_length, (data.max_length - frame.num_special) // 2)
+        template, builder = special_tokens_template(tokenizer, pair=True), EncodedBuilder()
+        max_question_tokens = min(data.max_question_length, (data.max_length - template.num_special_tokens) // 2)
         spans = answer_spans(task, rows)
-        places: list[np.ndarray] = []
+        alignment: list[np.ndarray] = []
         labels: list[tuple[int, int]] = []
-        notes: list[Note] = []
-        for row, question, passage, offsets in self._tokenized(task, rows, tokenizer):
-            if len(question) > longest_question:
-                notes.append((row, CUT_QUESTION.format(longest_question)))
-                question = question[:longest_question]
-            before = len(frame.before) + len(question) + len(frame.between)
-            room = data.max_length - frame.num_special - len(question)
-            for start, end in windows(len(passage), room, data.doc_stride):
-                made.add(row, *frame.join(question, passage[start:end]))
-                place = np.full((before + end - start + len(frame.after), 2), NOT_IN_PASSAGE, dtype=np.int32)
-                place[before : before + end - start] = offsets[start:end]
-                places.append(place)
+        row_warnings: list[RowWarning] = []
+        for row, question, passage, offsets in self._tokenize_rows(task, rows, tokenizer):
+            if len(question) > max_question_tokens:
+                row_warnings.append((row, TRUNCATED_QUESTION.format(max_question_tokens)))
+                question = question[:max_question_tokens]
+            passage_start = len(template.prefix) + len(question) + len(template.separator)
+            max_tokens = data.max_length - template.num_special_tokens - len(question)
+            for start, end in window_bounds(len(passage), max_tokens, data.doc_stride):
+                builder.add(row, *template.build_inputs(question, passage[start:end]))
+                passage_end = passage_start + end - start
+                window_offsets = np.full((passage_end + len(template.suffix), 2), NOT_IN_PASSAGE, dtype=np.int32)
+                window_offsets[passage_start:passage_end] = offsets[start:end]
+                alignment.append(window_offsets)
                 if spans is not None:
-                    labels.append(_tokens_of_span(place, spans[row]))
-        return made.encoded(
+                    labels.append(_token_span(window_offsets, spans[row]))
+        return builder.build(
             tokenizer,
             np.asarray(labels, dtype=np.int64).reshape(-1, 2) if spans is not None else None,
-            places=np.concatenate(places) if places else np.empty((0, 2), np.int32),
-            notes=tuple(notes),
+            alignment=np.concatenate(alignment) if alignment else np.empty((0, 2), np.int32),
+            row_warnings=tuple(row_warnings),
         )
 
-    def _tokenized(
+    def _tokenize_rows(
         self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[tuple[int, list[int], list[int], np.ndarray]]:
-        """Each row's number, question and passage as token ids, and the characters [P, 2] of the passage's tokens."""
-        for first in range(0, len(rows), TEXTS_AT_ONCE):
-            part = rows[first : first + TEXTS_AT_ONCE]
-            questions, passages = (part[column] for column in task.text_columns)
-            asked = tokenize(tokenizer, [question.strip() for question in questions])["input_ids"]
-            distinct = {passage: at for at, passage in enumerate(dict.fromkeys(passages))}  # many ask of the same one
-            output = tokenize(tokenizer, list(distinct), return_offsets_mapping=True)
-            offsets = [np.asarray(one, dtype=np.int32).reshape(-1, 2) for one in output["offset_mapping"]]
-            for at, (question, passage) in enumerate(zip(asked, passages, strict=True)):
-                place = distinct[passage]
-                yield first + at, question, output["input_ids"][place], offsets[place]
+        """Yield each row's index, the token IDs of question and passage, and the passage's character offsets [P, 2]."""
+        for start in range(0, len(rows), TOKENIZE_BATCH_SIZE):
+            chunk = rows[start : start + TOKENIZE_BATCH_SIZE]
+            questions, passages = (chunk[column] for column in task.text_columns)
+            question_ids = tokenize(tokenizer, [question.strip() for question in questions])["input_ids"]
+            # Many questions share a passage: tokenize each passage once.
+            passage_index = {passage: index for index, passage in enumerate(dict.fromkeys(passages))}
+            output = tokenize(tokenizer, list(passage_index), return_offsets_mapping=True)
+            offsets = [np.asarray(pairs, dtype=np.int32).reshape(-1, 2) for pairs in output["offset_mapping"]]
+            for row, (question, passage) in enumerate(zip(question_ids, passages, strict=True), start):
+                index = passage_index[passage]
+                yield row, question, output["input_ids"][index], offsets[index]
 
     def references(self, task: Task, rows: Dataset) -> list[list[str]] | None:
-        """The right answers of each question (none: it has no answer); None if they are not given."""
+        """Return the gold answers of each question (empty: no answer); None if the rows are unlabeled."""
         if task.label_column not in rows.column_names:
             return None
-        return [[text for text, _ in answers] for answers in _answers(task, rows)]
+        return [[text for text, _ in answers] for answers in _row_answers(task, rows)]
 
     def logits(self, outputs: Any) -> torch.Tensor:
-        """Scores [B, S, 2] of each token to be the first and the last of the answer."""
+        """Return start and end logits [B, S, 2]."""
         import torch
 
         return torch.stack((outputs.start_logits, outputs.end_logits), dim=-1)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """The mean of the cross-entropies of start and end, summed over the windows."""
+        """Return the mean of the cross-entropies of start and end, summed over the windows."""
         from torch.nn import functional
 
         return functional.cross_entropy(logits, labels, reduction="sum") / 2
 
-    def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """For metrics: the answer's text, the best span's, and the null odds of each row."""
-        read = self.read(task, rows, encoded, logits)
-        return [{"text": one.text, "best_text": one.best_text, "null_odds": one.null_odds} for one in read]
+    def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return the predicted text, the text of the best span and the null odds of each row."""
+        return [
+            {"text": prediction.text, "best_text": prediction.best_text, "null_odds": prediction.null_odds}
+            for prediction in self.decode(task, rows, encoded, logits)
+        ]
 
-    def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """For people: the answer, its probability and its characters in the passage."""
-        answers = []
-        for one in self.read(task, rows, encoded, logits):
-            best = next(found for found in one.candidates if found.text == one.text)
-            answer = {
-                "answer": one.text,
+    def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return the predicted answer, its probability and its character offsets in the passage."""
+        entries = []
+        for prediction in self.decode(task, rows, encoded, logits):
+            best = next(candidate for candidate in prediction.candidates if candidate.text == prediction.text)
+            entry = {
+                "answer": prediction.text,
                 "probability": round(best.probability, 6),
                 "start": best.start,
                 "end": best.end,
             }
-            answers.append(answer | ({"null_odds": round(one.null_odds, 4)} if task.unanswerable else {}))
-        return answers
+            entries.append(entry | ({"null_odds": round(prediction.null_odds, 4)} if task.unanswerable else {}))
+        return entries
 
-    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """R answers beside the right ones; `start` and `gold_start` are characters of the passage, None: no answer."""
-        texts, spans = self.references(task, rows), answer_spans(task, rows)
-        assert texts is not None
+    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return R predictions next to the gold answers.
+
+        `start` and `gold_start` are character offsets in the passage, None for no answer. `right` is an exact match
+        with any gold answer, `loss` is 1 minus the best F1.
+        """
+        from bertcli.metrics import exact_match, token_f1_v2
+
+        gold, spans = self.references(task, rows), answer_spans(task, rows)
+        assert gold is not None
         assert spans is not None
-        lines = []
-        for found, golds, span in zip(self.decode(task, rows, encoded, logits), texts, spans, strict=True):
-            place = {name: found[name] if found["answer"] else None for name in ("start", "end")}
-            line = {"gold": list(dict.fromkeys(golds)), "gold_start": span and span[0], "predicted": found["answer"]}
-            lines.append(line | place | {"confidence": found["probability"]})
-        return lines
+        entries = []
+        for prediction, texts, span in zip(self.to_json(task, rows, encoded, logits), gold, spans, strict=True):
+            answer = prediction["answer"]
+            entries.append(
+                {
+                    "gold": list(dict.fromkeys(texts)),
+                    "gold_start": span and span[0],
+                    "predicted": answer,
+                    "start": prediction["start"] if answer else None,
+                    "end": prediction["end"] if answer else None,
+                    "confidence": prediction["probability"],
+                    "right": any(exact_match(answer, text) for text in texts or [""]),
+                    "loss": 1 - max(token_f1_v2(answer, text) for text in texts or [""]),
+                }
+            )
+        return entries
 
-    def read(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> Iterator[SpanAnswer]:
-        """The answers of R rows from logits [T, 2]."""
-        found = best_spans(encoded, logits, self.answers)
+    def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> Iterator[SpanPrediction]:
+        """Yield the predictions for R rows from logits [T, 2]."""
+        spans = best_spans(encoded, logits, self.answers)
         null_scores = logits[encoded.offsets[:-1]].sum(-1)  # [N], of each window's first token
-        firsts = np.append(np.flatnonzero(np.diff(encoded.rows, prepend=-1)), len(encoded))
+        row_starts = np.append(np.flatnonzero(np.diff(encoded.rows, prepend=-1)), len(encoded))
         passages = rows[task.text_columns[1]][:]
         for row, passage in enumerate(passages):
-            of_row = slice(firsts[row], firsts[row + 1])
-            null = firsts[row] + int(null_scores[of_row].argmin())
-            yield read_answer(
+            windows = slice(row_starts[row], row_starts[row + 1])
+            null_window = row_starts[row] + int(null_scores[windows].argmin())
+            yield select_answer(
                 passage,
-                found,
-                of_row,
-                logits[encoded.offsets[null]],
+                spans,
+                windows,
+                logits[encoded.offsets[null_window]],
                 self.answers,
                 unanswerable=task.unanswerable,
             )
 
 
 def check_answers(task: Task, rows: Dataset) -> None:
-    """Refuse rows that cannot be learned from.
+    """Check that rows can be trained on.
 
     Raises:
-        DataError: a question without an answer where the task says each has one, or an answer that is not in its
-            passage.
+        DataError: a question has no answer although the task is not `unanswerable`, or an answer is not in its passage.
     """
     spans = answer_spans(task, rows)
     assert spans is not None
-    without = [row for row, span in enumerate(spans) if span is None]
-    if without and not task.unanswerable:
+    unanswered = [row for row, span in enumerate(spans) if span is None]
+    if unanswered and not task.unanswerable:
+        others = f" (nor have {len(unanswered) - 1} others)" if len(unanswered) > 1 else ""
         raise DataError(
-            f"{task.name}: {_row_name(task, rows, without[0])} has no answer"
-            f"{f' (nor have {len(without) - 1} more)' if len(without) > 1 else ''}, but the task says that every "
-            "question has one. For data such as SQuAD 2.0 set task.unanswerable=true, or use the task squad/v2."
+            f"{task.name}: {_describe_row(task, rows, unanswered[0])} has no answer{others}, but the task requires one "
+            "for every question. For data like SQuAD 2.0 set task.unanswerable=true, or use the task squad/v2."
         )
 
 
 def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | None:
-    """First character of each row's first answer and the one after its last; None for a row without an answer.
+    """Return the character offsets of each row's first answer, end exclusive; None for a row without an answer.
 
-    An answer that does not stand where `answer_start` says is looked for around there.
+    If an answer is not at `answer_start`, its nearest occurrence is used.
 
     Raises:
         DataError: an answer is not in its passage.
@@ -206,41 +249,46 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
     if task.label_column not in rows.column_names:
         return None
     spans: list[tuple[int, int] | None] = []
-    for row, (passage, answers) in enumerate(zip(rows[task.text_columns[1]][:], _answers(task, rows), strict=True)):
+    passages = rows[task.text_columns[1]][:]
+    for row, (passage, answers) in enumerate(zip(passages, _row_answers(task, rows), strict=True)):
         if not answers or not answers[0][0].strip():
             spans.append(None)
             continue
         text, start = answers[0]
         if passage[start : start + len(text)] != text:
-            places = [at for at in range(len(passage)) if passage.startswith(text, at)]
-            if not places:
-                name = _row_name(task, rows, row)
-                raise DataError(f"{task.name}: {name} has the answer {text!r}, which is not in its passage")
-            start = min(places, key=lambda at: abs(at - start))
+            occurrences = [offset for offset in range(len(passage)) if passage.startswith(text, offset)]
+            if not occurrences:
+                name = _describe_row(task, rows, row)
+                raise DataError(f"{task.name}: {name} has the answer {text!r:.80}, which is not in its passage")
+            start = min(occurrences, key=lambda offset: abs(offset - start))
         spans.append((start, start + len(text)))
     return spans
 
 
-def _answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
-    """Text and first character (0 if it is not given) of each answer of each row, in the hub's form or SQuAD's own.
+def _row_answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
+    """Yield text and start offset (0 if it is not given) of each answer of each row.
+
+    Reads the format of the hub (a dictionary of lists) and that of SQuAD's JSON (a list of dictionaries).
 
     Raises:
-        DataError: a row holds something else.
+        DataError: a row has another format.
     """
     for row, value in enumerate(rows[task.label_column][:]):
-        marked = _marked(value)
-        if marked is None or not all(isinstance(text, str) and isinstance(at, int | None) for text, at in marked):
+        answers = _parse_answers(value)
+        if answers is None or not all(
+            isinstance(text, str) and isinstance(start, int | None) for text, start in answers
+        ):
             raise DataError(
-                f"{task.name}: {_row_name(task, rows, row)} has {value!r:.200} in column {task.label_column!r}, "
+                f"{task.name}: {_describe_row(task, rows, row)} has {value!r:.80} in column {task.label_column!r}, "
                 "expected answers with a `text` and an `answer_start` each"
             )
-        yield [(text, at or 0) for text, at in marked]
+        yield [(text, start or 0) for text, start in answers]
 
 
-def _marked(value: Any) -> list[tuple[Any, Any]] | None:
-    """What a cell of answers holds as text and start of each; None if it is no such cell."""
+def _parse_answers(value: Any) -> list[tuple[Any, Any]] | None:
+    """Return text and start of each answer in a cell; None if the format is unknown."""
     if isinstance(value, dict):
-        texts, starts = (_listed(value.get(key)) for key in ("text", "answer_start"))
+        texts, starts = (_as_list(value.get(key)) for key in ("text", "answer_start"))
         starts = starts or [None] * len(texts)
         return list(zip(texts, starts, strict=True)) if len(texts) == len(starts) else None
     if value is None or isinstance(value, list):
@@ -248,22 +296,22 @@ def _marked(value: Any) -> list[tuple[Any, Any]] | None:
     return None
 
 
-def _listed(part: Any) -> list[Any]:
-    return part if isinstance(part, list) else [] if part is None else [part]
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _row_name(task: Task, rows: Dataset, row: int) -> str:
+def _describe_row(task: Task, rows: Dataset, row: int) -> str:
     return f"row {row + 1}" + (f" (id {rows[row][task.id_column]})" if task.id_column in rows.column_names else "")
 
 
-def _tokens_of_span(place: np.ndarray, span: tuple[int, int] | None) -> tuple[int, int]:
-    """First and last token of the characters `span`, if the window holds them whole; else the first token twice."""
-    (inside,) = np.nonzero(place[:, 0] != NOT_IN_PASSAGE)
-    if span is None or len(inside) == 0:
+def _token_span(window_offsets: np.ndarray, span: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the first and last token of a character span; (0, 0) if it is None or not completely in the window."""
+    (passage_tokens,) = np.nonzero(window_offsets[:, 0] != NOT_IN_PASSAGE)
+    if span is None or len(passage_tokens) == 0:
         return 0, 0
-    starts, ends = place[inside].T
+    starts, ends = window_offsets[passage_tokens].T
     if span[0] < starts[0] or span[1] > ends[-1]:
         return 0, 0
     first = int(np.searchsorted(ends, span[0], side="right"))
     last = int(np.searchsorted(starts, span[1], side="left")) - 1
-    return (int(inside[first]), int(inside[last])) if first <= last else (0, 0)
+    return (int(passage_tokens[first]), int(passage_tokens[last])) if first <= last else (0, 0)

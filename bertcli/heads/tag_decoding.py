@@ -1,8 +1,9 @@
-"""Which tags can follow each other, and the likeliest row of tags that do.
+"""Constrained decoding of tags: which tags may follow each other, and the best valid sequence (Viterbi 1967).
 
-Tags of entities say where in one a word stands: `B-` begins, `I-` goes on and, in schemes of more letters, `E-` or `L-`
-ends and `S-` or `U-` is all of it. A model that scores each word by itself lets entities go on that never began; the
-best row without that (Viterbi 1967) costs nothing where there was none. Shapes: W words of a row, C tags.
+The prefix of an entity tag is the word's position in the entity: `B-` begins it, `I-` continues it and, in schemes with
+more prefixes, `E-` or `L-` ends it and `S-` or `U-` is a single-word entity. A model that scores each word separately
+can predict `I-` without `B-`. Sequences that are valid already are unchanged, at no cost.
+Shapes: W words of a row, C tags.
 """
 
 from __future__ import annotations
@@ -11,62 +12,74 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertcli.tasks.tags import parts_of
+from bertcli.tasks.tags import split_tag
 
-SCHEMES = {"IOBES": "ES", "BILOU": "LU", "IOB2": ""}  # strictest first: the letters for ends and for single words
-MOST_EXCEPTIONS = 0.01  # of the words in entities: slips of those who wrote the tags
+TAG_SCHEMES = {"IOBES": "ES", "BILOU": "LU", "IOB2": ""}
+"""Schemes, strictest first, and their prefixes for the last word of an entity and for single-word entities."""
+MAX_VIOLATION_RATE = 0.01  # violations per word in an entity: annotation errors
 
 
-def scheme_of(labels: Sequence[str], tags: Sequence[Sequence[str]]) -> str | None:
-    """The strictest scheme that all but a few of the rows of `tags` keep; None: they have none, or an older one."""
-    letters = {letter for label in labels if (letter := parts_of(label)[0])}
-    place = {label: at for at, label in enumerate(labels)}
-    rows = [np.array([place[tag] for tag in row]) for row in tags if row]
-    inside = sum(int(np.isin(row, [at for at, label in enumerate(labels) if parts_of(label)[0]]).sum()) for row in rows)
-    for scheme, ends in SCHEMES.items():
-        if "B" in letters and letters <= {*"BI", *ends} and (not ends or letters & {*ends}):
-            allowed = may_follow(labels, scheme)
-            if sum(len(_breaks(row, allowed)) for row in rows) <= MOST_EXCEPTIONS * inside:
+def detect_tag_scheme(labels: Sequence[str], tags: Sequence[Sequence[str]]) -> str | None:
+    """Return the strictest scheme that the rows of `tags` follow with few exceptions; None if there is none.
+
+    Tags that are not entity tags have no scheme, and IOB1 is not supported.
+    """
+    prefixes = {prefix for label in labels if (prefix := split_tag(label)[0])}
+    label2id = {label: index for index, label in enumerate(labels)}
+    rows = [np.array([label2id[tag] for tag in row]) for row in tags if row]
+    entity_ids = [index for index, label in enumerate(labels) if split_tag(label)[0]]
+    num_entity_words = sum(int(np.isin(row, entity_ids).sum()) for row in rows)
+    for scheme, ends in TAG_SCHEMES.items():
+        if "B" in prefixes and prefixes <= {*"BI", *ends} and (not ends or prefixes & {*ends}):
+            allowed = allowed_transitions(labels, scheme)
+            if sum(len(_violations(row, allowed)) for row in rows) <= MAX_VIOLATION_RATE * num_entity_words:
                 return scheme
     return None
 
 
-def may_follow(labels: Sequence[str], scheme: str) -> np.ndarray:
-    """Whether a tag (row) may be followed by another (column); the last row is the start, the last column the end.
+def allowed_transitions(labels: Sequence[str], scheme: str) -> np.ndarray:
+    """Return whether each tag (row) may be followed by each other tag (column).
 
-    [C + 1, C + 1]. What has no letter of the scheme is outside of entities.
+    The last row is the start of a sequence and the last column its end. Tags without a prefix are outside entities.
+
+    Returns:
+        A boolean array [C + 1, C + 1].
     """
-    end = SCHEMES[scheme][:1]
-    parts = [*map(parts_of, labels), ("", "")]
-    allowed = np.zeros((len(parts), len(parts)), dtype=bool)
-    for at, (letter, kind) in enumerate(parts):
-        for next_at, (next_letter, next_kind) in enumerate(parts):
-            is_open = letter in ("B", "I")
-            goes_on = next_letter != "" and next_letter in ("I", end)
-            is_same = is_open and kind == next_kind
-            allowed[at, next_at] = is_same if goes_on else not (is_open and end)
+    end_prefix = TAG_SCHEMES[scheme][:1]
+    split_tags = [*map(split_tag, labels), ("", "")]
+    allowed = np.zeros((len(split_tags), len(split_tags)), dtype=bool)
+    for index, (prefix, entity_type) in enumerate(split_tags):
+        for next_index, (next_prefix, next_type) in enumerate(split_tags):
+            is_open = prefix in ("B", "I")
+            continues = next_prefix != "" and next_prefix in ("I", end_prefix)
+            is_same_entity = is_open and entity_type == next_type
+            allowed[index, next_index] = is_same_entity if continues else not (is_open and end_prefix)
     return allowed
 
 
-def likeliest_tags(scores: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
-    """The tags of a row that may follow each other (None: all) and whose scores [W, C] sum to the most. [W]"""
+def viterbi_decode(scores: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+    """Return the tag ids [W] of the valid sequence with the highest sum of scores [W, C].
+
+    Args:
+        allowed: as returned by `allowed_transitions`; None: every sequence is valid.
+    """
     best: np.ndarray = scores.argmax(-1)
-    if allowed is None or not len(best) or not len(_breaks(best, allowed)):
+    if allowed is None or not len(best) or not len(_violations(best, allowed)):
         return best
-    barred = np.where(allowed, 0.0, -np.inf)
-    sums = scores[0] + barred[-1, :-1]
-    came_from = np.zeros(scores.shape, dtype=np.int64)
+    transition_scores = np.where(allowed, 0.0, -np.inf)
+    totals = scores[0] + transition_scores[-1, :-1]
+    backpointers = np.zeros(scores.shape, dtype=np.int64)
     for word in range(1, len(scores)):
-        ways = sums[:, None] + barred[:-1, :-1]
-        came_from[word] = ways.argmax(0)
-        sums = ways.max(0) + scores[word]
-    best[-1] = (sums + barred[:-1, -1]).argmax()
+        candidates = totals[:, None] + transition_scores[:-1, :-1]
+        backpointers[word] = candidates.argmax(0)
+        totals = candidates.max(0) + scores[word]
+    best[-1] = (totals + transition_scores[:-1, -1]).argmax()
     for word in range(len(scores) - 1, 0, -1):
-        best[word - 1] = came_from[word, best[word]]
+        best[word - 1] = backpointers[word, best[word]]
     return best
 
 
-def _breaks(row: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Where a row of tag numbers [W] breaks the rule: before which word, W for its end."""
-    edge = len(allowed) - 1
-    return np.flatnonzero(~allowed[np.append(edge, row), np.append(row, edge)])
+def _violations(tag_ids: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Return the positions of invalid transitions in a row of tag ids [W]: the word they lead to, W for the end."""
+    boundary = len(allowed) - 1
+    return np.flatnonzero(~allowed[np.append(boundary, tag_ids), np.append(tag_ids, boundary)])

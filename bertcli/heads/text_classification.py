@@ -1,7 +1,7 @@
-"""One text or a pair of texts in; one label, any number of labels, or a number out.
+"""Text classification and regression: predicts a label, any number of labels, or a number for a text or sentence pair.
 
-Labels are matched by name, never by position. Shapes: R rows, N items (R, or more if long texts are read in windows),
-C classes (1 for regression).
+Labels are matched by name, never by position. Shapes: R rows, N items (R, or more if long texts are split into
+windows), C classes (1 for regression).
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.errors import DataError, ModelError
 from bertcli.heads.base import Head
 from bertcli.heads.labels import (
-    HIDDEN_LABEL,
-    beginning_of,
-    class_weights,
-    compare_labels,
-    label_fields,
+    MISSING_LABEL,
+    compute_class_weights,
+    label_config_fields,
     label_names,
-    likeliest_first,
-    place_of,
+    labels_from_config,
+    labels_with_gold,
+    lookup_label_id,
     resolve_labels,
-    saved_labels,
+    row_excerpt,
+    top_label_ids,
 )
-from bertcli.heads.thresholds import USUAL, Thresholds, best_threshold, given_thresholds, usual_thresholds
+from bertcli.heads.thresholds import (
+    DEFAULT_THRESHOLD,
+    Thresholds,
+    best_f1_threshold,
+    default_thresholds,
+    thresholds_from_recipe,
+)
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Problem, Task
 
@@ -36,13 +42,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
+DEFAULT_METRICS: dict[Problem, tuple[str, ...]] = {
+    "single_label": ("accuracy", "f1_macro"),
+    "multi_label": ("f1_micro", "f1_macro", "exact_match"),
+    "regression": ("pearson", "spearman"),
+}
 
 
 class TextClassification(Head):
-    """How an encoder is asked for a label, and how its answer is read."""
+    """One label, any number of labels, or a number per row, depending on `problem`."""
 
     model_class = "AutoModelForSequenceClassification"
-    usual_columns = ("text", "text_pair")
+    pipeline_tag = "text-classification"
+    has_pipeline = True
+    default_columns = ("text", "text_pair")
 
     def __init__(
         self,
@@ -53,80 +66,115 @@ class TextClassification(Head):
     ):
         self.problem = problem
         self.labels = tuple(labels)
-        self.class_weights = class_weights  # [C]; None: all alike
-        self.thresholds = thresholds  # None: the likeliest label, or those likelier than not
+        self.class_weights = class_weights  # [C]; None: all equal
+        self.thresholds = thresholds  # None: the most probable label, or in multi-label tasks those above 0.5
 
     @classmethod
-    def labels_of(cls, task: Task, train: Dataset) -> tuple[str, ...]:
-        """Label names; none of a regression."""
+    def find_problem(cls, task: Task) -> str | None:
+        """Return an error message if a regression task has labels, or the task row has keys of other heads."""
+        if task.problem == "regression" and task.labels:
+            return "found `labels`, but regression tasks have none; remove them"
+        return super().find_problem(task.model_copy(update={"problem": "single_label"}))
+
+    @classmethod
+    def answer_kind_of(cls, task: Task) -> str:
+        """Return the problem: `single_label`, `multi_label` or `regression`."""
+        return task.problem
+
+    @classmethod
+    def default_metrics(cls, task: Task) -> tuple[str, ...]:
+        """Return the default metrics of the problem."""
+        return DEFAULT_METRICS[task.problem]
+
+    @classmethod
+    def supported_keys(cls, task: Task) -> frozenset[str]:
+        """Return the recipe keys that have an effect, given the problem and the number of texts."""
+        keys = {"training.token_cutoff"}
+        if task.problem != "regression":
+            keys |= {"training.class_weights", "answers.thresholds"}
+        if task.problem == "single_label":
+            keys |= {"training.label_smoothing", "training.teacher"}
+        if len(task.text_columns) == 1:
+            keys.add("data.long_inputs")
+        return frozenset(keys)
+
+    @classmethod
+    def default_task(cls, name: str) -> Task:
+        """Return a task with single texts."""
+        return Task(head=name, dataset="unknown", text_columns=cls.default_columns[:1])
+
+    @classmethod
+    def task_labels(cls, task: Task, train: Dataset) -> tuple[str, ...]:
+        """Return the label names; empty for regression."""
         return resolve_labels(task, train)
 
     @classmethod
-    def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
-        """The head for a task, its labels as the training rows have them."""
-        labels = cls.labels_of(task, train)
+    def from_data(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
+        """Create the head of a new model, with the labels of the task or of the training rows."""
+        labels = cls.task_labels(task, train)
         head = cls(task.problem, labels)
-        answers = head.references(task, train)
-        if answers is None:
+        gold = head.references(task, train)
+        if gold is None:
             raise DataError(f"{task.name}: the training rows have no labels")
-        if task.problem == "single_label" and len(np.unique(answers)) < 2:
-            raise DataError(f"{task.name}: all training rows have the same label, there is nothing to learn")
-        weights = class_weights(recipe.training.class_weights, task, labels, answers)
+        if task.problem == "single_label" and len(np.unique(gold)) < 2:
+            raise DataError(f"{task.name}: all training rows have the same label, expected at least two labels")
+        weights = compute_class_weights(recipe.training.class_weights, task, labels, gold)
         return cls(task.problem, labels, weights, _thresholds(recipe.answers.thresholds, task, labels))
 
     @classmethod
-    def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
-        """The head of a trained model, as its configuration tells.
+    def from_config(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
+        """Create the head of a trained model from its configuration.
 
         Raises:
-            ModelError: the configuration speaks of another kind of problem.
+            ModelError: the configuration has an unknown `problem_type`.
         """
-        saved: Any = (config.problem_type or "single_label_classification").removesuffix("_classification")
-        if saved not in PROBLEMS:
+        problem: Any = (config.problem_type or "single_label_classification").removesuffix("_classification")
+        if problem not in PROBLEMS:
             raise ModelError(f"found problem_type {config.problem_type!r} in the model, expected one of {PROBLEMS}")
         if config.problem_type is None and config.num_labels == 1:
-            saved = "regression"
-        labels = () if saved == "regression" else saved_labels(config)
-        return cls(saved, labels, thresholds=getattr(config, "thresholds", None))
+            problem = "regression"
+        labels = () if problem == "regression" else labels_from_config(config)
+        return cls(problem, labels, thresholds=getattr(config, "thresholds", None))
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
-        """The same head, its labels in another order."""
+        """Return this head with its labels in another order."""
         order = [self.labels.index(label) for label in labels]
-        weights = None if self.class_weights is None else [self.class_weights[at] for at in order]
+        weights = None if self.class_weights is None else [self.class_weights[index] for index in order]
         return type(self)(self.problem, labels, weights, self.thresholds)
 
-    def tuned(self, task: Task, logits: np.ndarray, right: np.ndarray) -> Self:
-        """The same head with the thresholds that score the best F1 on R rows.
+    def tune_thresholds(self, task: Task, logits: np.ndarray, gold: np.ndarray) -> Self:
+        """Return this head with the thresholds that have the best F1 on R rows.
 
         Args:
             logits: of the rows, [R, C].
-            right: the right answers, in the form of `references`.
+            gold: as returned by `references`.
         """
-        shares, thresholds = self.probabilities(logits), {}
-        for label in usual_thresholds(task, task.labels or self.labels):
-            at = self.labels.index(label)
-            is_right = right[:, at] > 0 if self.problem == "multi_label" else right == at
-            thresholds[label] = best_threshold(shares[:, at], is_right)
+        probabilities, thresholds = self.probabilities(logits), {}
+        for label in default_thresholds(task, task.labels or self.labels):
+            index = self.labels.index(label)
+            is_gold = gold[:, index] > 0 if self.problem == "multi_label" else gold == index
+            thresholds[label] = best_f1_threshold(probabilities[:, index], is_gold)
         return type(self)(self.problem, self.labels, self.class_weights, thresholds)
 
     @property
     def answer_kind(self) -> str:
-        """What metrics and tasks have to fit."""
+        """The kind of predictions, which metrics and tasks must match."""
         return self.problem
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """What the model's configuration must say, so that plain `transformers` reads the answer alike."""
-        kind = f"{self.problem}_classification" if self.problem != "regression" else "regression"
-        return label_fields(self.labels or ("score",)) | {"problem_type": kind} | self.facts
+        """Fields of the model's `config.json`: label names, `problem_type` and thresholds."""
+        problem_type = f"{self.problem}_classification" if self.problem != "regression" else "regression"
+        fields = label_config_fields(self.labels or ("score",))
+        return fields | {"problem_type": problem_type} | self.config_extras
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """The thresholds, if it has any."""
+    def config_extras(self) -> dict[str, Any]:
+        """The thresholds, if there are any."""
         return {} if self.thresholds is None else {"thresholds": self.thresholds}
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
-        """Rows of a split as token ids, with their labels if they have them."""
+        """Encode rows as token IDs, with labels if the rows have them."""
         texts = [rows[column][:] for column in task.text_columns]
         return encode_texts(
             tokenizer,
@@ -139,118 +187,130 @@ class TextClassification(Head):
         )
 
     def references(self, task: Task, rows: Dataset) -> np.ndarray | None:
-        """The right answers as [N] class numbers, [N] numbers or [N, C] zeros and ones; None if they are not given.
+        """Return the gold label ids [R], numbers [R] or multi-hot labels [R, C]; None if the rows are unlabeled.
 
         Raises:
-            DataError: some rows have an answer and others none, or an answer is not one of the labels.
+            DataError: only some rows have a label, or a label is unknown.
         """
         if task.label_column not in rows.column_names:
             return None
         values = rows[task.label_column][:]
         if self.problem == "regression":
-            return _read_numbers(task, values)
+            return _parse_numbers(task, values)
         names = label_names(task, rows, values)
-        hidden = [name is None for name in names]
-        if all(hidden):
+        is_missing = [name is None for name in names]
+        if all(is_missing):
             return None
-        if any(hidden):
-            row = hidden.index(True)
-            begins = beginning_of(task, rows, row)
+        if any(is_missing):
+            row = is_missing.index(True)
             cure = "Label or remove it." + (" If -1 is a label, list it in task.labels." if values[row] == "-1" else "")
-            raise DataError(f"{task.name}: row {row + 1} has no label, but other rows do. {begins} {cure}")
-        place = {label: index for index, label in enumerate(self.labels)}
+            excerpt = row_excerpt(task, rows, row)
+            raise DataError(f"{task.name}: row {row + 1} has no label, but other rows do. {excerpt} {cure}")
+        label2id = {label: index for index, label in enumerate(self.labels)}
         if self.problem == "single_label":
-            return np.array([place_of(task, place, rows, row, name) for row, name in enumerate(names)], dtype=np.int64)
-        table = np.zeros((len(names), len(self.labels)), dtype=np.float32)
-        for row, chosen in enumerate(names):
-            table[row, [place_of(task, place, rows, row, name) for name in chosen or ()]] = 1.0
-        return table
+            label_ids = [lookup_label_id(task, label2id, rows, row, name) for row, name in enumerate(names)]
+            return np.array(label_ids, dtype=np.int64)
+        multi_hot = np.zeros((len(names), len(self.labels)), dtype=np.float32)
+        for row, row_names in enumerate(names):
+            multi_hot[row, [lookup_label_id(task, label2id, rows, row, name) for name in row_names or ()]] = 1.0
+        return multi_hot
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """The loss summed over the items: cross-entropy, mean binary cross-entropy over C, or squared error."""
+        """Return the loss summed over the items: cross-entropy, mean binary cross-entropy over C, or squared error."""
         from torch.nn import functional
 
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         if self.problem == "single_label":
             return functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
         if self.problem == "multi_label":
-            # A label that is set weighs as its class; one that is not, as ever.
+            # Class weights apply to positive labels only.
             losses = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="sum")
             return losses / logits.shape[-1]
         return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
-    def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
-        """Answers for R rows from logits [N, C], in the form of `references`."""
-        return self.choose(average_windows(encoded, logits))
+    def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
+        """Decode logits [N, C] to predictions for R rows, in the format of `references`."""
+        return self.apply_thresholds(average_windows(encoded, logits))
 
-    def choose(self, logits: np.ndarray) -> np.ndarray:
-        """Answers for R rows from their logits [R, C], in the form of `references`."""
+    def apply_thresholds(self, logits: np.ndarray) -> np.ndarray:
+        """Decode logits [R, C] to predictions for R rows, in the format of `references`."""
         thresholds = self.thresholds or {}
         if self.problem == "multi_label":
-            least = np.array([thresholds.get(label, USUAL) for label in self.labels])
-            return (self.probabilities(logits) > least).astype(np.float32)
+            label_thresholds = np.array([thresholds.get(label, DEFAULT_THRESHOLD) for label in self.labels])
+            return (self.probabilities(logits) > label_thresholds).astype(np.float32)
         if self.problem == "regression":
             return logits[:, 0]
         if not thresholds:
             return logits.argmax(-1)
         ((label, threshold),) = thresholds.items()
-        at = self.labels.index(label)
-        return np.where(self.probabilities(logits)[:, at] > threshold, at, 1 - at)
+        index = self.labels.index(label)
+        return np.where(self.probabilities(logits)[:, index] > threshold, index, 1 - index)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Softmax over C, or a sigmoid for each of C. [N, C]"""
+        """Return probabilities [R, C] from logits [R, C]: softmax, or sigmoid for multi-label tasks."""
         from scipy.special import expit, softmax
 
         return softmax(logits, axis=-1) if self.problem == "single_label" else expit(logits)
 
-    def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Answers for R rows for people: label (or labels, or score) and the probability of each label."""
+    def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return the predicted label (or labels, or score) of R rows and the probability of each label."""
         logits = average_windows(encoded, logits)
         if self.problem == "regression":
             return [{"score": round(float(value), 6)} for value in logits[:, 0]]
-        answers: list[dict[str, Any]] = []
-        for chosen, row in zip(self.choose(logits), self.probabilities(logits).tolist(), strict=True):
+        entries: list[dict[str, Any]] = []
+        for predicted, row in zip(self.apply_thresholds(logits), self.probabilities(logits).tolist(), strict=True):
             probabilities = {label: round(value, 6) for label, value in zip(self.labels, row, strict=True)}
             if self.problem == "single_label":
-                answers.append({"label": self.labels[int(chosen)], "probabilities": probabilities})
+                entries.append({"label": self.labels[int(predicted)], "probabilities": probabilities})
             else:
-                names = [label for label, is_set in zip(self.labels, chosen, strict=True) if is_set]
-                answers.append({"labels": names, "probabilities": probabilities})
-        return answers
+                names = [label for label, is_predicted in zip(self.labels, predicted, strict=True) if is_predicted]
+                entries.append({"labels": names, "probabilities": probabilities})
+        return entries
 
-    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """R answers beside the right ones."""
-        right, logits = self.references(task, rows), average_windows(encoded, logits)
-        assert right is not None
+    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return R predictions next to the gold values."""
+        gold, logits = self.references(task, rows), average_windows(encoded, logits)
+        assert gold is not None
         if self.problem == "single_label":
-            return compare_labels(self.labels, logits, self.choose(logits), right)
+            return labels_with_gold(self.labels, logits, self.apply_thresholds(logits), gold)
         if self.problem == "regression":
-            pairs = zip(right.tolist(), logits[:, 0].tolist(), strict=True)
-            return [{"gold": gold, "predicted": found, "loss": (gold - found) ** 2} for gold, found in pairs]
-        answers: list[dict[str, Any]] = []
+            pairs = zip(gold.tolist(), logits[:, 0].tolist(), strict=True)
+            return [{"gold": target, "predicted": score, "loss": (target - score) ** 2} for target, score in pairs]
+        entries: list[dict[str, Any]] = []
         # The binary cross-entropy of a logit, ln(1 + exp(x)) - y x, averaged over the labels.
-        losses = (np.logaddexp(0.0, logits) - right * logits).mean(-1).tolist()
-        for gold, chosen, shares, loss in zip(
-            right, self.choose(logits), self.probabilities(logits), losses, strict=True
+        losses = (np.logaddexp(0.0, logits) - gold * logits).mean(-1).tolist()
+        for row_gold, predicted, probabilities, loss in zip(
+            gold, self.apply_thresholds(logits), self.probabilities(logits), losses, strict=True
         ):
-            names = [[self.labels[at] for at in np.flatnonzero(one)] for one in (gold, chosen)]
-            probabilities = {self.labels[at]: float(shares[at]) for at in likeliest_first(shares)}
-            answer = {"gold": names[0], "predicted": names[1], "right": names[0] == names[1], "loss": loss}
-            answers.append(answer | {"probabilities": probabilities})
-        return answers
+            gold_names, predicted_names = (
+                [self.labels[index] for index in np.flatnonzero(row)] for row in (row_gold, predicted)
+            )
+            entries.append(
+                {
+                    "gold": gold_names,
+                    "predicted": predicted_names,
+                    "right": gold_names == predicted_names,
+                    "loss": loss,
+                    "probabilities": {
+                        self.labels[index]: float(probabilities[index]) for index in top_label_ids(probabilities)
+                    },
+                }
+            )
+        return entries
 
 
-def _thresholds(wanted: Any, task: Task, labels: tuple[str, ...]) -> Thresholds | None:
-    if wanted is None:
+def _thresholds(thresholds: Any, task: Task, labels: tuple[str, ...]) -> Thresholds | None:
+    """Return the thresholds of a recipe; None if there are none, or if they are tuned after training."""
+    if thresholds is None:
         return None
-    if wanted == "tuned":  # once the model has learned; only checked here
-        usual_thresholds(task, labels)
+    if thresholds == "tuned":
+        default_thresholds(task, labels)  # raises an error before training if the task cannot have thresholds
         return None
-    return given_thresholds(wanted, task, labels)
+    return thresholds_from_recipe(thresholds, task, labels)
 
 
 def average_windows(encoded: Encoded, logits: np.ndarray) -> np.ndarray:
-    """The mean of the logits [N, C] over the windows of each row. [R, C]"""
+    """Return the mean of logits [N, C] over the windows of each row. [R, C]"""
     if len(logits) == 0 or encoded.rows[-1] + 1 == len(logits):
         return logits
     starts = np.flatnonzero(np.diff(encoded.rows, prepend=-1))
@@ -258,17 +318,18 @@ def average_windows(encoded: Encoded, logits: np.ndarray) -> np.ndarray:
     return np.add.reduceat(logits, starts, axis=0) / counts[:, None].astype(logits.dtype)
 
 
-def _read_numbers(task: Task, values: list[Any]) -> np.ndarray | None:
-    hidden = [value is None for value in values]
-    if all(hidden):
+def _parse_numbers(task: Task, values: list[Any]) -> np.ndarray | None:
+    """Return the gold numbers [R] of a regression task; None if all are missing or -1."""
+    is_missing = [value is None for value in values]
+    if all(is_missing):
         return None
-    if any(hidden):
-        raise DataError(f"{task.name}: row {hidden.index(True) + 1} has no value in column {task.label_column!r}")
+    if any(is_missing):
+        raise DataError(f"{task.name}: row {is_missing.index(True) + 1} has no value in column {task.label_column!r}")
     try:
         numbers = np.asarray(values, dtype=np.float32)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{task.name}: column {task.label_column!r} is not numeric ({error})") from error
+        raise DataError(f"{task.name}: column {task.label_column!r} is not numeric ({error!s:.100})") from error
     if not np.isfinite(numbers).all():
         row = int(np.flatnonzero(~np.isfinite(numbers))[0])
         raise DataError(f"{task.name}: row {row + 1} has {numbers[row]} in column {task.label_column!r}")
-    return None if (numbers == HIDDEN_LABEL).all() else numbers
+    return None if (numbers == MISSING_LABEL).all() else numbers

@@ -1,4 +1,4 @@
-"""How likely a label must be to be the answer: as a recipe says, or as scores best on validation rows.
+"""Decision thresholds of labels: given in the recipe, or tuned for the best F1 on the validation split.
 
 Shapes: R rows, C labels.
 """
@@ -12,53 +12,54 @@ import numpy as np
 from bertcli.errors import DataError, did_you_mean
 from bertcli.tasks.task import Task
 
-USUAL = 0.5
+DEFAULT_THRESHOLD = 0.5
 Thresholds = dict[str, float]
-"""By label, the probability it has to exceed. Of two labels of which one is right only the second has one."""
+"""Label → the probability it must exceed to be predicted. In binary classification only the second label has one."""
 
 
-def given_thresholds(wanted: Mapping[str, float], task: Task, labels: Sequence[str]) -> Thresholds:
-    """The thresholds that a recipe gives.
+def thresholds_from_recipe(thresholds: Mapping[str, float], task: Task, labels: Sequence[str]) -> Thresholds:
+    """Return the thresholds of a recipe, completed with the default.
 
     Raises:
-        DataError: they are for other labels, or there are more than two of which one is right.
+        DataError: a threshold is for an unknown label, or the task is single-label with more than two labels.
     """
-    usual = usual_thresholds(task, labels)
-    for label in wanted:
-        if label not in usual:
-            cure = did_you_mean(label, usual)
-            raise DataError(f"found answers.thresholds for {label!r}, expected it for {' or '.join(usual)}.{cure}")
-    return usual | dict(wanted)
+    defaults = default_thresholds(task, labels)
+    for label in thresholds:
+        if label not in defaults:
+            cure = did_you_mean(label, defaults)
+            raise DataError(f"found answers.thresholds for {label!r}, expected it for {' or '.join(defaults)}.{cure}")
+    return defaults | dict(thresholds)
 
 
-def usual_thresholds(task: Task, labels: Sequence[str]) -> Thresholds:
-    """One half for each label that can have a threshold.
+def default_thresholds(task: Task, labels: Sequence[str]) -> Thresholds:
+    """Return `DEFAULT_THRESHOLD` for each label that can have a threshold.
 
     Raises:
-        DataError: there are more than two labels of which one is right.
+        DataError: the task is single-label with more than two labels.
     """
     if task.problem == "multi_label":
-        return dict.fromkeys(labels, USUAL)
+        return dict.fromkeys(labels, DEFAULT_THRESHOLD)
     if len(labels) != 2:
         raise DataError(
-            f"{task.name}: answers.thresholds are for two labels, or for several at once; found one of {len(labels)}"
+            f"{task.name}: answers.thresholds requires a multi-label task or two labels, found {len(labels)} labels; "
+            "remove it"
         )
-    return {labels[1]: USUAL}
+    return {labels[1]: DEFAULT_THRESHOLD}
 
 
-def best_threshold(probabilities: np.ndarray, right: np.ndarray) -> float:
-    """The threshold with the best F1, half-way between two probabilities; one half where no row is right.
+def best_f1_threshold(probabilities: np.ndarray, is_gold: np.ndarray) -> float:
+    """Return the threshold with the best F1, midway between two probabilities; 0.5 if no row has the label.
 
     Args:
         probabilities: of one label, [R].
-        right: whether that label is right, [R].
+        is_gold: whether the row has that label, [R].
     """
     from sklearn.metrics import precision_recall_curve
 
-    if not right.any():
-        return USUAL
-    precision, recall, least = precision_recall_curve(right, probabilities)
+    if not is_gold.any():
+        return DEFAULT_THRESHOLD
+    precision, recall, thresholds = precision_recall_curve(is_gold, probabilities)
     f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-12)
     best = int(f1.argmax())
-    below = probabilities[probabilities < least[best]]
-    return float((least[best] + below.max(initial=0.0)) / 2)
+    lower = probabilities[probabilities < thresholds[best]]
+    return float((thresholds[best] + lower.max(initial=0.0)) / 2)

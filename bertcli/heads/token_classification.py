@@ -1,9 +1,9 @@
-"""Words in, a tag for each out: named entities and other tags.
+"""Token classification: predicts a tag for each word, such as named entities or parts of speech.
 
-The first token of a word answers for it, and the tags of a row are chosen together (`heads.tag_scheme`). Long rows are
-read in overlapping windows, and each word is answered by the window in which it stands farther from the edge, so no
-word goes without a tag. A short row may be read together with its neighbours, as BERT read whole documents for this
-(Devlin et al. 2019, section 5.3, https://arxiv.org/abs/1810.04805).
+The logits of a word are those of its first token, and the tags of a row are decoded together (`heads.tag_decoding`).
+Long rows are split into overlapping windows; a word in several windows is predicted in the one where it is farthest
+from the edge, so every word has a prediction. Short rows can be encoded with neighboring rows as context, as in the
+original BERT experiments (Devlin et al. 2019, section 5.3, https://arxiv.org/abs/1810.04805).
 Shapes: R rows, N windows, T tokens of all windows, C tags.
 """
 
@@ -15,23 +15,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences, frame_of, windows
+from bertcli.data.encoding import IGNORED_LABEL, Encoded, EncodedBuilder, special_tokens_template, window_bounds
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
 from bertcli.heads.labels import (
-    declared_names,
-    given_weights,
-    is_hidden,
-    label_fields,
-    listed_labels,
-    name_of,
-    place_of,
-    saved_labels,
+    MAX_AUTO_WEIGHT,
+    declared_labels,
+    is_missing_label,
+    label_config_fields,
+    label_name,
+    labels_from_config,
+    lookup_label_id,
+    predefined_labels,
+    weights_from_recipe,
 )
-from bertcli.heads.tag_decoding import SCHEMES, likeliest_tags, may_follow, scheme_of
-from bertcli.heads.word_alignment import NO_WORD, capitals_of, spans_of, tokens_of_words, words_of
+from bertcli.heads.tag_decoding import TAG_SCHEMES, allowed_transitions, detect_tag_scheme, viterbi_decode
+from bertcli.heads.word_alignment import UNALIGNED, casing_token_type_ids, row_words, tokenize_words, word_offsets
 from bertcli.recipe.schema import DataSection, Recipe
-from bertcli.tasks.tags import in_iobes, parts_of
+from bertcli.tasks.tags import split_tag, to_iobes
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -41,11 +42,15 @@ if TYPE_CHECKING:
 
 
 class TokenClassification(Head):
-    """How an encoder is asked for tags, and how its answer is read."""
+    """A tag per word; in named entity recognition the tags mark entities."""
 
     model_class = "AutoModelForTokenClassification"
+    pipeline_tag = "token-classification"
+    has_pipeline = True
     per_token = True
-    usual_columns = ("tokens",)
+    reads_words = True
+    prediction_kind = "tags"
+    default_columns = ("tokens",)
 
     def __init__(
         self,
@@ -53,130 +58,156 @@ class TokenClassification(Head):
         class_weights: Sequence[float] | None = None,
         tag_scheme: str | None = None,
         *,
-        marks_capitals: bool = False,
+        casing_feature: bool = False,
     ):
         self.labels = tuple(labels)
-        self.class_weights = class_weights  # [C]; None: all alike
-        self.tag_scheme = tag_scheme  # which tags can follow each other; None: all
-        self.marks_capitals = marks_capitals  # whether the segment of a token tells of its word's capital letters
+        self.class_weights = class_weights  # [C]; None: all equal
+        self.tag_scheme = tag_scheme  # for constrained decoding; None: every tag sequence is valid
+        self.casing_feature = casing_feature  # whether token type 1 marks words with capital letters
 
     @classmethod
-    def labels_of(cls, task: Task, train: Dataset) -> tuple[str, ...]:
-        """The tags."""
+    def find_problem(cls, task: Task) -> str | None:
+        """Return an error message if the task row has several text columns, or keys of other heads."""
+        if len(task.text_columns) != 1:
+            return "token_classification needs one column in `text_columns`: the words"
+        return super().find_problem(task)
+
+    @classmethod
+    def default_metrics(cls, task: Task) -> tuple[str, ...]:
+        """Return precision, recall and F1 of entities."""
+        return ("seqeval",)
+
+    @classmethod
+    def supported_keys(cls, task: Task) -> frozenset[str]:
+        """Return the recipe keys that have an effect."""
+        keys = ("training.class_weights", "training.label_smoothing", "data.context_tokens", "data.casing_feature")
+        return frozenset(keys)
+
+    @classmethod
+    def task_labels(cls, task: Task, train: Dataset) -> tuple[str, ...]:
+        """Return the tags."""
         return resolve_tags(task, train)
 
     @classmethod
-    def learned_from(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
-        """The head for a task, its tags as the row lists them, the data set declares them or the rows hold them.
+    def from_data(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
+        """Create the head of a new model, with the tags of the task or of the training rows.
 
         Raises:
-            DataError: there are no tags, or fewer than two.
+            DataError: the tags are missing or invalid, or there are fewer than two.
         """
-        labels = cls.labels_of(task, train)
-        head = cls(labels)
-        tags = head.references(task, train)
+        labels = cls.task_labels(task, train)
+        tags = cls(labels).references(task, train)
         if tags is None:
             raise DataError(f"{task.name}: the training rows have no tags")
-        scheme = scheme_of(labels, tags) if recipe.answers.consistent_tags else None
-        weights = tag_weights(recipe.training.class_weights, task, labels, tags)
-        return cls(labels, weights, scheme, marks_capitals=recipe.data.mark_capitals)
+        scheme = detect_tag_scheme(labels, tags) if recipe.answers.constrained_decoding else None
+        weights = compute_tag_weights(recipe.training.class_weights, task, labels, tags)
+        return cls(labels, weights, scheme, casing_feature=recipe.data.casing_feature)
 
     @classmethod
-    def saved_with(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
-        """The head of a trained model, as its configuration tells."""
-        scheme, marks = getattr(config, "tag_scheme", None), getattr(config, "marks_capitals", False)
-        return cls(saved_labels(config), tag_scheme=scheme if scheme in SCHEMES else None, marks_capitals=marks is True)
+    def from_config(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
+        """Create the head of a trained model from its configuration; unknown tag schemes are ignored."""
+        scheme, casing_feature = getattr(config, "tag_scheme", None), getattr(config, "casing_feature", False)
+        return cls(
+            labels_from_config(config),
+            tag_scheme=scheme if scheme in TAG_SCHEMES else None,
+            casing_feature=casing_feature is True,
+        )
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
-        """The same head, its labels in another order."""
+        """Return this head with its labels in another order."""
         order = [self.labels.index(label) for label in labels]
-        weights = None if self.class_weights is None else [self.class_weights[at] for at in order]
-        return type(self)(labels, weights, self.tag_scheme, marks_capitals=self.marks_capitals)
+        weights = None if self.class_weights is None else [self.class_weights[index] for index in order]
+        return type(self)(labels, weights, self.tag_scheme, casing_feature=self.casing_feature)
 
     @property
     def answer_kind(self) -> str:
-        """What metrics and tasks have to fit."""
+        """The kind of predictions, which metrics and tasks must match."""
         return "token_classification"
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """What the model's configuration must say, so that plain `transformers` reads the answer alike."""
-        return label_fields(self.labels) | self.facts
+        """Fields of the model's `config.json`: label names, tag scheme and casing feature."""
+        return label_config_fields(self.labels) | self.config_extras
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """The scheme of the tags, if they keep one, and whether capital letters are told by segments."""
-        marks = {"marks_capitals": True} if self.marks_capitals else {}
-        return marks if self.tag_scheme is None else {"tag_scheme": self.tag_scheme} | marks
+    def config_extras(self) -> dict[str, Any]:
+        """The tag scheme, if there is one, and the casing feature, if it is used."""
+        extras: dict[str, Any] = {} if self.tag_scheme is None else {"tag_scheme": self.tag_scheme}
+        return extras | ({"casing_feature": True} if self.casing_feature else {})
 
-    def echoed(self, task: Task) -> tuple[str, ...]:
-        """Nothing: the answer holds the text and its words."""
+    def echo_columns(self, task: Task) -> tuple[str, ...]:
+        """Return no columns: predictions contain the text and its words."""
         return ()
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
-        """Rows as windows; `places` [T] holds the word (of its row) a token answers for, or `NO_WORD`."""
-        all_words = words_of(task, rows)
+        """Encode rows as windows; `alignment` [T] has the word of its row that a token predicts, or `UNALIGNED`."""
+        all_words = row_words(task, rows)
         tags = self.references(task, rows)
-        frame, made = frame_of(tokenizer, pair=False), Sequences()
-        room = data.max_length - frame.num_special
-        edge = [NO_WORD] * len(frame.before), [NO_WORD] * len(frame.after)
-        ids, first_of, bounds = tokens_of_words(tokenizer, all_words)
-        capitals = capitals_of(all_words, first_of, bounds) if self.marks_capitals else None
-        places: list[int] = []
+        template, builder = special_tokens_template(tokenizer, pair=False), EncodedBuilder()
+        max_tokens = data.max_length - template.num_special_tokens
+        ids, word_alignment, bounds = tokenize_words(tokenizer, all_words)
+        token_types = casing_token_type_ids(all_words, word_alignment, bounds) if self.casing_feature else None
+        alignment: list[int] = []
         for row, (row_start, row_end) in enumerate(pairwise(bounds)):
-            num_own = row_end - row_start
-            cuts = [(row_start + start, row_start + end) for start, end in windows(num_own, room, data.doc_stride)]
-            own_parts = _own_parts(cuts)
-            if num_own <= room:
-                context = min(data.context_tokens, room - num_own)
-                cuts = [_among_neighbours(row_start, row_end, bounds[-1], context)]
-            for (start, end), (own_start, own_end) in zip(cuts, own_parts, strict=True):
-                joined, segments = frame.join(ids[start:end])
-                if capitals is not None:
-                    segments = [*[0] * len(frame.before), *capitals[start:end], *[0] * len(frame.after)]
-                made.add(row, joined, segments)
-                marks = enumerate(first_of[start:end], start)
-                own = (word if own_start <= at < own_end else NO_WORD for at, word in marks)
-                places += [*edge[0], *own, *edge[1]]
-        table = np.asarray(places, dtype=np.int32)
-        labels = None if tags is None else self._token_labels(made, table, tags)
-        return made.encoded(tokenizer, labels, labels_per_token=labels is not None, places=table)
+            num_tokens = row_end - row_start
+            windows = [
+                (row_start + start, row_start + end)
+                for start, end in window_bounds(num_tokens, max_tokens, data.doc_stride)
+            ]
+            predicted_parts = _predicted_parts(windows)
+            if num_tokens <= max_tokens:
+                context_tokens = min(data.context_tokens, max_tokens - num_tokens)
+                windows = [_add_context(row_start, row_end, bounds[-1], context_tokens)]
+            for (start, end), (first, last) in zip(windows, predicted_parts, strict=True):
+                input_ids, token_type_ids = template.build_inputs(ids[start:end])
+                if token_types is not None:
+                    token_type_ids = [*[0] * len(template.prefix), *token_types[start:end], *[0] * len(template.suffix)]
+                builder.add(row, input_ids, token_type_ids)
+                alignment += [UNALIGNED] * len(template.prefix)
+                alignment += (
+                    word if first <= position < last else UNALIGNED
+                    for position, word in enumerate(word_alignment[start:end], start)
+                )
+                alignment += [UNALIGNED] * len(template.suffix)
+        alignment_array = np.asarray(alignment, dtype=np.int32)
+        labels = None if tags is None else self._token_labels(alignment_array, tags)
+        return builder.build(tokenizer, labels, labels_per_token=labels is not None, alignment=alignment_array)
 
-    def _token_labels(self, made: Sequences, places: np.ndarray, tags: list[list[str]]) -> np.ndarray:
-        """The number of each answering token's tag. [T]"""
-        place = {label: index for index, label in enumerate(self.labels)}
-        labels = np.full(len(places), IGNORED_LABEL, dtype=np.int64)
-        # Answering tokens come in the order of the rows and their words: each word has exactly one.
-        labels[places != NO_WORD] = [place[tag] for row in tags for tag in row]
+    def _token_labels(self, alignment: np.ndarray, tags: list[list[str]]) -> np.ndarray:
+        """Return the tag id of each aligned token, `IGNORED_LABEL` for the others. [T]"""
+        label2id = {label: index for index, label in enumerate(self.labels)}
+        labels = np.full(len(alignment), IGNORED_LABEL, dtype=np.int64)
+        # Aligned tokens are in the order of the rows and their words: exactly one per word.
+        labels[alignment != UNALIGNED] = [label2id[tag] for row in tags for tag in row]
         return labels
 
     def references(self, task: Task, rows: Dataset) -> list[list[str]] | None:
-        """The right tags of each row's words; None if they are not given, or hidden.
+        """Return the gold tags of each row's words; None if the rows are unlabeled.
 
         Raises:
-            DataError: a row has not one tag for each word, or a tag that is none of the labels.
+            DataError: the number of tags differs from the number of words, or a tag is unknown.
         """
         if task.label_column not in rows.column_names:
             return None
-        given = rows[task.label_column][:]
-        every = (value for values in given for value in ([None] if values is None else values))
-        if any(values != [] for values in given) and all(map(is_hidden, every)):
+        column = rows[task.label_column][:]
+        cells = (value for values in column for value in ([None] if values is None else values))
+        if any(values != [] for values in column) and all(map(is_missing_label, cells)):
             return None
-        declared = declared_names(rows.features[task.label_column])
-        place = {label: index for index, label in enumerate(self.labels)}
+        declared = declared_labels(rows.features[task.label_column])
+        label2id = {label: index for index, label in enumerate(self.labels)}
         tags: list[list[str]] = []
-        for row, (words, values) in enumerate(zip(words_of(task, rows), given, strict=True)):
+        for row, (words, values) in enumerate(zip(row_words(task, rows), column, strict=True)):
             if values is None or len(values) != len(words):
-                found = "no" if values is None else len(values)
-                raise DataError(f"{task.name}: row {row + 1} has {len(words)} words and {found} tags")
-            names = [name_of(declared, value) for value in values]
+                num_tags = "no" if values is None else len(values)
+                raise DataError(f"{task.name}: row {row + 1} has {len(words)} words and {num_tags} tags")
+            names = [label_name(declared, value) for value in values]
             for name in names:
-                place_of(task, place, rows, row, name)
+                lookup_label_id(task, label2id, rows, row, name)
             tags.append(names)
         return tags
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Cross-entropy summed over the words."""
+        """Return the cross-entropy summed over the words."""
         from torch.nn import functional
 
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
@@ -189,83 +220,91 @@ class TokenClassification(Head):
             label_smoothing=label_smoothing,
         )
 
-    def decide(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[list[str]]:
-        """The tags of each row's words, from logits [T, C]."""
-        assert encoded.places is not None
-        scores = logits[np.flatnonzero(encoded.places != NO_WORD)]  # in the order of the rows and their words
-        bounds = np.concatenate(([0], np.cumsum([len(words) for words in words_of(task, rows)], dtype=np.int64)))
-        allowed = may_follow(self.labels, self.tag_scheme) if self.tag_scheme else None
-        best = [likeliest_tags(scores[start:end], allowed) for start, end in pairwise(bounds)]
-        return [[self.labels[at] for at in row] for row in best]
+    def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[list[str]]:
+        """Decode logits [T, C] to the tags of each row's words."""
+        assert encoded.alignment is not None
+        scores = logits[np.flatnonzero(encoded.alignment != UNALIGNED)]  # in the order of the rows and their words
+        bounds = np.concatenate(([0], np.cumsum([len(words) for words in row_words(task, rows)], dtype=np.int64)))
+        allowed = allowed_transitions(self.labels, self.tag_scheme) if self.tag_scheme else None
+        tag_ids = [viterbi_decode(scores[start:end], allowed) for start, end in pairwise(bounds)]
+        return [[self.labels[tag_id] for tag_id in row] for row in tag_ids]
 
-    def decode(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """For people: words, their tags, and entities with the places of their characters in the text."""
+    def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return the text of each row, its words, their tags, and entities with character offsets in the text."""
         from seqeval.metrics.sequence_labeling import get_entities
 
-        answers = []
-        names_entities = any(parts_of(label)[0] for label in self.labels)  # not parts of speech
-        tags_of = self.decide(task, rows, encoded, logits)
-        for value, words, tags in zip(rows[task.text_columns[0]][:], words_of(task, rows), tags_of, strict=True):
+        entries = []
+        has_entity_tags = any(split_tag(label)[0] for label in self.labels)  # false for parts of speech
+        predictions = self.to_predictions(task, rows, encoded, logits)
+        values = rows[task.text_columns[0]][:]
+        for value, words, tags in zip(values, row_words(task, rows), predictions, strict=True):
             text = value if isinstance(value, str) else " ".join(words)
-            spans = spans_of(text, words)
+            offsets = word_offsets(text, words)
             entities = []
-            for kind, first, last in get_entities(in_iobes(tags)) if names_entities else ():
-                start, end = spans[first][0], spans[last][1]
-                entities.append({"label": kind, "start": start, "end": end, "text": text[start:end]})
-            answers.append({"text": text, "words": words, "tags": tags, "entities": entities})
-        return answers
+            for entity_type, first, last in get_entities(to_iobes(tags)) if has_entity_tags else ():
+                start, end = offsets[first][0], offsets[last][1]
+                entities.append({"label": entity_type, "start": start, "end": end, "text": text[start:end]})
+            entries.append({"text": text, "words": words, "tags": tags, "entities": entities})
+        return entries
 
-    def compare(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """R rows of tags beside the right ones; `loss` is the share of the words with a wrong tag."""
-        right, found = self.references(task, rows), self.decide(task, rows, encoded, logits)
-        assert right is not None
-        answers: list[dict[str, Any]] = []
-        for gold, tags in zip(right, found, strict=True):
-            wrong = sum(one != other for one, other in zip(gold, tags, strict=True))
-            answer = {"gold": gold, "predicted": tags, "right": not wrong, "loss": wrong / max(1, len(gold))}
-            answers.append(answer)
-        return answers
+    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return R rows of predicted tags next to the gold ones; `loss` is the fraction of words with a wrong tag."""
+        gold, predictions = self.references(task, rows), self.to_predictions(task, rows, encoded, logits)
+        assert gold is not None
+        entries: list[dict[str, Any]] = []
+        for gold_tags, tags in zip(gold, predictions, strict=True):
+            num_errors = sum(gold_tag != tag for gold_tag, tag in zip(gold_tags, tags, strict=True))
+            loss = num_errors / max(1, len(gold_tags))
+            entries.append({"gold": gold_tags, "predicted": tags, "right": not num_errors, "loss": loss})
+        return entries
 
 
 def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
-    """The tags: the row's own, else the data set's, else those of the training rows, `O` first.
+    """Return the tags in order: those of the task row, else of the data set, else of the training rows, `O` first.
 
     Raises:
-        DataError: the row and the data set disagree, or there are fewer than two.
+        DataError: the task row and the data set disagree, or there are fewer than two tags.
     """
-    labels = listed_labels(task, train)
+    labels = predefined_labels(task, train)
     if not labels:
-        seen = {str(tag) for tags in train[task.label_column][:] for tag in tags or ()}
-        labels = tuple(sorted(seen, key=lambda tag: (tag != "O", tag)))
+        distinct = {str(tag) for tags in train[task.label_column][:] for tag in tags or ()}
+        labels = tuple(sorted(distinct, key=lambda tag: (tag != "O", tag)))
     if len(labels) < 2:
-        raise DataError(f"{task.name}: found the tags {list(labels)}, expected at least two to tell apart")
+        raise DataError(f"{task.name}: found the tags {list(labels)}, expected at least two")
     return labels
 
 
-def tag_weights(
-    wanted: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], tags: list[list[str]]
+def compute_tag_weights(
+    weights: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], tags: list[list[str]]
 ) -> list[float] | None:
-    """The weight of each tag in the loss; `auto`: words / (C × its words), at most 100.
+    """Return the weight of each tag in the loss; `auto` is words / (C × words with the tag), at most 100.
+
+    Args:
+        weights: `training.class_weights` of the recipe.
 
     Raises:
-        DataError: names that are no tags.
+        DataError: the weights are not for these tags.
     """
-    if wanted is None:
+    if weights is None:
         return None
-    if isinstance(wanted, dict):
-        return given_weights(wanted, labels)
-    place = {label: index for index, label in enumerate(labels)}
-    counts = np.bincount([place[tag] for row in tags for tag in row], minlength=len(labels))
-    return [float(min(100.0, counts.sum() / (len(labels) * max(1, count)))) for count in counts]
+    if isinstance(weights, dict):
+        return weights_from_recipe(weights, labels)
+    label2id = {label: index for index, label in enumerate(labels)}
+    counts = np.bincount([label2id[tag] for row in tags for tag in row], minlength=len(labels))
+    return [float(min(MAX_AUTO_WEIGHT, counts.sum() / (len(labels) * max(1, count)))) for count in counts]
 
 
-def _among_neighbours(start: int, end: int, num_tokens: int, context: int) -> tuple[int, int]:
-    """A row's tokens with `context` ones around them, as many before as behind where there are enough."""
-    before = min(start, max(context // 2, context - (num_tokens - end)))
-    return start - before, min(num_tokens, end + context - before)
+def _add_context(start: int, end: int, num_tokens: int, context_tokens: int) -> tuple[int, int]:
+    """Return the bounds of a row with `context_tokens` tokens of its neighbors, half on each side if possible.
+
+    Args:
+        num_tokens: tokens of all rows.
+    """
+    num_before = min(start, max(context_tokens // 2, context_tokens - (num_tokens - end)))
+    return start - num_before, min(num_tokens, end + context_tokens - num_before)
 
 
-def _own_parts(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The part of each window it answers for: what it shares with a neighbour is divided in the middle."""
-    middles = [(later[0] + earlier[1]) // 2 for earlier, later in pairwise(cuts)]
-    return list(zip([cuts[0][0], *middles], [*middles, cuts[-1][1]], strict=True))
+def _predicted_parts(windows: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the part of each window whose words it predicts: overlaps are divided in the middle."""
+    midpoints = [(later[0] + earlier[1]) // 2 for earlier, later in pairwise(windows)]
+    return list(zip([windows[0][0], *midpoints], [*midpoints, windows[-1][1]], strict=True))

@@ -1,4 +1,7 @@
-"""The words of a row, their characters, and the tokens they begin with. Shapes: R rows, T tokens of all of them."""
+"""Words of a row, their character offsets, and their alignment with tokens.
+
+Shapes: R rows, T tokens of all rows.
+"""
 
 from __future__ import annotations
 
@@ -7,74 +10,86 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from bertcli.data.encoding import TEXTS_AT_ONCE, tokenize
+from bertcli.data.encoding import TOKENIZE_BATCH_SIZE, tokenize
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-WORD = re.compile(r"\w+(?:['’.&/-]\w+)*|[^\w\s]")
-NO_WORD = -1  # place of a token that answers for no word
+WORD_PATTERN = re.compile(r"\w+(?:['’.&/-]\w+)*|[^\w\s]")
+UNALIGNED = -1  # alignment of a token that is not used to predict a word's tag
 
 
-def words_of(task: Task, rows: Dataset) -> list[list[str]]:
-    """The words of each row: as they are given, or cut from a plain text at spaces and punctuation."""
-    return [WORD.findall(row) if isinstance(row, str) else row for row in rows[task.text_columns[0]][:]]
+def row_words(task: Task, rows: Dataset) -> list[list[str]]:
+    """Return the words of each row; plain texts are split at whitespace and punctuation."""
+    return [WORD_PATTERN.findall(row) if isinstance(row, str) else row for row in rows[task.text_columns[0]][:]]
 
 
-def spans_of(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
-    """Where each word stands in the text: first character and the one after the last."""
-    spans, at = [], 0
+def word_offsets(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the character offsets of each word in the text: start, and end (exclusive)."""
+    offsets, end = [], 0
     for word in words:
-        start = text.index(word, at)
-        at = start + len(word)
-        spans.append((start, at))
-    return spans
+        start = text.index(word, end)
+        end = start + len(word)
+        offsets.append((start, end))
+    return offsets
 
 
-def tokens_of_words(
+def tokenize_words(
     tokenizer: PreTrainedTokenizerBase, all_words: list[list[str]]
 ) -> tuple[list[int], list[int], list[int]]:
-    """The token ids of all rows' words, for each token the word of its row that it begins (`NO_WORD`: it goes on with
-    one), and where each row begins, with the end of the last. [T], [T], [R + 1]
+    """Tokenize the words of all rows.
+
+    Returns:
+        The token IDs [T]; the word alignment [T], the index in its row of the word that a token begins, `UNALIGNED` for
+        further tokens of a word; the row bounds [R + 1], the first token of each row and the end of the last.
     """
     ids: list[int] = []
-    first_of: list[int] = []
+    alignment: list[int] = []
     bounds = [0]
-    for start in range(0, len(all_words), TEXTS_AT_ONCE):
-        part = all_words[start : start + TEXTS_AT_ONCE]
-        output = tokenize(tokenizer, part, is_split_into_words=True)
-        for at, words in enumerate(part):
-            encoded = output["input_ids"][at], output.word_ids(at)
-            some_ids, some_marks = _with_every_word(*encoded, len(words), tokenizer.unk_token_id)
-            ids += some_ids
-            first_of += some_marks
+    for start in range(0, len(all_words), TOKENIZE_BATCH_SIZE):
+        chunk = all_words[start : start + TOKENIZE_BATCH_SIZE]
+        output = tokenize(tokenizer, chunk, is_split_into_words=True)
+        for index, words in enumerate(chunk):
+            encoded = output["input_ids"][index], output.word_ids(index)
+            row_ids, row_alignment = _align_words(*encoded, len(words), tokenizer.unk_token_id)
+            ids += row_ids
+            alignment += row_alignment
             bounds.append(len(ids))
-    return ids, first_of, bounds
+    return ids, alignment, bounds
 
 
-def capitals_of(all_words: list[list[str]], first_of: list[int], bounds: list[int]) -> list[int]:
-    """1 for each token of a word with a capital letter, 0 for the others, from what `tokens_of_words` gave. [T]"""
-    marks: list[int] = []
+def casing_token_type_ids(all_words: list[list[str]], alignment: list[int], bounds: list[int]) -> list[int]:
+    """Return token type IDs [T]: 1 for each token of a word that contains a capital letter, else 0.
+
+    Args:
+        alignment: as returned by `tokenize_words`, like `bounds`.
+    """
+    token_type_ids: list[int] = []
     for words, (start, end) in zip(all_words, pairwise(bounds), strict=True):
         has_capital = [int(any(letter.isupper() for letter in word)) for word in words]
-        for word in first_of[start:end]:
-            marks.append(marks[-1] if word == NO_WORD else has_capital[word])
-    return marks
+        for word in alignment[start:end]:
+            token_type_ids.append(token_type_ids[-1] if word == UNALIGNED else has_capital[word])
+    return token_type_ids
 
 
-def _with_every_word(
-    ids: list[int], word_of: list[int], num_words: int, unknown: int | None
+def _align_words(
+    ids: list[int], word_ids: list[int], num_words: int, unk_token_id: int | None
 ) -> tuple[list[int], list[int]]:
-    """Ids and first-token marks; a word the tokenizer makes nothing of (a lone control character) becomes unknown."""
-    first_of = [word if at == 0 or word_of[at - 1] != word else NO_WORD for at, word in enumerate(word_of)]
-    if len(missing := set(range(num_words)) - set(word_of)) == 0:
-        return ids, first_of
-    pieces: dict[int, list[int]] = {word: [unknown or 0] for word in missing}
-    for token, word in zip(ids, word_of, strict=True):
-        pieces.setdefault(word, []).append(token)
-    ordered = [
-        (token, word if at == 0 else NO_WORD) for word in range(num_words) for at, token in enumerate(pieces[word])
+    """Return token IDs and word alignment; words without tokens (control characters) become the unknown token."""
+    alignment = [
+        word if index == 0 or word_ids[index - 1] != word else UNALIGNED for index, word in enumerate(word_ids)
     ]
-    return [token for token, _ in ordered], [word for _, word in ordered]
+    missing = set(range(num_words)) - set(word_ids)
+    if not missing:
+        return ids, alignment
+    tokens_by_word: dict[int, list[int]] = {word: [unk_token_id or 0] for word in missing}
+    for token, word in zip(ids, word_ids, strict=True):
+        tokens_by_word.setdefault(word, []).append(token)
+    aligned = [
+        (token, word if index == 0 else UNALIGNED)
+        for word in range(num_words)
+        for index, token in enumerate(tokens_by_word[word])
+    ]
+    return [token for token, _ in aligned], [word for _, word in aligned]

@@ -1,6 +1,7 @@
-"""`bertcli predict --features`: an encoder's vectors for texts, pooled or one a token, to Parquet or `.npy`.
+"""`bertcli predict --features`: hidden states of an encoder, pooled or per token, written to Parquet or `.npy`.
 
-What `extract_features.py` of the original BERT did. Shapes: N texts, T tokens of them, L layers, H hidden width.
+The counterpart of the original BERT's `extract_features.py`. Shapes: N texts, T tokens of all texts, L selected layers,
+H hidden size.
 """
 
 from __future__ import annotations
@@ -14,151 +15,164 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.data.encoding import Encoded, encode_texts
-from bertcli.data.formats import Row, as_text
-from bertcli.data.prediction_inputs import in_chunks
+from bertcli.data.formats import Row, join_words
+from bertcli.data.prediction_inputs import batched
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.files import open_new
 from bertcli.inference.forward import compute_logits
-from bertcli.models.from_pretrained import load_config, load_model, load_tokenizer, longest_input
+from bertcli.models.from_pretrained import ModelSource, max_input_length
 from bertcli.recipe.schema import DataSection, HardwareSection
 from bertcli.training.devices import build_accelerator
 
 if TYPE_CHECKING:
+    import pyarrow
     import torch
 
 POOLINGS = ("mean", "cls", "tokens")
-ENDINGS = (".parquet", ".npy")
-ROWS_AT_ONCE = 256  # all their tokens' vectors are in memory at once
+SUFFIXES = (".parquet", ".npy")
+CHUNK_SIZE = 256  # rows whose token features are in memory
 
 
-class Extractor:
-    """An encoder that gives the vectors of chosen layers."""
+class FeatureExtractor:
+    """An encoder that returns the hidden states of selected layers.
 
-    def __init__(
-        self, name: str, layers: list[int], data: DataSection, mirror: Path | None, hardware: HardwareSection | None
-    ):
-        config = load_config(name, mirror)
+    Args:
+        layers: 0 is the embedding layer, 1 the first layer, -1 the last.
+        data: only `max_length` is used.
+        hardware: device, precision and batch size; None: the defaults.
+
+    Raises:
+        UsageError: the model does not have one of the layers.
+    """
+
+    def __init__(self, source: ModelSource, layers: list[int], data: DataSection, hardware: HardwareSection | None):
+        config = source.config
         num_layers = config.num_hidden_layers
         for layer in layers:
             if not -num_layers - 1 <= layer <= num_layers:
-                raise UsageError(f"found layer {layer}, expected 0 (embeddings) to {num_layers}, or -1 for the last …")
+                raise UsageError(
+                    f"found layer {layer}, expected 0 (embeddings) to {num_layers}, or -1 (last) to {-num_layers - 1}"
+                )
         self.layers = layers
-        self.tokenizer = load_tokenizer(name, mirror)
+        self.tokenizer = source.load_tokenizer()
         hardware = hardware or HardwareSection()
         self.accelerator, self.max_tokens = build_accelerator(hardware), hardware.eval_batch_tokens
-        model = load_model(name, mirror, "AutoModel", {"output_hidden_states": True})
+        model = source.load_model("AutoModel", {"output_hidden_states": True})
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
-        self.max_length = min(data.max_length, longest_input(self.tokenizer, config))
+        self.max_length = min(data.max_length, max_input_length(self.tokenizer, config))
 
     def encode(self, texts: list[str], pairs: list[str] | None) -> Encoded:
-        """Texts (or pairs) as the encoder reads them, cut at its longest input."""
+        """Encode texts or pairs of texts, truncated to the maximum length."""
         return encode_texts(self.tokenizer, texts, pairs, self.max_length)
 
-    def vectors(self, encoded: Encoded) -> np.ndarray:
-        """The vectors of all tokens, special ones included. [T, L, H]"""
-        vectors, _ = compute_logits(
-            self.accelerator,
-            self.model,
-            encoded,
-            self._chosen_layers,
-            per_token=True,
-            max_tokens=self.max_tokens,
+    def hidden_states(self, encoded: Encoded) -> np.ndarray:
+        """Return the hidden states of all tokens, including special ones. [T, L, H]"""
+        hidden_states, _ = compute_logits(
+            self.accelerator, self.model, encoded, self._select_layers, per_token=True, max_tokens=self.max_tokens
         )
-        return vectors
+        return hidden_states
 
-    def _chosen_layers(self, outputs: Any) -> torch.Tensor:
+    def _select_layers(self, outputs: Any) -> torch.Tensor:
         import torch
 
         return torch.stack([outputs.hidden_states[layer] for layer in self.layers], dim=-2)
 
 
-def pool(vectors: np.ndarray, encoded: Encoded, pooling: str) -> np.ndarray:
-    """One vector a text from those of its tokens [T, L, H]: their mean, or the first token's. [N, L, H]"""
+def pool(hidden_states: np.ndarray, encoded: Encoded, pooling: str) -> np.ndarray:
+    """Pool hidden states [T, L, H] to one vector per text: the mean over its tokens, or its first token's. [N, L, H]"""
     if pooling == "cls":
-        return vectors[encoded.offsets[:-1]]
-    return np.add.reduceat(vectors, encoded.offsets[:-1], axis=0) / encoded.lengths[:, None, None].astype(np.float32)
+        return hidden_states[encoded.offsets[:-1]]
+    sums = np.add.reduceat(hidden_states, encoded.offsets[:-1], axis=0)
+    return sums / encoded.lengths[:, None, None].astype(np.float32)
 
 
 def write_features(
-    extractor: Extractor, rows: Iterable[Row], columns: tuple[str, ...], output: Path, pooling: str
+    extractor: FeatureExtractor, rows: Iterable[Row], columns: tuple[str, ...], output: Path, pooling: str
 ) -> int:
-    """Write the vectors of each row's text (or pair); return the number of rows. Memory does not grow with them.
+    """Write the features of each row's text (or pair) and return the number of rows; rows are streamed.
 
-    Parquet holds the texts, and for each layer a column `layer_<n>`; `.npy` an array [N, H], or [N, L, H] with
+    Parquet files have the texts and a column `layer_<n>` per layer; `.npy` files an array [N, H], or [N, L, H] for
     several layers.
 
     Raises:
-        UsageError: an unknown pooling or ending, vectors a token in `.npy`, or the file exists.
+        UsageError: unknown pooling or suffix, token features in `.npy`, or the file exists.
     """
     if pooling not in POOLINGS:
         raise UsageError(
             f"found pooling {pooling!r}, expected one of {', '.join(POOLINGS)}.{did_you_mean(pooling, POOLINGS)}"
         )
-    if output.suffix not in ENDINGS:
-        raise UsageError(f"found --output {output}, expected a file that ends in {' or '.join(ENDINGS)}")
+    if output.suffix not in SUFFIXES:
+        raise UsageError(f"found --output {output}, expected a file name that ends in {' or '.join(SUFFIXES)}")
     if output.suffix == ".npy":
         if pooling == "tokens":
-            raise UsageError("texts have different numbers of tokens, which .npy cannot hold; name a .parquet file")
-        return _write_npy(_pooled(extractor, rows, columns, pooling), output, extractor.layers)
-    return _write_parquet(_tables(extractor, rows, columns, pooling), output)
+            raise UsageError("texts differ in their number of tokens, which .npy cannot store; use a .parquet file")
+        return _write_npy(_pooled_chunks(extractor, rows, columns, pooling), output, extractor.layers)
+    return _write_parquet(_feature_tables(extractor, rows, columns, pooling), output)
 
 
 def _encoded_chunks(
-    extractor: Extractor, rows: Iterable[Row], columns: tuple[str, ...]
-) -> Iterator[tuple[list[Row], Encoded, np.ndarray]]:
-    for chunk in in_chunks(rows, ROWS_AT_ONCE):
-        texts = [[as_text(row[column]) for row in chunk] for column in columns[:2]]
+    extractor: FeatureExtractor, rows: Iterable[Row], columns: tuple[str, ...]
+) -> Iterator[tuple[dict[str, list[str]], Encoded, np.ndarray]]:
+    """Yield the texts of a chunk by column, their encoding, and their hidden states [T, L, H]."""
+    for chunk in batched(rows, CHUNK_SIZE):
+        texts = [[join_words(row[column]) for row in chunk] for column in columns[:2]]
         encoded = extractor.encode(texts[0], texts[1] if len(texts) > 1 else None)
-        yield chunk, encoded, extractor.vectors(encoded)
+        yield dict(zip(columns, texts, strict=False)), encoded, extractor.hidden_states(encoded)
 
 
-def _pooled(extractor: Extractor, rows: Iterable[Row], columns: tuple[str, ...], pooling: str) -> Iterator[np.ndarray]:
-    for _, encoded, vectors in _encoded_chunks(extractor, rows, columns):
-        yield pool(vectors, encoded, pooling)
+def _pooled_chunks(
+    extractor: FeatureExtractor, rows: Iterable[Row], columns: tuple[str, ...], pooling: str
+) -> Iterator[np.ndarray]:
+    for _, encoded, hidden_states in _encoded_chunks(extractor, rows, columns):
+        yield pool(hidden_states, encoded, pooling)
 
 
-def _write_npy(parts: Iterator[np.ndarray], output: Path, layers: list[int]) -> int:
-    """Write the vectors first and the header, which holds their number, afterwards."""
+def _write_npy(chunks: Iterator[np.ndarray], output: Path, layers: list[int]) -> int:
+    """Write an array of unknown length: first its values to a temporary file, then the header, then a copy of them."""
     open_new(output).close()
-    count, width = 0, 0
+    num_rows, hidden_size = 0, 0
     with tempfile.TemporaryFile(dir=output.parent) as body, output.open("wb") as file:
-        for part in parts:
-            count, width = count + len(part), part.shape[-1]
-            body.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
-        shape = (count, len(layers), width) if len(layers) > 1 else (count, width)
+        for chunk in chunks:
+            num_rows, hidden_size = num_rows + len(chunk), chunk.shape[-1]
+            body.write(np.ascontiguousarray(chunk, dtype="<f4").tobytes())
+        shape = (num_rows, len(layers), hidden_size) if len(layers) > 1 else (num_rows, hidden_size)
         np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         body.seek(0)
         shutil.copyfileobj(body, file)
-    return count
+    return num_rows
 
 
-def _tables(extractor: Extractor, rows: Iterable[Row], columns: tuple[str, ...], pooling: str) -> Iterator[Any]:
+def _feature_tables(
+    extractor: FeatureExtractor, rows: Iterable[Row], columns: tuple[str, ...], pooling: str
+) -> Iterator[pyarrow.Table]:
     import pyarrow
 
-    for chunk, encoded, vectors in _encoded_chunks(extractor, rows, columns):
-        cells: dict[str, Any] = {column: [as_text(row[column]) for row in chunk] for column in columns[:2]}
+    for texts, encoded, hidden_states in _encoded_chunks(extractor, rows, columns):
+        cells: dict[str, Any] = {**texts}
         offsets = pyarrow.array(encoded.offsets, pyarrow.int32())
         if pooling == "tokens":
             tokens = extractor.tokenizer.convert_ids_to_tokens(encoded.input_ids.tolist())
             cells["tokens"] = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(tokens))
-        values = vectors if pooling == "tokens" else pool(vectors, encoded, pooling)
-        for at, layer in enumerate(extractor.layers):
-            flat = pyarrow.array(np.ascontiguousarray(values[:, at], dtype=np.float32).ravel())
-            column = pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[-1])
-            cells[f"layer_{layer}"] = pyarrow.ListArray.from_arrays(offsets, column) if pooling == "tokens" else column
+        features = hidden_states if pooling == "tokens" else pool(hidden_states, encoded, pooling)
+        for index, layer in enumerate(extractor.layers):
+            values = pyarrow.array(np.ascontiguousarray(features[:, index], dtype=np.float32).ravel())
+            vectors = pyarrow.FixedSizeListArray.from_arrays(values, features.shape[-1])
+            cells[f"layer_{layer}"] = (
+                pyarrow.ListArray.from_arrays(offsets, vectors) if pooling == "tokens" else vectors
+            )
         yield pyarrow.table(cells)
 
 
-def _write_parquet(tables: Iterator[Any], output: Path) -> int:
+def _write_parquet(tables: Iterator[pyarrow.Table], output: Path) -> int:
     import pyarrow.parquet
 
     open_new(output).close()
-    count = 0
+    num_rows = 0
     writer = None
     for table in tables:
         writer = writer or pyarrow.parquet.ParquetWriter(output, table.schema)
         writer.write_table(table)
-        count += len(table)
+        num_rows += len(table)
     if writer:
         writer.close()
-    return count
+    return num_rows

@@ -1,9 +1,11 @@
-"""`bertcli predict` for a pretrained model: the likeliest tokens at each mask of a text."""
+"""`bertcli predict` for masked language models: the most probable tokens at each mask of a text.
+
+Shapes: M masks of all texts in a batch, V vocabulary, K tokens kept per mask.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,95 +14,111 @@ import torch
 from bertcli.data.batching import token_budget_batches
 from bertcli.data.encoding import encode_texts
 from bertcli.data.formats import Row
-from bertcli.data.prediction_inputs import in_chunks
+from bertcli.data.prediction_inputs import batched
 from bertcli.errors import DataError, ModelError
-from bertcli.models.from_pretrained import has_trained_head, load_config, load_model, load_tokenizer, longest_input
-from bertcli.models.padding_free import speed_up
-from bertcli.models.sparse_prediction import AskedPositions
+from bertcli.models.from_pretrained import ModelSource, max_input_length
+from bertcli.models.padding_free import optimize_forward
+from bertcli.models.sparse_prediction import SparsePrediction
 from bertcli.recipe.schema import HardwareSection
-from bertcli.training.devices import build_accelerator, on_device, width_multiple
+from bertcli.training.devices import build_accelerator, pad_to_multiple_of, prepare_batch
 
 MODEL_CLASS = "AutoModelForMaskedLM"
-COMMON_MASK = "[MASK]"  # understood whatever the tokenizer's own mask is
-ROWS_AT_ONCE = 1024
+MASK_PLACEHOLDER = "[MASK]"  # accepted in texts for every tokenizer, whatever its mask token
+CHUNK_SIZE = 1024  # texts in memory
+
+TokenPredictions = list[dict[str, Any]]  # of one mask: token and probability, most probable first
 
 
-def fills_masks(name: str, mirror: Path | None) -> bool:
-    """Whether the model `name` was pretrained to guess masked tokens, and for nothing else.
+def has_masked_lm_head(source: ModelSource) -> bool:
+    """Whether the saved model has a masked-language-modeling head.
 
     Raises:
-        ModelError: it was pretrained to tell replaced tokens, and guesses none.
+        ModelError: it is a pretrained ELECTRA discriminator, which has no such head.
     """
-    config = load_config(name, mirror)
-    if has_trained_head(config, MODEL_CLASS):
+    if source.has_head(MODEL_CLASS):
         return True
-    if not has_trained_head(config, "AutoModelForPreTraining"):
+    if not source.has_head("AutoModelForPreTraining"):
         return False
-    if config.model_type == "electra":  # whose class of that name is the discriminator alone
-        raise ModelError(f"{name} tells replaced tokens and fills no masks; fine-tune it, or ask for its --features")
+    if source.config.model_type == "electra":  # its pretraining class is the discriminator only
+        raise ModelError(
+            f"{source.name} is an ELECTRA discriminator, which detects replaced tokens and cannot fill masks; "
+            "fine-tune it, or extract features with --features"
+        )
     return True
 
 
 class MaskFiller:
-    """A masked-language model ready to fill gaps."""
+    """A masked language model that fills the masks of texts.
 
-    def __init__(self, name: str, top_k: int, mirror: Path | None, hardware: HardwareSection | None):
+    Args:
+        top_k: number of tokens per mask.
+        hardware: device, precision and batch size; None: the defaults.
+    """
+
+    def __init__(self, source: ModelSource, top_k: int, hardware: HardwareSection | None):
         hardware = hardware or HardwareSection()
         self.top_k, self.max_tokens = top_k, hardware.eval_batch_tokens
-        self.tokenizer = load_tokenizer(name, mirror)
+        self.tokenizer = source.load_tokenizer()
         self.accelerator = build_accelerator(hardware)
-        model = load_model(name, mirror, MODEL_CLASS, {})
-        self.max_length = longest_input(self.tokenizer, model.config)
-        asking = AskedPositions(model)
-        speed_up(asking, self.accelerator.device)
-        self.model = self.accelerator.prepare_model(asking, evaluation_mode=True).eval()
+        pretrained = source.load_model(MODEL_CLASS)
+        self.max_length = max_input_length(self.tokenizer, pretrained.config)
+        model = SparsePrediction(pretrained)
+        optimize_forward(model, self.accelerator.device)
+        self.model = self.accelerator.prepare_model(model, evaluation_mode=True).eval()
 
     def fill(self, inputs: Iterable[Row], column: str) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """For each text the tokens for each of its masks, likeliest first.
+        """Yield each input text with the most probable tokens for each of its masks (`masks`).
 
         Raises:
-            DataError: a text has no mask, or only one that is too far back to be read.
+            DataError: a text has no mask, or a mask beyond the maximum length.
         """
-        mask = self.tokenizer.mask_token
-        for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
-            texts = [str(row[column]).replace(COMMON_MASK, mask) for row in chunk]
-            encoded = encode_texts(self.tokenizer, texts, None, self.max_length)
-            masks = np.concatenate(([0], np.cumsum(encoded.input_ids == self.tokenizer.mask_token_id)))
-            wanting = np.flatnonzero(np.diff(masks[encoded.offsets]))
-            answers: dict[int, list[list[dict[str, Any]]]] = {}
-            for chosen in token_budget_batches(encoded.lengths[wanting], self.max_tokens):
-                items = wanting[chosen]
-                batch = encoded.batch(items, width_multiple(self.accelerator))
-                answers |= dict(zip(items.tolist(), self._answers(batch), strict=True))
-            for row in range(len(chunk)):
-                if row in answers and len(answers[row]) < texts[row].count(mask):
-                    raise DataError(
-                        f"row {number * ROWS_AT_ONCE + row + 1} has {texts[row].count(mask)} {mask}, of which only "
-                        f"{len(answers[row])} are among its first {self.max_length} tokens; shorten it"
-                    )
-                if row not in answers:
-                    raise DataError(
-                        f"row {number * ROWS_AT_ONCE + row + 1} has no {mask} among the first {self.max_length} tokens "
-                        f"of {texts[row][:80]!r}"
-                    )
-                yield {column: chunk[row][column]}, {"masks": answers[row]}
+        for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
+            texts = [str(row[column]).replace(MASK_PLACEHOLDER, self.tokenizer.mask_token) for row in chunk]
+            predictions = self._fill_texts(texts)
+            for index, (row, text) in enumerate(zip(chunk, texts, strict=True)):
+                masks = predictions.get(index, [])
+                self._check_masks(chunk_index * CHUNK_SIZE + index + 1, text, len(masks))
+                yield {column: row[column]}, {"masks": masks}
 
-    def _answers(self, batch: dict[str, torch.Tensor]) -> list[list[list[dict[str, Any]]]]:
-        """Tokens and probabilities for each mask of each text of a batch."""
-        asked = batch["input_ids"] == self.tokenizer.mask_token_id
-        rows = asked.nonzero()[:, 0]
+    def _fill_texts(self, texts: list[str]) -> dict[int, list[TokenPredictions]]:
+        """Return the predictions for each mask of a text by the text's index; texts without masks are left out."""
+        encoded = encode_texts(self.tokenizer, texts, None, self.max_length)
+        cumulative_masks = np.concatenate(([0], np.cumsum(encoded.input_ids == self.tokenizer.mask_token_id)))
+        masked_texts = np.flatnonzero(np.diff(cumulative_masks[encoded.offsets]))
+        predictions: dict[int, list[TokenPredictions]] = {}
+        for batch_indices in token_budget_batches(encoded.lengths[masked_texts], self.max_tokens):
+            items = masked_texts[batch_indices]
+            batch = encoded.batch(items, pad_to_multiple_of(self.accelerator))
+            predictions |= dict(zip(items.tolist(), self._fill_batch(batch), strict=True))
+        return predictions
+
+    def _fill_batch(self, batch: dict[str, torch.Tensor]) -> list[list[TokenPredictions]]:
+        """Return the predictions for each mask of each text of a batch."""
+        is_mask = batch["input_ids"] == self.tokenizer.mask_token_id
+        text_indices = is_mask.nonzero()[:, 0]  # [M]
         with torch.inference_mode():
-            inputs = on_device(batch | {"asked": asked}, self.model, self.accelerator.device)
-            shares = self.model(**inputs).logits[:, : len(self.tokenizer)].float().softmax(-1)
-            best = shares.topk(min(self.top_k, shares.shape[-1]))
-        found: list[list[list[dict[str, Any]]]] = [[] for _ in range(len(batch["input_ids"]))]
-        values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()
-        for row, own_values, own_ids in zip(rows.tolist(), values, ids, strict=True):
-            found[row].append(self._tokens(own_values, own_ids))
-        return found
+            inputs = prepare_batch(batch | {"target_positions": is_mask}, self.model, self.accelerator.device)
+            probabilities = self.model(**inputs).logits[:, : len(self.tokenizer)].float().softmax(-1)  # [M, V]
+            top = probabilities.topk(min(self.top_k, probabilities.shape[-1]))  # [M, K]
+        predictions: list[list[TokenPredictions]] = [[] for _ in range(len(batch["input_ids"]))]
+        values, ids = top.values.cpu().numpy(), top.indices.cpu().numpy()
+        for text_index, mask_values, mask_ids in zip(text_indices.tolist(), values, ids, strict=True):
+            predictions[text_index].append(self._token_predictions(mask_values, mask_ids))
+        return predictions
 
-    def _tokens(self, values: np.ndarray, ids: np.ndarray) -> list[dict[str, Any]]:
-        words = [str(self.tokenizer.decode([token])).strip() for token in ids.tolist()]
+    def _token_predictions(self, probabilities: np.ndarray, ids: np.ndarray) -> TokenPredictions:
+        tokens = [str(self.tokenizer.decode([token_id])).strip() for token_id in ids.tolist()]
         return [
-            {"token": word, "probability": round(float(value), 6)} for word, value in zip(words, values, strict=True)
+            {"token": token, "probability": round(float(probability), 6)}
+            for token, probability in zip(tokens, probabilities, strict=True)
         ]
+
+    def _check_masks(self, row: int, text: str, num_filled: int) -> None:
+        mask = self.tokenizer.mask_token
+        if not num_filled:
+            raise DataError(f"row {row} has no {mask} among the first {self.max_length} tokens of {text[:80]!r}")
+        if num_filled < text.count(mask):
+            raise DataError(
+                f"row {row} has {text.count(mask)} {mask}, but only {num_filled} among its first {self.max_length} "
+                "tokens; shorten it"
+            )

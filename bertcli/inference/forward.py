@@ -1,4 +1,7 @@
-"""A model's answers for encoded items: longest first, no gradient, original order restored."""
+"""Forward passes over encoded rows without gradients: batches sorted by length, logits in the original order.
+
+Shapes: N items, T tokens of all items, B batch, S sequence, C classes.
+"""
 
 from __future__ import annotations
 
@@ -15,71 +18,73 @@ from bertcli.data.batching import token_budget_batches
 from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
 from bertcli.heads.base import Head
-from bertcli.training.devices import on_device, width_multiple
-from bertcli.training.fsdp import own_share
+from bertcli.training.devices import pad_to_multiple_of, prepare_batch
+from bertcli.training.fsdp import local_batches
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+MAX_CHUNK_ITEMS = 4096  # bounds the logits that evaluation keeps in memory
 
 
 def compute_logits(
     accelerator: Accelerator,
     model: torch.nn.Module,
     encoded: Encoded,
-    logits_of: Callable[[Any], torch.Tensor],
+    get_logits: Callable[[Any], torch.Tensor],
     *,
     per_token: bool = False,
-    loss_of: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
+    get_loss: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
     max_tokens: int,
     on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> tuple[np.ndarray, float]:
-    """Logits of all N items, float32, on the CPU, and their summed loss; each item is computed exactly once.
+    """Compute the logits of all items as float32 on the CPU, and their summed loss; each item counts exactly once.
 
     Args:
-        logits_of: from the model's output to its logits, [B, …] or, if `per_token`, [B, S, …].
-        loss_of: from the model's output and the labels to the summed loss of a batch; None (or no labels): 0.
-        max_tokens: padded tokens at once on one device.
-        on_batch: told the number of items done after each batch.
+        get_logits: returns the logits in a model output: [B, …] or, if `per_token`, [B, S, …].
+        get_loss: returns the summed loss of a batch from the model output and the labels; None, or no labels: 0.
+        max_tokens: maximum tokens per batch on one device, padding included.
+        on_batch: called after each batch with its number of items.
 
     Returns:
-        logits [N, …], or [T, …] without padding if `per_token`; the loss summed over all items.
+        Logits [N, …] or, if `per_token`, [T, …] without padding; and the loss summed over all items.
     """
     model.eval()
     batches = list(token_budget_batches(encoded.lengths, max(1, max_tokens // encoded.num_choices)))
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     losses: list[torch.Tensor] = []
-    ahead: tuple[np.ndarray, torch.Tensor] | None = None  # still at work on the device while the next batch is made
+    pending: tuple[np.ndarray, torch.Tensor] | None = None  # computed by the device while the CPU pads the next batch
 
-    def fetch() -> None:
-        if ahead is not None:
-            items, logits = ahead
+    def fetch_pending() -> None:
+        if pending is not None:
+            items, logits = pending
             parts.append((items, logits.cpu().numpy()))
             on_batch(len(items))
 
     with torch.inference_mode():
-        for items, counts in own_share(batches, accelerator, model):
-            batch = encoded.batch(items, width_multiple(accelerator))
-            inputs = on_device(batch, model, accelerator.device)
+        for items, counts in local_batches(batches, accelerator, model):
+            batch = encoded.batch(items, pad_to_multiple_of(accelerator))
+            inputs = prepare_batch(batch, model, accelerator.device)
             labels = inputs.pop("labels", None)
-            with accelerator.autocast():  # which Accelerate gives the whole module alone, not a part of it
+            with accelerator.autocast():  # Accelerate wraps only whole models in autocast, not submodules
                 outputs = model(**inputs)
             if not counts:
                 continue
-            logits = logits_of(outputs).float()
-            if loss_of is not None and labels is not None:
-                losses.append(loss_of(outputs, labels))
-            if per_token:
-                real = batch["attention_mask"].flatten().nonzero()[:, 0]  # asked of the device, it would be waited for
-                logits = logits.flatten(0, 1)[real.to(accelerator.device, non_blocking=True)]
-            fetch()
-            ahead = items, logits
-        fetch()
-    total = sum(loss.item() for loss in losses)
-    return _in_order(encoded, gather_object(parts), per_token), sum(gather_object([total]))
+            logits = get_logits(outputs).float()
+            if get_loss is not None and labels is not None:
+                losses.append(get_loss(outputs, labels))
+            if per_token:  # indices come from the mask on the CPU: reading it from the device would synchronize
+                token_indices = batch["attention_mask"].flatten().nonzero()[:, 0]
+                logits = logits.flatten(0, 1)[token_indices.to(accelerator.device, non_blocking=True)]
+            fetch_pending()
+            pending = items, logits
+        fetch_pending()
+    total_loss = sum(loss.item() for loss in losses)
+    return _restore_order(encoded, gather_object(parts), per_token), sum(gather_object([total_loss]))
 
 
-def _in_order(encoded: Encoded, parts: list[tuple[np.ndarray, np.ndarray]], per_token: bool) -> np.ndarray:
-    """The logits of all batches at the places of their items (or of their tokens)."""
+def _restore_order(encoded: Encoded, parts: list[tuple[np.ndarray, np.ndarray]], per_token: bool) -> np.ndarray:
+    """Concatenate the logits of all batches in the order of their items (or tokens)."""
     size = len(encoded.input_ids) if per_token else len(encoded)
     logits = np.empty((size, *parts[0][1].shape[1:]), dtype=np.float32)
     for items, values in parts:
@@ -88,20 +93,17 @@ def _in_order(encoded: Encoded, parts: list[tuple[np.ndarray, np.ndarray]], per_
             continue
         lengths = encoded.lengths[items]
         ends = np.cumsum(lengths)
-        within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-        logits[np.repeat(encoded.offsets[items], lengths) + within] = values
+        positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        logits[np.repeat(encoded.offsets[items], lengths) + positions] = values
     return logits
 
 
-ITEMS_AT_ONCE = 4096  # their logits are what evaluation keeps in memory
-
-
 def summed_loss(head: Head) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """The head's loss of a model's output, in fp32, summed over its targets."""
+    """Return a function that computes the head's loss in fp32, summed over the targets of a batch."""
     return lambda outputs, labels: head.loss(head.logits(outputs).float(), labels)
 
 
-def answer(
+def predict_logits(
     accelerator: Accelerator,
     model: torch.nn.Module,
     rows: Dataset,
@@ -112,31 +114,34 @@ def answer(
     with_loss: bool = False,
     on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> Iterator[tuple[Dataset, Encoded, np.ndarray, float]]:
-    """The model's logits for a part of the rows at a time: those rows, their items, the logits, the summed loss.
+    """Predict a chunk of rows at a time, so that memory holds only the logits of one chunk.
+
+    Yields:
+        Rows, their encoded items, the logits [N, C] ([T, C] if the head is per token), and the summed loss.
 
     Raises:
-        TrainingError: the model answers with numbers that are not finite.
+        TrainingError: some logits are non-finite.
     """
-    for some, part in encoded.parts(ITEMS_AT_ONCE):
+    for chunk_rows, chunk in encoded.chunks(MAX_CHUNK_ITEMS):
         logits, loss = compute_logits(
             accelerator,
             model,
-            part,
+            chunk,
             head.logits,
             per_token=head.per_token,
-            loss_of=summed_loss(head) if with_loss else None,
+            get_loss=summed_loss(head) if with_loss else None,
             max_tokens=max_tokens,
             on_batch=on_batch,
         )
         check_finite(logits)
-        yield rows.select(range(some.start, some.stop)), part, logits, loss
+        yield rows.select(range(chunk_rows.start, chunk_rows.stop)), chunk, logits, loss
 
 
-def check_finite(numbers: ArrayLike) -> None:
-    """Refuse what a model has answered, or how good that was, if some of it is no finite number.
+def check_finite(values: ArrayLike) -> None:
+    """Check that logits or scores are finite.
 
     Raises:
-        TrainingError: some is not.
+        TrainingError: some are NaN or infinite.
     """
-    if not np.isfinite(numbers).all():
-        raise TrainingError("the model answers with numbers that are not finite; its weights are spoilt")
+    if not np.isfinite(values).all():
+        raise TrainingError("the model predicts non-finite numbers; its weights are corrupt")

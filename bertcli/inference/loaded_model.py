@@ -1,7 +1,8 @@
-"""A trained model opened for `eval` and `predict`: a run folder, a saved model, or a hub name."""
+"""A fine-tuned model loaded for `eval` and `predict`, from a run folder, a model folder or a hub name."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,22 +12,21 @@ from typing import TYPE_CHECKING
 from bertcli.console import Console
 from bertcli.data.encoding import Encoded
 from bertcli.data.formats import Row
-from bertcli.data.prediction_inputs import in_chunks
+from bertcli.data.prediction_inputs import batched
 from bertcli.errors import DataError, ModelError, RecipeError, UsageError
-from bertcli.heads import HEADS
 from bertcli.heads.base import Head
-from bertcli.heads.labels import label_fields
-from bertcli.inference.forward import answer
-from bertcli.models.from_pretrained import has_trained_head, load_config, load_model, load_tokenizer, longest_input
-from bertcli.models.padding_free import speed_up
+from bertcli.heads.labels import label_config_fields
+from bertcli.inference.forward import predict_logits
+from bertcli.models.from_pretrained import ModelSource, has_head, max_input_length
+from bertcli.models.padding_free import optimize_forward
 from bertcli.recipe.load import load_any_recipe, load_recipe, recipe_task
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
 from bertcli.recipe.suite import run_folder
-from bertcli.recipe.yaml_layers import read_file
+from bertcli.recipe.yaml_layers import read_yaml_file
 from bertcli.runs.folder import RunFolder
-from bertcli.tasks import TASKS, task_named
-from bertcli.tasks.task import HeadName, Task
+from bertcli.tasks import TASKS, get_task
+from bertcli.tasks.task import HEADS, Task, load_class
 from bertcli.training.devices import build_accelerator
 
 if TYPE_CHECKING:
@@ -36,157 +36,164 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-DATA_OF_BARE_MODELS = DataSection(max_length=512)  # as far as the model reads
-ROWS_AT_ONCE = 1024  # inputs that are held in memory
+DEFAULT_DATA = DataSection(max_length=512)  # of models without a run folder; capped at the model's maximum length
+CHUNK_SIZE = 1024  # input rows in memory
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A model ready to answer."""
+class LoadedModel:
+    """A model with its head and tokenizer, ready to predict.
+
+    Attributes:
+        recipe: the recipe of the run; None for a model folder or hub model.
+        task: the task of the recipe, else the head's default task.
+        data: how inputs are encoded.
+        max_tokens: maximum tokens per batch, padding included.
+    """
 
     name: str
-    recipe: Recipe | None  # None for a bare model folder
-    task: Task  # of the recipe; else what the model's kind usually takes
+    recipe: Recipe | None
+    task: Task
     head: Head
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator
     model: torch.nn.Module
-    data: DataSection  # how inputs are encoded
+    data: DataSection
     max_tokens: int
 
 
-def open_trained(
-    name: str, mirror: Path | None, hardware: HardwareSection | None = None, labels: Sequence[str] | None = None
-) -> Trained:
-    """Load the model `name` with its head.
+def load_for_inference(
+    source: ModelSource, hardware: HardwareSection | None = None, labels: Sequence[str] | None = None
+) -> LoadedModel:
+    """Load a model with its head.
 
     Args:
-        hardware: where and how to compute; what it does not set is as the run's recipe says.
-        labels: names for its labels, in the order of their numbers; None: those saved with it.
+        hardware: overrides for the run's hardware settings.
+        labels: new names for the model's labels, in the order of their IDs; None: the saved names.
 
     Raises:
-        ModelError: there is no such model, or it has no classifier.
-        UsageError: it has more or fewer labels, or none.
+        ModelError: the model does not exist, or has no supported head.
+        UsageError: `labels` are not as many different names as the model has labels.
     """
-    recipe = run_recipe(name)
-    config = load_config(name, mirror)
-    kind = recipe_task(recipe).head if recipe else _saved_kind(config)
-    if kind is None or not has_trained_head(config, HEADS[kind].model_class):
+    recipe = finetuning_recipe(source.name)
+    config = copy.deepcopy(source.config)
+    head_name = recipe_task(recipe).head if recipe else _find_head_name(config)
+    head_class = load_class(HEADS, head_name) if head_name else None
+    if head_name is None or head_class is None or not has_head(config, head_class.model_class):
         raise ModelError(
-            f"{name} has no classifier (its architecture: {', '.join(config.architectures or ['unknown'])}); "
-            "fine-tune it first with `bertcli finetune`"
+            f"{source.name} has no fine-tuned head (its architecture: {', '.join(config.architectures or ['unknown'])}"
+            "); fine-tune it first with `bertcli finetune`"
         )
-    task = recipe_task(recipe) if recipe else usual_task(kind)
-    head = HEADS[kind].saved_with(task, config, recipe)
+    task = recipe_task(recipe) if recipe else head_class.default_task(head_name)
+    head = head_class.from_config(task, config, recipe)
     if labels is not None:
-        _rename_labels(config, labels, head, name)
-        head = HEADS[kind].saved_with(task, config, recipe)
-    hardware = (recipe.hardware if recipe else HardwareSection()).with_asked(hardware)
-    tokenizer = load_tokenizer(name, mirror, for_words=kind == "token_classification")
-    data = recipe.data if recipe else DATA_OF_BARE_MODELS
+        _rename_labels(config, labels, head, source.name)
+        head = head_class.from_config(task, config, recipe)
+    hardware = (recipe.hardware if recipe else HardwareSection()).with_overrides(hardware)
+    tokenizer = source.load_tokenizer(is_split_into_words=head_class.reads_words)
+    data = recipe.data if recipe else DEFAULT_DATA
     accelerator = build_accelerator(hardware)
-    model = load_model(name, mirror, HEADS[kind].model_class, {})
-    speed_up(model, accelerator.device)
-    return Trained(
-        name=name,
+    model = source.load_model(head_class.model_class)
+    optimize_forward(model, accelerator.device)
+    return LoadedModel(
+        name=source.name,
         recipe=recipe,
         task=task,
         head=head,
         tokenizer=tokenizer,
         accelerator=accelerator,
         model=accelerator.prepare_model(model, evaluation_mode=True),
-        data=data.model_copy(update={"max_length": min(longest_input(tokenizer, config), data.max_length)}),
+        data=data.model_copy(update={"max_length": min(max_input_length(tokenizer, config), data.max_length)}),
         max_tokens=hardware.eval_batch_tokens,
     )
 
 
 def _rename_labels(config: PretrainedConfig, labels: Sequence[str], head: Head, name: str) -> None:
-    saved = head.labels
-    if not saved:
-        raise UsageError(f"{name} answers {head.answer_kind}, which has no labels; leave out --labels")
-    if len(set(labels)) != len(saved) or len(labels) != len(saved):
+    """Rename the labels in the configuration, also those that its thresholds belong to."""
+    saved_labels = head.labels
+    if not saved_labels:
+        raise UsageError(f"{name} predicts {head.answer_kind}, which has no labels; leave out --labels")
+    if len(set(labels)) != len(saved_labels) or len(labels) != len(saved_labels):
         raise UsageError(
-            f"found --labels {','.join(labels)}, expected {len(saved)} different names: {name} has {list(saved)}"
+            f"found --labels {','.join(labels)}, expected {len(saved_labels)} different names: {name} has "
+            f"{list(saved_labels)}"
         )
     thresholds = getattr(config, "thresholds", None) or {}
-    new_name = dict(zip(saved, labels, strict=True))
-    config.update(label_fields(tuple(labels)))
+    new_names = dict(zip(saved_labels, labels, strict=True))
+    config.update(label_config_fields(tuple(labels)))
     if thresholds:
-        config.update({"thresholds": {new_name[label]: least for label, least in thresholds.items()}})
+        config.update({"thresholds": {new_names[label]: threshold for label, threshold in thresholds.items()}})
 
 
-def answer_inputs(
-    trained: Trained, task: Task, inputs: Iterable[Row], console: Console
+def predict_inputs(
+    loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console
 ) -> Iterator[tuple[list[Row], Dataset, Encoded, np.ndarray]]:
-    """The model's logits for inputs as they come, a part at a time: as given, as rows, as items, the logits.
+    """Predict a stream of inputs, a chunk at a time: memory does not grow with their number.
 
-    Memory does not grow with the number of inputs.
+    Yields:
+        Inputs, the same as data set rows, their encoded items, and the logits.
 
     Raises:
-        DataError: texts and lists of them stand in one column.
+        DataError: a column has both texts and lists of texts.
     """
     import pyarrow
     from datasets import Dataset
 
-    for number, chunk in enumerate(in_chunks(inputs, ROWS_AT_ONCE)):
+    for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
         try:
-            rows = Dataset.from_list(chunk)
+            chunk_rows = Dataset.from_list(chunk)
         except pyarrow.ArrowException as error:
-            raise DataError(f"some inputs hold texts where others hold lists of them ({error})") from error
-        encoded = trained.head.encode(task, rows, trained.tokenizer, trained.data)
-        console.warn_of_rows(encoded.notes, first_row=number * ROWS_AT_ONCE)
-        given = iter(chunk)
-        parts = answer(trained.accelerator, trained.model, rows, encoded, trained.head, max_tokens=trained.max_tokens)
-        for some, part, logits, _ in parts:
-            yield list(islice(given, len(some))), some, part, logits
+            raise DataError(f"a column of the inputs has both texts and lists of texts ({error})") from error
+        encoded = loaded.head.encode(task, chunk_rows, loaded.tokenizer, loaded.data)
+        console.warn_about_rows(encoded.row_warnings, first_row=chunk_index * CHUNK_SIZE)
+        remaining = iter(chunk)
+        parts = predict_logits(
+            loaded.accelerator, loaded.model, chunk_rows, encoded, loaded.head, max_tokens=loaded.max_tokens
+        )
+        for rows, part, logits, _ in parts:
+            yield list(islice(remaining, len(rows))), rows, part, logits
 
 
-def _saved_kind(config: PretrainedConfig) -> HeadName | None:
-    """The kind of answer a saved model was made for; None if it has no head that is known here."""
-    return next((kind for kind, head in HEADS.items() if has_trained_head(config, head.model_class)), None)
+def _find_head_name(config: PretrainedConfig) -> str | None:
+    """Return the name of the head that the model was saved with; None if it has no supported head."""
+    return next((name for name in HEADS if has_head(config, load_class(HEADS, name).model_class)), None)
 
 
-def usual_task(kind: HeadName) -> Task:
-    """A row for inputs of a model that does not say what it was made for."""
-    columns = HEADS[kind].usual_columns
-    if kind == "multiple_choice":
-        return Task(head=kind, dataset="unknown", text_columns=columns[:1], choice_columns=columns[1:])
-    return Task(head=kind, dataset="unknown", text_columns=columns[:1] if kind == "text_classification" else columns)
-
-
-def run_recipe(name: str) -> Recipe | None:
-    """The recipe of the run folder `name`; None if it is no run folder, or one of pretraining."""
-    recipe = _saved_recipe(name)
+def finetuning_recipe(name: str) -> Recipe | None:
+    """Load the recipe of the fine-tuning run folder `name`; None if it is not one."""
+    recipe = _load_run_recipe(name)
     return recipe if isinstance(recipe, Recipe) else None
 
 
 def pretraining_recipe(name: str) -> PretrainRecipe | None:
-    """The recipe of the pretraining run `name`; None if it is none."""
-    recipe = _saved_recipe(name)
+    """Load the recipe of the pretraining run folder `name`; None if it is not one."""
+    recipe = _load_run_recipe(name)
     return recipe if isinstance(recipe, PretrainRecipe) else None
 
 
-def _saved_recipe(name: str) -> Recipe | PretrainRecipe | None:
+def _load_run_recipe(name: str) -> Recipe | PretrainRecipe | None:
     path = RunFolder(Path(name)).recipe
-    return load_any_recipe(str(path)) if path.is_file() and not models_together(name) else None
+    return load_any_recipe(str(path)) if path.is_file() and not multitask_models(name) else None
 
 
-def models_together(name: str) -> dict[str, str]:
-    """The models of a run of several tasks learned together, by the tasks' names in its recipe; none of other runs."""
+def multitask_models(name: str) -> dict[str, str]:
+    """Return the model folders of a multitask run by their task names in its recipe; empty for other runs."""
     run = RunFolder(Path(name))
-    tasks = read_file(run.recipe, Recipe).values.get("suite", ()) if run.recipe.is_file() else ()
+    tasks = read_yaml_file(run.recipe, Recipe).values.get("suite", ()) if run.recipe.is_file() else ()
     return {task: str(run_folder(run.model, task)) for task in tasks}
 
 
-def task_from(name_or_recipe: str) -> Task:
-    """The task of a row's name or of a recipe.
+def find_task(name_or_recipe: str) -> Task:
+    """Return the task of this name, or of this recipe.
 
     Raises:
         UsageError: it is neither.
     """
     if name_or_recipe in TASKS:
-        return task_named(name_or_recipe)
+        return get_task(name_or_recipe)
     try:
         return recipe_task(load_recipe(name_or_recipe))
     except RecipeError as error:
-        raise UsageError(f"--task {name_or_recipe}: neither a task row nor a usable recipe.\n{error}") from error
+        raise UsageError(
+            f"found --task {name_or_recipe}, expected the name of a task or a valid recipe.\n{error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Answers beside the right ones, a line a row: what `predictions/` of a run holds and its report is made from."""
+"""Predictions beside the gold answers, one line per row: the content of a run's `predictions/`, input of its report."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from accelerate import Accelerator
 
 from bertcli.data.encoding import Encoded
 from bertcli.heads.base import Head
-from bertcli.inference.forward import answer
-from bertcli.metrics import exact_match, f1_or_nothing
+from bertcli.inference.forward import predict_logits
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MOST_ROWS = 20_000
-MOST_CHARACTERS = 4000  # of a text
-MOST_WORDS = 1000  # of a row that has a tag for each
-FEWEST_CHARACTERS = 40  # that are left of a word or choice
+MAX_ROWS = 20_000
+MAX_CHARACTERS = 4000  # of a text
+MAX_WORDS = 1000  # of a row with a tag per word
+MIN_CHARACTERS = 40  # kept of each word or choice
 
 
-def compare(
+def predictions_with_gold(
     accelerator: Accelerator,
     model: torch.nn.Module,
     rows: Dataset,
@@ -33,46 +32,38 @@ def compare(
     *,
     max_tokens: int,
 ) -> Iterator[dict[str, Any]]:
-    """The model's answers beside the right ones, as `Head.compare` gives them, with `row` (from 1), `tokens`, `texts`.
+    """The model's predictions beside the gold answers: `Head.with_gold` plus `row` (from 1), `tokens` and `texts`.
 
-    Of more than `MOST_ROWS` rows every second, third … is told; long texts are cut.
+    Of more than `MAX_ROWS` rows only every second, third … is kept; long texts are truncated.
     """
-    stride = -(-len(rows) // MOST_ROWS)
+    stride = -(-len(rows) // MAX_ROWS)
     first = 0
-    for some, part, logits, _ in answer(accelerator, model, rows, encoded, head, max_tokens=max_tokens):
-        sizes = _tokens_of_rows(part)
-        lines = head.compare(task, some, part, logits)
-        for at in range(-first % stride, len(some), stride):
-            row = some[at]
-            told = {"row": first + at + 1, "tokens": sizes[at], "texts": {name: row[name] for name in task.columns}}
-            yield _shorter(told | _judged(task, lines[at]))
-        first += len(some)
+    for part_rows, part, logits, _ in predict_logits(accelerator, model, rows, encoded, head, max_tokens=max_tokens):
+        num_tokens = _num_tokens_of_rows(part)
+        lines = head.with_gold(task, part_rows, part, logits)
+        for index in range(-first % stride, len(part_rows), stride):
+            row = part_rows[index]
+            texts = {name: row[name] for name in task.columns}
+            line = {"row": first + index + 1, "tokens": num_tokens[index], "texts": texts} | lines[index]
+            yield _truncated(line)
+        first += len(part_rows)
 
 
-def _tokens_of_rows(encoded: Encoded) -> list[int]:
-    sizes = [0] * (int(encoded.rows[-1]) + 1)
-    for row, size in zip(encoded.rows.tolist(), encoded.sizes.tolist(), strict=True):
-        sizes[row] += size
-    return sizes
+def _num_tokens_of_rows(encoded: Encoded) -> list[int]:
+    totals = [0] * (int(encoded.rows[-1]) + 1)
+    for row, num_tokens in zip(encoded.rows.tolist(), encoded.num_tokens.tolist(), strict=True):
+        totals[row] += num_tokens
+    return totals
 
 
-def _judged(task: Task, line: dict[str, Any]) -> dict[str, Any]:
-    """The line, where a question was answered with how right that is."""
-    if task.answer_kind != "question_answering":
-        return line
-    golds = line["gold"] or [""]
-    f1 = max(f1_or_nothing(line["predicted"], gold) for gold in golds)
-    return line | {"right": any(exact_match(line["predicted"], gold) for gold in golds), "loss": 1 - f1}
-
-
-def _shorter(value: Any, most: int = MOST_CHARACTERS) -> Any:
-    """The value with texts and lists that are not too long, and numbers with six digits."""
+def _truncated(value: Any, max_characters: int = MAX_CHARACTERS) -> Any:
+    """The value with long texts and lists truncated and numbers rounded to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, str):
-        return value[:most]
+        return value[:max_characters]
     if isinstance(value, dict):
-        return {_shorter(name): _shorter(inner) for name, inner in value.items()}
+        return {_truncated(name): _truncated(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_shorter(inner, max(FEWEST_CHARACTERS, most // len(value))) for inner in value[:MOST_WORDS]]
+        return [_truncated(inner, max(MIN_CHARACTERS, max_characters // len(value))) for inner in value[:MAX_WORDS]]
     return value

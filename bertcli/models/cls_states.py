@@ -1,4 +1,7 @@
-"""What the layers of an encoder make of each sequence's first token, told in the model's output."""
+"""Return the hidden states of each sequence's first token ([CLS]) from chosen layers in the model's output.
+
+Shapes: B batch, S sequence, T unpadded tokens, L recorded layers, H hidden. With K choices per example, B is B * K.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +12,40 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from bertcli.models.freezing import layers_of
+from bertcli.models.freezing import encoder_layers
 
 
-def tell_first_states(model: PreTrainedModel, depths: Sequence[int]) -> None:
-    """Let a model's output hold, as its one hidden state, what L layers make of each first token: [B, L, N].
-
-    With K choices an item there are B * K first tokens.
+def record_cls_states(model: PreTrainedModel, depths: Sequence[int]) -> None:
+    """Make a model return its layers' hidden states of the first tokens: `outputs.hidden_states` is ([B, L, H],).
 
     Args:
-        depths: of the L layers, in ascending order; 1 is the lowest.
+        depths: the L layers to record, in ascending order; 1 is the lowest.
     """
-    layers, states = layers_of(model), list[torch.Tensor]()
+    layers, states = encoder_layers(model), list[torch.Tensor]()
 
-    def note(layer: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+    def record(layer: nn.Module, _: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        reading: Any = getattr(model, "padding_free", None)
-        if reading is not None and reading.read is not None and layer is layers[-1]:
-            states.append(hidden[0])  # [1, B, N]
-        elif reading is not None and reading.computed is not None:
-            states.append(hidden[0, reading.computed.starts[:-1]])  # [1, T, N]
+        padding_free: Any = getattr(model, "padding_free", None)
+        if padding_free is not None and padding_free.output_positions is not None and layer is layers[-1]:
+            states.append(hidden[0])  # hidden is [1, B, H]
+        elif padding_free is not None and padding_free.unpadded is not None:
+            states.append(hidden[0, padding_free.unpadded.cu_seqlens[:-1]])  # hidden is [1, T, H]
         else:
-            states.append(hidden[:, 0])  # [B, S, N]
+            states.append(hidden[:, 0])  # hidden is [B, S, H]
 
-    def tell(_: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
-        """In a field that every output has, since wrappers for several processes rebuild outputs by their fields."""
-        told = list(states)
-        states.clear()  # also after a layer that failed for want of memory
-        if len(told) == len(depths) and outputs is not None:
-            outputs["hidden_states"] = (torch.stack(told, 1),)
+    def add_to_outputs(_: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+        """Use a field that every output class has: distributed wrappers rebuild outputs from their fields."""
+        recorded = list(states)
+        states.clear()  # also after a forward pass that ran out of memory
+        if len(recorded) == len(depths) and outputs is not None:
+            outputs["hidden_states"] = (torch.stack(recorded, 1),)
 
     for depth in depths:
-        layers[depth - 1].register_forward_hook(note)
-    model.register_forward_hook(tell, always_call=True)
+        layers[depth - 1].register_forward_hook(record)
+    model.register_forward_hook(add_to_outputs, always_call=True)
 
 
-def first_states(outputs: Any) -> torch.Tensor:
-    """What `tell_first_states` has put into an output: [B, L, N]."""
+def cls_hidden_states(outputs: Any) -> torch.Tensor:
+    """Return the hidden states that `record_cls_states` added to a model's output: [B, L, H]."""
     states: torch.Tensor = outputs.hidden_states[0]
     return states

@@ -1,4 +1,4 @@
-"""Layers whose many small operations PyTorch makes into few (`torch.compile`)."""
+"""`torch.compile` for the token-wise parts of encoder layers."""
 
 from __future__ import annotations
 
@@ -11,65 +11,68 @@ from torch import nn
 
 from bertcli.errors import ModelError, UsageError
 from bertcli.models.cpu_dropout import CpuDropout, use_cpu_dropout
-from bertcli.models.freezing import all_layers
+from bertcli.models.freezing import all_encoder_layers
 
-TOKENWISE = ("attention.output", "intermediate", "output", "ffn", "mlp")
+TOKENWISE_MODULES = ("attention.output", "intermediate", "output", "ffn", "mlp")
 
 
-def compile_layers(model: nn.Module, *, may_fail: bool = False) -> int:
-    """Compile, at their first call, the parts of a model's layers that compute each token by itself; their number.
+def compile_layers(model: nn.Module, *, suppress_errors: bool = False) -> int:
+    """Compile the token-wise parts of a model's layers on their first call, and return how many there are.
 
-    Between their matrix products such a part adds, drops, normalises and bends, an operation and a pass over memory
-    each: those are what becomes one. The number of tokens is left open, so no length of batch compiles anew, and
-    layers of one kind share what is compiled. Attention stays as it is: it has kernels of its own, and its shapes
-    change in two places. Parameters keep their names, and dropout the numbers it draws.
+    Between its matrix products, such a part runs bias, dropout, normalization and activation as separate operations,
+    each with a pass over memory; compilation fuses them. The number of tokens is a dynamic dimension, so no batch shape
+    triggers a recompilation, and layers of the same kind share the compiled code. Attention is not compiled: it has
+    specialized kernels, and two of its dimensions vary. Parameter names and dropout's random numbers do not change.
 
     Args:
-        may_fail: what the compiler fails at stays as it is.
+        suppress_errors: run parts that fail to compile in eager mode.
 
     Raises:
-        UsageError: this machine has no compiler.
+        UsageError: this machine has no C++ compiler.
     """
     if not has_compiler():
-        raise UsageError("hardware.compile needs g++, clang++ or what CXX names; install one, or leave it out")
-    torch._inductor.config.fallback_random = True  # PyTorch's own draws, or the compiler's would decide what is learned
-    if may_fail:
+        raise UsageError(
+            "hardware.compile needs a C++ compiler: found no g++, no clang++ and none at $CXX; "
+            "install one, or remove hardware.compile"
+        )
+    torch._inductor.config.fallback_random = True  # eager random numbers: compiling must not change the results
+    if suppress_errors:
         torch._dynamo.config.suppress_errors = True
-    parts = _all_parts(model)
+    parts = _model_parts(model)
     for part in parts:
         for name, child in part.named_children():
-            if type(child) is CpuDropout:  # which a compiler cannot read
+            if type(child) is CpuDropout:  # a custom autograd function on NumPy: it cannot be traced
                 setattr(part, name, nn.Dropout(child.p).train(child.training))
         part.compile(dynamic=True)
     return len(parts)
 
 
-def undo_compiling(model: nn.Module) -> None:
-    """Leave the layers as they were before `compile_layers`."""
-    for part in _all_parts(model):
-        part._compiled_call_impl = None  # which `nn.Module.compile` has set
+def uncompile_layers(model: nn.Module) -> None:
+    """Undo `compile_layers`."""
+    for part in _model_parts(model):
+        part._compiled_call_impl = None  # set by `nn.Module.compile`
     if next(model.parameters()).device.type == "cpu":
         use_cpu_dropout(model)
 
 
 def has_compiler() -> bool:
-    """Whether this machine has a C++ compiler."""
+    """Return whether this machine has a C++ compiler."""
     return any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
 
 
-def _all_parts(model: nn.Module) -> list[nn.Module]:
-    """None of a model whose layers cannot be told apart."""
+def _model_parts(model: nn.Module) -> list[nn.Module]:
+    """Return the token-wise parts of all layers; an empty list if the layers cannot be identified."""
     try:
-        layers = all_layers(model)
+        layers = all_encoder_layers(model)
     except ModelError:
         return []
-    return [part for layer in layers for part in _tokenwise_parts(layer)]
+    return [part for layer in layers for part in _layer_parts(layer)]
 
 
-def _tokenwise_parts(layer: nn.Module) -> list[nn.Module]:
-    """As BERT, RoBERTa and ELECTRA call them (the first three), DistilBERT and ModernBERT."""
+def _layer_parts(layer: nn.Module) -> list[nn.Module]:
+    """Return the parts named as in BERT, RoBERTa and ELECTRA (the first three names), DistilBERT or ModernBERT."""
     parts = []
-    for name in TOKENWISE:
+    for name in TOKENWISE_MODULES:
         try:
             part = attrgetter(name)(layer)
         except AttributeError:

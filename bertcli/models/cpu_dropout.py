@@ -1,8 +1,8 @@
-"""Dropout (Srivastava et al. 2014) whose chance costs a CPU little.
+"""Dropout (Srivastava et al. 2014) with cheap random numbers for CPUs.
 
-PyTorch draws a whole number of 32 bits for each element, on one thread, which is a tenth and more of a training step
-of a small encoder. Here 64 bits of a fast generator (SFC64) serve four elements: the rate is exact to 1/65,536.
-Its seed comes from PyTorch's generator, so seeds and resumed runs mean what they mean elsewhere.
+PyTorch draws a 32-bit integer for each element, on a single thread, which takes a tenth or more of a training step of a
+small encoder. Here each 64-bit integer from a fast generator (SFC64) serves four elements, so rates are exact to
+1/65,536. The generator is seeded from PyTorch's, so seeds and resumed runs work as usual.
 """
 
 from __future__ import annotations
@@ -13,47 +13,49 @@ import numpy as np
 import torch
 from torch import nn
 
-DRAWS = 2**16
+NUM_LEVELS = 2**16
 
 
 class CpuDropout(nn.Dropout):
-    """What `nn.Dropout` does, drawn faster."""
+    """A faster `nn.Dropout` for CPUs."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """The values, a share `p` of them dropped and the others scaled up; in evaluation, as they are."""
-        return drop(values, self.p) if self.training else values
+        """Apply dropout during training; return the values unchanged in evaluation mode."""
+        return fast_dropout(values, self.p) if self.training else values
 
 
-def drop(values: torch.Tensor, rate: float) -> torch.Tensor:
-    """Set a share `rate` of the values to zero and divide the others by 1 - `rate`."""
-    threshold = round(rate * DRAWS)
+def fast_dropout(values: torch.Tensor, rate: float) -> torch.Tensor:
+    """Set each value to zero with probability `rate` and divide the others by 1 - `rate`."""
+    threshold = round(rate * NUM_LEVELS)
     if threshold == 0:
         return values
-    if threshold == DRAWS:
+    if threshold == NUM_LEVELS:
         return values * 0.0
-    dropped: torch.Tensor = _Drop.apply(values, threshold)
+    dropped: torch.Tensor = _FastDropout.apply(values, threshold)
     return dropped
 
 
-class _Drop(torch.autograd.Function):
+class _FastDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, threshold: int) -> torch.Tensor:
         seed = int(torch.empty((), dtype=torch.int64).random_())
         words = np.random.SFC64(seed).random_raw(-(-values.numel() // 4))
-        drawn = torch.from_numpy(words.view(np.int16))[: values.numel()].view(values.shape)
-        least = threshold - DRAWS // 2  # that is kept; by arithmetic, since comparisons run slower than it
-        factors = drawn.clamp_(least - 1, least).sub_(least - 1).to(values.dtype).mul_(DRAWS / (DRAWS - threshold))
-        ctx.save_for_backward(factors)
-        return values * factors
+        levels = torch.from_numpy(words.view(np.int16))[: values.numel()].view(values.shape)
+        min_kept = threshold - NUM_LEVELS // 2
+        # Clamping to (min_kept - 1, min_kept) and shifting gives 0 or 1; a comparison would be slower.
+        keep_mask = levels.clamp_(min_kept - 1, min_kept).sub_(min_kept - 1).to(values.dtype)
+        scale = keep_mask.mul_(NUM_LEVELS / (NUM_LEVELS - threshold))
+        ctx.save_for_backward(scale)
+        return values * scale
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (factors,) = ctx.saved_tensors
-        return gradient * factors, None
+        (scale,) = ctx.saved_tensors
+        return gradient * scale, None
 
 
 def use_cpu_dropout(model: nn.Module) -> None:
-    """Put `CpuDropout` in the place of every dropout layer of the model."""
+    """Replace every dropout layer of the model with `CpuDropout`."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

@@ -1,77 +1,77 @@
-"""Ways to fine-tune an encoder other than all of it at one rate: which weights learn, when, and how fast.
+"""Fine-tuning strategies: which parameters are trainable, from which step on, and at which learning rate.
 
-Depth counts from the bottom: 0 the embeddings, 1 … L the layers, L + 1 what follows them (pooling layer, head).
+Depth counts from the bottom: 0 for the embeddings, 1 … L for the layers, L + 1 for everything above (pooler, head).
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from bertcli.errors import ModelError
-from bertcli.models.shared_encoder import encoders_of
+from bertcli.models.shared_encoder import find_encoders
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import StrategySection, TrainingSection
 
-if TYPE_CHECKING:
-    pass
 
-
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The encoder's layers, lowest first.
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the encoder's layers, lowest first.
 
     Raises:
-        ModelError: the family shares one layer, or names them otherwise.
+        ModelError: the model family shares one layer's weights, or its layers are not in a `ModuleList`.
     """
-    wanted = getattr(model.config, "num_hidden_layers", None)
-    stacks = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList) and len(part) == wanted]
+    num_layers = getattr(model.config, "num_hidden_layers", None)
+    stacks = [
+        part for part in model.base_model.modules() if isinstance(part, nn.ModuleList) and len(part) == num_layers
+    ]
     if not stacks:
         raise ModelError(
-            f"the layers of a {model.config.model_type} model cannot be told apart; use training.strategy=full "
+            f"cannot identify the layers of a {model.config.model_type} model; use training.strategy=full "
             "without training.teacher_hidden_weight"
         )
-    return max(stacks, key=lambda stack: sum(part.numel() for part in stack.parameters()))
+    return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
 
 
-def all_layers(module: nn.Module) -> list[nn.Module]:
-    """The layers of every encoder in what is trained, each once."""
-    return list(dict.fromkeys(layer for encoder in encoders_of(module) for layer in layers_of(encoder)))
+def all_encoder_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of all encoders in a module, without duplicates."""
+    return list(dict.fromkeys(layer for encoder in find_encoders(module) for layer in encoder_layers(encoder)))
 
 
-def depths_of(model: PreTrainedModel) -> dict[str, int]:
-    """The depth of each parameter, by name."""
-    layers = layers_of(model)
-    of_layer = {id(part): at for at, layer in enumerate(layers, start=1) for part in layer.parameters()}
+def parameter_depths(model: PreTrainedModel) -> dict[str, int]:
+    """Return the depth of each parameter, by name."""
+    layers = encoder_layers(model)
+    layer_depths = {id(part): depth for depth, layer in enumerate(layers, start=1) for part in layer.parameters()}
     tables = [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
-    below = {id(table.weight) for table in tables}  # GPT-2 has no word for them in their names
-    below |= {id(part) for name, part in model.base_model.named_parameters() if "embed" in name}
+    embeddings = {id(table.weight) for table in tables}  # GPT-2's are named wte and wpe
+    embeddings |= {id(part) for name, part in model.base_model.named_parameters() if "embed" in name}
     return {
-        name: of_layer.get(id(part), 0 if id(part) in below else len(layers) + 1)
+        name: layer_depths.get(id(part), 0 if id(part) in embeddings else len(layers) + 1)
         for name, part in model.named_parameters()
     }
 
 
-def rate_factors(model: PreTrainedModel, section: TrainingSection) -> dict[str, float]:
-    """The share of the learning rate that each parameter learns with.
+def lr_scales(model: PreTrainedModel, section: TrainingSection) -> dict[str, float]:
+    """Return the factor of each parameter's learning rate, by name; empty if all are 1.
 
-    Layer-wise decay: Howard & Ruder 2018 (https://arxiv.org/abs/1801.06146), ELECTRA (https://arxiv.org/abs/2003.10555).
+    Layer-wise learning rate decay: Howard & Ruder 2018 (https://arxiv.org/abs/1801.06146), ELECTRA
+    (https://arxiv.org/abs/2003.10555).
     """
     if section.layer_decay == 1 and section.head_learning_rate is None:
         return {}
-    top = len(layers_of(model)) + 1
-    of_head = (section.head_learning_rate or section.learning_rate) / section.learning_rate
+    top = len(encoder_layers(model)) + 1
+    head_scale = (section.head_learning_rate or section.learning_rate) / section.learning_rate
     return {
-        name: of_head if depth == top else section.layer_decay ** (top - depth)
-        for name, depth in depths_of(model).items()
+        name: head_scale if depth == top else section.layer_decay ** (top - depth)
+        for name, depth in parameter_depths(model).items()
     }
 
 
-def lowest_learning(section: StrategySection, num_layers: int, plan: Plan, step: int) -> int:
-    """The depth from which on weights learn in the optimiser step number `step` (from 0).
+def lowest_trainable_depth(section: StrategySection, num_layers: int, plan: Plan, step: int) -> int:
+    """Return the lowest depth that is trainable in optimizer step `step` (from 0).
 
     Gradual unfreezing: Howard & Ruder 2018, https://arxiv.org/abs/1801.06146.
     """
@@ -89,83 +89,85 @@ def lowest_learning(section: StrategySection, num_layers: int, plan: Plan, step:
     return max(lowest, num_layers + 1 - step // every)
 
 
-class Unfreezing:
-    """Lets the weights of a model learn when their time has come; those whose time never comes are frozen at once.
+class LayerFreezer:
+    """Freezes parameters, and unfreezes them at the steps of the schedule; the rest is frozen for good.
 
     Raises:
-        ModelError: there are fewer layers than are to be frozen.
+        ModelError: the model has fewer layers than `freeze_layers`.
     """
 
     def __init__(self, model: PreTrainedModel, section: StrategySection, plan: Plan):
         self._section, self._plan = section, plan
-        self._num_layers = len(layers_of(model))
+        self._num_layers = len(encoder_layers(model))
         if section.freeze_layers > self._num_layers:
             raise ModelError(
                 f"found training.freeze_layers {section.freeze_layers}, but the model has {self._num_layers} layers"
             )
-        depths, ever = depths_of(model), lowest_learning(section, self._num_layers, plan, plan.total_steps - 1)
+        depths = parameter_depths(model)
+        final_lowest = lowest_trainable_depth(section, self._num_layers, plan, plan.total_steps - 1)
         for name, part in model.named_parameters():
-            part.requires_grad_(part.requires_grad and depths[name] >= ever)
-        self._learnable = [(part, depths[name]) for name, part in model.named_parameters() if part.requires_grad]
+            part.requires_grad_(part.requires_grad and depths[name] >= final_lowest)
+        self._trainable = [(part, depths[name]) for name, part in model.named_parameters() if part.requires_grad]
         self._lowest: int | None = None
 
-    def set_for(self, step: int) -> None:
-        """Make ready for the optimiser step number `step` (from 0)."""
-        lowest = lowest_learning(self._section, self._num_layers, self._plan, step)
+    def set_step(self, step: int) -> None:
+        """Set which parameters are trainable in optimizer step `step` (from 0)."""
+        lowest = lowest_trainable_depth(self._section, self._num_layers, self._plan, step)
         if lowest != self._lowest:
-            for part, depth in self._learnable:
+            for part, depth in self._trainable:
                 part.requires_grad_(depth >= lowest)
             self._lowest = lowest
 
 
-def unfreezing_of(model: PreTrainedModel, section: StrategySection, plan: Plan) -> Unfreezing | None:
-    """What freezes and unfreezes as the recipe says; None if all weights learn from the first step on."""
-    freezes = section.strategy != "full" or section.freeze_layers or section.freeze_embeddings
-    return Unfreezing(model, section, plan) if freezes else None
+def build_freezer(model: PreTrainedModel, section: StrategySection, plan: Plan) -> LayerFreezer | None:
+    """Return the `LayerFreezer` of a recipe, or None if it trains all parameters from the first step on."""
+    is_freezing = section.strategy != "full" or section.freeze_layers or section.freeze_embeddings
+    return LayerFreezer(model, section, plan) if is_freezing else None
 
 
-def reinitialise(model: PreTrainedModel, num_layers: int) -> None:
-    """Give the highest `num_layers` layers and the pooling layer fresh weights, from torch's generator.
+def reinitialize_layers(model: PreTrainedModel, num_layers: int) -> None:
+    """Reinitialize the top `num_layers` layers and the pooler, with torch's global random generator.
 
     Zhang et al. 2021, https://arxiv.org/abs/2006.05987.
 
     Raises:
-        ModelError: there are fewer layers.
+        ModelError: the model has fewer layers.
     """
-    layers = layers_of(model)
+    layers = encoder_layers(model)
     if num_layers > len(layers):
-        raise ModelError(f"found training.reinitialise_layers {num_layers}, but the model has {len(layers)} layers")
+        raise ModelError(f"found training.reinit_layers {num_layers}, but the model has {len(layers)} layers")
     pooler = getattr(model.base_model, "pooler", None)
     for part in [*layers[len(layers) - num_layers :], *([] if pooler is None else [pooler])]:
         for module in part.modules():
             for tensor in (module, *module.parameters(recurse=False)):
-                tensor._is_hf_initialized = False  # or transformers would leave loaded weights alone
+                tensor._is_hf_initialized = False  # otherwise transformers skips loaded weights
             model._init_weights(module)
 
 
-class Remembered:
-    """Lets a model take its encoder's last hidden states from the batch (`vectors`) instead of computing them.
+class PrecomputedHiddenStates:
+    """Makes a model read its encoder's last hidden states from the batch instead of computing them.
 
-    They are [B, S, N], or [B, 1, N] of first tokens alone; with K choices an item, [B, K, 1, N].
+    `frozen_hidden_states` in the batch is [B, S, H], or [B, 1, H] for the first token only; with K choices per example
+    [B, K, 1, H].
     """
 
     def __init__(self, model: PreTrainedModel):
-        self._vectors: torch.Tensor | None = None
-        model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
+        self._hidden_states: torch.Tensor | None = None
+        model.register_forward_pre_hook(self._take_hidden_states, with_kwargs=True, prepend=True)
         base = model.base_model
         base.forward = partial(self._encode, base, base.forward)
 
-    def _begin(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
+    def _take_hidden_states(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
         inputs = dict(inputs)
-        self._vectors = inputs.pop("vectors", None)
+        self._hidden_states = inputs.pop("frozen_hidden_states", None)
         return args, inputs
 
     def _encode(self, base: Any, forward: Any, *args: Any, **inputs: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        if self._vectors is None:
+        if self._hidden_states is None:
             return forward(*args, **inputs)
-        hidden = self._vectors.flatten(0, -3)
+        hidden = self._hidden_states.flatten(0, -3)
         pooler = getattr(base, "pooler", None)
         pooled = None if pooler is None else pooler(hidden)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)

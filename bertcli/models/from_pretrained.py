@@ -1,13 +1,12 @@
-"""Models and tokenizers: found by name, loaded or made from scratch.
-
-Names are looked up as a run folder, a model folder, in the mirror, in the local Hugging Face cache, on the hub.
-"""
+"""Find models by name, and load and save their configurations, tokenizers and weights."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,82 +24,156 @@ DROPOUT_FIELDS = (
     "seq_classif_dropout",
     "embedding_dropout",
     "mlp_dropout",
-    "hidden_dropout",  # Funnel, DeBERTa's kin
+    "hidden_dropout",  # Funnel, GPT-NeoX
     "dropout_rate",  # T5
     "classifier_dropout_prob",  # ALBERT
     "qa_dropout",  # DistilBERT
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"),  # GPT-2
 )
-
-
-COUNT_BEHIND_PADDING = (
+POSITION_OFFSET_FAMILIES = (  # their positions start after the padding index
     *("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "longformer", "ibert"),
     *("xmod", "data2vec-text", "esm"),
 )
+WEIGHT_OPTIONS = {"dtype": "float32", "use_safetensors": True}
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's file name
+UNLIMITED_LENGTH = 10**9
 
 
-WEIGHTS = {"dtype": "float32", "use_safetensors": True}
+class ModelSource:
+    """A model name resolved once, and what it leads to: path, configuration, tokenizer and weights.
 
+    The name is looked up as a run folder and a model folder, in the mirror, in the local cache and on the hub.
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"  # as peft names them
-UNLIMITED_LENGTH = 10**9  # tokenizers say 1e30 when they know no limit
-
-
-def resolve_model(name: str, mirror: Path | None) -> str:
-    """The folder that holds model `name`, or the name itself, for the cache and the hub.
+    Attributes:
+        path: folder of the model; the name itself if it is to be found in the cache or on the hub.
 
     Raises:
-        ModelError: the name is a folder that holds no model.
+        ModelError: the name is a file, or a folder without a model.
     """
+
+    def __init__(self, name: str, mirror: Path | None = None):
+        self.name, self.mirror = name, mirror
+        self.path = _resolve(name, mirror)
+
+    @property
+    def absolute_name(self) -> str:
+        """A name that is valid from any working directory: for a folder, the absolute path of its model."""
+        return str(Path(self.path).resolve()) if Path(self.name).is_dir() else self.name
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The configuration, read once; copy it before you change it.
+
+        Raises:
+            ModelError: there is no such model, its configuration is corrupt, or its folder has no weights.
+        """
+        from transformers import AutoConfig
+
+        config = _from_pretrained(AutoConfig.from_pretrained, "configuration", self.path)
+        if Path(self.path).is_dir() and not _has_weights(Path(self.path)):
+            raise ModelError(
+                f"found {self.path} without weights, expected model.safetensors there. "
+                f"To train from scratch, set model.size and model.tokenizer={self.name} instead of model.name."
+            )
+        return config
+
+    def has_head(self, model_class: str) -> bool:
+        """Whether the saved model has the head of `model_class` (an `AutoModelFor…` name)."""
+        return has_head(self.config, model_class)
+
+    def load_tokenizer(self, *, is_split_into_words: bool = False) -> PreTrainedTokenizerBase:
+        """Load the fast tokenizer.
+
+        Args:
+            is_split_into_words: the inputs will be lists of words; a tokenizer that treats the space before a word as
+                part of it (RoBERTa's) then adds one before each word.
+
+        Raises:
+            ModelError: there is no such tokenizer, it is corrupt, or it has no padding token.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", self.path)
+        if is_split_into_words and getattr(tokenizer, "add_prefix_space", None) is False:
+            tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", self.path, add_prefix_space=True)
+        if tokenizer.pad_token_id is None:
+            raise ModelError(f"the tokenizer of {self.name} has no padding token, which batching requires")
+        return tokenizer
+
+    def load_model(
+        self,
+        model_class: str,
+        config_fields: dict[str, Any] | None = None,
+        *,
+        dropout: float | None = None,
+        new_head: bool = False,
+    ) -> PreTrainedModel:
+        """Load the model with the head of `model_class`, in fp32; a head that is not in the weights is initialized.
+
+        Args:
+            config_fields: overrides for its configuration.
+            dropout: sets all dropout rates; None keeps them.
+            new_head: load only the encoder and initialize a new head, even if the model has one.
+
+        Raises:
+            ModelError: there is no such model, it has no weights, or they are not in safetensors format.
+        """
+        import transformers
+
+        config = copy.deepcopy(self.config)
+        set_config_fields(config, config_fields or {}, dropout)
+        auto_class = getattr(transformers, model_class)
+        options = {"config": config, **WEIGHT_OPTIONS}
+        with _quiet_transformers():
+            if (Path(self.path) / ADAPTER_WEIGHTS).is_file():
+                saved = self._load_with_adapter()
+            elif new_head:
+                saved = _from_pretrained(transformers.AutoModel.from_pretrained, "model", self.path, **options)
+            else:
+                return _copy_to_aligned_memory(
+                    _from_pretrained(auto_class.from_pretrained, "model", self.path, **options)
+                )
+            model = auto_class.from_config(config)
+            if type(saved) is type(model) and not new_head:
+                model.load_state_dict(saved.state_dict())
+            else:  # not strict: some encoders have a pooler that their classifier lacks
+                model.base_model.load_state_dict(saved.base_model.state_dict(), strict=False)
+            return model
+
+    def _load_with_adapter(self) -> PreTrainedModel:
+        """Load a LoRA adapter saved by peft together with its base model, and merge them.
+
+        Raises:
+            ModelError: the adapter or its base model cannot be read.
+        """
+        import transformers
+        from peft import PeftConfig, PeftModel
+        from safetensors import SafetensorError
+
+        try:
+            base_name = PeftConfig.from_pretrained(self.path).base_model_name_or_path
+            config = copy.deepcopy(self.config)
+            base = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
+            encoder = ModelSource(base_name, self.mirror).load_model("AutoModel")
+            base.base_model.load_state_dict(encoder.state_dict(), strict=False)
+            return PeftModel.from_pretrained(base, self.path).merge_and_unload()
+        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+            raise ModelError(f"cannot read the LoRA adapter in {self.path}: {error}") from error
+
+
+def _resolve(name: str, mirror: Path | None) -> str:
     folder = Path(name)
     if folder.is_dir():
-        inside = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-        if any((inside / known).is_file() for known in ("config.json", "tokenizer.json", "vocab.txt")):
-            return str(inside)
-        several = sorted(str(config.parent) for config in folder.glob("model/*/config.json"))
-        cure = f"; name one of its models: {', '.join(several)}" if several else ""
+        model_folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+        if any((model_folder / file).is_file() for file in ("config.json", "tokenizer.json", "vocab.txt")):
+            return str(model_folder)
+        task_models = sorted(str(config.parent) for config in folder.glob("model/*/config.json"))
+        cure = f"; use one of its models: {', '.join(task_models)}" if task_models else ""
         raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model{cure}")
     if folder.is_file():
-        raise ModelError(f"found the file {folder}, expected a run folder, a saved model or a hub name")
+        raise ModelError(f"found file {folder}, expected a run folder, a saved model or a hub name")
     in_mirror = mirror / "models" / name if mirror and not {"..", "/"} & {*folder.parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
-
-
-def lasting_name(name: str) -> str:
-    """A name of model `name` that holds from any working directory: of a folder, the whole path of what it holds."""
-    return str(Path(resolve_model(name, None)).resolve()) if Path(name).is_dir() else name
-
-
-def load_tokenizer(name: str, mirror: Path | None, *, for_words: bool = False) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of model `name`.
-
-    Args:
-        for_words: it is given words one by one; those that read the space before a word as part of it (RoBERTa's)
-            then put one before each.
-    """
-    from transformers import AutoTokenizer
-
-    place = resolve_model(name, mirror)
-    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", place)
-    if for_words and getattr(tokenizer, "add_prefix_space", None) is False:
-        tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", place, add_prefix_space=True)
-    if tokenizer.pad_token_id is None:
-        raise ModelError(f"the tokenizer of {name} has no padding token, which batches need")
-    return tokenizer
-
-
-def load_config(name: str, mirror: Path | None) -> PretrainedConfig:
-    """The configuration of model `name`."""
-    from transformers import AutoConfig
-
-    place = resolve_model(name, mirror)
-    config = _from_pretrained(AutoConfig.from_pretrained, "configuration", place)
-    if Path(place).is_dir() and not _has_weights(Path(place)):
-        raise ModelError(
-            f"found {place} without weights, expected model.safetensors there. "
-            f"To start from fresh weights, give model.size and model.tokenizer={name} instead of model.name."
-        )
-    return config
 
 
 def _has_weights(folder: Path) -> bool:
@@ -108,56 +181,16 @@ def _has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def has_trained_head(config: PretrainedConfig, model_class: str) -> bool:
-    """Whether the saved model was one with the head of `model_class` (an `AutoModelFor…` name)."""
+def has_head(config: PretrainedConfig, model_class: str) -> bool:
+    """Return whether the saved model has the head of `model_class` (an `AutoModelFor…` name)."""
     return any(model_class.removeprefix("AutoModel") in name for name in config.architectures or ())
 
 
-def load_model(
-    name: str,
-    mirror: Path | None,
-    model_class: str,
-    config_fields: dict[str, Any],
-    *,
-    dropout: float | None = None,
-    fresh_head: bool = False,
-) -> PreTrainedModel:
-    """Model `name` with the head of `model_class`, its weights in fp32; a head it lacks is newly made.
+def _copy_to_aligned_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """Move CPU weights out of the memory-mapped file into memory that torch allocates, and return the model.
 
-    Args:
-        config_fields: overrides of its configuration.
-        dropout: all dropout rates; None: as they are.
-        fresh_head: take the encoder only and make a new head, whatever the model has.
-
-    Raises:
-        ModelError: no such model, no weights, or weights that are not safetensors.
-    """
-    import transformers
-
-    config, place = load_config(name, mirror), resolve_model(name, mirror)
-    _set_fields(config, config_fields, dropout)
-    auto_class = getattr(transformers, model_class)
-    options = {"config": config, **WEIGHTS}
-    with _quiet_transformers():
-        if (Path(place) / ADAPTER_WEIGHTS).is_file():
-            saved = _load_adapted(Path(place), mirror)
-        elif fresh_head:
-            saved = _from_pretrained(transformers.AutoModel.from_pretrained, "model", place, **options)
-        else:
-            return _in_own_memory(_from_pretrained(auto_class.from_pretrained, "model", place, **options))
-        model = auto_class.from_config(config)
-        if type(saved) is type(model) and not fresh_head:
-            model.load_state_dict(saved.state_dict())
-        else:  # some encoders end in a pooling layer that their classifier does not have
-            model.base_model.load_state_dict(saved.base_model.state_dict(), strict=False)
-        return model
-
-
-def _in_own_memory(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, its weights where torch puts fresh ones.
-
-    As they are loaded they lie in the file, at odd addresses, for which matrix products round in another way: the model
-    would score otherwise, in the last digit, than it did before it was saved.
+    Mapped tensors start at unaligned addresses, where matrix products round differently: the loaded model's outputs
+    would differ in the last digit from those before saving.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
@@ -165,48 +198,28 @@ def _in_own_memory(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _load_adapted(folder: Path, mirror: Path | None) -> PreTrainedModel:
-    """The model that low-rank additions saved by peft make of the one they were made for.
-
-    Raises:
-        ModelError: the additions, or what they belong to, cannot be read.
-    """
-    import transformers
-    from peft import PeftConfig, PeftModel
-    from safetensors import SafetensorError
-
-    config = load_config(str(folder), mirror)
-    try:
-        base_name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-        base = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
-        encoder = load_model(base_name, mirror, "AutoModel", {})
-        base.base_model.load_state_dict(encoder.state_dict(), strict=False)
-        return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise ModelError(f"cannot read the additions (LoRA) in {folder}: {error}") from error
-
-
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer so that plain `from_pretrained(folder)` loads them."""
-    from bertcli.models.seen_embeddings import whole_weights
+    """Save model and tokenizer so that `from_pretrained(folder)` of plain transformers loads them."""
+    from bertcli.models.seen_embeddings import full_state_dict
 
     with _quiet_transformers():
-        model.save_pretrained(folder, state_dict=whole_weights(model))
+        model.save_pretrained(folder, state_dict=full_state_dict(model))
         tokenizer.save_pretrained(folder)
 
 
-def longest_input(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """Tokens the model can read at once."""
-    positions = getattr(config, "max_position_embeddings", None) or UNLIMITED_LENGTH
-    return min(positions - first_position(config), tokenizer.model_max_length)
+def max_input_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """Return the maximum number of tokens per sequence."""
+    num_positions = getattr(config, "max_position_embeddings", None) or UNLIMITED_LENGTH
+    return min(num_positions - first_position_id(config), tokenizer.model_max_length)
 
 
-def first_position(config: PretrainedConfig) -> int:
-    """The position of a sequence's first token as the model counts them: RoBERTa starts behind the padding index."""
-    return (config.pad_token_id or 0) + 1 if config.model_type in COUNT_BEHIND_PADDING else 0
+def first_position_id(config: PretrainedConfig) -> int:
+    """Return the position id of a sequence's first token: 0, or in RoBERTa-like families the padding index + 1."""
+    return (config.pad_token_id or 0) + 1 if config.model_type in POSITION_OFFSET_FAMILIES else 0
 
 
-def _set_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float | None) -> None:
+def set_config_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float | None) -> None:
+    """Override fields of a configuration and, unless it is None, set all dropout rates."""
     for name, value in fields.items():
         setattr(config, name, value)
     if dropout is not None:
@@ -214,7 +227,7 @@ def _set_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float
 
 
 def set_dropout(config: PretrainedConfig, dropout: float) -> None:
-    """Set every dropout rate the configuration has."""
+    """Set all dropout rates of a configuration."""
     for name in DROPOUT_FIELDS:
         if hasattr(config, name):
             setattr(config, name, dropout)
@@ -222,47 +235,54 @@ def set_dropout(config: PretrainedConfig, dropout: float) -> None:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep progress bars and load reports of transformers off the console while inside."""
+    """Silence the progress bars and load reports of transformers inside the context."""
     from transformers.utils import logging
 
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, bars_were_enabled = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if had_bars:
+        if bars_were_enabled:
             logging.enable_progress_bar()
 
 
-def _from_pretrained(load: Callable[..., Any], what: str, place: str, **options: Any) -> Any:
-    """Call a `from_pretrained`: folders and the local cache first, the hub only for what is not there.
+def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: Any) -> Any:
+    """Call a `from_pretrained` method: local folders and the local cache first, then the hub.
 
-    Code that comes with a model is never run; without saying so, transformers would ask, and take an answer from stdin.
+    Code shipped with a model is never run: `trust_remote_code` is False, or transformers would prompt on stdin.
+
+    Args:
+        kind: the noun for error messages, such as "tokenizer".
+        path: a folder or a hub name.
+
+    Raises:
+        ModelError: loading failed.
     """
     options["trust_remote_code"] = False
     try:
         try:
-            return load(place, local_files_only=True, **options)
+            return load(path, local_files_only=True, **options)
         except OSError:
-            if Path(place).is_dir():
+            if Path(path).is_dir():
                 raise
-            return load(place, **options)
-    except Exception as error:  # the libraries raise many kinds, from the file system up to HTTP
+            return load(path, **options)
+    except Exception as error:  # the libraries raise many types, from file system to HTTP errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if Path(place).is_dir():
-            raise ModelError(f"cannot read the {what} in {place}: {reason}{_damaged_file(Path(place))}") from error
-        near = did_you_mean(place, [str(Path(place).with_name(one.name)) for one in Path(place).parent.glob("*/")])
+        if Path(path).is_dir():
+            raise ModelError(f"cannot read the {kind} in {path}: {reason}{_corrupt_file(Path(path))}") from error
+        siblings = [str(Path(path).with_name(folder.name)) for folder in Path(path).parent.glob("*/")]
         raise ModelError(
-            f"cannot load the {what} of {place!r}: not a folder, not in a mirror, not in the local cache, and the hub "
-            f"did not give it ({reason.rstrip('.')}).{near} Check the name, or point --mirror (or BERTCLI_MIRROR) at a "
-            "copy, such as `bertcli fetch` makes."
+            f"cannot load the {kind} of {path!r}: not a folder, not in a mirror, not in the local cache, and not "
+            f"available from the hub ({reason.rstrip('.')}).{did_you_mean(path, siblings)} Check the name, or point "
+            "--mirror (or BERTCLI_MIRROR) at a local copy; `bertcli fetch` downloads one."
         ) from error
 
 
-def _damaged_file(folder: Path) -> str:
-    """Words about the first file of a saved model that cannot be read; none if all can."""
+def _corrupt_file(folder: Path) -> str:
+    """Return a note that names the first unreadable file of a saved model; empty if all are readable."""
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.iterdir()):
@@ -273,5 +293,5 @@ def _damaged_file(folder: Path) -> str:
                 with safe_open(path, "np"):
                     pass
         except (OSError, ValueError, RecursionError, SafetensorError):
-            return f" ({path.name} is damaged)"
+            return f" ({path.name} is corrupt)"
     return ""

@@ -1,4 +1,4 @@
-"""Models with fresh weights for pretraining: BERT's presets, or any architecture transformers knows."""
+"""Models with randomly initialized weights: BERT in its usual sizes, or any transformers architecture."""
 
 from __future__ import annotations
 
@@ -6,85 +6,15 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from bertcli.errors import ModelError, did_you_mean
-from bertcli.models.from_pretrained import (
-    _set_fields,
-    first_position,
-    set_dropout,
-)
+from bertcli.models.from_pretrained import first_position_id, set_config_fields, set_dropout
 from bertcli.recipe.pretrain_schema import ArchitectureSection
 from bertcli.recipe.schema import ModelSection
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-PACKABLE = ("bert", "electra", "roberta", "camembert", "xlm-roberta")  # take positions and a mask of who may see whom
-
-
-VOCABULARY_MULTIPLE = 64  # matrix sizes that suit every device
-
-
-def build_config(
-    section: ArchitectureSection, tokenizer: PreTrainedTokenizerBase, longest_sequence: int
-) -> PretrainedConfig:
-    """The configuration of a fresh model for the vocabulary of `tokenizer`.
-
-    The vocabulary is padded to a multiple of 64: the entries beyond the tokenizer's are never used.
-
-    Raises:
-        ModelError: there is no such family, or a field that it does not have.
-    """
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    if section.family not in CONFIG_MAPPING:
-        cure = did_you_mean(section.family, CONFIG_MAPPING)
-        raise ModelError(f"found model.family {section.family!r}, expected a model type of transformers.{cure}")
-    known = AutoConfig.for_model(section.family)
-    fields: dict[str, Any] = {}
-    if section.size is not None:
-        layers, width, heads = SIZES[section.size]
-        fields = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
-        fields |= {"intermediate_size": 4 * width, "embedding_size": width}
-        fields = {name: value for name, value in fields.items() if hasattr(known, name)}
-    for name in section.fields:
-        if not hasattr(known, name):
-            raise ModelError(f"{section.family} has no field {name!r}.{did_you_mean(name, vars(known))}")
-    config = AutoConfig.for_model(section.family, **fields | section.fields)  # some fields follow from others
-    config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        if hasattr(config, name):
-            setattr(config, name, getattr(tokenizer, name, None))
-    if getattr(config, "max_position_embeddings", None) and "max_position_embeddings" not in section.fields:
-        config.max_position_embeddings = max(512, longest_sequence) + first_position(config)
-    if section.dropout is not None:
-        set_dropout(config, section.dropout)
-    return config
-
-
-def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedModel:
-    """A model of `model_class` (an `AutoModelFor…` name) with fresh weights.
-
-    Raises:
-        ModelError: this family has no such model.
-    """
-    import transformers
-
-    try:
-        return getattr(transformers, model_class).from_config(config)
-    except ValueError as error:
-        raise ModelError(f"{config.model_type} has no model for this objective ({model_class})") from error
-
-
-def tells_pairs(config: PretrainedConfig) -> bool:
-    """Whether the family's pretraining class has a head for pairs of texts beside that for tokens."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_PRETRAINING_MAPPING
-
-    if type(config) not in MODEL_FOR_PRETRAINING_MAPPING:
-        return False
-    model_class: Any = MODEL_FOR_PRETRAINING_MAPPING[type(config)]
-    known = inspect.signature(model_class.forward).parameters
-    return "next_sentence_label" in known or "sentence_order_label" in known
-
-
+PACKABLE = ("bert", "electra", "roberta", "camembert", "xlm-roberta")  # accept position_ids and a [B, 1, S, S] mask
+VOCABULARY_MULTIPLE = 64  # so that matrix sizes are efficient on every device
 # layers, width, heads: https://github.com/google-research/bert (base and large 2018; the small ones, Turc et al. 2019)
 SIZES = {
     "tiny": (2, 128, 2),
@@ -96,10 +26,74 @@ SIZES = {
 }
 
 
-def build_model(
+def build_config(
+    section: ArchitectureSection, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
+) -> PretrainedConfig:
+    """Build the configuration of a new model for pretraining with `tokenizer`.
+
+    The vocabulary size is padded to a multiple of 64: the extra entries are never used.
+
+    Raises:
+        ModelError: transformers has no such model family, or the family has no such field.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if section.family not in CONFIG_MAPPING:
+        cure = did_you_mean(section.family, CONFIG_MAPPING)
+        raise ModelError(f"found model.family {section.family!r}, expected a transformers model type.{cure}")
+    defaults = AutoConfig.for_model(section.family)
+    fields: dict[str, Any] = {}
+    if section.size is not None:
+        layers, width, heads = SIZES[section.size]
+        fields = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+        fields |= {"intermediate_size": 4 * width, "embedding_size": width}
+        fields = {name: value for name, value in fields.items() if hasattr(defaults, name)}
+    for name in section.config_overrides:
+        if not hasattr(defaults, name):
+            raise ModelError(f"{section.family} has no field {name!r}.{did_you_mean(name, vars(defaults))}")
+    config = AutoConfig.for_model(
+        section.family, **fields | section.config_overrides
+    )  # some defaults depend on other fields
+    config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        if hasattr(config, name):
+            setattr(config, name, getattr(tokenizer, name, None))
+    if getattr(config, "max_position_embeddings", None) and "max_position_embeddings" not in section.config_overrides:
+        config.max_position_embeddings = max(512, max_sequence_length) + first_position_id(config)
+    if section.dropout is not None:
+        set_dropout(config, section.dropout)
+    return config
+
+
+def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedModel:
+    """Build a model of `model_class` (an `AutoModelFor…` name) with randomly initialized weights.
+
+    Raises:
+        ModelError: the model family has no such class.
+    """
+    import transformers
+
+    try:
+        return getattr(transformers, model_class).from_config(config)
+    except ValueError as error:
+        raise ModelError(f"{config.model_type} has no model class for this objective ({model_class})") from error
+
+
+def has_pair_head(config: PretrainedConfig) -> bool:
+    """Return whether the family's pretraining class has a sentence-pair head besides its token head."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_PRETRAINING_MAPPING
+
+    if type(config) not in MODEL_FOR_PRETRAINING_MAPPING:
+        return False
+    model_class: Any = MODEL_FOR_PRETRAINING_MAPPING[type(config)]
+    parameters = inspect.signature(model_class.forward).parameters
+    return "next_sentence_label" in parameters or "sentence_order_label" in parameters
+
+
+def build_bert(
     section: ModelSection, tokenizer: PreTrainedTokenizerBase, model_class: str, config_fields: dict[str, Any]
 ) -> PreTrainedModel:
-    """A BERT of `section.size` with fresh weights for the vocabulary of `tokenizer`."""
+    """Build a BERT of `section.size` with randomly initialized weights for the vocabulary of `tokenizer`."""
     import transformers
 
     layers, width, heads = SIZES[section.size]
@@ -111,5 +105,5 @@ def build_model(
         intermediate_size=4 * width,
         pad_token_id=tokenizer.pad_token_id,
     )
-    _set_fields(config, config_fields, section.dropout)
+    set_config_fields(config, config_fields, section.dropout)
     return getattr(transformers, model_class).from_config(config)

@@ -1,4 +1,4 @@
-"""A model as an ONNX graph, and how far its answers are from the model's own.
+"""Export a model as an ONNX graph, and compare the graph's outputs with the model's.
 
 Shapes: B batch, K choices, S sequence.
 """
@@ -21,31 +21,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-LARGEST_FILE = 2_000_000_000  # bytes an ONNX file can hold; beyond, the weights lie beside it
-LONGEST = 512  # tokens to compare answers by
-BATCHES = ((1, 2), (1, 13), (3, 7), (5, LONGEST))  # B, S
+MAX_ONNX_BYTES = 2_000_000_000  # limit of an ONNX file; the weights of larger models go into a separate file
+MAX_LENGTH = 512  # tokens, in the comparison
+BATCH_SHAPES = ((1, 2), (1, 13), (3, 7), (5, MAX_LENGTH))  # (B, S), in the comparison
 
 
 def check_packages() -> None:
-    """Raise `BertcliError` with the cure if what writes and runs ONNX is not installed."""
+    """Check that the packages that write and run ONNX are installed.
+
+    Raises:
+        BertcliError: one is missing; the message says how to install it.
+    """
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BertcliError(f'export needs {error.name}, which is not here: pip install "bertcli[export]"') from error
+        raise BertcliError(
+            f'export needs {error.name}, which is not installed: pip install "bertcli[export]"'
+        ) from error
 
 
 def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What the tokenizer gives and the model takes."""
-    taken = inspect.signature(model.forward).parameters
-    return [name for name in INPUTS if name in tokenizer.model_input_names and name in taken]
+    """Return the names of the inputs that the tokenizer produces and the model accepts."""
+    parameters = inspect.signature(model.forward).parameters
+    return [name for name in INPUTS if name in tokenizer.model_input_names and name in parameters]
 
 
 def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> None:
-    """Write a model in evaluation mode as an ONNX graph whose batch and length (and choices) are free.
+    """Export a model in evaluation mode as an ONNX graph with dynamic batch size and length (and number of choices).
 
     Raises:
-        ModelError: the graph of this architecture cannot be captured.
+        ModelError: this architecture cannot be exported.
     """
     import torch
 
@@ -69,19 +75,19 @@ def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> None:
             )
             assert program is not None
             for node in program.model.graph.all_nodes():
-                node.metadata_props.clear()  # lines of source files, by their paths on this machine
-            program.save(path, external_data=4 * model.num_parameters() > LARGEST_FILE)
-    except Exception as error:  # torch raises many kinds
+                node.metadata_props.clear()  # source locations, with paths of this machine
+            program.save(path, external_data=4 * model.num_parameters() > MAX_ONNX_BYTES)
+    except Exception as error:  # torch raises many types
         cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ModelError(f"no ONNX graph can be made of {type(model).__name__} ({cause})") from error
+        raise ModelError(f"cannot export {type(model).__name__} to ONNX ({cause})") from error
     finally:
         logger.setLevel(level)
 
 
 def largest_difference(model: PreTrainedModel, names: list[str], path: Path) -> float:
-    """How far the graph's answers are from the model's at most, on padded batches of several sizes and lengths.
+    """Return the largest difference between the graph's outputs and the model's, on padded batches of several shapes.
 
-    A number beyond 1 counts relative to its size.
+    The difference is absolute for outputs up to 1 and relative for larger ones.
     """
     import onnxruntime
     import torch
@@ -91,26 +97,26 @@ def largest_difference(model: PreTrainedModel, names: list[str], path: Path) -> 
     for batch in _batches(model, names):
         with torch.inference_mode():
             expected = model(**batch).to_tuple()
-        found = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
-        for own, other in zip(expected, found, strict=True):
-            differences = np.abs(own.numpy() - other) / np.maximum(1.0, np.abs(own.numpy()))
+        outputs = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
+        for reference, output in zip(expected, outputs, strict=True):
+            differences = np.abs(reference.numpy() - output) / np.maximum(1.0, np.abs(reference.numpy()))
             largest = max(largest, float(differences.max()))
     return largest
 
 
 def has_choices(model: PreTrainedModel) -> bool:
-    """Whether the model reads several sequences at once and chooses among them."""
+    """Return whether this is a multiple-choice model, with inputs [B, K, S]."""
     return type(model).__name__.endswith("ForMultipleChoice")
 
 
 def _batches(model: PreTrainedModel, names: list[str]) -> Iterator[Mapping[str, torch.Tensor]]:
-    longest = getattr(model.config, "max_position_embeddings", None) or LONGEST
-    for rows, length in BATCHES:
-        yield _batch(model, names, rows, min(length, longest - 2))  # RoBERTa counts from 2
+    max_positions = getattr(model.config, "max_position_embeddings", None) or MAX_LENGTH
+    for rows, length in BATCH_SHAPES:
+        yield _batch(model, names, rows, min(length, max_positions - 2))  # RoBERTa's positions start at 2
 
 
 def _batch(model: PreTrainedModel, names: list[str], rows: int, length: int) -> dict[str, Any]:
-    """Random tokens, the last row half of padding. [B, S] or [B, 3, S]"""
+    """Return random tokens [B, S] or [B, 3, S]; half of the last row is padding."""
     import torch
 
     generator = torch.Generator().manual_seed(length)
@@ -124,5 +130,5 @@ def _batch(model: PreTrainedModel, names: list[str], rows: int, length: int) -> 
     segments = torch.zeros_like(ids)
     if getattr(model.config, "type_vocab_size", 1) > 1:
         segments[..., length // 2 :] = 1
-    given = {"input_ids": ids.where(mask == 1, padding), "attention_mask": mask, "token_type_ids": segments}
-    return {name: given[name] for name in names}
+    inputs = {"input_ids": ids.where(mask == 1, padding), "attention_mask": mask, "token_type_ids": segments}
+    return {name: inputs[name] for name in names}

@@ -1,10 +1,10 @@
-"""Word embeddings that learn in the rows alone which training meets.
+"""Word embeddings that are trained only in the rows of tokens seen in training.
 
-A vocabulary serves all texts, a data set meets a part of it: SST-2 less than half of BERT's, texts of one language a
-small part of a multilingual one. The other rows never have a gradient, and AdamW does nothing to them but shrink them,
-all by one factor. So gradient, moments and the optimiser's pass over them are of the rows that are met, and one more
-row, of ones and without a gradient either, tells that factor: what is learned is the same.
-Shapes: V rows of the vocabulary, R of them met, N width, B sequences of a batch, S longest of them.
+A vocabulary serves all texts, but a data set uses only part of it: SST-2 uses less than half of BERT's, monolingual
+texts a small part of a multilingual one. The other rows never have a gradient, and AdamW only applies weight decay to
+them, which scales them all by the same factor. So the gradient, the optimizer's moments and its update cover only the
+seen rows, plus one extra row of ones that never has a gradient either and records that factor: the result is the same.
+Shapes: V vocabulary, R seen rows, H hidden, B sequences, S sequence length.
 """
 
 from __future__ import annotations
@@ -16,75 +16,80 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bertcli.models.shared_encoder import encoders_of
+from bertcli.models.shared_encoder import find_encoders
 
-MOST = 0.8  # of the rows: where nearly all are met there is nothing to leave out
+MAX_SEEN_SHARE = 0.8  # of the vocabulary; if more is seen, there is too little to save
 
 
-class MetRows(nn.Module):
-    """Stands for a table of embeddings [V, N], whose parameter it takes over and cuts to the rows that are met.
+class SeenRowsEmbedding(nn.Module):
+    """Replaces an embedding table [V, H]; its parameter is taken over and cut down to the seen rows.
 
     Args:
-        met: numbers of the rows that training meets, ascending. [R]
+        seen_ids: the token ids that occur in training, in ascending order. [R]
     """
 
-    def __init__(self, table: nn.Embedding, met: torch.Tensor):
+    def __init__(self, table: nn.Embedding, seen_ids: torch.Tensor):
         super().__init__()
         weight = table.weight
-        others = torch.ones(len(weight), dtype=torch.bool).index_fill(0, met, False).nonzero()[:, 0]
-        self.num_met = len(met)
-        self.places: torch.Tensor
-        places = torch.cat([met, others]).argsort()
-        self.register_buffer("places", places, persistent=False)  # [V]: where each row is, first those that are met
+        unseen_ids = torch.ones(len(weight), dtype=torch.bool).index_fill(0, seen_ids, False).nonzero()[:, 0]
+        self.num_seen = len(seen_ids)
+        self.row_indices: torch.Tensor
+        row_indices = torch.cat([seen_ids, unseen_ids]).argsort()
+        self.register_buffer("row_indices", row_indices, persistent=False)  # [V]: from token id to row, seen rows first
         self.rest: torch.Tensor
-        self.register_buffer("rest", weight.detach()[others])  # [V - R, N]
+        self.register_buffer("rest", weight.detach()[unseen_ids])  # [V - R, H]
         ones = torch.ones_like(weight.detach()[:1])
-        weight.data = torch.cat([weight.detach()[met], ones])  # [R + 1, N]; whoever knows the parameter keeps it
+        # [R + 1, H]; set in place, so that all references to the parameter stay valid
+        weight.data = torch.cat([weight.detach()[seen_ids], ones])
         self.weight = weight
-        padding = None if table.padding_idx is None else int(places[table.padding_idx])
-        self.padding = None if padding is None or padding >= self.num_met else padding  # that row does not learn
+        padding = None if table.padding_idx is None else int(row_indices[table.padding_idx])
+        self.padding_idx = None if padding is None or padding >= self.num_seen else padding  # has no gradient
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The rows of the ids [B, S]: [B, S, N]. Rows that were not to be met are right, but do not learn."""
-        places = self.places[input_ids]
-        found = functional.embedding(places.clamp(max=self.num_met), self.weight, self.padding)
-        others = self.rest[(places - self.num_met).clamp(min=0)] * self.weight[-1].detach()
-        return torch.where((places < self.num_met)[..., None], found, others.to(found.dtype))  # FSDP sets its precision
+        """Look up token ids [B, S]: [B, S, H]. Unseen ids get their correct row, without a gradient."""
+        rows = self.row_indices[input_ids]
+        seen = functional.embedding(rows.clamp(max=self.num_seen), self.weight, self.padding_idx)
+        unseen = self.rest[(rows - self.num_seen).clamp(min=0)] * self.weight[-1].detach()
+        return torch.where((rows < self.num_seen)[..., None], seen, unseen.to(seen.dtype))  # FSDP sets the dtype
 
     @torch.no_grad()
-    def whole(self) -> torch.Tensor:
-        """The table as it is now. [V, N]"""
-        return torch.cat([self.weight[:-1], self.rest * self.weight[-1]])[self.places]
+    def full_weight(self) -> torch.Tensor:
+        """Return the current embedding table with all rows. [V, H]"""
+        return torch.cat([self.weight[:-1], self.rest * self.weight[-1]])[self.row_indices]
 
 
-def learn_met_rows(module: nn.Module, met: np.ndarray) -> None:
-    """Have the word embeddings of each encoder in `module` learn in the rows alone that training meets.
+def train_seen_rows_only(module: nn.Module, seen_ids: np.ndarray) -> None:
+    """Train only the seen rows of each encoder's word embeddings in `module`.
 
-    Embeddings that do not learn, that other parts read as well, or that are nearly all met stay as they are.
+    Embeddings that are frozen, tied to another layer, or seen almost entirely are not changed.
 
     Args:
-        met: numbers of the rows, each once, in any order. [R]
+        seen_ids: the token ids that occur in training, without duplicates, in any order. [R]
     """
-    ids = torch.from_numpy(np.sort(met)).long()
-    for encoder in encoders_of(module):
+    sorted_ids = torch.from_numpy(np.sort(seen_ids)).long()
+    for encoder in find_encoders(module):
         try:
             table = encoder.get_input_embeddings()
         except NotImplementedError:  # CANINE has no vocabulary
             continue
         if type(table) is not nn.Embedding or table.max_norm is not None or not table.weight.requires_grad:
             continue
-        rows = ids[ids < len(table.weight)]
-        readers = [part for part in module.modules() if any(own is table.weight for own in part._parameters.values())]
-        if len(readers) > 1 or len(rows) > MOST * len(table.weight):
+        rows = sorted_ids[sorted_ids < len(table.weight)]
+        users = [
+            part
+            for part in module.modules()
+            if any(parameter is table.weight for parameter in part._parameters.values())
+        ]
+        if len(users) > 1 or len(rows) > MAX_SEEN_SHARE * len(table.weight):
             continue
-        encoder.set_input_embeddings(MetRows(table, rows))
+        encoder.set_input_embeddings(SeenRowsEmbedding(table, rows))
 
 
-def whole_weights(model: nn.Module) -> dict[str, Any]:
-    """The state of a model as it is saved: word embeddings with all their rows."""
+def full_state_dict(model: nn.Module) -> dict[str, Any]:
+    """Return the model's state dict for saving: word embeddings with all rows."""
     state = model.state_dict()
     for name, part in model.named_modules():
-        if isinstance(part, MetRows):
+        if isinstance(part, SeenRowsEmbedding):
             del state[f"{name}.rest"]
-            state[f"{name}.weight"] = part.whole()
+            state[f"{name}.weight"] = part.full_weight()
     return state

@@ -1,4 +1,4 @@
-"""The encoders in what is trained, and one of them under several models, each with the head of its task."""
+"""Several models, each with its task's head, on one shared encoder (multi-task learning)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def encoders_of(module: nn.Module) -> list[PreTrainedModel]:
-    """The encoders in what is trained, each once."""
+def find_encoders(module: nn.Module) -> list[PreTrainedModel]:
+    """Return the encoders inside a module, without duplicates."""
     return [part for part in module.modules() if isinstance(part, PreTrainedModel) and part.base_model is part]
 
 
 class SharedEncoder(nn.Module):
-    """Models of one architecture with one encoder; each batch is for one of them."""
+    """Models of one architecture that share an encoder; each batch belongs to one of them."""
 
     def __init__(self, models: list[PreTrainedModel]):
         super().__init__()
         self.models = nn.ModuleList(models)
-        # Some heads do without the pooling layer that others read.
+        # Some heads use no pooler: share the encoder that has one.
         encoders = [model.base_model for model in models]
         encoder = max(encoders, key=lambda encoder: sum(1 for _ in encoder.parameters()))
         for model in models:
             setattr(model, model.base_model_prefix, encoder)
 
     def forward(self, task: int, **inputs: Any) -> Any:
-        """What the model number `task` makes of the inputs."""
+        """Return the output of model number `task`."""
         return self.models[task](**inputs)
 
     def num_parameters(self) -> int:
-        """Those of the encoder, counted once, and of all heads."""
-        return sum(part.numel() for part in self.parameters())
+        """Return the number of parameters of all heads and the encoder, counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())

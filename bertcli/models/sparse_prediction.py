@@ -1,6 +1,6 @@
-"""The vocabulary's large matrix only where a token is asked for: a masked-language model answers for one in seven.
+"""Masked-language-model logits for the target positions only: the large vocabulary projection skips other tokens.
 
-Shapes: B sequences, S tokens of the longest, H width, M asked tokens, V vocabulary.
+With BERT's masking, that is one token in seven. Shapes: B batch, S sequence, H hidden, M target tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,28 +11,31 @@ import torch
 from transformers import PreTrainedModel
 
 
-class AskedPositions(torch.nn.Module):
-    """A language model whose logits are [M, V], of the asked tokens alone, instead of [B, S, V]."""
+class SparsePrediction(torch.nn.Module):
+    """A language model with logits [M, V] of the target positions only, instead of [B, S, V]."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        # A pooler reads first tokens too, so the last layer then has to answer for all.
-        self.reading = "all" if getattr(model.base_model, "pooler", None) else "asked"
-        self._asked: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._choose)
+        # A pooler also needs the first tokens: then the last layer has to process all tokens.
+        self.output_tokens = "all" if getattr(model.base_model, "pooler", None) else "targets"
+        self._target_positions: torch.Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._select_targets)
 
-    def _choose(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = inputs[0]
-        return (hidden.flatten(0, 1) if self._asked is None else hidden.flatten(0, 1)[self._asked], *inputs[1:])
+    def _select_targets(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = inputs[0].flatten(0, 1)  # [B * S, H]
+        if self._target_positions is not None:
+            hidden = hidden[self._target_positions]
+        return (hidden, *inputs[1:])
 
-    def forward(self, asked: torch.Tensor | None = None, **inputs: Any) -> Any:
-        """The model's output for `inputs`, its token logits of the `asked` places [M] in the flattened batch.
+    def forward(self, target_positions: torch.Tensor | None = None, **inputs: Any) -> Any:
+        """Return the model's output, with token logits for `target_positions` [M] in the flattened batch.
 
-        Without `asked`, they are those of all tokens that reach the head: of a padding-free model only the asked ones.
+        Without `target_positions`, the logits are those of all tokens that reach the head: in a padding-free model, the
+        target tokens.
         """
-        self._asked = asked
+        self._target_positions = target_positions
         try:
             return self.model(**inputs)
         finally:
-            self._asked = None
+            self._target_positions = None

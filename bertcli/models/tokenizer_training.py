@@ -1,7 +1,7 @@
-"""Vocabularies learned from text: WordPiece (BERT), byte-level BPE (RoBERTa, GPT-2), Unigram (SentencePiece).
+"""Train a tokenizer on text: WordPiece (BERT), byte-level BPE (RoBERTa, GPT-2) or Unigram (SentencePiece).
 
-Texts are streamed; what is kept in memory are the counts of their distinct words. The same texts always give the same
-vocabulary and the same numbers in it; the tokenizers library alone sees to that for BPE only.
+Texts are streamed; only the counts of distinct words are kept in memory. Training is deterministic: the same texts
+always give the same vocabulary with the same ids, which the tokenizers library guarantees for BPE only.
 """
 
 from __future__ import annotations
@@ -29,100 +29,100 @@ ROBERTA_TOKENS = {
     "cls_token": "<s>",
     "sep_token": "</s>",
 }
-LONGEST_INPUT = 512  # what a learned tokenizer says a model reads, until a model says otherwise
-LARGEST_ALPHABET = 1000  # characters in a WordPiece vocabulary, as the original's; rarer ones are unknown
-NUM_SENTINELS = 100  # marks of lost spans, as T5's
+DEFAULT_MAX_LENGTH = 512  # model_max_length of a trained tokenizer
+MAX_ALPHABET_SIZE = 1000  # characters in a WordPiece vocabulary, as in BERT's; rarer ones are unknown
+NUM_SENTINELS = 100  # as in T5
 
 
 def train_tokenizer(
     texts: Callable[[], Iterable[str]],
-    vocabulary_size: int,
+    vocab_size: int,
     kind: TokenizerKind = "wordpiece",
     *,
     lowercase: bool = True,
     sentinels: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """A fast tokenizer learned from texts.
+    """Train a fast tokenizer on texts.
 
     Args:
-        texts: gives them all, anew each time.
-        vocabulary_size: entries at most, special tokens included; a small corpus gives fewer.
-        lowercase: ignore case and accents (not with `bpe`, which keeps every byte).
-        sentinels: add T5's marks of lost spans, `<extra_id_0>` ….
+        texts: returns a new iterator over all texts on each call.
+        vocab_size: the maximum, including special tokens; a small corpus gives fewer entries.
+        lowercase: ignore case and accents (has no effect on `bpe`, which keeps every byte).
+        sentinels: add T5's sentinel tokens `<extra_id_0>` ….
 
     Raises:
-        DataError: the texts hold no words.
+        DataError: the texts contain no words.
     """
     special = ROBERTA_TOKENS if kind == "bpe" else BERT_TOKENS
     names = list(dict.fromkeys(special.values()))
     extra = [f"<extra_id_{number}>" for number in range(NUM_SENTINELS)] if sentinels else []
-    learner = _learner(kind, lowercase)
+    tokenizer = _empty_tokenizer(kind, lowercase)
     try:
-        own_size = vocabulary_size - len(extra)
-        alphabet = _alphabet(texts(), learner, own_size - len(names)) if kind == "wordpiece" else {}
-        trainer = _trainer(kind, own_size, names, alphabet)
-        learner.train_from_iterator(texts(), trainer=trainer)
-    except Exception as error:  # what the Rust library raises has no type of its own
-        raise DataError(f"cannot learn a {kind} vocabulary of {vocabulary_size} entries ({error})") from error
-    if learner.get_vocab_size() <= len(names) + 1:  # Unigram keeps the mark of a space in any case
-        raise DataError("cannot learn a vocabulary: the corpus holds no words")
-    learner = _in_order(kind, learner, names, lowercase)
-    learner.post_processor = _frame(kind, learner)
-    return _wrapped(kind, learner, special, extra, lowercase=lowercase)
+        trained_size = vocab_size - len(extra)
+        alphabet = _alphabet(texts(), tokenizer, trained_size - len(names)) if kind == "wordpiece" else {}
+        trainer = _trainer(kind, trained_size, names, alphabet)
+        tokenizer.train_from_iterator(texts(), trainer=trainer)
+    except Exception as error:  # the Rust library raises plain `Exception`
+        raise DataError(f"cannot train a {kind} vocabulary of {vocab_size} entries ({error})") from error
+    if tokenizer.get_vocab_size() <= len(names) + 1:  # Unigram always keeps its space marker
+        raise DataError("cannot train a vocabulary: the corpus contains no words")
+    tokenizer = _canonicalize(kind, tokenizer, names, lowercase)
+    tokenizer.post_processor = _post_processor(kind, tokenizer)
+    return _wrap(kind, tokenizer, special, extra, lowercase=lowercase)
 
 
-def _learner(kind: TokenizerKind, lowercase: bool) -> tokenizers.Tokenizer:
+def _empty_tokenizer(kind: TokenizerKind, lowercase: bool) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     if kind == "bpe":
-        learner = Tokenizer(models.BPE())
-        learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        learner.decoder = decoders.ByteLevel()
-        return learner
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
     if kind == "wordpiece":
-        learner = Tokenizer(models.WordPiece(unk_token=BERT_TOKENS["unk_token"]))
-        learner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        learner.decoder = decoders.WordPiece()
-        return learner
-    learner = Tokenizer(models.Unigram())
-    cleaning = [normalizers.Nmt(), normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])]
-    learner.normalizer = normalizers.Sequence(cleaning)
-    learner.pre_tokenizer = pre_tokenizers.Metaspace()
-    learner.decoder = decoders.Metaspace()
-    return learner
+        tokenizer = Tokenizer(models.WordPiece(unk_token=BERT_TOKENS["unk_token"]))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer
+    tokenizer = Tokenizer(models.Unigram())
+    steps = [normalizers.Nmt(), normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
 
 
-def _alphabet(texts: Iterable[str], learner: tokenizers.Tokenizer, room: int) -> dict[str, bool]:
-    """The commonest characters of the texts, as the learner's normalizer leaves them, and whether each goes on words.
+def _alphabet(texts: Iterable[str], tokenizer: tokenizers.Tokenizer, max_entries: int) -> dict[str, bool]:
+    """Return the most frequent normalized characters of the texts, and whether each can continue a word.
 
-    As many as have `room` in the vocabulary. Marks and CJK characters are words of their own and take one entry there;
-    the others take two, alone and as `##…`.
+    They take at most `max_entries` in the vocabulary. Punctuation and CJK characters are always whole words and take
+    one entry; the others take two, as `x` and `##x`.
     """
-    written: Counter[str] = Counter()
+    raw_counts: Counter[str] = Counter()
     for text in texts:
-        written.update(text)
+        raw_counts.update(text)
     counts: Counter[str] = Counter()
-    for character, count in written.items():
-        for clean in "".join(learner.normalizer.normalize_str(character).split()):
-            counts[clean] += count
-    kept: dict[str, bool] = {}
-    for character in sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:LARGEST_ALPHABET]:
-        around = learner.normalizer.normalize_str(f"a{character}a")
-        goes_on = len(learner.pre_tokenizer.pre_tokenize_str(around)) == 1
-        room -= 1 + goes_on
-        if room < 0:
+    for character, count in raw_counts.items():
+        for normalized in "".join(tokenizer.normalizer.normalize_str(character).split()):
+            counts[normalized] += count
+    alphabet: dict[str, bool] = {}
+    for character in sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:MAX_ALPHABET_SIZE]:
+        inside_word = tokenizer.normalizer.normalize_str(f"a{character}a")
+        continues_words = len(tokenizer.pre_tokenizer.pre_tokenize_str(inside_word)) == 1
+        max_entries -= 1 + continues_words
+        if max_entries < 0:
             break
-        kept[character] = goes_on
-    return dict(sorted(kept.items()))
+        alphabet[character] = continues_words
+    return dict(sorted(alphabet.items()))
 
 
-def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str], alphabet: dict[str, bool]) -> Any:
-    """Ties between pairs go by the numbers of their parts, so WordPiece's `##a` … are numbered before it starts."""
+def _trainer(kind: TokenizerKind, vocab_size: int, special: list[str], alphabet: dict[str, bool]) -> Any:
+    """Return the trainer; WordPiece's `##a` … get fixed ids first, since the ids of a pair's parts break ties."""
     from tokenizers import pre_tokenizers, trainers
 
-    numbered = special + [f"##{character}" for character, goes_on in alphabet.items() if goes_on]
-    shared: dict[str, Any] = {"vocab_size": vocabulary_size, "special_tokens": numbered, "show_progress": False}
+    fixed = special + [f"##{character}" for character, continues_words in alphabet.items() if continues_words]
+    shared: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": fixed, "show_progress": False}
     if kind == "bpe":
         return trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **shared)
     if kind == "wordpiece":
@@ -131,53 +131,54 @@ def _trainer(kind: TokenizerKind, vocabulary_size: int, special: list[str], alph
     return trainers.UnigramTrainer(unk_token=BERT_TOKENS["unk_token"], **shared)
 
 
-def _in_order(
-    kind: TokenizerKind, learned: tokenizers.Tokenizer, special: list[str], lowercase: bool
+def _canonicalize(
+    kind: TokenizerKind, trained: tokenizers.Tokenizer, special: list[str], lowercase: bool
 ) -> tokenizers.Tokenizer:
-    """The same vocabulary without the marks of the training, and without the chance in Unigram's numbers."""
+    """Drop the special tokens that only training needed, and make Unigram's scores and ids deterministic."""
     from tokenizers import AddedToken, models
 
     if kind == "bpe":
-        return learned
-    ordered = _learner(kind, lowercase)
+        return trained
+    tokenizer = _empty_tokenizer(kind, lowercase)
     if kind == "wordpiece":
-        ordered.model = models.WordPiece(learned.get_vocab(with_added_tokens=False), unk_token=BERT_TOKENS["unk_token"])
+        vocab = trained.get_vocab(with_added_tokens=False)
+        tokenizer.model = models.WordPiece(vocab, unk_token=BERT_TOKENS["unk_token"])
     else:
-        # Scores are sums of floats in the order of the day: their last digits and the order by them are chance.
-        scores = {text: round(score, 6) for text, score in json.loads(learned.to_str())["model"]["vocab"]}
-        own = sorted(entry for entry in scores.items() if entry[0] not in special)
-        entries = [*((name, 0.0) for name in special), *own]
-        ordered.model = models.Unigram(entries, special.index(BERT_TOKENS["unk_token"]))
-    ordered.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
-    return ordered
+        # Scores are sums of floats in arbitrary order: their last digits, and the order by score, vary between runs.
+        scores = {text: round(score, 6) for text, score in json.loads(trained.to_str())["model"]["vocab"]}
+        trained_entries = sorted(entry for entry in scores.items() if entry[0] not in special)
+        entries = [*((name, 0.0) for name in special), *trained_entries]
+        tokenizer.model = models.Unigram(entries, special.index(BERT_TOKENS["unk_token"]))
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return tokenizer
 
 
-def _frame(kind: TokenizerKind, learner: tokenizers.Tokenizer) -> Any:
-    """What the tokenizer sets around texts: `[CLS] a [SEP] b [SEP]`, or RoBERTa's `<s> a </s></s> b </s>`."""
+def _post_processor(kind: TokenizerKind, tokenizer: tokenizers.Tokenizer) -> Any:
+    """Return the template of special tokens: `[CLS] a [SEP] b [SEP]`, or RoBERTa's `<s> a </s></s> b </s>`."""
     from tokenizers import processors
 
     if kind == "bpe":
-        start, end = ("<s>", learner.token_to_id("<s>")), ("</s>", learner.token_to_id("</s>"))
+        start, end = ("<s>", tokenizer.token_to_id("<s>")), ("</s>", tokenizer.token_to_id("</s>"))
         return processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[start, end]
         )
-    start, end = (("[CLS]", learner.token_to_id("[CLS]")), ("[SEP]", learner.token_to_id("[SEP]")))
+    start, end = ("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))
     return processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=[start, end]
     )
 
 
-def _wrapped(
-    kind: TokenizerKind, learner: tokenizers.Tokenizer, special: dict[str, str], extra: list[str], *, lowercase: bool
+def _wrap(
+    kind: TokenizerKind, tokenizer: tokenizers.Tokenizer, special: dict[str, str], extra: list[str], *, lowercase: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer as transformers saves and loads it."""
+    """Wrap the tokenizer in the transformers class that saves and loads it."""
     from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-    options: dict[str, Any] = {"tokenizer_object": learner, "model_max_length": LONGEST_INPUT, **special}
+    options: dict[str, Any] = {"tokenizer_object": tokenizer, "model_max_length": DEFAULT_MAX_LENGTH, **special}
     if extra:
         options["additional_special_tokens"] = extra
     if kind == "wordpiece":
-        return BertTokenizer(do_lower_case=lowercase, **options)  # it makes its normalizer anew when it is loaded
+        return BertTokenizer(do_lower_case=lowercase, **options)  # rebuilds its normalizer on load
     if kind == "bpe":
         return PreTrainedTokenizerFast(model_input_names=["input_ids", "attention_mask"], **options)
     return PreTrainedTokenizerFast(model_input_names=["input_ids", "token_type_ids", "attention_mask"], **options)

@@ -1,6 +1,6 @@
-"""Attention within the sequences of a batch, however they lie, as transformers calls it.
+"""Attention within each sequence of a padded or unpadded batch, registered with transformers as an implementation.
 
-Shapes as in `bertcli.data.token_index`, and H heads, E width of a head; L the longest sequence.
+Shapes as in `bertcli.data.token_index`, and N heads, E head size, L longest sequence.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from bertcli.models.cpu_dropout import drop
+from bertcli.models.cpu_dropout import fast_dropout
 
-ATTENTION = "bertcli"
-WIDEST_HEAD = 256  # of flash attention
+ATTENTION = "bertcli"  # its name in transformers
+MAX_FLASH_HEAD_SIZE = 256
 
 
-def attend(
+def varlen_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -28,68 +28,77 @@ def attend(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    computed: Any = None,
-    read: Any = None,
+    unpadded: Any = None,
+    output_positions: Any = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What each query sees: [B, S, H, E], or [1, T, H, E] of the `computed` or [1, M, H, E] of the `read` tokens.
+    """Compute attention: [B, S, N, E], or [1, T, N, E] with `unpadded`, or [1, M, N, E] with `output_positions`.
 
-    Where flash attention can be had (CUDA, half precision), sequences are attended to as they lie; elsewhere, and with
-    dropout on attention, which that kernel does not know, in a table of them.
+    Where flash attention is available (CUDA, half precision), unpadded sequences are processed as they are. Elsewhere,
+    and with attention dropout, which that kernel lacks, they are padded first.
 
     Args:
-        query: [B, H, S, E]; [1, H, T, E] with `computed`, [1, H, M, E] with `read` (both `Gathered`).
-        key: [B, H, S, E], or [1, H, T, E] with `computed`; `value` likewise.
-        attention_mask: true where a query may see a key, [B, 1, S, S]; None with `computed`, or if all see all.
+        query: [B, N, S, E]; [1, N, T, E] with `unpadded`, [1, N, M, E] with `output_positions`.
+        key: [B, N, S, E], or [1, N, T, E] with `unpadded`; `value` likewise.
+        attention_mask: [B, 1, S, S], true where a query may attend to a key; None with `unpadded` or without masking.
+        unpadded: `TokenIndex` of the tokens in `key` and `value`; None: they are padded.
+        output_positions: `TokenIndex` of the tokens in `query`; None: the same tokens as in `key`.
     """
-    asking = computed if read is None else read
-    if asking is None:
-        return _attend(module, query, key, value, attention_mask, dropout, scaling, **options), None
-    if computed is not None and dropout == 0.0 and _kernel_takes(query):
+    query_index = unpadded if output_positions is None else output_positions
+    if query_index is None:
+        return _padded_attention(module, query, key, value, attention_mask, dropout, scaling, **options), None
+    if unpadded is not None and dropout == 0.0 and _supports_flash(query):
         from torch.nn.attention.varlen import varlen_attn
 
-        query, key, value = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))  # [·, H, E]
-        starts, longest = (asking.starts, computed.starts), (asking.longest, computed.longest)
-        out: Any = varlen_attn(query, key, value, *starts, *longest, scale=scaling)
-        return out[None], None
-    rows = len(asking.starts) - 1
-    filling = query.shape[2] - len(asking.within)
-    query = spread(query[0].transpose(0, 1), asking.within, rows, asking.longest).transpose(1, 2)
-    if computed is not None:
+        query, key, value = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))  # [·, N, E]
+        cu_seqlens = (query_index.cu_seqlens, unpadded.cu_seqlens)
+        max_seqlens = (query_index.max_seqlen, unpadded.max_seqlen)
+        output: Any = varlen_attn(query, key, value, *cu_seqlens, *max_seqlens, scale=scaling)
+        return output[None], None
+    rows, max_seqlen = len(query_index.cu_seqlens) - 1, query_index.max_seqlen
+    num_fill_tokens = query.shape[2] - len(query_index.padded_indices)
+    query = pad_input(query[0].transpose(0, 1), query_index.padded_indices, rows, max_seqlen).transpose(1, 2)
+    if unpadded is not None:
         key, value = (
-            spread(part[0].transpose(0, 1), computed.within, rows, computed.longest).transpose(1, 2)
+            pad_input(part[0].transpose(0, 1), unpadded.padded_indices, rows, unpadded.max_seqlen).transpose(1, 2)
             for part in (key, value)
         )
-        seen = torch.arange(computed.longest, device=query.device) < computed.starts.diff()[:, None]  # [D, L]
-        attention_mask = seen[:, None, None].expand(-1, 1, asking.longest, -1)
+        is_token = (
+            torch.arange(unpadded.max_seqlen, device=query.device) < unpadded.cu_seqlens.diff()[:, None]
+        )  # [D, L]
+        attention_mask = is_token[:, None, None].expand(-1, 1, max_seqlen, -1)
     elif attention_mask is not None:
-        seen = attention_mask[:, 0].flatten(0, 1)[asking.places]  # [M, S]
-        table = seen.new_ones((rows * asking.longest, seen.shape[-1]))  # a query that sees nothing has no softmax
-        attention_mask = table.index_copy(0, asking.within, seen).view(rows, 1, asking.longest, -1)
-    attended = _attend(module, query, key, value, attention_mask, dropout, scaling, **options)
-    attended = attended.flatten(0, 1)[asking.within]
-    return functional.pad(attended, (0, 0, 0, 0, 0, filling))[None] if filling else attended[None], None
+        query_masks = attention_mask[:, 0].flatten(0, 1)[query_index.indices]  # [M, S]
+        # Padding queries attend to everything: a fully masked row has no softmax.
+        full_mask = query_masks.new_ones((rows * max_seqlen, query_masks.shape[-1]))
+        full_mask = full_mask.index_copy(0, query_index.padded_indices, query_masks)
+        attention_mask = full_mask.view(rows, 1, max_seqlen, -1)
+    attended = _padded_attention(module, query, key, value, attention_mask, dropout, scaling, **options)
+    attended = attended.flatten(0, 1)[query_index.padded_indices]
+    if num_fill_tokens:
+        attended = functional.pad(attended, (0, 0, 0, 0, 0, num_fill_tokens))
+    return attended[None], None
 
 
-def _kernel_takes(query: torch.Tensor) -> bool:
-    """Whether flash attention for sequences of different lengths knows this device, precision and width."""
+def _supports_flash(query: torch.Tensor) -> bool:
+    """Return whether variable-length flash attention supports this device, precision and head size."""
     return (
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= WIDEST_HEAD
+        and query.shape[-1] <= MAX_FLASH_HEAD_SIZE
         and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
 
 
-def spread(values: torch.Tensor, places: torch.Tensor, rows: int, width: int) -> torch.Tensor:
-    """The first n values at their places [n] in [rows, width, …], zero elsewhere."""
-    table = values.new_zeros((rows * width, *values.shape[1:]))
-    return table.index_copy(0, places, values[: len(places)]).unflatten(0, (rows, width))
+def pad_input(values: torch.Tensor, indices: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+    """Scatter the first n values to `indices` [n] of the flattened [rows, width, …]; the rest is zero."""
+    padded = values.new_zeros((rows * width, *values.shape[1:]))
+    return padded.index_copy(0, indices, values[: len(indices)]).unflatten(0, (rows, width))
 
 
-def _attend(
+def _padded_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -99,7 +108,10 @@ def _attend(
     scaling: float | None,
     **options: Any,
 ) -> torch.Tensor:
-    """Plain attention [B, S, H, E]; dropout on a CPU by `drop`, where PyTorch's own would take the slow way too."""
+    """Compute attention over padded sequences [B, S, N, E].
+
+    With dropout on a CPU, PyTorch has no fused kernel either; `fast_dropout` is then faster.
+    """
     if dropout == 0.0 or query.device.type != "cpu":
         options = {"dropout": dropout, "scaling": scaling, "is_causal": False} | options
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
@@ -107,9 +119,9 @@ def _attend(
     scores = torch.matmul(query * scale, key.transpose(2, 3))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    shares = drop(functional.softmax(scores, dim=-1), dropout)
-    return torch.matmul(shares, value).transpose(1, 2)
+    weights = fast_dropout(functional.softmax(scores, dim=-1), dropout)
+    return torch.matmul(weights, value).transpose(1, 2)
 
 
-AttentionInterface.register(ATTENTION, attend)
+AttentionInterface.register(ATTENTION, varlen_attention_forward)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)

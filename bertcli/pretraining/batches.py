@@ -1,6 +1,6 @@
-"""Batches of a pretraining run: which sequences meet at a step, asked about afresh in every epoch.
+"""Batches of a pretraining run, as a stream over epochs, shards and phases; targets are resampled in every epoch.
 
-All of it is a function of (seed, epoch, step). A resumed run that knows its place makes no earlier block again.
+Everything is a function of (seed, epoch, step), and a resumed run builds only the shards from its position on.
 """
 
 from __future__ import annotations
@@ -11,164 +11,177 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertcli.data.batching import GlobalBatch, global_batch, length_grouped_batches
-from bertcli.data.corpus_sequences import Ranges, cut_documents, documents_of_epoch, in_blocks, pair_documents
-from bertcli.data.corpus_tokens import BEGINS_WORD, Corpus
-from bertcli.data.packing import pack
-from bertcli.pretraining.objective import Asked, AskedTokens, Objective, Text
+from bertcli.data.batching import GlobalBatch, build_global_batch, length_grouped_batches
+from bertcli.data.corpus_sequences import (
+    SequenceSpans,
+    build_sentence_pairs,
+    chunk_documents,
+    sample_epoch_documents,
+    split_into_shards,
+)
+from bertcli.data.corpus_tokens import WORD_START, Corpus
+from bertcli.data.packing import pack_sequences
+from bertcli.pretraining.objective import Objective, TargetSequences, Text, TokenTargets
 from bertcli.recipe.pretrain_schema import PretrainRecipe
-from bertcli.training.meters import Clock
+from bertcli.training.meters import RunClock
 
-TOKENS_AT_ONCE = 2**25  # of a block, about
-PAIRS_SALT, MASK_SALT, BLOCKS_SALT = 1, 2, 3  # so that choices of different kinds draw different numbers
+SHARD_TOKENS = 2**25  # maximum tokens of a shard, approximately; the sequences of two shards are in memory
+PAIRS_SALT, MASK_SALT, SHARDS_SALT = 1, 2, 3  # make the random numbers of different purposes independent
 
 
-Place = tuple[int, int, int]
-"""The epoch, the number of a block in it, and the step the block begins with."""
+StreamPosition = tuple[int, int, int]
+"""Epoch, index of the shard in the epoch, and the first step of the shard."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A phase with its numbers worked out."""
+class ResolvedPhase:
+    """A phase of the recipe with its derived numbers."""
 
-    start_step: int  # if the run goes by its steps
-    end_share: float  # of the run
+    start_step: int  # unless there is a time budget
+    end_share: float  # share of the run that is done when the phase ends
     max_length: int
     global_batch_size: int
-    by_the_clock: bool = False
+    has_time_budget: bool = False
 
 
 @dataclass(frozen=True)
-class Block:
-    """The sequences of a part of an epoch, the rows they are packed in, and the rows of each batch."""
+class Shard:
+    """The sequences of a part of an epoch, their packing into rows, and the rows of each batch."""
 
-    ranges: Ranges
-    packed: list[np.ndarray] | None  # the sequences of each row; None: each is a row of its own
+    spans: SequenceSpans
+    packed_rows: list[np.ndarray] | None  # indices of the sequences in each row; None: one sequence per row
     batches: list[np.ndarray]
 
 
-class Feed:
-    """The training sequences of a corpus, epoch by epoch, block by block: of two blocks at a time they are in memory.
+class BatchStream:
+    """Streams the training batches of a corpus.
 
     Args:
-        first_position: None: one sequence a row; else sequences are packed, and positions counted from this number.
+        documents: indices of the training documents.
+        first_position_id: position id of a sequence's first token if sequences are packed; None: not packed.
+
+    Attributes:
+        position: position of the newest batch.
     """
 
     def __init__(
         self,
         recipe: PretrainRecipe,
         corpus: Corpus,
-        train: np.ndarray,
+        documents: np.ndarray,
         objective: Objective,
         seed: int,
-        first_position: int | None = None,
+        first_position_id: int | None = None,
     ):
-        self.recipe, self.corpus, self.train, self.objective, self.seed = recipe, corpus, train, objective, seed
-        self.first_position = first_position
-        self.place: Place = (0, 0, 0)  # of the newest batch
-
-    def _documents(self, epoch: int) -> Iterator[np.ndarray]:
-        """The documents of each block of an epoch."""
-        random = np.random.default_rng((self.seed, epoch, BLOCKS_SALT))
-        documents = documents_of_epoch(self.corpus, self.train, self.recipe.corpus.sources, random)
-        yield from in_blocks(self.corpus, documents, TOKENS_AT_ONCE, random)
-
-    def _block(self, documents: np.ndarray, stage: Stage, epoch: int, number: int) -> Block:
-        """The sequences of some documents and how they are put together."""
-        max_length, batch_size = stage.max_length, stage.global_batch_size
-        random = np.random.default_rng((self.seed, epoch, PAIRS_SALT, number))
-        ranges = ranges_of(self.recipe, self.corpus, documents, self.objective, max_length, random)
-        if self.first_position is None:
-            return Block(ranges, None, length_grouped_batches(ranges.lengths, batch_size, self.seed, epoch, number))
-        rows = pack(ranges.lengths + (max_length - self.objective.room(max_length)), max_length)
-        order = random.permutation(len(rows))
-        return Block(ranges, rows, [order[at : at + batch_size] for at in range(0, len(rows), batch_size)])
-
-    def _num_batches(self, documents: np.ndarray, stage: Stage) -> int | None:
-        """How many batches a block of these documents has; None if only making it tells."""
-        if self.first_position is not None or self.recipe.objective.pairs is not None:
-            return None
-        room = self.objective.room(stage.max_length)
-        num_sequences = int((-(-self.corpus.lengths_of(documents) // room)).sum())
-        return -(-num_sequences // stage.global_batch_size)
+        self.recipe, self.corpus, self.documents, self.objective = recipe, corpus, documents, objective
+        self.seed, self.first_position_id = seed, first_position_id
+        self.position: StreamPosition = (0, 0, 0)
 
     def batches(
         self,
-        stage: Stage,
+        phase: ResolvedPhase,
         start_step: int,
-        clock: Clock,
+        clock: RunClock,
         micro_batch_size: int,
         process: int,
         num_processes: int,
         multiple_of: int,
-        place: Place | None = None,
+        position: StreamPosition | None = None,
     ) -> Iterator[GlobalBatch]:
-        """The batches of the stage from `start_step` on, as one process sees them, until its share is done.
+        """Yield one process's batches of a phase, from `start_step` until the clock has reached the phase's end.
 
-        Where time counts, nobody knows at which step a stage began: a run that goes on draws a new order.
+        With a time budget, the first step of a phase depends on speed, so a resumed run reshuffles the corpus.
 
         Args:
-            place: what `place` was at some step of this stage before; None: blocks are counted from its beginning.
+            position: `self.position` at an earlier step of this phase; None: count shards from the start of the phase.
         """
-        if clock.share(start_step) >= stage.end_share:
+        if clock.share(start_step) >= phase.end_share:
             return
-        for (epoch, at, number), block in _ahead(self._blocks(stage, start_step, place)):
-            self.place = (epoch, at, number)
-            for step, rows in enumerate(block.batches, start=number):
+        for shard_position, shard in _prefetch(self._shards(phase, start_step, position)):
+            self.position = shard_position
+            _, _, first_step = shard_position
+            for step, rows in enumerate(shard.batches, start=first_step):
                 if step < start_step:
                     continue
-                if clock.share(step) >= stage.end_share:
+                if clock.share(step) >= phase.end_share:
                     return
-                asked = self._ask(block, rows, step)
-                yield global_batch(
-                    asked,
+                targets = self._build_targets(shard, rows, step)
+                yield build_global_batch(
+                    targets,
                     np.arange(len(rows)),
-                    asked.counts,
+                    targets.num_targets,
                     micro_batch_size=micro_batch_size,
                     process=process,
                     num_processes=num_processes,
                     multiple_of=multiple_of,
                 )
 
-    def _blocks(self, stage: Stage, start_step: int, place: Place | None) -> Iterator[tuple[Place, Block]]:
-        """The stage's blocks and their places, epoch after epoch without end, from the one with `start_step` on."""
-        epoch, first_block, number = place or (0, 0, stage.start_step)
-        if stage.by_the_clock:
-            epoch, first_block, number = start_step, 0, start_step
+    def _shards(
+        self, phase: ResolvedPhase, start_step: int, position: StreamPosition | None
+    ) -> Iterator[tuple[StreamPosition, Shard]]:
+        """Yield the shards of a phase with their positions, epoch after epoch, starting with that of `start_step`."""
+        epoch, first_shard, step = position or (0, 0, phase.start_step)
+        if phase.has_time_budget:  # seed the order with the step instead of the epoch
+            epoch, first_shard, step = start_step, 0, start_step
         while True:
-            for at, documents in enumerate(self._documents(epoch)):
-                if at < first_block:
+            for index, documents in enumerate(self._epoch_shards(epoch)):
+                if index < first_shard:
                     continue
-                skipped = self._num_batches(documents, stage) if number < start_step else None
-                if skipped is not None and number + skipped <= start_step:
-                    number += skipped
+                num_batches = self._num_batches(documents, phase) if step < start_step else None
+                if num_batches is not None and step + num_batches <= start_step:
+                    step += num_batches
                     continue
-                block = self._block(documents, stage, epoch, at)
-                yield (epoch, at, number), block
-                number += len(block.batches)
-            epoch, first_block = epoch + 1, 0
+                shard = self.build_shard(documents, phase, epoch, index)
+                yield (epoch, index, step), shard
+                step += len(shard.batches)
+            epoch, first_shard = epoch + 1, 0
 
-    def _ask(self, block: Block, rows: np.ndarray, number: int) -> Asked:
-        """The questions of step `number` about the sequences in rows of a block."""
-        random = np.random.default_rng((self.seed, number, MASK_SALT))
-        if block.packed is None or self.first_position is None:
-            return self.objective.ask(texts_of(self.corpus, block.ranges, rows), random)
-        packed = [block.packed[row] for row in rows]
-        asked = self.objective.ask(texts_of(self.corpus, block.ranges, np.concatenate(packed)), random)
+    def _epoch_shards(self, epoch: int) -> Iterator[np.ndarray]:
+        """Yield the documents of each shard of an epoch."""
+        random = np.random.default_rng((self.seed, epoch, SHARDS_SALT))
+        documents = sample_epoch_documents(self.corpus, self.documents, self.recipe.corpus.sources, random)
+        yield from split_into_shards(self.corpus, documents, SHARD_TOKENS, random)
+
+    def _num_batches(self, documents: np.ndarray, phase: ResolvedPhase) -> int | None:
+        """Return the number of batches in a shard of these documents; None if that takes building it."""
+        if self.first_position_id is not None or self.recipe.objective.pairs is not None:
+            return None
+        max_tokens = self.objective.max_text_tokens(phase.max_length)
+        num_sequences = int((-(-self.corpus.document_lengths(documents) // max_tokens)).sum())
+        return -(-num_sequences // phase.global_batch_size)
+
+    def build_shard(self, documents: np.ndarray, phase: ResolvedPhase, epoch: int, index: int) -> Shard:
+        """Build the sequences of a shard's documents, pack them if the recipe says so, and divide them into batches."""
+        max_length, batch_size = phase.max_length, phase.global_batch_size
+        random = np.random.default_rng((self.seed, epoch, PAIRS_SALT, index))
+        spans = build_sequences(self.recipe, self.corpus, documents, self.objective, max_length, random)
+        if self.first_position_id is None:
+            return Shard(spans, None, length_grouped_batches(spans.lengths, batch_size, self.seed, epoch, index))
+        rows = pack_sequences(_lengths_with_special_tokens(spans, self.objective, max_length), max_length)
+        order = random.permutation(len(rows))
+        return Shard(spans, rows, [order[start : start + batch_size] for start in range(0, len(rows), batch_size)])
+
+    def _build_targets(self, shard: Shard, rows: np.ndarray, step: int) -> TargetSequences:
+        """Build inputs and targets of a step from rows of a shard."""
+        random = np.random.default_rng((self.seed, step, MASK_SALT))
+        if shard.packed_rows is None or self.first_position_id is None:
+            return self.objective.build_targets(read_texts(self.corpus, shard.spans, rows), random)
+        packed = [shard.packed_rows[row] for row in rows]
+        targets = self.objective.build_targets(read_texts(self.corpus, shard.spans, np.concatenate(packed)), random)
         ends = np.cumsum([len(row) for row in packed])
-        assert isinstance(asked, AskedTokens), "a recipe has packing for masked tokens alone"
-        return asked.packed(np.split(np.arange(ends[-1]), ends[:-1]), self.first_position)
+        assert isinstance(targets, TokenTargets), "the recipe allows packing only with token targets"
+        return targets.packed(np.split(np.arange(ends[-1]), ends[:-1]), self.first_position_id)
 
 
-def _ahead(blocks: Iterator[tuple[Place, Block]]) -> Iterator[tuple[Place, Block]]:
-    """The same blocks, each made while the one before is in use: it takes seconds that a GPU need not wait."""
+def _prefetch(shards: Iterator[tuple[StreamPosition, Shard]]) -> Iterator[tuple[StreamPosition, Shard]]:
+    """Build each shard in a thread while the one before it is in use; building takes seconds."""
     pool = ThreadPoolExecutor(1)
     try:
-        coming = pool.submit(next, blocks)
+        upcoming = pool.submit(next, shards)
         while True:
-            block = coming.result()
-            coming = pool.submit(next, blocks)
-            yield block
+            shard = upcoming.result()
+            upcoming = pool.submit(next, shards)
+            yield shard
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -176,37 +189,41 @@ def _ahead(blocks: Iterator[tuple[Place, Block]]) -> Iterator[tuple[Place, Block
 def packing_efficiency(
     recipe: PretrainRecipe, corpus: Corpus, documents: np.ndarray, objective: Objective, max_length: int
 ) -> float:
-    """The share of the places that packed rows fill, special tokens included, seen on a block of these documents."""
-    documents = next(in_blocks(corpus, documents, TOKENS_AT_ONCE, np.random.default_rng(0)))
-    ranges = ranges_of(recipe, corpus, documents, objective, max_length, np.random.default_rng(0))
-    lengths = ranges.lengths + (max_length - objective.room(max_length))
-    return float(lengths.sum() / (len(pack(lengths, max_length)) * max_length))
+    """Return the share of non-padding tokens in packed rows, measured on one shard of the documents."""
+    documents = next(split_into_shards(corpus, documents, SHARD_TOKENS, np.random.default_rng(0)))
+    spans = build_sequences(recipe, corpus, documents, objective, max_length, np.random.default_rng(0))
+    lengths = _lengths_with_special_tokens(spans, objective, max_length)
+    return float(lengths.sum() / (len(pack_sequences(lengths, max_length)) * max_length))
 
 
-def ranges_of(
+def _lengths_with_special_tokens(spans: SequenceSpans, objective: Objective, max_length: int) -> np.ndarray:
+    return spans.lengths + (max_length - objective.max_text_tokens(max_length))
+
+
+def build_sequences(
     recipe: PretrainRecipe,
     corpus: Corpus,
     documents: np.ndarray,
     objective: Objective,
     max_length: int,
     random: np.random.Generator,
-) -> Ranges:
-    """The sequences of some documents as the recipe's objective wants them."""
-    room, section = objective.room(max_length), recipe.objective
+) -> SequenceSpans:
+    """Build the sequences of some documents: chunks of single documents or, with `objective.pairs`, sentence pairs."""
+    max_tokens, section = objective.max_text_tokens(max_length), recipe.objective
     if section.pairs is None:
-        return cut_documents(corpus, documents, room)
-    return pair_documents(corpus, documents, room, section.pairs, section.short_sequence_probability, random)
+        return chunk_documents(corpus, documents, max_tokens)
+    return build_sentence_pairs(corpus, documents, max_tokens, section.pairs, section.short_seq_prob, random)
 
 
-def texts_of(corpus: Corpus, ranges: Ranges, rows: np.ndarray) -> list[Text]:
-    """The sequences `rows`, read from the corpus."""
+def read_texts(corpus: Corpus, spans: SequenceSpans, indices: np.ndarray) -> list[Text]:
+    """Read the sequences with these indices from the corpus."""
 
-    def read(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        part = slice(*place.tolist())
-        return corpus.tokens[part].astype(np.int32), (corpus.flags[part] & BEGINS_WORD) > 0
+    def read(span: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tokens = slice(*span.tolist())
+        return corpus.tokens[tokens].astype(np.int32), (corpus.flags[tokens] & WORD_START) > 0
 
-    labels = ranges.pair_labels
+    labels = spans.pair_labels
     return [
-        Text(*read(ranges.first[row]), *read(ranges.second[row]), None if labels is None else int(labels[row]))
-        for row in rows
+        Text(*read(spans.first[index]), *read(spans.second[index]), None if labels is None else int(labels[index]))
+        for index in indices
     ]

@@ -1,4 +1,4 @@
-"""Guess the next token from those before it (GPT)."""
+"""Causal language modeling (GPT): predict each token from the tokens before it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL
-from bertcli.pretraining.objective import AskedTokens, Text, TokenObjective
+from bertcli.pretraining.objective import Text, TokenObjective, TokenTargets
 
 
 class CausalLM(TokenObjective):
-    """Every token but the first is asked for; the label at a place is the token behind it."""
+    """Next-token prediction: the label at each position is the next token."""
 
     model_class = "AutoModelForCausalLM"
+    pipeline_tag = "text-generation"
+    has_pipeline = True
 
     def config_fields(self) -> dict[str, Any]:
-        """BERT-like encoders only look back if they are told to be decoders."""
+        """BERT-like encoders attend to earlier tokens only if `is_decoder` is set."""
         return {"is_decoder": True}
 
-    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> AskedTokens:
-        """The texts as they are; chance has no part in it."""
-        encoded, _, _ = self.framed(texts)
+    def build_targets(self, texts: Sequence[Text], random: np.random.Generator) -> TokenTargets:
+        """Label each token with the next one. Nothing is random."""
+        encoded, _, _ = self.with_special_tokens(texts)
         labels = np.append(encoded.input_ids[1:], IGNORED_LABEL).astype(np.int64)
-        labels[encoded.offsets[1:] - 1] = IGNORED_LABEL  # nothing follows the last token of a sequence
-        return AskedTokens(encoded.with_labels(encoded.input_ids, labels))
+        labels[encoded.offsets[1:] - 1] = IGNORED_LABEL  # the last token of a sequence has no next token
+        return TokenTargets(encoded.with_labels(encoded.input_ids, labels))

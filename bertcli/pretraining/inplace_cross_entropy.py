@@ -1,7 +1,7 @@
-"""Cross-entropy over a large vocabulary in the memory of its logits alone. M tokens, V vocabulary.
+"""Cross-entropy over a large vocabulary that needs no memory besides its logits. Shapes: M target tokens, V vocabulary.
 
-PyTorch's keeps the log-probabilities, as large as the logits, and makes a gradient as large again. This one goes
-through a few tokens at a time and leaves their gradient where their logits were (Liger Kernel, Hsu et al. 2024,
+PyTorch's keeps the log-probabilities and allocates a gradient, each as large as the logits. This one processes the
+tokens in chunks and overwrites their logits with the gradient (Liger Kernel, Hsu et al. 2024,
 https://arxiv.org/abs/2410.10989).
 """
 
@@ -12,35 +12,35 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-LOGITS_AT_ONCE = 2**22  # 16 MB in fp32: near enough to hand on a CPU, enough work at a time for a GPU
+MAX_CHUNK_LOGITS = 2**22  # 16 MB in fp32: small enough for a CPU's cache, large enough to keep a GPU busy
 
 
-def vocabulary_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the `labels` [M], summed over the tokens. Consumes the `logits` [M, V]: nobody reads them after.
+def inplace_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Compute the cross-entropy of the `labels` [M], summed over the tokens, in fp32.
 
-    Computed in fp32, whatever the logits are in.
+    If the `logits` [M, V] require a gradient, they are overwritten: do not use them afterwards.
     """
-    loss: torch.Tensor = _VocabularyLoss.apply(logits, labels)
+    loss: torch.Tensor = _InplaceCrossEntropy.apply(logits, labels)
     return loss
 
 
-class _VocabularyLoss(torch.autograd.Function):
+class _InplaceCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        given = logits.detach()
-        at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+        buffer = logits.detach()
+        chunk_size = max(1, MAX_CHUNK_LOGITS // logits.shape[-1])
         total = logits.new_zeros((), dtype=torch.float32)
-        for part, answers in zip(given.split(at_once), labels[:, None].split(at_once), strict=True):
-            logarithms = torch.log_softmax(part, -1, dtype=torch.float32)
-            total -= logarithms.gather(-1, answers).sum()
-            if ctx.needs_input_grad[0]:
-                part.copy_(logarithms.exp_())
-                part.scatter_add_(-1, answers, part.new_full(answers.shape, -1.0))
-        ctx.save_for_backward(given)
+        for chunk, chunk_labels in zip(buffer.split(chunk_size), labels[:, None].split(chunk_size), strict=True):
+            log_probs = torch.log_softmax(chunk, -1, dtype=torch.float32)
+            total -= log_probs.gather(-1, chunk_labels).sum()
+            if ctx.needs_input_grad[0]:  # the gradient is softmax(logits) - one_hot(labels)
+                chunk.copy_(log_probs.exp_())
+                chunk.scatter_add_(-1, chunk_labels, chunk.new_full(chunk_labels.shape, -1.0))
+        ctx.save_for_backward(buffer)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (of_logits,) = ctx.saved_tensors
-        return of_logits.mul_(gradient), None
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (grad_logits,) = ctx.saved_tensors
+        return grad_logits.mul_(grad_output), None

@@ -1,4 +1,4 @@
-"""…"""
+"""The pretraining job: its model, batches and loss, the held-out scores, and what results and model card say."""
 
 from __future__ import annotations
 
@@ -15,105 +15,83 @@ from accelerate.utils import gather_object
 
 from bertcli.console import Console
 from bertcli.data.batching import GlobalBatch, token_budget_batches
-from bertcli.errors import ModelError
+from bertcli.data.corpus_sequences import SequenceSpans
+from bertcli.data.corpus_tokens import Corpus
+from bertcli.errors import DataError, ModelError
 from bertcli.inference.forward import check_finite
-from bertcli.models.from_pretrained import load_model
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.from_scratch import build_from_config
-from bertcli.models.padding_free import speed_up
-from bertcli.pretraining.batches import Feed, Stage, texts_of
-from bertcli.pretraining.objective import Asked
-from bertcli.pretraining.setup import HELD_OUT_SALT, Pretraining, plan_stages, prepare, unigram_entropy
+from bertcli.models.padding_free import optimize_forward
+from bertcli.pretraining.batches import BatchStream, ResolvedPhase, read_texts
+from bertcli.pretraining.objective import TargetSequences
+from bertcli.pretraining.setup import EVAL_SEED, PretrainSetup, resolve_phases, set_up
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.history import is_better_lower
-from bertcli.runs.model_card import write_pretraining_card
-from bertcli.training.devices import build_accelerator, on_device, width_multiple
-from bertcli.training.fsdp import own_share
+from bertcli.runs.model_card import build_pretraining_card
+from bertcli.runs.results import EvalResults, RunResults
+from bertcli.training.devices import build_accelerator, pad_to_multiple_of, prepare_batch
+from bertcli.training.fsdp import local_batches
 from bertcli.training.job import Job, OnBatch
 from bertcli.training.loop import Loss
-from bertcli.training.meters import Clock
+from bertcli.training.meters import RunClock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-def score_held_out(
-    recipe: PretrainRecipe, run: str, *, mirror: Path | None, hardware: HardwareSection | None, console: Console
-) -> dict[str, Any]:
-    """The scores of a pretraining run's model on its held-out text.
-
-    Raises:
-        ModelError: the run kept only a part of what was trained, such as ELECTRA's discriminator.
-    """
-    prepared = prepare(recipe, mirror, console)
-    if recipe.objective.kind == "replaced_tokens":
-        raise ModelError(f"{run} holds the discriminator alone, which cannot be scored without its generator")
-    recipe = recipe.model_copy(update={"hardware": recipe.hardware.with_asked(hardware)})
-    accelerator = build_accelerator(recipe.hardware)
-    module = prepared.objective.build(load_model(run, mirror, prepared.objective.model_class, {}))
-    speed_up(module, accelerator.device)
-    plan, stages = plan_stages(recipe, prepared)
-    job, sequences = PretrainJob(prepared, plan, stages), len(prepared.held_out)
-    with console.display("eval held-out text", sequences) as display:
-        scores = job.score(accelerator, accelerator.prepare_model(module), on_batch=display.advance)
-    return {
-        "objective": recipe.objective.kind,
-        "run": run,
-        "num_examples": sequences,
-        "metrics": {"validation": scores},
-    }
+MAX_LOSS_FOR_PERPLEXITY = 100.0  # exp of much more overflows
+COUNT_CHUNK_TOKENS = 2**24  # counted in one call, to limit memory
 
 
 class PretrainJob(Job):
-    """A model learns from plain text."""
+    """Pretrain a model on plain text."""
 
-    def __init__(self, prepared: Pretraining, plan: Plan, stages: list[Stage]):
-        self.prepared, self.plan, self.stages = prepared, plan, stages
-        self.recipe, self.tokenizer = prepared.recipe, prepared.tokenizer
-        self.best_by = prepared.recipe.evaluation.best_by or "loss"
-        self._feed = Feed(
-            prepared.recipe, prepared.corpus, prepared.train, prepared.objective, self.seed, prepared.first_position
+    def __init__(self, setup: PretrainSetup, plan: Plan, phases: list[ResolvedPhase]):
+        self.setup, self.plan, self.phases = setup, plan, phases
+        self.recipe, self.tokenizer = setup.recipe, setup.tokenizer
+        self.best_by = setup.recipe.evaluation.best_by or "loss"
+        self._stream = BatchStream(
+            setup.recipe, setup.corpus, setup.train, setup.objective, self.seed, setup.first_position_id
         )
 
     def build_model(self) -> torch.nn.Module:
-        """A fresh model, or the named one to go on with."""
-        prepared, section = self.prepared, self.prepared.recipe.model
-        model_class = prepared.objective.model_class
-        if section.name is None:
-            model = build_from_config(prepared.config, model_class)
+        """Build a new model or load the one to continue from, wrapped by the objective."""
+        setup, objective = self.setup, self.setup.objective
+        if setup.source is None:
+            model = build_from_config(setup.config, objective.model_class)
         else:
-            model = load_model(
-                section.name, prepared.mirror, model_class, prepared.objective.config_fields(), dropout=section.dropout
+            model = setup.source.load_model(
+                objective.model_class, objective.config_fields(), dropout=setup.recipe.model.dropout
             )
-        return prepared.objective.build(model)
+        return objective.build_module(model)
 
     def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
-        """What the objective keeps."""
-        return self.prepared.objective.saved(module)
+        """Return the part of the trained module that the objective saves."""
+        return self.setup.objective.model_to_save(module)
 
     @property
     def loss(self) -> Loss:
-        """The objective's loss."""
-        return self.prepared.objective.loss
+        """The objective's loss function."""
+        return self.setup.objective.loss
 
-    def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
-        """Batches of all stages, one after the other."""
-        step, known = start_step, self.place
-        for number, stage in enumerate(self.stages):
-            for batch in self._feed.batches(
-                stage,
+    def batches(self, accelerator: Accelerator, start_step: int, clock: RunClock) -> Iterator[GlobalBatch]:
+        """Yield this process's batches of all phases from `start_step` on; updates `stream_position` (phase first)."""
+        step, position = start_step, self.stream_position
+        for index, phase in enumerate(self.phases):
+            for batch in self._stream.batches(
+                phase,
                 step,
                 clock,
                 self.plan.micro_batch_size,
                 accelerator.process_index,
                 accelerator.num_processes,
-                width_multiple(accelerator),
-                (known[1], known[2], known[3]) if known and known[0] == number else None,
+                pad_to_multiple_of(accelerator),
+                (position[1], position[2], position[3]) if position and position[0] == index else None,
             ):
                 step += 1
-                self.place = [number, *self._feed.place]
+                self.stream_position = [index, *self._stream.position]
                 yield batch
 
     def score(
@@ -123,57 +101,102 @@ class PretrainJob(Job):
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
     ) -> dict[str, float]:
-        """Loss, perplexity and accuracy on held-out text, always the same and with the same tokens asked for.
+        """Compute the objective's scores on the held-out text, with the same masks in every evaluation.
 
         Raises:
-            TrainingError: one of them is not finite.
+            TrainingError: a score is not finite.
         """
-        objective, asked = self.prepared.objective, self._asked_of_held_out
-        sums: dict[str, np.ndarray] = {}
+        objective, held_out = self.setup.objective, self._held_out_targets
+        sums: dict[str, np.ndarray] = {}  # sum and number of targets of each score
         model.eval()
-        batches = list(token_budget_batches(asked.lengths, self.recipe.hardware.eval_batch_tokens))
+        batches = list(token_budget_batches(held_out.lengths, self.recipe.hardware.eval_batch_tokens))
         with torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(HELD_OUT_SALT)
-            for items, counts in own_share(batches, accelerator, model):
-                inputs = on_device(asked.batch(items, width_multiple(accelerator)), model, accelerator.device)
-                targets = {name: inputs.pop(name) for name in asked.counts if name in inputs}
-                for name, pair in objective.measure(model(**inputs), targets).items():
-                    sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair) * counts
+            torch.manual_seed(EVAL_SEED)
+            for items, counts in local_batches(batches, accelerator, model):
+                batch = held_out.batch(items, pad_to_multiple_of(accelerator))
+                inputs = prepare_batch(batch, model, accelerator.device)
+                targets = {name: inputs.pop(name) for name in held_out.num_targets if name in inputs}
+                for name, sum_and_number in objective.score_batch(model(**inputs), targets).items():
+                    sums[name] = sums.get(name, np.zeros(2)) + np.asarray(sum_and_number) * counts
                 on_batch(len(items))
-        everyones = gather_object([sums])
-        names = sorted({name for own in everyones for name in own})
-        totals = {name: np.sum([own[name] for own in everyones if name in own], axis=0) for name in names}
+        all_sums = gather_object([sums])  # of all processes
+        names = sorted({name for local in all_sums for name in local})
+        totals = {name: np.sum([local[name] for local in all_sums if name in local], axis=0) for name in names}
         scores = {name: float(total / max(1.0, number)) for name, (total, number) in totals.items()}
         check_finite(list(scores.values()))
-        if not objective.loss_is_of_tokens:
+        if not objective.has_perplexity:
             return scores
-        return scores | {"perplexity": math.exp(min(scores["loss"], 100.0))}
+        return scores | {"perplexity": math.exp(min(scores["loss"], MAX_LOSS_FOR_PERPLEXITY))}
 
     @cached_property
-    def _asked_of_held_out(self) -> Asked:
-        prepared = self.prepared
-        texts = texts_of(prepared.corpus, prepared.held_out, np.arange(len(prepared.held_out)))
-        return prepared.objective.ask(texts, np.random.default_rng(HELD_OUT_SALT))
+    def _held_out_targets(self) -> TargetSequences:
+        corpus, held_out = self.setup.corpus, self.setup.held_out
+        texts = read_texts(corpus, held_out, np.arange(len(held_out)))
+        return self.setup.objective.build_targets(texts, np.random.default_rng(EVAL_SEED))
 
-    def goodness(self, scores: dict[str, float]) -> float:
-        """A lower loss or perplexity is better, of everything else a higher score."""
+    def selection_score(self, scores: dict[str, float]) -> float:
+        """Return the `best_by` score, negated for loss and perplexity, so that higher is better."""
         value = scores[self.best_by]
         return -value if is_better_lower(self.best_by) else value
 
     def describe(self) -> dict[str, Any]:
-        """Objective, model, corpus, and the entropy that a model without context would be left with."""
-        section, corpus = self.prepared.recipe.model, self.prepared.corpus
+        """Describe objective, model and corpus, with the unigram cross-entropy of the held-out text."""
+        section, corpus = self.setup.recipe.model, self.setup.corpus
         return {
-            "objective": self.prepared.recipe.objective.kind,
+            "objective": self.setup.recipe.objective.kind,
             "model": section.name,
             "family": section.family,
             "size": section.size,
-            "vocabulary": len(self.tokenizer),
-            "num_documents": len(corpus.documents) - 1,
+            "vocab_size": len(self.tokenizer),
+            "num_documents": len(corpus.document_offsets) - 1,
             "num_tokens": len(corpus.tokens),
-            "unigram_entropy": unigram_entropy(corpus, self.prepared.held_out, len(self.tokenizer)),
+            "unigram_cross_entropy": unigram_cross_entropy(corpus, self.setup.held_out, len(self.tokenizer)),
         }
 
-    def card(self, results: dict[str, Any]) -> str:
-        """The card of a pretrained model."""
-        return write_pretraining_card(results, self.prepared.recipe, describe_environment())
+    def card(self, results: RunResults) -> str:
+        """Build the text of the model card."""
+        return build_pretraining_card(results, self.setup.recipe, describe_environment())
+
+
+def unigram_cross_entropy(corpus: Corpus, held_out: SequenceSpans, vocab_size: int) -> float:
+    """Unigram cross-entropy of the held-out text, in nats per token: a baseline for the loss.
+
+    Raises:
+        DataError: the held-out text has no tokens.
+    """
+    counts = np.ones(vocab_size)  # add-one smoothing
+    for start in range(0, len(corpus.tokens), COUNT_CHUNK_TOKENS):
+        counts += np.bincount(corpus.tokens[start : start + COUNT_CHUNK_TOKENS], minlength=vocab_size)
+    surprisal = -np.log(counts / counts.sum())
+    held_out_counts = np.zeros(vocab_size)
+    for start, end in held_out.first:
+        held_out_counts += np.bincount(corpus.tokens[start:end], minlength=vocab_size)
+    if held_out_counts.sum() == 0:
+        raise DataError("the held-out text has no tokens; increase corpus.held_out_fraction")
+    return float((surprisal * held_out_counts).sum() / held_out_counts.sum())
+
+
+def score_held_out(
+    recipe: PretrainRecipe, run: str, *, mirror: Path | None, hardware: HardwareSection | None, console: Console
+) -> EvalResults:
+    """Score the saved model of a pretraining run on its held-out text.
+
+    Args:
+        hardware: overrides of the recipe's hardware section.
+
+    Raises:
+        ModelError: only a part of the trained model was saved (ELECTRA's discriminator).
+    """
+    recipe = recipe.model_copy(update={"hardware": recipe.hardware.with_overrides(hardware)})
+    setup = set_up(recipe, mirror, console)
+    if not setup.objective.can_score_saved_model:
+        raise ModelError(f"{run} contains only the discriminator, which cannot be scored without its generator")
+    accelerator = build_accelerator(recipe.hardware)
+    module = setup.objective.build_module(ModelSource(run, mirror).load_model(setup.objective.model_class))
+    optimize_forward(module, accelerator.device)
+    job, num_sequences = PretrainJob(setup, *resolve_phases(recipe, setup)), len(setup.held_out)
+    with console.display("eval held-out text", num_sequences) as display:
+        scores = job.score(accelerator, accelerator.prepare_model(module), on_batch=display.advance)
+    return EvalResults(
+        objective=recipe.objective.kind, run=run, num_examples=num_sequences, metrics={"validation": {**scores}}
+    )

@@ -1,6 +1,7 @@
-"""What every pretraining objective can do: ask a model about plain text and count how well it answers.
+"""The interface of a pretraining objective: from plain text to inputs and targets, the loss, the held-out scores.
 
-Shapes: N sequences, T tokens of all of them, B sequences of a batch, S tokens of the longest, V vocabulary.
+Shapes: N sequences, T tokens of all sequences, concatenated, B sequences of a batch, S its longest sequence, M target
+tokens of a batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from bertcli.data.batching import Batchable
-from bertcli.data.encoding import IGNORED_LABEL, Encoded, Frame, Sequences, frame_of
-from bertcli.data.packing import Packed
+from bertcli.data.encoding import IGNORED_LABEL, Encoded, EncodedBuilder, SpecialTokensTemplate, special_tokens_template
+from bertcli.data.packing import PackedSequences
 from bertcli.recipe.pretrain_schema import ObjectiveSection
 
 if TYPE_CHECKING:
@@ -25,132 +26,157 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Text:
-    """One sequence as it stands in the corpus, without special tokens; `second` is empty unless it is a pair."""
+    """A tokenized text or pair of texts from the corpus, without special tokens; `second` is empty for single texts."""
 
     first: np.ndarray  # token ids
-    first_starts: np.ndarray  # whether each begins a word
+    first_word_starts: np.ndarray  # whether each token starts a word
     second: np.ndarray
-    second_starts: np.ndarray
-    pair_label: int | None  # None: not a pair
+    second_word_starts: np.ndarray
+    pair_label: int | None  # None for single texts
 
 
-class Asked(Batchable, Protocol):
-    """Sequences turned into questions: what `Encoded` is for labels, with any kind of targets."""
+class TargetSequences(Batchable, Protocol):
+    """Sequences with their training targets, of any kind, ready to be collated into batches."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence as far as padding goes. [N]"""
+        """Tokens of each sequence that count for padding. [N]"""
 
     @property
-    def counts(self) -> dict[str, int]:
-        """The number of targets of each kind, over all sequences."""
+    def num_targets(self) -> dict[str, int]:
+        """Number of targets of each kind, over all sequences; the keys are the names of the target tensors."""
 
 
 @dataclass(frozen=True)
-class AskedTokens:
-    """Sequences some of whose tokens are asked for: their labels."""
+class TokenTargets:
+    """Sequences with labels for their target tokens."""
 
-    encoded: Encoded | Packed
+    encoded: Encoded | PackedSequences
 
-    def packed(self, rows: list[np.ndarray], first_position: int) -> AskedTokens:
-        """The same with several sequences in a row, positions counted from `first_position` in each."""
+    def packed(self, rows: list[np.ndarray], first_position_id: int) -> TokenTargets:
+        """Pack the sequences into rows; each sequence's position ids start at `first_position_id`."""
         assert isinstance(self.encoded, Encoded)
-        return AskedTokens(Packed(self.encoded, rows, first_position))
+        return TokenTargets(PackedSequences(self.encoded, rows, first_position_id))
 
     @property
-    def sizes(self) -> np.ndarray:
-        """Tokens of each sequence. [N]"""
-        return self.encoded.sizes
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each sequence, or of each row of packed sequences. [N]"""
+        return self.encoded.num_tokens
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence. [N]"""
+        """Tokens of each sequence, or of each row of packed sequences. [N]"""
         return self.encoded.lengths
 
     @cached_property
-    def counts(self) -> dict[str, int]:
-        """Asked tokens."""
+    def num_targets(self) -> dict[str, int]:
+        """Number of target tokens, at least 1."""
         return {"labels": max(1, int(self.encoded.num_targets.sum()))}
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """Inputs, labels, and which tokens are asked for. [B, S]"""
+        """Collate inputs, labels, and `target_positions`: whether each token is a target. [B, S]"""
         tensors = self.encoded.batch(items, multiple_of)
-        return tensors | {"asked": tensors["labels"] != IGNORED_LABEL}
+        return tensors | {"target_positions": tensors["labels"] != IGNORED_LABEL}
 
 
 class Objective(ABC):
-    """One way to learn from plain text."""
+    """A self-supervised task on plain text: how texts become inputs and targets, the loss, and the held-out scores.
 
-    model_class: ClassVar[str]  # of transformers
-    loss_is_of_tokens: ClassVar[bool] = True  # whether e to its power is a perplexity
+    A new objective is a subclass in its own file, a line in `bertcli.recipe.pretrain_schema.OBJECTIVES`, and its tests.
+
+    Attributes:
+        model_class: auto class of transformers, such as `AutoModelForMaskedLM`.
+        pipeline_tag: pipeline tag of the model card.
+        has_pipeline: whether the transformers pipeline of that tag does what the model was trained for.
+        supported_keys: keys of the recipe's `objective` section that the objective uses.
+        supports_pairs: whether texts may be sentence pairs with a pair label.
+        supports_packing: whether several sequences may be packed into one row.
+        needs_sentinels: whether a tokenizer trained on the corpus needs T5's sentinel tokens.
+        has_perplexity: whether the loss is a cross-entropy per token.
+        can_score_saved_model: whether the saved model alone can be scored on held-out text.
+    """
+
+    model_class: ClassVar[str]
+    pipeline_tag: ClassVar[str] = "feature-extraction"
+    has_pipeline: ClassVar[bool] = False
+    supported_keys: ClassVar[frozenset[str]] = frozenset()
+    supports_pairs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
+    needs_sentinels: ClassVar[bool] = False
+    has_perplexity: ClassVar[bool] = True
+    can_score_saved_model: ClassVar[bool] = True
 
     def __init__(self, section: ObjectiveSection, tokenizer: PreTrainedTokenizerBase):
         self.section, self.tokenizer = section, tokenizer
-        self.frame: Frame = frame_of(tokenizer, pair=section.pairs is not None)
+        self.template: SpecialTokensTemplate = special_tokens_template(tokenizer, pair=section.pairs is not None)
 
-    def room(self, max_length: int) -> int:
-        """Tokens of text in a sequence of `max_length`."""
-        return max_length - self.frame.num_special
+    def max_text_tokens(self, max_length: int) -> int:
+        """Maximum number of text tokens in a sequence of `max_length` tokens, special tokens included."""
+        return max_length - self.template.num_special_tokens
 
-    def framed(self, texts: Sequence[Text]) -> tuple[Encoded, np.ndarray, np.ndarray]:
-        """The texts with special tokens around them; which tokens are not special [T], and which begin a word [T].
+    def with_special_tokens(self, texts: Sequence[Text]) -> tuple[Encoded, np.ndarray, np.ndarray]:
+        """Add special tokens to the texts.
 
-        Special, too, are unknown tokens in the text: there is nothing to guess.
+        Returns:
+            The sequences; whether each token may be masked [T], which special and unknown tokens may not; whether each
+            token starts a word [T].
         """
-        frame, made = self.frame, Sequences()
-        starts: list[np.ndarray] = []
-        before, between, after = (np.zeros(len(part), bool) for part in (frame.before, frame.between, frame.after))
+        template, builder = self.template, EncodedBuilder()
+        word_starts: list[np.ndarray] = []
+        prefix, separator, suffix = (
+            np.zeros(len(part), bool) for part in (template.prefix, template.separator, template.suffix)
+        )
         for row, text in enumerate(texts):
-            made.add(row, *frame.join(text.first.tolist(), text.second.tolist()))
-            starts += [before, text.first_starts, between, text.second_starts, after]
-        encoded = made.encoded(self.tokenizer, None)
+            builder.add(row, *template.build_inputs(text.first.tolist(), text.second.tolist()))
+            word_starts += [prefix, text.first_word_starts, separator, text.second_word_starts, suffix]
+        encoded = builder.build(self.tokenizer, None)
         is_special = np.isin(encoded.input_ids, np.asarray(self.tokenizer.all_special_ids))
-        return encoded, ~is_special, np.concatenate(starts).astype(bool)
+        return encoded, ~is_special, np.concatenate(word_starts).astype(bool)
 
-    def build(self, model: PreTrainedModel) -> torch.nn.Module:
-        """What is trained, around the model that is saved: it gives logits where tokens are asked for."""
-        from bertcli.models.sparse_prediction import AskedPositions
+    def build_module(self, model: PreTrainedModel) -> torch.nn.Module:
+        """Wrap `model` in the module that is trained. By default it computes logits for the target tokens only."""
+        from bertcli.models.sparse_prediction import SparsePrediction
 
-        return AskedPositions(model)
+        return SparsePrediction(model)
 
-    def saved(self, module: torch.nn.Module) -> PreTrainedModel:
-        """The model inside what is trained."""
+    def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
+        """Return the model inside the trained module."""
         model: Any = module.model
         return model
 
     def config_fields(self) -> dict[str, Any]:
-        """What the model's configuration must say."""
+        """Fields to set in the model's configuration."""
         return {}
 
     @abstractmethod
-    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> Asked:
-        """Questions about the texts, chosen by chance."""
+    def build_targets(self, texts: Sequence[Text], random: np.random.Generator) -> TargetSequences:
+        """Build inputs and targets from the texts, such as masked sequences and their labels."""
 
     @abstractmethod
-    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-        """The batch's share of the mean loss, `counts` targets of each kind being the whole."""
+    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], num_targets: dict[str, int]) -> torch.Tensor:
+        """Compute a micro-batch's share of the mean loss over the `num_targets` targets of the global batch."""
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """The scores of held-out text."""
-        return ("loss", "accuracy", *(["perplexity"] if self.loss_is_of_tokens else []))
+        """Names of the held-out scores."""
+        return ("loss", "accuracy", *(["perplexity"] if self.has_perplexity else []))
 
     @abstractmethod
-    def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
-        """For each score its sum over a batch and the number it is a mean of."""
+    def score_batch(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        """Return, for each score that is a mean over targets, its sum over the batch and the number of targets."""
 
 
 class TokenObjective(Objective):
-    """An objective whose targets are the tokens that a model's logits are of."""
+    """An objective that predicts tokens: cross-entropy loss and accuracy over the target tokens."""
 
-    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-        """Cross-entropy of the asked tokens. Consumes their logits."""
-        from bertcli.pretraining.inplace_cross_entropy import vocabulary_loss
+    def loss(self, outputs: Any, targets: dict[str, torch.Tensor], num_targets: dict[str, int]) -> torch.Tensor:
+        """Compute the cross-entropy of the target tokens. Overwrites their logits."""
+        from bertcli.pretraining.inplace_cross_entropy import inplace_cross_entropy
 
-        return vocabulary_loss(_token_logits(outputs), targets["labels"]) / counts["labels"]
+        return inplace_cross_entropy(_token_logits(outputs), targets["labels"]) / num_targets["labels"]
 
-    def measure(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
-        """Loss and accuracy on the asked tokens."""
+    def score_batch(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        """Return loss and accuracy over the target tokens."""
         from torch.nn import functional
 
         logits, labels = _token_logits(outputs), targets["labels"]
@@ -162,10 +188,10 @@ class TokenObjective(Objective):
 
 
 def _token_logits(outputs: Any) -> torch.Tensor:
-    """The logits of tokens, as models with one head call them and those for pretraining with two."""
+    """Return the token logits [M, V], which models with two pretraining heads call `prediction_logits`."""
     return outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
 
 
 def random_token_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """The vocabulary without special tokens: what may stand in for a token by chance."""
+    """Return the vocabulary without special tokens, from which random replacements are drawn."""
     return np.setdiff1d(np.arange(len(tokenizer)), np.asarray(tokenizer.all_special_ids))

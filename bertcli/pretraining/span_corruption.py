@@ -1,6 +1,7 @@
-"""Say what lost spans held (T5, Raffel et al. 2020, https://arxiv.org/abs/1910.10683), for encoder-decoder models.
+"""Span corruption for encoder-decoder models (T5, Raffel et al. 2020, https://arxiv.org/abs/1910.10683).
 
-Each lost span leaves one sentinel in the text; the answer is each sentinel with its span behind it.
+In the input, a sentinel token replaces each masked span. The target is the sequence of sentinels, each followed by the
+tokens of its span. Shapes: N texts, B texts of a batch, S their longest input, L their longest target.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.encoding import IGNORED_LABEL, Encoded, Sequences
+from bertcli.data.encoding import IGNORED_LABEL, Encoded, EncodedBuilder
 from bertcli.errors import ModelError
 from bertcli.pretraining.objective import Text, TokenObjective
 from bertcli.recipe.pretrain_schema import ObjectiveSection
@@ -23,99 +24,107 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CorruptedSequences:
-    """Texts with lost spans, and the answers."""
+class SpanTargets:
+    """Corrupted texts and their target sequences."""
 
-    source: Encoded
-    answer: Encoded
+    inputs: Encoded
+    targets: Encoded  # labels are the token ids
 
     @property
-    def sizes(self) -> np.ndarray:
-        """Tokens of each text and its answer. [N]"""
-        return self.source.sizes + self.answer.sizes
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each input and its target. [N]"""
+        return self.inputs.num_tokens + self.targets.num_tokens
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text. [N]"""
-        return self.source.lengths
+        """Tokens of each input. [N]"""
+        return self.inputs.lengths
 
     @cached_property
-    def counts(self) -> dict[str, int]:
-        """Tokens of all answers."""
-        return {"labels": max(1, len(self.answer.input_ids))}
+    def num_targets(self) -> dict[str, int]:
+        """Number of tokens of all target sequences, at least 1."""
+        return {"labels": max(1, len(self.targets.input_ids))}
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """Inputs [B, S], labels [B, S'] and what the decoder has read before each of them."""
-        tensors = self.source.batch(items, multiple_of)
-        labels = self.answer.batch(items, multiple_of)["labels"]
-        decoder_ids = labels.new_full(labels.shape, self.answer.pad_token_id)
-        decoder_ids[:, 1:] = labels[:, :-1].clamp(min=0)
-        return tensors | {"labels": labels, "decoder_input_ids": decoder_ids, "asked": labels != IGNORED_LABEL}
+        """Collate inputs [B, S], and labels and decoder inputs [B, L]: the labels shifted right by one token."""
+        tensors = self.inputs.batch(items, multiple_of)
+        labels = self.targets.batch(items, multiple_of)["labels"]
+        decoder_input_ids = labels.new_full(labels.shape, self.targets.pad_token_id)
+        decoder_input_ids[:, 1:] = labels[:, :-1].clamp(min=0)
+        return tensors | {
+            "labels": labels,
+            "decoder_input_ids": decoder_input_ids,
+            "target_positions": labels != IGNORED_LABEL,
+        }
 
 
 class SpanCorruption(TokenObjective):
-    """Lost spans of `mean_span_length` tokens on average, `mlm_probability` of the text in all."""
+    """Predict the tokens of masked spans: a fraction `mlm_probability` of the text, in spans of `mean_span_length`."""
 
     model_class = "AutoModelForSeq2SeqLM"
+    pipeline_tag = "text2text-generation"
+    supported_keys = frozenset({"mlm_probability", "mean_span_length"})
+    needs_sentinels = True
 
     def __init__(self, section: ObjectiveSection, tokenizer: PreTrainedTokenizerBase):
         super().__init__(section, tokenizer)
-        known = tokenizer.get_vocab()
-        names = [f"<extra_id_{number}>" for number in range(len(known))]
-        self.sentinels = [known[name] for name in names if name in known]
+        vocab = tokenizer.get_vocab()
+        names = [f"<extra_id_{number}>" for number in range(len(vocab))]
+        self.sentinels = [vocab[name] for name in names if name in vocab]
         if not self.sentinels:
-            raise ModelError("the tokenizer has no <extra_id_0> …, which mark lost spans; learn one from the corpus")
+            raise ModelError(
+                "the tokenizer has no sentinel tokens (<extra_id_0> …), which span_corruption requires; choose a T5 "
+                "tokenizer, or train one with tokenizer.name=null"
+            )
 
     def config_fields(self) -> dict[str, Any]:
-        """The decoder starts from padding, as T5's."""
+        """The decoder starts from the padding token, as T5's does."""
         return {"decoder_start_token_id": self.tokenizer.pad_token_id}
 
-    def ask(self, texts: Sequence[Text], random: np.random.Generator) -> CorruptedSequences:
-        """Each text with spans taken out."""
-        source, answer = Sequences(), Sequences()
+    def build_targets(self, texts: Sequence[Text], random: np.random.Generator) -> SpanTargets:
+        """Corrupt spans of each text."""
+        section, inputs, targets = self.section, EncodedBuilder(), EncodedBuilder()
         for row, text in enumerate(texts):
-            lost = lose_spans(
-                len(text.first),
-                self.section.mlm_probability,
-                self.section.mean_span_length,
-                len(self.sentinels),
-                random,
+            span_mask = sample_span_mask(
+                len(text.first), section.mlm_probability, section.mean_span_length, len(self.sentinels), random
             )
-            kept, said = corrupt(text.first, lost, self.sentinels)
-            source.add(row, *self.frame.join(kept.tolist()))
-            answer.add(row, [*said.tolist(), *self.frame.after], None)
-        answers = answer.encoded(self.tokenizer, None)
-        labelled = answers.with_labels(answers.input_ids, answers.input_ids.astype(np.int64))
-        return CorruptedSequences(source.encoded(self.tokenizer, None), labelled)
+            input_ids, target_ids = corrupt_spans(text.first, span_mask, self.sentinels)
+            inputs.add(row, *self.template.build_inputs(input_ids.tolist()))
+            targets.add(row, [*target_ids.tolist(), *self.template.suffix], None)
+        encoded = targets.build(self.tokenizer, None)
+        labeled = encoded.with_labels(encoded.input_ids, encoded.input_ids.astype(np.int64))
+        return SpanTargets(inputs.build(self.tokenizer, None), labeled)
 
 
-def lose_spans(
-    length: int, share: float, mean_span_length: float, most: int, random: np.random.Generator
+def sample_span_mask(
+    length: int, mask_fraction: float, mean_span_length: float, max_spans: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Which of `length` tokens are lost: `share` of them, in spans with a kept token before each. [length] bool
+    """Sample which of `length` tokens are masked, in spans with at least one token before each. [length] bool
 
-    Lost and kept tokens are each divided at random into as many parts as there are spans (T5's own way).
+    As in T5, the masked and the unmasked tokens are each divided at random into as many segments as there are spans.
     """
-    num_lost = int(share * length + random.random())  # the remainder by chance, so that the share holds on average
-    num_spans = min(max(1, round(num_lost / mean_span_length)), most, num_lost, length - num_lost)
+    num_masked = int(mask_fraction * length + random.random())  # rounded at random: right on average
+    num_spans = min(max(1, round(num_masked / mean_span_length)), max_spans, num_masked, length - num_masked)
     if num_spans < 1:
         return np.zeros(length, dtype=bool)
-    kept, lost = _divide(length - num_lost, num_spans, random), _divide(num_lost, num_spans, random)
-    lengths = np.stack((kept, lost), axis=1).ravel()
-    return np.repeat(np.tile([False, True], num_spans), lengths)
+    unmasked_lengths = _random_segment_lengths(length - num_masked, num_spans, random)
+    masked_lengths = _random_segment_lengths(num_masked, num_spans, random)
+    segment_lengths = np.stack((unmasked_lengths, masked_lengths), axis=1).ravel()
+    return np.repeat(np.tile([False, True], num_spans), segment_lengths)
 
 
-def _divide(number: int, parts: int, random: np.random.Generator) -> np.ndarray:
-    """`number` as a sum of `parts` numbers of at least 1, any such sum as likely as another."""
-    cuts = np.sort(random.choice(number - 1, parts - 1, replace=False)) + 1
-    return np.diff(cuts, prepend=0, append=number)
+def _random_segment_lengths(num_tokens: int, num_segments: int, random: np.random.Generator) -> np.ndarray:
+    """Divide `num_tokens` into segments of at least one token; all divisions are equally likely."""
+    cuts = np.sort(random.choice(num_tokens - 1, num_segments - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=num_tokens)
 
 
-def corrupt(ids: np.ndarray, lost: np.ndarray, sentinels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The text with a sentinel for each lost span, and the answer: each sentinel with its span."""
-    begins = lost & ~np.concatenate(([False], lost[:-1]))
-    marks = np.asarray(sentinels)[np.cumsum(begins) - 1]
-    kept = np.where(begins, marks, ids)[~lost | begins]
-    places = np.flatnonzero(lost)
-    said = np.insert(ids[places], np.flatnonzero(begins[places]), marks[begins])
-    return kept, said
+def corrupt_spans(ids: np.ndarray, span_mask: np.ndarray, sentinels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the text with each masked span replaced by a sentinel, and the target: each sentinel with its span."""
+    span_starts = span_mask & ~np.concatenate(([False], span_mask[:-1]))
+    sentinel_ids = np.asarray(sentinels)[np.cumsum(span_starts) - 1]
+    input_ids = np.where(span_starts, sentinel_ids, ids)[~span_mask | span_starts]
+    masked_positions = np.flatnonzero(span_mask)
+    insert_at = np.flatnonzero(span_starts[masked_positions])
+    target_ids = np.insert(ids[masked_positions], insert_at, sentinel_ids[span_starts])
+    return input_ids, target_ids

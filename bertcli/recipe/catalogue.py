@@ -1,4 +1,4 @@
-"""Recipes as things to look at: listed, resolved, checked, compared, copied, and as a JSON schema for editors."""
+"""Recipes as documents: list, show, check, compare, copy, and a JSON schema for editors."""
 
 from __future__ import annotations
 
@@ -13,88 +13,147 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bertcli.errors import RecipeError, UsageError
-from bertcli.recipe.expansion import OWN_LISTS, Grid
-from bertcli.recipe.load import dump_recipe, find_recipe, is_pretraining, load_pretrain_recipe, shipped_recipes
+from bertcli.recipe.expansion import NON_GRID_KEYS, Grid
+from bertcli.recipe.load import (
+    dump_recipe,
+    find_recipe,
+    is_pretraining,
+    load_pretrain_recipe,
+    shipped_recipes,
+    to_yaml,
+    to_yaml_value,
+)
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, singles
+from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, recipes_by_name
 from bertcli.tasks import TASKS
 
-END_OF_SENTENCE = re.compile(r"(?<! al)\. (?=[A-Z])")
+END_OF_SENTENCE = re.compile(r"(?<! al\.)(?<=[.?]) (?=[A-Z\d])")
 EXPECTED = re.compile(r"# expected: (?P<score>.+?)(?: in (?P<time>[\d.]+ \w+))?(?: \((?P<conditions>.+)\))?")
 NOT_MEASURED = "# expected: not measured"
 SCHEMAS: dict[str, type[BaseModel]] = {"finetune": Recipe, "pretrain": PretrainRecipe}
+YAML_INDENT = 2
 
 
 def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe | Grid | Suite:
-    """The recipe, grid or suite of a shipped name, a file or a run folder, with `key=value` overrides.
+    """Load a recipe, grid or suite by shipped name, from a file or from a run folder, with `key=value` overrides.
 
     Raises:
-        RecipeError: with every mistake found.
+        RecipeError: with all errors.
     """
-    name = recipe_of_run(name_or_path)
-    if is_pretraining(name):
-        return load_pretrain_recipe(name, overrides)
-    return load_finetuning(name, overrides)
+    path = run_recipe_path(name_or_path)
+    if is_pretraining(path):
+        return load_pretrain_recipe(path, overrides)
+    return load_finetuning(path, overrides)
 
 
-def recipe_of_run(name_or_path: str) -> str:
-    """The recipe inside a run folder; anything else as it is."""
+def run_recipe_path(name_or_path: str) -> str:
+    """The path of the recipe inside a run folder; any other name or path unchanged."""
     inside = Path(name_or_path) / "recipe.yaml"
     return str(inside) if inside.is_file() else name_or_path
 
 
 def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str | None]]:
-    """The shipped recipes whose name or header holds all the words: name, verb, what it says of itself, what to expect.
+    """The shipped recipes whose name or header contains all words: name, command, description, expected result.
 
-    That is `score`, `time` and `conditions`; None where nothing was measured.
+    The expected result is `score`, `time` and `conditions`; None if not measured.
     """
-    found: list[dict[str, str | None]] = []
+    recipes: list[dict[str, str | None]] = []
     for name, path in shipped_recipes().items():
-        about = _header(path)
+        about = _header_text(path)
         if all(word.lower() in f"{name} {about}".lower() for word in words):
             verb = "pretrain" if name.startswith("pretrain/") else "finetune"
-            told = {"recipe": name, "verb": verb, "about": END_OF_SENTENCE.split(about)[0].rstrip(".")}
-            found.append(told | _expected(path))
-    return found
+            description = {"recipe": name, "verb": verb, "about": END_OF_SENTENCE.split(about)[0].rstrip(".")}
+            recipes.append(description | _expected_result(path))
+    return recipes
 
 
-def show_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> str:
-    """The resolved recipe as YAML; of a suite or a grid, one document for each of its recipes.
+def show_recipe(name_or_path: str, overrides: Sequence[str] = (), *, comments: bool = True) -> str:
+    """The resolved recipe as YAML; for a suite or a grid, one document per recipe.
+
+    Args:
+        name_or_path: a shipped recipe, a file or a run folder.
+        overrides: `key=value` arguments.
+        comments: add the description of each key as a comment.
 
     Raises:
-        UsageError: overrides for a run of tasks learned together, whose recipes are what they were.
+        UsageError: overrides for a multitask run, whose recipes cannot be changed.
     """
-    path = Path(recipe_of_run(name_or_path))
+    path = Path(run_recipe_path(name_or_path))
     if str(path) != name_or_path and (text := path.read_text("utf-8")).startswith("suite:"):
         if overrides:
-            raise UsageError(f"{name_or_path} is a run of several tasks, and shown as it is; leave out the overrides")
+            raise UsageError(f"{name_or_path} is a multitask run, which is shown as it is; leave out the overrides")
         return text
-    wanted = load_any(name_or_path, overrides)
-    if not isinstance(wanted, Suite | Grid):
-        return dump_recipe(wanted)
-    return "---\n".join(f"# {name}\n{dump_recipe(recipe)}" for name, recipe in singles(wanted).items())
+    dump = dump_annotated if comments else dump_recipe
+    recipe = load_any(name_or_path, overrides)
+    if not isinstance(recipe, Suite | Grid):
+        return dump(recipe)
+    return "---\n".join(f"# {name}\n{dump(member)}" for name, member in recipes_by_name(recipe).items())
+
+
+def dump_annotated(recipe: BaseModel) -> str:
+    """Write a recipe as YAML that reads back to an equal recipe: each key has its description as a comment."""
+    return to_yaml(_annotate(recipe, 0)).lstrip("\n")
+
+
+def _annotate(section: BaseModel, depth: int, *, comments: bool = True) -> CommentedMap:
+    """A section as a YAML mapping: trailing comments for values, comments above for sections.
+
+    Args:
+        section: the section, whose schema has the descriptions.
+        depth: nesting depth, for the indentation of the comments above sections.
+        comments: False for the second and later items of a list, which have the keys of the first.
+    """
+    mapping = CommentedMap()
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        is_list = isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value)
+        if isinstance(value, BaseModel):
+            mapping[name] = _annotate(value, depth + 1, comments=comments)
+        elif is_list:
+            mapping[name] = CommentedSeq(
+                _annotate(item, depth + 1, comments=comments and index == 0) for index, item in enumerate(value)
+            )
+        else:
+            mapping[name] = to_yaml_value(value)
+        if not comments or not field.description:
+            continue
+        if isinstance(value, BaseModel) or is_list or (isinstance(value, dict) and value):
+            above = f"\n{_capitalized(field.description)}" if depth == 0 else field.description
+            mapping.yaml_set_comment_before_after_key(name, before=above, indent=YAML_INDENT * depth)
+        else:
+            line = to_yaml({name: mapping[name]}).rstrip("\n")
+            column = YAML_INDENT * depth + len(line) + 2  # two spaces before `#`
+            mapping.yaml_add_eol_comment(field.description, name, column=column)
+    return mapping
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
-    """Write a shipped recipe, comments and all, to a new file.
+    """Copy a shipped recipe with its comments to a new file.
 
     Args:
-        with_schema: its first line names the JSON schema to editors; that lies beside it, `finetune.schema.json` or
-            `pretrain.schema.json`.
+        name: the shipped recipe.
+        target: the new file.
+        with_schema: also write the JSON schema to `finetune.schema.json` or `pretrain.schema.json` in the same folder,
+            and reference it in the first line of the copy, for editors.
 
     Raises:
-        UsageError: the file exists, or another one has the schema's name.
+        UsageError: the file exists, or another file has the schema's name.
     """
     text = find_recipe(name).read_text("utf-8")
     if with_schema:
         kind = "pretrain" if is_pretraining(name) else "finetune"
         schema = target.with_name(f"{kind}.schema.json")
         text = f"# yaml-language-server: $schema={schema.name}\n{text}"
-        wanted = schema_text(kind)
-        if schema.exists() and schema.read_text("utf-8") != wanted:
+        new_schema = schema_text(kind)
+        if schema.exists() and schema.read_text("utf-8") != new_schema:
             raise UsageError(f"{schema} exists and is not the schema of this version; move it or name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -103,11 +162,11 @@ def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
     except FileExistsError:
         raise UsageError(f"{target} exists; name another file") from None
     if with_schema:
-        schema.write_text(wanted, "utf-8")
+        schema.write_text(new_schema, "utf-8")
 
 
 def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, list[str]]:
-    """What is wrong with each recipe; an empty list if it is fine."""
+    """The errors of each recipe; an empty list if it is valid."""
     problems: dict[str, list[str]] = {}
     for name in names:
         try:
@@ -119,109 +178,110 @@ def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[s
 
 
 def compare_recipes(*names: str) -> list[tuple[str, ...]]:
-    """Each key in which recipes or runs differ, with the values of all; a key that one of them lacks is `-` there."""
-    return compare_texts(*map(_single, names))
+    """Each key in which recipes or runs differ, with the value of each of them; `-` where the key is absent."""
+    return compare_recipe_texts(*map(_dump_single, names))
 
 
-def compare_texts(*texts: str) -> list[tuple[str, ...]]:
-    """The same of resolved recipes, as they stand in run folders."""
-    every = [dict(_flat(YAML(typ="safe").load(io.StringIO(text)))) for text in texts]
-    keys = dict.fromkeys(key for one in every for key in one)
-    rows = ((key, *(str(one.get(key, "-")) for one in every)) for key in keys)
+def compare_recipe_texts(*texts: str) -> list[tuple[str, ...]]:
+    """Like `compare_recipes`, for the texts of resolved recipes."""
+    recipes = [dict(_flatten(YAML(typ="safe").load(io.StringIO(text)))) for text in texts]
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    rows = ((key, *(str(recipe.get(key, "-")) for recipe in recipes)) for key in keys)
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def schema_text(kind: str) -> str:
-    """The JSON schema of recipes of a kind, as a file holds it."""
+    """The JSON schema of finetune or pretrain recipes, as the text of a file."""
     return json.dumps(json_schema(kind), indent=2) + "\n"
 
 
 def json_schema(kind: str) -> dict[str, Any]:
-    """The JSON schema of recipes of a kind, made from the typed recipe; what a file extends need not be repeated.
+    """The JSON schema of finetune or pretrain recipes, generated from the typed recipe; no key is required.
 
     Raises:
-        UsageError: there is no such kind.
+        UsageError: unknown kind.
     """
     if kind not in SCHEMAS:
         raise UsageError(f"found the kind {kind!r}, expected one of {', '.join(SCHEMAS)}")
     schema = SCHEMAS[kind].model_json_schema()
-    schema["properties"]["extends"] = {"type": "string", "description": "recipe that this one is laid over"}
+    schema["properties"]["extends"] = {"type": "string", "description": "recipe that this one extends"}
     if kind == "finetune":
         suite = SuiteKeys.model_json_schema()
         schema["properties"] |= suite["properties"]
         schema["$defs"] |= suite["$defs"]
         training = schema["$defs"]["TrainingSection"]["properties"]
-        training |= {key: _or_list(known) for key, known in training.items() if key not in OWN_LISTS}
-    for part in (schema, *schema["$defs"].values()):  # sections are laid over those of what is extended
+        training |= {key: _value_or_list(known) for key, known in training.items() if key not in NON_GRID_KEYS}
+    for part in (schema, *schema["$defs"].values()):  # a required key may come from the extended recipe
         part.pop("required", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
-def _or_list(known: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a key that takes a value or, for a grid, a list of them."""
-    value = {name: inner for name, inner in known.items() if name not in ("title", "description", "default")}
-    told = {name: inner for name, inner in known.items() if name not in value}
-    return told | {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
+def _value_or_list(property_schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a key that accepts a value or, for a grid, a list of values."""
+    annotations = ("title", "description", "default")
+    value = {name: inner for name, inner in property_schema.items() if name not in annotations}
+    kept = {name: inner for name, inner in property_schema.items() if name in annotations}
+    return kept | {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
 
 
-def _single(name: str) -> str:
-    wanted = load_any(name)
-    if isinstance(wanted, Suite):
-        raise UsageError(f"{name} is a suite; name one of its recipes: {', '.join(wanted.recipes)}")
-    if isinstance(wanted, Grid):
-        raise UsageError(f"{name} is a grid of {len(wanted.points)} recipes; name one of its runs")
-    return dump_recipe(wanted)
+def _dump_single(name: str) -> str:
+    recipe = load_any(name)
+    if isinstance(recipe, Suite):
+        raise UsageError(f"{name} is a suite; name one of its recipes: {', '.join(recipe.recipes)}")
+    if isinstance(recipe, Grid):
+        raise UsageError(f"{name} is a grid of {len(recipe.points)} recipes; name one of its runs")
+    return dump_recipe(recipe)
 
 
-def _expected(path: Path) -> dict[str, str | None]:
-    """Score, time and conditions that the header of a recipe says to expect."""
-    lines = (line for line in _comment(path) if line != NOT_MEASURED)
-    found = next(filter(None, map(EXPECTED.fullmatch, lines)), None)
-    return found.groupdict() if found else dict.fromkeys(EXPECTED.groupindex)
+def _expected_result(path: Path) -> dict[str, str | None]:
+    """Score, time and conditions in the `# expected:` line of a recipe's header."""
+    lines = (line for line in _header_lines(path) if line != NOT_MEASURED)
+    match = next(filter(None, map(EXPECTED.fullmatch, lines)), None)
+    return match.groupdict() if match else dict.fromkeys(EXPECTED.groupindex)
 
 
-def _comment(path: Path) -> list[str]:
-    """The lines of the comment a recipe begins with."""
+def _header_lines(path: Path) -> list[str]:
+    """The lines of the comment at the start of a recipe."""
     return list(takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines()))
 
 
-def _header(path: Path) -> str:
-    """The words of the comment a recipe begins with, without its commands and what to expect."""
-    lines = (line for line in _comment(path) if not line.startswith(("#   ", "# expected:")))
+def _header_text(path: Path) -> str:
+    """The prose of the comment at the start of a recipe, without commands and the expected result."""
+    lines = (line for line in _header_lines(path) if not line.startswith(("#   ", "# expected:")))
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots, and their values."""
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Shipped names for the shell's completion."""
+    """Names of shipped recipes, for shell completion."""
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """Recipe keys, each with `=`, for the shell's completion."""
-    known = dict.fromkeys(key for kind in SCHEMAS.values() for key in _keys(kind))
-    return [f"{key}=" for key in known if key.startswith(incomplete)]
+    """Recipe keys, each with `=`, for shell completion."""
+    keys = dict.fromkeys(key for schema in SCHEMAS.values() for key in _dotted_keys(schema))
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
 
 
 def complete_task(incomplete: str) -> list[str]:
-    """Names of task rows for the shell's completion."""
+    """Names of task rows, for shell completion."""
     return [name for name in TASKS if name.startswith(incomplete)]
 
 
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All keys with dots; one that is a section or a value is named as both."""
-    for name, known in section.model_fields.items():
-        kinds = get_args(known.annotation) if isinstance(known.annotation, UnionType) else (known.annotation,)
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        for kind in inner:
-            yield from _keys(kind, f"{prefix}{name}.")
-        if len(inner) < len(kinds):
+def _dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All keys with dots; a key that may be a section or a value is listed as both."""
+    for name, field in section.model_fields.items():
+        kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        for inner in sections:
+            yield from _dotted_keys(inner, f"{prefix}{name}.")
+        if len(sections) < len(kinds):
             yield f"{prefix}{name}"

@@ -1,4 +1,4 @@
-"""A validation problem in plain words: what was found, what was expected, where a key belongs."""
+"""Validation errors as readable messages: what was found, what was expected, and where a misplaced key belongs."""
 
 from __future__ import annotations
 
@@ -9,35 +9,34 @@ from pydantic import BaseModel
 
 from bertcli.errors import did_you_mean
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.yaml_layers import Keys
+from bertcli.recipe.yaml_layers import KeyPath, quoted
 from bertcli.tasks.task import Task
 
-EXPECTED = {
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
+EXPECTED_BY_ERROR_TYPE = {
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
     "float_type": "a number",
     "float_parsing": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
     "bool_type": "true or false",
-    "model_type": "a section with keys of its own",
-    "model_attributes_type": "a section with keys of its own",
+    "model_type": "a section with keys",
+    "model_attributes_type": "a section with keys",
     "tuple_type": "a list",
     "greater_than": "a number greater than {gt}",
     "greater_than_equal": "a number of at least {ge}",
     "less_than": "a number less than {lt}",
     "less_than_equal": "a number of at most {le}",
-    "string_pattern_mismatch": "letters, digits, `.`, `_` and `-` (in a task's name also one `/`)",
+    "string_pattern_mismatch": "letters, digits, `.`, `_` and `-` (a task's name may also contain one `/`)",
 }
-
-OF_SEVERAL_KINDS = {  # keys whose values pydantic would speak of once for each kind
-    "hardware.micro_batch_size": "`auto` or a whole number of at least 1",
+EXPECTED_BY_KEY = {  # union types, for which pydantic reports one error per branch
+    "hardware.micro_batch_size": "`auto` or an integer of at least 1",
     "hardware.compile": "`auto`, true or false",
-    "training.class_weights": "`auto`, or a number by label",
-    "answers.thresholds": "`tuned`, or a number by label",
+    "training.class_weights": "`auto`, or a mapping from label to number",
+    "answers.thresholds": "`tuned`, or a mapping from label to number",
 }
-OTHER_NAMES = {  # what the example scripts of transformers and others call a key
+KEY_ALIASES = {  # names of keys in transformers' example scripts and in earlier versions → the key here
     "batch_size": "training.global_batch_size",
     "bf16": "hardware.precision",
     "eval_steps": "evaluation.every_steps",
@@ -56,74 +55,113 @@ OTHER_NAMES = {  # what the example scripts of transformers and others call a ke
     "per_device_train_batch_size": "training.global_batch_size",
     "report_to": "hardware.trackers",
     "save_total_limit": "evaluation.keep_checkpoints",
+    "consistent_tags": "answers.constrained_decoding",
+    "mark_capitals": "data.casing_feature",
+    "reinitialise_layers": "training.reinit_layers",
+}
+ALIASES_BY_SECTION = {  # earlier names whose new key depends on the section (`*`: an item of a list)
+    "task": {"held_out_by": "group_by", "held_out_share": "held_out_fraction"},
+    "task.splits": {"more_validation": "extra_validation"},
+    "task.submission": {"also": "extra_tasks"},
+    "corpus": {"held_out_share": "held_out_fraction"},
+    "tokenizer": {"vocabulary_size": "vocab_size"},
+    "model": {"vocabulary_size": "vocab_size", "fields": "config_overrides"},
+    "objective": {
+        "unit": "masking",
+        "mask_share": "mask_replace_prob",
+        "random_share": "random_replace_prob",
+        "short_sequence_probability": "short_seq_prob",
+    },
+    "phases.*": {"share": "fraction"},
+    "multitask": {"kind": "sampling", "cap": "max_examples"},
+    "": {"together": "multitask"},
+}
+VALUE_ALIASES = {  # earlier names of values
+    "objective.masking": {"tokens": "token", "words": "whole_word", "spans": "span"},
+    "objective.kind": {"replaced_tokens": "replaced_token_detection"},
 }
 
 
-def describe_problem(keys: Keys, found: dict[str, Any]) -> str:
-    """One line for a pydantic error at `keys`: found …, expected …."""
-    if (expected := OF_SEVERAL_KINDS.get(".".join(map(str, keys[:2])))) is not None:
-        return f"found {found['input']!r} for {keys[0]}.{keys[1]}, expected {expected}"
+def describe_problem(keys: KeyPath, error: dict[str, Any]) -> str:
+    """Describe a pydantic error at `keys` in one line: found …, expected …."""
+    if (expected := EXPECTED_BY_KEY.get(".".join(map(str, keys[:2])))) is not None:
+        return f"found {quoted(error['input'])} for {keys[0]}.{keys[1]}, expected {expected}"
     if keys[-1:] == ("budget",):
-        return f"found {found['input']!r} for training.budget, expected a time such as 90s, 30m or 2h"
-    name, kind, context = ".".join(map(str, keys)), found["type"], found.get("ctx", {})
-    if kind == "missing":
-        return f"found no {name}, which is needed"
-    if kind == "value_error":
-        return f"{f'in {name}: ' if name else ''}{found['msg'].removeprefix('Value error, ')}"
-    if kind == "literal_error":
+        return f"found {quoted(error['input'])} for training.budget, expected a time such as 90s, 30m or 2h"
+    name, error_type, context = ".".join(map(str, keys)), error["type"], error.get("ctx", {})
+    if error_type == "missing":
+        return f"found no {name}, which is required"
+    if error_type == "value_error":
+        return f"{f'in {name}: ' if name else ''}{error['msg'].removeprefix('Value error, ')}"
+    if error_type == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        cure = did_you_mean(str(found["input"]), choices)
-        return f"found {found['input']!r} for {name}, expected one of {', '.join(choices)}.{cure}"
-    if kind in ("too_short", "too_long"):
-        least, most = context.get("min_length"), context.get("max_length")
-        limit = f"at least {least}" if kind == "too_short" else f"at most {most}"
+        alias = VALUE_ALIASES.get(name, {}).get(str(error["input"]))
+        cure = f" Did you mean {alias}?" if alias else did_you_mean(str(error["input"]), choices)
+        return f"found {quoted(error['input'])} for {name}, expected one of {', '.join(choices)}.{cure}"
+    if error_type in ("too_short", "too_long"):
+        minimum, maximum = context.get("min_length"), context.get("max_length")
+        limit = f"at least {minimum}" if error_type == "too_short" else f"at most {maximum}"
         return f"found {context['actual_length']} values for {name}, expected {limit}"
-    expected = EXPECTED.get(kind, found["msg"]).format(**context)
-    return f"found {found['input']!r} for {name}, expected {expected}"
+    expected = EXPECTED_BY_ERROR_TYPE.get(error_type, error["msg"]).format(**context)
+    return f"found {quoted(error['input'])} for {name}, expected {expected}"
 
 
-def misplaced_words(root: type[BaseModel], keys: Keys) -> str:
-    """One line for a key that its section of a `root` recipe does not have: near names, where it belongs."""
+def describe_unknown_key(schema: type[BaseModel], keys: KeyPath) -> str:
+    """Describe in one line a key that its section does not have: where it belongs, or the nearest names.
+
+    Args:
+        schema: the recipe's schema, in which other sections are searched for the key.
+        keys: the path of the unknown key.
+    """
     section, key = ".".join(map(str, keys[:-1])), str(keys[-1])
     where = f"in section {section!r}" if section else "at the top level"
-    here = list(_fields_at(root, keys[:-1]))
-    homes = [home for home in _homes(root, key) if home != section]
-    if homes:
-        return f"found key {key!r} {where}, expected it in section {homes[0]!r}. Did you mean {homes[0]}.{key}?"
-    home, _, field = OTHER_NAMES.get(key, "").partition(".")
-    if field in getattr(_sections(root).get(home), "model_fields", ()):
-        return f"found unknown key {key!r} {where}. Did you mean {home}.{field}?"
-    near = did_you_mean(key, here)
+    if alias := _alias(schema, section, keys):
+        return f"found unknown key {quoted(key)} {where}. Did you mean {alias}?"
+    owners = [owner for owner in _sections_with_key(schema, key) if owner != section]
+    if owners:
+        return f"found key {key!r} {where}, expected it in section {owners[0]!r}. Did you mean {owners[0]}.{key}?"
+    valid_keys = list(_field_names_at(schema, keys[:-1]))
+    near = did_you_mean(key, valid_keys)
     if not near:
-        full_names = [f"{name}.{field}" for name, model in _sections(root).items() for field in model.model_fields]
-        leaves = {full.rpartition(".")[2]: full for full in full_names}
-        near = did_you_mean(key, leaves)
-        for leaf, full in leaves.items():
-            near = near.replace(f" {leaf}?", f" {full}?").replace(f" {leaf} or", f" {full} or")
-    expected = "" if near else f", expected one of {', '.join(here)}"
-    return f"found unknown key {key!r} {where}{expected}.{near}"
+        full_names = [f"{name}.{field}" for name, model in _sections(schema).items() for field in model.model_fields]
+        by_last_part = {full.rpartition(".")[2]: full for full in full_names}
+        near = did_you_mean(key, by_last_part)
+        for last_part, full in by_last_part.items():
+            near = near.replace(f" {last_part}?", f" {full}?").replace(f" {last_part} or", f" {full} or")
+    expected = "" if near else f", expected one of {', '.join(valid_keys)}"
+    return f"found unknown key {quoted(key)} {where}{expected}.{near}"
 
 
-def _sections(root: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The sections of a kind of recipe by name; a recipe's task may be one."""
-    sections: dict[str, type[BaseModel]] = {"task": Task} if root is Recipe else {}
-    for name, field in root.model_fields.items():
+def _alias(schema: type[BaseModel], section: str, keys: KeyPath) -> str | None:
+    """The key here for a name that other programs or earlier versions use, if the schema has it."""
+    key = str(keys[-1])
+    pattern = ".".join("*" if isinstance(part, int) else part for part in keys[:-1])
+    if key in (aliases := ALIASES_BY_SECTION.get(pattern, {})):
+        return ".".join(filter(None, (section, aliases[key])))
+    home, _, field = KEY_ALIASES.get(key, "").partition(".")
+    return f"{home}.{field}" if field in getattr(_sections(schema).get(home), "model_fields", ()) else None
+
+
+def _sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The sections of a recipe schema by name; a recipe's task may be one."""
+    sections: dict[str, type[BaseModel]] = {"task": Task} if schema is Recipe else {}
+    for name, field in schema.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             sections[name] = field.annotation
     return sections
 
 
-def _homes(root: type[BaseModel], key: str) -> Iterator[str]:
-    for name, model in _sections(root).items():
+def _sections_with_key(schema: type[BaseModel], key: str) -> Iterator[str]:
+    for name, model in _sections(schema).items():
         if key in model.model_fields:
             yield name
 
 
-def _fields_at(root: type[BaseModel], keys: Keys) -> Iterator[str]:
-    model = root
+def _field_names_at(schema: type[BaseModel], keys: KeyPath) -> Iterator[str]:
+    model = schema
     for key in keys:
         if isinstance(key, str):
-            wanted = model.model_fields[key].annotation
-            kinds = [kind for kind in (wanted, *get_args(wanted)) if isinstance(kind, type)]
-            model = next(kind for kind in kinds if issubclass(kind, BaseModel))
+            annotation = model.model_fields[key].annotation
+            types = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            model = next(kind for kind in types if issubclass(kind, BaseModel))
     yield from model.model_fields

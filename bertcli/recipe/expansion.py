@@ -1,4 +1,4 @@
-"""A grid: lists under keys of `training` make a recipe for each of their combinations."""
+"""Grids: lists under keys of `training` expand to one recipe per combination of values."""
 
 from __future__ import annotations
 
@@ -11,62 +11,74 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertcli.errors import RecipeError
-from bertcli.recipe.load import lay_over, read_finetuning, resolve
+from bertcli.recipe.load import apply_overrides, read_finetune_recipe, resolve_recipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.yaml_layers import Layer
+from bertcli.recipe.yaml_layers import RecipeLayer
 
-OWN_LISTS = ("seed",)  # a list of seeds is a set of runs of one point
-LEAVING = re.compile(r"(?:\.*[/\x00-\x1f\x7f]\.*)+")  # what a folder's name must not hold
+NON_GRID_KEYS = ("seed",)  # a list of seeds is a set of runs of one grid point
+UNSAFE_IN_NAME = re.compile(r"(?:\.*[/\x00-\x1f\x7f]\.*)+")  # not allowed in the name of a folder
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Recipes that differ in some keys of `training`, by name (`learning_rate=2e-05,epochs=3`), fit for a folder."""
+    """Recipes that differ in some keys of `training`, by a name that is safe as a folder name.
+
+    Attributes:
+        points: recipes by name, such as `learning_rate=2e-05,epochs=3`.
+    """
 
     points: dict[str, Recipe]
 
     @property
     def first(self) -> Recipe:
-        """One of them, for what they all share."""
+        """The first point, for everything that all points share."""
         return next(iter(self.points.values()))
 
 
 def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid:
-    """The recipe of a shipped name or a YAML file, or the grid that lists under its `training` keys make.
+    """Load a shipped recipe or a YAML file: a recipe, or a grid if keys of `training` hold lists.
 
     Raises:
-        RecipeError: with every mistake found, each as `file:line: found … expected …`.
+        RecipeError: with all errors, each as `file:line: found … expected …`.
     """
-    return resolve_grid(read_finetuning(name_or_path), overrides)
+    return expand_recipe(read_finetune_recipe(name_or_path), overrides)
 
 
-def resolve_grid(layer: Layer, overrides: Sequence[str]) -> Recipe | Grid:
-    """The recipe of a layer with `key=value` overrides, or a grid of them.
+def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid:
+    """Resolve a layer with `key=value` overrides to a recipe, or to a grid if keys of `training` hold lists.
 
     Raises:
-        RecipeError: with every mistake found.
+        RecipeError: with all errors.
     """
-    whole = copy.deepcopy(layer)
-    lay_over(whole, overrides)
-    training: Any = whole.values.get("training")
+    merged = copy.deepcopy(layer)
+    apply_overrides(merged, overrides)
+    training: Any = merged.values.get("training")
     lists = {
         key: values
         for key, values in (training.items() if isinstance(training, dict) else ())
-        if isinstance(values, list) and key not in OWN_LISTS
+        if isinstance(values, list) and key not in NON_GRID_KEYS
     }
-    empty = [f"{whole.place(('training', key))}: found an empty list" for key, values in lists.items() if not values]
+    empty = [
+        f"{merged.location(('training', key))}: found an empty list for training.{key}, expected at least one value"
+        for key, values in lists.items()
+        if not values
+    ]
     if empty:
         raise RecipeError(empty)
     points: dict[str, Recipe] = {}
     problems: list[str] = []
     for values in itertools.product(*lists.values()):
-        words = [f"{key}={json.dumps(value)}" for key, value in zip(lists, values, strict=True)]
+        settings = [f"{key}={json.dumps(value)}" for key, value in zip(lists, values, strict=True)]
         try:
-            recipe = resolve(copy.deepcopy(layer), [*overrides, *(f"training.{word}" for word in words)])
+            recipe = resolve_recipe(
+                copy.deepcopy(layer), [*overrides, *(f"training.{setting}" for setting in settings)]
+            )
             assert isinstance(recipe, Recipe)
-            name = LEAVING.sub("-", ",".join(words).replace('"', ""))
+            name = UNSAFE_IN_NAME.sub("-", ",".join(settings).replace('"', ""))
             if name in points:
-                raise RecipeError([f"found two points called {name!r}, as their folders are: give each value once"])
+                raise RecipeError(
+                    [f"found two points called {name!r}, expected distinct folder names: give each value once"]
+                )
             points[name] = recipe
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]

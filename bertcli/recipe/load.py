@@ -1,4 +1,4 @@
-"""From a name or file, and `key=value` words, to a typed recipe; or all that is wrong with them, at once."""
+"""Load a recipe: from a name or file and `key=value` overrides to a typed recipe, or to all errors at once."""
 
 from __future__ import annotations
 
@@ -15,198 +15,213 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 import bertcli
 from bertcli.errors import RecipeError, did_you_mean
-from bertcli.recipe.error_messages import describe_problem, misplaced_words
+from bertcli.recipe.error_messages import describe_problem, describe_unknown_key
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.yaml_layers import COMMAND_LINE, Keys, Layer, overlay, read_file, read_overrides
-from bertcli.tasks import TASKS, task_named
+from bertcli.recipe.yaml_layers import (
+    COMMAND_LINE,
+    KeyPath,
+    RecipeLayer,
+    merge_layers,
+    parse_overrides,
+    quoted,
+    read_yaml_file,
+)
+from bertcli.tasks import TASKS, get_task
 from bertcli.tasks.task import Task
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a shipped name (`glue/sst2`) or a YAML file, with `key=value` overrides.
+    """Load a fine-tuning recipe by shipped name (`glue/sst2`) or from a YAML file, with `key=value` overrides.
 
-    Precedence: defaults, the file it `extends`, the file, the command line. Relative paths under `task.files` start
-    at the folder of the file they stand in (on the command line: at the current folder); `task.dataset` and
-    `model.name` are names first, so they are kept as they are.
+    Precedence, lowest first: defaults, the file it `extends`, the file, the command line. Relative paths under
+    `task.files` are resolved against the folder of the file that contains them (on the command line: the current
+    folder); `task.dataset` and `model.name` may be hub names, so they are kept as given.
 
     Raises:
-        RecipeError: with every mistake found, each as `file:line: found … expected …`.
+        RecipeError: with all errors, each as `file:line: found … expected …`.
     """
-    recipe = resolve(read_finetuning(name_or_path), overrides)
+    recipe = resolve_recipe(read_finetune_recipe(name_or_path), overrides)
     assert isinstance(recipe, Recipe)
     return recipe
 
 
-def read_finetuning(name_or_path: str) -> Layer:
-    """The layer of a recipe that says a task.
+def read_finetune_recipe(name_or_path: str) -> RecipeLayer:
+    """Read a fine-tuning recipe as a layer.
 
     Raises:
-        RecipeError: there is no such recipe, or it is of another kind.
+        RecipeError: no such recipe, or it is a suite or a pretraining recipe.
     """
-    layer = read_chain(find_recipe(name_or_path), Recipe)
-    _refuse(layer, "suite", f"{name_or_path} is a suite; name one of its recipes here")
-    _refuse(layer, "corpus", f"{name_or_path} is a recipe for `bertcli pretrain`, expected one with a task")
+    layer = read_with_extends(find_recipe(name_or_path), Recipe)
+    _reject_key(layer, "suite", f"{name_or_path} is a suite, expected a single recipe; name one of its recipes")
+    _reject_key(layer, "corpus", f"{name_or_path} is a recipe for `bertcli pretrain`, expected one with a task")
     return layer
 
 
 def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe:
-    """The pretraining recipe of a shipped name (`pretrain/tiny`) or a YAML file; all as `load_recipe` does it.
+    """Load a pretraining recipe by shipped name (`pretrain/tiny`) or from a YAML file, like `load_recipe`.
 
-    Relative paths under `corpus.sources` start at the folder of the file they stand in.
+    Relative paths under `corpus.sources` are resolved against the folder of the file that contains them.
 
     Raises:
-        RecipeError: with every mistake found, each as `file:line: found … expected …`.
+        RecipeError: with all errors, each as `file:line: found … expected …`.
     """
-    layer = read_chain(find_recipe(name_or_path), PretrainRecipe)
-    _refuse(layer, "task", f"{name_or_path} is a recipe for `bertcli finetune`, expected one with a corpus")
-    recipe = resolve(layer, overrides)
+    layer = read_with_extends(find_recipe(name_or_path), PretrainRecipe)
+    _reject_key(layer, "task", f"{name_or_path} is a recipe for `bertcli finetune`, expected one with a corpus")
+    recipe = resolve_recipe(layer, overrides)
     assert isinstance(recipe, PretrainRecipe)
     return recipe
 
 
 def load_any_recipe(name_or_path: str) -> Recipe | PretrainRecipe:
-    """The recipe of a shipped name or a YAML file, of whichever kind it is.
+    """Load a fine-tuning or pretraining recipe by shipped name or from a YAML file.
 
     Raises:
-        RecipeError: with every mistake found.
+        RecipeError: with all errors.
     """
     return (load_pretrain_recipe if is_pretraining(name_or_path) else load_recipe)(name_or_path)
 
 
 def is_pretraining(name_or_path: str) -> bool:
-    """Whether a recipe is one for `bertcli pretrain`."""
-    return "corpus" in read_chain(find_recipe(name_or_path), Recipe).values
+    """Whether a recipe is for `bertcli pretrain`."""
+    return "corpus" in read_with_extends(find_recipe(name_or_path), Recipe).values
 
 
-def _refuse(layer: Layer, key: str, words: str) -> None:
-    """Raise `RecipeError` if the recipe has a top-level key that tells it to be of another kind."""
+def _reject_key(layer: RecipeLayer, key: str, message: str) -> None:
+    """Raise `RecipeError` if the layer has a top-level key that marks a different kind of recipe."""
     if key in layer.values:
-        raise RecipeError([f"{layer.place((key,))}: {words}"])
+        raise RecipeError([f"{layer.location((key,))}: {message}"])
 
 
-def resolve(layer: Layer, overrides: Sequence[str]) -> Recipe | PretrainRecipe:
-    """The recipe of a layer with `key=value` overrides.
+def resolve_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | PretrainRecipe:
+    """Validate a layer with `key=value` overrides.
 
     Raises:
-        RecipeError: with every mistake found.
+        RecipeError: with all errors.
     """
-    problems = [*layer.problems, *lay_over(layer, overrides)]
+    problems = [*layer.problems, *apply_overrides(layer, overrides)]
     if problems and not layer.values:
         raise RecipeError(problems)
-    recipe, found = _validate(layer)
-    if problems or found or recipe is None:
-        raise RecipeError(problems + found)
+    recipe, validation_problems = _validate_recipe(layer)
+    if problems or validation_problems or recipe is None:
+        raise RecipeError(problems + validation_problems)
     return recipe
 
 
-def lay_over(layer: Layer, overrides: Sequence[str]) -> list[str]:
-    """Put `key=value` words over a layer, in place; what is wrong with them."""
+def apply_overrides(layer: RecipeLayer, overrides: Sequence[str]) -> list[str]:
+    """Merge `key=value` arguments into a layer, in place; return error messages."""
     problems: list[str] = []
-    for word in overrides:
-        above = read_overrides([word], layer.root)
-        _anchor_files(above, Path.cwd())
-        wrong = above.problems or _keys_under_a_value(layer, word)
-        problems += wrong
-        if not wrong:
-            overlay(layer, above)
+    for argument in overrides:
+        override = parse_overrides([argument], layer.schema)
+        _make_file_paths_absolute(override, Path.cwd())
+        errors = override.problems or _non_section_parent(layer, argument)
+        problems += errors
+        if not errors:
+            merge_layers(layer, override)
     return problems
 
 
 def dump_recipe(recipe: Recipe | PretrainRecipe) -> str:
-    """The resolved recipe as YAML text that `load_recipe` reads back to an equal recipe."""
+    """Write the resolved recipe as YAML text that `load_recipe` reads back to an equal recipe."""
+    return to_yaml(to_yaml_value(recipe.model_dump()))
+
+
+def to_yaml(value: Any) -> str:
+    """Write plain values as YAML, without line wrapping and with an explicit `null`."""
     yaml = YAML()
     yaml.width = 4096
     yaml.representer.add_representer(
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     buffer = io.StringIO()
-    yaml.dump(_plain(recipe.model_dump()), buffer)
+    yaml.dump(value, buffer)
     return buffer.getvalue()
 
 
 def recipe_task(recipe: Recipe) -> Task:
-    """The recipe's task row, shipped or its own."""
-    return task_named(recipe.task) if isinstance(recipe.task, str) else recipe.task
+    """The recipe's task: a shipped row, or the one in the recipe."""
+    return get_task(recipe.task) if isinstance(recipe.task, str) else recipe.task
 
 
 def shipped_recipes_folder() -> Path:
-    """The folder of the shipped recipes: inside the package once installed, beside it in a checkout."""
+    """The folder of the shipped recipes: in the package if installed, next to it in a checkout."""
     package = Path(bertcli.__file__).parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The shipped recipes by short name."""
+    """The shipped recipes by name."""
     folder = shipped_recipes_folder()
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
-def find_recipe(name_or_path: str, beside: Path = Path()) -> Path:
-    """The file of a short name, or the path itself, seen from the folder `beside`.
+def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
+    """The file of a shipped recipe, or of a path relative to `base_folder`.
 
     Raises:
-        RecipeError: there is no such recipe.
+        RecipeError: no such recipe.
     """
-    path = beside / name_or_path
-    if os.path.isfile(path):  # unlike Path.is_file, false for a path too long or not allowed
+    path = base_folder / name_or_path
+    if os.path.isfile(path):  # unlike Path.is_file, False for a path that is too long or not accessible
         return path
-    known = shipped_recipes()
-    if name_or_path in known:
-        return known[name_or_path]
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
     if os.path.isdir(path):
-        raise RecipeError([f"found the folder {name_or_path!r}, expected a recipe file or one of: {', '.join(known)}"])
+        raise RecipeError(
+            [f"found the folder {quoted(name_or_path)}, expected a recipe file or one of: {', '.join(shipped)}"]
+        )
     files = [str(Path(name_or_path).with_name(file.name)) for file in path.parent.glob("*.yaml")]
-    cure = did_you_mean(name_or_path, [*files, *known]) or " `bertcli recipes list` shows the shipped ones."
-    raise RecipeError([f"found no recipe {name_or_path!r}, expected a YAML file or a shipped name.{cure}"])
+    cure = did_you_mean(name_or_path, [*files, *shipped]) or " `bertcli recipes list` lists the shipped recipes."
+    raise RecipeError([f"found no recipe {quoted(name_or_path)}, expected a YAML file or a shipped name.{cure}"])
 
 
-def read_chain(path: Path, root: type[BaseModel], children: tuple[Path, ...] = ()) -> Layer:
-    """The layer of a file over the ones it extends; what is wrong with them is in its `problems`."""
-    layer = read_file(path, root)
-    _anchor_files(layer, path.parent)
+def read_with_extends(path: Path, schema: type[BaseModel], children: tuple[Path, ...] = ()) -> RecipeLayer:
+    """Read a file merged into the files it extends; errors are collected in the layer's `problems`."""
+    layer = read_yaml_file(path, schema)
+    _make_file_paths_absolute(layer, path.parent)
     parent = layer.values.pop("extends", None)
     if parent is None:
         return layer
-    place = layer.place(("extends",))
+    location = layer.location(("extends",))
     if not isinstance(parent, str):
-        layer.problems.append(f"{place}: found {parent!r} for extends, expected a recipe's name or path")
+        layer.problems.append(f"{location}: found {quoted(parent)} for extends, expected a recipe's name or path")
         return layer
     try:
         parent_path = find_recipe(parent, path.parent)
     except RecipeError as error:
-        layer.problems += [f"{place}: {problem}" for problem in error.problems]
+        layer.problems += [f"{location}: {problem}" for problem in error.problems]
         return layer
     if parent_path.resolve() in [child.resolve() for child in (*children, path)]:
-        layer.problems.append(f"{place}: {parent} extends this recipe in turn; one of them must stand alone")
+        layer.problems.append(f"{location}: {parent} extends this recipe in turn; remove one `extends` of the cycle")
         return layer
-    below = read_chain(parent_path, root, (*children, path))
-    overlay(below, layer)
-    below.problems += layer.problems
-    below.places[()] = layer.places[()]
-    return below
+    base = read_with_extends(parent_path, schema, (*children, path))
+    merge_layers(base, layer)
+    base.problems += layer.problems
+    base.locations[()] = layer.locations[()]
+    return base
 
 
-def _keys_under_a_value(layer: Layer, word: str) -> list[str]:
-    """What is wrong with a `key=value` whose key goes on below something that is no section, such as a task's name."""
-    keys = word.partition("=")[0].split(".")
+def _non_section_parent(layer: RecipeLayer, argument: str) -> list[str]:
+    """The error of a `key=value` with a parent key that is not a section, such as `task` with a task's name."""
+    keys = argument.partition("=")[0].split(".")
     value: Any = layer.values
     for end, key in enumerate(keys[:-1], start=1):
         value = value.get(key)
         if value is None:
             return []
         if not isinstance(value, dict):
-            section, place = ".".join(keys[:end]), layer.place(tuple(keys[:end]))
+            section, location = ".".join(keys[:end]), layer.location(tuple(keys[:end]))
             found = f"{COMMAND_LINE}: found key {'.'.join(keys)}"
-            return [f"{found}, expected {section} to be a section, but it is {value!r} ({place})"]
+            return [f"{found}, expected {section} to be a section, but it is {quoted(value)} ({location})"]
     return []
 
 
-def _anchor_files(layer: Layer, folder: Path) -> None:
-    """Let relative paths under `task.files` and `corpus.sources` start at `folder`; from here on they are absolute."""
+def _make_file_paths_absolute(layer: RecipeLayer, folder: Path) -> None:
+    """Resolve relative paths under `task.files` and `corpus.sources` against `folder`, in place."""
 
-    def anchor(section: dict[str, Any], key: str) -> None:
+    def resolve(section: dict[str, Any], key: str) -> None:
         paths = section[key]
         if isinstance(paths, str):
             section[key] = str(folder.resolve() / paths)
@@ -216,70 +231,81 @@ def _anchor_files(layer: Layer, folder: Path) -> None:
     task, corpus = layer.values.get("task"), layer.values.get("corpus")
     files: Any = task.get("files") if isinstance(task, dict) else None
     for split in files if isinstance(files, dict) else ():
-        anchor(files, split)
+        resolve(files, split)
     sources: Any = corpus.get("sources") if isinstance(corpus, dict) else None
     for source in sources if isinstance(sources, list) else ():
         if isinstance(source, dict) and "files" in source:
-            anchor(source, "files")
+            resolve(source, "files")
 
 
-def _validate(layer: Layer) -> tuple[Recipe | PretrainRecipe | None, list[str]]:
-    """The recipe of merged values, or None with every problem in the words of `describe_problem`."""
+def _validate_recipe(layer: RecipeLayer) -> tuple[Recipe | PretrainRecipe | None, list[str]]:
+    """Validate merged values: the recipe, or None and one message per error."""
     values = dict(layer.values)
-    if layer.root is PretrainRecipe:
-        pretraining, found = validated(PretrainRecipe, values, layer, ())
-        return (pretraining if isinstance(pretraining, PretrainRecipe) else None), found
-    problems: list[str] = []
+    if layer.schema is PretrainRecipe:
+        pretraining, problems = validate_section(PretrainRecipe, values, layer, ())
+        return (pretraining if isinstance(pretraining, PretrainRecipe) else None), problems
+    problems = []
     task: Any = values.get("task")
     if isinstance(task, dict):
-        row, problems = validated(Task, task, layer, ("task",))
-        values["task"] = next(iter(TASKS))  # the row is checked by itself, so that its mistakes read plainly
-        recipe, others = validated(Recipe, values, layer, ())
-        if isinstance(recipe, Recipe) and isinstance(row, Task):
-            return recipe.model_copy(update={"task": row}), others
-        return None, problems + others
+        row, problems = validate_section(Task, task, layer, ("task",))
+        if isinstance(row, Task) and (problem := row.head_class.find_problem(row)) is not None:
+            problems.append(f"{layer.location(('task',))}: in task: {problem}")
+        values["task"] = next(iter(TASKS))  # the row is validated separately, for readable messages
+        recipe, recipe_problems = validate_section(Recipe, values, layer, ())
+        if isinstance(recipe, Recipe) and isinstance(row, Task) and not problems:
+            return recipe.model_copy(update={"task": row}), recipe_problems
+        return None, problems + recipe_problems
+    expected = "expected the name of a task row or an inline row"
     if "task" not in values:
-        problems.append(f"{layer.place(())}: found no task, expected `task:` with a row's name or a row of your own")
+        problems.append(f"{layer.location(())}: found no task, {expected} under `task:`")
     elif not isinstance(task, str):
-        problems.append(
-            f"{layer.place(('task',))}: found {task!r} for task, expected a row's name or a row of your own"
-        )
+        problems.append(f"{layer.location(('task',))}: found {quoted(task)} for task, {expected}")
     elif task not in TASKS:
         cure = did_you_mean(task, TASKS) or f" Known: {', '.join(TASKS)}."
-        problems.append(f"{layer.place(('task',))}: found task {task!r}, expected the name of a task row.{cure}")
+        problems.append(
+            f"{layer.location(('task',))}: found task {quoted(task)}, expected the name of a task row.{cure}"
+        )
     if problems:
         values["task"] = next(iter(TASKS))
-    recipe, others = validated(Recipe, values, layer, ())
-    return (recipe if isinstance(recipe, Recipe) else None), problems + others
+    recipe, recipe_problems = validate_section(Recipe, values, layer, ())
+    return (recipe if isinstance(recipe, Recipe) else None), problems + recipe_problems
 
 
-def validated(
-    model: type[BaseModel], values: dict[str, Any], layer: Layer, prefix: Keys
+def validate_section(
+    model: type[BaseModel], values: dict[str, Any], layer: RecipeLayer, prefix: KeyPath
 ) -> tuple[BaseModel | None, list[str]]:
-    """A checked section, or None with every problem at its place."""
+    """Validate a section: the section, or None and one message with its location per error.
+
+    Args:
+        model: the section's schema.
+        values: the section's values.
+        layer: the layer they come from, for the locations.
+        prefix: the path of the section in the recipe.
+    """
     try:
         return model.model_validate(values), []
     except ValidationError as error:
-        problems: dict[str, None] = {}  # an ordered set: a union's branches give one line
-        for found in error.errors(include_url=False):
-            if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
-                continue  # pydantic does not count the wrong values, and each of those has its own line
-            keys = (*prefix, *found["loc"])
-            place = layer.place(keys)
-            if found["type"] == "extra_forbidden":
-                problems[f"{place}: {misplaced_words(layer.root if prefix else model, keys)}"] = None
+        problems: dict[str, None] = {}  # an ordered set: the branches of a union give one message
+        for details in error.errors(include_url=False):
+            if details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]:
+                continue  # pydantic does not count invalid items, and each of them has its own message
+            keys = (*prefix, *details["loc"])
+            location = layer.location(keys)
+            if details["type"] == "extra_forbidden":
+                problems[f"{location}: {describe_unknown_key(layer.schema if prefix else model, keys)}"] = None
             else:
-                problems[f"{place}: {describe_problem(keys, dict(found))}"] = None
+                problems[f"{location}: {describe_problem(keys, dict(details))}"] = None
         return None, list(problems)
 
 
-def _plain(value: Any) -> Any:
+def to_yaml_value(value: Any) -> Any:
+    """Convert a plain value for `to_yaml`: tuples become lists on one line."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: to_yaml_value(inner) for key, inner in value.items()}
     if isinstance(value, tuple):
-        flow = CommentedSeq(_plain(inner) for inner in value)
+        flow = CommentedSeq(to_yaml_value(inner) for inner in value)
         flow.fa.set_flow_style()
         return flow
     if isinstance(value, str) and "\x85" in value:
-        return DoubleQuotedScalarString(value)  # elsewhere a YAML reader takes it for the end of a line
+        return DoubleQuotedScalarString(value)  # elsewhere a YAML reader takes \x85 for a line break
     return value

@@ -1,4 +1,4 @@
-"""The plan: numbers that follow from a recipe and the data, worked out before any work starts. No torch."""
+"""The plan: numbers derived from a recipe and the data before training starts. No torch."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from bertcli.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run will do."""
+    """The step and batch counts of one run."""
 
     num_train_examples: int
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
-    micro_batch_size: int  # examples at once on one device
+    micro_batch_size: int  # examples per forward pass on one device
     accumulation_steps: int
-    budget_seconds: float | None = None  # the run ends by then at the latest
+    budget_seconds: float | None = None  # time limit of the run
 
 
 def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -> Plan:
     """Derive the plan of a run over `num_train_examples` rows.
 
     Raises:
-        RecipeError: the warm-up is longer than the training.
+        RecipeError: more warm-up steps than training steps.
     """
     training = recipe.training
     steps_per_epoch = math.ceil(num_train_examples / training.global_batch_size)
@@ -52,15 +52,15 @@ def complete_plan(
     num_processes: int,
     budget_seconds: float | None = None,
 ) -> Plan:
-    """What follows from the number of steps: warm-up, evaluations, and how a batch is divided.
+    """Derive warm-up, evaluation interval and batch division from the number of steps.
 
     Args:
-        global_batch_size: of the largest step.
+        global_batch_size: examples in the largest step, over all processes.
 
     Raises:
-        RecipeError: the warm-up is longer than the training.
+        RecipeError: more warm-up steps than training steps.
     """
-    training, evaluation, micro = recipe.training, recipe.evaluation, recipe.hardware.micro_batch_size
+    training, evaluation, requested_size = recipe.training, recipe.evaluation, recipe.hardware.micro_batch_size
     warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total_steps)
     if warmup > total_steps:
         raise RecipeError(
@@ -73,7 +73,7 @@ def complete_plan(
     else:
         eval_every = total_steps
     per_process = math.ceil(global_batch_size / num_processes)
-    micro_batch_size = per_process if micro == "auto" else min(micro, per_process)
+    micro_batch_size = per_process if requested_size == "auto" else min(requested_size, per_process)
     return Plan(
         num_train_examples=num_train_examples,
         steps_per_epoch=steps_per_epoch,

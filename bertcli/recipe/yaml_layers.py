@@ -1,6 +1,6 @@
-"""Recipe sources as layers of plain values that remember where each stood: files (YAML 1.2) and the command line.
+"""Recipe sources as layers of plain values that remember where each key was set: YAML 1.2 files and the command line.
 
-Only mappings, lists and scalars are read: no YAML tag can make an object.
+Only mappings, lists and scalars are read: no YAML tag can construct an object.
 """
 
 from __future__ import annotations
@@ -20,29 +20,36 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Task
 
-Keys = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
+MAX_QUOTED_CHARS = 80
 
 
 @dataclass
-class Layer:
-    """Values of one source; `places` says where each key stands (`file:line`, or the command line)."""
+class RecipeLayer:
+    """The values of one source, and the location of each key (`file:line`, or the command line)."""
 
-    root: type[BaseModel] = Recipe  # what kind of recipe it is of
+    schema: type[BaseModel] = Recipe
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[Keys, str] = field(default_factory=dict)
+    locations: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def place(self, keys: Keys) -> str:
-        """Where `keys` stands, or the nearest section around it."""
-        while keys and keys not in self.places:
+    def location(self, keys: KeyPath) -> str:
+        """The location of `keys`, or of the nearest enclosing section."""
+        while keys and keys not in self.locations:
             keys = keys[:-1]
-        return self.places.get(keys, COMMAND_LINE)
+        return self.locations.get(keys, COMMAND_LINE)
 
 
-def read_file(path: Path, root: type[BaseModel]) -> Layer:
-    """The mapping in a YAML file, a recipe of the kind `root`; what is wrong with it is in `problems`."""
-    layer = Layer(root, places={(): f"{path}:1"})
+def quoted(value: object) -> str:
+    """The `repr` of a value from a recipe, truncated for an error message."""
+    text = repr(value)
+    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
+
+
+def read_yaml_file(path: Path, schema: type[BaseModel]) -> RecipeLayer:
+    """Read a YAML file as a recipe of the given schema; errors are collected in the layer's `problems`."""
+    layer = RecipeLayer(schema, locations={(): f"{path}:1"})
     try:
         text = path.read_text("utf-8-sig")
         node = YAML(typ="rt", pure=True).compose(text)
@@ -56,145 +63,149 @@ def read_file(path: Path, root: type[BaseModel]) -> Layer:
         layer.problems.append(_syntax_problem(path, error))
         return layer
     if not isinstance(node, MappingNode):
-        found = "nothing" if node is None else "a list" if isinstance(node, SequenceNode) else repr(node.value)
+        found = "nothing" if node is None else "a list" if isinstance(node, SequenceNode) else quoted(node.value)
         layer.problems.append(f"{path}:1: found {found}, expected `key: value` lines (at least `task: …`)")
         return layer
-    layer.values = _construct(node, (), str(path), layer)
+    layer.values = _to_plain_value(node, (), str(path), layer)
     return layer
 
 
-def read_overrides(overrides: Iterable[str], root: type[BaseModel]) -> Layer:
-    """`key=value` words of the command line as one layer; a later word wins."""
-    layer = Layer(root, places={(): COMMAND_LINE})
-    for word in overrides:
-        dotted, equals, text = word.partition("=")
-        keys: Keys = tuple(dotted.split("."))
+def parse_overrides(overrides: Iterable[str], schema: type[BaseModel]) -> RecipeLayer:
+    """Parse `key=value` arguments of the command line into one layer; later arguments win."""
+    layer = RecipeLayer(schema, locations={(): COMMAND_LINE})
+    for argument in overrides:
+        dotted, equals, text = argument.partition("=")
+        keys: KeyPath = tuple(dotted.split("."))
         if not equals or not all(keys):
-            layer.problems.append(f"{COMMAND_LINE}: found {word!r}, expected KEY=VALUE such as training.epochs=2")
+            layer.problems.append(
+                f"{COMMAND_LINE}: found {quoted(argument)}, expected KEY=VALUE such as training.epochs=2"
+            )
             continue
         try:
             node = YAML(typ="rt", pure=True).compose(text)
         except YAMLError:
-            layer.problems.append(f"{COMMAND_LINE}: found {word!r}, whose value is not YAML; quote it")
+            layer.problems.append(f"{COMMAND_LINE}: found {quoted(argument)}, whose value is not YAML; quote it")
             continue
-        part = Layer(root)
+        override = RecipeLayer(schema)
         for end in range(len(keys) + 1):
-            part.places[keys[:end]] = COMMAND_LINE
-        value = None if node is None else _construct(node, keys, None, part)
+            override.locations[keys[:end]] = COMMAND_LINE
+        value = None if node is None else _to_plain_value(node, keys, None, override)
         for key in reversed(keys):
             value = {str(key): value}
-        part.values = value or {}
-        layer.problems += part.problems
-        overlay(layer, part)
+        override.values = value or {}
+        layer.problems += override.problems
+        merge_layers(layer, override)
     return layer
 
 
-def overlay(below: Layer, above: Layer, keys: Keys = ()) -> None:
-    """Put `above` over `below`, in place: mappings are merged, everything else is replaced."""
-    lower, upper = _at(below.values, keys), _at(above.values, keys)
-    for key, value in upper.items():
-        here = (*keys, key)
-        if isinstance(value, dict) and isinstance(lower.get(key), dict):
-            overlay(below, above, here)
+def merge_layers(base: RecipeLayer, override: RecipeLayer, keys: KeyPath = ()) -> None:
+    """Merge `override` into `base`, in place: mappings are merged, everything else is replaced."""
+    base_values, override_values = _value_at(base.values, keys), _value_at(override.values, keys)
+    for key, value in override_values.items():
+        path = (*keys, key)
+        if isinstance(value, dict) and isinstance(base_values.get(key), dict):
+            merge_layers(base, override, path)
         else:
-            lower[key] = value
-            for known in [known for known in below.places if known[: len(here)] == here]:
-                del below.places[known]
-            below.places |= {known: place for known, place in above.places.items() if known[: len(here)] == here}
+            base_values[key] = value
+            for stale in [inner for inner in base.locations if inner[: len(path)] == path]:
+                del base.locations[stale]
+            base.locations |= {
+                inner: location for inner, location in override.locations.items() if inner[: len(path)] == path
+            }
 
 
-def _at(values: dict[str, Any], keys: Keys) -> dict[str, Any]:
+def _value_at(values: dict[str, Any], keys: KeyPath) -> dict[str, Any]:
     for key in keys:
         values = values[str(key)]
     return values
 
 
-def _construct(node: Node, keys: Keys, path: str | None, layer: Layer) -> Any:
-    """Plain values of a node; its place (and those inside it) go to the layer."""
+def _to_plain_value(node: Node, keys: KeyPath, path: str | None, layer: RecipeLayer) -> Any:
+    """Convert a node to plain values; the layer records its location and those of its children."""
     if not str(node.tag).startswith("tag:yaml.org,2002:") or "python" in str(node.tag):
-        layer.problems.append(f"{_place(path, node)}: found the tag {node.tag}, expected plain values without tags")
+        layer.problems.append(f"{_location(path, node)}: found the tag {node.tag}, expected plain values without tags")
         return None
     if isinstance(node, ScalarNode):
-        return _scalar(node, _wants_text(layer.root, keys))
+        return _parse_scalar(node, _is_text_field(layer.schema, keys))
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
-            layer.places[(*keys, index)] = _place(path, item)
-        return [_construct(item, (*keys, index), path, layer) for index, item in enumerate(node.value)]
+            layer.locations[(*keys, index)] = _location(path, item)
+        return [_to_plain_value(item, (*keys, index), path, layer) for index, item in enumerate(node.value)]
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = str(key_node.value)
-        here = (*keys, key)
-        place = _place(path, key_node)
+        child = (*keys, key)
+        location = _location(path, key_node)
         if key in values:
-            layer.problems.append(f"{place}: found key {_dotted(here)} twice (first at {layer.places[here]})")
-        layer.places[here] = place
-        values[key] = _construct(value_node, here, path, layer)
+            layer.problems.append(f"{location}: found key {_dotted(child)} twice (first at {layer.locations[child]})")
+        layer.locations[child] = location
+        values[key] = _to_plain_value(value_node, child, path, layer)
     return values
 
 
-def _place(path: str | None, node: Node) -> str:
+def _location(path: str | None, node: Node) -> str:
     return f"{path}:{node.start_mark.line + 1}" if path else COMMAND_LINE
 
 
-def _dotted(keys: Keys) -> str:
+def _dotted(keys: KeyPath) -> str:
     return ".".join(map(str, keys))
 
 
-def _scalar(node: ScalarNode, wants_text: bool) -> Any:
-    """A scalar by YAML 1.2's core rules; `007`, `1` and `true` stay text where the recipe wants text."""
-    kind = str(node.tag).rpartition(":")[2]
+def _parse_scalar(node: ScalarNode, as_text: bool) -> Any:
+    """Parse a scalar by YAML 1.2's core schema; with `as_text`, `007`, `1` and `true` stay text."""
+    tag = str(node.tag).rpartition(":")[2]
     text = node.value
-    if kind == "null":
+    if tag == "null":
         return None
-    if kind == "bool" and not wants_text:
+    if tag == "bool" and not as_text:
         return text.lower() == "true"
-    if kind in ("int", "float") and not wants_text:
-        return _number(text)
+    if tag in ("int", "float") and not as_text:
+        return _parse_number(text)
     return text
 
 
-def _number(text: str) -> Any:
+def _parse_number(text: str) -> Any:
     digits = text.lstrip("+-")
     if len(digits) > 1 and digits[0] == "0" and digits.isdigit():
-        return text  # 007 is a name, not seven
-    for read in (int, float):
+        return text  # 007 is a name, not the number seven
+    for number_type in (int, float):
         try:
-            return read(text.replace(".inf", "inf").replace(".nan", "nan"))
+            return number_type(text.replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
             continue
     return int(text, 0) if text[:2] in ("0x", "0o") else math.nan
 
 
-def _wants_text(root: type[BaseModel], keys: Keys) -> bool:
-    """Whether the recipe's field at `keys` takes text (or a list of texts) and no number."""
-    model = root
+def _is_text_field(schema: type[BaseModel], keys: KeyPath) -> bool:
+    """Whether the field at `keys` accepts text (or a list of texts) but no number."""
+    model = schema
     names = [key for key in keys if isinstance(key, str)]
     for depth, key in enumerate(names):
-        known = model.model_fields.get(key)
-        if known is None:
+        field_info = model.model_fields.get(key)
+        if field_info is None:
             return False
         if model is Recipe and key == "task" and depth < len(names) - 1:
             model = Task
             continue
-        inner = [kind for kind in _kinds(known.annotation) if isinstance(kind, type)]
-        sections = [kind for kind in inner if issubclass(kind, BaseModel)]
+        types = [kind for kind in _flatten_type(field_info.annotation) if isinstance(kind, type)]
+        sections = [kind for kind in types if issubclass(kind, BaseModel)]
         if not sections or depth == len(names) - 1:
-            return str in inner and not {int, float} & set(inner)
+            return str in types and not {int, float} & set(types)
         model = sections[0]
     return False
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
+def _flatten_type(annotation: Any) -> Iterator[Any]:
     """The plain types inside an annotation: `tuple[str, ...] | None` → str, NoneType."""
     if get_origin(annotation) in (Union, UnionType, tuple):
-        for part in get_args(annotation):
-            yield from _kinds(part)
+        for inner in get_args(annotation):
+            yield from _flatten_type(inner)
     else:
         yield annotation
 
 
 def _syntax_problem(path: Path, error: YAMLError) -> str:
     mark = error.problem_mark or error.context_mark if isinstance(error, MarkedYAMLError) else None
-    place = f"{path}:{mark.line + 1}" if mark else f"{path}:1"
-    words = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{place}: this is not YAML ({words}); check indentation, colons and quotes around here"
+    location = f"{path}:{mark.line + 1}" if mark else f"{path}:1"
+    message = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{location}: invalid YAML ({message}); check indentation, colons and quotes around here"

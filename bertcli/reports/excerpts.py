@@ -1,4 +1,4 @@
-"""Answers for people to look at: a row's texts, shortened, with what is right and what was answered marked in them."""
+"""Excerpts of predictions for report pages: truncated texts with gold and predicted answers marked."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bertcli.reports.analysis import entities_of
+from bertcli.reports.analysis import extract_entities
 
-MOST_CHARACTERS = 600  # of a text on a page
-AROUND = 200  # characters of a passage that are shown beside an answer
+MAX_CHARACTERS = 600  # of a text on a page
+CONTEXT_CHARACTERS = 200  # of a passage shown on either side of an answer
 NO_ANSWER = "(no answer)"
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """One row as a page shows it."""
+    """One row as shown on a page."""
 
     row: int
-    texts: list[tuple[str, list[tuple[str, str]]]]  # column → parts of its text, each with its mark (or none)
+    texts: list[tuple[str, list[tuple[str, str]]]]  # column, and the parts of its text with their marks ("" for none)
     gold: str
     predicted: str
     confidence: float | None
     loss: float
 
 
-def excerpts(kind: str, rows: Sequence[dict[str, Any]]) -> list[Excerpt]:
-    """The rows as a page shows them; `kind` is what an answer is."""
+def build_excerpts(kind: str, rows: Sequence[dict[str, Any]]) -> list[Excerpt]:
+    """The rows as shown on a page; `kind` is `Run.kind`."""
     return [
         Excerpt(
             row=row["row"],
             texts=_texts(kind, row),
-            gold=_words(kind, row, "gold"),
-            predicted=_words(kind, row, "predicted"),
+            gold=_format_answer(kind, row, "gold"),
+            predicted=_format_answer(kind, row, "predicted"),
             confidence=row.get("confidence"),
             loss=row["loss"],
         )
@@ -41,57 +41,61 @@ def excerpts(kind: str, rows: Sequence[dict[str, Any]]) -> list[Excerpt]:
     ]
 
 
-def _words(kind: str, row: dict[str, Any], side: str) -> str:
-    """An answer in words."""
+def _format_answer(kind: str, row: dict[str, Any], side: str) -> str:
     answer = row[side]
     if kind == "number":
         return f"{answer:.4g}"
     if kind == "tags":
-        named = sorted(entities_of(answer), key=lambda entity: entity[1:])
+        entities = sorted(extract_entities(answer), key=lambda entity: entity[1:])
         words = next(iter(row["texts"].values()))
-        return shortened(" · ".join(f"{kind} {_between(words, first, last)}" for kind, first, last in named) or "–")
+        return truncate_text(
+            " · ".join(f"{kind} {_join_words(words, first, last)}" for kind, first, last in entities) or "–"
+        )
     if isinstance(answer, list):
-        return shortened(" · ".join(answer) or (NO_ANSWER if kind == "span" else "–"))
-    return shortened(answer or NO_ANSWER)
+        return truncate_text(" · ".join(answer) or (NO_ANSWER if kind == "span" else "–"))
+    return truncate_text(answer or NO_ANSWER)
 
 
-def _between(words: Any, first: int, last: int) -> str:
+def _join_words(words: Any, first: int, last: int) -> str:
     return " ".join(words[first : last + 1]) if isinstance(words, list) else f"(words {first + 1}–{last + 1})"
 
 
-def shortened(text: str) -> str:
-    """The beginning of a long text."""
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+def truncate_text(text: str) -> str:
+    """The start of a long text, followed by an ellipsis."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
 def _texts(kind: str, row: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     texts = []
-    for at, (column, value) in enumerate(row["texts"].items()):
-        if kind == "span" and at == 1:
-            parts = marked_passage(value, row)
+    for index, (column, value) in enumerate(row["texts"].items()):
+        if kind == "span" and index == 1:
+            parts = mark_passage(value, row)
         elif kind == "tags" and isinstance(value, list):
-            parts = marked_words(value, row["gold"], row["predicted"])
+            parts = mark_words(value, row["gold"], row["predicted"])
         elif isinstance(value, list):
-            parts = [(shortened(" · ".join(f"{number}: {one}" for number, one in enumerate(value))), "")]
+            parts = [(truncate_text(" · ".join(f"{number}: {choice}" for number, choice in enumerate(value))), "")]
         else:
-            parts = [(shortened(str(value)), "")]
+            parts = [(truncate_text(str(value)), "")]
         texts.append((column, parts))
     return texts
 
 
-def marked_passage(passage: str, row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The part of a passage around the answers, cut where one begins or ends: text and `missed`, `extra` or `both`."""
+def mark_passage(passage: str, row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The part of a passage around its answers, split into (text, mark).
+
+    Marks: `missed` (gold only), `extra` (predicted only), `both`, or "".
+    """
     spans: dict[str, tuple[int, int]] = {}
     if row["gold"] and row["gold_start"] is not None:
         spans["missed"] = row["gold_start"], row["gold_start"] + len(row["gold"][0])
     if row["start"] is not None:
         spans["extra"] = row["start"], row["end"]
     if not spans:
-        return [(shortened(passage), "")]
-    begin = max(0, min(start for start, _ in spans.values()) - AROUND)
-    end = min(len(passage), begin + MOST_CHARACTERS + AROUND)
-    inside = {place for span in spans.values() for place in span if begin < place < end}
-    cuts = [begin, *sorted(inside), end]
+        return [(truncate_text(passage), "")]
+    begin = max(0, min(start for start, _ in spans.values()) - CONTEXT_CHARACTERS)
+    end = min(len(passage), begin + MAX_CHARACTERS + CONTEXT_CHARACTERS)
+    boundaries = {offset for span in spans.values() for offset in span if begin < offset < end}
+    cuts = [begin, *sorted(boundaries), end]
     parts = [("…", "")] if begin else []
     for first, last in itertools.pairwise(cuts):
         names = [name for name, (start, stop) in spans.items() if start <= first and last <= stop]
@@ -99,16 +103,16 @@ def marked_passage(passage: str, row: dict[str, Any]) -> list[tuple[str, str]]:
     return [*parts, ("…", "")] if end < len(passage) else parts
 
 
-def marked_words(words: Sequence[str], gold: Sequence[str], predicted: Sequence[str]) -> list[tuple[str, str]]:
-    """Words, each with `missed`, `extra`, `both` (right) or `confused` (taken for another kind), or no mark."""
+def mark_words(words: Sequence[str], gold: Sequence[str], predicted: Sequence[str]) -> list[tuple[str, str]]:
+    """Words with marks: `both` (correct), `missed`, `extra`, `confused` (wrong type), or "" for O."""
     parts = []
-    size = 0
-    for word, right, found in zip(words, gold, predicted, strict=False):
-        mark = "" if right == found == "O" else "both" if right == found else "confused"
-        if mark == "confused" and "O" in (right, found):
-            mark = "missed" if found == "O" else "extra"
+    num_characters = 0
+    for word, gold_tag, predicted_tag in zip(words, gold, predicted, strict=False):
+        mark = "" if gold_tag == predicted_tag == "O" else "both" if gold_tag == predicted_tag else "confused"
+        if mark == "confused" and "O" in (gold_tag, predicted_tag):
+            mark = "missed" if predicted_tag == "O" else "extra"
         parts += [(word, mark), (" ", "")]
-        size += len(word) + 1
-        if size > MOST_CHARACTERS:
+        num_characters += len(word) + 1
+        if num_characters > MAX_CHARACTERS:
             return [*parts, ("…", "")]
     return parts

@@ -1,37 +1,39 @@
-"""Pages about runs: from the files in their folders to one HTML file each, which fetches nothing and runs no script."""
+"""Report pages: one self-contained HTML file per run or comparison, without scripts or network requests."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertcli.console import format_seconds, harmless
+from bertcli.console import escape_control, format_seconds
 from bertcli.reports.analysis import (
-    MOST_TABLE_ROWS,
-    calibration,
-    confusion,
-    entities_of,
+    MAX_TABLE_ROWS,
+    confusion_matrix,
     entity_pairs,
-    scores_by_label,
-    temperature_of,
-    things_of,
-    worst,
+    extract_entities,
+    fit_row_temperature,
+    measure_calibration,
+    per_label_scores,
+    to_label_set,
+    worst_mistakes,
 )
-from bertcli.reports.charts import Chart, curves, draw, histogram, overlaid, scatter
-from bertcli.reports.excerpts import excerpts, shortened
+from bertcli.reports.charts import Chart, draw, history_charts, length_histogram, overlay_charts, scatter_chart
+from bertcli.reports.excerpts import build_excerpts, truncate_text
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import read_records
+from bertcli.runs.results import RunResults
+from bertcli.tasks.task import HEADS, load_class
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-PREDICTIONS = "validation.jsonl"
+VALIDATION_PREDICTIONS = "validation.jsonl"
 TEMPLATES = Path(__file__).parent / "templates"
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
@@ -40,49 +42,50 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a finished run say."""
+    """The files of a finished run."""
 
     path: Path
-    results: dict[str, Any]
+    results: RunResults
     recipe: str
     environment: dict[str, Any]
-    train: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
+    train_records: list[dict[str, Any]]
+    eval_records: list[dict[str, Any]]
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """Name of the run folder."""
         return self.path.resolve().name
 
     @property
     def metric(self) -> str:
-        """The score that chose the best model."""
-        return str(self.results["best_by"])
+        """The metric that selected the best model."""
+        return str(self.results.best_by)
 
     @property
-    def best(self) -> float:
-        """That score of the best model on validation rows."""
-        return float(self.results["metrics"]["validation"][self.metric])
+    def best_score(self) -> float:
+        """Validation score of the best model by `metric`."""
+        return self.results.mean(self.metric)
 
     @cached_property
-    def answers(self) -> list[dict[str, Any]]:
-        """The best model's answers beside the right ones; none of a pretraining run."""
-        return read_records(RunFolder(self.path).predictions / PREDICTIONS)
+    def predictions(self) -> list[dict[str, Any]]:
+        """The best model's validation predictions with the gold answers; empty for pretraining."""
+        return read_records(RunFolder(self.path).predictions / VALIDATION_PREDICTIONS)
 
     @property
-    def work(self) -> str:
-        """The task, or the objective of pretraining."""
-        return str(self.results.get("task") or self.results["objective"])
+    def task_or_objective(self) -> str:
+        """The task, or the pretraining objective."""
+        return str(self.results.task or self.results.objective)
 
     @property
     def kind(self) -> str:
-        """What an answer is: a label, labels, a number, tags, a choice or a span."""
-        if not self.answers:
+        """The kind of a prediction: label, labels, number, tags or span; `nothing` without predictions."""
+        if not self.predictions:
             return "nothing"
-        first, head = self.answers[0]["gold"], self.results["head"]
-        if head == "text_classification":
-            return "number" if isinstance(first, float) else "labels" if isinstance(first, list) else "label"
-        return {"token_classification": "tags", "question_answering": "span"}.get(head, "label")
+        gold, head = self.predictions[0]["gold"], self.results.head
+        kind = load_class(HEADS, head).prediction_kind if head in HEADS else "label"
+        if kind != "label":
+            return kind
+        return "number" if isinstance(gold, float) else "labels" if isinstance(gold, list) else "label"
 
 
 def read_run(path: Path) -> Run:
@@ -90,63 +93,71 @@ def read_run(path: Path) -> Run:
     folder = RunFolder(path)
     return Run(
         path=path,
-        results=json.loads(folder.results.read_text("utf-8")),
+        results=RunResults.model_validate(json.loads(folder.results.read_text("utf-8"))),
         recipe=folder.recipe.read_text("utf-8"),
         environment=json.loads(folder.environment.read_text("utf-8")) if folder.environment.is_file() else {},
-        train=read_records(folder.train_history),
-        evaluations=read_records(folder.eval_history),
+        train_records=read_records(folder.train_history),
+        eval_records=read_records(folder.eval_history),
     )
 
 
 def run_charts(run: Run) -> list[Chart]:
-    """Every chart of a run's page: its histories, then what its answers tell."""
-    charts = curves(run.train, run.evaluations)
+    """All charts of a run: learning curves, then charts of its predictions."""
+    charts = history_charts(run.train_records, run.eval_records)
     if run.kind == "number":
-        charts.append(scatter([(row["gold"], row["predicted"]) for row in run.answers]))
-    if sure := _sure(run):
-        charts.append(calibration(*sure).chart)
-    if run.answers:
-        charts.append(histogram([row["tokens"] for row in run.answers]))
+        charts.append(scatter_chart([(row["gold"], row["predicted"]) for row in run.predictions]))
+    if confidences := _confidences(run):
+        charts.append(measure_calibration(*confidences).chart)
+    if run.predictions:
+        charts.append(length_histogram([row["tokens"] for row in run.predictions]))
     return charts
 
 
-def run_confusion(run: Run) -> Any:
-    """The confusion matrix of labels or entities; None where answers are neither."""
+def run_confusion_matrix(run: Run) -> Any:
+    """The confusion matrix of labels or entity types; None for other predictions."""
     if run.kind == "label":
-        return confusion((row["gold"], row["predicted"]) for row in run.answers)
-    return confusion(entity_pairs(run.answers)) if run.kind == "tags" else None
+        return confusion_matrix((row["gold"], row["predicted"]) for row in run.predictions)
+    return confusion_matrix(entity_pairs(run.predictions)) if run.kind == "tags" else None
 
 
 def run_page(run: Run) -> str:
-    """The page of one run."""
+    """The HTML page of one run."""
     labels = _label_scores(run)
-    sure = _sure(run)
-    return _page(
+    confidences = _confidences(run)
+    calibration = measure_calibration(*confidences) if confidences else None
+    return _render(
         "run.html.j2",
-        title=f"{run.name}: {run.work}",
+        title=f"{run.name}: {run.task_or_objective}",
         run=run,
-        facts=_facts(run.results),
+        summary=_summary(run.results),
         drawings=[draw(chart) for chart in run_charts(run)],
-        confusion=run_confusion(run),
-        label_scores=labels[:MOST_TABLE_ROWS],
-        num_labels_left_out=max(0, len(labels) - MOST_TABLE_ROWS),
-        expected_error=calibration(*sure).expected_error if sure else None,
-        temperature=temperature_of(run.answers) if sure and run.kind == "label" else None,
-        stride=run.answers[1]["row"] - run.answers[0]["row"] if len(run.answers) > 1 else 1,
-        mistakes=excerpts(run.kind, worst(run.answers)),
-        examples=excerpts(run.kind, [row for row in run.answers if row["right"]][:3]) if run.kind == "span" else [],
+        confusion_matrix=run_confusion_matrix(run),
+        label_scores=labels[:MAX_TABLE_ROWS],
+        num_labels_omitted=max(0, len(labels) - MAX_TABLE_ROWS),
+        expected_calibration_error=calibration.expected_calibration_error if calibration else None,
+        temperature=fit_row_temperature(run.predictions) if calibration and run.kind == "label" else None,
+        stride=run.predictions[1]["row"] - run.predictions[0]["row"] if len(run.predictions) > 1 else 1,
+        mistakes=build_excerpts(run.kind, worst_mistakes(run.predictions)),
+        examples=build_excerpts(run.kind, [row for row in run.predictions if row["right"]][:3])
+        if run.kind == "span"
+        else [],
     )
 
 
 def comparison_charts(runs: Mapping[str, Sequence[Run]]) -> list[Chart]:
-    """The curves of several runs, the seeds of each in one colour; or the seeds of one, each in its own."""
-    single = len(runs) == 1
+    """Overlaid curves: one color per run if there are several, else one color per seed."""
+    is_single = len(runs) == 1
     histories = [
-        (f"seed {run.results['seed']}" if single else name, at if single else color, run.train, run.evaluations)
-        for color, (name, each) in enumerate(runs.items())
-        for at, run in enumerate(each)
+        (
+            f"seed {run.results.seed}" if is_single else name,
+            index if is_single else color,
+            run.train_records,
+            run.eval_records,
+        )
+        for color, (name, seeds) in enumerate(runs.items())
+        for index, run in enumerate(seeds)
     ]
-    return overlaid(histories, next(iter(runs.values()))[0].metric)
+    return overlay_charts(histories, next(iter(runs.values()))[0].metric)
 
 
 def comparison_page(
@@ -158,16 +169,16 @@ def comparison_page(
     links: Mapping[str, str] | None = None,
     failed: Mapping[str, str] | None = None,
 ) -> str:
-    """The page of several runs (by name, each as its seeds) side by side.
+    """The HTML page that compares several runs.
 
     Args:
-        table: of the scores; the first cell of a row is the name of what it tells of.
-        runs: whose curves to draw; none if they are not of one task.
-        differences: recipe keys, each with its value in every run; None leaves them out.
-        links: pages of what the rows tell of, relative to this page.
-        failed: what did not finish, and why.
+        table: scores; the first cell of a row is its name.
+        runs: by name, the seeds of each run whose curves to draw; empty if the runs are not of one task.
+        differences: recipe keys, each with its value in every run; None omits the section.
+        links: by row name, the path of its page relative to this one.
+        failed: by name, the reason a run failed.
     """
-    return _page(
+    return _render(
         "comparison.html.j2",
         title=title,
         names=list(runs),
@@ -179,37 +190,37 @@ def comparison_page(
     )
 
 
-def _sure(run: Run) -> tuple[list[float], list[bool]] | None:
-    """The probability of each answer and whether it is right, if the answers know that."""
-    if not run.answers or "confidence" not in run.answers[0]:
+def _confidences(run: Run) -> tuple[list[float], list[bool]] | None:
+    """The confidence of each prediction and whether it is correct; None if predictions have no confidence."""
+    if not run.predictions or "confidence" not in run.predictions[0]:
         return None
-    return [row["confidence"] for row in run.answers], [row["right"] for row in run.answers]
+    return [row["confidence"] for row in run.predictions], [row["right"] for row in run.predictions]
 
 
 def _label_scores(run: Run) -> list[Any]:
     if run.kind not in ("label", "labels", "tags"):
         return []
-    read = entities_of if run.kind == "tags" else things_of
-    gold, predicted = ([read(row[side]) for row in run.answers] for side in ("gold", "predicted"))
-    return scores_by_label(gold, predicted)
+    to_set: Callable[[Any], set[Any]] = extract_entities if run.kind == "tags" else to_label_set
+    gold, predicted = ([to_set(row[side]) for row in run.predictions] for side in ("gold", "predicted"))
+    return per_label_scores(gold, predicted)
 
 
-def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a person asks first, after the scores."""
-    size = f", {results['size']}" if results.get("size") else ""
+def _summary(results: RunResults) -> list[tuple[str, str]]:
+    """Names and values of the key facts shown below the scores."""
+    size = f", {results.size}" if results.size else ""
     return [
-        ("start", results["model"] or f"fresh weights{size}"),
-        ("seed", str(results["seed"])),
-        ("best", f"step {results['best_step']} of {results['total_steps']}, by {results['best_by']}"),
-        ("training examples", f"{results['num_train_examples']:,}"),
-        ("parameters", f"{results['num_parameters']:,}"),
-        ("training time", format_seconds(results["train_seconds"])),
-        ("machine", f"{results['device']}, {results['precision']}"),
-        *((f"threshold of {label}", f"{value:.4f}") for label, value in results.get("thresholds", {}).items()),
+        ("base model", results.model or f"randomly initialized{size}"),
+        ("seed", str(results.seed)),
+        ("best checkpoint", f"step {results.best_step} of {results.total_steps}, by {results.best_by}"),
+        ("training examples", f"{results.num_train_examples:,}"),
+        ("parameters", f"{results.num_parameters:,}"),
+        ("training time", format_seconds(results.train_seconds)),
+        ("device", f"{results.device}, {results.precision}"),
+        *((f"threshold for {label}", f"{value:.4f}") for label, value in (results.thresholds or {}).items()),
     ]
 
 
-def _page(template: str, **content: Any) -> str:
+def _render(template: str, **content: Any) -> str:
     style = (TEMPLATES / "page.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return _templates().get_template(template).render(style=style, style_hash=digest, **content)
@@ -220,16 +231,16 @@ def _templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    def readable(value: Any) -> Any:
-        return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    def escape(value: Any) -> Any:
+        return escape_control(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
-        finalize=readable,
+        finalize=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["shortened"] = shortened
+    templates.filters["truncate_text"] = truncate_text
     return templates

@@ -1,4 +1,4 @@
-"""Charts as PNG files, drawn by matplotlib, for papers and slides."""
+"""Charts as PNG files for papers and slides, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bertcli.console import harmless
-from bertcli.reports.analysis import Confusion
+from bertcli.console import escape_control
+from bertcli.reports.analysis import ConfusionMatrix
 from bertcli.reports.charts import Chart
 
 if TYPE_CHECKING:
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 DOTS_PER_INCH = 200
 SIZE = (5.0, 3.4)  # inches
-CELL = 0.55  # inches
+CELL_SIZE = 0.55  # inches
 
 
-def save_charts(folder: Path, charts: Sequence[Chart], confusion: Confusion | None = None) -> None:
-    """Draw each chart into `folder`, under its name, and the confusion matrix."""
+def save_charts(folder: Path, charts: Sequence[Chart], confusion_matrix: ConfusionMatrix | None = None) -> None:
+    """Save each chart as `folder/<name>.png`, and the confusion matrix as `confusion.png`."""
     from matplotlib.figure import Figure
 
     for chart in charts:
         figure = Figure(figsize=SIZE, layout="constrained")
         _draw(figure.subplots(), chart)
         figure.savefig(folder / f"{chart.name}.png", dpi=DOTS_PER_INCH)
-    if confusion is not None:
-        side = 2.0 + CELL * len(confusion.labels)
+    if confusion_matrix is not None:
+        side = 2.0 + CELL_SIZE * len(confusion_matrix.labels)
         figure = Figure(figsize=(side, side), layout="constrained")
-        _draw_confusion(figure.subplots(), confusion)
+        _draw_confusion_matrix(figure.subplots(), confusion_matrix)
         figure.savefig(folder / "confusion.png", dpi=DOTS_PER_INCH)
 
 
@@ -37,7 +37,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
     names: set[str] = set()
     for series in chart.series:
         xs, ys = [x for x, _ in series.points], [y for _, y in series.points]
-        color, label = f"C{series.color % 10}", None if series.name in names else _plain(series.name)
+        color, label = f"C{series.color % 10}", None if series.name in names else _escape_math(series.name)
         names.add(series.name)
         if series.kind == "bars":
             axes.bar(xs, ys, width=series.bar_width * 0.9, color=color, label=label)
@@ -58,20 +58,20 @@ def _draw(axes: Axes, chart: Chart) -> None:
         axes.legend()
 
 
-def _draw_confusion(axes: Axes, confusion: Confusion) -> None:
-    places = range(len(confusion.labels))
-    shares = [[count / max(1, sum(row)) for count in row] for row in confusion.counts]
+def _draw_confusion_matrix(axes: Axes, confusion_matrix: ConfusionMatrix) -> None:
+    indices = range(len(confusion_matrix.labels))
+    shares = [[count / max(1, sum(row)) for count in row] for row in confusion_matrix.counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in places:
-        for column in places:
+    for row in indices:
+        for column in indices:
             color = "white" if shares[row][column] > 0.6 else "black"
-            axes.text(column, row, str(confusion.counts[row][column]), ha="center", va="center", color=color)
-    names = [_plain(label) for label in confusion.labels]
-    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, names)
-    axes.set(xlabel="answered", ylabel="right")
+            axes.text(column, row, str(confusion_matrix.counts[row][column]), ha="center", va="center", color=color)
+    names = [_escape_math(label) for label in confusion_matrix.labels]
+    axes.set_xticks(indices, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(indices, names)
+    axes.set(xlabel="predicted", ylabel="gold")
 
 
-def _plain(name: str) -> str:
-    """A name in which matplotlib sees no formula."""
-    return harmless(name).replace("$", r"\$")
+def _escape_math(name: str) -> str:
+    """Escape what matplotlib would read as a formula."""
+    return escape_control(name).replace("$", r"\$")

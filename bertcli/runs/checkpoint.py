@@ -1,10 +1,10 @@
-"""Checkpoints: everything needed to go on as if nothing had happened.
+"""Checkpoints: everything needed to resume a run exactly.
 
 checkpoints/step-00001000/
-  progress.json       where the run is, readable
+  progress.json       position and counters, readable
   model.safetensors   weights
-  optimizer.pt        moments of AdamW, gradient scaler
-  random.pt           states of the random generators, of each process
+  optimizer.pt        AdamW moments, gradient scaler
+  random.pt           random generator states of each process
   manifest.json       size and hash of each of these; written last
 """
 
@@ -23,27 +23,27 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from bertcli.errors import DiskError, RunFolderError
-from bertcli.files import damage_of, flush, replace_folder, write_json, write_manifest
+from bertcli.files import fsync, manifest_problem, replace_folder, write_json, write_manifest
 
 
 @dataclass
 class Progress:
-    """Where a run is: all that is needed to go on, beside the tensors."""
+    """Position and counters of a run: what resuming needs besides tensors."""
 
     step: int = 0
-    best_value: float | None = None
+    best_score: float | None = None
     best_step: int | None = None
-    evaluations_without_better: int = 0
+    evals_without_improvement: int = 0
     train_seconds: float = 0.0
-    elapsed_seconds: float = 0.0  # evaluation and saving included
+    elapsed_seconds: float = 0.0  # including evaluation and saving
     num_examples: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_skipped_steps: int = 0
-    num_overflowed_steps: int = 0  # left out by fp16's scaler
-    micro_batch_size: int | None = None  # if memory did not hold the planned one
-    place: list[int] | None = None  # in the data, as the job tells it
-    window: dict[str, float] | None = None  # of steps that no line of the history tells yet
+    num_overflowed_steps: int = 0  # skipped by the fp16 gradient scaler
+    micro_batch_size: int | None = None  # if reduced after running out of memory
+    stream_position: list[int] | None = None  # position in the training data, as the job defines it
+    step_meter: dict[str, float] | None = None  # totals of the steps since the last line of the training history
 
 
 def save_checkpoint(
@@ -52,34 +52,34 @@ def save_checkpoint(
     model: torch.nn.Module,
     optimizer: dict[str, Any],
     scaler: dict[str, Any] | None,
-    states: list[dict[str, Any]],
+    rng_states: list[dict[str, Any]],
     *,
     keep: int = 1,
 ) -> Path:
-    """Write `folder/step-…` aside, see it on the disk, name it into place, then drop all but the newest `keep`.
+    """Save `folder/step-…` atomically, then delete all but the newest `keep` checkpoints.
 
-    Whatever goes wrong, the checkpoints that were there before stay.
+    If saving fails, earlier checkpoints are kept.
 
     Args:
-        optimizer: its state.
-        scaler: the gradient scaler's state, if there is one.
-        states: the `random_states` of each process.
+        optimizer: state dict of the optimizer.
+        scaler: state dict of the gradient scaler; None if there is none.
+        rng_states: `get_rng_states` of each process.
     """
     target = folder / f"step-{progress.step:08d}"
-    aside = folder / f".{target.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
+    tmp = folder / f".{target.name}.tmp"
+    shutil.rmtree(tmp, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        save_model(model, str(aside / "model.safetensors"))
-        torch.save({"optimizer": optimizer, "scaler": scaler}, aside / "optimizer.pt")
-        torch.save(states, aside / "random.pt")
-        write_json(aside / "progress.json", asdict(progress))
-        write_manifest(aside)
-        flush(*aside.iterdir(), aside)
-        replace_folder(aside, target)
-        flush(folder)
+        tmp.mkdir(parents=True)
+        save_model(model, str(tmp / "model.safetensors"))
+        torch.save({"optimizer": optimizer, "scaler": scaler}, tmp / "optimizer.pt")
+        torch.save(rng_states, tmp / "random.pt")
+        write_json(tmp / "progress.json", asdict(progress))
+        write_manifest(tmp)
+        fsync(*tmp.iterdir(), tmp)
+        replace_folder(tmp, target)
+        fsync(folder)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
         raise
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -92,62 +92,62 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; None if there is none at all.
+    """The newest intact checkpoint; None if there are no checkpoints.
 
     Args:
-        warn: told of each newer one that is damaged.
+        warn: called with a message for each newer checkpoint that is corrupt.
 
     Raises:
-        DiskError: there are checkpoints, and all are damaged.
+        DiskError: all checkpoints are corrupt.
     """
-    damaged: list[str] = []
+    corrupt: list[str] = []
     for checkpoint in reversed(list_checkpoints(folder)):
-        problem = damage_of(checkpoint)
+        problem = manifest_problem(checkpoint)
         if problem is None:
-            for words in damaged:
-                warn(f"{words}; going on from {checkpoint.name}")
+            for message in corrupt:
+                warn(f"{message}; resuming from {checkpoint.name}")
             return checkpoint
-        damaged.append(f"the checkpoint {checkpoint} is damaged ({problem})")
-    if damaged:
-        raise DiskError(f"{'; '.join(damaged)}. To begin anew, remove it or say --overwrite.")
+        corrupt.append(f"the checkpoint {checkpoint} is corrupt ({problem})")
+    if corrupt:
+        raise DiskError(f"{'; '.join(corrupt)}. To start over, remove it or use --overwrite.")
     return None
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a checkpoint holds beside the weights."""
+class LoadedCheckpoint:
+    """Contents of a checkpoint, without the weights."""
 
     progress: Progress
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
-    states: list[dict[str, Any]]  # of the random generators of each process
+    rng_states: list[dict[str, Any]]  # of each process
 
-    def set_random_states(self, process: int = 0) -> None:
-        """Bring this process's generators to where they were."""
-        _set_random_states(self.states[process])
+    def restore_rng_states(self, process: int = 0) -> None:
+        """Restore the random generators of one process."""
+        _restore_rng_states(self.rng_states[process])
 
 
-def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> Saved:
-    """Bring the model to where `checkpoint` was written; the rest, for whoever has it.
+def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> LoadedCheckpoint:
+    """Load the weights of `checkpoint` into `model` and return the rest.
 
     Raises:
-        RunFolderError: it is of another model, or of training rows with other words.
+        RunFolderError: the weights do not fit the model, which may depend on the training rows (their vocabulary).
     """
     try:
         load_model(model, str(checkpoint / "model.safetensors"))
     except RuntimeError as error:
         raise RunFolderError(
-            f"{checkpoint} does not fit: the model or the training rows have changed since it was written. Bring them "
-            f"back, choose another --run, or say --overwrite to begin anew ({str(error).splitlines()[-1].strip()})"
+            f"{checkpoint} does not fit: the model or the training rows have changed since it was saved. Restore them, "
+            f"choose another --run, or use --overwrite to start over ({str(error).splitlines()[-1].strip()})"
         ) from error
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
-    states = torch.load(checkpoint / "random.pt", weights_only=True)
+    rng_states = torch.load(checkpoint / "random.pt", weights_only=True)
     progress = Progress(**json.loads((checkpoint / "progress.json").read_text("utf-8")))
-    return Saved(progress, state["optimizer"], state["scaler"], states)
+    return LoadedCheckpoint(progress, state["optimizer"], state["scaler"], rng_states)
 
 
-def random_states() -> dict[str, Any]:
-    """Where all random generators of this process stand."""
+def get_rng_states() -> dict[str, Any]:
+    """The states of all random generators of this process."""
     version, numbers, gauss = random.getstate()
     legacy: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = legacy
@@ -159,7 +159,7 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
+def _restore_rng_states(states: dict[str, Any]) -> None:
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     keys, position, has_gauss, cached = states["numpy"]

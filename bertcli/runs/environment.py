@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, command."""
+"""The environment of a run: versions, machine, command."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 PACKAGES = ("bertcli", "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "numpy")
 
-TOKEN = re.compile(r"hf_\w+")  # of the hub
+HUB_TOKEN = re.compile(r"hf_\w+")
 
 
 def num_cores() -> int:
-    """The cores that this process may use, as far as the system tells (macOS does not)."""
+    """Number of CPU cores available to this process; all cores where the system has no affinity (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions and machine as plain data; no environment variable's value and no secret is in it."""
+    """Command, versions and hardware as JSON data, without environment variables or hub tokens."""
     import torch
 
     return {
-        "command": TOKEN.sub("hf_…", " ".join(sys.argv)),
+        "command": HUB_TOKEN.sub("hf_…", " ".join(sys.argv)),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),

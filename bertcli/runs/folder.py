@@ -1,12 +1,12 @@
-"""The run folder: where everything a run made lands. Nothing in it is ever overwritten without being asked.
+"""The run folder: everything a run produces. Nothing in it is overwritten unless `--overwrite` asks for it.
 
 runs/<name>/
-  recipe.yaml         resolved recipe            environment.json   versions, machine, command
-  train.jsonl         loss, rate, speed          eval.jsonl         metrics of each evaluation
-  checkpoints/step-…  resumable                  model/             loads with `from_pretrained`
-  predictions/        answers beside right ones  results.json       final numbers
-  report.html         curves, mistakes           README.md          model card
-  slurm/              batch scripts, logs        trackers/          what TensorBoard reads, if a recipe asks for it
+  recipe.yaml         resolved recipe              environment.json   versions, machine, command
+  train.jsonl         loss, learning rate, speed   eval.jsonl         metrics of each evaluation
+  checkpoints/step-…  resumable                    model/             loads with `from_pretrained`
+  predictions/        predictions beside gold      results.json       final scores
+  report.html         curves, mistakes             README.md          model card
+  slurm/              batch scripts, logs          trackers/          what TensorBoard reads, if the recipe names it
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from bertcli.console import Console
 from bertcli.errors import RecipeError, RunFolderError, UsageError
 from bertcli.files import restore_folder, write_text
-from bertcli.recipe.catalogue import compare_texts
+from bertcli.recipe.catalogue import compare_recipe_texts
 from bertcli.recipe.load import dump_recipe, load_any_recipe
-from bertcli.recipe.schema import SPEED_ONLY
+from bertcli.recipe.schema import RESUME_MAY_CHANGE
+from bertcli.runs.results import CollectionResults, RunResults
 
 SUMMARY = "summary.csv"  # of a grid
 LOCK = ".lock"
@@ -69,12 +71,12 @@ class RunFolder:
 
     @property
     def train_history(self) -> Path:
-        """Loss, rate and speed, a line every few steps."""
+        """Loss, learning rate and speed, one line every few steps."""
         return self.path / "train.jsonl"
 
     @property
     def eval_history(self) -> Path:
-        """Metrics, a line for each evaluation."""
+        """Metrics, one line per evaluation."""
         return self.path / "eval.jsonl"
 
     @property
@@ -89,12 +91,12 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        """Final numbers; the run is finished when this is there."""
+        """Final scores; the run is finished once this file exists."""
         return self.path / "results.json"
 
     @property
     def slurm(self) -> Path:
-        """Batch scripts and their logs, if it is a cluster's job."""
+        """Batch scripts and their logs, if the run is a Slurm job."""
         return self.path / "slurm"
 
     @property
@@ -104,55 +106,64 @@ class RunFolder:
 
     @property
     def predictions(self) -> Path:
-        """What the best model answers beside what is right."""
+        """Predictions of the best model beside the gold answers."""
         return self.path / "predictions"
 
     @property
     def report(self) -> Path:
-        """The page with curves, tables and mistakes."""
+        """HTML page with curves, tables and mistakes."""
         return self.path / "report.html"
 
     @property
     def trackers(self) -> Path:
-        """What trackers write, such as TensorBoard's events."""
+        """What trackers write, such as TensorBoard event files."""
         return self.path / "trackers"
 
-    def read_results(self) -> dict[str, Any] | None:
-        """Its final numbers; None if it is not finished.
+    def read_results(self) -> RunResults | None:
+        """The final scores; None if the run is not finished.
 
         Raises:
-            UsageError: they cannot be read.
+            UsageError: the file cannot be read.
         """
         try:
-            return {**json.loads(self.results.read_text("utf-8"))} if self.results.is_file() else None
+            if not self.results.is_file():
+                return None
+            results = RunResults.from_json({**json.loads(self.results.read_text("utf-8"))})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise UsageError(f"cannot read the run in {self.path}: {problem} (results.json)") from error
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"cannot read the run in {self.path}: {error} (results.json)") from error
+        assert isinstance(results, RunResults)
+        return results
 
-    def has_begun(self) -> bool:
-        """Whether a run has left more here than what it was to do, or waits for its turn on a cluster."""
-        left = (self.train_history, self.eval_history, self.checkpoints, self.model, self.results, self.slurm)
-        return any(path.exists() for path in left)
+    def has_started(self) -> bool:
+        """Whether a run has written more here than its recipe, or is queued on a cluster."""
+        outputs = (self.train_history, self.eval_history, self.checkpoints, self.model, self.results, self.slurm)
+        return any(path.exists() for path in outputs)
 
-    def tidy(self) -> None:
-        """Undo what a save that was cut off in the middle has left."""
+    def clean_up(self) -> None:
+        """Remove what an interrupted save has left."""
         restore_folder(self.model)
-        for left in (*self.checkpoints.glob(".step-*"), self.path / ".model.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (*self.checkpoints.glob(".step-*"), self.path / ".model.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-MADE = {LOCK, SUMMARY} | {
+RUN_FILES = {LOCK, SUMMARY} | {
     getattr(RunFolder(Path()), name).name for name, kind in vars(RunFolder).items() if isinstance(kind, property)
 }
-"""The names of what runs leave in their folders."""
+"""Names of the files and folders that a run writes."""
 
 
 def chosen_run(name: str) -> str:
-    """The best run of a finished grid; anything else as it is.
+    """The best point of a finished grid; any other name unchanged.
 
     Raises:
         UsageError: its results cannot be read.
     """
-    chosen = (RunFolder(Path(name)).read_results() or {}).get("chosen")
+    results = RunFolder(Path(name)).read_results()
+    chosen = results.chosen if isinstance(results, CollectionResults) else None
     return name if chosen is None else str(Path(name) / chosen)
 
 
@@ -162,14 +173,14 @@ def seed_run(parent: Path, seed: int) -> Path:
 
 
 def seed_runs(name: str) -> list[str]:
-    """The run folders of each seed if `name` holds several; else just `name`. Of a grid, the chosen point's."""
+    """The run folders of each seed if `name` holds several; else just `name`. For a grid, those of the chosen point."""
     name = chosen_run(name)
     children = sorted(Path(name).glob("seed-*/recipe.yaml"), key=lambda path: (len(path.parent.name), path.parent.name))
     return [str(path.parent) for path in children] or [name]
 
 
 def best_seed(name: str) -> str:
-    """Of a run of several seeds, the run whose own choice scored best; else `name` itself.
+    """The seed with the best validation score if `name` holds several; else `name`.
 
     Raises:
         UsageError: none of them is finished, or the results of one cannot be read.
@@ -178,110 +189,119 @@ def best_seed(name: str) -> str:
     if len(runs) == 1:
         return runs[0]
     results = {run: RunFolder(Path(run)).read_results() for run in runs}
-    finished = {run: found for run, found in results.items() if found is not None}
+    finished = {run: one for run, one in results.items() if one is not None and one.best_by is not None}
     if not finished:
         raise UsageError(f"no run under {name} is finished yet; run the same `bertcli finetune` again, or name one")
-    return max(finished, key=lambda run: finished[run]["metrics"]["validation"][finished[run]["best_by"]])
+    return max(finished, key=lambda run: finished[run].mean(str(finished[run].best_by)))
 
 
-def open_run_folder(path: Path, recipe_text: str, say: Callable[[str], None], *, overwrite: bool) -> RunFolder:
-    """Make the folder, or take it up again if it holds a run of the same recipe; a finished one stays as it is.
+@dataclass(frozen=True)
+class RunClaim:
+    """A run folder that a run of `recipe_text` may use: fresh, to be resumed, or already finished (`results`)."""
 
-    Sections of the recipe that change only the speed may differ from the earlier run's.
+    folder: RunFolder
+    recipe_text: str
+    can_resume: bool = False
+    results: RunResults | None = None
+    overwrite: bool = False
+
+    def open(self, say: Callable[[str], None]) -> RunFolder:
+        """Create the folder and write `recipe.yaml`; a finished run stays as it is.
+
+        Args:
+            say: called with the keys that differ from the recipe of the run that is resumed.
+
+        Raises:
+            RunFolderError: it cannot be written, or `overwrite` would remove a run in progress.
+        """
+        path, folder = self.folder.path, self.folder
+        if self.results is not None:
+            return folder
+        if self.can_resume:
+            changes = compare_recipe_texts(*map(first_recipe, (resolved_text(folder.recipe), self.recipe_text)))
+            if changes:
+                listed = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
+                say(f"resuming {path} with {listed}; results stay the same up to rounding")
+        try:
+            if self.overwrite and path.is_dir():
+                remove_run(path)
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(folder.recipe, self.recipe_text)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write the run folder {path}: {error.strerror}. Choose another with --run."
+            ) from error
+        return folder
+
+
+def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunClaim:
+    """Whether a run of this recipe may use the folder `path`, and as what; nothing is written.
+
+    A run of the same recipe is resumed. Sections of the recipe that only change the speed may differ.
 
     Args:
         recipe_text: the resolved recipe, as it will stand in `recipe.yaml`.
-        say: told what differs there.
-        overwrite: remove what an earlier run left there, and nothing else.
+        overwrite: claim the folder of an earlier run as fresh; `RunClaim.open` removes that run, and nothing else.
 
     Raises:
-        RunFolderError: the folder holds something else, a run of another recipe, a run that is going on, or cannot be
-            written.
+        RunFolderError: the folder holds something else or a run of another recipe, or cannot be written.
+        UsageError: the results of a finished run cannot be read.
     """
+    _check_writable(path)
     folder = RunFolder(path)
-    check_run_folder(path, recipe_text, overwrite=overwrite)
-    if folder.recipe.is_file() and folder.has_begun() and not overwrite:
-        if folder.results.is_file():
-            return folder
-        changes = compare_texts(*map(first_recipe, (with_newer_keys(folder.recipe), recipe_text)))
-        if changes:
-            told = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
-            say(f"{path} goes on with {told}; what is learned is the same within rounding")
-    try:
-        if overwrite and path.is_dir():
-            remove_run(path)
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(folder.recipe, recipe_text)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write the run folder {path}: {error.strerror}. Choose another with --run."
-        ) from error
-    return folder
-
-
-def remove_run(path: Path) -> None:
-    """Remove what runs made in a folder, and the folder if that was all; what else is in it stays.
-
-    Raises:
-        RunFolderError: a run is going on in it, or in a folder of it.
-    """
-    with ExitStack() as locks:
-        for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
-            locks.enter_context(alone_in(folder))
-        for made in [one for one in path.iterdir() if _is_made(one)]:
-            if made.is_dir() and not made.is_symlink():
-                shutil.rmtree(made)
-            else:
-                made.unlink()
-        if not any(path.iterdir()):
-            path.rmdir()
-
-
-def finished_results(path: Path, recipe_text: str) -> dict[str, Any] | None:
-    """The results of a finished run of this recipe; None if there is none.
-
-    Raises:
-        RunFolderError: the folder holds something else.
-        UsageError: they cannot be read.
-    """
-    results = RunFolder(path).read_results()
-    if results is not None:
-        check_run_folder(path, recipe_text, overwrite=False)
-    return results
-
-
-def check_run_folder(path: Path, recipe_text: str, *, overwrite: bool) -> None:
-    """Raise what `open_run_folder` would, without writing anything."""
-    if path.exists() and not path.is_dir():
-        raise RunFolderError(f"{path} is a file, expected a folder for the run. Choose another with --run.")
-    nearest = nearest_folder(path)
-    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
-        raise RunFolderError(f"cannot write in {nearest}, where the run folder goes. Choose another with --run.")
-    if not path.is_dir() or all(_is_seed_run(one) or one.name == RunFolder(path).slurm.name for one in path.iterdir()):
-        return  # nothing, or runs of single seeds to be summed up here, or the script of a job to come
-    folder = RunFolder(path)
+    if not path.is_dir() or all(_is_seed_run(entry) or entry.name == folder.slurm.name for entry in path.iterdir()):
+        return RunClaim(folder, recipe_text)  # empty, or runs of single seeds, or the script of a queued job
     if not folder.recipe.is_file():
-        raise RunFolderError(f"{path} is not empty and holds no run (no recipe.yaml); choose another with --run")
-    if not folder.has_begun() and not is_resolved(folder.recipe, recipe_text):
-        raise RunFolderError(f"{path} holds a recipe.yaml that no run wrote; choose another folder with --run")
-    if overwrite or not folder.has_begun():
-        return
-    before, now = with_newer_keys(folder.recipe), recipe_text
-    if without(before, SPEED_ONLY) != without(now, SPEED_ONLY):
-        difference = "\n".join(
-            difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", "", "", 0, "")
-        )
+        raise RunFolderError(f"{path} is not empty and is not a run (no recipe.yaml); choose another with --run")
+    if not folder.has_started():
+        if not _is_resolved(folder.recipe, recipe_text):
+            raise RunFolderError(f"{path} holds a recipe.yaml that no run wrote; choose another folder with --run")
+        return RunClaim(folder, recipe_text, overwrite=overwrite)
+    if overwrite:
+        return RunClaim(folder, recipe_text, overwrite=True)
+    existing = resolved_text(folder.recipe)
+    if _without_sections(existing, RESUME_MAY_CHANGE) != _without_sections(recipe_text, RESUME_MAY_CHANGE):
+        diff = difflib.unified_diff(existing.splitlines(), recipe_text.splitlines(), "existing", "new", "", "", 0, "")
+        difference = "\n".join(diff)
         raise RunFolderError(
             f"{path} holds a run of another recipe:\n{difference}\n"
             "Choose another folder with --run, or replace that run with --overwrite."
         )
+    results = folder.read_results()
+    return RunClaim(folder, recipe_text, can_resume=results is None, results=results)
 
 
-def _is_made(path: Path) -> bool:
-    """Whether something in a run folder is a run's, or a run itself."""
+def _check_writable(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file, expected a folder for the run. Choose another with --run.")
+    nearest = nearest_folder(path)
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        raise RunFolderError(f"cannot write to {nearest}, where the run folder goes. Choose another with --run.")
+
+
+def remove_run(path: Path) -> None:
+    """Remove what runs wrote in a folder, and the folder if nothing else is in it.
+
+    Raises:
+        RunFolderError: a run is in progress in it, or in a folder below.
+    """
+    with ExitStack() as locks:
+        for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
+            locks.enter_context(exclusive_lock(folder))
+        for entry in [entry for entry in path.iterdir() if _is_from_a_run(entry)]:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if not any(path.iterdir()):
+            path.rmdir()
+
+
+def _is_from_a_run(path: Path) -> bool:
+    """Whether an entry of a run folder was written by a run, or is the folder of a run itself."""
     inner = RunFolder(path)
-    is_run = inner.recipe.is_file() and (inner.has_begun() or is_resolved(inner.recipe, ""))
-    return is_run or path.name in MADE or path.name.startswith(f".{inner.model.name}.")
+    is_run = inner.recipe.is_file() and (inner.has_started() or _is_resolved(inner.recipe, ""))
+    return is_run or path.name in RUN_FILES or path.name.startswith(f".{inner.model.name}.")
 
 
 def _is_seed_run(path: Path) -> bool:
@@ -289,41 +309,41 @@ def _is_seed_run(path: Path) -> bool:
 
 
 def nearest_folder(path: Path) -> Path:
-    """`path`, or the nearest above it that is there: whose disk and rights are those of what is made at `path`."""
+    """`path`, or its nearest parent that exists: the disk and permissions of what is created at `path`."""
     while not path.exists():
         path = path.parent
     return path
 
 
-def is_resolved(recipe: Path, asked: str) -> bool:
-    """Whether a recipe in a run folder is one that a run wrote there, and no person."""
+def _is_resolved(recipe: Path, expected: str) -> bool:
+    """Whether a recipe in a run folder was written by a run, not by a person."""
     text = recipe.read_text("utf-8")
     try:
-        return text == asked or text == dump_recipe(load_any_recipe(str(recipe)))
+        return text == expected or text == dump_recipe(load_any_recipe(str(recipe)))
     except RecipeError:
         return False
 
 
-def with_newer_keys(recipe: Path) -> str:
-    """The text of a resolved recipe, with the keys that bertcli has learned since it was written, at their defaults."""
+def resolved_text(recipe: Path) -> str:
+    """The text of a resolved recipe, with keys that are newer than the file at their defaults."""
     try:
         return dump_recipe(load_any_recipe(str(recipe)))
-    except RecipeError:  # of a suite, or no longer understood
+    except RecipeError:  # of a suite, or of a version whose keys are no longer known
         return recipe.read_text("utf-8")
 
 
 def first_recipe(text: str) -> str:
-    """The recipe of a run; of tasks learned together, whose recipes stand there as comments, the first.
+    """The recipe of a run; of a multitask run, whose recipes stand in it as comments, the first.
 
-    Those have all sections but their task's in common.
+    Those have all sections but the task in common.
     """
     if not text.startswith("suite:"):
         return text
     return re.split(r"^# (?! )[^:\n]*$", text, flags=re.MULTILINE)[1].replace("\n# ", "\n")
 
 
-def without(recipe_text: str, sections: set[str]) -> list[str]:
-    """The lines of block-style YAML mappings, commented out or not, less the given top-level sections."""
+def _without_sections(recipe_text: str, sections: set[str]) -> list[str]:
+    """The lines of block-style YAML mappings, commented out or not, without the given top-level sections."""
     kept, skipping = [], False
     for commented in recipe_text.splitlines():
         line = commented.removeprefix("# ")
@@ -335,13 +355,13 @@ def without(recipe_text: str, sections: set[str]) -> list[str]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in `folder` until the block ends, or this process does, however it ends.
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` until the block ends or this process dies; one process at a time works in a run.
 
-    On a disk that knows no locks nobody is kept out.
+    File systems without locks let everyone in.
 
     Raises:
-        RunFolderError: another process works in it.
+        RunFolderError: another process holds the lock.
     """
     path = folder / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -351,7 +371,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             owner = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
             raise RunFolderError(
-                f"{folder} is being worked in by {owner}; wait until that is done, or choose another folder with --run"
+                f"{folder} is in use by {owner}; wait until it ends, or choose another folder with --run"
             ) from error
         except OSError:
             yield

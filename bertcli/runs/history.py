@@ -1,4 +1,4 @@
-"""Histories: JSON Lines files that only grow, one record a line."""
+"""Histories: append-only JSON Lines files, one record per line."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.errors import RunFolderError
-from bertcli.files import write_parts
+from bertcli.files import write_chunks
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Add one line to the history `path`."""
+    """Append one record to the history `path`."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
-        os.fsync(file.fileno())  # a checkpoint that counts on this line outlasts a loss of power, too
+        os.fsync(file.fileno())  # a later checkpoint relies on this line, also after a power loss
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records of a history; none if there is no such file. A last line that was cut off does not count.
+    """Read all records of a history; an incomplete last line is ignored, a missing file has no records.
 
     Raises:
-        RunFolderError: another line is damaged.
+        RunFolderError: another line is corrupt.
     """
     if not path.is_file():
         return []
@@ -35,18 +35,18 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             records.append({**json.loads(line)})
         except (ValueError, TypeError) as error:
             raise RunFolderError(
-                f"{path}:{number} is damaged ({error}); mend that line, or train anew with --overwrite"
+                f"{path}:{number} is corrupt ({error}); fix that line, or train again with --overwrite"
             ) from error
     return records
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the records of steps after `step`: they will be made again by the resumed run."""
+def truncate_after(path: Path, step: int) -> None:
+    """Drop the records after `step`, which a resumed run writes again."""
     kept = [record for record in read_records(path) if record["step"] <= step]
     if path.is_file():
-        write_parts(path, (json.dumps(record) + "\n" for record in kept))
+        write_chunks(path, (json.dumps(record) + "\n" for record in kept))
 
 
 def is_better_lower(score: str) -> bool:
-    """Whether less of a score is better."""
+    """Whether a lower value of this score is better."""
     return score.endswith(("loss", "perplexity"))

@@ -1,4 +1,4 @@
-"""The model card: README.md of a run, in the hub's metadata format, with the numbers of this run."""
+"""The model card: README.md of a run, with hub metadata, scores, usage and recipe."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from bertcli.console import format_seconds, format_table
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.tasks.task import HeadName, Task
+from bertcli.runs.results import RunResults
+from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-MODEL_HERE = '"model")'  # in the card's program: the folder beside the card
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-HUB_METRICS = {  # ours → the hub's, where they differ
+MODEL_ARGUMENT = '"model")'  # ends the calls in the code: the folder next to the card; `push` replaces it
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_METRICS = {  # metric name here → on the hub, where they differ
     "f1_macro": "f1",
     "f1_micro": "f1",
     "matthews": "matthews_correlation",
@@ -27,109 +28,96 @@ HUB_METRICS = {  # ours → the hub's, where they differ
     "spearman": "spearmanr",
 }
 NO_METRICS = ("loss",)
-OWN_FILES = "own files"
+LOCAL_FILES = "local files"
 SAMPLE = "embedded sample"
-PIPELINES = {"masked_lm": "fill-mask", "causal_lm": "text-generation", "span_corruption": "text2text-generation"}
-PROGRAMS = {  # of the kinds of answer that are one call in transformers
-    "text_classification": "text-classification",
-    "token_classification": "token-classification",
-    "masked_lm": "fill-mask",
-    "causal_lm": "text-generation",
-}
-CLASSES: dict[HeadName | str, str] = {
-    "text_classification": "AutoModelForSequenceClassification",
-    "token_classification": "AutoModelForTokenClassification",
-    "question_answering": "AutoModelForQuestionAnswering",
-    "multiple_choice": "AutoModelForMultipleChoice",
-    "span_corruption": "AutoModelForSeq2SeqLM",
-}
 
 
-def write_card(
-    results: dict[str, Any], recipe: Recipe, task: Task, environment: Mapping[str, Any], base: str | None = None
+def build_model_card(
+    results: RunResults, recipe: Recipe, task: Task, environment: Mapping[str, Any], base: str | None = None
 ) -> str:
-    """The card of a fine-tuned model: metadata for the hub, what it is, how good, how it was made, how to use it.
+    """The card of a fine-tuned model: hub metadata, scores, training summary, usage and recipe.
 
     Args:
-        results: what `results.json` holds.
-        environment: what `environment.json` holds.
-        base: the model that what is saved are additions (LoRA) to; None: the whole model is saved.
+        results: content of `results.json`.
+        environment: content of `environment.json`.
+        base: the base model of a saved LoRA adapter; None if the full model is saved.
     """
-    pipeline = task.head.replace("_", "-")
-    datasets = _hub_names([task.dataset])
-    source = datasets[0] if datasets else SAMPLE if task.dataset == "sample" else OWN_FILES
+    head = task.head_class
+    pipeline = head.pipeline_tag
+    datasets = _hub_ids([task.dataset])
+    source = datasets[0] if datasets else SAMPLE if task.dataset == "sample" else LOCAL_FILES
     evaluations: list[EvalResult] = []
-    for split, scores in results["metrics"].items():
-        where = {"dataset_type": source, "dataset_name": task.name, "dataset_config": task.config}
-        evaluations += _evaluations(scores, task_type=pipeline, dataset_split=_split_name(task, split), **where)
+    for split, scores in results.mean_metrics().items():
+        dataset = {"dataset_type": source, "dataset_name": task.name, "dataset_config": task.config}
+        evaluations += _eval_results(scores, task_type=pipeline, dataset_split=_split_name(task, split), **dataset)
     name = task.name.replace("/", "-")
     library = "transformers" if base is None else "peft"
-    metadata = _metadata(name, pipeline, results["model"], datasets, evaluations, library)
-    start = _code(results["model"]) if results["model"] else f"fresh weights, BERT {results['size']}"
-    examples = f"{results['num_train_examples']:,} examples of {_code(source)}"
-    best = f"Best of {results['num_evaluations']} evaluations (step {results['best_step']} of {results['total_steps']})"
-    is_new = recipe.model.new_head
-    program = _program(task.head) if base is None else _program_of_additions(task.head, base, is_new=is_new)
+    metadata = _metadata(name, pipeline, results.model, datasets, evaluations, library)
+    start = _code(results.model) if results.model else f"randomly initialized weights (BERT {results.size})"
+    examples = f"{results.num_train_examples:,} examples of {_code(source)}"
+    best = f"Best of {results.num_evaluations} evaluations by {results.best_by}: step {results.best_step}"
+    has_new_head = recipe.model.new_head
+    usage = _usage(head) if base is None else _adapter_usage(head, base, has_new_head=has_new_head)
     return f"""---
 {metadata}
 ---
 
 # {task.name}
 
-Made by [bertcli](https://pypi.org/project/bertcli) from {start}, seed {results["seed"]}, with {examples}.
+Fine-tuned with [bertcli](https://pypi.org/project/bertcli) from {start} on {examples}, seed {results.seed}.
 
-{_table(results["metrics"])}
+{_table(results.mean_metrics())}
 
-{best}, by {results["best_by"]}. {_made_on(results, environment)}
+{best} of {results.total_steps}. {_training_summary(results, environment)}
 
-{program}{_words_on_thresholds(results.get("thresholds"))}{_words_on_tags(results)}
+{usage}{_thresholds_note(results.thresholds)}{_tags_note(results)}
 
-{_recipe(recipe)}
+{_recipe_section(recipe)}
 """
 
 
-def write_pretraining_card(results: dict[str, Any], recipe: PretrainRecipe, environment: Mapping[str, Any]) -> str:
-    """The card of a pretrained model: what it is, how good its guesses are, how it was made."""
-    objective = recipe.objective.kind
-    pipeline = PIPELINES.get(objective, "feature-extraction")
-    datasets = _hub_names([source.dataset for source in recipe.corpus.sources])
-    source = datasets[0] if len(datasets) == len(recipe.corpus.sources) == 1 else "the corpus of the recipe"
-    where = {"dataset_type": source, "dataset_name": source, "dataset_split": "held out"}
-    evaluations = _evaluations(results["metrics"]["validation"], task_type=pipeline, **where)
-    name = f"{results['family']}-pretrained"
-    metadata = _metadata(name, pipeline, results["model"], datasets, evaluations)
-    fresh = f"fresh weights, {results['family']} {results['size'] or ''}".strip()
-    start = _code(results["model"]) if results["model"] else fresh
-    entropy = {"entropy without context": results["unigram_entropy"]}
+def build_pretraining_card(results: RunResults, recipe: PretrainRecipe, environment: Mapping[str, Any]) -> str:
+    """The card of a pretrained model: hub metadata, held-out scores, training summary, usage and recipe."""
+    objective = recipe.objective.objective_class
+    pipeline = objective.pipeline_tag
+    datasets = _hub_ids([source.dataset for source in recipe.corpus.sources])
+    source = datasets[0] if len(datasets) == len(recipe.corpus.sources) == 1 else "corpus of the recipe"
+    dataset = {"dataset_type": source, "dataset_name": source, "dataset_split": "held out"}
+    evaluations = _eval_results(results.mean_scores("validation"), task_type=pipeline, **dataset)
+    name = f"{results.family}-pretrained"
+    metadata = _metadata(name, pipeline, results.model, datasets, evaluations)
+    architecture = f"{results.family} {results.size or ''}".strip()
+    start = _code(results.model) if results.model else f"randomly initialized weights ({architecture})"
+    unigram = {"unigram cross-entropy": results.unigram_cross_entropy or 0.0}
     return f"""---
 {metadata}
 ---
 
-# {results["family"]}, pretrained
+# {results.family}, pretrained
 
-Made by [bertcli](https://pypi.org/project/bertcli) from {start}, seed {results["seed"]}, on {results["num_tokens"]:,}
-tokens of {results["num_documents"]:,} documents.
+Pretrained with [bertcli](https://pypi.org/project/bertcli) from {start} on {results.num_tokens:,} tokens of
+{results.num_documents:,} documents, seed {results.seed}.
 
-{_table({"held out": results["metrics"]["validation"] | entropy})}
+{_table({"held out": results.mean_scores("validation") | unigram})}
 
-Step {results["best_step"]} of {results["total_steps"]}. {_made_on(results, environment)}
+Step {results.best_step} of {results.total_steps}. {_training_summary(results, environment)}
 
-{_program(objective)}
+{_usage(objective)}
 
-{_recipe(recipe)}
+{_recipe_section(recipe)}
 """
 
 
-def write_shared_card(results: dict[str, Any], recipes: Mapping[str, Recipe]) -> str:
-    """The words for a run of several tasks: how good, where each model lies, how they were made.
+def build_multitask_card(results: RunResults, recipes: Mapping[str, Recipe]) -> str:
+    """The README of a multitask run: the folder of each model, scores and recipes.
 
     Args:
-        results: what `results.json` holds.
-        recipes: by the folder of each model.
+        results: content of `results.json`.
+        recipes: by folder of each model.
     """
     models = "\n".join(f"* `model/{folder}`" for folder in recipes)
-    texts = "\n".join(_recipe(recipe) for recipe in recipes.values())
-    return f"# One encoder, several tasks\n\n{models}\n\n{_table(results['metrics'])}\n\n{texts}\n"
+    texts = "\n".join(_recipe_section(recipe) for recipe in recipes.values())
+    return f"# One encoder, several tasks\n\n{models}\n\n{_table(results.mean_metrics())}\n\n{texts}\n"
 
 
 def _metadata(
@@ -140,15 +128,15 @@ def _metadata(
     evaluations: Sequence[EvalResult],
     library: str = "transformers",
 ) -> str:
-    """The front matter, as the hub's own library writes it. Licence and language are for those who know them."""
+    """The YAML front matter, as `huggingface_hub` writes it. License and language are left for the author to add."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
         library_name=library,
         pipeline_tag=pipeline,
-        base_model=next(iter(_hub_names([base_model])), None),
+        base_model=next(iter(_hub_ids([base_model])), None),
         datasets=list(datasets) or None,
-        metrics=list(dict.fromkeys(one.metric_type for one in evaluations)) or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in evaluations)) or None,
         tags=["bertcli"],
         model_name=name,
         eval_results=list(evaluations) or None,
@@ -156,27 +144,27 @@ def _metadata(
     return data.to_yaml()
 
 
-def _evaluations(scores: Mapping[str, float], **where: Any) -> list[EvalResult]:
+def _eval_results(scores: Mapping[str, float], **dataset: Any) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     return [
-        EvalResult(metric_type=HUB_METRICS.get(name, name), metric_name=name, metric_value=round(value, 6), **where)
+        EvalResult(metric_type=HUB_METRICS.get(name, name), metric_name=name, metric_value=round(value, 6), **dataset)
         for name, value in scores.items()
         if name not in NO_METRICS
     ]
 
 
 def _split_name(task: Task, split: str) -> str:
-    """What the data set calls a split."""
+    """The name of a split in the data set."""
     if split == "validation" and not (task.files.validation if task.files else task.splits.validation):
-        return "held out of the training rows"
+        return "held out from training rows"
     return str(getattr(task.splits, split, None) or split)
 
 
-def _hub_names(names: Sequence[str | None]) -> list[str]:
-    """Those of the names that are the hub's: no folder on this machine, and not the embedded sample."""
-    given = [name for name in names if name and HUB_NAME.fullmatch(name) and name != "sample"]
-    return list(dict.fromkeys(name for name in given if not Path(name).exists()))
+def _hub_ids(names: Sequence[str | None]) -> list[str]:
+    """The names that are hub repositories, not local folders or the embedded sample."""
+    candidates = [name for name in names if name and HUB_ID.fullmatch(name) and name != "sample"]
+    return list(dict.fromkeys(name for name in candidates if not Path(name).exists()))
 
 
 def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
@@ -184,87 +172,86 @@ def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     return format_table(("split", "score", "value"), rows)
 
 
-def _made_on(results: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+def _training_summary(results: RunResults, environment: Mapping[str, Any]) -> str:
     machine = ", ".join(environment["gpus"]) or f"{environment['cpus']} CPU cores ({environment['processor']})"
     packages = environment["packages"]
     return (
-        f"{results['num_parameters']:,} parameters, trained for {format_seconds(results['train_seconds'])} in "
-        f"{results['precision']} on {machine}, with PyTorch {packages['torch']}, transformers "
+        f"{results.num_parameters:,} parameters, trained for {format_seconds(results.train_seconds)} in "
+        f"{results.precision} on {machine}, with PyTorch {packages['torch']}, transformers "
         f"{packages['transformers']} and bertcli {packages['bertcli']}."
     )
 
 
-def _program(kind: str) -> str:
-    if kind in PROGRAMS:
-        lines = ["from transformers import pipeline", "", f'answer = pipeline("{PROGRAMS[kind]}", model={MODEL_HERE}']
+def _usage(kind: Any) -> str:
+    """Code that loads the full model; `kind` is the class of its head or pretraining objective."""
+    if kind.has_pipeline:
+        lines = ["from transformers import pipeline", ""]
+        lines.append(f'answer = pipeline("{kind.pipeline_tag}", model={MODEL_ARGUMENT}')
     else:
-        model_class = CLASSES.get(kind, "AutoModel")
+        model_class = "AutoModel" if kind.pipeline_tag == "feature-extraction" else kind.model_class
         lines = [f"from transformers import {model_class}, AutoTokenizer", ""]
-        lines += [f"{name} = {one}.from_pretrained({MODEL_HERE}"
-                  for name, one in (("model", model_class), ("tokenizer", "AutoTokenizer"))]  # fmt: skip
+        lines.append(f"model = {model_class}.from_pretrained({MODEL_ARGUMENT}")
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({MODEL_ARGUMENT}")
     return _block("python", "\n".join(lines))
 
 
-def _program_of_additions(kind: HeadName, base: str, *, is_new: bool) -> str:
-    """The program that lays additions (LoRA) over the model `base`; `is_new`: whose own head has other labels."""
-    model_class, has_call = CLASSES[kind], kind in PROGRAMS
-    names = ["AutoConfig", model_class, "AutoTokenizer", *["pipeline"] * has_call]
-    options = ", config=config" + (", ignore_mismatched_sizes=True" if is_new else "")
+def _adapter_usage(head: Any, base: str, *, has_new_head: bool) -> str:
+    """Code that merges a LoRA adapter into the model `base`; `has_new_head`: the head of `base` was replaced."""
+    names = ["AutoConfig", head.model_class, "AutoTokenizer", *["pipeline"] * head.has_pipeline]
+    options = ", config=config" + (", ignore_mismatched_sizes=True" if has_new_head else "")
     lines = [
         "from peft import PeftModel",
         f"from transformers import {', '.join(names)}",
         "",
-        f"config = AutoConfig.from_pretrained({MODEL_HERE}",
-        f"base = {model_class}.from_pretrained({json.dumps(base, ensure_ascii=False)}{options})",
-        f"model = PeftModel.from_pretrained(base, {MODEL_HERE}.merge_and_unload()",
-        f"tokenizer = AutoTokenizer.from_pretrained({MODEL_HERE}",
+        f"config = AutoConfig.from_pretrained({MODEL_ARGUMENT}",
+        f"base = {head.model_class}.from_pretrained({json.dumps(base, ensure_ascii=False)}{options})",
+        f"model = PeftModel.from_pretrained(base, {MODEL_ARGUMENT}.merge_and_unload()",
+        f"tokenizer = AutoTokenizer.from_pretrained({MODEL_ARGUMENT}",
     ]
-    if has_call:
-        lines.append(f'answer = pipeline("{PROGRAMS[kind]}", model=model, tokenizer=tokenizer)')
+    if head.has_pipeline:
+        lines.append(f'answer = pipeline("{head.pipeline_tag}", model=model, tokenizer=tokenizer)')
     return _block("python", "\n".join(lines))
 
 
-def _words_on_thresholds(thresholds: Mapping[str, float] | None) -> str:
-    """That others answer without them; nothing if there are none."""
+def _thresholds_note(thresholds: Mapping[str, float] | None) -> str:
+    """A note that plain transformers ignores the thresholds; empty without thresholds."""
     if not thresholds:
         return ""
-    told = ", ".join(f"{_code(label)}: {value:.4g}" for label, value in thresholds.items())
+    listed = ", ".join(f"{_code(label)}: {value:.4g}" for label, value in thresholds.items())
     return (
-        f"\n\n`bertcli` answers by thresholds of probability ({told}), which `config.json` holds. Plain `transformers` "
-        "does not know them: the answers of this program can differ, its probabilities are the same."
+        f"\n\n`bertcli` applies probability thresholds ({listed}), saved in `config.json`. Plain `transformers` "
+        "ignores them: the code above gives the same probabilities, but its predictions can differ."
     )
 
 
-def _words_on_tags(results: Mapping[str, Any]) -> str:
-    """That others ask and answer without what `bertcli` knows of tags; nothing if it is the same."""
-    told = []
-    if scheme := results.get("tag_scheme"):
-        told.append(f"`bertcli` answers with tags that can follow each other ({scheme}), this program word by word.")
-    if results.get("marks_capitals"):
-        told.append(
-            "The model is told of words with capital letters by `token_type_ids` of 1, which this program omits."
-        )
-    return "\n\n" + " ".join([*told, "Their answers can differ."]) if told else ""
+def _tags_note(results: RunResults) -> str:
+    """A note on what `bertcli` does beyond plain transformers when tagging; empty if nothing."""
+    notes = []
+    if scheme := getattr(results, "tag_scheme", None):
+        notes.append(f"`bertcli` uses constrained decoding to valid {scheme} tag sequences; the code above does not.")
+    if getattr(results, "casing_feature", None):
+        notes.append("Capitalized words are marked by `token_type_ids` of 1, which the code above omits.")
+    return "\n\n" + " ".join([*notes, "Predictions can differ."]) if notes else ""
 
 
-def _recipe(recipe: Recipe | PretrainRecipe) -> str:
+def _recipe_section(recipe: Recipe | PretrainRecipe) -> str:
     return f"## Recipe\n\n{_block('yaml', dump_recipe(recipe).rstrip())}"
 
 
 def _block(kind: str, text: str) -> str:
-    """A block of code that nothing in `text` ends."""
-    fence = "`" * max(3, _longest_run(text) + 1)
+    """A fenced code block whose fence does not occur in `text`."""
+    fence = "`" * max(3, _longest_backtick_run(text) + 1)
     return f"{fence}{kind}\n{text}\n{fence}"
 
 
 def _code(text: str) -> str:
-    """`text` as code within a line, whatever is in it."""
+    """`text` as inline code, safe for any content."""
     line = " ".join(text.split())
-    fence = "`" * (_longest_run(line) + 1)
+    fence = "`" * (_longest_backtick_run(line) + 1)
     inside = f" {line} " if line.startswith("`") or line.endswith("`") else line
     return f"{fence}{inside}{fence}"
 
 
-def _longest_run(text: str) -> int:
-    """Backticks in a row."""
+def _longest_backtick_run(text: str) -> int:
+    """Length of the longest sequence of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)

@@ -1,20 +1,20 @@
-"""What the data mean: the shipped task rows by name."""
+"""The shipped task rows by name."""
 
 from __future__ import annotations
 
 from bertcli.errors import RecipeError, did_you_mean
-from bertcli.tasks import choice, glue, ner, sample, sentiment, squad
+from bertcli.tasks import glue, multiple_choice, ner, sample, sentiment, squad
 from bertcli.tasks.task import Task
 
-ROWS = (*glue.ROWS, *squad.ROWS, *sentiment.ROWS, *ner.ROWS, *choice.ROWS, *sample.ROWS)
+ROWS = (*glue.ROWS, *squad.ROWS, *sentiment.ROWS, *ner.ROWS, *multiple_choice.ROWS, *sample.ROWS)
 TASKS: dict[str, Task] = {row.name: row for row in ROWS}
 
 
-def task_named(name: str) -> Task:
-    """The shipped row called `name`.
+def get_task(name: str) -> Task:
+    """The shipped task row called `name`.
 
     Raises:
-        RecipeError: no row has that name; the message holds the nearest ones.
+        RecipeError: unknown name; the message suggests the nearest ones.
     """
     if name not in TASKS:
         cure = did_you_mean(name, TASKS) or f" Known: {', '.join(TASKS)}."

@@ -1,14 +1,14 @@
-"""GLUE rows (Wang et al. 2018, https://gluebenchmark.com), with the metrics and files of the leaderboard."""
+"""GLUE rows (Wang et al. 2018, https://gluebenchmark.com), with the leaderboard's metrics and submission files."""
 
 from __future__ import annotations
 
 from bertcli.tasks.task import Task
 
-ONE = ("sentence",)
-PAIR = ("sentence1", "sentence2")
-PREMISE = ("premise", "hypothesis")
-YES_NO = ("entailment", "not_entailment")
-THREE_WAY = ("entailment", "neutral", "contradiction")
+SENTENCE = ("sentence",)
+SENTENCE_PAIR = ("sentence1", "sentence2")
+PREMISE_HYPOTHESIS = ("premise", "hypothesis")
+TWO_WAY_NLI = ("entailment", "not_entailment")
+THREE_WAY_NLI = ("entailment", "neutral", "contradiction")
 REFERENCE_MODEL = "google-bert/bert-base-cased"
 REFERENCE_SOURCE = "https://github.com/huggingface/transformers/tree/main/examples/pytorch/text-classification"
 
@@ -19,21 +19,25 @@ def _row(
     description: str,
     files: dict[str, str],
     *,
-    names: bool = False,
+    label_names: bool = False,
     published: dict[str, float] | None = None,
-    also: tuple[str, ...] = (),
+    extra_tasks: tuple[str, ...] = (),
     **rest: object,
 ) -> Task:
-    """A row of GLUE.
+    """Build a row of GLUE.
 
     Args:
-        files: test split → file of the leaderboard.
-        names: whether the leaderboard wants label names instead of numbers.
+        files: test split → name of its submission file.
+        label_names: whether the submission has label names instead of ids.
         published: scores of `REFERENCE_MODEL` on the validation split.
-        also: rows whose test split this task's model answers.
+        extra_tasks: further rows whose test split this task's model predicts.
     """
     fields: dict[str, object] = {"dataset": "nyu-mll/glue", "config": name, "text_columns": text_columns}
-    fields["submission"] = {"files": files, "answers": "names" if names else "numbers", "also": also}
+    fields["submission"] = {
+        "files": files,
+        "answers": "names" if label_names else "numbers",
+        "extra_tasks": extra_tasks,
+    }
     if published:
         fields["reference"] = {"model": REFERENCE_MODEL, "scores": published, "source": REFERENCE_SOURCE}
     return Task.model_validate({"name": f"glue/{name}", "description": description, **fields, **rest})
@@ -42,7 +46,7 @@ def _row(
 ROWS = (
     _row(
         "cola",
-        ONE,
+        SENTENCE,
         "is the sentence grammatical?",
         {"test": "CoLA"},
         labels=("unacceptable", "acceptable"),
@@ -51,8 +55,8 @@ ROWS = (
     ),
     _row(
         "sst2",
-        ONE,
-        "sentiment of film reviews",
+        SENTENCE,
+        "sentiment of movie reviews",
         {"test": "SST-2"},
         labels=("negative", "positive"),
         metrics=("accuracy",),
@@ -60,8 +64,8 @@ ROWS = (
     ),
     _row(
         "mrpc",
-        PAIR,
-        "do two sentences say the same?",
+        SENTENCE_PAIR,
+        "are two sentences paraphrases?",
         {"test": "MRPC"},
         labels=("not_equivalent", "equivalent"),
         metrics=("f1", "accuracy"),
@@ -69,8 +73,8 @@ ROWS = (
     ),
     _row(
         "stsb",
-        PAIR,
-        "how alike are two sentences (0 to 5)?",
+        SENTENCE_PAIR,
+        "how similar are two sentences (0 to 5)?",
         {"test": "STS-B"},
         problem="regression",
         metrics=("pearson", "spearman"),
@@ -79,7 +83,7 @@ ROWS = (
     _row(
         "qqp",
         ("question1", "question2"),
-        "do two questions ask the same?",
+        "are two questions duplicates?",
         {"test": "QQP"},
         labels=("not_duplicate", "duplicate"),
         metrics=("f1", "accuracy"),
@@ -87,17 +91,17 @@ ROWS = (
     ),
     _row(
         "mnli",
-        PREMISE,
+        PREMISE_HYPOTHESIS,
         "does the hypothesis follow from the premise?",
         {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"},
-        names=True,
-        also=("glue/ax",),
-        labels=THREE_WAY,
+        label_names=True,
+        extra_tasks=("glue/ax",),
+        labels=THREE_WAY_NLI,
         metrics=("accuracy",),
         splits={
             "validation": "validation_matched",
             "test": "test_matched",
-            "more_validation": ("validation_mismatched",),
+            "extra_validation": ("validation_mismatched",),
         },
         published={"accuracy": 0.8391},
     ),
@@ -106,24 +110,24 @@ ROWS = (
         ("question", "sentence"),
         "does the sentence answer the question?",
         {"test": "QNLI"},
-        names=True,
-        labels=YES_NO,
+        label_names=True,
+        labels=TWO_WAY_NLI,
         metrics=("accuracy",),
         published={"accuracy": 0.9066},
     ),
     _row(
         "rte",
-        PAIR,
+        SENTENCE_PAIR,
         "does the first sentence entail the second?",
         {"test": "RTE"},
-        names=True,
-        labels=YES_NO,
+        label_names=True,
+        labels=TWO_WAY_NLI,
         metrics=("accuracy",),
         published={"accuracy": 0.6570},
     ),
     _row(
         "wnli",
-        PAIR,
+        SENTENCE_PAIR,
         "does the sentence with the pronoun replaced follow?",
         {"test": "WNLI"},
         labels=("not_entailment", "entailment"),
@@ -132,11 +136,11 @@ ROWS = (
     ),
     _row(
         "ax",
-        PREMISE,
-        "diagnostic of inference, answered by MNLI's model; its labels are hidden",
+        PREMISE_HYPOTHESIS,
+        "diagnostic inference set, predicted by MNLI's model; its labels are hidden",
         {"test": "AX"},
-        names=True,
-        labels=THREE_WAY,
+        label_names=True,
+        labels=THREE_WAY_NLI,
         metrics=("matthews",),
         splits={"train": None, "validation": None, "test": "test"},
     ),

@@ -1,4 +1,4 @@
-"""Named entities: a tag for each word."""
+"""Named entity recognition rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS = (
         label_column="ner_tags",
         labels=("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
         metrics=("seqeval",),
-        description="persons, organisations, places and others in news (Tjong Kim Sang and De Meulder 2003)",
+        description="persons, organizations, locations and other entities in news (Tjong Kim Sang and De Meulder 2003)",
         reference=Reference(
             model="google-bert/bert-base-cased",
             scores={"f1": 0.924},

@@ -1,4 +1,4 @@
-"""Rows over the embedded sample language (`bertcli.data.sample`): one for each kind of answer."""
+"""Rows on the embedded sample language (`bertcli.data.sample`), at least one per head."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ def _row(name: str, text_columns: tuple[str, ...], description: str, **rest: obj
 
 
 ROWS = (
-    _row("sentiment", ("text",), "made-up reviews", labels=("negative", "positive"), metrics=("accuracy",)),
+    _row(
+        "sentiment", ("text",), "sentiment of generated reviews", labels=("negative", "positive"), metrics=("accuracy",)
+    ),
     _row(
         "inference",
         ("premise", "hypothesis"),
-        "does one made-up sentence follow from another?",
+        "does one generated sentence entail another?",
         labels=("entailment", "neutral", "contradiction"),
         metrics=("accuracy", "f1_macro"),
     ),
-    _row("similarity", ("sentence1", "sentence2"), "how alike are two made-up sentences?", problem="regression"),
+    _row("similarity", ("sentence1", "sentence2"), "how similar are two generated sentences?", problem="regression"),
     _row(
         "topics",
         ("text",),
-        "which topics does a made-up text touch?",
+        "topics of generated texts, several per text",
         problem="multi_label",
         labels=("animals", "food", "travel", "weather"),
     ),
     _row(
         "entities",
         ("tokens",),
-        "names in made-up sentences",
+        "named entities in generated sentences",
         head="token_classification",
         label_column="tags",
         labels=("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"),
@@ -38,7 +40,7 @@ ROWS = (
     _row(
         "questions",
         ("question", "context"),
-        "who did it, and when, in made-up passages?",
+        "questions on generated passages",
         head="question_answering",
         label_column="answers",
         id_column="id",
@@ -46,11 +48,17 @@ ROWS = (
     _row(
         "open-questions",
         ("question", "context"),
-        "the same, where some questions have no answer",
+        "questions on generated passages, some of them unanswerable",
         head="question_answering",
         label_column="answers",
         id_column="id",
         unanswerable=True,
     ),
-    _row("choices", ("text",), "what kind of thing was it?", head="multiple_choice", choice_columns=("choices",)),
+    _row(
+        "choices",
+        ("text",),
+        "what kind of thing does a generated sentence mention?",
+        head="multiple_choice",
+        choice_columns=("choices",),
+    ),
 )

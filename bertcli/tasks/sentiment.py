@@ -1,4 +1,4 @@
-"""Sentiment rows beside GLUE's SST-2."""
+"""Sentiment rows other than GLUE's SST-2."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ ROWS = (
     Task(
         name="sentiment/imdb",
         dataset="stanfordnlp/imdb",
-        # The hub's data set has no validation split; reviews are held out of the training ones.
+        # The data set has no validation split; a part of the training reviews is held out.
         splits=Splits(validation=None),
         text_columns=("text",),
         labels=("neg", "pos"),
         metrics=("accuracy",),
-        description="long film reviews (Maas et al. 2011)",
+        description="long movie reviews (Maas et al. 2011)",
     ),
     Task(
         name="sentiment/rotten-tomatoes",
@@ -21,6 +21,6 @@ ROWS = (
         text_columns=("text",),
         labels=("neg", "pos"),
         metrics=("accuracy",),
-        description="sentences of film reviews (Pang and Lee 2005)",
+        description="sentences from movie reviews (Pang and Lee 2005)",
     ),
 )

@@ -1,4 +1,4 @@
-"""SQuAD rows: questions whose answer is a span of a passage (Rajpurkar et al. 2016, 2018)."""
+"""SQuAD rows: questions answered by a span of a passage (Rajpurkar et al. 2016, 2018)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROWS = (
     _row(
         "v1",
         "rajpurkar/squad",
-        "answers to questions on Wikipedia paragraphs",
+        "questions on Wikipedia paragraphs",
         Reference(model="BERT base", scores={"exact_match": 80.8, "f1": 88.5}, source="Devlin et al. 2019, table 2"),
         metrics=("squad",),
     ),
     _row(
         "v2",
         "rajpurkar/squad_v2",
-        "the same, where some questions have no answer",
+        "questions on Wikipedia paragraphs, some of them unanswerable",
         Reference(
             model="BERT large uncased",
             scores={"exact_match": 78.63, "f1": 81.58},

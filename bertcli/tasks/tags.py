@@ -1,19 +1,19 @@
-"""Tags of entities: a letter for where in one a word stands, a dash, the kind of entity."""
+"""Entity tags such as `B-PER`: a position prefix, a dash, the entity type."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-LETTERS = ("B", "I", "E", "S", "L", "U")
-OF_IOBES = {"L": "E", "U": "S"}
+PREFIXES = ("B", "I", "E", "S", "L", "U")
+BILOU_TO_IOBES = {"L": "E", "U": "S"}
 
 
-def parts_of(tag: str) -> tuple[str, str]:
-    """`B-PER` is `B` and `PER`; what is outside of entities, or no such tag, is nothing twice."""
-    letter, dash, kind = tag.partition("-")
-    return (letter, kind) if dash and letter in LETTERS else ("", "")
+def split_tag(tag: str) -> tuple[str, str]:
+    """Split `B-PER` into `B` and `PER`; two empty strings for `O` and anything that is not an entity tag."""
+    prefix, dash, entity_type = tag.partition("-")
+    return (prefix, entity_type) if dash and prefix in PREFIXES else ("", "")
 
 
-def in_iobes(tags: Iterable[str]) -> list[str]:
-    """Tags with the letters of BILOU as IOBES writes them, which are those that seqeval reads."""
-    return [OF_IOBES[tag[0]] + tag[1:] if tag[:2] in ("L-", "U-") else tag for tag in tags]
+def to_iobes(tags: Iterable[str]) -> list[str]:
+    """Replace BILOU prefixes with the IOBES ones that seqeval reads; other tags are unchanged."""
+    return [BILOU_TO_IOBES[tag[0]] + tag[1:] if tag[:2] in ("L-", "U-") else tag for tag in tags]

@@ -1,4 +1,4 @@
-"""Whether compiled layers make a run shorter: tried on its own steps, where there is time to earn a trial back."""
+"""Trial of compiled layers: timed on the run's own steps, and kept if they are faster."""
 
 from __future__ import annotations
 
@@ -6,61 +6,72 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator
 
+import torch
 from accelerate import Accelerator
 
+from bertcli.models.compile import has_compiler
 from bertcli.training.loop import StepRecord
-from bertcli.training.meters import of_first
+from bertcli.training.meters import broadcast_from_main
 
-LEAST_SECONDS = 1800.0  # of a run that remain: compiling takes a minute or two
-FIRST_STEPS, TIMED_STEPS = 20, 30  # the first ones warm up, or compile
+MIN_SECONDS_LEFT = 1800.0  # compiling takes a minute or two, which a short run does not earn back
+WARMUP_STEPS, TIMED_STEPS = 20, 30  # the layers are compiled during warmup
 
 
-def tried_compiled(
+def reason_not_to_compile(device: torch.device) -> str:
+    """Why a run on `device` does not even try compiled layers; empty if it does."""
+    if device.type != "cuda":
+        return "compiling brings no speedup on a CPU"  # tests/benchmarks/RESULTS.md
+    return "" if has_compiler() else "found no C++ compiler"
+
+
+def compile_if_faster(
     steps: Iterator[StepRecord],
     accelerator: Accelerator,
     seconds_left: Callable[[], float],
     compile_layers: Callable[[], int],
     undo: Callable[[], None],
     say: Callable[[str], None],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[StepRecord]:
-    """The same steps: some as they are, some with compiled layers, and the rest in the way that was faster.
+    """Yield the same steps: first some uncompiled, then some with compiled layers, the rest in the faster way.
 
-    Tokens a second are compared, medians of steps that are waited for; the first process decides for all.
+    Compares median tokens per second of steps that synchronize with the device; the main process decides for all.
 
     Args:
-        seconds_left: of the run, asked before anything is compiled.
-        compile_layers: says how many parts it compiled.
+        seconds_left: estimated time to the end of the run; called before anything is compiled.
+        compile_layers: returns the number of compiled parts.
+        clock: seconds, from any starting point.
     """
-    plain = yield from _tokens_a_second(steps, accelerator)
-    if plain is None:
+    uncompiled = yield from _tokens_per_second(steps, accelerator, clock)
+    if uncompiled is None:
         return
-    left = of_first(accelerator, seconds_left())
-    if left < LEAST_SECONDS:
-        say(f"layers are not compiled: {left:.0f} seconds of training do not earn it back")
+    left = broadcast_from_main(accelerator, seconds_left())
+    if left < MIN_SECONDS_LEFT:
+        say(f"layers are not compiled: {left:.0f} seconds of training left are too few for it to pay off")
     elif not compile_layers():
-        say("layers are not compiled: none of this model is known")
+        say("layers are not compiled: the layers of this model are not supported")
     else:
-        compiled = yield from _tokens_a_second(steps, accelerator)
+        compiled = yield from _tokens_per_second(steps, accelerator, clock)
         if compiled is None:
             return
-        if compiled <= plain:
+        if compiled <= uncompiled:
             undo()
-        kept = "they stay compiled" if compiled > plain else "they stay as they are"
-        say(f"compiled layers compute {compiled / plain:.2f} times as many tokens a second: {kept}")
+        decision = "keeping them" if compiled > uncompiled else "back to uncompiled ones"
+        say(f"compiled layers process {compiled / uncompiled:.2f} times as many tokens per second: {decision}")
     yield from steps
 
 
-def _tokens_a_second(
-    steps: Iterator[StepRecord], accelerator: Accelerator
+def _tokens_per_second(
+    steps: Iterator[StepRecord], accelerator: Accelerator, clock: Callable[[], float]
 ) -> Generator[StepRecord, None, float | None]:
-    """The median over the next steps but the first ones, as the first process sees it; None if the steps end before."""
+    """The main process's median over the next steps without warmup; None if the run ends before."""
     rates: list[float] = []
-    for _ in range(FIRST_STEPS + TIMED_STEPS):
-        start = time.perf_counter()
+    for _ in range(WARMUP_STEPS + TIMED_STEPS):
+        start = clock()
         record = next(steps, None)
         if record is None:
             return None
-        float(record.loss)  # waits for the device
-        rates.append(record.num_padded_tokens / (time.perf_counter() - start))
+        float(record.loss)  # synchronizes with the device
+        rates.append(record.num_padded_tokens / (clock() - start))
         yield record
-    return of_first(accelerator, statistics.median(rates[FIRST_STEPS:]))
+    return broadcast_from_main(accelerator, statistics.median(rates[WARMUP_STEPS:]))

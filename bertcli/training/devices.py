@@ -1,4 +1,4 @@
-"""Device and precision: what `auto` means on this machine, and the Accelerator that drives it."""
+"""Device and precision: resolve `auto`, build the Accelerator, and move batches to its device."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 
-from bertcli.data.token_index import with_block_mask, with_layout
+from bertcli.data.token_index import add_block_mask, add_token_index
 from bertcli.errors import UsageError
-from bertcli.malloc import keep_memory
+from bertcli.malloc import retain_freed_memory
 from bertcli.recipe.schema import HardwareSection
 
-PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads, tokenises or saves
+PROCESS_TIMEOUT = timedelta(hours=12)  # other processes wait while the main one downloads, tokenizes or saves
 ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def choose_precision(hardware: HardwareSection) -> str:
-    """`fp32`, `bf16` or `fp16`: the asked one, or for `auto` the fastest that the device computes natively.
+    """The precision to train in: `fp32`, `bf16` or `fp16`; `auto` is the fastest one that the device supports natively.
 
     Raises:
-        UsageError: fp16 on a CPU, which trains to nonsense.
+        UsageError: fp16 on a CPU, where training diverges.
     """
     if hardware.precision == "fp16" and not _uses_gpu(hardware):
         raise UsageError("found hardware.precision fp16 on a CPU, expected fp32 or bf16 there")
@@ -31,7 +31,7 @@ def choose_precision(hardware: HardwareSection) -> str:
 
 
 def native_precisions(hardware: HardwareSection) -> list[str]:
-    """What the recipe's device computes natively, the fastest first."""
+    """The precisions that the recipe's device supports natively, fastest first."""
     if _uses_gpu(hardware):
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return [*(["bf16"] if bf16 else []), "fp16", "fp32"]
@@ -44,80 +44,82 @@ def cpu_computes_bf16() -> bool:
 
 
 def build_accelerator(
-    hardware: HardwareSection, *, has_idle_weights: bool = False, logging_folder: Path | None = None
+    hardware: HardwareSection, *, has_unused_parameters: bool = False, logging_folder: Path | None = None
 ) -> Accelerator:
-    """The Accelerator for the recipe's device and precision.
+    """Build the Accelerator for the recipe's device and precision.
 
     Args:
-        has_idle_weights: some steps have no gradient for weights that learn in others.
-        logging_folder: where the recipe's trackers write; None: there is nothing to follow.
+        has_unused_parameters: some steps leave parameters without gradient that other steps train.
+        logging_folder: where the recipe's trackers write; None: no trackers.
 
     Raises:
-        UsageError: the asked device is not there.
+        UsageError: the device is not available.
     """
     if hardware.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("found hardware.device cuda, but this machine shows no CUDA device; use auto or cpu")
+        raise UsageError("found hardware.device cuda, but no CUDA device is available; use auto or cpu")
     if hardware.device == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("found hardware.device mps, but this machine has none; use auto or cpu")
+        raise UsageError("found hardware.device mps, but MPS is not available; use auto or cpu")
     if _uses_cpu(hardware):
-        keep_memory()
+        retain_freed_memory()
     precision = ACCELERATE_NAMES[choose_precision(hardware)]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._shared_state = {}  # of runs one after the other each has its own; earlier ones keep theirs
+        # Accelerate shares one state per process; replace it, so that runs of one process can differ in precision.
+        AcceleratorState._shared_state = {}
     return Accelerator(
         cpu=_uses_cpu(hardware),
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,
         log_with=list(hardware.trackers) or None if logging_folder else None,
         project_dir=logging_folder,
-        # The buffers of encoders are constants: nothing to send at each step.
+        # The buffers of encoders are constants and need no broadcast.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=has_idle_weights)
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=has_unused_parameters)
         ],
     )
 
 
-def processes_of(hardware: HardwareSection) -> PartialState:
-    """Which of how many processes this is, as `torchrun`, `srun` or Accelerate's launcher started them."""
-    return PartialState(cpu=_uses_cpu(hardware), timeout=PATIENCE)
+def init_processes(hardware: HardwareSection) -> PartialState:
+    """Join the processes that `torchrun`, `srun` or Accelerate's launcher started; return their state."""
+    return PartialState(cpu=_uses_cpu(hardware), timeout=PROCESS_TIMEOUT)
 
 
-def on_device(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: torch.device) -> dict[str, Any]:
-    """A batch as `model` reads it, sent to its device without waiting.
+def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: torch.device) -> dict[str, Any]:
+    """Turn a batch into the inputs of `model` and move them to `device` without synchronizing.
 
-    Of `asked` [B, S] the places in the flattened batch are sent [M], of `labels` those alone.
+    The mask `target_positions` [B, S] becomes the indices of its positions in the flattened batch [M]; `labels` are
+    reduced to those positions.
     """
-    if "asked" in batch and "labels" in batch:  # what chooses by a mask on the device has to wait for it
-        batch = batch | {"labels": batch["labels"][batch["asked"]]}
-    known: dict[str, Any] = {}
-    reader: Any = getattr(model, "module", model)
-    if "task" in batch:  # a number that the model is to know without asking the device
-        known["task"] = int(batch["task"][0])
+    if "target_positions" in batch and "labels" in batch:  # on the CPU: indexing by a mask on a GPU synchronizes
+        batch = batch | {"labels": batch["labels"][batch["target_positions"]]}
+    cpu_inputs: dict[str, Any] = {}
+    task_model: Any = getattr(model, "module", model)
+    if "task" in batch:  # a plain number, which the model reads without synchronizing
+        cpu_inputs["task"] = int(batch["task"][0])
         batch = {name: value for name, value in batch.items() if name != "task"}
-        reader = reader.models[known["task"]]
-    padding_free = getattr(reader, "padding_free", None)
-    if padding_free is not None and "vectors" not in batch:
-        batch = with_layout(batch, padding_free.reading, on_cpu=device.type == "cpu")
+        task_model = task_model.models[cpu_inputs["task"]]
+    padding_free = getattr(task_model, "padding_free", None)
+    if padding_free is not None and "frozen_hidden_states" not in batch:
+        batch = add_token_index(batch, padding_free.output_tokens, on_cpu=device.type == "cpu")
     elif "position_ids" in batch:
-        batch = with_block_mask(batch)
+        batch = add_block_mask(batch)
     if "is_full" in batch:
-        known["is_full"] = batch.pop("is_full")
-    if "asked" in batch:
-        batch = batch | {"asked": batch["asked"].flatten().nonzero()[:, 0]}
-    if device.type == "cuda":  # which copies other memory only when it gets there, and has this process wait for it
+        cpu_inputs["is_full"] = batch.pop("is_full")
+    if "target_positions" in batch:
+        batch = batch | {"target_positions": batch["target_positions"].flatten().nonzero()[:, 0]}
+    if device.type == "cuda":  # only copies from pinned memory are asynchronous
         batch = {name: value.pin_memory() for name, value in batch.items()}
-    return known | {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return cpu_inputs | {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def width_multiple(accelerator: Accelerator) -> int:
-    """What padded lengths are rounded up to: 8 suits the tensor cores of a GPU."""
+def pad_to_multiple_of(accelerator: Accelerator) -> int:
+    """The multiple that padded lengths are rounded up to: 8 for the tensor cores of a GPU, else 1."""
     return 8 if accelerator.device.type == "cuda" else 1
 
 
 def _uses_cpu(hardware: HardwareSection) -> bool:
-    """Said outright, or Accelerate would not join the processes of a machine without a GPU."""
-    none = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    return hardware.device == "cpu" or (hardware.device == "auto" and none)
+    """Whether to set `cpu=True`; without it Accelerate would not join the processes of a machine without a GPU."""
+    no_gpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    return hardware.device == "cpu" or (hardware.device == "auto" and no_gpu)
 
 
 def _uses_gpu(hardware: HardwareSection) -> bool:

@@ -1,8 +1,8 @@
-"""Weights, gradients and moments divided among processes, for models that one device cannot hold.
+"""FSDP: weights, gradients and moments sharded over processes, for models that do not fit on one device.
 
-FSDP (Zhao et al. 2023, https://arxiv.org/abs/2304.11277), as torch has it: each process keeps a share of every tensor
-and collects a layer only while it computes it. What is saved is whole, so a run may go on with another number of
-processes, or undivided.
+Torch's FSDP2 (Zhao et al. 2023, https://arxiv.org/abs/2304.11277): each process keeps a shard of every parameter and
+gathers a layer only while it computes it. Checkpoints and models hold full tensors, so a run can be resumed with a
+different number of processes, or unsharded.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(model: nn.Module, layers: Iterable[nn.Module], device: torch.device, precision: str) -> None:
-    """Divide a model among all processes, in place; each of the `layers` is collected by itself."""
+    """Shard a model over all processes, in place; each of `layers` is gathered separately."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     inner = outer = MixedPrecisionPolicy()
     if precision == "bf16":
-        inner = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)  # what a head reads is as its weights
+        inner = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)  # layers output bf16
         outer = replace(inner, output_dtype=torch.float32)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=inner)
@@ -35,8 +35,8 @@ def shard(model: nn.Module, layers: Iterable[nn.Module], device: torch.device, p
 
 
 @contextmanager
-def gradients_kept_apart(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
-    """Within the block gradients add up in each process without being summed over all."""
+def no_gradient_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Within the block, accumulate gradients on each process without synchronizing them."""
     if not isinstance(model, FSDPModule):
         with accelerator.no_sync(model):
             yield
@@ -48,52 +48,53 @@ def gradients_kept_apart(accelerator: Accelerator, model: nn.Module) -> Iterator
         model.set_requires_gradient_sync(True)
 
 
-def own_share(
+def local_batches(
     batches: list[np.ndarray], accelerator: Accelerator, model: nn.Module
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """The batches that this process computes, and whether they count.
+    """The batches that this process evaluates, each with whether it counts.
 
-    All processes compute a divided model together, so one that has no batch left computes any, which does not count.
+    All processes have to run a sharded model together, so a process without a batch left runs a dummy one, which does
+    not count.
     """
-    own = batches[accelerator.process_index :: accelerator.num_processes]
-    yield from ((items, True) for items in own)
-    if isinstance(model, FSDPModule) and len(own) < -(-len(batches) // accelerator.num_processes):
+    local = batches[accelerator.process_index :: accelerator.num_processes]
+    yield from ((items, True) for items in local)
+    if isinstance(model, FSDPModule) and len(local) < -(-len(batches) // accelerator.num_processes):
         yield batches[0], False
 
 
-def whole(value: Any) -> Any:
-    """A tensor of which each process has a share, whole on every process; anything else as it is."""
+def full_tensor(value: Any) -> Any:
+    """Gather a sharded tensor on every process; return anything else unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def copy_whole(model: nn.Module, twin: nn.Module) -> None:
-    """Put the weights of a divided model into an undivided one of the same make; all processes have to ask together."""
+def copy_full_parameters(model: nn.Module, target: nn.Module) -> None:
+    """Copy the parameters of a sharded model into an unsharded one; all processes have to call it together."""
     with torch.no_grad():
-        for part, other in zip(model.parameters(), twin.parameters(), strict=True):
-            other.copy_(whole(part))
+        for source, copy in zip(model.parameters(), target.parameters(), strict=True):
+            copy.copy_(full_tensor(source))
 
 
-def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state with whole tensors; all processes have to ask together."""
+def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state dict with full tensors; all processes have to call it together."""
     state = optimizer.state_dict()
     moments = {
-        number: {name: whole(value) for name, value in values.items()} for number, values in state["state"].items()
+        index: {name: full_tensor(value) for name, value in values.items()} for index, values in state["state"].items()
     }
     return {**state, "state": moments}
 
 
-def load_whole_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give the optimiser a state of whole tensors, of which it keeps its share."""
-    parameters = [part for group in optimizer.param_groups for part in group["params"]]
+def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state dict of full tensors; an optimizer of sharded parameters keeps its shards of them."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def own(number: int, value: Any) -> Any:
-        part = parameters[number]
-        if isinstance(part, DTensor) and isinstance(value, torch.Tensor) and value.shape == part.shape:
-            return distribute_tensor(value.to(part.device), part.device_mesh, part.placements)
+    def shard_like_parameter(index: int, value: Any) -> Any:
+        parameter = parameters[index]
+        if isinstance(parameter, DTensor) and isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
         return value
 
     moments = {
-        number: {name: own(number, value) for name, value in values.items()}
-        for number, values in state["state"].items()
+        index: {name: shard_like_parameter(index, value) for name, value in values.items()}
+        for index, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})

@@ -1,4 +1,4 @@
-"""What a run trains, as the run sees it: fine-tuning and pretraining are two jobs for one way of running."""
+"""The interface between a run and what it trains: fine-tuning and pretraining are two jobs of one trainer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from bertcli.models.from_pretrained import save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.results import RunResults
 from bertcli.training.loop import Loss
-from bertcli.training.meters import Clock
+from bertcli.training.meters import RunClock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,73 +25,69 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Scores = dict[str, dict[str, float]]
-"""By split and name."""
-
-
-Answers = dict[str, list[dict[str, Any]]]
-"""Rows with what is right and what was answered, by their file in `predictions/`."""
-
-
+"""Scores by split and metric name."""
+Predictions = dict[str, list[dict[str, Any]]]
+"""Predictions beside the gold answers, by the name of their file in `predictions/`."""
 OnBatch = Callable[[int], None]
-"""Told the number of items done after each batch."""
+"""Called with the number of items done after each batch."""
 
 
 class Job(ABC):
-    """One run with one seed: its model, its batches, how it is scored and what is told of it."""
+    """What one run with one seed trains: its model, batches and loss, how it is evaluated, what its results say."""
 
     recipe: Recipe | PretrainRecipe
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
-    best_by: str  # the score that chooses the best model
-    place: list[int] | None = None  # where in its data it is, for a checkpoint, if the step does not say it
+    best_by: str  # the metric that selects the best model
+    stream_position: list[int] | None = None  # position in the data, for checkpoints; None: the step determines it
 
     @property
     def seed(self) -> int:
-        """The seed of everything that chance decides."""
+        """The seed of everything random."""
         return self.recipe.training.seed[0]
 
     @abstractmethod
     def build_model(self) -> torch.nn.Module:
-        """What is trained; what is fresh in it comes from torch's generator, so seed that first."""
+        """The module to train. New weights come from torch's global generator, so seed that first."""
 
-    def rate_factors(self, module: torch.nn.Module) -> dict[str, float]:
-        """By parameter, the share of the learning rate it learns with; all of it if not named."""
+    def lr_scales(self, module: torch.nn.Module) -> dict[str, float]:
+        """Learning-rate scale by parameter name; 1 for parameters that are not in it."""
         return {}
 
     @property
-    def has_idle_weights(self) -> bool:
-        """Whether some steps leave weights alone that others teach."""
+    def has_unused_parameters(self) -> bool:
+        """Whether some steps leave parameters without gradient that other steps train."""
         return False
 
-    def met_ids(self) -> np.ndarray | None:
-        """The token ids that training meets, each once; None: any of them."""
+    def seen_token_ids(self) -> np.ndarray | None:
+        """The distinct token ids of the training data; None if any id may occur."""
         return None
 
-    def set_learning(self, step: int) -> None:
-        """Let learn what learns in the optimiser step number `step` (from 0): everything, always."""
+    def set_trainable(self, step: int) -> None:
+        """Set which parameters are trainable in optimizer step `step` (from 0). Default: all of them."""
         return
 
-    def begin(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
-        """Compute what the steps will need again and again: nothing."""
+    def on_train_start(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
+        """Called once before the first step, to compute what every epoch reuses."""
         return
 
     def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
-        """The part of what is trained that `model/` holds."""
+        """The part of the trained module that `model/` holds."""
         saved: Any = module
         return saved
 
     def save_model(self, module: torch.nn.Module, folder: Path) -> None:
-        """Write what `model/` holds."""
+        """Write the content of `model/`."""
         save_model(self.model_to_save(module), self.tokenizer, folder)
 
     @property
     @abstractmethod
     def loss(self) -> Loss:
-        """The loss as the loop takes it."""
+        """The loss function that the training loop calls."""
 
     @abstractmethod
-    def batches(self, accelerator: Accelerator, start_step: int, clock: Clock) -> Iterator[GlobalBatch]:
-        """The batches from `start_step` on, as this process sees them, until the clock says that all is done."""
+    def batches(self, accelerator: Accelerator, start_step: int, clock: RunClock) -> Iterator[GlobalBatch]:
+        """The batches of this process from `start_step` on, until the clock says that the run is over."""
 
     @abstractmethod
     def score(
@@ -100,20 +97,20 @@ class Job(ABC):
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
     ) -> dict[str, float]:
-        """The scores on a split."""
+        """The metrics of a model on a split."""
 
-    def goodness(self, scores: dict[str, float]) -> float:
-        """How good the scores are: more is better."""
+    def selection_score(self, scores: dict[str, float]) -> float:
+        """The number that selects the best model; higher is better."""
         return scores[self.best_by]
 
-    def look_back(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Answers]:
-        """Of the saved model, the scores on splits that nothing is chosen by, and its answers beside the right ones."""
+    def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
+        """The best model's scores on splits that did not select it, and its predictions beside the gold answers."""
         return {}, {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What `results.json` says of the job itself."""
+        """The keys of `results.json` that describe the job, such as task and model."""
 
     @abstractmethod
-    def card(self, results: dict[str, Any]) -> str:
-        """The model card's text."""
+    def card(self, results: RunResults) -> str:
+        """The text of the model card."""

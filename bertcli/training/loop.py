@@ -1,4 +1,4 @@
-"""The loop: a generator of step records on top of Accelerate. It knows no task, no disk and no console."""
+"""The training loop: a generator of step records on top of Accelerate, independent of task, disk and console."""
 
 from __future__ import annotations
 
@@ -13,121 +13,126 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch.nn.utils import get_total_norm
 
 from bertcli.data.batching import GlobalBatch
-from bertcli.training.devices import on_device
-from bertcli.training.fsdp import gradients_kept_apart, whole
+from bertcli.training.devices import prepare_batch
+from bertcli.training.fsdp import full_tensor, no_gradient_sync
 
 Targets = dict[str, torch.Tensor]
 Loss = Callable[[Any, Targets, dict[str, int]], torch.Tensor]
-"""(a model's output, targets by name, their numbers in the whole batch) → the micro-batch's share of the mean loss."""
+"""(model outputs, targets by name, their counts in the global batch) → the micro-batch's share of the mean loss."""
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimiser step did. Tensors stay on the device: reading them is the caller's choice of moment."""
+    """The outcome of one optimizer step. Tensors stay on the device, so the caller decides when to synchronize."""
 
     step: int  # from 1
-    loss: torch.Tensor  # mean over the global batch, as far as this process sees it
+    loss: torch.Tensor  # this process's share of the mean over the global batch
     grad_norm: torch.Tensor  # before clipping
     learning_rate: float
-    skipped: torch.Tensor  # 1 if the gradient was no number and the weights stayed as they were; else 0
+    skipped: torch.Tensor  # 1 if the gradient was non-finite and the weights are unchanged, else 0
     num_examples: int
     num_tokens: int
     num_padded_tokens: int
-    overflowed: bool = False  # whether fp16's gradient was too large and its scaler left the step out
-    micro_batch_size: int | None = None  # items at once, if memory did not hold as many as the batches came with
+    overflowed: bool = False  # whether the fp16 gradient overflowed, so that the scaler skipped the step
+    micro_batch_size: int | None = None  # examples, if micro-batches were limited or halved; None: as batched
 
 
 def train_steps(
     accelerator: Accelerator,
     model: torch.nn.Module,
     optimizer: AcceleratedOptimizer,
-    rate_at: Callable[[int], float],
+    learning_rate_at: Callable[[int], float],
     batches: Iterable[GlobalBatch],
-    loss_of: Loss,
+    compute_loss: Loss,
     *,
     max_grad_norm: float | None,
     start_step: int = 0,
     micro_batch_size: int | None = None,
-    may_divide: bool = False,
+    halve_on_oom: bool = False,
 ) -> Iterator[StepRecord]:
-    """Make one optimiser step for each global batch and say what it did.
+    """Run one optimizer step for each global batch and yield its record.
 
-    The loss of a step is the sum over its targets (examples, or labelled tokens) divided by their number, however they
-    are spread over micro-batches and processes: accumulation and uneven last batches do not change what is learned.
-    A step whose gradient is no number leaves weights and moments as they were.
+    The loss of a step is the sum over its targets (examples, or labeled tokens) divided by their number in the global
+    batch, however they are distributed over micro-batches and processes. Gradient accumulation and uneven last batches
+    therefore do not change what is learned. A step with a non-finite gradient leaves weights and moments unchanged.
 
     Args:
-        optimizer: as `training.optimizer.build_optimizer` makes it: its groups say their share of the rate.
-        rate_at: learning rate of the optimiser step with the given number (from 0).
+        optimizer: from `training.optimizer.build_optimizer`; each parameter group has an `lr_scale`.
+        learning_rate_at: learning rate of the optimizer step with the given index (from 0).
+        compute_loss: the micro-batch's share of the mean loss of the global batch.
         max_grad_norm: clip the gradient to this norm; None: no clipping.
-        start_step: steps already made.
-        micro_batch_size: items at once at most; None: as the batches come.
-        may_divide: whether micro-batches are halved, from then on, when memory does not hold them.
+        start_step: steps already completed.
+        micro_batch_size: maximum number of examples per micro-batch; None: as batched.
+        halve_on_oom: halve the micro-batches, for this and all later steps, when the device runs out of memory.
 
     Raises:
-        torch.OutOfMemoryError: memory does not hold what may not be divided further.
+        torch.OutOfMemoryError: a micro-batch does not fit and must not, or cannot, be halved.
     """
     parameters = list(model.parameters())
     for step, batch in enumerate(batches, start=start_step):
-        if not model.training:  # what was asked between steps left it so
+        if not model.training:  # an evaluation between two steps leaves it in eval mode
             model.train()
-        rate = rate_at(step)
+        learning_rate = learning_rate_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["rate_factor"]
+            group["lr"] = learning_rate * group["lr_scale"]
         while True:
             try:
-                fitting = batch if micro_batch_size is None else batch.divided(micro_batch_size)
-                loss = _accumulate(accelerator, model, fitting, loss_of)
+                split = batch if micro_batch_size is None else batch.split(micro_batch_size)
+                loss = _accumulate_gradient(accelerator, model, split, compute_loss)
                 break
             except torch.OutOfMemoryError:
-                rows = max(len(micro["input_ids"]) for micro in fitting.micro_batches)
-                if not may_divide or rows == 1:
+                size = max(len(micro["input_ids"]) for micro in split.micro_batches)
+                if not halve_on_oom or size == 1:
                     raise
-                micro_batch_size = rows // 2
-            optimizer.zero_grad(set_to_none=True)  # of the part that fitted; outside, where nothing holds the rest
+                micro_batch_size = size // 2
+            # Outside of `except`, whose exception keeps the tensors of the failed micro-batch alive.
+            optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-        norm, skipped = _clip(accelerator, parameters, optimizer, loss, max_grad_norm or float("inf"))
+        norm, skipped = _clip_gradient(accelerator, parameters, optimizer, loss, max_grad_norm or float("inf"))
         optimizer.step()
         overflowed = optimizer.step_was_skipped
         optimizer.zero_grad(set_to_none=True)
         counts = batch.num_examples, batch.num_tokens, batch.num_padded_tokens
-        yield StepRecord(step + 1, loss, norm, rate, skipped, *counts, overflowed, micro_batch_size)
+        yield StepRecord(step + 1, loss, norm, learning_rate, skipped, *counts, overflowed, micro_batch_size)
 
 
-def _clip(
+def _clip_gradient(
     accelerator: Accelerator,
     parameters: list[torch.nn.Parameter],
     optimizer: AcceleratedOptimizer,
     loss: torch.Tensor,
-    limit: float,
+    max_norm: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip the gradient, or have the optimiser do it; its norm, and 1 if the optimiser is to leave the step out."""
-    if accelerator.scaler is not None:  # fp16's leaves such steps out by itself, and is meant to overflow now and then
-        return accelerator.clip_grad_norm_(parameters, limit), (~torch.isfinite(loss)).float()
-    if accelerator.device.type == "mps":  # whose kernel looks at neither of the two below
-        norm = accelerator.clip_grad_norm_(parameters, limit)
+    """Clip the gradient, or have the optimizer do it; return its norm, and 1 if the step is to be skipped, else 0."""
+    if accelerator.scaler is not None:  # fp16: the scaler skips such steps itself, and overflows now and then by design
+        return accelerator.clip_grad_norm_(parameters, max_norm), (~torch.isfinite(loss)).float()
+    if accelerator.device.type == "mps":  # its fused AdamW ignores both `found_inf` and `grad_scale`
+        norm = accelerator.clip_grad_norm_(parameters, max_norm)
         if not torch.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
         return norm, (~torch.isfinite(norm)).float()
-    norm = whole(get_total_norm([part.grad for part in parameters if part.grad is not None]))
-    skipped = (~torch.isfinite(norm)).float()  # a loss that is no number has such a gradient, on every process
-    # Fused AdamW looks at both on the device, and divides as it reads: clipping costs no pass of its own.
+    norm = full_tensor(get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
+    skipped = (~torch.isfinite(norm)).float()  # also covers a non-finite loss, and is the same on every process
+    # Fused AdamW reads both on the device and divides while reading: clipping needs no separate pass.
     optimizer.optimizer.found_inf = skipped
-    clips = accelerator.device.type != "cpu" or bool(norm > limit)  # to divide by 1 would write each gradient again
-    optimizer.optimizer.grad_scale = (norm / limit).clamp(min=1.0) if clips else None
+    # On a CPU, skip a division by 1, which would rewrite every gradient; on a GPU, the comparison would synchronize.
+    clips = accelerator.device.type != "cpu" or bool(norm > max_norm)
+    optimizer.optimizer.grad_scale = (norm / max_norm).clamp(min=1.0) if clips else None
     return norm, skipped
 
 
-def _accumulate(accelerator: Accelerator, model: torch.nn.Module, batch: GlobalBatch, loss_of: Loss) -> torch.Tensor:
-    """Leave the gradient of the global batch's mean loss in the parameters; return that loss."""
+def _accumulate_gradient(
+    accelerator: Accelerator, model: torch.nn.Module, batch: GlobalBatch, compute_loss: Loss
+) -> torch.Tensor:
+    """Accumulate the gradient of the global batch's mean loss in the parameters; return that loss."""
     total = torch.zeros((), device=accelerator.device)
     last = len(batch.micro_batches) - 1
-    for at, micro in enumerate(batch.micro_batches):
-        inputs = on_device(micro, model, accelerator.device)
+    for index, micro in enumerate(batch.micro_batches):
+        inputs = prepare_batch(micro, model, accelerator.device)
         targets = {name: inputs.pop(name) for name in batch.num_targets if name in inputs}
-        with nullcontext() if at == last else gradients_kept_apart(accelerator, model):
-            loss = loss_of(model(**inputs), targets, batch.num_targets) * (at <= last - batch.stand_ins)
-            # DDP averages gradients over processes, but this loss is already a share of the whole.
+        with nullcontext() if index == last else no_gradient_sync(accelerator, model):
+            loss = compute_loss(model(**inputs), targets, batch.num_targets) * (index <= last - batch.num_dummy_batches)
+            # DDP averages gradients over processes, but this loss is already divided by the global count.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
     return total

@@ -1,4 +1,4 @@
-"""How far a run is: its share of steps or time, and step records added up between two lines of the history."""
+"""Progress and speed of a run: its completed share of steps or time, and sums of step records for each log line."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from accelerate.utils import broadcast
 from bertcli.training.loop import StepRecord
 
 
-class Clock:
-    """How much of a run is done: by its steps or, if its time is limited and runs out sooner, by the time."""
+class RunClock:
+    """The completed share of a run, by steps or, with a time budget that runs out sooner, by time."""
 
-    def __init__(self, accelerator: Accelerator, total_steps: int, budget_seconds: float | None, elapsed: float):
-        self._accelerator, self._total, self._budget = accelerator, total_steps, budget_seconds
-        self._before, self._started_at = elapsed, time.monotonic()
-        self._last = (-1, 0.0)  # a step's share is asked for more than once and must not change meanwhile
+    def __init__(
+        self, accelerator: Accelerator, total_steps: int, budget_seconds: float | None, elapsed_seconds: float
+    ):
+        self._accelerator, self._total_steps, self._budget_seconds = accelerator, total_steps, budget_seconds
+        self._previous_seconds, self._started_at = elapsed_seconds, time.monotonic()
+        self._last_share = (-1, 0.0)  # (step, share): every call for a step must return the same share
 
     @property
     def elapsed_seconds(self) -> float:
-        """Time since the run began, all its parts together."""
-        return self._before + time.monotonic() - self._started_at
+        """Training time of the run, including the time before it was resumed."""
+        return self._previous_seconds + time.monotonic() - self._started_at
 
     def share(self, step: int) -> float:
-        """The share of the run that is done before step number `step` (from 0); the same on every process."""
-        if self._budget is None:
-            return step / self._total
-        if self._last[0] != step:
-            share = max(step / self._total, self.elapsed_seconds / self._budget)
-            self._last = (step, of_first(self._accelerator, share))
-        return self._last[1]
+        """The completed share of the run before step `step` (from 0); the same on every process."""
+        if self._budget_seconds is None:
+            return step / self._total_steps
+        if self._last_share[0] != step:
+            share = max(step / self._total_steps, self.elapsed_seconds / self._budget_seconds)
+            self._last_share = (step, broadcast_from_main(self._accelerator, share))
+        return self._last_share[1]
 
 
-def of_first(accelerator: Accelerator, value: float) -> float:
-    """The first process's number, on each of them."""
-    number = torch.tensor(value)
+def broadcast_from_main(accelerator: Accelerator, value: float) -> float:
+    """Return the value of the main process on every process."""
+    tensor = torch.tensor(value)
     if accelerator.num_processes > 1:
-        number = broadcast(number.to(accelerator.device))
-    return float(number)
+        tensor = broadcast(tensor.to(accelerator.device))
+    return float(tensor)
 
 
-class Window:
-    """The steps since the last look, and how long they took.
+class StepMeter:
+    """Sums of the step records since the last log line, and the time they took.
 
     Args:
-        state: of a window that was interrupted, to go on with.
+        state: `state()` of a meter in a checkpoint, to continue from.
     """
 
     def __init__(self, device: torch.device, state: dict[str, float] | None = None):
@@ -63,7 +65,7 @@ class Window:
         )
 
     def state(self) -> dict[str, float]:
-        """All of it as plain numbers. Waits for the device."""
+        """The sums as plain numbers, for a checkpoint. Synchronizes with the device."""
         return {
             "loss": self._loss.item(),
             "skipped": self._skipped.item(),
@@ -76,7 +78,7 @@ class Window:
         }
 
     def add(self, record: StepRecord) -> None:
-        """Count one step."""
+        """Add the record of one step."""
         self._loss += torch.where(record.skipped > 0, 0.0, record.loss)
         self._skipped += record.skipped
         self._last = record
@@ -87,17 +89,17 @@ class Window:
         self.num_padded_tokens += record.num_padded_tokens
 
     def sum_over(self, accelerator: Accelerator) -> None:
-        """Count what all processes did; each saw the whole number of examples, but only its own share of the rest."""
+        """Sum loss and tokens over all processes; `num_examples` already counts the global batch on each of them."""
         if accelerator.num_processes == 1:
             return
         counts = torch.tensor([self.num_tokens, self.num_padded_tokens], dtype=torch.float64, device=self._loss.device)
-        own = torch.cat([self._loss.double()[None], counts])
-        loss, tokens, padded = accelerator.reduce(own, reduction="sum")
+        local = torch.cat([self._loss.double()[None], counts])
+        loss, tokens, padded = accelerator.reduce(local, reduction="sum")
         self._loss, self.num_tokens, self.num_padded_tokens = loss, int(tokens), int(padded)
 
     def summary(self, steps_per_epoch: int) -> dict[str, Any]:
-        """One line of `train.jsonl`; its loss is of the steps that were not skipped. Waits for the device."""
-        assert self._last is not None, "a window without steps has no summary"
+        """One line of `train.jsonl`; its loss is the mean over the steps not skipped. Synchronizes with the device."""
+        assert self._last is not None, "a meter without steps has no summary"
         num_skipped = int(self._skipped.item())
         num_counted = self.num_steps - num_skipped
         norm = self._last.grad_norm.item()

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) with bias correction and BERT's groups."""
+"""AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) with bias correction."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import nn
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, rate_factors: Mapping[str, float] | None = None
+    model: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Weights that decay, and biases and normalisation weights, which do not; of each, a group for each rate.
+    """Parameter groups: one per learning-rate scale; biases and normalization weights have no weight decay.
 
     Args:
-        rate_factors: by parameter, the share of the learning rate it learns with; all of it if not named.
+        lr_scales: learning-rate scale by parameter name; 1 for parameters that are not in it.
     """
-    normalisations = tuple(
+    norm_layers = tuple(
         name for name, module in model.named_modules() if "norm" in type(module).__name__.lower() and name
     )
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_plain = name.endswith("bias") or name.rpartition(".")[0] in normalisations
-            groups.setdefault(((rate_factors or {}).get(name, 1.0), is_plain), []).append(parameter)
+            no_decay = name.endswith("bias") or name.rpartition(".")[0] in norm_layers
+            groups.setdefault(((lr_scales or {}).get(name, 1.0), no_decay), []).append(parameter)
     return [
-        {"params": members, "weight_decay": 0.0 if is_plain else weight_decay, "rate_factor": factor}
-        for (factor, is_plain), members in groups.items()
+        {"params": parameters, "weight_decay": 0.0 if no_decay else weight_decay, "lr_scale": lr_scale}
+        for (lr_scale, no_decay), parameters in groups.items()
     ]
 
 
@@ -38,8 +38,8 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     epsilon: float,
-    rate_factors: Mapping[str, float] | None = None,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters of `model`."""
-    groups = parameter_groups(model, weight_decay, rate_factors)
+    """Build a fused AdamW over the trainable parameters of `model`."""
+    groups = parameter_groups(model, weight_decay, lr_scales)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)

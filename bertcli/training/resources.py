@@ -1,4 +1,4 @@
-"""Whether a run has room, on its disk and in memory, and what to say when it has not."""
+"""Disk space and device memory of a run: checked before it starts, and explained when they run out."""
 
 from __future__ import annotations
 
@@ -13,61 +13,61 @@ from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import nearest_folder
 
-BYTES_OF_MODEL = 4  # a parameter
-BYTES_OF_CHECKPOINT = 12  # a parameter and its two moments
+MODEL_BYTES = 4  # per parameter
+CHECKPOINT_BYTES = 12  # per parameter: the weight and its two moments
 
 
-def bytes_of_run(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
-    """The room a run takes at most: its checkpoints and one that is being written, its model and the one before it."""
-    checkpoints = (recipe.evaluation.keep_checkpoints + 1) * BYTES_OF_CHECKPOINT
-    return num_parameters * (checkpoints + 2 * BYTES_OF_MODEL)
+def max_run_bytes(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
+    """Upper bound on the size of a run: its checkpoints plus one being written, its model plus the previous one."""
+    checkpoints = (recipe.evaluation.keep_checkpoints + 1) * CHECKPOINT_BYTES
+    return num_parameters * (checkpoints + 2 * MODEL_BYTES)
 
 
 def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int) -> None:
-    """Raise `DiskError` if the disk cannot hold a new run in `path`; one that goes on has its room."""
+    """Raise `DiskError` if the disk cannot hold a new run in `path`; a resumed run already has its space."""
     if any(path.glob("**/checkpoints")):
         return
     nearest = nearest_folder(path)
-    needed = bytes_of_run(recipe, num_parameters) * len(recipe.training.seed)
+    needed = max_run_bytes(recipe, num_parameters) * len(recipe.training.seed)
     disk = shutil.disk_usage(nearest)
-    if disk.total and disk.free < needed:  # what is no disk, such as /proc, has no size
+    if disk.total and disk.free < needed:  # file systems that are not on a disk, such as /proc, have no size
         raise DiskError(
-            f"the disk under {nearest} has {disk.free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
-            "Make room or choose another place with --run."
+            f"the disk of {nearest} has {disk.free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
+            "Free some space or choose another folder with --run."
         )
 
 
 @contextmanager
-def telling_of_full_disk(path: Path, needed: int) -> Iterator[None]:
-    """Within the block a failure to write for want of room becomes a `DiskError` with the numbers."""
+def report_full_disk(path: Path, max_bytes: int) -> Iterator[None]:
+    """Turn a failure to write to a full disk into a `DiskError` that says how much space is needed."""
     try:
         yield
     except Exception as error:
-        if not _is_of_full_disk(error):
+        if not _is_disk_full(error):
             raise
         free = shutil.disk_usage(path).free
         raise DiskError(
-            f"the disk under {path} is full: the run needs up to {needed / 1e9:.1f} GB in all, {free / 1e9:.1f} GB are "
-            "free. What was saved before is whole; make room, and the same command goes on."
+            f"the disk of {path} is full: the run needs up to {max_bytes / 1e9:.1f} GB in total, {free / 1e9:.1f} GB "
+            "are free. Everything saved so far is intact; free some space and re-run the same command to resume."
         ) from error
 
 
 @contextmanager
-def telling_of_full_memory() -> Iterator[None]:
-    """Within the block a device without memory for a step becomes a `TrainingError` with the cure."""
+def report_out_of_memory() -> Iterator[None]:
+    """Turn a device's out-of-memory error into a `TrainingError` with the cure."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            "the device's memory does not hold a step. Set hardware.micro_batch_size to fewer examples at once (the "
-            "global batch stays as it is), lower data.max_length or hardware.eval_batch_tokens, or take a smaller model"
+            "out of memory: one step does not fit on the device. Set hardware.micro_batch_size to fewer examples (the "
+            "global batch stays the same), lower data.max_length or hardware.eval_batch_tokens, or use a smaller model"
         ) from error
 
 
-def _is_of_full_disk(error: Exception) -> bool:
-    """Whether Python, safetensors or torch (which tells no reason) could not write for want of room."""
+def _is_disk_full(error: Exception) -> bool:
+    """Whether Python, safetensors or torch (which names no reason) failed to write because the disk is full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return any(words in str(error) for words in ("os error 28", "os error 122", "inline_container.cc"))

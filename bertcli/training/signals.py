@@ -1,4 +1,4 @@
-"""Signals as a question the loop asks between steps, so that the current step is finished and saved first."""
+"""Stop signals, checked between steps so that the current step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -9,49 +9,54 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from bertcli.errors import exit_code_of
+from bertcli.errors import signal_exit_code
 
 
 @dataclass
 class StopRequest:
-    """The signal that asked to stop, or None."""
+    """The signal that was received, or None."""
 
     signal_number: int | None = None
 
 
-def leave_on_requeue(say: Callable[[], None]) -> None:
-    """Where nothing waits for signals, let SIGUSR1 `say` so and end the program with the code that asks for the queue.
+def exit_on_requeue(say: Callable[[], None]) -> None:
+    """Outside of the training loop, exit on SIGUSR1 with the code that requests a requeue.
 
-    What it raises is no `Exception`: those are caught, and told as something else, where libraries are called.
+    The handler raises `SystemExit` rather than an `Exception`, which calls into libraries would catch and report as
+    something else.
+
+    Args:
+        say: called before the program exits, to print a message.
     """
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def exit_with_code(signal_number: int, frame: FrameType | None) -> None:
         say()
-        raise SystemExit(exit_code_of(number))
+        raise SystemExit(signal_exit_code(signal_number))
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR1, leave)
+        signal.signal(signal.SIGUSR1, exit_with_code)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block Ctrl-C, SIGTERM and SIGUSR1 only set the request; a second Ctrl-C leaves at once.
+    """Within the block, Ctrl-C, SIGTERM and SIGUSR1 only set the request; a second Ctrl-C interrupts at once.
 
-    So does whatever follows a Ctrl-C: of a second one torch's launcher makes a SIGTERM.
+    After a Ctrl-C any other signal interrupts too, because torch's launcher turns a second Ctrl-C into a SIGTERM.
     """
     request = StopRequest()
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if request.signal_number is not None and signal.SIGINT in (number, request.signal_number):
+    def record_signal(signal_number: int, frame: FrameType | None) -> None:
+        if request.signal_number is not None and signal.SIGINT in (signal_number, request.signal_number):
             raise KeyboardInterrupt
-        request.signal_number = number
+        request.signal_number = signal_number
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, record_signal) for number in numbers}
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

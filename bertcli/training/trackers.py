@@ -1,4 +1,4 @@
-"""Programs that follow a run, such as TensorBoard, as Accelerate drives them."""
+"""Experiment trackers such as TensorBoard, through Accelerate."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ PROJECT = "bertcli"
 
 
 def check_trackers(hardware: HardwareSection) -> None:
-    """Refuse trackers that are not installed: Accelerate leaves them out without a word.
+    """Check that the recipe's trackers are installed; Accelerate ignores missing ones silently.
 
     Raises:
-        UsageError: with the cure.
+        UsageError: one is not installed.
     """
-    there = set(map(str, get_available_trackers()))
-    missing = [name for name in hardware.trackers if name not in there]
+    available = set(map(str, get_available_trackers()))
+    missing = [name for name in hardware.trackers if name not in available]
     if missing:
         raise UsageError(
-            f"hardware.trackers names {', '.join(missing)}, which this Python cannot import: "
-            f"`pip install {' '.join(missing)}`, or leave it out"
+            f"found hardware.trackers {', '.join(missing)}, which this Python cannot import: "
+            f"run `pip install {' '.join(missing)}` or remove it from hardware.trackers"
         )
 
 
 @contextmanager
-def following(accelerator: Accelerator, step: int) -> Iterator[None]:
-    """Let the accelerator's trackers follow what it logs inside, from behind `step` on.
+def track_run(accelerator: Accelerator, step: int) -> Iterator[None]:
+    """Within the block, send everything the accelerator logs to its trackers, starting after `step`.
 
-    TensorBoard forgets what a stopped run told it of later steps.
+    TensorBoard discards what an interrupted run logged for later steps.
     """
     accelerator.init_trackers(PROJECT, init_kwargs={"tensorboard": {"purge_step": step + 1}})
     try:

@@ -1,4 +1,4 @@
-"""What learns in a run: the job's model and its optimiser on the devices of all processes, and how they are kept."""
+"""The model and optimizer of a run on the devices of all processes: built, restored, and saved to checkpoints."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from accelerate.utils import gather_object, set_seed
 
 from bertcli.console import Console
 from bertcli.errors import UsageError
-from bertcli.files import flush, replace_folder
+from bertcli.files import fsync, replace_folder
 from bertcli.models.compile import compile_layers
-from bertcli.models.freezing import all_layers
-from bertcli.models.padding_free import speed_up
-from bertcli.models.seen_embeddings import learn_met_rows
-from bertcli.runs.checkpoint import Progress, load_checkpoint, newest_checkpoint, random_states, save_checkpoint
+from bertcli.models.freezing import all_encoder_layers
+from bertcli.models.padding_free import optimize_forward
+from bertcli.models.seen_embeddings import train_seen_rows_only
+from bertcli.runs.checkpoint import Progress, get_rng_states, load_checkpoint, newest_checkpoint, save_checkpoint
 from bertcli.runs.folder import RunFolder
-from bertcli.training.fsdp import copy_whole, load_whole_state, shard, whole_state
+from bertcli.training.fsdp import copy_full_parameters, full_optimizer_state, load_full_optimizer_state, shard
 from bertcli.training.job import Job
 from bertcli.training.optimizer import build_optimizer
 
 
-class Learner:
-    """A model and its optimiser, as new or as the newest checkpoint left them."""
+class TrainState:
+    """A model with its optimizer and progress, new or restored from the newest checkpoint."""
 
     def __init__(self, job: Job, folder: RunFolder, accelerator: Accelerator, precision: str, console: Console):
         self._job, self._folder, self._accelerator = job, folder, accelerator
@@ -33,63 +33,66 @@ class Learner:
         set_seed(job.seed)
         self.module = job.build_model()
         self.num_parameters = job.model_to_save(self.module).num_parameters()
-        self.num_learning = sum(part.numel() for part in self.module.parameters() if part.requires_grad)
-        met = job.met_ids()
-        if met is not None:
-            learn_met_rows(self.module, met)
+        self.num_trainable_parameters = sum(part.numel() for part in self.module.parameters() if part.requires_grad)
+        seen_ids = job.seen_token_ids()
+        if seen_ids is not None:
+            train_seen_rows_only(self.module, seen_ids)
         checkpoint = newest_checkpoint(folder.checkpoints, console.warn)
         saved = load_checkpoint(checkpoint, self.module) if checkpoint else None
-        is_divided = hardware.shard and accelerator.num_processes > 1
-        if hardware.shard and not is_divided:
-            console.warn("hardware.shard divides a model among processes, and there is one: nothing is divided")
-        if is_divided and precision == "fp16":
+        is_sharded = hardware.shard and accelerator.num_processes > 1
+        if hardware.shard and not is_sharded:
+            console.warn(
+                "hardware.shard shards a model over several processes; this is a single one, nothing is sharded"
+            )
+        if is_sharded and precision == "fp16":
             raise UsageError("found hardware.shard with fp16, expected hardware.precision=bf16 or fp32")
-        self._twin = copy.deepcopy(self.module) if is_divided else None  # undivided, for saving
-        speed_up(self.module, accelerator.device)
+        self._full_module = copy.deepcopy(self.module) if is_sharded else None  # for saving
+        optimize_forward(self.module, accelerator.device)
         if hardware.compile is True and not compile_layers(self.module):
-            console.warn("hardware.compile knows no layers of this model: nothing is compiled")
-        if is_divided:
-            shard(self.module, all_layers(self.module), accelerator.device, precision)
+            console.warn("hardware.compile does not know the layers of this model: nothing is compiled")
+        if is_sharded:
+            shard(self.module, all_encoder_layers(self.module), accelerator.device, precision)
         optimizer = build_optimizer(
             self.module,
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             betas=(training.adam_beta1, training.adam_beta2),
             epsilon=training.adam_epsilon,
-            rate_factors=job.rate_factors(self.module),
+            lr_scales=job.lr_scales(self.module),
         )
-        self.model = self.module if is_divided else accelerator.prepare_model(self.module)
+        self.model = self.module if is_sharded else accelerator.prepare_model(self.module)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.progress = saved.progress if saved else Progress()
         if saved:
-            load_whole_state(optimizer, saved.optimizer)
+            load_full_optimizer_state(optimizer, saved.optimizer)
             if accelerator.scaler is not None and saved.scaler:
                 accelerator.scaler.load_state_dict(saved.scaler)
-            if accelerator.process_index < len(saved.states):
-                saved.set_random_states(accelerator.process_index)
-            else:  # it was not there before; no other's numbers, or both would drop the same units
+            if accelerator.process_index < len(saved.rng_states):
+                saved.restore_rng_states(accelerator.process_index)
+            else:  # a new process; with the state of another one both would draw the same dropout masks
                 set_seed(job.seed + self.progress.step, device_specific=True)
             console.say(f"resuming {folder.path} after step {self.progress.step}")
         else:
-            # Dropout does not depend on how the weights were made, and differs between processes.
+            # Dropout must not depend on how the weights were initialized, and must differ between processes.
             set_seed(job.seed, device_specific=True)
 
     def save_model(self) -> None:
-        """Put the model in the place of the best one; all processes have to ask together."""
-        module = self._whole()
+        """Replace the best model by this one. All processes have to call it together."""
+        module = self._full()
         if not self._accelerator.is_main_process:
             return
-        aside = self._folder.path / ".model.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        self._job.save_model(module, aside)
-        flush(*aside.rglob("*"), aside)
-        replace_folder(aside, self._folder.model)
-        flush(self._folder.path)
+        tmp = self._folder.path / ".model.tmp"
+        shutil.rmtree(tmp, ignore_errors=True)
+        self._job.save_model(module, tmp)
+        fsync(*tmp.rglob("*"), tmp)
+        replace_folder(tmp, self._folder.model)
+        fsync(self._folder.path)
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the progress made; all processes have to ask together."""
-        states: list[dict[str, Any]] = gather_object([random_states()])
-        module, optimizer, scaler = self._whole(), whole_state(self.optimizer.optimizer), self._accelerator.scaler
+        """Write a checkpoint. All processes have to call it together."""
+        states: list[dict[str, Any]] = gather_object([get_rng_states()])
+        module, optimizer = self._full(), full_optimizer_state(self.optimizer.optimizer)
+        scaler = self._accelerator.scaler
         if self._accelerator.is_main_process:
             save_checkpoint(
                 self._folder.checkpoints,
@@ -102,9 +105,9 @@ class Learner:
             )
         self._accelerator.wait_for_everyone()
 
-    def _whole(self) -> torch.nn.Module:
-        """What is trained, undivided."""
-        if self._twin is None:
+    def _full(self) -> torch.nn.Module:
+        """The trained module with full, unsharded weights."""
+        if self._full_module is None:
             return self.module
-        copy_whole(self.module, self._twin)
-        return self._twin
+        copy_full_parameters(self.module, self._full_module)
+        return self._full_module

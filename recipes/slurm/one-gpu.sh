@@ -1,7 +1,7 @@
 #!/bin/bash
-# Fine-tune on one GPU; goes back into the queue, and on, when its time ends or another job takes its place.
+# Fine-tune on one GPU; requeued and resumed when it reaches its time limit or is preempted.
 #   sbatch recipes/slurm/one-gpu.sh glue/sst2 training.seed=1 --run runs/one
-# From the folder that holds runs/ (and mirror/), with bertcli on the PATH. `bertcli submit` writes such a script by itself.
+# Submit from the folder of runs/ (and mirror/), with bertcli on the PATH; `bertcli submit` writes such scripts.
 #SBATCH --job-name=one-gpu
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
@@ -13,9 +13,9 @@
 #SBATCH --signal=B:USR1@600
 
 export HF_HUB_OFFLINE=1  # compute nodes have no network
-if [ -d mirror ]; then export BERTCLI_MIRROR=$PWD/mirror; fi  # what `bertcli fetch RECIPE --mirror mirror` has filled
+if [ -d mirror ]; then export BERTCLI_MIRROR=$PWD/mirror; fi  # filled by `bertcli fetch RECIPE --mirror mirror`
 
-# The run is told to save and stop: ahead of the end of the job's time, and when another job is to have its place.
+# Ask the run to save and stop shortly before the time limit, and when the job is preempted.
 trap 'kill -USR1 "$step" 2>/dev/null' USR1 TERM
 srun --export=ALL --kill-on-bad-exit=0 --wait=60 bertcli finetune "$@" &
 step=$!
@@ -23,7 +23,7 @@ while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?
 
-# 85, 143: saved and stopped; 138: stopped before it could hear. It goes on from the queue, unless it was cancelled.
+# 85, 143: saved and stopped; 138: stopped before its signal handler was set. Requeue it, unless the job was cancelled.
 job=$SLURM_JOB_ID
 if [[ $code =~ ^(85|138|143)$ && $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
     scontrol requeue "$job"

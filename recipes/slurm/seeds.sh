@@ -1,8 +1,8 @@
 #!/bin/bash
-# Fine-tune with the seeds 1 to 4, each as a task of an array; another job then sums them up:
+# Fine-tune with seeds 1 to 4, one per task of a job array; another job then collects the results:
 #   array=$(sbatch --parsable recipes/slurm/seeds.sh runs/seeds glue/sst2)
 #   sbatch --dependency=afterany:$array recipes/slurm/one-gpu.sh glue/sst2 "training.seed=[1,2,3,4]" --run runs/seeds
-# From the folder that holds runs/ (and mirror/), with bertcli on the PATH.
+# Submit from the folder that contains runs/ (and mirror/), with bertcli on the PATH.
 #SBATCH --job-name=seeds
 #SBATCH --output=%x-%A_%a.log
 #SBATCH --array=1-4
@@ -17,9 +17,9 @@
 run=$1 seed=$SLURM_ARRAY_TASK_ID
 shift
 export HF_HUB_OFFLINE=1  # compute nodes have no network
-if [ -d mirror ]; then export BERTCLI_MIRROR=$PWD/mirror; fi  # what `bertcli fetch RECIPE --mirror mirror` has filled
+if [ -d mirror ]; then export BERTCLI_MIRROR=$PWD/mirror; fi  # filled by `bertcli fetch RECIPE --mirror mirror`
 
-# The run is told to save and stop: ahead of the end of the job's time, and when another job is to have its place.
+# Ask the run to save and stop shortly before the time limit, and when the job is preempted.
 trap 'kill -USR1 "$step" 2>/dev/null' USR1 TERM
 srun --export=ALL --kill-on-bad-exit=0 --wait=60 bertcli finetune "$@" training.seed="$seed" --run "$run/seed-$seed" &
 step=$!
@@ -27,7 +27,7 @@ while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?
 
-# 85, 143: saved and stopped; 138: stopped before it could hear. It goes on from the queue, unless it was cancelled.
+# 85, 143: saved and stopped; 138: stopped before its signal handler was set. Requeue it, unless the job was cancelled.
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 if [[ $code =~ ^(85|138|143)$ && $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
     scontrol requeue "$job"

@@ -1,1 +1,1 @@
-"""`make bench`: this program and its peers side by side. Nothing here is part of the test suite."""
+"""`make bench`: bertcli compared with similar tools. Not part of the test suite."""

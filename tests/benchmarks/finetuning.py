@@ -1,4 +1,4 @@
-"""Fine-tuning steps a second: the loop of `bertcli finetune` against the `Trainer`, at its defaults and at its best."""
+"""Fine-tuning examples per second: the loop of `bertcli finetune` against the `Trainer` with default and best flags."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from bertcli.cli.main import ENVIRONMENT
+from bertcli.cli.main import DEFAULT_ENVIRONMENT
 from bertcli.data.batching import training_batches
 from bertcli.data.encoding import Encoded
 from bertcli.models.compile import compile_layers
-from bertcli.models.padding_free import speed_up
-from bertcli.models.seen_embeddings import learn_met_rows
+from bertcli.models.padding_free import optimize_forward
+from bertcli.models.seen_embeddings import train_seen_rows_only
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training.devices import build_accelerator, cpu_computes_bf16
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
-from tests.benchmarks.measure import Contender, race, training_flops
+from tests.benchmarks.measure import Contender, compare, training_flops
 
-LAYERS, WIDTH, VOCABULARY, BATCH = 6, 384, 30_522, 32
-IDS_OF_SST2 = 11_572  # different ones in its training set, of BERT's uncased vocabulary
+NUM_LAYERS, HIDDEN_SIZE, VOCAB_SIZE, BATCH_SIZE = 6, 384, 30_522, 32
+NUM_SST2_IDS = 11_572  # distinct ids of BERT's uncased vocabulary in the training split of SST-2
 BEST_FLAGS: dict[str, Any] = {
     "train_sampling_strategy": "group_by_length",
     "optim": "adamw_torch_fused",
@@ -35,51 +35,51 @@ BEST_FLAGS: dict[str, Any] = {
 }
 
 
-def config(
-    layers: int = LAYERS, width: int = WIDTH, heads: int = 12, vocabulary: int = VOCABULARY
+def bert_config(
+    num_layers: int = NUM_LAYERS, hidden_size: int = HIDDEN_SIZE, num_heads: int = 12, vocab_size: int = VOCAB_SIZE
 ) -> transformers.BertConfig:
-    """A BERT with its usual dropout, by default of the shape of MiniLM-L6-H384."""
+    """A BERT with its usual dropout; the default shape is that of MiniLM-L6-H384."""
     return transformers.BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=4 * hidden_size,
     )
 
 
 def label_loss(outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-    """A classifier's, as the loop takes it."""
+    """The loss of a classifier, as the training loop calls it."""
     return torch.nn.functional.cross_entropy(outputs.logits, targets["labels"], reduction="sum") / counts["labels"]
 
 
 def span_loss(outputs: Any, targets: dict[str, torch.Tensor], counts: dict[str, int]) -> torch.Tensor:
-    """That of starts and ends."""
+    """The loss of start and end logits, as the training loop calls it."""
     pairs = zip((outputs.start_logits, outputs.end_logits), targets["labels"].unbind(1), strict=True)
-    total = sum(torch.nn.functional.cross_entropy(logits, at, reduction="sum") for logits, at in pairs)
+    total = sum(torch.nn.functional.cross_entropy(logits, labels, reduction="sum") for logits, labels in pairs)
     return total / (2 * counts["labels"])
 
 
-def sentences(number: int, seed: int = 0) -> list[int]:
-    """Lengths in tokens as SST-2's training phrases have them: 13 on average, long ones rare."""
-    lengths = np.random.default_rng(seed).gamma(1.45, 7.6, number).clip(1, 64).astype(int)
+def sst2_lengths(num_texts: int, seed: int = 0) -> list[int]:
+    """Lengths in tokens distributed as in SST-2's training phrases: 13 on average, with few long ones."""
+    lengths = np.random.default_rng(seed).gamma(1.45, 7.6, num_texts).clip(1, 64).astype(int)
     return (lengths + 2).tolist()
 
 
-def passages(number: int, seed: int = 0) -> list[int]:
-    """Lengths as SQuAD's questions with passages have them: 170 on average, cut at 384."""
-    return np.random.default_rng(seed).gamma(6.0, 28.0, number).clip(40, 384).astype(int).tolist()
+def squad_lengths(num_pairs: int, seed: int = 0) -> list[int]:
+    """Lengths in tokens distributed as in SQuAD's questions with passages: 170 on average, truncated to 384."""
+    return np.random.default_rng(seed).gamma(6.0, 28.0, num_pairs).clip(40, 384).astype(int).tolist()
 
 
-def ids_of(lengths: list[int], met: np.ndarray | None = None) -> list[list[int]]:
-    """Token ids by chance, of those that are `met`."""
+def random_token_ids(lengths: list[int], seen_ids: np.ndarray | None = None) -> list[list[int]]:
+    """Sequences of random token ids, drawn from `seen_ids` (None: from the whole vocabulary)."""
     random = np.random.default_rng(1)
-    known = np.arange(1000, VOCABULARY) if met is None else met
-    return [random.choice(known, length).tolist() for length in lengths]
+    choices = np.arange(1000, VOCAB_SIZE) if seen_ids is None else seen_ids
+    return [random.choice(choices, length).tolist() for length in lengths]
 
 
-class Clock(TrainerCallback):
-    """When each step ended."""
+class StepTimer(TrainerCallback):
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -96,118 +96,129 @@ def trainer_rate(
     collator: Any,
     *,
     flags: dict[str, Any],
-    warm_steps: int,
-    batch: int = BATCH,
+    warmup_steps: int,
+    batch_size: int = BATCH_SIZE,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> float:
-    """Examples a second of the whole `Trainer` after its first steps."""
-    clock = Clock()
+    """Examples per second of the `Trainer` after its first steps."""
+    timer = StepTimer()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=batch, max_steps=steps + warm_steps, use_cpu=True, save_strategy="no",
-            report_to=[], disable_tqdm=True, logging_strategy="no", **flags,
+            folder, per_device_train_batch_size=batch_size, max_steps=steps + warmup_steps, use_cpu=True,
+            save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no", **flags,
         )  # fmt: skip
         trainer = Trainer(
-            model, arguments, train_dataset=rows, data_collator=collator, callbacks=[clock], processing_class=tokenizer
+            model, arguments, train_dataset=rows, data_collator=collator, callbacks=[timer], processing_class=tokenizer
         )
         trainer.train()
-    return steps * batch / (clock.times[-1] - clock.times[warm_steps - 1])
+    return steps * batch_size / (timer.times[-1] - timer.times[warmup_steps - 1])
 
 
-def our_rate(
+def bertcli_rate(
     model: torch.nn.Module,
     batches: Callable[[Accelerator], Iterator[Any]],
     loss: Callable[..., torch.Tensor],
     steps: int,
     *,
-    warm_steps: int,
-    compiles: bool = False,
-    met: np.ndarray | None = None,
+    warmup_steps: int,
+    compiled: bool = False,
+    seen_ids: np.ndarray | None = None,
 ) -> float:
-    """Examples a second of our loop after its first steps, on texts of the ids that are `met`; None: of any."""
+    """Examples per second of bertcli's training loop after its first steps.
+
+    Args:
+        seen_ids: the distinct token ids of the batches; None: any.
+    """
     accelerator = build_accelerator(HardwareSection(device="cpu"))
-    if met is not None:
-        learn_met_rows(model, met)
-    speed_up(model, accelerator.device)
-    if compiles:
+    if seen_ids is not None:
+        train_seen_rows_only(model, seen_ids)
+    optimize_forward(model, accelerator.device)
+    if compiled:
         compile_layers(model)
     optimizer = build_optimizer(model, learning_rate=2e-5, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
     model, optimizer = accelerator.prepare(model, optimizer)
-    start, examples = 0.0, 0
+    start, num_examples = 0.0, 0
     for record in train_steps(
         accelerator, model, optimizer, lambda step: 2e-5, batches(accelerator), loss, max_grad_norm=1.0
     ):
-        if record.step > warm_steps:
-            examples += record.num_examples
-        if record.step == warm_steps:
+        if record.step > warmup_steps:
+            num_examples += record.num_examples
+        if record.step == warmup_steps:
             start = time.perf_counter()
-        if record.step == steps + warm_steps:
+        if record.step == steps + warmup_steps:
             break
-    return examples / (time.perf_counter() - start)
+    return num_examples / (time.perf_counter() - start)
 
 
 def bench(tokenizer: PreTrainedTokenizerBase, rounds: int) -> None:
-    """Classification at SST-2's lengths, question answering at SQuAD's."""
-    met = np.random.default_rng(2).choice(VOCABULARY, IDS_OF_SST2, replace=False)
-    for title, lengths, known, kind, padded_to, batch in (
-        ("fine-tuning, SST-2 lengths, batch 32", sentences(80 * BATCH), met, "SequenceClassification", 128, BATCH),
-        ("fine-tuning, SQuAD lengths, batch 8", passages(24 * 8), None, "QuestionAnswering", 384, 8),
-    ):
-        _race(tokenizer, title, lengths, known, kind, padded_to, batch, rounds)
+    """Classification with SST-2's lengths, question answering with SQuAD's."""
+    sst2_ids = np.random.default_rng(2).choice(VOCAB_SIZE, NUM_SST2_IDS, replace=False)
+    for title, lengths, seen_ids, head, max_length, batch_size in (
+        ("fine-tuning, SST-2 lengths, batch 32", sst2_lengths(80 * BATCH_SIZE), sst2_ids,
+         "SequenceClassification", 128, BATCH_SIZE),
+        ("fine-tuning, SQuAD lengths, batch 8", squad_lengths(24 * 8), None, "QuestionAnswering", 384, 8),
+    ):  # fmt: skip
+        _compare(tokenizer, title, lengths, seen_ids, head, max_length, batch_size, rounds)
 
 
-def _race(
+def _compare(
     tokenizer: PreTrainedTokenizerBase,
     title: str,
     lengths: list[int],
-    met: np.ndarray | None,
-    kind: str,
-    padded_to: int,
-    batch: int,
+    seen_ids: np.ndarray | None,
+    head: str,
+    max_length: int,
+    batch_size: int,
     rounds: int,
 ) -> None:
-    """Batches of like length cost more or less by their length: of those, a whole epoch counts, after a whole one."""
-    epoch, few = len(lengths) // batch, 2
-    ids = ids_of(lengths, met)
-    answers_spans = kind == "QuestionAnswering"
+    """Length-grouped batches vary in cost, so they are timed over a full epoch, after another one."""
+    epoch, few_steps = len(lengths) // batch_size, 2
+    ids = random_token_ids(lengths, seen_ids)
+    is_span = head == "QuestionAnswering"
     labels = np.arange(len(ids)) % 2
-    names = {"start_positions": labels, "end_positions": labels} if answers_spans else {"labels": labels}
-    rows = Dataset.from_dict({"input_ids": ids, **names})
-    to_longest = DataCollatorWithPadding(tokenizer)
-    to_fixed = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=padded_to)
+    label_columns = {"start_positions": labels, "end_positions": labels} if is_span else {"labels": labels}
+    rows = Dataset.from_dict({"input_ids": ids, **label_columns})
+    pad_to_longest = DataCollatorWithPadding(tokenizer)
+    pad_to_max_length = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=max_length)
 
-    def fresh() -> torch.nn.Module:
+    def build_model() -> torch.nn.Module:
         torch.manual_seed(0)
-        model: torch.nn.Module = getattr(transformers, f"BertFor{kind}")(config())
+        model: torch.nn.Module = getattr(transformers, f"BertFor{head}")(bert_config())
         return model
 
     offsets = np.concatenate(([0], np.cumsum(lengths)))
-    flat = np.concatenate([np.asarray(row, dtype=np.int32) for row in ids])
-    given = np.stack((labels, labels), axis=1) if answers_spans else labels
-    encoded = Encoded(flat, None, offsets, np.arange(len(ids)), given, 0)
+    input_ids = np.concatenate([np.asarray(row, dtype=np.int32) for row in ids])
+    targets = np.stack((labels, labels), axis=1) if is_span else labels
+    encoded = Encoded(input_ids, None, offsets, np.arange(len(ids)), targets, 0)
 
     def batches(_: Accelerator) -> Iterator[Any]:
         return training_batches(
-            encoded, global_batch_size=batch, micro_batch_size=batch, seed=0, start_step=0, total_steps=10_000
+            encoded, global_batch_size=batch_size, micro_batch_size=batch_size, seed=0, start_step=0, total_steps=10_000
         )
 
-    loss = span_loss if answers_spans else label_loss
+    loss = span_loss if is_span else label_loss
 
     def trainer(steps: int, collator: Any, **flags: Any) -> Callable[[], float]:
         return lambda: trainer_rate(
-            fresh(), rows, steps, collator, flags=flags, warm_steps=steps, batch=batch, tokenizer=tokenizer
+            build_model(), rows, steps, collator, flags=flags, warmup_steps=steps, batch_size=batch_size,
+            tokenizer=tokenizer,
+        )  # fmt: skip
+
+    def bertcli(*, compiled: bool = False) -> float:
+        return bertcli_rate(
+            build_model(), batches, loss, epoch, warmup_steps=epoch, compiled=compiled, seen_ids=seen_ids
         )
 
-    def ours(*, compiles: bool = False) -> float:
-        return our_rate(fresh(), batches, loss, epoch, warm_steps=epoch, compiles=compiles, met=met)
-
     precision = ", bf16" if BEST_FLAGS["bf16"] else ""
+    best_flags = f"Trainer, best flags: grouped by length, fused AdamW{precision}"
     mean = float(np.mean(lengths))
-    race(title, "examples/s", [
-        Contender(f"Trainer, padded to {padded_to} (the example script's default)", trainer(few, to_fixed)),
-        Contender("Trainer, padded to the longest", trainer(epoch // 4, to_longest)),
-        Contender(f"Trainer, best flags: by length, fused AdamW{precision}", trainer(epoch, to_longest, **BEST_FLAGS)),
-        Contender("the same, torch set as bertcli does", trainer(epoch, to_longest, **BEST_FLAGS), ENVIRONMENT),
-        Contender("bertcli, hardware.compile=true", lambda: ours(compiles=True), ENVIRONMENT),
-        Contender("bertcli", ours, ENVIRONMENT),
-    ], rounds, training_flops(LAYERS, WIDTH, mean, mean))  # fmt: skip
+    compare(title, "examples/s", [
+        Contender(f"Trainer, padded to {max_length} (default of the example script)",
+                  trainer(few_steps, pad_to_max_length)),
+        Contender("Trainer, padded to the longest", trainer(epoch // 4, pad_to_longest)),
+        Contender(best_flags, trainer(epoch, pad_to_longest, **BEST_FLAGS)),
+        Contender("the same, with bertcli's torch settings", trainer(epoch, pad_to_longest, **BEST_FLAGS),
+                  DEFAULT_ENVIRONMENT),
+        Contender("bertcli, hardware.compile=true", lambda: bertcli(compiled=True), DEFAULT_ENVIRONMENT),
+        Contender("bertcli", bertcli, DEFAULT_ENVIRONMENT),
+    ], rounds, training_flops(NUM_LAYERS, HIDDEN_SIZE, mean, mean))  # fmt: skip

@@ -1,7 +1,7 @@
-"""Contenders take turns, so that a busy minute of the machine falls on all of them; what counts are medians.
+"""Benchmark contenders in turns, so that a busy minute of the machine affects all of them; report medians.
 
-Each works in a process of its own, forked from one that never computed: what one of them sets (memory kept, threads
-started) is nothing to the next.
+Each measurement runs in a separate process, forked from one that never computed, so that its settings (retained
+memory, started threads) do not affect the next one.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from bertcli.training.devices import cpu_computes_bf16
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who does a piece of work: `work` does it and says how many units a second that were."""
+    """One implementation in a comparison; `measure` runs it and returns its units per second."""
 
     name: str
-    work: Callable[[], float]
+    measure: Callable[[], float]
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def apart(work: Callable[[], Any], environment: dict[str, str] | None = None) -> Any:
-    """What `work` returns, done in a process of its own."""
+def run_in_process(function: Callable[[], Any], environment: dict[str, str] | None = None) -> Any:
+    """Call `function` in a separate process and return its result."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
         os.environ.update(environment or {})
-        sender.send(work())
+        sender.send(function())
 
     process = context.Process(target=child)
     process.start()
@@ -45,52 +45,54 @@ def apart(work: Callable[[], Any], environment: dict[str, str] | None = None) ->
     try:
         return receiver.recv()
     except EOFError:
-        raise SystemExit("a contender failed; its message stands above") from None
+        raise SystemExit("a benchmark failed; see its message above") from None
     finally:
         process.join()
 
 
-def race(title: str, unit: str, contenders: list[Contender], rounds: int, flops: float | None = None) -> None:
-    """Let the contenders work in turn and print the median of each, beside the last one, who is ours.
+def compare(title: str, unit: str, contenders: list[Contender], rounds: int, flops: float | None = None) -> None:
+    """Measure the contenders in turns and print each one's median, and the speedup of the last one, bertcli, over it.
 
     Args:
-        flops: useful floating-point operations of a unit; None: not a matter of those.
+        flops: useful floating-point operations per unit; None: not applicable.
     """
     rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    matrix: list[float] = []
+    matrix_rates: list[float] = []
     for _ in range(rounds):
         if flops is not None:
-            matrix.append(apart(matrix_rate))
+            matrix_rates.append(run_in_process(matrix_flops_per_second))
         for contender in contenders:
-            rates[contender.name].append(apart(contender.work, contender.environment))
-    ours = statistics.median(rates[contenders[-1].name])
-    table = Table("who", unit, "least", "most", "ours is", title=title)
+            rates[contender.name].append(run_in_process(contender.measure, contender.environment))
+    bertcli_rate = statistics.median(rates[contenders[-1].name])
+    table = Table("contender", unit, "min", "max", "speedup", title=title)
     if flops is not None:
         table.add_column("share of the matrix rate")
     for name, values in rates.items():
         median = statistics.median(values)
-        cells = [name, f"{median:,.1f}", f"{min(values):,.1f}", f"{max(values):,.1f}", f"{ours / median:.2f} x"]
+        cells = [name, f"{median:,.1f}", f"{min(values):,.1f}", f"{max(values):,.1f}", f"{bertcli_rate / median:.2f} x"]
         if flops is not None:
-            cells.append(f"{median * flops / statistics.median(matrix):.0%}")
+            cells.append(f"{median * flops / statistics.median(matrix_rates):.0%}")
         table.add_row(*cells)
     if flops is not None:
-        kind = "bf16" if cpu_computes_bf16() else "fp32"
-        table.caption = f"matrix rate {statistics.median(matrix) / 1e9:.0f} GFLOP/s ({kind}), median of {rounds}"
+        dtype = "bf16" if cpu_computes_bf16() else "fp32"
+        rate = statistics.median(matrix_rates) / 1e9
+        table.caption = f"matrix rate {rate:.0f} GFLOP/s ({dtype}), median of {rounds}"
     Console(width=120).print(table)
 
 
-def matrix_rate(rows: int = 1024, width: int = 384, seconds: float = 0.5) -> float:
-    """Floating-point operations a second of the matrix products of such a model: a layer's feed-forward part."""
-    kind = torch.bfloat16 if cpu_computes_bf16() else torch.float32
-    values, up, down = (torch.randn(*size).to(kind) for size in ((rows, width), (4 * width, width), (width, 4 * width)))
-    count, start = 0, time.perf_counter()
+def matrix_flops_per_second(rows: int = 1024, hidden_size: int = 384, seconds: float = 0.5) -> float:
+    """Measure the matrix products of the feed-forward part of such a model's layer."""
+    dtype = torch.bfloat16 if cpu_computes_bf16() else torch.float32
+    shapes = ((rows, hidden_size), (4 * hidden_size, hidden_size), (hidden_size, 4 * hidden_size))
+    values, up, down = (torch.randn(*shape).to(dtype) for shape in shapes)
+    num_products, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         values @ up.T
         (values @ up.T) @ down.T
-        count += 3
-    return count * 2 * rows * width * 4 * width / (time.perf_counter() - start)
+        num_products += 3
+    return num_products * 2 * rows * hidden_size * 4 * hidden_size / (time.perf_counter() - start)
 
 
-def training_flops(layers: int, width: int, tokens: float, length: float) -> float:
-    """Of the encoder of a plain model, forward and backward, for `tokens` in sequences of `length`; no padding."""
-    return 3 * tokens * layers * (24 * width**2 + 4 * length * width)
+def training_flops(num_layers: int, hidden_size: int, num_tokens: float, length: float) -> float:
+    """Forward and backward operations of a plain encoder for `num_tokens` in sequences of `length`, without padding."""
+    return 3 * num_tokens * num_layers * (24 * hidden_size**2 + 4 * length * hidden_size)

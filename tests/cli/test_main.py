@@ -1,4 +1,4 @@
-"""The command line as a contract: exit codes, one clear message, results on stdout, the rest on stderr."""
+"""The command-line interface: exit codes, one clear error message, results on stdout and the rest on stderr."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def small(encoder: Path, reviews: Path, write_recipe: Callable[..., Path]) -> Pa
     )
 
 
-def test_finetune_eval_and_predict_follow_one_another(small: Path) -> None:
+def test_finetune_then_eval_then_predict(small: Path) -> None:
     trained = call("finetune", str(small), "--json")
     assert trained.exit_code == 0, trained.stderr
     results = json.loads(trained.stdout)
@@ -47,21 +47,21 @@ def test_finetune_eval_and_predict_follow_one_another(small: Path) -> None:
     scored = call("eval", "runs/small", "--json", "--quiet")
     assert json.loads(scored.stdout)["metrics"] == results["metrics"]
     assert scored.stderr == ""
-    told = call("eval", "runs/small")
-    assert "accuracy" in told.stdout
-    assert re.fullmatch(r"scored    runs/small on validation in \d+s", told.stderr.splitlines()[-1])
-    bare = call("eval", "runs/small/model", "--task", str(small), "--json")
-    assert json.loads(bare.stdout)["metrics"] == results["metrics"]
+    printed = call("eval", "runs/small")
+    assert "accuracy" in printed.stdout
+    assert re.fullmatch(r"scored    runs/small on validation in \d+s", printed.stderr.splitlines()[-1])
+    model_folder = call("eval", "runs/small/model", "--task", str(small), "--json")
+    assert json.loads(model_folder.stdout)["metrics"] == results["metrics"]
 
     predicted = call("predict", "runs/small", "--input", "-", stdin="a fine film\na dull film\n")
     rows = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert [row["text"] for row in rows] == ["a fine film", "a dull film"]
-    one = call("predict", "runs/small", "--text", "a fine film")
-    assert json.loads(one.stdout)["label"] == rows[0]["label"]
+    single = call("predict", "runs/small", "--text", "a fine film")
+    assert json.loads(single.stdout)["label"] == rows[0]["label"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "message"),
     [
         (("finetune", "glue/sst9"), 2, "Did you mean glue/sst2"),
         (("finetune", "glue/sst2", "epochs=3"), 2, "training.epochs"),
@@ -69,41 +69,34 @@ def test_finetune_eval_and_predict_follow_one_another(small: Path) -> None:
         (("finetune", "glue/sst2"), 1, "--mirror"),
         (("finetune",), 2, "Missing argument"),
         (("eval", "nowhere"), 1, "cannot load"),
-        (
-            (
-                "eval",
-                ".",
-            ),
-            1,
-            "without config.json",
-        ),
-        (("predict", "nowhere"), 2, "give one of --text"),
+        (("eval", "."), 1, "without config.json"),
+        (("predict", "nowhere"), 2, "give exactly one of --text"),
         (("predict", "nowhere", "--text", "a", "--pair", "b", "--pair", "c"), 2, "one --pair for each"),
         (("predict", "nowhere", "--text", "a", "--device", "tpu"), 2, "--device tpu"),
         (("nonsense",), 2, "nonsense"),
     ],
 )
-def test_a_mistake_gives_one_message_and_its_exit_code(arguments: tuple[str, ...], code: int, words: str) -> None:
+def test_errors_give_one_message_and_an_exit_code(arguments: tuple[str, ...], code: int, message: str) -> None:
     result = call(*arguments)
     assert result.exit_code == code
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 
 
-def test_a_wrong_name_of_a_model_leads_to_the_right_one(small: Path) -> None:
-    assert "found the file small.yaml" in call("eval", "small.yaml").stderr
+def test_eval_suggests_the_right_model_name(small: Path) -> None:
+    assert "found file small.yaml" in call("eval", "small.yaml").stderr
     Path("runs/small").mkdir(parents=True)
     assert "Did you mean runs/small?" in call("eval", "runs/smal").stderr
-    part = Path("runs/small/model/one")
-    part.mkdir(parents=True)
-    (part / "config.json").write_text("{}")
-    assert f"name one of its models: {part}" in call("eval", "runs/small").stderr
+    task_model = Path("runs/small/model/one")
+    task_model.mkdir(parents=True)
+    (task_model / "config.json").write_text("{}")
+    assert f"use one of its models: {task_model}" in call("eval", "runs/small").stderr
 
 
-@pytest.mark.parametrize("words", [("-h",), ("finetune", "-h"), ("recipes", "check", "-h")])
-def test_help_has_a_short_name(words: tuple[str, ...]) -> None:
-    result = call(*words)
+@pytest.mark.parametrize("arguments", [("-h",), ("finetune", "-h"), ("recipes", "check", "-h")])
+def test_help_has_a_short_option(arguments: tuple[str, ...]) -> None:
+    result = call(*arguments)
     assert result.exit_code == 0
     assert "[[" not in result.stdout
 
@@ -112,22 +105,22 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in call("eval", ".", "--debug").stderr
 
 
-def test_a_read_only_folder_is_named(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("shut").mkdir(mode=0o500)
-    monkeypatch.setattr(os, "access", lambda path, mode: bool(path.stat().st_mode & 0o200))  # root may write everywhere
-    result = call("finetune", str(small), "--run", "shut/run")
+def test_finetune_reports_a_read_only_folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("readonly").mkdir(mode=0o500)
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(path.stat().st_mode & 0o200))  # root can write anywhere
+    result = call("finetune", str(small), "--run", "readonly/run")
     assert result.exit_code == 2
-    assert "cannot write in shut" in result.stderr
+    assert "cannot write to readonly" in result.stderr
 
 
-def test_a_place_that_cannot_be_written_is_named_whoever_asks(small: Path) -> None:
+def test_finetune_reports_an_unwritable_path_even_to_root(small: Path) -> None:
     result = call("finetune", str(small), "--run", "/proc/run")
     assert result.exit_code == 2
     assert "/proc" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_eval_of_hidden_or_missing_splits_says_so(small: Path, write_csv: Callable[..., Path]) -> None:
+def test_eval_reports_missing_splits_and_different_labels(small: Path, write_csv: Callable[..., Path]) -> None:
     call("finetune", str(small))
     assert "no files for split 'test'" in call("eval", "runs/small", "--split", "test").stderr
     other = call("eval", "runs/small", "--task", "sample/inference")
@@ -143,7 +136,7 @@ def test_eval_of_hidden_or_missing_splits_says_so(small: Path, write_csv: Callab
         pytest.param(signal.SIGUSR1, 85, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_and_exits_with_its_code(small: Path, number: int, code: int) -> None:
+def test_signal_saves_and_sets_the_exit_code(small: Path, number: int, code: int) -> None:
     process = start("finetune", str(small), "training.max_steps=100000", "hardware.log_every_steps=1")
     history = Path("runs/small/train.jsonl")
     deadline = time.monotonic() + 60
@@ -152,13 +145,13 @@ def test_a_signal_saves_and_exits_with_its_code(small: Path, number: int, code: 
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    assert "the same command goes on" in errors
+    assert "re-run the same command to resume" in errors
     assert "Traceback" not in errors
     assert 1 <= len(list(Path("runs/small/checkpoints").glob("step-*"))) <= 2
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_ends_predict_quietly(small: Path) -> None:
+def test_broken_pipe_ends_predict_quietly(small: Path) -> None:
     call("finetune", str(small))
     Path("many.txt").write_text("film\n" * 20000)
     process = start("predict", "runs/small", "--input", "many.txt", "--quiet")
@@ -172,7 +165,7 @@ def test_a_reader_that_goes_away_ends_predict_quietly(small: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_ends_a_list_quietly() -> None:
+def test_broken_pipe_ends_recipes_list_quietly() -> None:
     process = start("recipes", "list")
     assert process.stdout is not None
     process.stdout.close()
@@ -182,7 +175,7 @@ def test_a_reader_that_goes_away_ends_a_list_quietly() -> None:
     process.stderr.close()
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = """
 import sys
 from typer.testing import CliRunner
@@ -194,33 +187,35 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_runs_are_named_after_their_recipe() -> None:
+def test_default_run_folder_is_named_after_the_recipe() -> None:
     assert default_run_folder("glue/sst2") == Path("runs/glue-sst2")
     assert default_run_folder("some/where/mine.yaml") == Path("runs/mine")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("-m", "bertcli", "--help"), ("-c", "from bertcli.console import Console; Console().warn('words')")],
+    [("-m", "bertcli", "--help"), ("-c", "from bertcli.console import Console; Console().warn('text')")],
 )
-def test_no_color_is_respected(arguments: tuple[str, ...]) -> None:
+def test_no_color_variable_is_respected(arguments: tuple[str, ...]) -> None:
     outputs = []
     plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    for asked in ({}, {"NO_COLOR": "1"}):
-        environment = plain | {"FORCE_COLOR": "1", "TERM": "xterm-256color"} | asked
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment)
-        outputs.append(done.stdout + done.stderr)
-    colours = [re.findall(r"\x1b\[(?:[\d;]*;)?[349]\d[;m]", output) for output in outputs]
-    assert colours[0]
-    assert not colours[1]
+    for variables in ({}, {"NO_COLOR": "1"}):
+        environment = plain | {"FORCE_COLOR": "1", "TERM": "xterm-256color"} | variables
+        process = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment
+        )
+        outputs.append(process.stdout + process.stderr)
+    colors = [re.findall(r"\x1b\[(?:[\d;]*;)?[349]\d[;m]", output) for output in outputs]
+    assert colors[0]
+    assert not colors[1]
 
 
-def test_labels_of_a_model_can_be_given_the_names_of_the_task(small: Path) -> None:
+def test_labels_option_renames_the_labels_of_a_model(small: Path) -> None:
     call("finetune", str(small))
     config = Path("runs/small/model/config.json")
     names = json.loads(config.read_text())["id2label"].values()
     numbered = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
-    numbered["thresholds"] = {"LABEL_1": 1.0}  # which nothing reaches
+    numbered["thresholds"] = {"LABEL_1": 1.0}  # never reached
     config.write_text(json.dumps(json.loads(config.read_text()) | numbered))
     model = "runs/small/model"
     refused = call("eval", model, "--task", str(small))
@@ -228,12 +223,12 @@ def test_labels_of_a_model_can_be_given_the_names_of_the_task(small: Path) -> No
     assert "--labels" in refused.stderr
     scored = call("eval", model, "--task", str(small), "--labels", ",".join(names), "--json")
     results = json.loads(Path("runs/small/results.json").read_text())
-    losses = [each["metrics"]["validation"]["loss"] for each in (json.loads(scored.stdout), results)]
+    losses = [content["metrics"]["validation"]["loss"] for content in (json.loads(scored.stdout), results)]
     assert losses[0] == pytest.approx(losses[1])
-    answer = json.loads(call("predict", model, "--text", "a fine film", "--labels", ",".join(names)).stdout)
-    assert list(answer["probabilities"]) == list(names)
-    assert answer["label"] == next(iter(names))
+    prediction = json.loads(call("predict", model, "--text", "a fine film", "--labels", ",".join(names)).stdout)
+    assert list(prediction["probabilities"]) == list(names)
+    assert prediction["label"] == next(iter(names))
     short = call("predict", model, "--text", "a fine film", "--labels", "good")
     assert short.exit_code == 2
     assert "expected 2 different names" in short.stderr
-    assert "leave it out" in call("predict", model, "--text", "a", "--features", "--labels", "a,b").stderr
+    assert "has no effect" in call("predict", model, "--text", "a", "--features", "--labels", "a,b").stderr

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A Slurm cluster of two nodes on this machine, for tests: on loopback, without systemd, all its files in one folder.
+# A two-node Slurm cluster on this machine, for tests: on loopback, without systemd, with all files in one folder.
 #   slurm.sh start FOLDER     prints nothing; SLURM_CONF=FOLDER/slurm.conf lets sbatch find it
-#   slurm.sh stop FOLDER      ends its jobs and daemons; the folder stays, for its logs
-# Exit code 3: a program is missing. On Debian: apt-get install slurmctld slurmd slurm-client munge
+#   slurm.sh stop FOLDER      stops its jobs and daemons; keeps the folder for its logs
+# Exit code 3: a program is not installed. On Debian: apt-get install slurmctld slurmd slurm-client munge
 set -uo pipefail
 export SLURM_CONF=$2/slurm.conf
 FOLDER=$2
-NODES=(127.0.0.1 127.0.0.2)  # names that need no resolver
+NODES=(127.0.0.1 127.0.0.2)  # names that need no DNS
 PORT=${BERTCLI_TEST_SLURM_PORT:-18817}
 
 write_configuration() {
@@ -14,7 +14,7 @@ write_configuration() {
     chmod 711 "$FOLDER/munge"
     dd if=/dev/urandom of="$FOLDER/munge/key" bs=128 count=1 status=none
     chmod 400 "$FOLDER/munge/key"
-    echo CgroupPlugin=cgroup/v1 > "$FOLDER/cgroup.conf"  # else the distribution's own would be read
+    echo CgroupPlugin=cgroup/v1 > "$FOLDER/cgroup.conf"  # otherwise the distribution's file is read
     cat > "$SLURM_CONF" <<END
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -24,7 +24,7 @@ SlurmctldPort=$PORT
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
 CredType=cred/munge
-# A job that was requeued may start when its old credential has ended; less than 5 seconds counts as 120.
+# A requeued job can start once its old credential has expired; values below 5 seconds count as 120.
 AuthInfo=socket=$FOLDER/munge/socket,cred_expire=5
 StateSaveLocation=$FOLDER/state
 SlurmdSpoolDir=$FOLDER/spool/%n
@@ -64,7 +64,7 @@ start() {
         [ "$(sinfo --noheader --Node --partition=normal --states=idle --format=%N | wc -l)" = ${#NODES[@]} ] && exit 0
         sleep 0.2
     done
-    echo "the nodes did not come up" >&2
+    echo "the nodes did not start" >&2
     tail -n 5 "$FOLDER"/*.log >&2
     exit 1
 }
@@ -79,7 +79,7 @@ stop() {
     kill $pids 2> /dev/null
     for _ in {1..50}; do kill -0 $pids 2> /dev/null || break; sleep 0.2; done
     kill -9 $pids 2> /dev/null
-    # Daemons of steps have no file with their number; ours know our configuration.
+    # Step daemons have no PID file; ours are those whose environment names our configuration.
     for process in $(pgrep -x slurmstepd); do
         grep -qzx "SLURM_CONF=$SLURM_CONF" "/proc/$process/environ" 2> /dev/null && kill -9 "$process"
     done

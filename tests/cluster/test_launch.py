@@ -1,4 +1,4 @@
-"""Which of how many processes this is, in the words of `srun` and of torch; how they are started."""
+"""Rank and world size from Slurm's variables, and the start of several processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bertcli.cluster import launch as module
-from bertcli.cluster.launch import first_node, join_step, launch
+from bertcli.cluster.launch import first_node, join_slurm_step, launch
 
 STEP = {
     "SLURM_JOB_ID": "123456",
@@ -23,16 +23,16 @@ STEP = {
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 
 
-def joined(monkeypatch: pytest.MonkeyPatch, **variables: str) -> dict[str, str]:
-    """What torch's variables are afterwards."""
+def torch_variables(monkeypatch: pytest.MonkeyPatch, **variables: str) -> dict[str, str]:
+    """Return torch's variables after `join_slurm_step`."""
     kept = {name: value for name, value in os.environ.items() if name not in NAMES and not name.startswith("SLURM")}
     monkeypatch.setattr(os, "environ", kept | variables)
-    join_step()
+    join_slurm_step()
     return {name: os.environ[name] for name in NAMES if name in os.environ}
 
 
-def test_a_step_of_several_tasks_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert joined(monkeypatch, **STEP) == {
+def test_join_slurm_step_sets_torch_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch_variables(monkeypatch, **STEP) == {
         "RANK": "5",
         "WORLD_SIZE": "8",
         "LOCAL_RANK": "1",
@@ -43,12 +43,12 @@ def test_a_step_of_several_tasks_is_joined(monkeypatch: pytest.MonkeyPatch) -> N
     }
 
 
-def test_who_has_joined_already_or_is_alone_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert joined(monkeypatch, **STEP, RANK="3") == {"RANK": "3"}
-    assert joined(monkeypatch, **STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
+def test_join_slurm_step_leaves_launched_and_single_processes_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch_variables(monkeypatch, **STEP, RANK="3") == {"RANK": "3"}
+    assert torch_variables(monkeypatch, **STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
     batch_script = {name: value for name, value in STEP.items() if "STEP" not in name}
-    assert joined(monkeypatch, **batch_script) == {}
-    assert joined(monkeypatch, **STEP, MASTER_ADDR="10.0.0.1")["MASTER_ADDR"] == "10.0.0.1"
+    assert torch_variables(monkeypatch, **batch_script) == {}
+    assert torch_variables(monkeypatch, **STEP, MASTER_ADDR="10.0.0.1")["MASTER_ADDR"] == "10.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -61,23 +61,23 @@ def test_who_has_joined_already_or_is_alone_stays_so(monkeypatch: pytest.MonkeyP
         ("n[5,7].hpc", "n5.hpc"),
     ],
 )
-def test_the_first_node_is_read_from_slurms_list(node_list: str, first: str) -> None:
+def test_first_node_of_slurm_node_list(node_list: str, first: str) -> None:
     assert first_node(node_list) == first
 
 
-@pytest.mark.parametrize(("asked", "seconds"), [(None, module.SECONDS_TO_STOP), ("7", 7)])
-def test_after_a_signal_processes_have_hours_to_save_unless_the_environment_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, asked: str | None, seconds: int
+@pytest.mark.parametrize(("variable", "seconds"), [(None, module.SHUTDOWN_TIMEOUT_SECONDS), ("7", 7)])
+def test_launch_shutdown_timeout_is_hours_unless_the_environment_sets_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, seconds: int
 ) -> None:
-    given: list[Any] = []
+    configs: list[Any] = []
 
-    def started(config: Any, program: str) -> Callable[..., None]:
-        given.append(config)
+    def fake_launch(config: Any, program: str) -> Callable[..., None]:
+        configs.append(config)
         return lambda *arguments: None
 
     kept = {name: value for name, value in os.environ.items() if name != "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
-    monkeypatch.setattr(os, "environ", kept | ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": asked} if asked else {}))
-    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", started)
+    monkeypatch.setattr(os, "environ", kept | ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": variable} if variable else {}))
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fake_launch)
     assert launch(2, ["finetune"]) == 0
-    assert given[0].shutdown_timeout == seconds
-    assert module.SECONDS_TO_STOP >= 3600
+    assert configs[0].shutdown_timeout == seconds
+    assert module.SHUTDOWN_TIMEOUT_SECONDS >= 3600

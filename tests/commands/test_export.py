@@ -1,4 +1,4 @@
-"""ONNX graphs answer as the models they were made of, for each head; the README's program runs one."""
+"""Exported ONNX graphs give the same outputs as their models, for each head; the README's example runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
 from bertcli.commands import export as export_command
-from bertcli.models.from_pretrained import load_tokenizer, save_model
+from bertcli.models.from_pretrained import ModelSource, save_model
 
 from ..conftest import REPOSITORY, TEXTS
 
@@ -29,34 +29,34 @@ HEADS = {
 }
 
 
-def call(*words: str) -> Result:
-    return CliRunner().invoke(app, ["export", *words])
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["export", *arguments])
 
 
 def save(folder: Path, encoder: Path, model_class: str, num_layers: int = 1, **fields: Any) -> Path:
-    """A model with fresh weights, as narrow as `encoder`, with its tokenizer."""
+    """Save a randomly initialized model of the same width as `encoder`, with its tokenizer."""
     config = transformers.AutoConfig.from_pretrained(encoder, num_hidden_layers=num_layers, **fields)
     torch.manual_seed(0)
     model = getattr(transformers, model_class).from_config(config)
-    save_model(model, load_tokenizer(str(encoder), None), folder)
+    save_model(model, ModelSource(str(encoder)).load_tokenizer(), folder)
     return folder
 
 
-def assert_alike(model: Path, exported: Path, model_class: str) -> None:
-    """The graph and plain transformers give the same for texts, alone and padded together, and for choices of them."""
+def assert_same_outputs(model: Path, exported: Path, model_class: str) -> None:
+    """The graph and plain transformers agree on single texts, padded batches and answer choices."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     session = onnxruntime.InferenceSession(exported / "model.onnx")
-    plain = getattr(transformers, model_class).from_pretrained(model).eval()
+    reference = getattr(transformers, model_class).from_pretrained(model).eval()
     for texts in (TEXTS[:1], TEXTS, [" ".join(TEXTS)] * 2):
         inputs = dict(tokenizer(texts, return_tensors="pt", padding=True))
         if "MultipleChoice" in model_class:
             inputs = {name: tensor[None] for name, tensor in inputs.items()}
         with torch.inference_mode():
-            expected = plain(**inputs)
-        found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+            expected = reference(**inputs)
+        outputs = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         assert [output.name for output in session.get_outputs()] == list(expected.keys())
-        for own, other in zip(expected.to_tuple(), found, strict=True):
-            assert torch.allclose(own, torch.from_numpy(other), atol=1e-4)
+        for tensor, array in zip(expected.to_tuple(), outputs, strict=True):
+            assert torch.allclose(tensor, torch.from_numpy(array), atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +68,23 @@ def classifier(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("exports") / "classifier"
-    told = call(str(classifier), "--output", str(output), "--json")
-    assert told.exit_code == 0, told.stderr
-    assert json.loads(told.stdout)["largest_difference"] < 1e-4
+    result = call(str(classifier), "--output", str(output), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["largest_difference"] < 1e-4
     return output
 
 
-def test_a_classifiers_graph_answers_as_the_model(classifier: Path, exported: Path) -> None:
+def test_onnx_text_classification_matches_the_model(classifier: Path, exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == {
         *("model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json")
     }
     assert exported.stat().st_mode & 0o777 == 0o755
     graph = (exported / "model.onnx").read_bytes()
-    assert not any(str(place).encode() in graph for place in (REPOSITORY, Path(torch.__file__).parent, Path.cwd()))
-    assert_alike(classifier, exported, "AutoModelForSequenceClassification")
+    assert not any(str(path).encode() in graph for path in (REPOSITORY, Path(torch.__file__).parent, Path.cwd()))
+    assert_same_outputs(classifier, exported, "AutoModelForSequenceClassification")
 
 
-def test_the_readmes_program_runs(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_onnx_example_of_the_readme_runs(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = (REPOSITORY / "README.md").read_text("utf-8")
     program = next(text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "onnxruntime" in text)
     Path("exported").symlink_to(exported)
@@ -92,51 +92,53 @@ def test_the_readmes_program_runs(exported: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.strip() in ("good", "bad")
 
 
-def test_an_existing_folder_is_kept(classifier: Path) -> None:
+def test_export_keeps_an_existing_folder(classifier: Path) -> None:
     Path("mine").mkdir()
-    told = call(str(classifier), "--output", "mine")
-    assert told.exit_code == 2
-    assert "mine exists already" in told.stderr
+    result = call(str(classifier), "--output", "mine")
+    assert result.exit_code == 2
+    assert "mine already exists" in result.stderr
     assert call(str(classifier), "--output", "x", "--format", "torchscript").exit_code == 2
 
 
-def test_a_graph_that_answers_otherwise_is_not_kept(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_removes_a_graph_with_different_outputs(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_command, "write_onnx", lambda model, names, path: path.write_bytes(b"graph"))
     for difference in (0.5, float("nan")):
-        monkeypatch.setattr(export_command, "largest_difference", lambda *_, found=difference: found)
-        told = call(str(classifier), "--output", "made")
-        assert told.exit_code == 1
-        assert "answers otherwise than the model" in told.stderr
+        monkeypatch.setattr(export_command, "largest_difference", lambda *_, value=difference: value)
+        result = call(str(classifier), "--output", "exported")
+        assert result.exit_code == 1
+        assert "differ from the model's by" in result.stderr
     assert list(Path().iterdir()) == []
 
 
-def test_a_missing_package_is_told_with_the_cure(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_without_its_packages_says_how_to_install_them(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    told = call(str(classifier), "--output", "made")
-    assert told.exit_code == 1
-    assert 'pip install "bertcli[export]"' in told.stderr
+    result = call(str(classifier), "--output", "exported")
+    assert result.exit_code == 1
+    assert 'pip install "bertcli[export]"' in result.stderr
 
 
-def test_what_is_no_encoder_is_refused(encoder: Path) -> None:
+def test_export_rejects_a_decoder(encoder: Path) -> None:
     config = transformers.GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2)
-    save_model(transformers.GPT2LMHeadModel(config), load_tokenizer(str(encoder), None), Path("gpt"))
-    told = call("gpt", "--output", "made")
-    assert told.exit_code == 1
-    assert "gpt is a GPT2LMHeadModel; encoders are exported" in told.stderr
+    save_model(transformers.GPT2LMHeadModel(config), ModelSource(str(encoder)).load_tokenizer(), Path("gpt"))
+    result = call("gpt", "--output", "exported")
+    assert result.exit_code == 1
+    assert "gpt is a GPT2LMHeadModel, expected an encoder" in result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in HEADS if name != "AutoModelForSequenceClassification"])
-def test_every_heads_graph_answers_as_the_model(encoder: Path, name: str) -> None:
+def test_onnx_of_every_head_matches_the_model(encoder: Path, name: str) -> None:
     save(Path("model"), encoder, name, 2, **HEADS[name])
-    told = call("model", "--output", "made")
-    assert told.exit_code == 0, told.stderr
-    assert_alike(Path("model"), Path("made"), name)
+    result = call("model", "--output", "exported")
+    assert result.exit_code == 0, result.stderr
+    assert_same_outputs(Path("model"), Path("exported"), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
-def test_every_problems_graph_answers_as_the_model(encoder: Path, problem: str) -> None:
+def test_onnx_of_every_problem_type_matches_the_model(encoder: Path, problem: str) -> None:
     save(Path("model"), encoder, "AutoModelForSequenceClassification", 2, num_labels=1, problem_type=problem)
-    assert call("model", "--output", "made").exit_code == 0
-    assert_alike(Path("model"), Path("made"), "AutoModelForSequenceClassification")
+    assert call("model", "--output", "exported").exit_code == 0
+    assert_same_outputs(Path("model"), Path("exported"), "AutoModelForSequenceClassification")

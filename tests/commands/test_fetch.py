@@ -1,4 +1,4 @@
-"""A mirror is filled with what recipes need, whole or not at all; a hub in memory stands in for the real one."""
+"""`bertcli fetch` fills a mirror with complete files only; a fake in-memory Hub replaces the real one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
 from bertcli.commands.fetch import fetch
-from bertcli.console import Console
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, HubError, ModelError, UsageError
-from bertcli.mirror import needs_of
+from bertcli.mirror import requirements
 from bertcli.recipe.catalogue import load_any
 from bertcli.recipe.load import load_recipe
 
-QUIET = Console(quiet=True)
+from ..conftest import QUIET
+
 ROWS = b"text,label\na fine film,good\na dull film,bad\n"
 CARD = b"""---
 configs:
@@ -46,13 +46,16 @@ MODEL = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt")
 
 
 class Hub:
-    """Repositories by (kind, name, revision), and how many files were fetched; `break_after` some it breaks off."""
+    """A fake Hub: repositories by (repo type, name, revision), and the files that were fetched.
+
+    A download fails after `fail_after` files; the content of the file `corrupt_file` is corrupted.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str, str | None], dict[str, bytes]] = {}
         self.fetched: list[str] = []
-        self.break_after = 1000
-        self.damage = ""
+        self.fail_after = 1000
+        self.corrupt_file = ""
 
     def info(self, kind: str, name: str, revision: str | None) -> dict[str, Any]:
         from huggingface_hub.repocard import metadata_load
@@ -70,16 +73,16 @@ class Hub:
         return {"id": name, "sha": "1" * 40, "siblings": siblings, "cardData": metadata_load("card.md")}
 
     def snapshot(self, name: str, *, repo_type: str, revision: str, local_dir: Path, allow_patterns: list[str]) -> str:
-        found = [files for (kind, one, _), files in self.repositories.items() if (kind, one) == (repo_type, name)]
-        for path, content in {path: content for files in found for path, content in files.items()}.items():
+        revisions = [files for key, files in self.repositories.items() if key[:2] == (repo_type, name)]
+        for path, content in {path: content for files in revisions for path, content in files.items()}.items():
             if any(fnmatch.fnmatch(path, pattern) for pattern in allow_patterns):
-                if len(self.fetched) == self.break_after:
-                    raise ConnectionError("the line is dead")
+                if len(self.fetched) == self.fail_after:
+                    raise ConnectionError("connection lost")
                 self.fetched.append(path)
                 (local_dir / path).parent.mkdir(parents=True, exist_ok=True)
-                (local_dir / path).write_bytes(content[:-1] + b"?" if path == self.damage else content)
+                (local_dir / path).write_bytes(content[:-1] + b"?" if path == self.corrupt_file else content)
                 (local_dir / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)
-                (local_dir / ".cache" / "huggingface" / "note").write_text("the library's")
+                (local_dir / ".cache" / "huggingface" / "note").write_text("metadata")
         return str(local_dir)
 
 
@@ -109,22 +112,22 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-def fetched(*words: str, **options: Any) -> dict[str, Any]:
-    return fetch({"mine.yaml": load_recipe("mine.yaml", words)}, Path("mirror"), console=QUIET, **options)
+def fetch_mine(*overrides: str, **options: Any) -> dict[str, Any]:
+    return fetch({"mine.yaml": load_recipe("mine.yaml", overrides)}, Path("mirror"), console=QUIET, **options)
 
 
 def files_under(folder: str) -> Iterator[str]:
     return (path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*")) if path.is_file())
 
 
-def call(*words: str) -> Result:
-    return CliRunner().invoke(app, ["fetch", *words])
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["fetch", *arguments])
 
 
-def test_a_mirror_gets_what_is_needed_and_the_run_can_do_with_it(hub: Hub) -> None:
-    told = call("mine.yaml", "--mirror", "mirror")
-    assert told.exit_code == 0, told.stderr
-    assert "next      BERTCLI_MIRROR=mirror bertcli finetune mine.yaml" in told.stderr
+def test_fetch_downloads_the_required_files_and_rows_load_from_the_mirror(hub: Hub) -> None:
+    result = call("mine.yaml", "--mirror", "mirror")
+    assert result.exit_code == 0, result.stderr
+    assert "next      BERTCLI_MIRROR=mirror bertcli finetune mine.yaml" in result.stderr
     reviews = ["reviews/train-0.csv", "reviews/train-1.csv", "reviews/validation.csv"]
     texts = ["README.md", "first/train-0.csv", *reviews, "small/train.csv"]
     assert list(files_under("mirror/datasets")) == [f"org/texts/{name}" for name in texts]
@@ -134,73 +137,73 @@ def test_a_mirror_gets_what_is_needed_and_the_run_can_do_with_it(hub: Hub) -> No
     assert len(load_split(task, "train", Path("mirror"))) == 4
 
 
-def test_a_second_call_fetches_nothing_and_a_further_part_joins_the_first(hub: Hub) -> None:
-    fetched("task.config=first")
-    before = len(hub.fetched)
-    assert all(folder["fetched"] == [] for folder in fetched("task.config=first")["folders"])
-    assert len(hub.fetched) == before
-    texts = fetched()["folders"][0]
+def test_fetch_again_downloads_nothing_and_adds_another_configuration(hub: Hub) -> None:
+    fetch_mine("task.config=first")
+    num_fetched = len(hub.fetched)
+    assert all(folder["fetched"] == [] for folder in fetch_mine("task.config=first")["folders"])
+    assert len(hub.fetched) == num_fetched
+    texts = fetch_mine()["folders"][0]
     assert texts["fetched"] == ["reviews/train-0.csv", "reviews/train-1.csv", "reviews/validation.csv"]
     assert Path("mirror/datasets/org/texts/first/train-0.csv").read_bytes() == ROWS
 
 
-def test_a_dry_run_tells_sizes_and_fetches_nothing(hub: Hub) -> None:
-    told = call("mine.yaml", "--mirror", "mirror", "--dry-run", "--json")
-    assert "datasets/org/texts" in told.stderr
-    assert json.loads(told.stdout)["dry_run"]
+def test_fetch_dry_run_lists_sizes_and_downloads_nothing(hub: Hub) -> None:
+    result = call("mine.yaml", "--mirror", "mirror", "--dry-run", "--json")
+    assert "datasets/org/texts" in result.stderr
+    assert json.loads(result.stdout)["dry_run"]
     assert hub.fetched == []
     assert not Path("mirror").exists()
 
 
-def test_what_was_broken_off_goes_on_and_never_looks_whole(hub: Hub) -> None:
-    hub.break_after = 3
-    with pytest.raises(HubError, match="the line is dead"):
-        fetched()
+def test_fetch_resumes_and_a_partial_folder_never_appears_complete(hub: Hub) -> None:
+    hub.fail_after = 3
+    with pytest.raises(HubError, match="connection lost"):
+        fetch_mine()
     assert not Path("mirror/datasets/org/texts").exists()
-    hub.break_after = 1000
-    fetched()
+    hub.fail_after = 1000
+    fetch_mine()
     assert len(hub.fetched) == len(set(hub.fetched)) == 10
     assert list(Path("mirror").rglob(".*")) == []
 
 
-def test_what_comes_damaged_is_refused_and_fetched_again(hub: Hub) -> None:
-    hub.damage = "model.safetensors"
-    with pytest.raises(HubError, match=r"models/org/encoder: not as the hub lists it: model\.safetensors"):
-        fetched()
+def test_fetch_rejects_a_corrupt_file_and_downloads_it_again(hub: Hub) -> None:
+    hub.corrupt_file = "model.safetensors"
+    with pytest.raises(HubError, match=r"models/org/encoder: size or checksum differs .*: model\.safetensors"):
+        fetch_mine()
     assert not Path("mirror/models/org/encoder").exists()
-    hub.damage = ""
-    fetched()
+    hub.corrupt_file = ""
+    fetch_mine()
     assert Path("mirror/models/org/encoder/model.safetensors").read_bytes() == b"model.safetensors"
 
 
-def test_a_file_of_ones_own_in_the_mirror_is_left_as_it_is(hub: Hub) -> None:
-    fetched()
-    own = Path("mirror/datasets/org/texts/README.md")
-    own.write_text("mine")
-    with pytest.raises(UsageError, match=r"left as it is: mirror/datasets/org/texts/README\.md"):
-        fetched()
-    assert own.read_text() == "mine"
+def test_fetch_keeps_a_different_local_file(hub: Hub) -> None:
+    fetch_mine()
+    local = Path("mirror/datasets/org/texts/README.md")
+    local.write_text("mine")
+    with pytest.raises(UsageError, match=r"left unchanged: mirror/datasets/org/texts/README\.md"):
+        fetch_mine()
+    assert local.read_text() == "mine"
 
 
-def test_everything_the_hub_lacks_is_told_at_once(hub: Hub) -> None:
+def test_fetch_reports_all_problems_together(hub: Hub) -> None:
     del hub.repositories["model", "org/encoder", None]["model.safetensors"]
     with pytest.raises(ModelError, match="no weights as safetensors"):
-        fetched()
+        fetch_mine()
     with pytest.raises(BertcliError, match=r"expected 'reviws'. Did you mean reviews\?\n.*no weights") as caught:
-        fetched("task.config=reviws")
+        fetch_mine("task.config=reviws")
     assert caught.value.exit_code == 1
 
 
-def test_a_disk_without_room_is_told_before_anything_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_checks_free_disk_space_before_downloading(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
-    with pytest.raises(UsageError, match="too little room"):
-        fetched()
+    with pytest.raises(UsageError, match="not enough free disk space"):
+        fetch_mine()
     assert hub.fetched == []
 
 
-def test_a_data_set_that_is_a_program_comes_as_its_parquet_files(hub: Hub) -> None:
+def test_script_dataset_is_fetched_as_its_parquet_conversion(hub: Hub) -> None:
     import io
 
     import pyarrow
@@ -214,36 +217,36 @@ def test_a_data_set_that_is_a_program_comes_as_its_parquet_files(hub: Hub) -> No
         "README.md": b"---\nlicense: mit\n---\n",
     }
     hub.repositories["dataset", "org/texts", "refs/convert/parquet"] = converted
-    fetched()
+    fetch_mine()
     assert list(files_under("mirror/datasets/org/texts")) == ["README.md", *converted]
     task = load_recipe("mine.yaml").task
     assert not isinstance(task, str)
     assert load_split(task, "validation", Path("mirror"))["text"][:] == ["a", "b"]
-    assert fetched()["folders"][0]["fetched"] == []
+    assert fetch_mine()["folders"][0]["fetched"] == []
 
 
-def test_recipes_of_every_kind_say_what_they_need() -> None:
-    mnli = [(need.name, need.part) for need in needs_of(load_any("glue/mnli"))]
+def test_requirements_of_each_kind_of_recipe() -> None:
+    mnli = [(requirement.name, requirement.part) for requirement in requirements(load_any("glue/mnli"))]
     assert mnli == [("nyu-mll/glue", "mnli"), ("nyu-mll/glue", "ax"), ("google-bert/bert-base-uncased", "weights")]
-    suite = {need.name for need in needs_of(load_any("glue"))}
+    suite = {requirement.name for requirement in requirements(load_any("glue"))}
     assert suite == {"nyu-mll/glue", "google-bert/bert-base-uncased"}
-    base = [(need.name, need.part) for need in needs_of(load_any("pretrain/bert-base"))]
+    base = [(requirement.name, requirement.part) for requirement in requirements(load_any("pretrain/bert-base"))]
     assert base == [("wikimedia/wikipedia", "20231101.en"), ("google-bert/bert-base-uncased", None)]
-    assert list(needs_of(load_any("sample/sentiment"))) == []
+    assert list(requirements(load_any("sample/sentiment"))) == []
 
 
-def test_names_that_leave_the_mirror_are_refused(hub: Hub) -> None:
-    with pytest.raises(UsageError, match="expected a name on the hub"):
-        fetched("model.name=../../secret")
+def test_fetch_rejects_names_outside_the_mirror(hub: Hub) -> None:
+    with pytest.raises(UsageError, match="expected a name on the Hub"):
+        fetch_mine("model.name=../../secret")
     hub.repositories["model", "org/encoder", None] = {"../../secret": b""}
-    with pytest.raises(HubError, match="would not stay in its folder"):
-        fetched()
+    with pytest.raises(HubError, match="is outside its folder"):
+        fetch_mine()
 
 
-def test_an_unreachable_hub_is_said_with_the_cure() -> None:
-    told = call("glue/rte", "--mirror", "mirror")
-    assert told.exit_code == 1
-    assert "did not answer as it should for dataset nyu-mll/glue" in told.stderr
-    assert "Traceback" not in told.stderr
+def test_fetch_reports_an_unreachable_hub() -> None:
+    result = call("glue/rte", "--mirror", "mirror")
+    assert result.exit_code == 1
+    assert "request to the Hub failed for dataset nyu-mll/glue" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not Path("mirror").exists()
     assert call("glue/rte").exit_code == 2

@@ -1,4 +1,4 @@
-"""`bertcli fetch` with the hub's real library, from a server on this machine that answers as the hub does."""
+"""`bertcli fetch` with the real huggingface_hub, from a local server that implements the Hub's API."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ FILES: dict[str, dict[str, bytes]] = {
         "config.json": b"{}",
         "model.safetensors": b"weights" * 1000,
         "tokenizer.json": b"{}",
-        "pytorch_model.bin": b"never asked for",
+        "pytorch_model.bin": b"never requested",
     },
     "datasets/org/texts": {"README.md": b"# texts\n", "train.csv": b"text,label\na,x\n", "a [b].csv": b"text,label\n"},
 }
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Listings and files; the first answer with the weights is cut off in the middle."""
+    """Serves listings and files; the first download of the weights is cut off halfway."""
 
     protocol_version = "HTTP/1.1"
-    gets: list[str]  # files whose contents were asked for
+    downloads: list[str]  # requested files
 
     def log_message(self, *_: object) -> None:
-        """Nothing on the console."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         if path.startswith("api/"):
             name = "/".join(path.split("/")[1:4])
@@ -57,8 +57,8 @@ class Handler(BaseHTTPRequestHandler):
         etag = hashlib.sha256(content).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
         if self.command == "GET":
-            self.gets.append(file)
-        self._send(content[start:], headers, cut=file == "model.safetensors" and self.gets.count(file) == 1)
+            self.downloads.append(file)
+        self._send(content[start:], headers, cut=file == "model.safetensors" and self.downloads.count(file) == 1)
 
     def _entry(self, file: str, content: bytes) -> dict[str, object]:
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    Handler.gets = []
+    Handler.downloads = []
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -93,17 +93,17 @@ def fetch(address: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_library_fetches_whole_files_once(address: str) -> None:
+def test_fetch_downloads_each_file_once_and_resumes(address: str) -> None:
     Path("mine.yaml").write_text(
         "task: {dataset: org/texts, text_columns: [text], labels: [x, y]}\nmodel: {name: org/encoder}\n"
     )
-    told = fetch(address)
-    assert told.returncode == 0, told.stderr
+    process = fetch(address)
+    assert process.returncode == 0, process.stderr
     for repository, files in FILES.items():
-        there = {path.name: path.read_bytes() for path in Path("mirror", repository).iterdir()}
-        assert there == {name: content for name, content in files.items() if name != "pytorch_model.bin"}
-    asked = len(Handler.gets)
-    assert Handler.gets.count("model.safetensors") == 2  # cut off once, gone on with
+        fetched = {path.name: path.read_bytes() for path in Path("mirror", repository).iterdir()}
+        assert fetched == {name: content for name, content in files.items() if name != "pytorch_model.bin"}
+    num_downloads = len(Handler.downloads)
+    assert Handler.downloads.count("model.safetensors") == 2  # cut off once, then resumed
     assert "0 files fetched" in fetch(address).stderr
-    assert len(Handler.gets) == asked
-    assert "pytorch_model.bin" not in Handler.gets
+    assert len(Handler.downloads) == num_downloads
+    assert "pytorch_model.bin" not in Handler.downloads

@@ -1,4 +1,4 @@
-"""Texts of any size and script, a million lines, ten thousand labels: an answer for each, in bounded memory."""
+"""Predictions for texts of any size and script, a million lines and ten thousand labels, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from bertcli.commands.predict import predict
-from bertcli.console import Console
+from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_recipe
 from bertcli.runs.folder import RunOptions
 
-QUIET = Console(quiet=True)
-ODD = [
+from ..conftest import QUIET
+
+ODD_TEXTS = [
     "",
     " ",
     "\t",
@@ -32,44 +33,44 @@ ODD = [
 ]
 
 
-def run_of(sample: str, encoder: Path, *overrides: str) -> str:
+def finetune_sample(sample: str, encoder: Path, *overrides: str) -> str:
     small = [f"model.name={encoder}", "training.max_steps=2", "data.max_train_examples=64", "data.max_eval_examples=99"]
     finetune(load_recipe(f"sample/{sample}", [*small, *overrides]), Path(sample), RunOptions(console=QUIET))
     return sample
 
 
-def answers(run: str, values: list[list[str]]) -> list[dict]:
-    predict(run, values, "out.jsonl", console=QUIET)
+def predictions(run: str, values: list[list[str]]) -> list[dict]:
+    predict(run, PredictionInput(values), "out.jsonl", console=QUIET)
     lines = Path("out.jsonl").read_text("utf-8").split("\n")[:-1]
     Path("out.jsonl").unlink()
     return [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("long_inputs", ["keep_head", "keep_tail", "keep_head_and_tail", "windows"])
-def test_odd_texts_have_labels(encoder: Path, long_inputs: str) -> None:
-    run = run_of("sentiment", encoder, f"data.long_inputs={long_inputs}")
-    assert [answer["text"] for answer in answers(run, [[text] for text in ODD])] == ODD
+def test_labels_of_odd_texts(encoder: Path, long_inputs: str) -> None:
+    run = finetune_sample("sentiment", encoder, f"data.long_inputs={long_inputs}")
+    assert [row["text"] for row in predictions(run, [[text] for text in ODD_TEXTS])] == ODD_TEXTS
 
 
-def test_odd_texts_have_tags_spans_and_choices(encoder: Path) -> None:
-    run = run_of("entities", encoder)
-    for text, answer in zip(ODD, answers(run, [[text] for text in ODD]), strict=True):
-        assert len(answer["words"]) == len(answer["tags"])
-        assert all(text[one["start"] : one["end"]] == one["text"] for one in answer["entities"])
-    run = run_of("questions", encoder)
-    for passage in ODD:
-        for answer in answers(run, [["who ?", passage], [passage, "a lovely day"]]):
-            assert isinstance(answer["answer"], str)
-    run = run_of("choices", encoder)
-    assert len(answers(run, [[text, *ODD[:4]] for text in ODD])) == len(ODD)
+def test_tags_spans_and_choices_of_odd_texts(encoder: Path) -> None:
+    run = finetune_sample("entities", encoder)
+    for text, prediction in zip(ODD_TEXTS, predictions(run, [[text] for text in ODD_TEXTS]), strict=True):
+        assert len(prediction["words"]) == len(prediction["tags"])
+        assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in prediction["entities"])
+    run = finetune_sample("questions", encoder)
+    for passage in ODD_TEXTS:
+        for prediction in predictions(run, [["who ?", passage], [passage, "a lovely day"]]):
+            assert isinstance(prediction["answer"], str)
+    run = finetune_sample("choices", encoder)
+    assert len(predictions(run, [[text, *ODD_TEXTS[:4]] for text in ODD_TEXTS])) == len(ODD_TEXTS)
 
 
 @pytest.mark.slow
-def test_one_text_of_five_megabytes(encoder: Path) -> None:
+def test_text_of_five_megabytes(encoder: Path) -> None:
     text = "the soup was lovely . " * 230_000
-    run = run_of("sentiment", encoder)
+    run = finetune_sample("sentiment", encoder)
     assert len(text) > 5_000_000
-    assert answers(run, [[text], ["film"]])[0]["text"] == text
+    assert predictions(run, [[text], ["film"]])[0]["text"] == text
 
 
 @pytest.mark.slow
@@ -82,28 +83,30 @@ def test_ten_thousand_labels(encoder: Path) -> None:
         f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\ntraining: {{max_steps: 2, seed: 1}}\n"
     )
     finetune(load_recipe("wide.yaml"), Path("run"), RunOptions(console=QUIET))
-    answer = answers("run", [["film 7"]])[0]
-    assert answer["label"] in labels
-    assert len(answer["probabilities"]) == 10_000
+    prediction = predictions("run", [["film 7"]])[0]
+    assert prediction["label"] in labels
+    assert len(prediction["probabilities"]) == 10_000
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_memory_does_not_grow_with_the_number_of_inputs(encoder: Path) -> None:
-    run = run_of("sentiment", encoder)
+def test_prediction_memory_does_not_grow_with_the_number_of_inputs(encoder: Path) -> None:
+    run = finetune_sample("sentiment", encoder)
 
-    def peak(number: int) -> float:
-        """Megabytes a process needs at most to answer so many lines."""
-        Path("lines.txt").write_text("the soup was not bad\n" * number)
+    def peak_megabytes(num_lines: int) -> float:
+        """Peak memory of a process that predicts `num_lines` lines."""
+        Path("lines.txt").write_text("the soup was not bad\n" * num_lines)
         code = (
             "import resource; from bertcli.commands.predict import predict; from bertcli.console import Console\n"
-            f"assert predict({run!r}, None, 'out.jsonl', input_path='lines.txt', console=Console()) == {number}\n"
+            "from bertcli.data.prediction_inputs import PredictionInput\n"
+            "inputs = PredictionInput(path='lines.txt')\n"
+            f"assert predict({run!r}, inputs, 'out.jsonl', console=Console()) == {num_lines}\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
         )
-        made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         Path("out.jsonl").unlink()
-        return float(made.stdout)
+        return float(process.stdout)
 
-    few, many = peak(20_000), peak(1_000_000)
+    few, many = peak_megabytes(20_000), peak_megabytes(1_000_000)
     print(f"20,000 lines: {few:.0f} MB; 1,000,000 lines: {many:.0f} MB")
     assert many < few + 50

@@ -1,4 +1,4 @@
-"""Pretraining: to a model that plain transformers loads and fine-tuning starts from; a stopped run resumes."""
+"""Pretraining gives a model that plain transformers loads and fine-tuning starts from; an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -6,50 +6,70 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from bertcli.commands import pretrain as pretraining
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.predict import predict
 from bertcli.commands.pretrain import pretrain
 from bertcli.console import Console
-from bertcli.data.packing import pack
-from bertcli.data.sample import PLAIN, sample_documents
+from bertcli.data.batching import GlobalBatch
+from bertcli.data.packing import pack_sequences
+from bertcli.data.prediction_inputs import PredictionInput
+from bertcli.data.sample import NEUTRAL_SENTENCES, sample_documents
 from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, TrainingError, UsageError
 from bertcli.finetuning.run import finetune
-from bertcli.inference.fill_mask import fills_masks
-from bertcli.models.from_pretrained import first_position, load_tokenizer
+from bertcli.inference.fill_mask import has_masked_lm_head
+from bertcli.models.from_pretrained import ModelSource, first_position_id
 from bertcli.models.from_scratch import build_config, build_from_config
-from bertcli.pretraining.batches import Feed, texts_of
-from bertcli.pretraining.setup import plan_stages, prepare
+from bertcli.models.tokenizer_training import train_tokenizer
+from bertcli.pretraining.batches import BatchStream, read_texts
+from bertcli.pretraining.job import PretrainJob
+from bertcli.pretraining.setup import resolve_phases, set_up
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
-from bertcli.recipe.pretrain_schema import ArchitectureSection
+from bertcli.recipe.pretrain_schema import ArchitectureSection, PretrainRecipe
 from bertcli.runs.folder import RunOptions
-from bertcli.training import trainer as train_module
-from bertcli.training.devices import on_device
+from bertcli.runs.results import RunResults
+from bertcli.training import trainer
+from bertcli.training.devices import prepare_batch
+from bertcli.training.meters import RunClock
 
-from ..conftest import HARMS
+from ..conftest import CORRUPTIONS, QUIET
 
-QUIET = Console(quiet=True)
 SMALL = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}"
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _cache_and_corpus(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     Path("corpus.txt").write_text("\n\n".join(sample_documents(400)))
 
 
-def recipe(*overrides: str, **sections: str) -> Any:
+@pytest.fixture
+def _fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at a run's clock takes 0.05 seconds; a step looks once."""
+    num_reads = 0
+
+    def elapsed_seconds(clock: RunClock) -> float:
+        nonlocal num_reads
+        num_reads += 1
+        return num_reads * 0.05
+
+    monkeypatch.setattr(RunClock, "elapsed_seconds", property(elapsed_seconds))
+
+
+def small_recipe(*overrides: str, **sections: str) -> PretrainRecipe:
     text = {
-        "corpus": "{sources: [{files: corpus.txt}], held_out_share: 0.1}",
-        "tokenizer": "{vocabulary_size: 500}",
-        "model": f"{{size: null, fields: {SMALL}}}",
+        "corpus": "{sources: [{files: corpus.txt}], held_out_fraction: 0.1}",
+        "tokenizer": "{vocab_size: 500}",
+        "model": f"{{size: null, config_overrides: {SMALL}}}",
         "phases": "[{max_length: 32}]",
         "training": "{max_steps: 12, global_batch_size: 16, learning_rate: 3e-3}",
     } | sections
@@ -57,20 +77,21 @@ def recipe(*overrides: str, **sections: str) -> Any:
     return load_pretrain_recipe("recipe.yaml", overrides)
 
 
-def run(*overrides: str, folder: str = "run", **sections: str) -> dict[str, Any]:
-    return pretrain(recipe(*overrides, **sections), Path(folder), RunOptions(console=QUIET))
+def run(*overrides: str, folder: str = "run", **sections: str) -> RunResults:
+    return pretrain(small_recipe(*overrides, **sections), Path(folder), RunOptions(console=QUIET))
 
 
-def test_it_learns_and_plain_transformers_reads_the_model() -> None:
+def test_pretrained_model_loads_in_transformers_and_beats_the_unigram_baseline() -> None:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     random = Random(0)
-    Path("corpus.txt").write_text("\n\n".join(" . ".join(random.choices(PLAIN, k=4)) for _ in range(400)))
+    Path("corpus.txt").write_text("\n\n".join(" . ".join(random.choices(NEUTRAL_SENTENCES, k=4)) for _ in range(400)))
     results = run("training.max_steps=160", "evaluation.every_steps=80", "training.learning_rate=5e-3")
-    scores = results["metrics"]["validation"]
-    assert scores["loss"] < results["unigram_entropy"] - 0.3
-    assert scores["perplexity"] == pytest.approx(torch.tensor(scores["loss"]).exp().item(), rel=1e-5)
-    assert evaluate("run", console=QUIET)["metrics"]["validation"] == pytest.approx(scores, rel=1e-6)
+    scores = results.mean_scores("validation")
+    assert results.unigram_cross_entropy is not None
+    assert scores["loss"] < results.unigram_cross_entropy - 0.3
+    assert scores["perplexity"] == pytest.approx(np.exp(scores["loss"]), rel=1e-5)
+    assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(scores, rel=1e-6)
     model, report = AutoModelForMaskedLM.from_pretrained("run/model", output_loading_info=True)
     assert not report["missing_keys"]
     assert model.config.vocab_size % 64 == 0
@@ -79,384 +100,405 @@ def test_it_learns_and_plain_transformers_reads_the_model() -> None:
     assert {path.name for path in Path("run").iterdir()} >= {"recipe.yaml", "train.jsonl", "results.json", "README.md"}
 
 
-def test_a_pretrained_model_fills_masks_as_plain_transformers_does() -> None:
+def test_mask_filling_equals_the_transformers_pipeline() -> None:
     from transformers import pipeline
 
     run("training.max_steps=20")
     texts = ["anna saw the [MASK] .", "the [MASK] was [MASK] ."]
-    predict("run", [[text] for text in texts], "out.jsonl", top_k=3, console=QUIET)
-    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert [answer["text"] for answer in found] == texts
+    predict("run", PredictionInput([[text] for text in texts]), "out.jsonl", top_k=3, console=QUIET)
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts
     fill = pipeline("fill-mask", model="run/model", top_k=3)
-    expected = [[fill(texts[0])], fill(texts[1])]
-    for answer, masks in zip(found, expected, strict=True):
-        assert [[one["token"] for one in mask] for mask in answer["masks"]] == [
-            [one["token_str"] for one in mask] for mask in masks
-        ]
-        for ours, theirs in zip(answer["masks"], masks, strict=True):
-            assert [one["probability"] for one in ours] == pytest.approx([one["score"] for one in theirs], abs=1e-4)
+    expected_rows = [[fill(texts[0])], fill(texts[1])]
+    for row, expected_masks in zip(rows, expected_rows, strict=True):
+        for predictions, expected in zip(row["masks"], expected_masks, strict=True):
+            assert [prediction["token"] for prediction in predictions] == [token["token_str"] for token in expected]
+            probabilities = [prediction["probability"] for prediction in predictions]
+            assert probabilities == pytest.approx([token["score"] for token in expected], abs=1e-4)
+
+
+def test_mask_filling_rejects_texts_without_masks_and_unsupported_options() -> None:
+    run("training.max_steps=1")
     with pytest.raises(DataError, match=r"row 2 has no \[MASK\]"):
-        predict("run", [[texts[0]], ["nothing to fill"]], "more.jsonl", console=QUIET)
-    with pytest.raises(DataError, match=r"row 1 has 2 \[MASK\], of which only 1 are among its first"):
-        predict("run", [["a [MASK] " + "word " * 600 + "[MASK]"]], "far.jsonl", console=QUIET)
-    for asked, option in (
-        ({"split": "test"}, "--split"),
-        ({"format_name": "squad"}, "--format squad"),
-        ({"values": [["a [MASK]", "b"]]}, "--pair"),
+        predict("run", PredictionInput([["the [MASK] ."], ["nothing to fill"]]), "no-mask.jsonl", console=QUIET)
+    long_text = PredictionInput([["a [MASK] " + "word " * 600 + "[MASK]"]])
+    with pytest.raises(DataError, match=r"row 1 has 2 \[MASK\], but only 1 among its first"):
+        predict("run", long_text, "too-long.jsonl", console=QUIET)
+    for inputs, format_name, option in (
+        (PredictionInput(split="test"), "jsonl", "--split"),
+        (PredictionInput([["a [MASK]"]]), "squad", "--format squad"),
+        (PredictionInput([["a [MASK]", "b"]]), "jsonl", "--pair"),
     ):
-        with pytest.raises(UsageError, match=f"fills the masks of single texts and has no use for {option}"):
-            predict("run", **{"values": [[texts[0]]], "output": "none", **asked}, console=QUIET)
+        with pytest.raises(UsageError, match=f"fills masks in single texts; leave out {option}"):
+            predict("run", inputs, "none", format_name, console=QUIET)
 
 
-@pytest.mark.parametrize("harm", HARMS)
-def test_a_damaged_vocabulary_in_the_cache_is_learned_anew(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], harm: str
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_damaged_tokenizer_in_the_cache_is_trained_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], corruption: str
 ) -> None:
     monkeypatch.setenv("BERTCLI_CACHE", str(Path("cache").resolve()))
-    before = prepare(recipe(), None, QUIET).tokenizer.get_vocab()
+    vocab = set_up(small_recipe(), None, QUIET).tokenizer.get_vocab()
     (file,) = Path("cache/tokenizers").glob("*/tokenizer.json")
-    HARMS[harm](file)
-    assert prepare(recipe(), None, QUIET).tokenizer.get_vocab() == before
-    told = capsys.readouterr().err.replace("\n", "")
-    assert "is damaged (tokenizer.json" in told
-    assert file.parent.name in told
+    CORRUPTIONS[corruption](file)
+    assert set_up(small_recipe(), None, QUIET).tokenizer.get_vocab() == vocab
+    printed = capsys.readouterr().err.replace("\n", "")
+    assert re.search(r"is damaged \(.*tokenizer\.json", printed)
+    assert file.parent.name in printed
 
 
-def test_a_score_that_is_no_number_stops_the_run_and_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps_of = train_module.train_steps
+def test_non_finite_score_stops_the_run_and_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    train_steps = trainer.train_steps
 
-    def spoiling(accelerator: Any, model: torch.nn.Module, *args: Any, **options: Any) -> Any:
-        for record in steps_of(accelerator, model, *args, **options):
+    def with_nan_weights(accelerator: Any, model: torch.nn.Module, *args: Any, **options: Any) -> Iterator[Any]:
+        for record in train_steps(accelerator, model, *args, **options):
             if record.step == 4:
                 next(model.parameters()).data.fill_(float("nan"))
             yield record
 
-    monkeypatch.setattr(train_module, "train_steps", spoiling)
-    with pytest.raises(TrainingError, match="numbers that are not finite"):
+    monkeypatch.setattr(trainer, "train_steps", with_nan_weights)
+    with pytest.raises(TrainingError, match="non-finite"):
         run("training.max_steps=8", "evaluation.every_steps=4")
     assert not Path("run/model").exists()
 
 
-def test_a_finished_run_is_read_without_its_corpus(capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_read_without_its_corpus(capsys: pytest.CaptureFixture[str]) -> None:
     results = run("training.max_steps=2")
-    wanted = recipe("training.max_steps=2")
+    recipe = small_recipe("training.max_steps=2")
     Path("corpus.txt").unlink()
-    assert pretrain(wanted, Path("run"), RunOptions(console=Console())) == results
-    assert "run is finished; its results stand" in capsys.readouterr().err
+    assert pretrain(recipe, Path("run"), RunOptions(console=Console())) == results
+    assert "run is already finished; showing its results" in capsys.readouterr().err
 
 
-def test_fine_tuning_starts_from_the_run_folder() -> None:
+def test_fine_tuning_starts_from_a_pretraining_run() -> None:
     run()
-    words = ["model.name=run", "training.max_steps=2", "data.max_train_examples=40", "data.max_length=32"]
-    results = finetune(load_recipe("sample/sentiment", words), Path("tuned"), RunOptions(console=QUIET))
-    assert 0 <= results["metrics"]["validation"]["accuracy"] <= 1
+    overrides = ["model.name=run", "training.max_steps=2", "data.max_train_examples=40", "data.max_length=32"]
+    results = finetune(load_recipe("sample/sentiment", overrides), Path("finetuned"), RunOptions(console=QUIET))
+    assert 0 <= results.mean("accuracy") <= 1
 
 
 @pytest.mark.parametrize("pairs", ["next_sentence", "sentence_order"])
-def test_pairs_are_told_apart_beside_the_masked_tokens(pairs: str) -> None:
+def test_pair_objective_is_trained_together_with_masked_lm(pairs: str) -> None:
     from transformers import BertForPreTraining
 
-    results = run(objective=f"{{pairs: {pairs}, unit: words}}")
-    assert set(results["metrics"]["validation"]) == {"accuracy", "loss", "pair_accuracy", "perplexity"}
+    results = run(objective=f"{{pairs: {pairs}, masking: whole_word}}")
+    assert set(results.metrics["validation"]) == {"accuracy", "loss", "pair_accuracy", "perplexity"}
     assert json.loads(Path("run/model/config.json").read_text())["architectures"] == ["BertForPreTraining"]
     BertForPreTraining.from_pretrained("run/model")
 
 
+def test_albert_predicts_sentence_order() -> None:
+    fields = SMALL.replace("}", ", embedding_size: 16}")
+    results = run(
+        model=f"{{family: albert, size: null, config_overrides: {fields}}}", objective="{pairs: sentence_order}"
+    )
+    assert 0 <= results.mean("pair_accuracy") <= 1
+
+
+@pytest.mark.parametrize(("documents", "warns"), [("lines", True), ("blocks", False)])
+def test_pair_objective_warns_about_single_sentence_documents(
+    capsys: pytest.CaptureFixture[str], documents: str, warns: bool
+) -> None:
+    Path("corpus.txt").write_text("\n\n".join("a film .\nthe soup was awful .\nbad day ." for _ in range(200)))
+    corpus = f"{{sources: [{{files: corpus.txt, documents: {documents}}}], held_out_fraction: 0.1}}"
+    set_up(small_recipe(corpus=corpus, objective="{pairs: next_sentence}"), None, Console())
+    printed = capsys.readouterr().err
+    assert ("of the sentence pairs are positive, because most documents have a single sentence" in printed) == warns
+
+
 @pytest.mark.parametrize(
-    ("family", "kind", "unit"),
+    ("family", "tokenizer_kind", "masking"),
     [
-        ("roberta", "bpe", "spans"),
-        ("electra", "unigram", "words"),
-        ("distilbert", "wordpiece", "tokens"),
-        ("modernbert", "bpe", "tokens"),
+        ("roberta", "bpe", "span"),
+        ("electra", "unigram", "whole_word"),
+        ("distilbert", "wordpiece", "token"),
+        ("modernbert", "bpe", "token"),
     ],
 )
-def test_other_families_and_vocabularies(family: str, kind: str, unit: str) -> None:
+def test_other_families_and_tokenizers(family: str, tokenizer_kind: str, masking: str) -> None:
     fields = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
     results = run(
         "training.max_steps=3",
-        model=f"{{family: {family}, size: null, fields: {fields}}}",
-        tokenizer=f"{{kind: {kind}, vocabulary_size: 500}}",
-        objective=f"{{unit: {unit}}}",
+        model=f"{{family: {family}, size: null, config_overrides: {fields}}}",
+        tokenizer=f"{{kind: {tokenizer_kind}, vocab_size: 500}}",
+        objective=f"{{masking: {masking}}}",
     )
-    assert results["family"] == family
-    assert torch.isfinite(torch.tensor(results["metrics"]["validation"]["loss"]))
-
-
-def test_documents_of_single_sentences_make_no_pairs(capsys: pytest.CaptureFixture[str]) -> None:
-    for kind, is_told in (("lines", True), ("blocks", False)):
-        Path("corpus.txt").write_text("\n\n".join("a film .\nthe soup was awful .\nbad day ." for _ in range(200)))
-        corpus = f"{{sources: [{{files: corpus.txt, documents: {kind}}}], held_out_share: 0.1}}"
-        prepare(recipe(corpus=corpus, objective="{pairs: next_sentence}"), None, Console())
-        assert (
-            "of the pairs are in order, since most documents are one sentence" in capsys.readouterr().err
-        ) == is_told
-
-
-def test_albert_tells_the_order_of_sentences() -> None:
-    fields = SMALL.replace("}", ", embedding_size: 16}")
-    results = run(model=f"{{family: albert, size: null, fields: {fields}}}", objective="{pairs: sentence_order}")
-    assert 0 <= results["metrics"]["validation"]["pair_accuracy"] <= 1
+    assert results.family == family
+    assert np.isfinite(results.mean("loss"))
 
 
 @pytest.mark.parametrize("family", ["roberta", "mpnet"])
-def test_a_fresh_model_reads_as_many_tokens_as_its_phases_have(encoder: Path, family: str) -> None:
-    tokenizer = load_tokenizer(str(encoder), None)
+def test_new_model_has_enough_positions_for_its_phases(encoder: Path, family: str) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
     fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = build_config(ArchitectureSection(family=family, size=None, fields=fields), tokenizer, 40)
+    config = build_config(ArchitectureSection(family=family, size=None, config_overrides=fields), tokenizer, 40)
     model = build_from_config(config, "AutoModelForMaskedLM")
     assert model(torch.full((1, 40), 5)).logits.shape[1] == 40
 
 
-def test_the_next_token_is_guessed_without_seeing_it() -> None:
+@pytest.mark.parametrize(("size", "millions"), [("base", 110), ("large", 336)])
+def test_base_and_large_have_as_many_parameters_as_in_the_paper(encoder: Path, size: str, millions: int) -> None:
+    """Devlin et al. 2019 report 110M and 340M; with BERT's vocabulary of 30,522 these are 109.5M and 335.1M."""
+    config = build_config(
+        ArchitectureSection(size=size),  # type: ignore[arg-type]
+        ModelSource(str(encoder)).load_tokenizer(),
+        512,
+    )
+    config.vocab_size = 30522
+    with torch.device("meta"):
+        num_parameters = build_from_config(config, "AutoModel").num_parameters()
+    assert num_parameters / 1e6 == pytest.approx(millions, abs=1)
+
+
+def test_causal_lm_does_not_attend_to_later_tokens() -> None:
     from transformers import AutoModelForCausalLM
 
-    model = "{family: gpt2, size: null, fields: {n_embd: 32, n_layer: 2, n_head: 2}}"
-    run(model=model, tokenizer="{kind: bpe, vocabulary_size: 500}", objective="{kind: causal_lm}")
+    model = "{family: gpt2, size: null, config_overrides: {n_embd: 32, n_layer: 2, n_head: 2}}"
+    run(model=model, tokenizer="{kind: bpe, vocab_size: 500}", objective="{kind: causal_lm}")
     module = AutoModelForCausalLM.from_pretrained("run/model").eval()
-    ids = torch.tensor([[9, 10, 11, 12]])
-    changed = torch.tensor([[9, 10, 11, 99]])
+    ids, changed = torch.tensor([[9, 10, 11, 12]]), torch.tensor([[9, 10, 11, 99]])
     with torch.inference_mode():
         assert torch.allclose(module(ids).logits[0, :3], module(changed).logits[0, :3], atol=1e-5)
 
 
-def test_replaced_tokens_are_found_and_only_the_discriminator_is_kept() -> None:
+def test_replaced_token_detection_learns_and_saves_only_the_discriminator() -> None:
     from transformers import AutoModelForPreTraining, ElectraForPreTraining
 
     fields = "{hidden_size: 32, embedding_size: 32, num_hidden_layers: 2, num_attention_heads: 4}"
     results = run(
         "training.max_steps=80",
-        model=f"{{family: electra, size: null, fields: {fields}}}",
-        objective="{kind: replaced_tokens, discriminator_weight: 5}",
+        model=f"{{family: electra, size: null, config_overrides: {fields}}}",
+        objective="{kind: replaced_token_detection, discriminator_weight: 5}",
     )
-    scores = results["metrics"]["validation"]
+    scores = results.mean_scores("validation")
     assert set(scores) == {"loss", "accuracy", "generator_loss", "generator_accuracy"}
-    assert scores["generator_loss"] < 6.2  # below the ln 500 of knowing nothing
+    assert scores["generator_loss"] < 6.2  # a uniform guess has a loss of ln 500 = 6.2
     model, report = AutoModelForPreTraining.from_pretrained("run/model", output_loading_info=True)
     assert isinstance(model, ElectraForPreTraining)
     assert not report["missing_keys"]
     assert not any("generator" in name for name in model.state_dict())
+    with pytest.raises(ModelError, match="cannot fill masks"):
+        has_masked_lm_head(ModelSource("run"))
+    with pytest.raises(ModelError, match="contains only the discriminator"):
+        evaluate("run", console=QUIET)
+
+
+def test_replaced_token_detection_requires_electra() -> None:
     with pytest.raises(ModelError, match="expected electra"):
-        run(objective="{kind: replaced_tokens}", folder="other")
-    with pytest.raises(ModelError, match="tells replaced tokens and fills no masks"):
-        fills_masks("run", None)
+        run(objective="{kind: replaced_token_detection}")
 
 
-def test_lost_spans_are_said_again_by_an_encoder_decoder() -> None:
+def test_span_corruption_trains_an_encoder_decoder() -> None:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     fields = "{d_model: 32, d_kv: 8, d_ff: 64, num_layers: 1, num_decoder_layers: 1, num_heads: 4}"
     results = run(
         "training.max_steps=60",
-        model=f"{{family: t5, size: null, fields: {fields}}}",
-        tokenizer="{kind: unigram, vocabulary_size: 500}",
+        model=f"{{family: t5, size: null, config_overrides: {fields}}}",
+        tokenizer="{kind: unigram, vocab_size: 500}",
         objective="{kind: span_corruption}",
     )
-    assert results["metrics"]["validation"]["loss"] < 5.5
+    assert results.mean("loss") < 5.5
     model, tokenizer = (auto.from_pretrained("run/model") for auto in (AutoModelForSeq2SeqLM, AutoTokenizer))
     assert "<extra_id_0>" in tokenizer.get_vocab()
     ids = tokenizer("anna saw the <extra_id_0> .", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=3).shape[1] <= 4
 
 
-def test_training_goes_on_from_a_model_with_its_tokenizer() -> None:
+def test_continued_pretraining_starts_from_a_model_and_its_tokenizer() -> None:
     first = run("training.max_steps=40", folder="first")
-    second = run(
-        "training.max_steps=2", "training.learning_rate=1e-9", folder="second", model="{name: first}", tokenizer="{}"
-    )
-    assert second["vocabulary"] == first["vocabulary"]
-    before, after = (result["metrics"]["validation"]["loss"] for result in (first, second))
-    assert after == pytest.approx(before, abs=1e-4)
+    overrides = ["training.max_steps=2", "training.learning_rate=1e-9"]
+    second = run(*overrides, folder="second", model="{name: first}", tokenizer="{}")
+    assert second.vocab_size == first.vocab_size
+    assert second.mean("loss") == pytest.approx(first.mean("loss"), abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
-def test_a_packed_batch_has_the_loss_of_each_document_alone(family: str) -> None:
-    import numpy as np
-
+def test_packed_sequences_have_the_same_losses_as_alone(family: str) -> None:
     fields = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
-    wanted = recipe(model=f"{{family: {family}, size: null, fields: {fields}}}", phases="[{max_length: 64}]")
-    prepared = prepare(wanted, None, QUIET)
-    objective, ranges = prepared.objective, prepared.held_out
-    texts = texts_of(prepared.corpus, ranges, np.arange(24))
-    alone = objective.ask(texts, np.random.default_rng(0))
-    rows = pack(alone.sizes, 64)
+    model_section = f"{{family: {family}, size: null, config_overrides: {fields}}}"
+    setup = set_up(small_recipe(model=model_section, phases="[{max_length: 64}]"), None, QUIET)
+    texts = read_texts(setup.corpus, setup.held_out, np.arange(24))
+    unpacked: Any = setup.objective.build_targets(texts, np.random.default_rng(0))
+    rows = pack_sequences(unpacked.num_tokens, 64)
     assert len(rows) < 24
-    packed = alone.packed(rows, first_position(prepared.config))
+    packed = unpacked.packed(rows, first_position_id(setup.config))
     torch.manual_seed(0)
-    model = build_from_config(prepared.config, objective.model_class).eval()
+    model = build_from_config(setup.config, setup.objective.model_class).eval()
 
-    def losses(asked: Any, items: np.ndarray) -> list[list[float]]:
-        """The loss of each asked token of each row."""
-        batch = on_device(asked.batch(items), model, torch.device("cpu"))
-        del batch["labels"], batch["asked"]
+    def token_losses(targets: Any, items: np.ndarray) -> list[list[float]]:
+        """The loss of each target token of each row."""
+        batch = prepare_batch(targets.batch(items), model, torch.device("cpu"))
+        del batch["labels"], batch["target_positions"]
         with torch.inference_mode():
             logits = model(**batch).logits
-        labels = asked.batch(items)["labels"]
-        values = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        return [values.view(labels.shape)[row][labels[row] != -100].tolist() for row in range(len(items))]
+        labels = targets.batch(items)["labels"]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return [losses.view(labels.shape)[row][labels[row] != -100].tolist() for row in range(len(items))]
 
-    each = losses(alone, np.arange(24))
-    for row, found in zip(rows, losses(packed, np.arange(len(rows))), strict=True):
-        assert found == pytest.approx([value for sequence in row for value in each[sequence]], abs=1e-4)
+    expected = token_losses(unpacked, np.arange(24))
+    for row, losses in zip(rows, token_losses(packed, np.arange(len(rows))), strict=True):
+        assert losses == pytest.approx([loss for sequence in row for loss in expected[sequence]], abs=1e-4)
 
 
-def test_packing_trains_and_a_family_that_cannot_is_told(
+def test_packing_fills_rows_and_warns_if_the_family_does_not_support_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bertcli.console.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("bertcli.console.LOG_INTERVAL_SECONDS", 0.0)
     results = run("packing=true", "training.max_steps=3", phases="[{max_length: 256}]")
-    assert results["padding_share"] < 0.1
-    model = "{family: distilbert, size: null, fields: {dim: 32, n_layers: 1, n_heads: 2}}"
-    pretrain(recipe("packing=true", "training.max_steps=2", model=model), Path("other"), RunOptions(console=Console()))
-    told = " ".join(capsys.readouterr().err.split())
-    assert "distilbert cannot keep packed sequences apart" in told
-    assert re.search(r"step 2/2 evaluating [1-9]", told)
+    assert results.padding_share is not None
+    assert results.padding_share < 0.1
+    model = "{family: distilbert, size: null, config_overrides: {dim: 32, n_layers: 1, n_heads: 2}}"
+    recipe = small_recipe("packing=true", "training.max_steps=2", model=model)
+    pretrain(recipe, Path("other"), RunOptions(console=Console()))
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "distilbert does not support packing" in printed
+    assert re.search(r"step 2/2 evaluating [1-9]", printed)
 
 
-def test_phases_follow_each_other_with_their_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phases_run_one_after_the_other_with_their_lengths_and_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
-    original = pretraining.PretrainJob.batches
+    original = PretrainJob.batches
 
-    def watched(self: Any, accelerator: Any, start_step: int, clock: Any) -> Any:
-        for batch in original(self, accelerator, start_step, clock):
+    def recorded(job: PretrainJob, accelerator: Any, start_step: int, clock: RunClock) -> Iterator[GlobalBatch]:
+        for batch in original(job, accelerator, start_step, clock):
             seen.append((batch.num_examples, max(micro["input_ids"].shape[1] for micro in batch.micro_batches)))
             yield batch
 
-    monkeypatch.setattr(pretraining.PretrainJob, "batches", watched)
-    run(phases="[{max_length: 16, share: 0.75}, {max_length: 64, share: 0.25, global_batch_size: 4}]")
+    monkeypatch.setattr(PretrainJob, "batches", recorded)
+    run(phases="[{max_length: 16, fraction: 0.75}, {max_length: 64, fraction: 0.25, global_batch_size: 4}]")
     assert len(seen) == 12
-    assert all(number == 16 and length <= 16 for number, length in seen[:9])
-    assert all(number == 4 and length <= 64 for number, length in seen[9:])
+    assert all(batch_size == 16 and length <= 16 for batch_size, length in seen[:9])
+    assert all(batch_size == 4 and length <= 64 for batch_size, length in seen[9:])
     assert max(length for _, length in seen[9:]) > 16
 
 
-def test_a_run_by_the_clock_ends_in_time_with_its_schedule() -> None:
-    import time
-
-    started = time.monotonic()
-    results = run("training.budget=2s", "training.max_steps=100000", "evaluation.every_epochs=null")
-    assert time.monotonic() - started < 15
-    assert 5 < results["total_steps"] < 100000
+@pytest.mark.usefixtures("_fake_clock")
+def test_time_budget_ends_the_run_and_scales_its_schedule() -> None:
+    overrides = ["training.budget=2s", "training.max_steps=100000", "evaluation.every_epochs=null"]
+    results = run(*overrides, "hardware.log_every_steps=1")
+    assert results.total_steps == pytest.approx(2 / 0.05, abs=2)
     lines = [json.loads(line) for line in Path("run/train.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines]
     assert rates[-1] < 0.2 * max(rates)
-    assert run("training.budget=2s", "training.max_steps=100000", "evaluation.every_epochs=null") == results
+    assert run(*overrides, "hardware.log_every_steps=1") == results
 
 
-@pytest.mark.parametrize(("asked", "expected"), [("null", [1, 1, 1, 1, 1]), ("4", [0.25, 0.5, 0.75, 1, 1])])
-def test_a_run_by_the_clock_warms_up_for_as_many_steps_as_asked(asked: str, expected: list[float]) -> None:
-    warmup = [f"training.warmup_steps={asked}", "training.schedule=constant"]
-    run("training.budget=60s", "training.max_steps=6", *warmup, "hardware.log_every_steps=1")
+@pytest.mark.usefixtures("_fake_clock")
+@pytest.mark.parametrize(("warmup_steps", "expected"), [("null", [1, 1, 1, 1, 1]), ("4", [0.25, 0.5, 0.75, 1, 1])])
+def test_time_budget_keeps_the_number_of_warmup_steps(warmup_steps: str, expected: list[float]) -> None:
+    overrides = [f"training.warmup_steps={warmup_steps}", "training.schedule=constant"]
+    run("training.budget=60s", "training.max_steps=6", *overrides, "hardware.log_every_steps=1")
     rates = [json.loads(line)["learning_rate"] for line in Path("run/train.jsonl").read_text().splitlines()]
     assert [rate / 3e-3 for rate in rates[1:]] == pytest.approx(expected)
 
 
-def test_a_learned_tokenizer_says_how_much_the_model_reads() -> None:
+def test_trained_tokenizer_saves_the_models_maximum_length() -> None:
     run("training.max_steps=1", phases="[{max_length: 600}]")
     assert json.loads(Path("run/model/tokenizer_config.json").read_text())["model_max_length"] == 600
-    with pytest.raises(ModelError, match="found a phase of 700 tokens, but run reads 600 at most"):
+    with pytest.raises(ModelError, match="found a phase with max_length 700, expected at most 600, the limit of run"):
         run("training.max_steps=1", model="{name: run}", phases="[{max_length: 700}]", folder="longer")
 
 
-PHASES = ["phases=[{max_length: 16, share: 0.5}, {max_length: 32, share: 0.5, global_batch_size: 4}]"]
-REPLACED = ["objective.kind=replaced_tokens", "model.family=electra", "model.fields.embedding_size=32"]
+TWO_PHASES = ["phases=[{max_length: 16, fraction: 0.5}, {max_length: 32, fraction: 0.5, global_batch_size: 4}]"]
+ELECTRA = [
+    "objective.kind=replaced_token_detection",
+    "model.family=electra",
+    "model.config_overrides.embedding_size=32",
+]
 
 
 @pytest.mark.parametrize(
-    ("tokens_at_once", "stops", "more"),
+    ("shard_tokens", "interrupted_at", "overrides"),
     [
         (2**25, [6], []),
         (700, [6], []),
         (700, [6], ["packing=true"]),
         (700, [6], ["objective.pairs=next_sentence"]),
-        (700, [5, 10], PHASES),
-        (700, [6], REPLACED),
+        (700, [5, 10], TWO_PHASES),
+        (700, [6], ELECTRA),
     ],
 )
-def test_a_stopped_run_ends_where_an_undisturbed_one_ends(
-    monkeypatch: pytest.MonkeyPatch, tokens_at_once: int, stops: list[int], more: list[str]
+def test_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    monkeypatch: pytest.MonkeyPatch, shard_tokens: int, interrupted_at: list[int], overrides: list[str]
 ) -> None:
     from safetensors.torch import load_file
 
-    monkeypatch.setattr("bertcli.pretraining.batches.TOKENS_AT_ONCE", tokens_at_once)
-    options = ["evaluation.every_steps=4", "hardware.micro_batch_size=5", *more]
-    run(*options, folder="whole")
-    original = pretraining.PretrainJob.batches
+    monkeypatch.setattr("bertcli.pretraining.batches.SHARD_TOKENS", shard_tokens)
+    overrides = ["evaluation.every_steps=4", "hardware.micro_batch_size=5", *overrides]
+    run(*overrides, folder="uninterrupted")
+    original = PretrainJob.batches
+    for stop_step in interrupted_at:
 
-    def cut(self: Any, accelerator: Any, start_step: int, clock: Any) -> Any:
-        for number, batch in enumerate(original(self, accelerator, start_step, clock), start=start_step):
-            if number == stops[0]:
-                raise KeyboardInterrupt
-            yield batch
+        def interrupted(
+            job: PretrainJob, accelerator: Any, start_step: int, clock: RunClock, stop_step: int = stop_step
+        ) -> Iterator[GlobalBatch]:
+            for step, batch in enumerate(original(job, accelerator, start_step, clock), start=start_step):
+                if step == stop_step:
+                    raise KeyboardInterrupt
+                yield batch
 
-    monkeypatch.setattr(pretraining.PretrainJob, "batches", cut)
-    while stops:
+        monkeypatch.setattr(PretrainJob, "batches", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(*options, folder="stopped")
-        stops = stops[1:]
-    monkeypatch.setattr(pretraining.PretrainJob, "batches", original)
-    run(*options, folder="stopped")
-    one, two = (load_file(f"{name}/model/model.safetensors") for name in ("whole", "stopped"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+            run(*overrides, folder="interrupted")
+    monkeypatch.setattr(PretrainJob, "batches", original)
+    run(*overrides, folder="interrupted")
+    weights, expected = (load_file(f"{name}/model/model.safetensors") for name in ("interrupted", "uninterrupted"))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("more", [["objective.pairs=next_sentence"], ["packing=true"], PHASES])
-def test_a_resumed_run_makes_no_block_again_that_is_behind_it(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
-    monkeypatch.setattr("bertcli.pretraining.batches.TOKENS_AT_ONCE", 700)
-    made: list[tuple[int, int, int]] = []
-    whole = Feed._block
+@pytest.mark.parametrize("overrides", [["objective.pairs=next_sentence"], ["packing=true"], TWO_PHASES])
+def test_resumed_run_does_not_rebuild_earlier_shards(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
+    monkeypatch.setattr("bertcli.pretraining.batches.SHARD_TOKENS", 700)
+    built: list[tuple[int, int, int]] = []
+    original = BatchStream.build_shard
 
-    def watched(self: Feed, documents: Any, stage: Any, epoch: int, number: int) -> Any:
-        made.append((stage.max_length, epoch, number))
-        if len(made) == 5:
+    def recorded(stream: BatchStream, documents: np.ndarray, phase: Any, epoch: int, index: int) -> Any:
+        built.append((phase.max_length, epoch, index))
+        if len(built) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return whole(self, documents, stage, epoch, number)
+        return original(stream, documents, phase, epoch, index)
 
-    monkeypatch.setattr(Feed, "_block", watched)
+    monkeypatch.setattr(BatchStream, "build_shard", recorded)
+    overrides = ["training.max_steps=40", "evaluation.every_steps=40", *overrides]
     with pytest.raises(Interrupted):
-        run("training.max_steps=40", "evaluation.every_steps=40", *more)
-    before = list(made)
-    assert len(before) in (5, 6)  # the fifth is in use at most, the sixth is made ahead
-    run("training.max_steps=40", "evaluation.every_steps=40", *more)
-    again = made[len(before) :]
-    assert again[0] in before[-3:]
-    assert again == sorted(set(again), key=again.index)  # none twice
-    assert len({*before, *again}) >= len(made) - 3
+        run(*overrides)
+    before = list(built)
+    assert len(before) in (5, 6)  # the fifth may be in use, while the sixth is prefetched
+    run(*overrides)
+    after = built[len(before) :]
+    assert after[0] in before[-3:]
+    assert after == sorted(set(after), key=after.index)  # none twice
+    assert len({*before, *after}) >= len(built) - 3
 
 
-def test_the_plan_counts_weights_and_pairs() -> None:
+@pytest.mark.parametrize("sections", [{}, {"objective": "{pairs: next_sentence}"}])
+def test_plan_counts_the_steps_of_weighted_sources_and_of_pairs(sections: dict[str, str]) -> None:
     Path("other.txt").write_text("\n\n".join(sample_documents(100)))
     corpus = "{sources: [{files: corpus.txt, weight: 0.5}, {files: other.txt, weight: 3}]}"
-    for more in ({}, {"objective": "{pairs: next_sentence}"}):
-        prepared = prepare(recipe(corpus=corpus, **more), None, QUIET)
-        plan, stages = plan_stages(prepared.recipe, prepared)
-        feed = Feed(prepared.recipe, prepared.corpus, prepared.train, prepared.objective, 1)
-        blocks = [feed._block(documents, stages[0], 0, at) for at, documents in enumerate(feed._documents(0))]
-        assert plan.steps_per_epoch == pytest.approx(sum(len(block.batches) for block in blocks), rel=0.05)
-
-
-@pytest.mark.parametrize(("size", "millions"), [("base", 110), ("large", 336)])
-def test_base_and_large_have_the_parameters_of_the_paper(encoder: Path, size: str, millions: int) -> None:
-    """Devlin et al. 2019 say 110M and 340M; with BERT's vocabulary of 30,522 these are 109.5M and 335.1M."""
-    config = build_config(ArchitectureSection(size=size), load_tokenizer(str(encoder), None), 512)
-    config.vocab_size = 30522
-    with torch.device("meta"):
-        number = build_from_config(config, "AutoModel").num_parameters()
-    assert number / 1e6 == pytest.approx(millions, abs=1)
+    setup = set_up(small_recipe(corpus=corpus, **sections), None, QUIET)
+    plan, (phase,) = resolve_phases(setup.recipe, setup)
+    stream = BatchStream(setup.recipe, setup.corpus, setup.train, setup.objective, seed=1)
+    endless: Any = SimpleNamespace(share=lambda step: 0.0)
+    for _ in stream.batches(phase, 0, endless, micro_batch_size=16, process=0, num_processes=1, multiple_of=1):
+        epoch, _, first_step = stream.position
+        if epoch == 1:
+            break
+    assert plan.steps_per_epoch == pytest.approx(first_step, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("sections", "error", "words"),
+    ("sections", "error", "message"),
     [
         ({"model": "{family: brt}"}, ModelError, "Did you mean bert"),
-        ({"model": "{fields: {hiden_size: 3}}"}, ModelError, "Did you mean hidden_size"),
+        ({"model": "{config_overrides: {hiden_size: 3}}"}, ModelError, "Did you mean hidden_size"),
         ({"model": "{name: nowhere}", "tokenizer": "{name: nowhere}"}, ModelError, "cannot load"),
         ({"corpus": "{sources: [{files: gone.txt}]}"}, DataError, "found no file"),
         ({"corpus": "{sources: []}"}, RecipeError, "expected at least 1"),
         ({"corpus": "{sources: [{files: a, dataset: b}]}"}, RecipeError, "either `files` or `dataset`"),
-        ({"phases": "[{max_length: 32, share: 0.5}]"}, RecipeError, "add up to 0.5"),
-        ({"objective": "{masking: words}"}, RecipeError, "unknown key 'masking'"),
-        ({"packing": "true", "objective": "{kind: replaced_tokens}"}, RecipeError, "`packing` goes with"),
+        ({"phases": "[{max_length: 32, fraction: 0.5}]"}, RecipeError, "add up to 0.5"),
+        ({"objective": "{unit: words}"}, RecipeError, "unknown key 'unit'.*Did you mean objective.masking"),
+        ({"packing": "true", "objective": "{kind: replaced_token_detection}"}, RecipeError, "`packing` requires"),
         ({"packing": "true", "objective": "{pairs: next_sentence}"}, RecipeError, "leave one of them out"),
         ({"training": "{max_steps: 5, warmup_steps: 6}"}, RecipeError, "at most the 5 steps"),
         (
@@ -466,47 +508,48 @@ def test_base_and_large_have_the_parameters_of_the_paper(encoder: Path, size: st
         ),
         ({"training": "{budget: 0s}"}, RecipeError, "found '0s' for training.budget"),
         (
-            {"model": f"{{family: roberta, size: null, fields: {SMALL}}}", "objective": "{pairs: next_sentence}"},
+            {
+                "model": f"{{family: roberta, size: null, config_overrides: {SMALL}}}",
+                "objective": "{pairs: next_sentence}",
+            },
             ModelError,
-            "models of the family roberta have no head for pairs",
+            "roberta models have no head for sentence pairs",
         ),
         ({"evaluation": "{best_by: acuracy}"}, RecipeError, "Did you mean accuracy"),
         ({"training": "{label_smoothing: 0.1}"}, RecipeError, "unknown key 'label_smoothing'"),
-        ({"objective": "{kind: causal_lm, pairs: next_sentence}"}, RecipeError, "go with the objective masked_lm"),
-        ({"objective": "{kind: causal_lm, unit: words}"}, RecipeError, "causal_lm does not read unit"),
+        ({"objective": "{kind: causal_lm, pairs: next_sentence}"}, RecipeError, "requires the objective masked_lm"),
+        ({"objective": "{kind: causal_lm, masking: whole_word}"}, RecipeError, "causal_lm does not use masking"),
         ({"objective": "{generator_size: 0.5, mean_span_length: 2}"}, RecipeError, "generator_size, mean_span_length"),
-        ({"objective": "{short_sequence_probability: 0.5}"}, RecipeError, "is for `pairs`"),
+        ({"objective": "{short_seq_prob: 0.5}"}, RecipeError, "requires `pairs`"),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_message(sections: dict[str, str], error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
+def test_invalid_recipe_is_rejected_in_one_message_before_the_run_folder_exists(
+    sections: dict[str, str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         run(**sections)
     assert not Path("run").exists()
 
 
-def test_a_vocabulary_larger_than_the_corpus_allows_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = recipe("training.max_steps=1", tokenizer="{vocabulary_size: 30000}")
-    pretrain(wanted, Path("run"), RunOptions(console=Console()))
-    told = re.search(
-        r"the corpus gave (\d+) vocabulary entries, fewer than the 30016 asked for", capsys.readouterr().err
-    )
-    assert told is not None
-    assert json.loads(Path("run/model/config.json").read_text())["vocab_size"] == -(-int(told[1]) // 64) * 64
+def test_vocabulary_too_large_for_the_corpus_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = small_recipe("training.max_steps=1", tokenizer="{vocab_size: 30000}")
+    pretrain(recipe, Path("run"), RunOptions(console=Console()))
+    warning = re.search(r"the corpus is too small for 30016 vocabulary entries; it gave (\d+)", capsys.readouterr().err)
+    assert warning is not None
+    assert json.loads(Path("run/model/config.json").read_text())["vocab_size"] == -(-int(warning[1]) // 64) * 64
 
 
-def test_one_endless_line_is_learned_from_whole() -> None:
+def test_document_of_one_very_long_line_is_tokenized_completely() -> None:
     line = " ".join(document.replace("\n", " ") for document in sample_documents(400))
     Path("corpus.txt").write_text(f"{line}\n\na second document .")
-    prepared = prepare(recipe(), None, QUIET)
-    whole = prepared.tokenizer(line, add_special_tokens=False, verbose=False)["input_ids"]
-    assert prepared.corpus.tokens[: prepared.corpus.documents[1]].tolist() == whole
+    setup = set_up(small_recipe(), None, QUIET)
+    ids = setup.tokenizer(line, add_special_tokens=False, verbose=False)["input_ids"]
+    assert setup.corpus.tokens[: setup.corpus.document_offsets[1]].tolist() == ids
 
 
-def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
-    from bertcli.models.tokenizer_training import train_tokenizer
-
+def test_tokenizer_without_a_mask_token_is_rejected() -> None:
     tokenizer = train_tokenizer(lambda: sample_documents(20), 400, "bpe")
     tokenizer.mask_token = None
-    tokenizer.save_pretrained("plain")
+    tokenizer.save_pretrained("no-mask-token")
     with pytest.raises(ModelError, match="no mask token"):
-        run(tokenizer="{name: ./plain}")
+        run(tokenizer="{name: ./no-mask-token}")

@@ -1,4 +1,4 @@
-"""Corpora: documents from any file, tokens in a cache keyed by content, sequences that cross no document."""
+"""Corpora: documents from any file, a token cache keyed by content, sequences within documents."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import pytest
 from bertcli.data import corpus_tokens as corpus_module
 from bertcli.data.corpus_reading import SEPARATORS, read_documents, split_stream
 from bertcli.data.corpus_sequences import (
-    IN_ORDER,
-    cut_documents,
-    divide_documents,
-    documents_of_epoch,
-    in_blocks,
-    pair_documents,
+    IS_NEXT,
+    build_sentence_pairs,
+    chunk_documents,
+    sample_epoch_documents,
+    split_into_shards,
+    split_train_held_out,
 )
-from bertcli.data.corpus_tokens import BEGINS_SENTENCE, BEGINS_WORD, Corpus, corpus_key, open_corpus
+from bertcli.data.corpus_tokens import SENTENCE_START, WORD_START, Corpus, corpus_key, load_corpus
 from bertcli.errors import DataError
-from bertcli.models.from_pretrained import load_tokenizer
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
 
 TABLE = pyarrow.BufferOutputStream()
@@ -40,7 +40,7 @@ def documents(name: str, content: bytes, **options: Any) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
 
 
@@ -49,12 +49,12 @@ def section_of(text: str = TEXT, name: str = "corpus.txt", **options: Any) -> Co
     return CorpusSection(sources=(Source(files=(str(Path(name).resolve()),), **options),))
 
 
-def test_memory_is_given_back_after_each_part(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given_back: list[int] = []
-    monkeypatch.setattr(corpus_module, "CHARACTERS_AT_ONCE", 12)
-    monkeypatch.setattr(corpus_module, "give_back_memory", lambda: given_back.append(1))
-    open_corpus(section_of(), load_tokenizer(str(encoder), None), None)
-    assert len(given_back) == 2
+def test_tokenizing_trims_memory_after_each_chunk(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(corpus_module, "CHUNK_CHARACTERS", 12)
+    monkeypatch.setattr(corpus_module, "trim_memory", lambda: trims.append(1))
+    load_corpus(section_of(), ModelSource(str(encoder)).load_tokenizer(), None)
+    assert len(trims) == 2
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_memory_is_given_back_after_each_part(encoder: Path, monkeypatch: pytest
         ("files", [TEXT.strip()]),
     ],
 )
-def test_a_text_file_is_cut_as_asked(kind: str, expected: list[str]) -> None:
+def test_text_files_split_into_blocks_lines_or_files(kind: str, expected: list[str]) -> None:
     assert [text.strip() for text in documents("a.txt", TEXT.encode(), documents=kind)] == expected
     crlf = TEXT.replace("\n", "\r\n").encode()
     assert [text.replace("\r", "").strip() for text in documents("b.txt", crlf, documents=kind)] == expected
 
 
-def test_compressed_files_json_lines_and_parquet_are_read() -> None:
+def test_documents_from_compressed_jsonl_and_parquet_files() -> None:
     blocks = [text.strip() for text in documents("a.txt", TEXT.encode())]
     assert [text.strip() for text in documents("a.txt.gz", gzip.compress(TEXT.encode()))] == blocks
     zstd = pyarrow.compress(TEXT.encode(), codec="zstd", asbytes=True)
@@ -84,21 +84,21 @@ def test_compressed_files_json_lines_and_parquet_are_read() -> None:
     assert list(read_documents(Source(files=("a.parquet",)), None)) == blocks
 
 
-def test_globs_take_files_in_order_and_once() -> None:
+def test_globs_match_files_is_next_and_once() -> None:
     for name in ("b.txt", "a.txt"):
         Path(name).write_text(name)
     assert list(read_documents(Source(files=("*.txt", "a.txt")), None)) == ["a.txt", "b.txt"]
 
 
-def test_a_stream_is_cut_alike_however_it_comes_in_parts() -> None:
-    whole = [text for text in split_stream([TEXT], SEPARATORS["blocks"]) if text.strip()]
+def test_split_stream_does_not_depend_on_how_the_text_is_divided() -> None:
+    expected = [text for text in split_stream([TEXT], SEPARATORS["blocks"]) if text.strip()]
     for size in (1, 2, 5):
         parts = [TEXT[at : at + size] for at in range(0, len(TEXT), size)]
-        cut = [text for text in split_stream(parts, SEPARATORS["blocks"]) if text.strip()]
-        assert [text.strip() for text in cut] == [text.strip() for text in whole]
+        actual = [text for text in split_stream(parts, SEPARATORS["blocks"]) if text.strip()]
+        assert [text.strip() for text in actual] == [text.strip() for text in expected]
 
 
-def test_an_endless_line_is_cut_at_spaces_and_nothing_is_lost() -> None:
+def test_split_stream_splits_long_lines_at_spaces() -> None:
     line = "word " * 1000
     pieces = list(split_stream([line[at : at + 97] for at in range(0, len(line), 97)], SEPARATORS["blocks"], 200))
     assert "".join(pieces) == line
@@ -107,10 +107,10 @@ def test_an_endless_line_is_cut_at_spaces_and_nothing_is_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("a.txt", b"na\xefve\n", "not UTF-8"),
-        ("a.txt.gz", gzip.compress(b"text " * 9999, mtime=0)[:-20], "damaged or cut short"),
+        ("a.txt.gz", gzip.compress(b"text " * 9999, mtime=0)[:-20], "damaged or truncated"),
         ("a.jsonl", b'{"text": 1}\n', r"a\.jsonl:1: found \['text'\]"),
         ("a.jsonl", b"{text\n", "not JSON"),
         ("a.parquet", b"PAR1", "cannot read"),
@@ -119,55 +119,55 @@ def test_an_endless_line_is_cut_at_spaces_and_nothing_is_lost() -> None:
         ("a.csv.gz", gzip.compress(b"text", mtime=0), r"found .*a\.csv\.gz, expected text"),
     ],
 )
-def test_a_bad_file_is_named(name: str, content: bytes, words: str) -> None:
-    with pytest.raises(DataError, match=words):
+def test_unreadable_files_are_named(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         documents(name, content)
     with pytest.raises(DataError, match="found no file"):
         list(read_documents(Source(files=("gone*.txt",)), None))
 
 
-def test_the_cache_holds_each_documents_tokens_words_and_sentences(encoder: Path) -> None:
-    tokenizer = load_tokenizer(str(encoder), None)
-    corpus = open_corpus(section_of("a fine film. the soup\nwas unaffable\n\nbad train\n"), tokenizer, None)
-    assert len(corpus.documents) == 3
-    first = slice(*corpus.documents[:2])
+def test_corpus_marks_documents_words_and_sentences(encoder: Path) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
+    corpus = load_corpus(section_of("a fine film. the soup\nwas unaffable\n\nbad train\n"), tokenizer, None)
+    assert len(corpus.document_offsets) == 3
+    first = slice(*corpus.document_offsets[:2])
     output = tokenizer("a fine film. the soup\nwas unaffable", add_special_tokens=False)
     assert corpus.tokens[first].tolist() == output["input_ids"]
     words = output.word_ids(0)
-    begins = [at == 0 or words[at] != words[at - 1] for at in range(len(words))]
-    assert ((corpus.flags[first] & BEGINS_WORD) > 0).tolist() == begins
-    sentences = np.flatnonzero(corpus.flags[first] & BEGINS_SENTENCE).tolist()
+    starts = [index == 0 or words[index] != words[index - 1] for index in range(len(words))]
+    assert ((corpus.flags[first] & WORD_START) > 0).tolist() == starts
+    sentences = np.flatnonzero(corpus.flags[first] & SENTENCE_START).tolist()
     assert sentences == [0, output.char_to_token(13), output.char_to_token(22)]
 
 
-def test_a_special_token_that_somebody_wrote_is_text(encoder: Path) -> None:
-    tokenizer = load_tokenizer(str(encoder), None)
-    corpus = open_corpus(section_of("a fine [MASK] film [SEP]\n\nbad train [CLS]\n"), tokenizer, None)
+def test_special_tokens_in_the_text_are_tokenized_as_text(encoder: Path) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
+    corpus = load_corpus(section_of("a fine [MASK] film [SEP]\n\nbad train [CLS]\n"), tokenizer, None)
     assert not set(corpus.tokens.tolist()) & {tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
     assert tokenizer("[MASK]", add_special_tokens=False)["input_ids"] == [tokenizer.mask_token_id]
 
 
-def test_the_cache_is_used_again_until_content_or_tokenizer_change(
-    encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer, calls = load_tokenizer(str(encoder), None), []
+def test_corpus_cache_is_keyed_by_content_and_tokenizer(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, calls = ModelSource(str(encoder)).load_tokenizer(), []
     section = section_of()
-    open_corpus(section, tokenizer, None, calls.append)
-    open_corpus(section, tokenizer, None, calls.append)
+    load_corpus(section, tokenizer, None, calls.append)
+    load_corpus(section, tokenizer, None, calls.append)
     assert len(calls) == 1
     before = corpus_key(section, tokenizer, None)
     assert corpus_key(section_of(TEXT + "more"), tokenizer, None) != before
     assert corpus_key(section_of(), tokenizer, None) == before
     sample = CorpusSection.model_validate({"sources": [{"dataset": "sample"}]})
-    shipped = corpus_key(sample, tokenizer, None)
-    monkeypatch.setattr("bertcli.data.sample.sample_documents", lambda number: iter(["another version's document"]))
-    assert corpus_key(sample, tokenizer, None) != shipped
+    sample_key = corpus_key(sample, tokenizer, None)
+    monkeypatch.setattr(
+        "bertcli.data.sample.sample_documents", lambda num_documents: iter(["another version's document"])
+    )
+    assert corpus_key(sample, tokenizer, None) != sample_key
     tokenizer.add_tokens(["harbourmaster"])
     assert corpus_key(section_of(), tokenizer, None) != before
 
 
-def test_the_name_tells_how_a_compressed_file_is_read(encoder: Path) -> None:
-    tokenizer, content = load_tokenizer(str(encoder), None), gzip.compress(b'{"text": "a film"}\n' * 3, mtime=0)
+def test_corpus_key_depends_on_both_suffixes(encoder: Path) -> None:
+    tokenizer, content = ModelSource(str(encoder)).load_tokenizer(), gzip.compress(b'{"text": "a film"}\n' * 3, mtime=0)
     keys = set()
     for name in ("k.txt.gz", "k.jsonl.gz"):
         Path(name).write_bytes(content)
@@ -176,124 +176,124 @@ def test_the_name_tells_how_a_compressed_file_is_read(encoder: Path) -> None:
     assert len(keys) == 2
 
 
-def test_an_interrupted_making_leaves_nothing_behind(encoder: Path, tmp_path: Path) -> None:
+def test_interrupted_tokenization_leaves_no_files(encoder: Path, tmp_path: Path) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_corpus(section_of(), load_tokenizer(str(encoder), None), None, stop)
+        load_corpus(section_of(), ModelSource(str(encoder)).load_tokenizer(), None, stop)
     assert list((tmp_path / "cache" / "corpora").iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "\n \n\n", "one document only"])
-def test_a_corpus_without_two_documents_is_refused(encoder: Path, text: str) -> None:
+def test_corpus_needs_two_documents(encoder: Path, text: str) -> None:
     with pytest.raises(DataError, match="expected two or more"):
-        open_corpus(section_of(text), load_tokenizer(str(encoder), None), None)
+        load_corpus(section_of(text), ModelSource(str(encoder)).load_tokenizer(), None)
 
 
-def made_up(num_documents: int = 300) -> Corpus:
-    """Documents of 1 to 12 sentences; each token tells its document."""
+def synthetic_corpus(num_documents: int = 300) -> Corpus:
+    """Build documents of 1 to 12 sentences; each token is the index of its document."""
     random = np.random.default_rng(0)
     tokens, flags, ends = [], [], [0]
     for document in range(num_documents):
         for _ in range(random.integers(1, 13)):
             length = int(random.integers(2, 20))
             tokens += [document] * length
-            flags += [BEGINS_SENTENCE | BEGINS_WORD] + [BEGINS_WORD] * (length - 1)
+            flags += [SENTENCE_START | WORD_START] + [WORD_START] * (length - 1)
         ends.append(len(tokens))
     return Corpus(
         np.array(tokens, np.uint16), np.array(flags, np.uint8), np.array(ends), np.array([0, 100, num_documents])
     )
 
 
-def test_pieces_cover_every_document_and_cross_none() -> None:
-    corpus = made_up()
-    chosen = np.arange(0, 300, 3)
-    ranges = cut_documents(corpus, chosen, 17)
-    assert ranges.lengths.max() <= 17
-    seen = np.concatenate([np.arange(start, end) for start, end in ranges.first])
-    expected = np.concatenate([np.arange(*corpus.documents[at : at + 2]) for at in chosen])
+def test_chunks_cover_every_document_and_cross_none() -> None:
+    corpus = synthetic_corpus()
+    selected = np.arange(0, 300, 3)
+    spans = chunk_documents(corpus, selected, 17)
+    assert spans.lengths.max() <= 17
+    seen = np.concatenate([np.arange(start, end) for start, end in spans.first])
+    expected = np.concatenate([np.arange(*corpus.document_offsets[document : document + 2]) for document in selected])
     assert seen.tolist() == expected.tolist()
-    assert all(len(set(corpus.tokens[start:end].tolist())) == 1 for start, end in ranges.first)
+    assert all(len(set(corpus.tokens[start:end].tolist())) == 1 for start, end in spans.first)
 
 
-def test_held_out_documents_are_the_same_every_time_and_never_learned_from() -> None:
-    train, held_out = divide_documents(made_up(), 0.1)
+def test_held_out_documents_are_fixed_and_not_trained_on() -> None:
+    train, held_out = split_train_held_out(synthetic_corpus(), 0.1)
     assert (len(train), len(held_out)) == (270, 30)
     assert not set(train) & set(held_out)
-    again = divide_documents(made_up(), 0.1)
+    again = split_train_held_out(synthetic_corpus(), 0.1)
     assert again[1].tolist() == held_out.tolist()
 
 
-def test_as_many_documents_are_held_out_as_are_needed_or_it_is_refused() -> None:
-    assert [len(part) for part in divide_documents(made_up(40), 0.001, 2)] == [38, 2]
-    assert [len(part) for part in divide_documents(made_up(4), 0.9, 2)] == [2, 2]
+def test_held_out_split_has_a_minimum_number_of_documents() -> None:
+    assert [len(part) for part in split_train_held_out(synthetic_corpus(40), 0.001, 2)] == [38, 2]
+    assert [len(part) for part in split_train_held_out(synthetic_corpus(4), 0.9, 2)] == [2, 2]
     with pytest.raises(DataError, match="found 3 documents, expected 4 or more"):
-        divide_documents(made_up(3), 0.5, 2)
+        split_train_held_out(synthetic_corpus(3), 0.5, 2)
 
 
-def test_blocks_share_the_documents_out_by_chance() -> None:
-    corpus = made_up()
-    chosen = np.arange(0, 300, 2)
-    num_tokens = int(corpus.lengths_of(chosen).sum())
-    (whole,) = in_blocks(corpus, chosen, num_tokens, np.random.default_rng(0))
-    assert whole.tolist() == chosen.tolist()
-    blocks = list(in_blocks(corpus, chosen, num_tokens // 4, np.random.default_rng(0)))
-    assert len(blocks) == 4
-    assert sorted(np.concatenate(blocks).tolist()) == chosen.tolist()
-    assert max(int(corpus.lengths_of(block).sum()) for block in blocks) < num_tokens // 2
-    others = in_blocks(corpus, chosen, num_tokens // 4, np.random.default_rng(1))
-    assert [block.tolist() for block in blocks] != [block.tolist() for block in others]
+def test_shards_partition_the_documents_at_random() -> None:
+    corpus = synthetic_corpus()
+    selected = np.arange(0, 300, 2)
+    num_tokens = int(corpus.document_lengths(selected).sum())
+    (single,) = split_into_shards(corpus, selected, num_tokens, np.random.default_rng(0))
+    assert single.tolist() == selected.tolist()
+    shards = list(split_into_shards(corpus, selected, num_tokens // 4, np.random.default_rng(0)))
+    assert len(shards) == 4
+    assert sorted(np.concatenate(shards).tolist()) == selected.tolist()
+    assert max(int(corpus.document_lengths(shard).sum()) for shard in shards) < num_tokens // 2
+    others = split_into_shards(corpus, selected, num_tokens // 4, np.random.default_rng(1))
+    assert [shard.tolist() for shard in shards] != [shard.tolist() for shard in others]
 
 
-def test_weights_say_how_often_a_source_is_passed_over() -> None:
-    corpus = made_up()
+def test_source_weights_set_the_repetitions_per_epoch() -> None:
+    corpus = synthetic_corpus()
     sources = (Source(files=("a",), weight=2.5), Source(files=("b",), weight=0.25))
-    taken = documents_of_epoch(corpus, np.arange(300), sources, np.random.default_rng(0))
-    counts = np.bincount(taken, minlength=300)
+    documents = sample_epoch_documents(corpus, np.arange(300), sources, np.random.default_rng(0))
+    counts = np.bincount(documents, minlength=300)
     assert counts[:100].sum() == 250
     assert set(counts[:100]) == {2, 3}
     assert counts[100:].sum() == 50
 
 
-@pytest.mark.parametrize("room", [24, 61])
-def test_next_sentence_pairs_are_half_and_half_and_negatives_come_from_elsewhere(room: int) -> None:
-    corpus = made_up()
-    ranges = pair_documents(corpus, np.arange(300), room, "next_sentence", 0.1, np.random.default_rng(1))
-    assert ranges.pair_labels is not None
-    assert ranges.lengths.max() <= room
-    assert np.diff(ranges.first).min() > 0
-    assert np.diff(ranges.second).min() > 0
-    in_order = ranges.pair_labels == IN_ORDER
-    assert in_order.mean() == pytest.approx(0.5, abs=0.01)
-    documents = corpus.tokens[ranges.first[:, 0]], corpus.tokens[ranges.second[:, 0]]
-    assert (documents[0][in_order] == documents[1][in_order]).all()
-    assert (documents[0][~in_order] != documents[1][~in_order]).all()
-    for (_, end), (start, _) in zip(ranges.first[in_order], ranges.second[in_order], strict=True):
-        assert start >= end  # what was cut off may stand between
+@pytest.mark.parametrize("max_tokens", [24, 61])
+def test_next_sentence_pairs_are_balanced_with_negatives_from_other_documents(max_tokens: int) -> None:
+    corpus = synthetic_corpus()
+    spans = build_sentence_pairs(corpus, np.arange(300), max_tokens, "next_sentence", 0.1, np.random.default_rng(1))
+    assert spans.pair_labels is not None
+    assert spans.lengths.max() <= max_tokens
+    assert np.diff(spans.first).min() > 0
+    assert np.diff(spans.second).min() > 0
+    is_next = spans.pair_labels == IS_NEXT
+    assert is_next.mean() == pytest.approx(0.5, abs=0.01)
+    documents = corpus.tokens[spans.first[:, 0]], corpus.tokens[spans.second[:, 0]]
+    assert (documents[0][is_next] == documents[1][is_next]).all()
+    assert (documents[0][~is_next] != documents[1][~is_next]).all()
+    for (_, end), (start, _) in zip(spans.first[is_next], spans.second[is_next], strict=True):
+        assert start >= end  # truncated tokens may be in between
 
 
-def test_the_cut_does_not_tell_whether_the_second_text_follows() -> None:
-    corpus = made_up(2000)
-    ranges = pair_documents(corpus, np.arange(2000), 61, "next_sentence", 0.1, np.random.default_rng(1))
-    bounds = np.union1d(np.flatnonzero(corpus.flags & BEGINS_SENTENCE), corpus.documents)
-    whole = np.isin(np.stack((ranges.first, ranges.second), axis=1).reshape(-1, 4), bounds) @ (1, 2, 4, 8)
-    assert ranges.pair_labels is not None
-    right = sum(np.bincount(ranges.pair_labels[whole == kind]).max() for kind in np.unique(whole))
-    assert right / len(ranges) < 0.58  # 0.7 if texts from elsewhere are cut to a length of their own
+def test_next_sentence_truncation_does_not_reveal_the_label() -> None:
+    corpus = synthetic_corpus(2000)
+    spans = build_sentence_pairs(corpus, np.arange(2000), 61, "next_sentence", 0.1, np.random.default_rng(1))
+    bounds = np.union1d(np.flatnonzero(corpus.flags & SENTENCE_START), corpus.document_offsets)
+    pattern = np.isin(np.stack((spans.first, spans.second), axis=1).reshape(-1, 4), bounds) @ (1, 2, 4, 8)
+    assert spans.pair_labels is not None
+    num_correct = sum(np.bincount(spans.pair_labels[pattern == value]).max() for value in np.unique(pattern))
+    assert num_correct / len(spans) < 0.58  # 0.7 if negatives are truncated separately
 
 
-def test_sentence_order_swaps_half_of_the_neighbours() -> None:
-    corpus = made_up()
-    ranges = pair_documents(corpus, np.arange(300), 61, "sentence_order", 0.0, np.random.default_rng(1))
-    assert ranges.pair_labels is not None
-    in_order = ranges.pair_labels == IN_ORDER
-    assert in_order.mean() == pytest.approx(0.5, abs=0.01)
-    assert (corpus.tokens[ranges.first[:, 0]] == corpus.tokens[ranges.second[:, 0]]).all()
-    assert (ranges.first[in_order, 0] < ranges.second[in_order, 0]).all()
-    assert (ranges.first[~in_order, 0] > ranges.second[~in_order, 0]).all()
+def test_sentence_order_swaps_half_of_the_pairs() -> None:
+    corpus = synthetic_corpus()
+    spans = build_sentence_pairs(corpus, np.arange(300), 61, "sentence_order", 0.0, np.random.default_rng(1))
+    assert spans.pair_labels is not None
+    is_next = spans.pair_labels == IS_NEXT
+    assert is_next.mean() == pytest.approx(0.5, abs=0.01)
+    assert (corpus.tokens[spans.first[:, 0]] == corpus.tokens[spans.second[:, 0]]).all()
+    assert (spans.first[is_next, 0] < spans.second[is_next, 0]).all()
+    assert (spans.first[~is_next, 0] > spans.second[~is_next, 0]).all()
 
 
-def test_one_document_has_no_other_to_draw_from() -> None:
+def test_next_sentence_pairs_need_two_documents() -> None:
     with pytest.raises(DataError, match="two or more documents"):
-        pair_documents(made_up(), np.array([5, 5]), 61, "next_sentence", 0.1, np.random.default_rng(1))
+        build_sentence_pairs(synthetic_corpus(), np.array([5, 5]), 61, "next_sentence", 0.1, np.random.default_rng(1))

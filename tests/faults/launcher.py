@@ -1,11 +1,11 @@
-"""Starts `bertcli` again and again without importing torch anew: it forks for each line of JSON it reads.
+"""Runs `bertcli` many times without importing torch each time: forks for every line of JSON on stdin.
 
-In:  {"arguments": […], "folder": the run folder, "log": where stderr goes, "signal": number,
+In:  {"arguments": […], "folder": the run folder, "log": path for stdout and stderr, "signal": number,
       "at": number or null, "after": seconds or null, "fill_at": number or null}
-Out: the exit code of the child (of a signal: its number, negative).
+Out: the exit code of the child; for a signal, its number, negative.
 
-`at` counts what the child does to files in the run folder, so that the signal can come in the middle of saving;
-`fill_at` fills the disk at such a moment.
+`at` counts file operations of the child in the run folder, so that the signal can arrive in the middle of a save;
+`fill_at` fills the disk at such a moment; `after` is a delay.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from typing import Any
 
 from bertcli.cli.main import main
 
-TOUCHING = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.listdir", "os.scandir"}
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.listdir", "os.scandir"}
 FILLER = ".filler"
 
 
-def strike(asked: dict[str, Any]) -> None:
-    """Let this process have its signal, or the disk be full, at the moment asked for."""
-    folder, seen = asked["folder"], [0]
+def inject_fault(request: dict[str, Any]) -> None:
+    """Schedule the requested signal or full disk in this process."""
+    folder, num_events = request["folder"], [0]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event not in TOUCHING or not any(str(arg).startswith(folder) for arg in args[:2]) or FILLER in str(args[0]):
+        in_folder = event in FILE_EVENTS and any(str(arg).startswith(folder) for arg in args[:2])
+        if not in_folder or FILLER in str(args[0]):
             return
-        seen[0] += 1
-        if seen[0] == asked["at"]:
-            os.kill(os.getpid(), asked["signal"])
-        if seen[0] == asked["fill_at"]:
+        num_events[0] += 1
+        if num_events[0] == request["at"]:
+            os.kill(os.getpid(), request["signal"])
+        if num_events[0] == request["fill_at"]:
             fill_disk(Path(folder).parent / FILLER)
 
     sys.addaudithook(hook)
-    if asked["after"] is not None:
-        timer = threading.Timer(asked["after"], os.kill, (os.getpid(), asked["signal"]))
+    if request["after"] is not None:
+        timer = threading.Timer(request["after"], os.kill, (os.getpid(), request["signal"]))
         timer.daemon = True
         timer.start()
 
 
 def fill_disk(path: Path) -> None:
-    """Write until nothing more can be written."""
+    """Write to `path` until the disk is full."""
     with path.open("wb", buffering=0) as file:
         try:
             while True:
@@ -53,18 +54,18 @@ def fill_disk(path: Path) -> None:
             return
 
 
-def child(asked: dict[str, Any]) -> None:
-    """Be `bertcli`; never returns."""
-    log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def run_child(request: dict[str, Any]) -> None:
+    """Run `bertcli` in this process; never returns."""
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    strike(asked)
-    sys.argv = ["bertcli", *asked["arguments"]]
+    inject_fault(request)
+    sys.argv = ["bertcli", *request["arguments"]]
     code = 0
     try:
         main()
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     sys.stderr.flush()
     os._exit(code)
 
@@ -73,5 +74,5 @@ if __name__ == "__main__":
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            child(json.loads(line))
+            run_child(json.loads(line))
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -1,10 +1,9 @@
-"""Runs that are killed, stopped, damaged or out of room, and end where an undisturbed run ends."""
+"""Runs that are killed, stopped, corrupted or out of disk space end exactly like an uninterrupted run."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,13 +21,13 @@ from bertcli.runs.history import read_records
 from .launcher import FILLER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-KILLS = 50
-MOST_TOUCHES = 150  # about what an undisturbed run does to files
-OF_THE_CLOCK = ("examples_per_second", "tokens_per_second")
+NUM_KILLS = 50
+MAX_FILE_EVENTS = 150  # roughly the number of file operations of an uninterrupted run
+TIMING_FIELDS = ("examples_per_second", "tokens_per_second")
 
 
 class Launcher:
-    """`bertcli finetune` on a small recipe, in a process that can be struck."""
+    """Runs `bertcli finetune` on a small recipe in a process with injected faults."""
 
     def __init__(self, recipe: Path):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -38,19 +37,19 @@ class Launcher:
         )
         self.recipe = recipe
 
-    def run(self, run: Path, **strike: Any) -> int:
-        """Begin, be struck, wait; the exit code."""
+    def run(self, run: Path, **fault: Any) -> int:
+        """Start or resume the run with a fault, wait for its end and return the exit code."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        asked = {"signal": signal.SIGKILL, "at": None, "after": None, "fill_at": None} | strike
-        files = {"folder": str(run), "log": str(run.with_suffix(".log"))}
+        request = {"signal": signal.SIGKILL, "at": None, "after": None, "fill_at": None} | fault
+        paths = {"folder": str(run), "log": str(run.with_suffix(".log"))}
         arguments = ["finetune", str(self.recipe), "--run", str(run)]
-        self._process.stdin.write(json.dumps({"arguments": arguments} | files | asked) + "\n")
+        self._process.stdin.write(json.dumps({"arguments": arguments} | paths | request) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        """Let it end."""
+        """Wait for the launcher process to exit."""
         self._process.communicate()
 
 
@@ -70,114 +69,110 @@ def launcher(encoder: Path, reviews: Path) -> Iterator[Launcher]:
 
 
 @pytest.fixture
-def whole(launcher: Launcher) -> Path:
-    """An undisturbed run."""
-    run = Path("whole").resolve()
+def reference(launcher: Launcher) -> Path:
+    """An uninterrupted run."""
+    run = Path("reference").resolve()
     assert launcher.run(run) == 0, run.with_suffix(".log").read_text()
     return run
 
 
-def assert_same(run: Path, whole: Path) -> None:
-    """Weights to the last bit, histories but for the speed, and what is left lying about."""
-    for part in ("model/model.safetensors", "checkpoints/step-00000040/model.safetensors"):
-        one, two = load_file(run / part), load_file(whole / part)
-        assert all(torch.equal(one[name], two[name]) for name in two), part
+def read_untimed(history: Path) -> list[dict[str, Any]]:
+    """The records of a history without the fields that depend on the machine's speed."""
+    return [
+        {name: value for name, value in record.items() if name not in TIMING_FIELDS} for record in read_records(history)
+    ]
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Weights are equal bit for bit, histories except for speeds, and so are the final scores."""
+    for file in ("model/model.safetensors", "checkpoints/step-00000040/model.safetensors"):
+        actual, expected = load_file(run / file), load_file(reference / file)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected), file
     for history in ("train.jsonl", "eval.jsonl"):
-        one_records, two_records = (
-            [
-                {name: value for name, value in record.items() if name not in OF_THE_CLOCK}
-                for record in read_records(folder / history)
-            ]
-            for folder in (run, whole)
-        )
-        assert one_records == two_records, history
-    results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
-    assert results[0]["metrics"] == results[1]["metrics"]
-    assert results[0]["best_step"] == results[1]["best_step"]
+        assert read_untimed(run / history) == read_untimed(reference / history), history
+    actual, expected = (json.loads((folder / "results.json").read_text()) for folder in (run, reference))
+    assert actual["metrics"] == expected["metrics"]
+    assert actual["best_step"] == expected["best_step"]
 
 
-def until_done(launcher: Launcher, run: Path, whole: Path, strike: Callable[[], int]) -> int:
-    """Strike the run again and again until it ends by itself; the number of strikes."""
-    for strikes in range(200):
-        code = strike()
+def repeat_until_finished(run: Path, reference: Path, run_with_fault: Callable[[], int]) -> int:
+    """Resume the run with faults until it finishes; check it and return the number of interruptions."""
+    for num_interruptions in range(200):
+        code = run_with_fault()
         log = run.with_suffix(".log").read_text()
         assert "Traceback" not in log, log
         if code == 0:
-            assert_same(run, whole)
-            return strikes
-    raise AssertionError("it never came to an end")
+            assert_same_run(run, reference)
+            return num_interruptions
+    raise AssertionError("the run did not finish")
 
 
-def test_killed_at_any_moment_a_run_ends_where_an_undisturbed_one_ends(launcher: Launcher, whole: Path) -> None:
-    random, kills, number = Random(1), 0, 0
+def test_run_killed_at_any_moment_resumes_exactly(launcher: Launcher, reference: Path) -> None:
+    random, num_kills, num_runs = Random(1), 0, 0
 
     def kill() -> int:
         if random.random() < 0.7:
-            code = launcher.run(run, at=random.randint(1, MOST_TOUCHES))
+            code = launcher.run(run, at=random.randint(1, MAX_FILE_EVENTS))
         else:
             code = launcher.run(run, after=random.uniform(0.2, 3.0))
         assert code in (0, -signal.SIGKILL)
         return code
 
-    while kills < KILLS:
-        run = Path(f"killed-{number}").resolve()
-        kills += until_done(launcher, run, whole, kill)
-        number += 1
-    print(f"{kills} kills over {number} runs")
+    while num_kills < NUM_KILLS:
+        run = Path(f"killed-{num_runs}").resolve()
+        num_kills += repeat_until_finished(run, reference, kill)
+        num_runs += 1
+    print(f"{num_kills} kills over {num_runs} runs")
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 85)])
-def test_stopped_by_a_signal_a_run_ends_where_an_undisturbed_one_ends(
-    launcher: Launcher, whole: Path, number: int, expected: int
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 85)])
+def test_run_stopped_by_a_signal_resumes_exactly(
+    launcher: Launcher, reference: Path, number: int, exit_code: int
 ) -> None:
     random, run, codes = Random(2), Path("stopped").resolve(), list[int]()
 
     def stop() -> int:
-        codes.append(launcher.run(run, signal=number, at=random.randint(1, MOST_TOUCHES)))
-        assert codes[-1] in (0, expected, -number)  # the last: before training began
+        codes.append(launcher.run(run, signal=number, at=random.randint(1, MAX_FILE_EVENTS)))
+        assert codes[-1] in (0, exit_code, -number)  # the last one: before training started
         return codes[-1]
 
-    until_done(launcher, run, whole, stop)
+    repeat_until_finished(run, reference, stop)
     log = run.with_suffix(".log").read_text()
-    # A signal in the last step finds nothing to go on with, only what may follow the run.
-    assert len(re.findall("the same command goes on|waits for the same command", log)) == codes.count(expected) > 0
+    assert log.count("re-run the same command") == codes.count(exit_code) > 0
 
 
-def test_with_its_newest_checkpoint_cut_short_a_run_goes_on_from_the_one_before(
-    launcher: Launcher, whole: Path
-) -> None:
-    random, run = Random(3), Path("cut").resolve()
+def test_run_with_a_truncated_checkpoint_resumes_from_the_previous_one(launcher: Launcher, reference: Path) -> None:
+    random, run = Random(3), Path("truncated").resolve()
 
-    def kill_and_cut() -> int:
-        code = launcher.run(run, at=random.randint(60, MOST_TOUCHES))
+    def kill_and_truncate() -> int:
+        code = launcher.run(run, at=random.randint(60, MAX_FILE_EVENTS))
         checkpoints = sorted(run.glob("checkpoints/step-*"))
         if code != 0 and len(checkpoints) > 1:
             file = random.choice([path for path in checkpoints[-1].iterdir() if path.stat().st_size])
             os.truncate(file, random.randrange(file.stat().st_size))
         return code
 
-    until_done(launcher, run, whole, kill_and_cut)
-    assert "is damaged" in run.with_suffix(".log").read_text()
+    repeat_until_finished(run, reference, kill_and_truncate)
+    assert "is corrupt" in run.with_suffix(".log").read_text()
 
 
-def test_a_full_disk_harms_nothing_and_the_run_goes_on_when_there_is_room(launcher: Launcher, whole: Path) -> None:
+def test_run_on_a_full_disk_resumes_when_space_is_free(launcher: Launcher, reference: Path) -> None:
     disk = Path("disk").resolve()
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode != 0:
-        pytest.skip("a small disk cannot be mounted here")
-    random, run, full = Random(4), disk / "run", [0]
+        pytest.skip("cannot mount a small disk here")
+    random, run, codes = Random(4), disk / "run", list[int]()
 
     def fill() -> int:
-        code = launcher.run(run, fill_at=random.randint(20, MOST_TOUCHES))
+        codes.append(launcher.run(run, fill_at=random.randint(20, MAX_FILE_EVENTS)))
         (disk / FILLER).unlink(missing_ok=True)
-        assert code in (0, 1)
-        full[0] += code == 1
-        return code
+        assert codes[-1] in (0, 1)
+        return codes[-1]
 
     try:
-        until_done(launcher, run, whole, fill)
+        repeat_until_finished(run, reference, fill)
         log = run.with_suffix(".log").read_text()
-        assert log.count("is full") == full[0] > 0
+        assert log.count("is full") == codes.count(1) > 0
     finally:
         subprocess.run(["umount", str(disk)], check=False)

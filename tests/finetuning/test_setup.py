@@ -1,4 +1,4 @@
-"""What a recipe's rows are taken for before the first step, and what is refused then, all at once."""
+"""Set up a fine-tuning run: labels come from all rows, and all invalid keys are reported at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RecipeError
-from bertcli.finetuning.setup import check_recipe, prepare
+from bertcli.finetuning.setup import check_recipe, set_up
 from bertcli.recipe.load import load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import load_finetuning, singles
+from bertcli.recipe.suite import load_finetuning, recipes_by_name
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def recipe_of(encoder: Path, write_recipe: Callable[..., Path]) -> Callable[...,
 
 
 @pytest.mark.parametrize("head", ["text_classification", "token_classification"])
-def test_labels_are_those_of_all_training_rows_however_few_are_learned_from(
+def test_labels_come_from_all_training_rows_even_if_a_subset_is_trained_on(
     recipe_of: Callable[..., Recipe], head: str
 ) -> None:
     words = ["a", "b"] * 20 + ["rare"]
@@ -34,10 +34,10 @@ def test_labels_are_those_of_all_training_rows_however_few_are_learned_from(
     rows = "".join(json.dumps({"text": "t", "label": tag}) + "\n" for tag in tags)
     Path("rows.jsonl").write_text(rows)
     task = f"head: {head}, files: {{train: rows.jsonl, validation: rows.jsonl}}, text_columns: [text]"
-    prepared = prepare(recipe_of(task, "data.max_train_examples=8"), None)
-    assert set(prepared.head.labels) == {"a", "b", "rare"}
-    assert "rare" not in str(prepared.rows["train"]["label"][:])
-    assert len(prepared.references["validation"]) == 41
+    setup = set_up(recipe_of(task, "data.max_train_examples=8"), None)
+    assert set(setup.head.labels) == {"a", "b", "rare"}
+    assert "rare" not in str(setup.rows["train"]["label"][:])
+    assert len(setup.references["validation"]) == 41
 
 
 TEXT = "dataset: sample, config: sentiment, text_columns: [text]"
@@ -49,41 +49,46 @@ CHOICE = "head: multiple_choice, dataset: sample, config: choices, text_columns:
 
 
 @pytest.mark.parametrize(
-    ("key", "takers"),
+    ("key", "supporting_tasks"),
     [
         ("training.class_weights=auto", {TEXT, PAIR, WORDS}),
         ("training.label_smoothing=0.1", {TEXT, PAIR, WORDS, CHOICE}),
         ("training.token_cutoff=0.1", {TEXT, PAIR, NUMBER, CHOICE}),
         ("data.long_inputs=windows", {TEXT}),
         ("data.context_tokens=8", {WORDS}),
-        ("data.mark_capitals=true", {WORDS}),
+        ("data.casing_feature=true", {WORDS}),
     ],
 )
-def test_a_key_is_refused_where_it_would_do_nothing(
-    recipe_of: Callable[..., Recipe], key: str, takers: set[str]
+def test_keys_that_the_head_does_not_support_are_rejected(
+    recipe_of: Callable[..., Recipe], key: str, supporting_tasks: set[str]
 ) -> None:
     for task in (TEXT, PAIR, NUMBER, WORDS, QUESTION, CHOICE):
         recipe = recipe_of(f"name: mine, {task}", key)
-        if task in takers:
+        if task in supporting_tasks:
             check_recipe(recipe, recipe_task(recipe))
             continue
-        with pytest.raises(RecipeError, match=f"^{key.partition('=')[0]}.* mine ") as caught:
+        with pytest.raises(RecipeError, match=f"^{key.partition('=')[0]}.* mine ") as error:
             check_recipe(recipe, recipe_task(recipe))
-        assert len(caught.value.problems) == 1
+        assert len(error.value.problems) == 1
 
 
-def test_all_that_does_not_fit_is_told_at_once(recipe_of: Callable[..., Recipe]) -> None:
-    words = ["training.lora_rank=4", "training.class_weights=auto", "data.context_tokens=8", "evaluation.best_by=f2"]
-    recipe = recipe_of(QUESTION, *words)
-    with pytest.raises(RecipeError) as caught:
-        prepare(recipe, None)
-    said = ["evaluation.best_by 'f2'", "class_weights", "context_tokens", "training.lora_rank is"]
-    for part, problem in zip(said, caught.value.problems, strict=True):
-        assert part in problem
+def test_all_invalid_keys_are_reported_at_once(recipe_of: Callable[..., Recipe]) -> None:
+    overrides = [
+        "training.lora_rank=4",
+        "training.class_weights=auto",
+        "data.context_tokens=8",
+        "evaluation.best_by=f2",
+    ]
+    recipe = recipe_of(QUESTION, *overrides)
+    with pytest.raises(RecipeError) as error:
+        set_up(recipe, None)
+    expected = ["evaluation.best_by 'f2'", "class_weights", "context_tokens", "training.lora_rank is"]
+    for words, problem in zip(expected, error.value.problems, strict=True):
+        assert words in problem
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if not name.startswith("pretrain/")])
-def test_shipped_recipes_have_no_key_without_use(name: str) -> None:
-    wanted = load_finetuning(name)
-    for recipe in [wanted] if isinstance(wanted, Recipe) else singles(wanted).values():
+def test_shipped_recipes_set_only_supported_keys(name: str) -> None:
+    loaded = load_finetuning(name)
+    for recipe in [loaded] if isinstance(loaded, Recipe) else recipes_by_name(loaded).values():
         check_recipe(recipe, recipe_task(recipe))

@@ -1,4 +1,4 @@
-"""Choices: encoded as pairs, answered by number."""
+"""Multiple choice: rows encoded as pairs, gold choices as numbers or letters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from bertcli.errors import DataError
-from bertcli.heads.multiple_choice import MultipleChoice, choices_of
-from bertcli.models.from_pretrained import load_tokenizer
+from bertcli.heads.multiple_choice import MultipleChoice, row_choices
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.schema import DataSection
 from bertcli.tasks.task import Task
 
@@ -26,8 +26,8 @@ def task_of(**rest: Any) -> Task:
 SWAG = {"text_columns": ("sent1", "sent2"), "choice_columns": ("ending0", "ending1")}
 
 
-def test_swag_rows_are_pairs_of_the_text_and_each_begun_ending(encoder: Path) -> None:
-    tokenizer = load_tokenizer(str(encoder), None)
+def test_swag_rows_are_encoded_as_pairs_of_text_and_ending(encoder: Path) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
     columns = {"sent1": ["a fine film", "bad"], "sent2": ["the soup", "a train"], "label": [1, 0]}
     rows = Dataset.from_dict(columns | {"ending0": ["was awful", "x"], "ending1": ["b", "y"]})
     batch = MultipleChoice().encode(task_of(**SWAG), rows, tokenizer, DataSection()).batch(np.array([0, 1]))
@@ -39,7 +39,7 @@ def test_swag_rows_are_pairs_of_the_text_and_each_begun_ending(encoder: Path) ->
     assert batch["labels"].tolist() == [1, 0]
 
 
-def test_the_loss_is_transformers_loss_summed_over_questions() -> None:
+def test_loss_is_that_of_transformers_summed_over_questions() -> None:
     from transformers import BertConfig, BertForMultipleChoice
 
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def test_the_loss_is_transformers_loss_summed_over_questions() -> None:
 
 
 @pytest.mark.parametrize(("label", "number"), [(2, 2), ("2", 2), ("C", 2), ("c", 2)])
-def test_an_answer_may_be_a_number_or_a_letter(label: Any, number: int) -> None:
+def test_gold_choice_is_a_number_or_a_letter(label: Any, number: int) -> None:
     rows = Dataset.from_dict({"text": ["t"], "choices": [["a", "b", "c"]], "label": [label]})
     references = MultipleChoice().references(task_of(), rows)
     assert references is not None
@@ -60,20 +60,20 @@ def test_an_answer_may_be_a_number_or_a_letter(label: Any, number: int) -> None:
 
 
 @pytest.mark.parametrize("label", [3, -2, "D", "both"])
-def test_an_answer_that_is_no_choice_is_named(label: Any) -> None:
+def test_gold_answer_that_is_not_a_choice_is_reported_with_its_row(label: Any) -> None:
     rows = Dataset.from_dict({"text": ["t"], "choices": [["a", "b", "c"]], "label": [label]})
     with pytest.raises(DataError, match="row 1 has the answer"):
         MultipleChoice().references(task_of(), rows)
 
 
-def test_hidden_answers_are_none_and_uneven_choices_are_refused() -> None:
+def test_hidden_answers_are_none_and_uneven_choices_are_rejected() -> None:
     rows = Dataset.from_dict({"text": ["t"], "choices": [["a", "b"]], "label": [-1]})
     assert MultipleChoice().references(task_of(), rows) is None
     with pytest.raises(DataError, match="row 2 has 3 choices, expected 2"):
-        choices_of(task_of(), Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"], ["a", "b", "c"]]}))
+        row_choices(task_of(), Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"], ["a", "b", "c"]]}))
 
 
-def test_a_hidden_answer_among_others_is_no_choice() -> None:
+def test_hidden_answer_in_a_labeled_split_is_rejected() -> None:
     features = Features(
         {"text": Value("string"), "choices": List(Value("string")), "label": ClassLabel(names=["0", "1"])}
     )
@@ -82,6 +82,6 @@ def test_a_hidden_answer_among_others_is_no_choice() -> None:
         MultipleChoice().references(task_of(), rows)
 
 
-def test_hidden_answers_of_a_table_are_hidden() -> None:
+def test_hidden_answers_in_csv_cells_are_none() -> None:
     rows = Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"]] * 2, "label": ["", "-1"]})
     assert MultipleChoice().references(task_of(), rows) is None

@@ -1,4 +1,4 @@
-"""Questions: labels point at answers, spans are what the original script's loops find, nothing odd fails."""
+"""Question answering: token labels, spans as decoded by the loops of `run_squad.py`, and unusual rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bertcli.data.encoding import Encoded
 from bertcli.errors import DataError
 from bertcli.heads.question_answering import QuestionAnswering, answer_spans, check_answers
 from bertcli.heads.span_decoding import NO_SPAN_ODDS, NOT_IN_PASSAGE, best_spans
-from bertcli.models.from_pretrained import load_tokenizer
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.schema import AnswersSection, DataSection
 from bertcli.tasks.task import Task
 
@@ -36,107 +36,109 @@ def task_of(**rest: Any) -> Task:
 
 def rows_of(*answers: str, passage: str = PASSAGE, question: str = "what was it ?") -> Dataset:
     starts = [passage.index(answer) for answer in answers]
-    marked = [{"text": [answer], "answer_start": [start]} for answer, start in zip(answers, starts, strict=True)]
+    cells = [{"text": [answer], "answer_start": [start]} for answer, start in zip(answers, starts, strict=True)]
     return Dataset.from_dict(
-        {"question": [question] * len(answers), "context": [passage] * len(answers), "answers": marked}
+        {"question": [question] * len(answers), "context": [passage] * len(answers), "answers": cells}
     )
 
 
 @pytest.mark.parametrize("max_length", [40, 64, 200])
-def test_labels_point_at_the_answer_in_every_window_that_holds_it(
+def test_labels_are_the_tokens_of_the_answer_in_every_window_that_contains_it(
     tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> None:
     answers = ["The film", "lovely", "soup was awful", "ten o'clock"]
     rows = rows_of(*answers)
     data = DataSection(max_length=max_length)
     encoded = QuestionAnswering().encode(task_of(), rows, tokenizer, data)
-    assert encoded.places is not None
+    assert encoded.alignment is not None
     assert encoded.labels is not None
-    found: dict[int, int] = {}
+    answered_rows: set[int] = set()
     for item, (row, (first, last)) in enumerate(zip(encoded.rows.tolist(), encoded.labels.tolist(), strict=True)):
-        places = encoded.places[encoded.offsets[item] : encoded.offsets[item + 1]]
-        inside = places[places[:, 0] != NOT_IN_PASSAGE]
+        offsets = encoded.alignment[encoded.offsets[item] : encoded.offsets[item + 1]]
+        in_passage = offsets[offsets[:, 0] != NOT_IN_PASSAGE]
         start = PASSAGE.index(answers[row])
-        holds = inside[0, 0] <= start and inside[-1, 1] >= start + len(answers[row])
-        assert (first > 0) == holds
-        if holds:
-            assert PASSAGE[places[first, 0] : places[last, 1]].strip() == answers[row]
-            found[row] = found.get(row, 0) + 1
-    assert set(found) == {0, 1, 2, 3}
+        contains_answer = in_passage[0, 0] <= start and in_passage[-1, 1] >= start + len(answers[row])
+        assert (first > 0) == contains_answer
+        if contains_answer:
+            assert PASSAGE[offsets[first, 0] : offsets[last, 1]].strip() == answers[row]
+            answered_rows.add(row)
+    assert answered_rows == {0, 1, 2, 3}
 
 
-def naive_spans(places: np.ndarray, scores: np.ndarray, answers: AnswersSection) -> list[tuple[float, int, int]]:
+def naive_spans(offsets: np.ndarray, logits: np.ndarray, answers: AnswersSection) -> list[tuple[float, int, int]]:
     """The double loop of the original `run_squad.py` over one window."""
-    starts = sorted(range(len(scores)), key=lambda at: -scores[at, 0])
-    ends = sorted(range(len(scores)), key=lambda at: -scores[at, 1])
-    inside = {at for at in range(len(scores)) if places[at, 0] != NOT_IN_PASSAGE}
-    starts = [at for at in starts if at in inside][: answers.n_best_size]
-    ends = [at for at in ends if at in inside][: answers.n_best_size]
-    found = [
-        (float(scores[start, 0] + scores[end, 1]), int(places[start, 0]), int(places[end, 1]))
+    in_passage = [token for token in range(len(logits)) if offsets[token, 0] != NOT_IN_PASSAGE]
+    starts = sorted(in_passage, key=lambda token: -logits[token, 0])[: answers.n_best_size]
+    ends = sorted(in_passage, key=lambda token: -logits[token, 1])[: answers.n_best_size]
+    spans = [
+        (float(logits[start, 0] + logits[end, 1]), int(offsets[start, 0]), int(offsets[end, 1]))
         for start in starts
         for end in ends
         if start <= end < start + answers.max_answer_length
     ]
-    return sorted(found, reverse=True)[: answers.n_best_size]
+    return sorted(spans, reverse=True)[: answers.n_best_size]
 
 
 @pytest.mark.parametrize(("n_best_size", "max_answer_length"), [(20, 30), (3, 4), (1, 1), (50, 2)])
-def test_spans_are_those_of_the_plain_double_loop(encoder: Path, n_best_size: int, max_answer_length: int) -> None:
+def test_best_spans_are_those_of_the_double_loop(encoder: Path, n_best_size: int, max_answer_length: int) -> None:
     answers = AnswersSection(n_best_size=n_best_size, max_answer_length=max_answer_length)
     rows = rows_of("lovely", "soup", "bad trains")
     encoded = QuestionAnswering().encode(
-        task_of(), rows, load_tokenizer(str(encoder), None), DataSection(max_length=50)
+        task_of(), rows, ModelSource(str(encoder)).load_tokenizer(), DataSection(max_length=50)
     )
-    assert encoded.places is not None
+    assert encoded.alignment is not None
     logits = np.random.default_rng(1).normal(size=(len(encoded.input_ids), 2)).astype(np.float32)
-    found = best_spans(encoded, logits, answers)
+    spans = best_spans(encoded, logits, answers)
     for item in range(len(encoded)):
         tokens = slice(encoded.offsets[item], encoded.offsets[item + 1])
-        expected = naive_spans(encoded.places[tokens], logits[tokens], answers)
-        kept = np.isfinite(found.scores[item])
-        assert found.scores[item][kept].tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)
-        assert found.places[item][kept].tolist() == [[start, end] for _, start, end in expected]
+        expected = naive_spans(encoded.alignment[tokens], logits[tokens], answers)
+        is_valid = np.isfinite(spans.scores[item])
+        assert spans.scores[item][is_valid].tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)
+        assert spans.char_offsets[item][is_valid].tolist() == [[start, end] for _, start, end in expected]
 
 
-def encoded_with_scores(
-    encoder: Path, rows: Dataset, task: Task, wanted: dict[int, tuple[int, int, float]], null: float
+def encode_with_logits(
+    encoder: Path, rows: Dataset, task: Task, spans: dict[int, tuple[int, int, float]], null_logit: float
 ) -> tuple[Encoded, np.ndarray]:
-    """Scores that point at the characters `wanted` of each row, and at `no answer` with `null`."""
-    encoded = QuestionAnswering().encode(task, rows, load_tokenizer(str(encoder), None), DataSection(max_length=200))
-    assert encoded.places is not None
+    """Encode rows with logits that are highest at the start and end offsets in `spans`; `null_logit` for no answer."""
+    encoded = QuestionAnswering().encode(
+        task, rows, ModelSource(str(encoder)).load_tokenizer(), DataSection(max_length=200)
+    )
+    assert encoded.alignment is not None
     logits = np.full((len(encoded.input_ids), 2), -9.0, dtype=np.float32)
-    logits[encoded.offsets[:-1]] = null
+    logits[encoded.offsets[:-1]] = null_logit
     for item, row in enumerate(encoded.rows.tolist()):
-        first, last, value = wanted[row]
+        start, end, logit = spans[row]
         tokens = np.arange(encoded.offsets[item], encoded.offsets[item + 1])
-        logits[tokens[encoded.places[tokens, 0] == first], 0] = value
-        logits[tokens[encoded.places[tokens, 1] == last], 1] = value
+        logits[tokens[encoded.alignment[tokens, 0] == start], 0] = logit
+        logits[tokens[encoded.alignment[tokens, 1] == end], 1] = logit
     return encoded, logits
 
 
-@pytest.mark.parametrize(("null", "threshold", "text"), [(1.0, 0.0, "fine"), (3.0, 0.0, ""), (3.0, 2.5, "fine")])
-def test_no_answer_wins_by_more_than_the_threshold(encoder: Path, null: float, threshold: float, text: str) -> None:
+@pytest.mark.parametrize(("null_logit", "threshold", "text"), [(1.0, 0.0, "fine"), (3.0, 0.0, ""), (3.0, 2.5, "fine")])
+def test_no_answer_is_predicted_above_the_threshold(
+    encoder: Path, null_logit: float, threshold: float, text: str
+) -> None:
     task, rows = task_of(unanswerable=True), rows_of("fine")
-    encoded, logits = encoded_with_scores(encoder, rows, task, {0: (13, 17, 2.0)}, null)
+    encoded, logits = encode_with_logits(encoder, rows, task, {0: (13, 17, 2.0)}, null_logit)
     head = QuestionAnswering(AnswersSection(null_score_diff_threshold=threshold))
-    (answer,) = head.decide(task, rows, encoded, logits)
+    (answer,) = head.to_predictions(task, rows, encoded, logits)
     assert (answer["text"], answer["best_text"]) == (text, "fine")
-    assert answer["null_odds"] == pytest.approx(2 * null - 4.0)
-    (read,) = head.read(task, rows, encoded, logits)
-    assert sum(one.probability for one in read.candidates) == pytest.approx(1.0)
-    assert {"", "fine"} <= {one.text for one in read.candidates}
+    assert answer["null_odds"] == pytest.approx(2 * null_logit - 4.0)
+    (prediction,) = head.decode(task, rows, encoded, logits)
+    assert sum(candidate.probability for candidate in prediction.candidates) == pytest.approx(1.0)
+    assert {"", "fine"} <= {candidate.text for candidate in prediction.candidates}
 
 
-def test_a_task_whose_questions_all_have_answers_never_says_none(encoder: Path) -> None:
+def test_answerable_task_never_predicts_no_answer(encoder: Path) -> None:
     task, rows = task_of(), rows_of("fine")
-    encoded, logits = encoded_with_scores(encoder, rows, task, {0: (13, 17, 2.0)}, null=99.0)
-    (answer,) = QuestionAnswering().decode(task, rows, encoded, logits)
+    encoded, logits = encode_with_logits(encoder, rows, task, {0: (13, 17, 2.0)}, null_logit=99.0)
+    (answer,) = QuestionAnswering().to_json(task, rows, encoded, logits)
     assert (answer["answer"], answer["start"], answer["end"]) == ("fine", 13, 17)
 
 
-def test_odd_rows_neither_fail_nor_get_lost(encoder: Path) -> None:
-    tokenizer = load_tokenizer(str(encoder), None)
+def test_unusual_rows_are_encoded_and_predicted(encoder: Path) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
     rows = Dataset.from_dict(
         {
             "question": ["", "word " * 500, "what ?", "what ?"],
@@ -148,27 +150,27 @@ def test_odd_rows_neither_fail_nor_get_lost(encoder: Path) -> None:
     encoded = head.encode(task, rows, tokenizer, DataSection(max_length=48))
     assert sorted(set(encoded.rows.tolist())) == [0, 1, 2, 3]
     assert encoded.lengths.max() <= 48
-    assert [row for row, _ in encoded.notes] == [1]
+    assert [row for row, _ in encoded.row_warnings] == [1]
     logits = np.zeros((len(encoded.input_ids), 2), dtype=np.float32)
-    answers = head.decide(task, rows, encoded, logits)
+    answers = head.to_predictions(task, rows, encoded, logits)
     assert [answers[0]["text"], answers[2]["text"]] == ["", ""]
     assert answers[0]["null_odds"] == NO_SPAN_ODDS
-    assert len(head.decode(task, rows, encoded, logits)) == 4
+    assert len(head.to_json(task, rows, encoded, logits)) == 4
 
 
-def test_questions_without_an_answer_are_refused_where_all_should_have_one() -> None:
-    marked = [{"text": ["c"], "answer_start": [0]}, {"text": [], "answer_start": []}]
-    columns = {"id": ["a", "b"], "question": ["q"] * 2, "context": ["c"] * 2, "answers": marked}
+def test_unanswered_question_of_an_answerable_task_is_rejected() -> None:
+    cells = [{"text": ["c"], "answer_start": [0]}, {"text": [], "answer_start": []}]
+    columns = {"id": ["a", "b"], "question": ["q"] * 2, "context": ["c"] * 2, "answers": cells}
     rows = Dataset.from_dict(columns)
     with pytest.raises(DataError, match=r"row 2 \(id b\) has no answer.*unanswerable=true"):
         check_answers(task_of(id_column="id"), rows)
     check_answers(task_of(id_column="id", unanswerable=True), rows)
 
 
-def test_an_answer_beside_its_place_is_found_and_one_that_is_not_there_is_named() -> None:
+def test_answer_start_is_corrected_and_a_missing_answer_is_reported() -> None:
     def rows(text: str, start: int) -> Dataset:
-        marked = [{"text": [text], "answer_start": [start]}]
-        return Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": marked})
+        cells = [{"text": [text], "answer_start": [start]}]
+        return Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": cells})
 
     assert answer_spans(task_of(), rows("dog", 11)) == [(12, 15)]
     assert answer_spans(task_of(), rows("dog", 3)) == [(2, 5)]
@@ -177,7 +179,7 @@ def test_an_answer_beside_its_place_is_found_and_one_that_is_not_there_is_named(
 
 
 @pytest.mark.parametrize(
-    "marked",
+    "cell",
     [
         [{"text": "dog", "answer_start": None}],
         [{"text": "dog"}],
@@ -185,22 +187,22 @@ def test_an_answer_beside_its_place_is_found_and_one_that_is_not_there_is_named(
         {"text": "dog"},
     ],
 )
-def test_an_answer_without_a_place_is_looked_for(marked: Any) -> None:
-    rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [marked]})
+def test_answer_without_start_is_found_in_the_passage(cell: Any) -> None:
+    rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [cell]})
     assert answer_spans(task_of(), rows) == [(2, 5)]
 
 
 @pytest.mark.parametrize(
-    "marked",
+    "cell",
     [[{"text": None, "answer_start": 0}], {"text": ["a", "dog"], "answer_start": [0]}, "dog", {"text": [7]}],
 )
-def test_answers_of_another_form_are_named(marked: Any) -> None:
-    rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [marked]})
+def test_answers_in_another_format_are_reported(cell: Any) -> None:
+    rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [cell]})
     with pytest.raises(DataError, match=r"row 1 has .* in column 'answers', expected answers with a `text`"):
         answer_spans(task_of(), rows)
 
 
-def test_the_loss_is_transformers_loss_summed_over_windows() -> None:
+def test_loss_is_that_of_transformers_summed_over_windows() -> None:
     from transformers import BertConfig, BertForQuestionAnswering
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Labels by name, losses as Hugging Face's, answers for people."""
+"""Text classification: labels by name, losses as in transformers, predictions as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from bertcli.data.encoding import Encoded
 from bertcli.data.sources import read_files
 from bertcli.errors import DataError
-from bertcli.heads.labels import class_weights, resolve_labels
+from bertcli.heads.labels import compute_class_weights, resolve_labels
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.tasks.task import Task
 
@@ -28,7 +28,7 @@ def class_labels(names: list[str], values: list[int]) -> Dataset:
     return Dataset.from_dict({"text": ["t"] * len(values), "label": values}, features=features)
 
 
-def test_labels_are_matched_by_name_whatever_their_order_in_the_data() -> None:
+def test_labels_are_matched_by_name_in_any_order() -> None:
     rows = class_labels(["positive", "negative"], [0, 1, 1])
     task = task_of(labels=("negative", "positive"))
     assert resolve_labels(task, rows) == ("negative", "positive")
@@ -36,7 +36,7 @@ def test_labels_are_matched_by_name_whatever_their_order_in_the_data() -> None:
     assert head.references(task, rows).tolist() == [1, 0, 0]
 
 
-def test_labels_come_from_the_row_then_the_data_set_then_the_rows() -> None:
+def test_labels_come_from_the_task_row_then_the_data_set_then_the_rows() -> None:
     declared = class_labels(["z", "a"], [0, 0])
     assert resolve_labels(task_of(), declared) == ("z", "a")
     assert resolve_labels(task_of(), Dataset.from_dict({"text": ["t"] * 3, "label": ["c", "a", "b"]})) == (
@@ -48,29 +48,29 @@ def test_labels_come_from_the_row_then_the_data_set_then_the_rows() -> None:
         resolve_labels(task_of(labels=("x", "y")), declared)
 
 
-def test_one_label_alone_cannot_be_learned() -> None:
+def test_single_distinct_label_is_rejected() -> None:
     with pytest.raises(DataError, match="at least two"):
         resolve_labels(task_of(), Dataset.from_dict({"text": ["t"], "label": ["a"]}))
 
 
-def test_a_label_outside_the_list_is_named_with_its_row() -> None:
+def test_unknown_label_is_reported_with_its_row() -> None:
     rows = Dataset.from_dict({"text": ["t"] * 2, "label": ["good", "godo"]})
-    words = r"row 2 has the label 'godo', expected one of .* Did you mean good\? It begins 't'\. Mend it"
-    with pytest.raises(DataError, match=words):
+    message = r"row 2 has the label 'godo', expected one of .* Did you mean good\? It begins 't'\. Fix the row"
+    with pytest.raises(DataError, match=message):
         TextClassification("single_label", ("bad", "good")).references(task_of(), rows)
 
 
-def test_hidden_labels_are_no_labels() -> None:
+def test_hidden_labels_are_none() -> None:
     head = TextClassification("single_label", ("no", "yes"))
     assert head.references(task_of(), class_labels(["no", "yes"], [-1, -1])) is None
     assert head.references(task_of(), Dataset.from_dict({"text": ["t"]})) is None
     with pytest.raises(DataError, match="row 2 has no label"):
         head.references(task_of(), class_labels(["no", "yes"], [1, -1]))
-    number = TextClassification("regression", ())
-    assert number.references(task_of(), Dataset.from_dict({"text": ["t"], "label": [-1.0]})) is None
+    regression = TextClassification("regression", ())
+    assert regression.references(task_of(), Dataset.from_dict({"text": ["t"], "label": [-1.0]})) is None
 
 
-def test_an_empty_cell_is_no_label_nor_is_minus_one_that_is_not_listed(write_csv: Callable[..., Path]) -> None:
+def test_empty_cell_and_unlisted_minus_one_are_missing_labels(write_csv: Callable[..., Path]) -> None:
     def rows_of(*labels: str) -> Dataset:
         return read_files(
             [str(write_csv("rows.csv", ["text", "label"], [["t", label] for label in labels]))], task_of()
@@ -80,37 +80,37 @@ def test_an_empty_cell_is_no_label_nor_is_minus_one_that_is_not_listed(write_csv
     head = TextClassification("single_label", ("-1", "1"))
     assert head.references(task_of(), rows_of("", " ", "-1")) is None
     listed = task_of(labels=("-1", "1"))
-    answers = head.references(listed, rows_of("1", "-1"))
-    assert answers is not None
-    assert answers.tolist() == [1, 0]
+    gold = head.references(listed, rows_of("1", "-1"))
+    assert gold is not None
+    assert gold.tolist() == [1, 0]
     with pytest.raises(DataError, match=r"row 2 has no label.* Label or remove it\.$"):
         head.references(listed, rows_of("1", ""))
     with pytest.raises(DataError, match=r"row 2 has no label.* If -1 is a label, list it in task\.labels"):
         head.references(task_of(), rows_of("1", "-1"))
-    several = TextClassification("multi_label", ("a", "b"))
-    found = several.references(task_of(problem="multi_label"), rows_of("a,b", ""))
-    assert found is not None
-    assert found.tolist() == [[1, 1], [0, 0]]
+    multi_label = TextClassification("multi_label", ("a", "b"))
+    multi_hot = multi_label.references(task_of(problem="multi_label"), rows_of("a,b", ""))
+    assert multi_hot is not None
+    assert multi_hot.tolist() == [[1, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_a_number_that_is_none_is_named(value: float | None) -> None:
+def test_non_finite_or_missing_number_is_reported_with_its_row(value: float | None) -> None:
     rows = Dataset.from_dict({"text": ["t", "t"], "label": [1.0, value]})
     with pytest.raises(DataError, match="row 2"):
         TextClassification("regression", ()).references(task_of(problem="regression"), rows)
 
 
-def test_several_labels_come_as_lists_or_with_commas() -> None:
+def test_multi_label_cells_are_lists_or_comma_separated() -> None:
     head = TextClassification("multi_label", ("a", "b", "c"))
     expected = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     lists = Dataset.from_dict({"text": ["t"] * 3, "label": [["a", "c"], [], ["b"]]})
-    words = Dataset.from_dict({"text": ["t"] * 3, "label": ["a, c", "", "b"]})
+    texts = Dataset.from_dict({"text": ["t"] * 3, "label": ["a, c", "", "b"]})
     assert head.references(task_of(problem="multi_label"), lists).tolist() == expected
-    assert head.references(task_of(problem="multi_label"), words).tolist() == expected
+    assert head.references(task_of(problem="multi_label"), texts).tolist() == expected
 
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
-def test_the_loss_is_transformers_loss_summed_over_examples(problem: Any) -> None:
+def test_loss_is_that_of_transformers_summed_over_examples(problem: Any) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     head = TextClassification(problem, () if problem == "regression" else ("a", "b", "c"))
@@ -127,43 +127,43 @@ def test_the_loss_is_transformers_loss_summed_over_examples(problem: Any) -> Non
     assert torch.allclose(head.loss(output.logits, labels) / 13, output.loss, atol=1e-6)
 
 
-def answers_of(head: TextClassification, logits: np.ndarray) -> list[dict[str, Any]]:
+def json_predictions(head: TextClassification, logits: np.ndarray) -> list[dict[str, Any]]:
     rows = Dataset.from_dict({"text": ["t"] * len(logits)})
     offsets = np.arange(len(logits) + 1)
     encoded = Encoded(np.zeros(len(logits), np.int32), None, offsets, np.arange(len(logits)), None, pad_token_id=0)
-    return head.decode(task_of(), rows, encoded, logits)
+    return head.to_json(task_of(), rows, encoded, logits)
 
 
-def test_answers_name_the_label_and_its_probabilities() -> None:
+def test_json_predictions_have_labels_and_probabilities() -> None:
     logits = np.array([[0.0, 2.0], [1.0, -1.0]], dtype=np.float32)
-    single = answers_of(TextClassification("single_label", ("no", "yes")), logits)
-    assert [answer["label"] for answer in single] == ["yes", "no"]
+    single = json_predictions(TextClassification("single_label", ("no", "yes")), logits)
+    assert [entry["label"] for entry in single] == ["yes", "no"]
     assert sum(single[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
-    several = answers_of(TextClassification("multi_label", ("x", "y")), logits)
-    assert [answer["labels"] for answer in several] == [["y"], ["x"]]
-    assert answers_of(TextClassification("regression", ()), logits[:, :1]) == [{"score": 0.0}, {"score": 1.0}]
+    multiple = json_predictions(TextClassification("multi_label", ("x", "y")), logits)
+    assert [entry["labels"] for entry in multiple] == [["y"], ["x"]]
+    assert json_predictions(TextClassification("regression", ()), logits[:, :1]) == [{"score": 0.0}, {"score": 1.0}]
 
 
-def test_windows_of_a_row_are_averaged() -> None:
+def test_logits_of_windows_are_averaged() -> None:
     logits = np.array([[0.0, 3.0], [1.0, 0.0], [2.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     encoded = Encoded(np.zeros(4, np.int32), None, np.arange(5), np.array([0, 1, 1, 2]), None, pad_token_id=0)
     assert average_windows(encoded, logits).tolist() == [[0.0, 3.0], [1.5, 0.0], [0.0, 1.0]]
 
 
-def test_rare_labels_weigh_more_and_rows_weigh_one_on_average() -> None:
-    answers = np.array([0] * 30 + [1] * 10)
-    weights = class_weights("auto", task_of(), ("no", "yes"), answers)
+def test_auto_class_weights_are_balanced_with_a_mean_of_one() -> None:
+    gold = np.array([0] * 30 + [1] * 10)
+    weights = compute_class_weights("auto", task_of(), ("no", "yes"), gold)
     assert weights == pytest.approx([40 / 60, 40 / 20])
-    assert np.mean([weights[answer] for answer in answers]) == pytest.approx(1.0)
+    assert np.mean([weights[label] for label in gold]) == pytest.approx(1.0)
     head = TextClassification("single_label", ("no", "yes"), weights)
     logits, labels = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
-    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    assert head.loss(logits, labels).item() == pytest.approx((each * torch.tensor(weights)[labels]).sum().item())
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    assert head.loss(logits, labels).item() == pytest.approx((losses * torch.tensor(weights)[labels]).sum().item())
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"), [({"no": 1.0}, "one for each"), ("auto", "no training row has the label 'yes'")]
+    ("weights", "message"), [({"no": 1.0}, "one for each"), ("auto", "no training row has the label 'yes'")]
 )
-def test_weights_that_fit_no_labels_are_refused(wanted: Any, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        class_weights(wanted, task_of(), ("no", "yes"), np.zeros(4, dtype=int))
+def test_class_weights_for_other_labels_are_rejected(weights: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        compute_class_weights(weights, task_of(), ("no", "yes"), np.zeros(4, dtype=int))

@@ -1,4 +1,4 @@
-"""Vectors of an encoder are plain transformers' hidden states."""
+"""Extracted features equal the hidden states of plain transformers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from bertcli.commands.predict import predict_features
-from bertcli.console import Console
+from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.errors import UsageError
 
-QUIET = Console(quiet=True)
+from ..conftest import QUIET
+
 TEXTS = ["a fine film", "", "the soup was awful " * 9, "bad train"]
 
 
@@ -27,55 +28,53 @@ def hidden_states(encoder: Path, text: str) -> torch.Tensor:
     return torch.stack([state[0] for state in states])
 
 
-def write(encoder: Path, output: str, layers: list[int], pooling: str) -> Path:
-    values = [[text] for text in TEXTS]
-    predict_features(str(encoder), values, output, layers=layers, pooling=pooling, console=QUIET)
+def write_features(encoder: Path, output: str, layers: list[int], pooling: str) -> Path:
+    inputs = PredictionInput([[text] for text in TEXTS])
+    predict_features(str(encoder), inputs, output, layers=layers, pooling=pooling, console=QUIET)
     return Path(output)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_pooled_vectors_of_one_or_several_layers(encoder: Path, pooling: str) -> None:
-    one, several = (
-        np.load(write(encoder, "one.npy", [-1], pooling)),
-        np.load(write(encoder, "two.npy", [0, 1], pooling)),
-    )
-    table = pyarrow.parquet.read_table(write(encoder, "both.parquet", [1, -1], pooling))
-    assert (one.shape, several.shape) == ((4, 16), (4, 2, 16))
+def test_pooled_features_of_one_or_several_layers(encoder: Path, pooling: str) -> None:
+    last_layer = np.load(write_features(encoder, "last.npy", [-1], pooling))
+    two_layers = np.load(write_features(encoder, "two.npy", [0, 1], pooling))
+    table = pyarrow.parquet.read_table(write_features(encoder, "both.parquet", [1, -1], pooling))
+    assert (last_layer.shape, two_layers.shape) == ((4, 16), (4, 2, 16))
     assert table["text"].to_pylist() == TEXTS
     for row, text in enumerate(TEXTS):
         states = hidden_states(encoder, text)
         expected = states.mean(1) if pooling == "mean" else states[:, 0]
-        assert np.allclose(one[row], expected[-1], atol=1e-5)
-        assert np.allclose(several[row], expected[[0, 1]], atol=1e-5)
+        assert np.allclose(last_layer[row], expected[-1], atol=1e-5)
+        assert np.allclose(two_layers[row], expected[[0, 1]], atol=1e-5)
         assert np.allclose(table["layer_1"][row].as_py(), expected[1], atol=1e-5)
         assert np.allclose(table["layer_-1"][row].as_py(), expected[-1], atol=1e-5)
 
 
-def test_vectors_of_every_token(encoder: Path) -> None:
-    table = pyarrow.parquet.read_table(write(encoder, "tokens.parquet", [-1], "tokens"))
+def test_token_features(encoder: Path) -> None:
+    table = pyarrow.parquet.read_table(write_features(encoder, "tokens.parquet", [-1], "tokens"))
     for row, text in enumerate(TEXTS):
-        vectors, tokens = table["layer_-1"][row].as_py(), table["tokens"][row].as_py()
+        features, tokens = table["layer_-1"][row].as_py(), table["tokens"][row].as_py()
         assert tokens[0] == "[CLS]"
-        assert len(tokens) == len(vectors)
-        assert np.allclose(vectors, hidden_states(encoder, text)[-1], atol=1e-5)
+        assert len(tokens) == len(features)
+        assert np.allclose(features, hidden_states(encoder, text)[-1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("output", "layers", "pooling", "words"),
+    ("output", "layers", "pooling", "message"),
     [
-        ("x.npy", [-1], "tokens", r"name a \.parquet file"),
+        ("x.npy", [-1], "tokens", r"use a \.parquet file"),
         ("x.npy", [3], "mean", "found layer 3"),
         ("x.csv", [-1], "mean", "ends in"),
         ("x.npy", [-1], "man", "Did you mean mean"),
     ],
 )
-def test_what_cannot_be_is_refused(encoder: Path, output: str, layers: list[int], pooling: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        write(encoder, output, layers, pooling)
+def test_invalid_feature_options(encoder: Path, output: str, layers: list[int], pooling: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        write_features(encoder, output, layers, pooling)
 
 
-def test_an_existing_file_is_kept(encoder: Path) -> None:
+def test_features_do_not_overwrite_a_file(encoder: Path) -> None:
     Path("mine.npy").write_text("kept")
-    with pytest.raises(UsageError, match="exists already"):
-        write(encoder, "mine.npy", [-1], "mean")
+    with pytest.raises(UsageError, match="already exists"):
+        write_features(encoder, "mine.npy", [-1], "mean")
     assert Path("mine.npy").read_text() == "kept"

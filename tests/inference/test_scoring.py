@@ -1,16 +1,16 @@
-"""What a score is of, whatever numbers a model gives its labels."""
+"""Scores do not depend on the label IDs of the model."""
 
 from __future__ import annotations
 
 import pytest
 
 from bertcli.heads.text_classification import TextClassification
-from bertcli.inference.scoring import positive_number
+from bertcli.inference.scoring import positive_label_id
 from bertcli.tasks.task import Task
 
 
 @pytest.mark.parametrize(
-    ("listed", "of_model", "number"),
+    ("task_labels", "model_labels", "expected"),
     [
         (("no", "yes"), ("no", "yes"), 1),
         (("no", "yes"), ("yes", "no"), 0),
@@ -18,6 +18,8 @@ from bertcli.tasks.task import Task
         ((), ("a", "b"), 1),
     ],
 )
-def test_f1_is_of_the_tasks_second_label(listed: tuple[str, ...], of_model: tuple[str, ...], number: int) -> None:
-    task = Task(dataset="x", text_columns=("text",), labels=listed)
-    assert positive_number(task, TextClassification("single_label", of_model)) == number
+def test_binary_f1_scores_the_second_label_of_the_task(
+    task_labels: tuple[str, ...], model_labels: tuple[str, ...], expected: int
+) -> None:
+    task = Task(dataset="x", text_columns=("text",), labels=task_labels)
+    assert positive_label_id(task, TextClassification("single_label", model_labels)) == expected

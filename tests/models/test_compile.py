@@ -1,4 +1,4 @@
-"""Compiled layers compute what the others compute, and no length of batch compiles them anew."""
+"""Compiled layers give the same results, and new batch shapes do not recompile them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AlbertConfig, AlbertModel
 
-from bertcli.data.token_index import with_layout
+from bertcli.data.token_index import add_token_index
 from bertcli.errors import UsageError
-from bertcli.models.compile import compile_layers, undo_compiling
-from bertcli.models.padding_free import speed_up
+from bertcli.models.compile import compile_layers, uncompile_layers
+from bertcli.models.padding_free import optimize_forward
 from tests.models.test_padding_free import CPU, FAMILIES, LENGTHS, assert_same, build, encode, loss_and_gradients
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """What one test compiles is not found by the next."""
+def reset_compiler() -> Iterator[None]:
+    """Isolate the tests from each other's compiled code."""
     torch.compiler.reset()
     counters.clear()
     yield
@@ -30,71 +30,73 @@ def forgotten() -> Iterator[None]:
 
 
 @pytest.fixture
-def traced_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parts are traced and run as they were traced, without the minute that compiling takes."""
+def eager_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace the layers without compiling them, which would take a minute."""
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
 
 
-def compare_at(lengths_of_batches: list[list[int]], family: str) -> None:
+def assert_same_when_compiled(batch_lengths: list[list[int]], family: str) -> None:
     plain, model = build(family, CLASSIFIER), build(family, CLASSIFIER)
-    speed_up(model, CPU)
+    optimize_forward(model, CPU)
     assert compile_layers(model) == (2 if family == "distilbert" else 6)
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
-    for lengths in lengths_of_batches:
+    for lengths in batch_lengths:
         batch = encode(lengths, labels="items").batch(np.arange(len(lengths)))
-        compiled = loss_and_gradients(model, with_layout(batch, "first", on_cpu=True))
+        compiled = loss_and_gradients(model, add_token_index(batch, "first", on_cpu=True))
         assert_same(loss_and_gradients(plain, batch), compiled)
 
 
-@pytest.mark.usefixtures("traced_alone")
+@pytest.mark.usefixtures("eager_backend")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_traced_layers_compute_the_same(family: str) -> None:
-    compare_at([LENGTHS], family)
-    assert counters["stats"]["unique_graphs"] == (1 if family == "distilbert" else 3)  # for all layers together
+def test_compile_traced_layers_give_the_same_results(family: str) -> None:
+    assert_same_when_compiled([LENGTHS], family)
+    assert counters["stats"]["unique_graphs"] == (1 if family == "distilbert" else 3)  # shared by all layers
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_compiled_layers_compute_the_same_at_any_length(family: str) -> None:
-    compare_at([LENGTHS, [6, 6, 6]], family)
-    known = counters["stats"]["unique_graphs"]
-    compare_at([LENGTHS, [9, 2], [6, 6, 6], [17, 4, 3, 3], [30, 8]], family)
-    assert counters["stats"]["unique_graphs"] == known
+def test_compile_gives_the_same_results_for_any_length(family: str) -> None:
+    assert_same_when_compiled([LENGTHS, [6, 6, 6]], family)
+    num_graphs = counters["stats"]["unique_graphs"]
+    assert_same_when_compiled([LENGTHS, [9, 2], [6, 6, 6], [17, 4, 3, 3], [30, 8]], family)
+    assert counters["stats"]["unique_graphs"] == num_graphs
     assert not counters["graph_break"]
 
 
-@pytest.mark.usefixtures("traced_alone")
-def test_dropout_is_torchs_own_in_what_is_compiled() -> None:
+@pytest.mark.usefixtures("eager_backend")
+def test_compile_restores_torch_dropout() -> None:
     model = build("bert", CLASSIFIER)
-    speed_up(set_dropout_of(model, 0.5), CPU)
+    optimize_forward(with_dropout(model, 0.5), CPU)
     compile_layers(model)
     batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
-    losses = {loss_and_gradients(model, with_layout(batch, "first", on_cpu=True))[0] for _ in range(3)}
+    losses = {loss_and_gradients(model, add_token_index(batch, "first", on_cpu=True))[0] for _ in range(3)}
     assert len(losses) == 3
     assert not counters["graph_break"]
 
 
-@pytest.mark.usefixtures("traced_alone")
-def test_what_was_compiled_is_undone() -> None:
+@pytest.mark.usefixtures("eager_backend")
+def test_uncompile_layers_restores_the_model() -> None:
     plain, model = build("bert", CLASSIFIER), build("bert", CLASSIFIER)
-    speed_up(model, CPU)
-    as_it_was = str(model)
+    optimize_forward(model, CPU)
+    before = str(model)
     assert compile_layers(model)
-    undo_compiling(model)
-    assert str(model) == as_it_was
+    uncompile_layers(model)
+    assert str(model) == before
     batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
-    assert_same(loss_and_gradients(plain, batch), loss_and_gradients(model, with_layout(batch, "first", on_cpu=True)))
+    assert_same(
+        loss_and_gradients(plain, batch), loss_and_gradients(model, add_token_index(batch, "first", on_cpu=True))
+    )
     assert not counters["stats"]["unique_graphs"]
 
 
-def test_of_a_family_that_shares_one_layer_nothing_is_compiled() -> None:
+def test_compile_skips_families_that_share_one_layer() -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "embedding_size": 8}
     assert compile_layers(AlbertModel(AlbertConfig(vocab_size=20, **sizes))) == 0
 
 
 @pytest.mark.slow
-def test_compiled_dropout_draws_the_same_numbers() -> None:
-    model = set_dropout_of(build("bert", CLASSIFIER), 0.5)
+def test_compile_keeps_the_random_numbers_of_dropout() -> None:
+    model = with_dropout(build("bert", CLASSIFIER), 0.5)
     batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
     torch.manual_seed(3)
     plain = loss_and_gradients(model, batch)
@@ -105,26 +107,26 @@ def test_compiled_dropout_draws_the_same_numbers() -> None:
 
 
 @pytest.mark.slow
-def test_what_the_compiler_fails_at_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_suppress_errors_falls_back_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/bin/false")
     monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     model = build("bert", CLASSIFIER)
     batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
     plain = loss_and_gradients(model, batch)
     with torch._inductor.config.patch(force_disable_caches=True):
-        assert compile_layers(model, may_fail=True)
+        assert compile_layers(model, suppress_errors=True)
         assert_same(plain, loss_and_gradients(model, batch))
 
 
-def set_dropout_of(model: torch.nn.Module, rate: float) -> torch.nn.Module:
+def with_dropout(model: torch.nn.Module, rate: float) -> torch.nn.Module:
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = rate
     return model
 
 
-def test_without_a_compiler_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UsageError, match=r"needs g\+\+, clang\+\+ or what CXX names"):
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler: found no g\+\+"):
         compile_layers(build("bert", CLASSIFIER))

@@ -1,4 +1,4 @@
-"""Which weights learn, when, and how fast; and that a model that remembers its encoder answers the same."""
+"""Fine-tuning strategies: freezing, learning rate scales, LoRA and precomputed hidden states."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ import transformers
 from peft import PeftModel
 
 from bertcli.errors import ModelError
-from bertcli.models.freezing import Remembered, Unfreezing, depths_of, lowest_learning, rate_factors, reinitialise
-from bertcli.models.from_pretrained import load_model, load_tokenizer, set_dropout
+from bertcli.models.freezing import (
+    LayerFreezer,
+    PrecomputedHiddenStates,
+    lowest_trainable_depth,
+    lr_scales,
+    parameter_depths,
+    reinitialize_layers,
+)
+from bertcli.models.from_pretrained import ModelSource, set_dropout
 from bertcli.models.lora import add_lora, save_lora
-from bertcli.models.padding_free import speed_up
+from bertcli.models.padding_free import optimize_forward
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import TrainingSection
 
@@ -36,9 +43,9 @@ def build(family: str = "bert", head: str = "SequenceClassification", layers: in
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_has_the_depth_of_its_part(family: str) -> None:
+def test_parameter_depths_follow_the_layers(family: str) -> None:
     model = build(family)
-    depths = depths_of(model)
+    depths = parameter_depths(model)
     assert set(depths) == {name for name, _ in model.named_parameters()}
     for name, depth in depths.items():
         words = name.split(".")
@@ -47,40 +54,40 @@ def test_every_weight_has_the_depth_of_its_part(family: str) -> None:
         assert depth == (numbers[0] + 1 if is_layer else 0 if "embeddings" in name else 4), name
 
 
-def test_embeddings_are_known_whatever_they_are_called() -> None:
+def test_parameter_depths_find_embeddings_with_unusual_names() -> None:
     config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2, pad_token_id=0)
-    depths = depths_of(transformers.GPT2ForSequenceClassification(config))
+    depths = parameter_depths(transformers.GPT2ForSequenceClassification(config))
     assert depths["transformer.wte.weight"] == depths["transformer.wpe.weight"] == 0
     assert depths["transformer.h.1.mlp.c_fc.weight"] == 2
     assert depths["score.weight"] == 3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5", "albert", "funnel", "distilbert", "modernbert", "bert"])
-def test_no_dropout_is_left_where_none_is_wanted(family: str) -> None:
+def test_set_dropout_sets_every_dropout_field(family: str) -> None:
     config = transformers.CONFIG_MAPPING[family]()
     set_dropout(config, 0.0)
     left = {name: value for name, value in config.to_dict().items() if "drop" in name and value}
     assert not left
 
 
-def test_a_family_that_shares_its_layers_is_refused() -> None:
+def test_parameter_depths_reject_families_that_share_one_layer() -> None:
     config = transformers.AlbertConfig(hidden_size=16, num_attention_heads=2, embedding_size=8, num_hidden_layers=4)
-    with pytest.raises(ModelError, match="cannot be told apart"):
-        depths_of(transformers.AlbertModel(config))
+    with pytest.raises(ModelError, match="cannot identify the layers"):
+        parameter_depths(transformers.AlbertModel(config))
 
 
-def test_each_layer_learns_slower_than_the_one_above_it() -> None:
+def test_lr_scales_decay_from_layer_to_layer() -> None:
     model = build()
-    factors = rate_factors(model, TrainingSection(layer_decay=0.5, learning_rate=1e-3, head_learning_rate=4e-3))
-    assert factors["classifier.weight"] == factors["bert.pooler.dense.bias"] == 4
-    assert factors["bert.encoder.layer.2.output.dense.weight"] == 0.5
-    assert factors["bert.encoder.layer.0.output.dense.weight"] == 0.125
-    assert factors["bert.embeddings.word_embeddings.weight"] == 0.0625
-    assert rate_factors(model, TrainingSection()) == {}
+    scales = lr_scales(model, TrainingSection(layer_decay=0.5, learning_rate=1e-3, head_learning_rate=4e-3))
+    assert scales["classifier.weight"] == scales["bert.pooler.dense.bias"] == 4
+    assert scales["bert.encoder.layer.2.output.dense.weight"] == 0.5
+    assert scales["bert.encoder.layer.0.output.dense.weight"] == 0.125
+    assert scales["bert.embeddings.word_embeddings.weight"] == 0.0625
+    assert lr_scales(model, TrainingSection()) == {}
 
 
 @pytest.mark.parametrize(
-    ("given", "lowest"),
+    ("settings", "lowest"),
     [
         ({}, [0, 0, 0]),
         ({"freeze_embeddings": True}, [1, 1, 1]),
@@ -92,49 +99,47 @@ def test_each_layer_learns_slower_than_the_one_above_it() -> None:
         ({"strategy": "gradual", "unfreeze_every_epochs": 2.0}, [4, 4, 3]),
     ],
 )
-def test_layers_join_from_the_top_as_the_recipe_says(given: dict[str, Any], lowest: list[int]) -> None:
-    section = TrainingSection(**given)
-    assert [lowest_learning(section, 3, PLAN, step) for step in (0, 10, 29)] == lowest
+def test_gradual_unfreezing_starts_from_the_top(settings: dict[str, Any], lowest: list[int]) -> None:
+    section = TrainingSection(**settings)
+    assert [lowest_trainable_depth(section, 3, PLAN, step) for step in (0, 10, 29)] == lowest
 
 
-def test_what_learns_is_counted_at_each_stage() -> None:
+def test_layer_freezer_sets_trainable_parameters_at_each_step() -> None:
     model = build()
-    unfreezing = Unfreezing(model, TrainingSection(strategy="gradual", unfreeze_every_steps=1), PLAN)
-    depths = depths_of(model)
+    freezer = LayerFreezer(model, TrainingSection(strategy="gradual", unfreeze_every_steps=1), PLAN)
+    depths = parameter_depths(model)
     for step, lowest in enumerate([4, 3, 2, 1, 0, 0]):
-        unfreezing.set_for(step)
-        learning = {name for name, part in model.named_parameters() if part.requires_grad}
-        assert learning == {name for name, depth in depths.items() if depth >= lowest}
+        freezer.set_step(step)
+        trainable = {name for name, part in model.named_parameters() if part.requires_grad}
+        assert trainable == {name for name, depth in depths.items() if depth >= lowest}
     with pytest.raises(ModelError, match="has 3 layers"):
-        Unfreezing(model, TrainingSection(freeze_layers=4), PLAN)
+        LayerFreezer(model, TrainingSection(freeze_layers=4), PLAN)
 
 
-def test_the_highest_layers_begin_anew_and_no_other(encoder: Path) -> None:
-    loaded = load_model(str(encoder), None, "AutoModelForSequenceClassification", {})  # weights marked as loaded
+def test_reinitialize_layers_changes_only_the_top_layers(encoder: Path) -> None:
+    loaded = ModelSource(str(encoder)).load_model("AutoModelForSequenceClassification")  # weights marked as loaded
     before = {name: part.clone() for name, part in loaded.named_parameters()}
-    reinitialise(loaded, 1)
-    depths = depths_of(loaded)
+    reinitialize_layers(loaded, 1)
+    depths = parameter_depths(loaded)
     for name, part in loaded.named_parameters():
-        is_new = depths[name] == 2 or "pooler" in name
-        assert (not torch.equal(part, before[name])) == (is_new and name.endswith("weight") and "Norm" not in name), (
-            name
-        )
+        is_reinitialized = depths[name] == 2 or "pooler" in name
+        assert (not torch.equal(part, before[name])) == (
+            is_reinitialized and name.endswith("weight") and "Norm" not in name
+        ), name
     matrix = loaded.get_parameter("bert.encoder.layer.1.intermediate.dense.weight")
     assert abs(float(matrix.detach().std()) - loaded.config.initializer_range) < 0.02
     with pytest.raises(ModelError, match="has 2 layers"):
-        reinitialise(loaded, 3)
+        reinitialize_layers(loaded, 3)
 
 
 @pytest.mark.parametrize("merged", [True, False])
-def test_additions_saved_alone_or_merged_answer_as_they_were_trained(
-    encoder: Path, tmp_path: Path, merged: bool
-) -> None:
-    model = load_model(str(encoder), None, "AutoModelForSequenceClassification", {}).eval()
-    view = add_lora(model, TrainingSection(strategy="lora", lora_rank=2), str(encoder))
-    speed_up(model, torch.device("cpu"))
-    learning = {name for name, part in model.named_parameters() if part.requires_grad}
-    assert all("lora" in name or "pooler" in name or "classifier" in name for name in learning)
-    assert sum("lora_A" in name for name in learning) == 2 * 6  # matrices of the two layers
+def test_lora_adapter_saved_alone_or_merged_gives_the_same_logits(encoder: Path, tmp_path: Path, merged: bool) -> None:
+    model = ModelSource(str(encoder)).load_model("AutoModelForSequenceClassification").eval()
+    peft_model = add_lora(model, TrainingSection(strategy="lora", lora_rank=2), str(encoder))
+    optimize_forward(model, torch.device("cpu"))
+    trainable = {name for name, part in model.named_parameters() if part.requires_grad}
+    assert all("lora" in name or "pooler" in name or "classifier" in name for name in trainable)
+    assert sum("lora_A" in name for name in trainable) == 2 * 6  # matrices of the two layers
     with torch.no_grad():
         for part in model.parameters():
             if part.requires_grad:
@@ -144,9 +149,9 @@ def test_additions_saved_alone_or_merged_answer_as_they_were_trained(
         "attention_mask": torch.tensor([[1] * 4, [1] * 3 + [0]]),
     }
     expected = model(**batch).logits
-    save_lora(view, load_tokenizer(str(encoder), None), tmp_path / "saved", merged=merged)
+    save_lora(peft_model, ModelSource(str(encoder)).load_tokenizer(), tmp_path / "saved", merged=merged)
     assert (tmp_path / "saved" / "model.safetensors").is_file() == merged
-    reloaded = load_model(str(tmp_path / "saved"), None, "AutoModelForSequenceClassification", {}).eval()
+    reloaded = ModelSource(str(tmp_path / "saved")).load_model("AutoModelForSequenceClassification").eval()
     torch.testing.assert_close(reloaded(**batch).logits, expected, atol=1e-5, rtol=1e-4)
     auto_class = transformers.AutoModelForSequenceClassification
     if merged:
@@ -156,37 +161,37 @@ def test_additions_saved_alone_or_merged_answer_as_they_were_trained(
         base = auto_class.from_pretrained(encoder, config=config)
         plain = PeftModel.from_pretrained(base, str(tmp_path / "saved")).eval()
     torch.testing.assert_close(plain(**batch).logits, expected, atol=1e-5, rtol=1e-4)
-    fresh = load_model(str(tmp_path / "saved"), None, "AutoModelForTokenClassification", {}, fresh_head=True)
+    fresh = ModelSource(str(tmp_path / "saved")).load_model("AutoModelForTokenClassification", new_head=True)
     assert torch.allclose(
         fresh.get_parameter("bert.encoder.layer.0.attention.self.query.weight"),
         reloaded.get_parameter("bert.encoder.layer.0.attention.self.query.weight"),
     )
 
 
-def test_spoilt_additions_are_named(encoder: Path, tmp_path: Path) -> None:
-    model = load_model(str(encoder), None, "AutoModelForSequenceClassification", {})
-    view = add_lora(model, TrainingSection(strategy="lora"), str(encoder))
-    save_lora(view, load_tokenizer(str(encoder), None), tmp_path, merged=False)
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"spoilt")
-    with pytest.raises(ModelError, match="additions"):
-        load_model(str(tmp_path), None, "AutoModelForSequenceClassification", {})
+def test_lora_corrupt_adapter_is_reported(encoder: Path, tmp_path: Path) -> None:
+    model = ModelSource(str(encoder)).load_model("AutoModelForSequenceClassification")
+    peft_model = add_lora(model, TrainingSection(strategy="lora"), str(encoder))
+    save_lora(peft_model, ModelSource(str(encoder)).load_tokenizer(), tmp_path, merged=False)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"corrupt")
+    with pytest.raises(ModelError, match="LoRA adapter"):
+        ModelSource(str(tmp_path)).load_model("AutoModelForSequenceClassification")
 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_with_remembered_hidden_states_answers_the_same(family: str, head: str) -> None:
+def test_precomputed_hidden_states_give_the_same_logits(family: str, head: str) -> None:
     if (family, head) == ("modernbert", "MultipleChoice"):
-        pytest.skip("transformers reads its mask inside the head")
+        pytest.skip("its head uses the attention mask")
     model = build(family, head).eval()
     shape = (2, 3, 5) if head == "MultipleChoice" else (2, 5)
     batch = {"input_ids": torch.randint(5, 50, shape), "attention_mask": torch.ones(shape, dtype=torch.long)}
     with torch.no_grad():
         expected = model(**batch)[0]
         hidden = model.base_model(*(part.flatten(0, -2) for part in batch.values())).last_hidden_state
-        Remembered(model)
-        speed_up(model, torch.device("cpu"))
+        PrecomputedHiddenStates(model)
+        optimize_forward(model, torch.device("cpu"))
         first_only = head in ("SequenceClassification", "MultipleChoice") and family != "modernbert"
-        vectors = (hidden[:, :1] if first_only else hidden).reshape(*shape[:-1], -1, hidden.shape[-1])
-        blank = batch | {"input_ids": torch.zeros_like(batch["input_ids"])}
-        torch.testing.assert_close(model(**blank, vectors=vectors)[0], expected)
+        hidden_states = (hidden[:, :1] if first_only else hidden).reshape(*shape[:-1], -1, hidden.shape[-1])
+        blank_batch = batch | {"input_ids": torch.zeros_like(batch["input_ids"])}
+        torch.testing.assert_close(model(**blank_batch, frozen_hidden_states=hidden_states)[0], expected)
         torch.testing.assert_close(model(**batch)[0], expected)

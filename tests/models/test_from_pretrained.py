@@ -1,13 +1,13 @@
-"""Models as they are loaded."""
+"""Loading of models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from bertcli.models.from_pretrained import load_model
+from bertcli.models.from_pretrained import ModelSource
 
 
-def test_loaded_weights_lie_where_fresh_ones_would(encoder: Path) -> None:
+def test_load_model_aligns_weights_in_memory(encoder: Path) -> None:
     for head in ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForMaskedLM"):
-        model = load_model(str(encoder), None, head, {})
+        model = ModelSource(str(encoder)).load_model(head)
         assert {part.data_ptr() % 64 for part in (*model.parameters(), *model.buffers())} == {0}

@@ -1,4 +1,4 @@
-"""Embeddings that learn in the rows that are met learn what the whole table learns."""
+"""Training only the seen rows of word embeddings gives the same model as training the full table."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoModel, CanineConfig, CanineModel, PreTrainedModel
 
 from bertcli.data.batching import training_batches
-from bertcli.models.from_pretrained import load_tokenizer, save_model
-from bertcli.models.padding_free import speed_up
-from bertcli.models.seen_embeddings import MetRows, learn_met_rows
+from bertcli.models.from_pretrained import ModelSource, save_model
+from bertcli.models.padding_free import optimize_forward
+from bertcli.models.seen_embeddings import SeenRowsEmbedding, train_seen_rows_only
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
 
@@ -26,7 +26,7 @@ STEPS = 12
 
 
 def train(model: PreTrainedModel) -> list[float]:
-    """Losses of some steps over two batches, with decay so strong that it shows."""
+    """Return the losses of some steps over two batches, with a weight decay strong enough to matter."""
     encoded = encode(LENGTHS, labels="items")
     accelerator = Accelerator(cpu=True)
     optimizer = build_optimizer(model, learning_rate=1e-2, weight_decay=0.5, betas=(0.9, 0.999), epsilon=1e-8)
@@ -50,34 +50,34 @@ def train(model: PreTrainedModel) -> list[float]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_that_are_met_learn_and_the_others_shrink_as_in_the_whole_table(family: str) -> None:
-    met = np.unique(encode(LENGTHS, labels="items").input_ids)
-    assert 10 < len(met) < 0.8 * VOCABULARY
-    whole, other = (build(family, "AutoModelForSequenceClassification") for _ in range(2))
-    learn_met_rows(other, met)
-    rows = other.get_input_embeddings()
-    assert isinstance(rows, MetRows)
-    assert rows.weight.shape[0] == len(met) + 1
-    speed_up(other, CPU)
-    before = whole.get_input_embeddings().weight.detach().clone()
-    assert train(other) == pytest.approx(train(whole), abs=1e-5)
-    table = whole.get_input_embeddings().weight.detach()
-    others = np.setdiff1d(np.arange(1, VOCABULARY), met)  # 0 is the padding's, of zeros
-    assert (table[others].norm(dim=1) / before[others].norm(dim=1)).max() < 0.99
-    torch.testing.assert_close(rows.whole(), table, rtol=1e-5, atol=1e-6)
+def test_seen_rows_learn_and_unseen_rows_decay_as_in_the_full_table(family: str) -> None:
+    seen = np.unique(encode(LENGTHS, labels="items").input_ids)
+    assert 10 < len(seen) < 0.8 * VOCABULARY
+    full, sparse = (build(family, "AutoModelForSequenceClassification") for _ in range(2))
+    train_seen_rows_only(sparse, seen)
+    rows = sparse.get_input_embeddings()
+    assert isinstance(rows, SeenRowsEmbedding)
+    assert rows.weight.shape[0] == len(seen) + 1
+    optimize_forward(sparse, CPU)
+    before = full.get_input_embeddings().weight.detach().clone()
+    assert train(sparse) == pytest.approx(train(full), abs=1e-5)
+    table = full.get_input_embeddings().weight.detach()
+    unseen = np.setdiff1d(np.arange(1, VOCABULARY), seen)  # 0 is padding, all zeros
+    assert (table[unseen].norm(dim=1) / before[unseen].norm(dim=1)).max() < 0.99
+    torch.testing.assert_close(rows.full_weight(), table, rtol=1e-5, atol=1e-6)
     ids = torch.arange(VOCABULARY)[None, :40]
-    for model in (whole, other):
+    for model in (full, sparse):
         model.eval()
     with torch.inference_mode():
-        logits = [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for model in (whole, other)]
+        logits = [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for model in (full, sparse)]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_saved_is_the_whole_model(encoder: Path, tmp_path: Path) -> None:
+def test_saved_model_has_all_rows(encoder: Path, tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(encoder)
-    learn_met_rows(model, np.arange(5, 40))
-    model.get_input_embeddings().weight.data.mul_(0.5)  # of the met rows, and by their factor of the others
-    save_model(model, load_tokenizer(str(encoder), None), tmp_path / "saved")
+    train_seen_rows_only(model, np.arange(5, 40))
+    model.get_input_embeddings().weight.data.mul_(0.5)  # seen rows directly, unseen rows by their factor
+    save_model(model, ModelSource(str(encoder)).load_tokenizer(), tmp_path / "saved")
     before, after = load_file(encoder / "model.safetensors"), load_file(tmp_path / "saved" / "model.safetensors")
     assert before.keys() == after.keys()
     name = "embeddings.word_embeddings.weight"
@@ -85,29 +85,29 @@ def test_what_is_saved_is_the_whole_model(encoder: Path, tmp_path: Path) -> None
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_row_that_was_not_to_be_met_is_right_and_stays() -> None:
+def test_unseen_rows_are_correct_and_have_no_gradient() -> None:
     table = nn.Embedding(10, 4, padding_idx=0)
     before = table.weight.detach().clone()
-    rows = MetRows(table, torch.tensor([0, 2, 7]))
-    found = rows(torch.tensor([[7, 3], [0, 9]]))
-    assert torch.equal(found, before[torch.tensor([[7, 3], [0, 9]])])
-    found.sum().backward()
+    rows = SeenRowsEmbedding(table, torch.tensor([0, 2, 7]))
+    output = rows(torch.tensor([[7, 3], [0, 9]]))
+    assert torch.equal(output, before[torch.tensor([[7, 3], [0, 9]])])
+    output.sum().backward()
     gradient = rows.weight.grad
     assert gradient is not None
-    assert torch.equal(gradient.sum(1), torch.tensor([0.0, 0.0, 4.0, 0.0]))  # neither padding's nor the factor's
+    assert torch.equal(gradient.sum(1), torch.tensor([0.0, 0.0, 4.0, 0.0]))  # none for padding and the factor row
 
 
-@pytest.mark.parametrize("why", ["frozen", "nearly all met", "read elsewhere"])
-def test_tables_that_gain_nothing_or_are_not_alone_stay(why: str) -> None:
-    kind = "AutoModelForMaskedLM" if why == "read elsewhere" else "AutoModelForSequenceClassification"
-    model = build("bert", kind)
-    model.get_input_embeddings().weight.requires_grad_(why != "frozen")
-    learn_met_rows(model, np.arange(VOCABULARY - 5 if why == "nearly all met" else 10))
+@pytest.mark.parametrize("case", ["frozen", "nearly all seen", "tied"])
+def test_frozen_tied_or_fully_used_embeddings_are_unchanged(case: str) -> None:
+    model_class = "AutoModelForMaskedLM" if case == "tied" else "AutoModelForSequenceClassification"
+    model = build("bert", model_class)
+    model.get_input_embeddings().weight.requires_grad_(case != "frozen")
+    train_seen_rows_only(model, np.arange(VOCABULARY - 5 if case == "nearly all seen" else 10))
     assert type(model.get_input_embeddings()) is nn.Embedding
 
 
-def test_a_model_without_a_vocabulary_stays_as_it_is() -> None:
+def test_model_without_a_vocabulary_is_unchanged() -> None:
     model = CanineModel(CanineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_hash_buckets=64))
     names = [name for name, _ in model.named_parameters()]
-    learn_met_rows(model, np.arange(10))
+    train_seen_rows_only(model, np.arange(10))
     assert [name for name, _ in model.named_parameters()] == names

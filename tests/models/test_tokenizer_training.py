@@ -1,4 +1,4 @@
-"""Learned vocabularies: round trips, special tokens, the same after saving."""
+"""Trained tokenizers: round trips, special tokens, determinism and saving."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ KINDS: tuple[TokenizerKind, ...] = ("wordpiece", "bpe", "unigram")
 TEXT = "anna saw the otter . but the soup was not bad ."
 
 
-def learned(kind: TokenizerKind, size: int = 600, **options: bool) -> PreTrainedTokenizerBase:
+def trained(kind: TokenizerKind, size: int = 600, **options: bool) -> PreTrainedTokenizerBase:
     return train_tokenizer(lambda: sample_documents(200), size, kind, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_known_text_comes_back_and_nothing_in_it_is_unknown(kind: TokenizerKind) -> None:
-    tokenizer = learned(kind)
+def test_tokenizer_round_trip_without_unknown_tokens(kind: TokenizerKind) -> None:
+    tokenizer = trained(kind)
     ids = tokenizer(TEXT)["input_ids"]
     assert tokenizer.unk_token_id not in ids
-    back = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert back.replace(" ", "") == TEXT.replace(" ", "")  # WordPiece's decoder puts full stops to their words
+    decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert decoded.replace(" ", "") == TEXT.replace(" ", "")  # WordPiece's decoder joins punctuation to words
     assert len(tokenizer) <= 600
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_tokenizer_reads_alike(kind: TokenizerKind, tmp_path: Path) -> None:
-    tokenizer = learned(kind)
+def test_tokenizer_is_the_same_after_saving(kind: TokenizerKind, tmp_path: Path) -> None:
+    tokenizer = trained(kind)
     tokenizer.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again(TEXT, "a soup") == tokenizer(TEXT, "a soup")
-    assert again.special_tokens_map == tokenizer.special_tokens_map
-    assert again.is_fast
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert reloaded(TEXT, "a soup") == tokenizer(TEXT, "a soup")
+    assert reloaded.special_tokens_map == tokenizer.special_tokens_map
+    assert reloaded.is_fast
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_are_there_once_and_frame_texts(kind: TokenizerKind) -> None:
-    tokenizer = learned(kind)
+def test_tokenizer_adds_distinct_special_tokens(kind: TokenizerKind) -> None:
+    tokenizer = trained(kind)
     names = (tokenizer.pad_token, tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token, tokenizer.unk_token)
     assert len({tokenizer.convert_tokens_to_ids(name) for name in names}) == 5
     output = tokenizer("soup", "bad")
@@ -59,51 +59,51 @@ def test_special_tokens_are_there_once_and_frame_texts(kind: TokenizerKind) -> N
     assert masked.count(tokenizer.mask_token_id) == 1
 
 
-def test_bytes_know_every_text_and_words_know_case_if_asked() -> None:
-    tokenizer = learned("bpe")
-    odd = "Łódź 🦦 \t «née»\n"
-    assert tokenizer.decode(tokenizer(odd, add_special_tokens=False)["input_ids"]) == odd
-    assert tokenizer.unk_token_id not in tokenizer(odd)["input_ids"]
+def test_tokenizer_bpe_encodes_any_text_and_others_follow_lowercase() -> None:
+    tokenizer = trained("bpe")
+    unusual = "Łódź 🦦 \t «née»\n"
+    assert tokenizer.decode(tokenizer(unusual, add_special_tokens=False)["input_ids"]) == unusual
+    assert tokenizer.unk_token_id not in tokenizer(unusual)["input_ids"]
     for kind in ("wordpiece", "unigram"):
-        lower, cased = learned(kind), learned(kind, lowercase=False)  # type: ignore[arg-type]
+        lower, cased = trained(kind), trained(kind, lowercase=False)  # type: ignore[arg-type]
         assert lower("SOUP")["input_ids"] == lower("soup")["input_ids"]
         assert cased("SOUP")["input_ids"] != cased("soup")["input_ids"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sentinels_are_single_tokens(kind: TokenizerKind) -> None:
-    tokenizer = learned(kind, sentinels=True)
+def test_tokenizer_sentinels_are_single_tokens(kind: TokenizerKind) -> None:
+    tokenizer = trained(kind, sentinels=True)
     ids = tokenizer("<extra_id_0> soup <extra_id_99>", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens([ids[0], ids[-1]]) == ["<extra_id_0>", "<extra_id_99>"]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
-def test_a_corpus_without_words_is_refused(kind: TokenizerKind) -> None:
-    with pytest.raises(DataError, match="cannot learn"):
+def test_tokenizer_rejects_a_corpus_without_words(kind: TokenizerKind) -> None:
+    with pytest.raises(DataError, match="cannot train"):
         train_tokenizer(lambda: ["", "  "], 600, kind)
 
 
-def test_another_process_learns_the_same_numbers() -> None:
-    """Words lie in hash tables of another order in each process."""
+def test_tokenizer_training_is_deterministic_across_processes() -> None:
+    """Hash tables are ordered differently in each process."""
     program = (
         "import json; from bertcli.data.sample import sample_documents; "
         "from bertcli.models.tokenizer_training import train_tokenizer; "
         "print(json.dumps([train_tokenizer(lambda: sample_documents(50), 300, kind).get_vocab() "
         f"for kind in {KINDS!r}]))"
     )
-    here = [train_tokenizer(lambda: sample_documents(50), 300, kind).get_vocab() for kind in KINDS]
-    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert json.loads(there) == here
+    expected = [train_tokenizer(lambda: sample_documents(50), 300, kind).get_vocab() for kind in KINDS]
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output) == expected
 
 
-def test_no_mark_of_the_training_is_special() -> None:
-    tokenizer = learned("wordpiece")
+def test_tokenizer_keeps_no_special_tokens_from_training() -> None:
+    tokenizer = trained("wordpiece")
     assert set(tokenizer.all_special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
     assert tokenizer.tokenize("a##a") != ["a", "##a"]
     assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def test_signs_that_are_words_of_their_own_take_one_entry_each() -> None:
+def test_tokenizer_alphabet_has_one_entry_for_single_character_words() -> None:
     signs = [chr(0x4E00 + number) for number in range(300)]
     texts = ["".join(signs[at : at + 20]) for at in range(0, 300, 20)] + ["word worded words !"] * 50
     vocabulary = train_tokenizer(lambda: texts, 400).get_vocab()
@@ -113,8 +113,8 @@ def test_signs_that_are_words_of_their_own_take_one_entry_each() -> None:
 
 
 @pytest.mark.parametrize("size", [300, 500])
-def test_rare_letters_are_left_out_where_a_vocabulary_has_no_room_for_all(size: int) -> None:
-    letters = [chr(0xAC00 + number) for number in range(400)]  # Hangul syllables go on words
+def test_tokenizer_alphabet_drops_rare_characters_if_the_vocabulary_is_small(size: int) -> None:
+    letters = [chr(0xAC00 + number) for number in range(400)]  # Hangul syllables can continue a word
     texts = ["".join(letters[at : at + 20]) for at in range(0, 400, 20)] + ["words and words again"] * 50
     vocabulary = train_tokenizer(lambda: texts, size).get_vocab()
     assert len(vocabulary) <= size
@@ -122,7 +122,7 @@ def test_rare_letters_are_left_out_where_a_vocabulary_has_no_room_for_all(size: 
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_case_is_kept_or_not_also_once_saved(lowercase: bool, tmp_path: Path) -> None:
+def test_tokenizer_lowercase_is_kept_after_saving(lowercase: bool, tmp_path: Path) -> None:
     texts = ["A fine Film", "Élan and Film"] * 5
     tokenizer = train_tokenizer(lambda: texts, 100, lowercase=lowercase)
     tokenizer.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The loop against transformers' `Trainer`: same seed, same batches, no dropout, fp32."""
+"""The training loop matches transformers' `Trainer`: same seed, same batches, no dropout, fp32."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from bertcli.data.batching import training_batches
 from bertcli.data.encoding import encode_texts
-from bertcli.finetuning.loss import loss_of
+from bertcli.finetuning.loss import build_loss
 from bertcli.heads.text_classification import TextClassification
-from bertcli.models.from_pretrained import load_model, load_tokenizer
-from bertcli.models.seen_embeddings import learn_met_rows
+from bertcli.models.from_pretrained import ModelSource
+from bertcli.models.seen_embeddings import train_seen_rows_only
 from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
-from bertcli.training.schedule import rate_factor
+from bertcli.training.schedule import lr_scale
 
-STEPS, BATCH, RATE, WARMUP = 20, 8, 1e-3, 5
+NUM_STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS = 20, 8, 1e-3, 5
 
 
-class InGivenOrder(Trainer):
-    """A `Trainer` that takes the rows in the order they come."""
+class SequentialTrainer(Trainer):
+    """A `Trainer` that does not shuffle."""
 
     def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-class Losses(TrainerCallback):
-    """Keeps the logged loss of every step."""
+class LossRecorder(TrainerCallback):
+    """Records the logged loss of every step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -41,43 +41,49 @@ class Losses(TrainerCallback):
             self.values.append(logs["loss"])
 
 
-def test_twenty_losses_agree_with_the_trainer_to_1e_5(encoder: Path, tmp_path: Path) -> None:
+def test_loss_matches_the_hugging_face_trainer_over_20_steps(encoder: Path, tmp_path: Path) -> None:
     head = TextClassification("single_label", ("a", "b"))
     words = ["film", "soup", "fine", "dull", "lovely", "train", "awful", "day"]
     random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(words, size=random.integers(2, 9))) for _ in range(STEPS * BATCH)]
-    encoded = encode_texts(load_tokenizer(str(encoder), None), texts, None, 64, random.integers(0, 2, len(texts)))
-
-    def build() -> torch.nn.Module:
-        torch.manual_seed(0)
-        return load_model(str(encoder), None, "AutoModelForSequenceClassification", head.config_fields, dropout=0.0)
-
-    accelerator, model = Accelerator(cpu=True), build()
-    learn_met_rows(model, np.unique(encoded.input_ids))
-    optimizer = build_optimizer(model, learning_rate=RATE, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
-    batches = list(
-        training_batches(encoded, global_batch_size=BATCH, micro_batch_size=3, seed=1, start_step=0, total_steps=STEPS)
+    texts = [" ".join(random.choice(words, size=random.integers(2, 9))) for _ in range(NUM_STEPS * BATCH_SIZE)]
+    encoded = encode_texts(
+        ModelSource(str(encoder)).load_tokenizer(), texts, None, 64, random.integers(0, 2, len(texts))
     )
-    rows = [{name: tensor[at][micro["attention_mask"][at] == 1] if name != "labels" else tensor[at]
+
+    def build_model() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return ModelSource(str(encoder)).load_model(
+            "AutoModelForSequenceClassification", head.config_fields, dropout=0.0
+        )
+
+    accelerator, model = Accelerator(cpu=True), build_model()
+    train_seen_rows_only(model, np.unique(encoded.input_ids))
+    optimizer = build_optimizer(model, learning_rate=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
+    batches = list(
+        training_batches(
+            encoded, global_batch_size=BATCH_SIZE, micro_batch_size=3, seed=1, start_step=0, total_steps=NUM_STEPS
+        )
+    )
+    rows = [{name: tensor[row][micro["attention_mask"][row] == 1] if name != "labels" else tensor[row]
              for name, tensor in micro.items()}
-            for batch in batches for micro in batch.micro_batches for at in range(len(micro["labels"]))]  # fmt: skip
+            for batch in batches for micro in batch.micro_batches for row in range(len(micro["labels"]))]  # fmt: skip
     steps = train_steps(
         accelerator,
         *accelerator.prepare(model, optimizer),
-        lambda step: RATE * rate_factor("linear", step, WARMUP, STEPS),
+        lambda step: LEARNING_RATE * lr_scale("linear", step, WARMUP_STEPS, NUM_STEPS),
         batches,
-        loss_of(head),
+        build_loss(head),
         max_grad_norm=1.0,
     )
-    ours = [record.loss.item() for record in steps]
+    actual = [record.loss.item() for record in steps]
 
-    losses = Losses()
+    losses = LossRecorder()
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "trainer"),
-        per_device_train_batch_size=BATCH,
-        max_steps=STEPS,
-        learning_rate=RATE,
-        warmup_steps=WARMUP,
+        per_device_train_batch_size=BATCH_SIZE,
+        max_steps=NUM_STEPS,
+        learning_rate=LEARNING_RATE,
+        warmup_steps=WARMUP_STEPS,
         weight_decay=0.01,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
@@ -88,13 +94,13 @@ def test_twenty_losses_agree_with_the_trainer_to_1e_5(encoder: Path, tmp_path: P
         disable_tqdm=True,
         seed=1,
     )
-    InGivenOrder(
-        model=build(),
+    SequentialTrainer(
+        model=build_model(),
         args=arguments,
         train_dataset=rows,
-        processing_class=load_tokenizer(str(encoder), None),
+        processing_class=ModelSource(str(encoder)).load_tokenizer(),
         callbacks=[losses],
     ).train()
-    assert len(losses.values) == STEPS
-    assert ours == pytest.approx(losses.values, abs=1e-5)
-    assert ours[-1] != pytest.approx(ours[0], abs=1e-3)  # they learned something
+    assert len(losses.values) == NUM_STEPS
+    assert actual == pytest.approx(losses.values, abs=1e-5)
+    assert actual[-1] != pytest.approx(actual[0], abs=1e-3)  # the model learned

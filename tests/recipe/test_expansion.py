@@ -1,4 +1,4 @@
-"""Lists under training keys make a recipe for each combination; mistakes in them are told once, at their place."""
+"""Grids: lists under keys of `training` expand to one recipe per combination; each error is reported once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from bertcli.errors import RecipeError
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, load_finetuning, singles
+from bertcli.recipe.suite import Suite, load_finetuning, recipes_by_name
 
 
 def load(text: str, *overrides: str) -> Recipe | Grid:
@@ -17,7 +17,7 @@ def load(text: str, *overrides: str) -> Recipe | Grid:
     return load_recipe_or_grid("mine.yaml", overrides)
 
 
-def test_every_combination_is_a_point_and_seeds_are_none() -> None:
+def test_grid_has_a_point_per_combination_and_none_per_seed() -> None:
     grid = load(
         "task: glue/rte\ntraining: {learning_rate: [2e-5, 3e-5], seed: [1, 2]}\n", "training.global_batch_size=[16, 32]"
     )
@@ -33,18 +33,18 @@ def test_every_combination_is_a_point_and_seeds_are_none() -> None:
     assert grid.first.training.global_batch_size == 16
 
 
-def test_without_lists_it_is_a_recipe_and_a_later_word_ends_a_list() -> None:
+def test_grid_needs_a_list_that_no_later_override_replaces() -> None:
     assert isinstance(load("task: glue/rte\ntraining: {seed: [1, 2]}\n"), Recipe)
     assert isinstance(load("task: glue/rte\ntraining: {epochs: [1, 2]}\n", "training.epochs=3"), Recipe)
 
 
-def test_names_of_points_are_plain() -> None:
+def test_grid_point_names_are_readable() -> None:
     grid = load("task: glue/rte\ntraining: {schedule: [linear, cosine], max_grad_norm: [null, 1]}\n")
     assert isinstance(grid, Grid)
     assert next(iter(grid.points)) == "schedule=linear,max_grad_norm=null"
 
 
-def test_mistakes_are_told_once() -> None:
+def test_grid_reports_each_error_once() -> None:
     with pytest.raises(RecipeError) as caught:
         load("task: glue/rte\ntraining:\n  epochs: [1, 2]\n  learning_rte: [1, 2]\n  warmup_ratio: [0.1, 7]\n")
     text = str(caught.value)
@@ -55,8 +55,10 @@ def test_mistakes_are_told_once() -> None:
         load("task: glue/rte\ntraining: {epochs: []}\n")
 
 
-def test_a_suite_holds_grids() -> None:
+def test_grids_inside_a_suite() -> None:
     Path("suite.yaml").write_text("suite: [glue/rte, glue/mrpc]\ntraining: {epochs: [2, 3]}\n")
     suite = load_finetuning("suite.yaml")
     assert isinstance(suite, Suite)
-    assert list(singles(suite)) == [f"glue/{task},epochs={number}" for task in ("rte", "mrpc") for number in (2, 3)]
+    assert list(recipes_by_name(suite)) == [
+        f"glue/{task},epochs={number}" for task in ("rte", "mrpc") for number in (2, 3)
+    ]

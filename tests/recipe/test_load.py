@@ -1,4 +1,4 @@
-"""Recipes: layers, precedence, and every mistake at its place."""
+"""Recipes: layers, precedence, and every error with its location."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 
 from bertcli.errors import RecipeError
 from bertcli.recipe.catalogue import complete_key
-from bertcli.recipe.error_messages import OTHER_NAMES
-from bertcli.recipe.load import dump_recipe, load_recipe, shipped_recipes
+from bertcli.recipe.error_messages import KEY_ALIASES
+from bertcli.recipe.load import dump_recipe, load_pretrain_recipe, load_recipe, shipped_recipes
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.suite import load_suite
 
 Write = Callable[..., Path]
 
@@ -31,7 +32,7 @@ def test_precedence_is_defaults_then_extended_file_then_file_then_command_line(w
     assert training.learning_rate == 9e-5
 
 
-def test_every_mistake_is_reported_at_once_with_its_line(write_recipe: Write) -> None:
+def test_all_errors_are_reported_at_once_with_their_lines(write_recipe: Write) -> None:
     path = write_recipe(
         "task: glue/sst3\n"
         "model:\n"
@@ -59,28 +60,79 @@ def test_every_mistake_is_reported_at_once_with_its_line(write_recipe: Write) ->
             assert word in line
 
 
-@pytest.mark.parametrize(("other", "own"), OTHER_NAMES.items())
-def test_the_names_of_the_example_scripts_lead_to_the_recipe_s(other: str, own: str) -> None:
-    (problem,) = problems_of("glue/sst2", f"training.{other}=1")
-    assert problem.endswith(f"Did you mean {own}?")
-    assert f"{own}=" in complete_key(own)
+@pytest.mark.parametrize(("alias", "key"), KEY_ALIASES.items())
+def test_key_aliases_lead_to_the_key(alias: str, key: str) -> None:
+    (problem,) = problems_of("glue/sst2", f"training.{alias}=1")
+    assert problem.endswith(f"Did you mean {key}?")
+    assert f"{key}=" in complete_key(key)
 
 
-def test_all_keys_are_listed_only_where_none_is_near() -> None:
+RENAMED_KEYS = [
+    ("answers.consistent_tags=false", "answers.constrained_decoding"),
+    ("data.mark_capitals=true", "data.casing_feature"),
+    ("training.reinitialise_layers=1", "training.reinit_layers"),
+    ("model.vocabulary_size=400", "model.vocab_size"),
+    ("task.held_out_by=title", "task.group_by"),
+    ("task.held_out_share=0.1", "task.held_out_fraction"),
+    ("task.splits.more_validation=[a]", "task.splits.extra_validation"),
+    ("together={kind: equal}", "multitask"),
+    ("corpus.held_out_share=0.1", "corpus.held_out_fraction"),
+    ("tokenizer.vocabulary_size=400", "tokenizer.vocab_size"),
+    ("model.fields.hidden_size=64", "model.config_overrides"),
+    ("objective.unit=words", "objective.masking"),
+    ("objective.mask_share=1", "objective.mask_replace_prob"),
+    ("objective.random_share=0", "objective.random_replace_prob"),
+    ("objective.short_sequence_probability=0.2", "objective.short_seq_prob"),
+    ("phases=[{max_length: 32, share: 1}]", "phases.0.fraction"),
+    ("objective.masking=words", "whole_word"),
+    ("objective.masking=tokens", "token"),
+    ("objective.masking=spans", "span"),
+    ("objective.kind=replaced_tokens", "replaced_token_detection"),
+]
+
+
+@pytest.mark.parametrize(("override", "key"), RENAMED_KEYS)
+def test_renamed_keys_and_values_get_a_did_you_mean(write_recipe: Write, override: str, key: str) -> None:
+    section = override.split(".")[0]
+    pretrain = section in ("corpus", "tokenizer", "objective") or "fields" in override or "phases" in override
+    text = "corpus: {sources: [{dataset: sample}]}\n" if pretrain else "extends: sentiment/own-csv\n"
+    load = load_pretrain_recipe if pretrain else load_recipe
+    with pytest.raises(RecipeError) as caught:
+        load(str(write_recipe(text)), [override])
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].endswith(f"Did you mean {key}?")
+
+
+def test_renamed_suite_keys_get_a_did_you_mean(write_recipe: Write) -> None:
+    path = write_recipe("suite: [sample/sentiment]\nmultitask: {kind: equal, cap: 1}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_suite(str(path))
+    assert [line.rpartition(". ")[2] for line in caught.value.problems] == [
+        "Did you mean multitask.sampling?",
+        "Did you mean multitask.max_examples?",
+    ]
+
+
+def test_quoted_values_are_truncated() -> None:
+    (problem,) = problems_of("glue/sst2", f"training.schedule={'x' * 500}")
+    assert len(problem) < 200
+
+
+def test_unknown_key_lists_all_keys_only_if_none_is_similar() -> None:
     (near,) = problems_of("glue/sst2", "training.learning_rat=1")
     (far,) = problems_of("glue/sst2", "training.xyz=1")
     assert near.endswith("in section 'training'. Did you mean learning_rate or head_learning_rate?")
     assert "expected one of strategy" in far
 
 
-def test_a_misspelt_file_leads_to_the_one_beside(write_recipe: Write) -> None:
+def test_misspelled_file_gets_a_did_you_mean(write_recipe: Write) -> None:
     path = write_recipe("task: glue/sst2\n", "mine.yaml")
     assert problems_of("mnie.yaml")[0].endswith("Did you mean mine.yaml?")
     assert problems_of(path.with_name("mnie.yaml"))[0].endswith(f"Did you mean {path}?")
     assert "bertcli recipes list" in problems_of("qqqq")[0]
 
 
-def test_mistakes_in_an_inline_row_read_plainly(write_recipe: Write) -> None:
+def test_errors_in_an_inline_task_row(write_recipe: Write) -> None:
     path = write_recipe("task:\n  dataset: sample\n  text_columns: [a, b, c]\n  problem: multi\n  labes: [x]\n")
     found = problems_of(path)
     assert len(found) == 3
@@ -89,7 +141,7 @@ def test_mistakes_in_an_inline_row_read_plainly(write_recipe: Write) -> None:
     assert any(line.startswith(f"{path}:5: found unknown key 'labes' in section 'task'") for line in found)
 
 
-def test_a_row_without_a_source_says_what_it_needs(write_recipe: Write) -> None:
+def test_task_row_without_a_source(write_recipe: Write) -> None:
     (line,) = problems_of(write_recipe("task: {text_columns: [text]}\n"))
     assert "needs either `dataset` or `files`" in line
 
@@ -99,55 +151,55 @@ def test_a_row_without_a_source_says_what_it_needs(write_recipe: Write) -> None:
     [
         ("", "found nothing"),
         ("- a\n- b\n", "found a list"),
-        ("task: [1\nmodel: x\n", "not YAML"),
+        ("task: [1\nmodel: x\n", "invalid YAML"),
         ("training: {epochs: 1}\n", "found no task"),
         ("task: 3\n", "found task '3'"),
         ("task: glue/rte\ntask: glue/sst2\n", "found key task twice"),
         ("task: glue/rte\ntraining: 3\n", "expected a section"),
         ("task: glue/rte\ntraining: {seed: [true]}\n", "found True for training.seed.0"),
         ("task: glue/rte\ntraining: {seed: []}\n", "expected at least 1"),
-        ("task: glue/rte\nhardware: {micro_batch_size: many}\n", "expected `auto` or a whole number"),
+        ("task: glue/rte\nhardware: {micro_batch_size: many}\n", "expected `auto` or an integer"),
         ("task: glue/rte\nhardware: {micro_batch_size: 64}\n", "larger than training.global_batch_size"),
         ("task: glue/rte\ntraining: {seed: -1}\n", "found -1 for training.seed.0, expected a number of at least 0"),
         ("task: glue/rte\nhardware: {compile: maybe}\n", "for hardware.compile, expected `auto`, true or false"),
-        ("task: glue/rte\ntraining: {class_weights: foo}\n", "expected `auto`, or a number by label"),
+        ("task: glue/rte\ntraining: {class_weights: foo}\n", "expected `auto`, or a mapping from label to number"),
         ("extends: nowhere\n", "found no recipe 'nowhere'"),
         ("task: !!python/object:os.system x\n", "found the tag"),
     ],
 )
-def test_one_mistake_gives_one_line(write_recipe: Write, text: str, words: str) -> None:
+def test_one_error_gives_one_line(write_recipe: Write, text: str, words: str) -> None:
     found = [line for line in problems_of(write_recipe(text)) if words in line]
     assert len(found) == 1
     assert found[0].startswith(str(Path.cwd() / "recipe.yaml:"))
 
 
-def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes("task: caf\xe9\n".encode("latin1"))
     assert "UTF-8" in problems_of(path)[0]
 
 
-def test_a_folder_and_an_endless_name_are_no_recipes(tmp_path: Path) -> None:
+def test_folder_and_overlong_name_are_not_recipes(tmp_path: Path) -> None:
     assert "found the folder" in problems_of(tmp_path)[0]
     assert "found no recipe" in problems_of("x" * 5000)[0]
 
 
-def test_wrong_values_of_a_list_are_not_counted_as_missing_ones(write_recipe: Write) -> None:
+def test_invalid_list_items_are_not_counted_as_missing(write_recipe: Write) -> None:
     (line,) = problems_of(write_recipe("task: glue/rte\ntraining: {seed: [one]}\n"))
     assert "found 'one' for training.seed.0" in line
 
 
-def test_odd_line_ends_in_a_name_survive_the_dump(write_recipe: Write) -> None:
+def test_dump_keeps_odd_line_breaks_in_a_name(write_recipe: Write) -> None:
     recipe = load_recipe("glue/sst2", ['model.name="a\\x85b"'])
     assert recipe.model.name == "a\x85b"
     assert load_recipe(str(write_recipe(dump_recipe(recipe)))) == recipe
 
 
-def test_a_missing_recipe_answers_with_near_names() -> None:
+def test_missing_recipe_gets_a_did_you_mean() -> None:
     assert "Did you mean glue/sst2" in problems_of("glue/sst22")[0]
 
 
-def test_a_circle_of_extends_is_refused(write_recipe: Write) -> None:
+def test_extends_cycle_is_an_error(write_recipe: Write) -> None:
     write_recipe("extends: b.yaml\ntask: glue/rte\n", "a.yaml")
     write_recipe("extends: a.yaml\n", "b.yaml")
     assert "extends this recipe in turn" in problems_of("a.yaml")[0]
@@ -165,7 +217,7 @@ def test_scalars_follow_yaml_1_2(write_recipe: Write) -> None:
     assert recipe.training.weight_decay == 0.01
 
 
-def test_an_override_may_hold_an_equals_sign_a_list_or_null() -> None:
+def test_override_values_with_equals_sign_list_and_null() -> None:
     recipe = load_recipe("glue/sst2", ["model.name=./a=b", "training.seed=[5, 6]", "training.max_grad_norm=null"])
     assert recipe.model.name == "./a=b"
     assert recipe.training.seed == (5, 6)
@@ -183,13 +235,13 @@ def test_an_override_may_hold_an_equals_sign_a_list_or_null() -> None:
         ("training.epochs.first=1", "expected training.epochs to be a section"),
     ],
 )
-def test_a_wrong_override_says_how_to_write_it(word: str, words: str) -> None:
+def test_invalid_override_shows_the_correct_form(word: str, words: str) -> None:
     (line, *_) = problems_of("glue/sst2", word)
     assert line.startswith("command line: ")
     assert words in line
 
 
-def test_own_files_are_found_beside_the_recipe(write_recipe: Write) -> None:
+def test_relative_files_are_resolved_against_the_recipe(write_recipe: Write) -> None:
     path = write_recipe("task: {files: {train: a.csv, test: [b.csv]}, text_columns: [text]}\n", "deep/recipe.yaml")
     recipe = load_recipe(str(path))
     assert not isinstance(recipe.task, str)
@@ -198,7 +250,7 @@ def test_own_files_are_found_beside_the_recipe(write_recipe: Write) -> None:
     assert recipe.task.files.test == (str(path.parent / "b.csv"),)
 
 
-def test_a_task_row_replaces_the_task_name_it_extends(write_recipe: Write) -> None:
+def test_task_row_replaces_the_task_name_it_extends(write_recipe: Write) -> None:
     path = write_recipe("extends: glue/sst2\ntask: {dataset: sample, config: topics, text_columns: [text]}\n")
     recipe = load_recipe(str(path))
     assert not isinstance(recipe.task, str)
@@ -206,17 +258,17 @@ def test_a_task_row_replaces_the_task_name_it_extends(write_recipe: Write) -> No
 
 
 @pytest.mark.parametrize("name", ["glue/sst2", "sentiment/own-csv"])
-def test_a_dumped_recipe_reads_back_equal(write_recipe: Write, name: str) -> None:
+def test_dump_loads_to_an_equal_recipe(write_recipe: Write, name: str) -> None:
     recipe = load_recipe(name, ["training.seed=[1, 2]", "hardware.micro_batch_size=4"])
     assert load_recipe(str(write_recipe(dump_recipe(recipe)))) == recipe
 
 
-def test_a_recipe_cannot_be_changed() -> None:
+def test_recipe_is_frozen() -> None:
     recipe = load_recipe("glue/sst2")
     with pytest.raises(ValueError, match="frozen"):
         recipe.training.epochs = 9  # type: ignore[misc]
 
 
-def test_shipped_recipes_are_found_by_short_name() -> None:
+def test_shipped_recipes_are_found_by_name() -> None:
     assert "glue/sst2" in shipped_recipes()
     assert isinstance(load_recipe("glue/sst2"), Recipe)

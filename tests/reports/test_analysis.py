@@ -1,4 +1,4 @@
-"""What answers tell, against direct computations: calibration, temperature, scores by label, confusion, axes."""
+"""Error analysis against direct computations: calibration, temperature, per-label scores, confusion matrix, axes."""
 
 from __future__ import annotations
 
@@ -10,115 +10,124 @@ from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support
 
 from bertcli.reports.analysis import (
-    NOTHING,
-    calibration,
-    confusion,
-    entities_of,
+    NO_ENTITY,
+    confusion_matrix,
     entity_pairs,
-    scores_by_label,
-    temperature,
-    temperature_of,
-    worst,
+    extract_entities,
+    fit_row_temperature,
+    fit_temperature,
+    measure_calibration,
+    per_label_scores,
+    worst_mistakes,
 )
-from bertcli.reports.charts import HEIGHT, WIDTH, Chart, Series, draw, histogram, nice_ticks, points_of, tick_label
+from bertcli.reports.charts import (
+    HEIGHT,
+    WIDTH,
+    Chart,
+    Series,
+    curve_points,
+    draw,
+    length_histogram,
+    nice_ticks,
+    tick_label,
+)
 
 
-def test_the_expected_calibration_error_is_the_mean_distance_of_the_bins() -> None:
+def test_expected_calibration_error_is_the_mean_gap_of_the_bins() -> None:
     random = np.random.default_rng(0)
-    sure, right = random.random(500), random.random(500) < 0.6
-    expected, shares = 0.0, []
+    confidence, is_correct = random.random(500), random.random(500) < 0.6
+    expected_error, accuracies = 0.0, []
     for low in range(10):
-        inside = (sure > low / 10) & (sure <= (low + 1) / 10)
-        expected += inside.sum() / 500 * abs(right[inside].mean() - sure[inside].mean())
-        shares.append(right[inside].mean())
-    found = calibration(sure.tolist(), right.tolist())
-    assert found.expected_error == pytest.approx(expected)
-    assert found.shares_right == pytest.approx(shares)
+        in_bin = (confidence > low / 10) & (confidence <= (low + 1) / 10)
+        expected_error += in_bin.sum() / 500 * abs(is_correct[in_bin].mean() - confidence[in_bin].mean())
+        accuracies.append(is_correct[in_bin].mean())
+    calibration = measure_calibration(confidence.tolist(), is_correct.tolist())
+    assert calibration.expected_calibration_error == pytest.approx(expected_error)
+    assert calibration.accuracies == pytest.approx(accuracies)
 
 
-def test_an_answer_that_is_always_right_and_quite_sure_is_calibrated() -> None:
-    found = calibration([1.0, 1.0, 0.0], [True, True, False])
-    assert found.expected_error == 0
-    assert (found.shares_right[0], found.shares_right[5], found.shares_right[-1]) == (0.0, None, 1.0)
+def test_calibration_error_is_zero_for_certain_and_correct_predictions() -> None:
+    calibration = measure_calibration([1.0, 1.0, 0.0], [True, True, False])
+    assert calibration.expected_calibration_error == 0
+    assert (calibration.accuracies[0], calibration.accuracies[5], calibration.accuracies[-1]) == (0.0, None, 1.0)
 
 
-@pytest.mark.parametrize("made_too_sure_by", [0.5, 1.0, 3.0])
-def test_the_temperature_undoes_what_made_the_model_too_sure(made_too_sure_by: float) -> None:
+@pytest.mark.parametrize("overconfidence", [0.5, 1.0, 3.0])
+def test_temperature_undoes_overconfidence(overconfidence: float) -> None:
     random = np.random.default_rng(0)
     logits = 2 * random.standard_normal((4000, 3))
     gold = np.asarray([random.choice(3, p=row) for row in softmax(logits, axis=-1)])
-    told = softmax(logits * made_too_sure_by, axis=-1)
-    found = temperature(told, gold)
-    costs = {
-        value: -np.log(softmax(logits * made_too_sure_by / value, axis=-1)[np.arange(4000), gold]).mean()
-        for value in (*np.geomspace(0.1, 10, 200), found)
+    temperature = fit_temperature(softmax(logits * overconfidence, axis=-1), gold)
+    losses = {
+        value: -np.log(softmax(logits * overconfidence / value, axis=-1)[np.arange(4000), gold]).mean()
+        for value in (*np.geomspace(0.1, 10, 200), temperature)
     }
-    assert min(costs.values()) == pytest.approx(costs[found], abs=1e-6)
-    assert found == pytest.approx(made_too_sure_by, rel=0.1)
+    assert min(losses.values()) == pytest.approx(losses[temperature], abs=1e-6)
+    assert temperature == pytest.approx(overconfidence, rel=0.1)
 
 
-def test_there_is_no_temperature_where_some_probabilities_were_left_out() -> None:
-    whole = {"gold": "a", "probabilities": {"a": 0.7, "b": 0.3}}
-    assert temperature_of([whole, whole | {"gold": "b"}]) is not None
-    assert temperature_of([whole, {"gold": "b", "probabilities": {"b": 0.6, "c": 0.4}}]) is None
-    assert temperature_of([{"gold": "c", "probabilities": {"a": 0.7, "b": 0.2}}]) is None
+def test_temperature_is_none_if_probabilities_are_missing() -> None:
+    complete = {"gold": "a", "probabilities": {"a": 0.7, "b": 0.3}}
+    assert fit_row_temperature([complete, complete | {"gold": "b"}]) is not None
+    assert fit_row_temperature([complete, {"gold": "b", "probabilities": {"b": 0.6, "c": 0.4}}]) is None
+    assert fit_row_temperature([{"gold": "c", "probabilities": {"a": 0.7, "b": 0.2}}]) is None
 
 
-def test_scores_by_label_are_those_of_scikit_learn() -> None:
+def test_per_label_scores_match_scikit_learn() -> None:
     random = np.random.default_rng(0)
     gold, predicted = (random.choice(list("abcd"), 200).tolist() for _ in range(2))
-    found = {one.label: one for one in scores_by_label([{one} for one in gold], [{one} for one in predicted])}
+    scores = {row.label: row for row in per_label_scores([{label} for label in gold], [{label} for label in predicted])}
     expected = zip(*precision_recall_fscore_support(gold, predicted, labels=list("abcd")), strict=True)
     for label, (precision, recall, f1, support) in zip("abcd", expected, strict=True):
-        one = found[label]
-        assert (one.precision, one.recall, one.f1, one.support) == pytest.approx((precision, recall, f1, support))
-    assert [one.f1 for one in found.values()] == sorted(one.f1 for one in found.values())
+        row = scores[label]
+        assert (row.precision, row.recall, row.f1, row.support) == pytest.approx((precision, recall, f1, support))
+    assert [row.f1 for row in scores.values()] == sorted(row.f1 for row in scores.values())
 
 
-def test_a_confusion_matrix_of_many_labels_keeps_those_with_the_most_mistakes() -> None:
-    pairs = [(f"label {at}", f"label {at}") for at in range(10_000)] + [("label 7", "label 9")] * 3
-    found = confusion(pairs)
-    assert found.labels == ["label 7", "label 9"]
-    assert found.counts == [[1, 3], [0, 1]]
-    assert found.num_left_out == 9998
-    assert (found.shade(0, 0), found.shade(0, 1), found.shade(1, 0)) == (3, 8, 0)
+def test_confusion_matrix_of_many_labels_keeps_those_with_the_most_errors() -> None:
+    pairs = [(f"label {index}", f"label {index}") for index in range(10_000)] + [("label 7", "label 9")] * 3
+    matrix = confusion_matrix(pairs)
+    assert matrix.labels == ["label 7", "label 9"]
+    assert matrix.counts == [[1, 3], [0, 1]]
+    assert matrix.num_omitted == 9998
+    assert (matrix.shade(0, 0), matrix.shade(0, 1), matrix.shade(1, 0)) == (3, 8, 0)
 
 
-def test_entities_are_paired_by_their_words() -> None:
+def test_entity_pairs_match_by_span() -> None:
     gold = ["B-PER", "I-PER", "O", "B-ORG", "O", "B-LOC"]
-    found = ["B-PER", "I-PER", "O", "B-LOC", "B-PER", "O"]
-    pairs = entity_pairs([{"gold": gold, "predicted": found}])
-    assert sorted(pairs) == [("LOC", NOTHING), ("ORG", "LOC"), ("PER", "PER"), (NOTHING, "PER")]
-    assert entities_of(["NOUN", "VERB"]) == {("NOUN", 0, 0), ("VERB", 1, 1)}
+    predicted = ["B-PER", "I-PER", "O", "B-LOC", "B-PER", "O"]
+    pairs = entity_pairs([{"gold": gold, "predicted": predicted}])
+    assert sorted(pairs) == [("LOC", NO_ENTITY), ("ORG", "LOC"), ("PER", "PER"), (NO_ENTITY, "PER")]
+    assert extract_entities(["NOUN", "VERB"]) == {("NOUN", 0, 0), ("VERB", 1, 1)}
 
 
-def test_the_worst_mistakes_are_wrong_and_come_worst_first() -> None:
-    rows = [{"row": at, "loss": float(at % 7), "right": at % 2 == 0} for at in range(100)]
-    found = worst(rows)
-    assert len(found) == 20
-    assert not any(row["right"] for row in found)
-    assert [row["loss"] for row in found] == sorted((row["loss"] for row in found), reverse=True)
+def test_worst_mistakes_are_wrong_predictions_by_descending_loss() -> None:
+    rows = [{"row": index, "loss": float(index % 7), "right": index % 2 == 0} for index in range(100)]
+    mistakes = worst_mistakes(rows)
+    assert len(mistakes) == 20
+    assert not any(row["right"] for row in mistakes)
+    assert [row["loss"] for row in mistakes] == sorted((row["loss"] for row in mistakes), reverse=True)
 
 
-def test_axes_have_round_numbers_and_everything_stays_in_the_picture() -> None:
+def test_chart_axes_have_round_ticks_and_all_points_stay_inside() -> None:
     assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert nice_ticks(-3, 17) == [0, 5, 10, 15]
     assert [tick_label(value) for value in (0, 1500, 2e6, 5e-4, 0.25, -3)] == ["0", "1.5k", "2M", "5e-4", "0.25", "-3"]
     for points in ([(5.0, 5.0)], [(1.0, -1e9), (1e6, 1e9)], [(0.0, 0.0), (1.0, 0.0)]):
         drawing = draw(Chart("a", "A", "x", "y", [Series("s", points)]))
         assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for shape in drawing.shapes for x, y in shape.dots)
-        assert all(0 <= tick.at <= WIDTH for tick in drawing.x_ticks + drawing.y_ticks)
+        assert all(0 <= tick.position <= WIDTH for tick in drawing.x_ticks + drawing.y_ticks)
 
 
-def test_long_curves_are_thinned_and_numbers_that_are_none_left_out() -> None:
+def test_curve_points_average_long_histories_and_skip_missing_values() -> None:
     records = [{"step": step, "loss": float(step)} for step in range(1, 100_001)]
-    found = points_of([*records, {"step": 1, "loss": None}, {"step": 2, "loss": math.nan}, {"step": 3}], "loss")
-    assert len(found) == 400
-    assert found[0] == (250.0, 125.5)
+    points = curve_points([*records, {"step": 1, "loss": None}, {"step": 2, "loss": math.nan}, {"step": 3}], "loss")
+    assert len(points) == 400
+    assert points[0] == (250.0, 125.5)
 
 
-def test_a_histogram_counts_everything_once() -> None:
-    (series,) = histogram([3, 3, 4, 200]).series
+def test_histogram_counts_each_value_once() -> None:
+    (series,) = length_histogram([3, 3, 4, 200]).series
     assert sum(count for _, count in series.points) == 4
     assert len(series.points) <= 30
-    assert histogram([7]).series[0].points == [(7.5, 1.0)]
+    assert length_histogram([7]).series[0].points == [(7.5, 1.0)]

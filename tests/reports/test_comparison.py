@@ -1,4 +1,4 @@
-"""Runs side by side: best score, its spread over seeds, and how soon each was as good as the weakest."""
+"""Run comparison: best scores, standard deviation over seeds, and steps to the lowest best score."""
 
 from __future__ import annotations
 
@@ -16,67 +16,73 @@ from bertcli.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def made(name: str, scores: list[float], metric: str = "f1", **rest: Any) -> str:
+def write_run(name: str, scores: list[float], metric: str = "f1", **rest: Any) -> str:
     """A finished run with an evaluation every ten steps."""
     folder = RunFolder(Path(name))
     folder.path.mkdir(parents=True)
     folder.recipe.write_text("task: glue/sst2\n")
     best = min(scores) if metric == "loss" else max(scores)
-    results = {"task": "a task", "best_by": metric, "metrics": {"validation": {metric: best}}, "model": None}
+    results = {
+        "run": name,
+        "task": "a task",
+        "best_by": metric,
+        "metrics": {"validation": {metric: best}},
+        "model": None,
+    }
     folder.results.write_text(json.dumps(results | {"num_train_examples": 50, "train_seconds": 60.0} | rest))
-    records = [{"step": 10 * at, f"eval/validation/{metric}": score} for at, score in enumerate(scores, start=1)]
+    records = [{"step": 10 * index, f"eval/validation/{metric}": score} for index, score in enumerate(scores, start=1)]
     folder.eval_history.write_text("".join(json.dumps(record) + "\n" for record in records))
     return name
 
 
-def test_each_run_is_told_with_the_steps_to_what_the_weakest_reached() -> None:
-    found = compare_runs(
-        read_runs([made("weak", [0.1, 0.5, 0.6, 0.4]), made("strong", [0.3, 0.7, 0.9], model="encoder")])
-    )
-    assert found["weakest"] == 0.6
-    weak, strong = found["runs"]
+def test_compare_runs_reports_steps_to_the_lowest_best_score() -> None:
+    names = [write_run("weak", [0.1, 0.5, 0.6, 0.4]), write_run("strong", [0.3, 0.7, 0.9], model="encoder")]
+    comparison = compare_runs(read_runs(names))
+    assert comparison["weakest"] == 0.6
+    weak, strong = comparison["runs"]
     assert (weak["mean"], weak["sd"], weak["steps_to_weakest"], weak["start"]) == (0.6, None, 30, "scratch")
     assert (strong["mean"], strong["steps_to_weakest"], strong["start"]) == (0.9, 20, "encoder")
-    assert "| strong | encoder | 50       | 0.9000 | 20" in comparison_table(found)
-    assert "steps to 0.6000" in comparison_table(found)
+    assert "| strong | encoder | 50       | 0.9000 | 20" in comparison_table(comparison)
+    assert "steps to 0.6000" in comparison_table(comparison)
 
 
-def test_seeds_are_averaged_and_each_reaches_the_weakest() -> None:
-    made("seeds/seed-1", [0.2, 0.8])
-    made("seeds/seed-2", [0.6, 0.4])
-    line = compare_runs(read_runs(["seeds"]))["runs"][0]
-    assert line["mean"] == pytest.approx(0.7)
-    assert line["sd"] == pytest.approx(0.2 / 2**0.5)
-    assert line["steps_to_weakest"] == 15
+def test_compare_runs_averages_over_seeds() -> None:
+    write_run("seeds/seed-1", [0.2, 0.8])
+    write_run("seeds/seed-2", [0.6, 0.4])
+    run = compare_runs(read_runs(["seeds"]))["runs"][0]
+    assert run["mean"] == pytest.approx(0.7)
+    assert run["sd"] == pytest.approx(0.2 / 2**0.5)
+    assert run["steps_to_weakest"] == 15
 
 
-def test_a_lower_loss_is_better() -> None:
-    found = compare_runs(read_runs([made("weak", [3.0, 2.5], "loss"), made("strong", [2.7, 2.4, 1.0], "loss")]))
-    assert found["weakest"] == 2.5
-    assert [line["steps_to_weakest"] for line in found["runs"]] == [20, 20]
+def test_compare_runs_prefers_a_lower_loss() -> None:
+    runs = read_runs([write_run("weak", [3.0, 2.5], "loss"), write_run("strong", [2.7, 2.4, 1.0], "loss")])
+    comparison = compare_runs(runs)
+    assert comparison["weakest"] == 2.5
+    assert [run["steps_to_weakest"] for run in comparison["runs"]] == [20, 20]
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_compare_runs_rejects_different_tasks_and_metrics() -> None:
     with pytest.raises(UsageError, match="no finished run in gone"):
         compare_runs(read_runs(["gone"]))
     with pytest.raises(UsageError, match="one: a task by f1, other: a task by accuracy"):
-        compare_runs(read_runs([made("one", [0.5]), made("other", [0.5], "accuracy")]))
+        compare_runs(read_runs([write_run("one", [0.5]), write_run("other", [0.5], "accuracy")]))
     with pytest.raises(UsageError, match="third: another by f1"):
-        compare_runs(read_runs(["one", made("third", [0.5], task="another")]))
+        compare_runs(read_runs(["one", write_run("third", [0.5], task="another")]))
 
 
-def test_a_suite_is_told_to_be_named_alone() -> None:
+def test_read_runs_rejects_a_suite_among_others() -> None:
     Path("all").mkdir()
-    Path("all/results.json").write_text('{"table": [], "tasks": {}, "failed": {}}')
+    Path("all/results.json").write_text('{"run": "all", "table": [], "tasks": {}, "failed": {}}')
     with pytest.raises(UsageError, match="all is a grid or a suite; name it alone"):
-        read_runs(["all", made("one", [0.5])])
+        read_runs(["all", write_run("one", [0.5])])
 
 
-def test_a_page_without_a_folder_is_told_before_anything() -> None:
-    result = CliRunner().invoke(app, ["report", made("one", [0.5]), "--html", "nodir/x.html"])
+def test_report_checks_the_folder_of_the_page_first() -> None:
+    result = CliRunner().invoke(app, ["report", write_run("one", [0.5]), "--html", "nodir/x.html"])
     assert result.exit_code == 2
     assert "found no folder nodir" in result.stderr

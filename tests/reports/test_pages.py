@@ -1,4 +1,4 @@
-"""Pages of runs: complete for each kind of answer, small for many rows, and texts stay texts."""
+"""Report pages: complete for each head, small for many rows, and texts stay escaped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from bertcli.errors import UsageError
 from bertcli.reports import png
-from bertcli.reports.comparison import read_runs, write_own_pages, write_page, write_plots
+from bertcli.reports.comparison import read_runs, write_page, write_plots, write_run_pages
 from bertcli.runs.folder import RunFolder
 
 HOSTILE = [
@@ -34,7 +34,7 @@ MARKUP |= {"mark", "table", "thead", "tbody", "tr", "td", "th", "details", "summ
 
 
 class Reader(HTMLParser):
-    """What a browser would see: tags, attributes, words."""
+    """Tags, attributes and text as a browser sees them."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -55,18 +55,20 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Callable[..., Path]:
-    """Write the folder of a finished run with these answers."""
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write the folder of a finished run with given predictions."""
 
-    def make(answers: list[dict[str, Any]], name: str = "run", head: str = "text_classification", **rest: Any) -> Path:
+    def write(
+        predictions: list[dict[str, Any]], name: str = "run", head: str = "text_classification", **rest: Any
+    ) -> Path:
         folder = RunFolder(tmp_path / name)
         folder.predictions.mkdir(parents=True)
         folder.recipe.write_text("task: glue/sst2\n")
         folder.environment.write_text(json.dumps({"command": HOSTILE[0], "gpus": [], "packages": {"torch": "2"}}))
         results = {
-            "task": "a/task", "head": head, "model": None, "size": "tiny", "seed": 1, "best_by": "f1", "best_step": 20,
-            "total_steps": 30, "num_train_examples": 50, "num_parameters": 9, "train_seconds": 6.0, "device": "cpu",
-            "precision": "fp32", "metrics": {"validation": {"f1": 0.5, "loss": 1.0}},
+            "run": name, "task": "a/task", "head": head, "model": None, "size": "tiny", "seed": 1, "best_by": "f1",
+            "best_step": 20, "total_steps": 30, "num_train_examples": 50, "num_parameters": 9, "train_seconds": 6.0,
+            "device": "cpu", "precision": "fp32", "metrics": {"validation": {"f1": 0.5, "loss": 1.0}},
         }  # fmt: skip
         folder.results.write_text(json.dumps(results | rest))
         train = [{"step": step, "train/loss": 1 / step, "learning_rate": 1e-3} for step in range(1, 31)]
@@ -76,45 +78,45 @@ def made(tmp_path: Path) -> Callable[..., Path]:
         for path, records in (
             (folder.train_history, train),
             (folder.eval_history, evaluations),
-            (folder.predictions / "validation.jsonl", answers),
+            (folder.predictions / "validation.jsonl", predictions),
         ):
             path.write_text("".join(json.dumps(record) + "\n" for record in records))
         return folder.path
 
-    return make
+    return write
 
 
-def answered(gold: Any, predicted: Any, texts: dict[str, Any], row: int = 1, **rest: Any) -> dict[str, Any]:
+def prediction(gold: Any, predicted: Any, texts: dict[str, Any], row: int = 1, **rest: Any) -> dict[str, Any]:
     line = {"row": row, "tokens": 5 + row, "texts": texts, "gold": gold, "predicted": predicted}
     return line | {"right": gold == predicted, "loss": float(gold != predicted)} | rest
 
 
-def labelled(labels: list[str]) -> Iterator[dict[str, Any]]:
+def labeled(labels: list[str]) -> Iterator[dict[str, Any]]:
     for row, gold in enumerate(labels, start=1):
-        yield answered(
+        yield prediction(
             gold, labels[row // 2], {"text": gold}, row, confidence=0.7, probabilities={gold: 0.7, "other": 0.3}
         )
 
 
 def page_of(run: Path) -> str:
-    return write_own_pages(str(run)).read_text("utf-8")
+    return write_run_pages(str(run)).read_text("utf-8")
 
 
 @pytest.mark.parametrize("make", [
-    lambda text: ("text_classification", list(labelled([text, "calm"]))),
-    lambda text: ("text_classification", [answered(1.0, 4.5, {text: text}, right=False)]),
-    lambda text: ("text_classification", [answered([text], [], {"text": text}, probabilities={text: 0.1})]),
-    lambda text: ("multiple_choice", [answered("0", "1", {"text": text, "choices": [text, text]}, confidence=0.9,
+    lambda text: ("text_classification", list(labeled([text, "calm"]))),
+    lambda text: ("text_classification", [prediction(1.0, 4.5, {text: text}, right=False)]),
+    lambda text: ("text_classification", [prediction([text], [], {"text": text}, probabilities={text: 0.1})]),
+    lambda text: ("multiple_choice", [prediction("0", "1", {"text": text, "choices": [text, text]}, confidence=0.9,
                                                probabilities={"0": 0.1, "1": 0.9})]),
-    lambda text: ("token_classification", [answered(["B-" + text], ["O"], {"tokens": [text]})]),
-    lambda text: ("question_answering", [answered([text], text[3:], {"question": text, "context": f"<b>{text}</b>"},
+    lambda text: ("token_classification", [prediction(["B-" + text], ["O"], {"tokens": [text]})]),
+    lambda text: ("question_answering", [prediction([text], text[3:], {"question": text, "context": f"<b>{text}</b>"},
                                                   gold_start=3, start=6, end=3 + len(text), confidence=0.2)]),
 ])  # fmt: skip
-def test_hostile_texts_stay_texts(made: Callable[..., Path], make: Callable[[str], Any]) -> None:
-    for at, text in enumerate(HOSTILE):
-        head, answers = make(text)
-        run = made(answers, f"run-{at}", head, task=text, model=text)
-        page = write_own_pages(str(run)).read_bytes()
+def test_page_escapes_hostile_text(write_run: Callable[..., Path], make: Callable[[str], Any]) -> None:
+    for index, text in enumerate(HOSTILE):
+        head, predictions = make(text)
+        run = write_run(predictions, f"run-{index}", head, task=text, model=text)
+        page = write_run_pages(str(run)).read_bytes()
         assert len(page) < 200_000
         read = Reader(page.decode("utf-8"))
         assert read.tags <= MARKUP
@@ -124,14 +126,14 @@ def test_hostile_texts_stay_texts(made: Callable[..., Path], make: Callable[[str
             assert text in read.words
 
 
-def test_a_text_of_megabytes_leaves_the_page_small(made: Callable[..., Path]) -> None:
+def test_page_truncates_long_texts(write_run: Callable[..., Path]) -> None:
     text = "<!-- " + "long " * 1_000_000
-    run = made(list(labelled([text, "calm"])), task=text, model=text)
+    run = write_run(list(labeled([text, "calm"])), task=text, model=text)
     assert len(page_of(run)) < 60_000
 
 
-def test_a_page_fetches_nothing_and_allows_only_its_own_style(made: Callable[..., Path]) -> None:
-    page = page_of(made(list(labelled(["a", "b"]))))
+def test_page_has_no_external_resources_and_a_strict_security_policy(write_run: Callable[..., Path]) -> None:
+    page = page_of(write_run(list(labeled(["a", "b"]))))
     assert "http:" not in page
     assert "https:" not in page
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
@@ -142,50 +144,52 @@ def test_a_page_fetches_nothing_and_allows_only_its_own_style(made: Callable[...
     assert policy[1] == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
-def test_the_same_files_give_the_same_page(made: Callable[..., Path]) -> None:
-    run = made(list(labelled(["a", "b", "c"])))
+def test_page_is_deterministic(write_run: Callable[..., Path]) -> None:
+    run = write_run(list(labeled(["a", "b", "c"])))
     assert page_of(run) == page_of(run)
 
 
-def test_many_rows_and_labels_make_a_small_page_that_says_what_was_left_out(made: Callable[..., Path]) -> None:
-    answers = list(labelled([f"label {at}" for at in range(5000)]))
-    for at, line in enumerate(answers):
-        line["row"] = 1 + 20 * at
-    page = page_of(made(answers))
+def test_page_of_many_rows_and_labels_is_small_and_reports_omissions(write_run: Callable[..., Path]) -> None:
+    predictions = list(labeled([f"label {index}" for index in range(5000)]))
+    for index, row in enumerate(predictions):
+        row["row"] = 1 + 20 * index
+    page = page_of(write_run(predictions))
     assert len(page) < 100_000
     words = Reader(page).words
-    assert "one row in 20: 5,000 rows" in words
-    assert "4,985 more are left out" in words
-    assert "4,960 better ones are left out" in words
+    assert "one in 20 rows: 5,000 rows" in words
+    assert "4,985 labels omitted" in words
+    assert "4,960 labels with higher F1 omitted" in words
 
 
-def test_answers_are_marked_in_their_passage(made: Callable[..., Path]) -> None:
+def test_page_marks_answers_in_the_passage(write_run: Callable[..., Path]) -> None:
     passage = "once " * 200 + "Ada wrote it in London ." + " then" * 200
-    place = passage.index("Ada")
-    line = answered(["Ada"], "Ada wrote", {"question": "who ?", "context": passage}, gold_start=place)
-    page = page_of(made([line | {"start": place, "end": place + 9, "confidence": 0.5}], head="question_answering"))
+    start = passage.index("Ada")
+    row = prediction(["Ada"], "Ada wrote", {"question": "who ?", "context": passage}, gold_start=start)
+    page = page_of(write_run([row | {"start": start, "end": start + 9, "confidence": 0.5}], head="question_answering"))
     assert "…once" in page or "…" in page
     assert '<mark class="both">Ada</mark><mark class="extra"> wrote</mark> it in London' in page
     assert passage not in page
 
 
-def test_words_are_marked_by_what_was_made_of_them(made: Callable[..., Path]) -> None:
+def test_page_marks_words_by_gold_and_predicted_tags(write_run: Callable[..., Path]) -> None:
     tags = ["B-PER", "O", "B-LOC", "B-LOC"], ["B-PER", "B-ORG", "O", "B-ORG"]
-    page = page_of(made([answered(*tags, {"tokens": ["ada", "ran", "rome", "oslo"]})], head="token_classification"))
+    page = page_of(
+        write_run([prediction(*tags, {"tokens": ["ada", "ran", "rome", "oslo"]})], head="token_classification")
+    )
     marks = (("both", "ada"), ("extra", "ran"), ("missed", "rome"), ("confused", "oslo"))
     for mark, word in marks:
         assert f'<mark class="{mark}">{word}</mark>' in page
 
 
-def test_a_run_without_answers_has_a_page(made: Callable[..., Path]) -> None:
-    run = made([], task=None, objective="masked_lm", unigram_entropy=4.5)
+def test_page_of_a_run_without_predictions(write_run: Callable[..., Path]) -> None:
+    run = write_run([], task=None, objective="masked_lm", unigram_cross_entropy=4.5)
     page = page_of(run)
-    assert "loss without context" in page
+    assert "unigram cross-entropy" in page
     assert "Worst mistakes" not in page
 
 
-def test_several_runs_are_compared_in_one_page(made: Callable[..., Path]) -> None:
-    names = [str(made([], f"{name}-run")) for name in ("<one>", "two")]
+def test_page_compares_several_runs(write_run: Callable[..., Path]) -> None:
+    names = [str(write_run([], f"{name}-run")) for name in ("<one>", "two")]
     Path(names[1], "recipe.yaml").write_text("task: glue/sst2\ntraining: {learning_rate: 7e-5}\n")
     write_page(names, Path("compared.html"))
     read = Reader(Path("compared.html").read_text("utf-8"))
@@ -195,9 +199,9 @@ def test_several_runs_are_compared_in_one_page(made: Callable[..., Path]) -> Non
     assert names[0] in read.words
 
 
-def test_seeds_get_a_page_each_and_one_together(made: Callable[..., Path]) -> None:
+def test_each_seed_has_a_page_and_all_have_a_comparison(write_run: Callable[..., Path]) -> None:
     for seed in (1, 2):
-        made(list(labelled(["a", "b"])), f"seeds/seed-{seed}", seed=seed)
+        write_run(list(labeled(["a", "b"])), f"seeds/seed-{seed}", seed=seed)
     page = page_of(Path("seeds"))
     assert "2 seeds" in page
     words = " ".join(Reader(page).words.split())
@@ -206,17 +210,15 @@ def test_seeds_get_a_page_each_and_one_together(made: Callable[..., Path]) -> No
     assert all("Worst mistakes" in Path(f"seeds/seed-{seed}/report.html").read_text() for seed in (1, 2))
 
 
-def test_a_file_of_a_run_that_cannot_be_read_is_told(made: Callable[..., Path]) -> None:
-    run = made([])
+def test_read_runs_reports_a_corrupt_file(write_run: Callable[..., Path]) -> None:
+    run = write_run([])
     (run / "results.json").write_text("{")
     with pytest.raises(UsageError, match="cannot read the run in"):
         read_runs([str(run)])
 
 
-def test_charts_are_drawn_as_files_into_a_new_folder(
-    made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = made(list(labelled(["a", "$b$"])))
+def test_plots_are_saved_to_a_new_folder(write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(list(labeled(["a", "$b$"])))
     monkeypatch.setattr(png, "DOTS_PER_INCH", 20)
     write_plots(read_runs([str(run)]), Path("plots"))
     names = {"loss", "scores", "learning-rate", "calibration", "lengths", "confusion"}

@@ -1,8 +1,7 @@
-"""Compiled layers are tried on a run's own steps and kept if they are faster."""
+"""The trial of compiled layers: timed on the run's own steps, kept if they are faster."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,74 +9,94 @@ import torch
 
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training import compile_trial
-from bertcli.training.compile_trial import tried_compiled
+from bertcli.training.compile_trial import compile_if_faster, reason_not_to_compile
 from bertcli.training.devices import build_accelerator
 from bertcli.training.loop import StepRecord
 
-SECONDS = 0.002
 
+class FakeLayers:
+    """Layers whose steps take a fixed time on a fake clock, `speedup` times less once compiled."""
 
-class Layers:
-    """Layers whose steps take their time, and what was done to them."""
-
-    def __init__(self, gain: float, number: int = 2):
-        self.gain, self.number, self.done, self.seconds = gain, number, [], SECONDS
+    def __init__(self, speedup: float, num_parts: int = 2):
+        self.speedup, self.num_parts = speedup, num_parts
+        self.calls: list[str] = []
+        self.step_seconds, self.now = 2.0, 0.0
 
     def compile(self) -> int:
-        self.done.append("compiled")
-        self.seconds = SECONDS / self.gain
-        return self.number
+        self.calls.append("compile")
+        self.step_seconds = 2.0 / self.speedup
+        return self.num_parts
 
     def undo(self) -> None:
-        self.done.append("undone")
+        self.calls.append("undo")
 
-    def steps(self, number: int) -> Iterator[StepRecord]:
-        nothing = torch.zeros(())
-        for step in range(1, number + 1):
-            time.sleep(self.seconds)
-            yield StepRecord(step, nothing, nothing, 0.1, nothing, 4, 30, 32)
+    def clock(self) -> float:
+        return self.now
+
+    def steps(self, num_steps: int) -> Iterator[StepRecord]:
+        zero = torch.zeros(())
+        for step in range(1, num_steps + 1):
+            self.now += self.step_seconds
+            yield StepRecord(step, zero, zero, 0.1, zero, 4, 30, 32)
 
 
-def tried(layers: Layers, monkeypatch: pytest.MonkeyPatch, left: float = 1e6, number: int = 25) -> list[str]:
-    """What was said in a run of so many steps."""
-    monkeypatch.setattr(compile_trial, "FIRST_STEPS", 2)
+def messages_of_trial(
+    layers: FakeLayers, monkeypatch: pytest.MonkeyPatch, seconds_left: float = 1e6, num_steps: int = 25
+) -> list[str]:
+    """Run the trial over `num_steps` steps; return its messages."""
+    monkeypatch.setattr(compile_trial, "WARMUP_STEPS", 2)
     monkeypatch.setattr(compile_trial, "TIMED_STEPS", 5)
-    said: list[str] = []
-    accelerator = build_accelerator(HardwareSection(device="cpu"))
-    steps = tried_compiled(layers.steps(number), accelerator, lambda: left, layers.compile, layers.undo, said.append)
-    assert [record.step for record in steps] == list(range(1, number + 1))  # none is lost or made twice
-    return said
+    messages: list[str] = []
+    steps = compile_if_faster(
+        layers.steps(num_steps),
+        build_accelerator(HardwareSection(device="cpu")),
+        lambda: seconds_left,
+        layers.compile,
+        layers.undo,
+        messages.append,
+        layers.clock,
+    )
+    assert [record.step for record in steps] == list(range(1, num_steps + 1))  # each step exactly once
+    return messages
 
 
-def test_faster_layers_stay_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = Layers(gain=2.0)
-    (words,) = tried(layers, monkeypatch)
-    assert layers.done == ["compiled"]
-    assert words.startswith("compiled layers compute ")
-    assert words.endswith(" times as many tokens a second: they stay compiled")
-    assert 1.3 < float(words.split()[3]) < 3.0
+def test_compile_trial_keeps_faster_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = FakeLayers(speedup=2.0)
+    assert messages_of_trial(layers, monkeypatch) == [
+        "compiled layers process 2.00 times as many tokens per second: keeping them"
+    ]
+    assert layers.calls == ["compile"]
 
 
-def test_slower_layers_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = Layers(gain=0.5)
-    (words,) = tried(layers, monkeypatch)
-    assert layers.done == ["compiled", "undone"]
-    assert words.endswith("they stay as they are")
+def test_compile_trial_undoes_slower_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = FakeLayers(speedup=0.5)
+    assert messages_of_trial(layers, monkeypatch) == [
+        "compiled layers process 0.50 times as many tokens per second: back to uncompiled ones"
+    ]
+    assert layers.calls == ["compile", "undo"]
 
 
 @pytest.mark.parametrize(
-    ("layers", "left", "said"),
+    ("layers", "seconds_left", "message"),
     [
-        (Layers(2.0), 60.0, ["layers are not compiled: 60 seconds of training do not earn it back"]),
-        (Layers(2.0, number=0), 1e6, ["layers are not compiled: none of this model is known"]),
+        (FakeLayers(2.0), 60.0, "60 seconds of training left are too few for it to pay off"),
+        (FakeLayers(2.0, num_parts=0), 1e6, "the layers of this model are not supported"),
     ],
 )
-def test_what_does_not_pay_is_said(
-    layers: Layers, left: float, said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_compile_trial_reports_why_it_does_not_compile(
+    layers: FakeLayers, seconds_left: float, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tried(layers, monkeypatch, left) == said
+    assert messages_of_trial(layers, monkeypatch, seconds_left) == [f"layers are not compiled: {message}"]
 
 
-@pytest.mark.parametrize("number", [0, 3, 9])
-def test_a_run_may_end_within_the_trial(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tried(Layers(2.0), monkeypatch, number=number) == []
+@pytest.mark.parametrize("num_steps", [0, 3, 9])
+def test_compile_trial_may_outlast_the_run(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert messages_of_trial(FakeLayers(2.0), monkeypatch, num_steps=num_steps) == []
+
+
+def test_compile_trial_needs_a_gpu_and_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_trial, "has_compiler", lambda: True)
+    assert reason_not_to_compile(torch.device("cuda")) == ""
+    assert "no speedup on a CPU" in reason_not_to_compile(torch.device("cpu"))
+    monkeypatch.setattr(compile_trial, "has_compiler", lambda: False)
+    assert reason_not_to_compile(torch.device("cuda")) == "found no C++ compiler"

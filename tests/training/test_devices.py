@@ -1,4 +1,4 @@
-"""How batches reach a device, shown by stand-ins for its tensors."""
+"""Moving batches to a device, tested with stand-ins for tensors; precision of consecutive runs."""
 
 from __future__ import annotations
 
@@ -7,40 +7,42 @@ from typing import Any, cast
 import pytest
 import torch
 
-from bertcli.data.token_index import Gathered
+from bertcli.data.token_index import TokenIndex
 from bertcli.recipe.schema import HardwareSection
-from bertcli.training.devices import build_accelerator, on_device
+from bertcli.training.devices import build_accelerator, prepare_batch
 
 
-class Told:
-    """A stand-in for a tensor that writes down what is done with it."""
+class RecordingTensor:
+    """A stand-in for a tensor that records the calls that move it."""
 
-    def __init__(self, *done: str):
-        self.done = done
+    def __init__(self, *calls: str):
+        self.calls = calls
 
-    def pin_memory(self) -> Told:
-        return Told(*self.done, "pinned")
+    def pin_memory(self) -> RecordingTensor:
+        return RecordingTensor(*self.calls, "pin_memory")
 
-    def to(self, device: torch.device, *, non_blocking: bool) -> Told:
-        return Told(*self.done, f"sent to {device}{' without waiting' * non_blocking}")
+    def to(self, device: torch.device, *, non_blocking: bool) -> RecordingTensor:
+        return RecordingTensor(*self.calls, f"to {device}{', non-blocking' * non_blocking}")
 
 
 @pytest.mark.parametrize(
-    ("device", "done"),
-    [("cuda", ("pinned", "sent to cuda without waiting")), ("cpu", ("sent to cpu without waiting",))],
+    ("device", "calls"),
+    [("cuda", ("pin_memory", "to cuda, non-blocking")), ("cpu", ("to cpu, non-blocking",))],
 )
-def test_a_gpu_fetches_batches_from_pinned_memory(device: str, done: tuple[str, ...]) -> None:
-    read = Gathered(*cast(Any, (Told(), Told(), Told())), longest=3)
-    sent = on_device(cast(Any, {"input_ids": Told(), "read": read}), torch.nn.Identity(), torch.device(device))
-    assert sent["input_ids"].done == done
-    assert (sent["read"].places.done, sent["read"].starts.done, sent["read"].within.done) == (done,) * 3
-    assert sent["read"].longest == 3
+def test_prepare_batch_pins_memory_for_a_gpu_only(device: str, calls: tuple[str, ...]) -> None:
+    index = TokenIndex(*cast(Any, (RecordingTensor(), RecordingTensor(), RecordingTensor())), max_seqlen=3)
+    batch = cast(Any, {"input_ids": RecordingTensor(), "output_positions": index})
+    prepared = prepare_batch(batch, torch.nn.Identity(), torch.device(device))
+    moved = prepared["output_positions"]
+    assert prepared["input_ids"].calls == calls
+    assert (moved.indices.calls, moved.cu_seqlens.calls, moved.padded_indices.calls) == (calls,) * 3
+    assert moved.max_seqlen == 3
 
 
-def test_runs_one_after_the_other_may_differ_in_precision() -> None:
-    wide, half = (build_accelerator(HardwareSection(device="cpu", precision=kind)) for kind in ("fp32", "bf16"))
+def test_precision_may_differ_between_consecutive_runs() -> None:
+    fp32, bf16 = (build_accelerator(HardwareSection(device="cpu", precision=name)) for name in ("fp32", "bf16"))
     layer, values = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    for accelerator, dtype in ((wide, torch.float32), (half, torch.bfloat16)):
+    for accelerator, dtype in ((fp32, torch.float32), (bf16, torch.bfloat16)):
         with accelerator.autocast():
             assert layer(values).dtype == dtype
-    assert (wide.mixed_precision, half.mixed_precision) == ("no", "bf16")
+    assert (fp32.mixed_precision, bf16.mixed_precision) == ("no", "bf16")

@@ -1,4 +1,4 @@
-"""Multiple choice: the likeliest of several continuations or answers."""
+"""Multiple-choice rows."""
 
 from __future__ import annotations
 

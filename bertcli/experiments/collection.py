@@ -1,0 +1,121 @@
+"""The folder of a grid or suite: its `results.json`, table, page and charts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bertcli.console import Console, format_table
+from bertcli.errors import RunFolderError
+from bertcli.files import write_json, write_text
+from bertcli.recipe.suite import run_folder
+from bertcli.reports.comparison import Runs, page_links, read_runs, write_run_pages
+from bertcli.reports.pages import Table, comparison_page
+from bertcli.runs.folder import SUMMARY, RunFolder, remove_run
+from bertcli.runs.results import CollectionResults
+
+MAX_CURVES = 8  # one per color of the charts
+
+
+def claim_collection(
+    folder: Path, *, overwrite: bool, dry_run: bool = False, check: Callable[[], object] = lambda: None
+) -> None:
+    """Check that `folder` can hold the runs of a grid or suite without replacing anything else.
+
+    Args:
+        overwrite: remove a single run that is in the folder.
+        dry_run: remove nothing.
+        check: called before a run is removed; raises if the new runs could not start.
+
+    Raises:
+        RunFolderError: it holds a run (with `overwrite`: one in progress), or files that would be replaced.
+    """
+    run = RunFolder(folder)
+    if run.recipe.is_file():
+        if not overwrite:
+            raise RunFolderError(
+                f"{folder} holds a single run, expected a folder for the runs of a grid or suite. "
+                "Choose another folder with --run, or replace that run with --overwrite."
+            )
+        if not dry_run:
+            check()
+            remove_run(folder)
+    elif read_collection(str(folder)) is None:
+        existing = [path.name for path in (run.results, run.card, run.report, folder / SUMMARY) if path.exists()]
+        if existing:
+            raise RunFolderError(f"{folder} holds {existing[0]} but no grid or suite; choose another folder with --run")
+
+
+def write_collection(folder: Path, results: CollectionResults, console: Console) -> None:
+    """Write and print the results of a grid or suite."""
+    folder.mkdir(parents=True, exist_ok=True)  # missing if every member failed before it wrote anything
+    write_json(RunFolder(folder).results, results.to_json())
+    table = collection_table(results)
+    write_text(RunFolder(folder).card, f"# {folder.name}\n\n{table}\n")
+    console.say(f"\n{table}\n")
+    page = RunFolder(folder).report
+    write_collection_page(folder, results, page)
+    console.say(f"report    {page}")
+
+
+def read_collection(name: str) -> CollectionResults | None:
+    """The results of the finished grid or suite in the folder `name`; None if it holds neither.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    results = RunFolder(Path(name)).read_results()
+    return results if isinstance(results, CollectionResults) else None
+
+
+def collection_table(results: CollectionResults) -> str:
+    """The table of a grid or suite as text."""
+    return format_table(*_table(results))
+
+
+def write_pages(name: str) -> Path:
+    """Rewrite the page of a run, grid or suite and of every run in it; return the path of the first."""
+    results = read_collection(name)
+    if results is None:
+        return write_run_pages(name)
+    for folder in _member_folders(results, Path(name)).values():
+        write_pages(str(folder))
+    page = RunFolder(Path(name)).report
+    write_collection_page(Path(name), results, page)
+    return page
+
+
+def write_collection_page(folder: Path, results: CollectionResults, page: Path) -> None:
+    """Write the page of a grid or suite: its table with links, the curves of a grid's points, and what failed.
+
+    Raises:
+        UsageError: a point of the grid cannot be read.
+    """
+    members = _member_folders(results, folder)
+    runs = best_point_runs(results, folder)
+    first = next(iter(runs.values()), None)
+    kind = f"points of {first[0].task_or_objective}" if first else "tasks"
+    title = f"{folder.resolve().name}: {len(members) + len(results.failed)} {kind}"
+    links = page_links(members, page)
+    write_text(page, comparison_page(title, _table(results), runs, links=links, failed=results.failed))
+
+
+def best_point_runs(results: CollectionResults, folder: Path) -> Runs:
+    """The points of a grid with the best means, by name; empty for a suite, whose tasks share no metric."""
+    if results.points is None:
+        return {}
+    means = {row["run"]: float(row["mean"]) for row in results.table}
+    best = sorted(means, key=lambda name: means[name], reverse=True)[:MAX_CURVES]
+    return {name: read_runs([str(folder / name)])[str(folder / name)] for name in means if name in best}
+
+
+def _member_folders(results: CollectionResults, folder: Path) -> dict[str, Path]:
+    """The folders of the finished points or tasks, by name."""
+    if results.points is not None:
+        return {name: folder / name for name in results.points}
+    return {name: run_folder(folder, name) for name in results.tasks or {}}
+
+
+def _table(results: CollectionResults) -> Table:
+    header = list(results.table[0])
+    return header, [[str(row[column]) for column in header] for row in results.table]

@@ -1,0 +1,84 @@
+"""ELECTRA in training: a generator and a discriminator with shared embeddings.
+
+Shapes: B sequences of a batch, S its longest sequence, M masked tokens of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from bertcli.models.sparse_prediction import SparsePrediction
+
+
+@dataclass
+class GeneratorAndDiscriminatorOutput:
+    """Logits of both models. `in` looks up field names, as in model outputs of transformers."""
+
+    logits: torch.Tensor  # [M, V] of the generator, for the masked tokens
+    discriminator_logits: torch.Tensor  # [B, S]
+    is_replaced: torch.Tensor  # [B, S] whether the generator's token differs from the original
+    attention_mask: torch.Tensor  # [B, S]
+
+    def __contains__(self, name: str) -> bool:
+        return name in vars(self)
+
+
+class GeneratorAndDiscriminator(torch.nn.Module):
+    """The generator predicts masked tokens, samples of it replace them, the discriminator classifies every token.
+
+    No gradient flows from the discriminator to the generator.
+    """
+
+    def __init__(self, discriminator: PreTrainedModel, generator: PreTrainedModel):
+        super().__init__()
+        generator.base_model.embeddings = discriminator.base_model.embeddings
+        generator.tie_weights()
+        self.discriminator, self.generator = discriminator, SparsePrediction(generator)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        original_ids: torch.Tensor,
+        target_positions: torch.Tensor,
+        **inputs: torch.Tensor,
+    ) -> GeneratorAndDiscriminatorOutput:
+        """Replace the masked tokens by samples of the generator, and classify the tokens of the result.
+
+        Args:
+            input_ids: [B, S] with masked tokens.
+            original_ids: [B, S] before masking.
+            target_positions: [M] positions of the masked tokens in the flattened `input_ids`.
+        """
+        logits = self.generator(
+            target_positions=target_positions, input_ids=input_ids, attention_mask=attention_mask, **inputs
+        ).logits
+        sampled_ids = original_ids.flatten()
+        if len(logits):  # short texts may have no masked token
+            samples = torch.distributions.Categorical(logits=logits.detach().float(), validate_args=False).sample()
+            sampled_ids = sampled_ids.index_copy(0, target_positions, samples)
+        sampled_ids = sampled_ids.view_as(original_ids)
+        discriminator_logits = self.discriminator(input_ids=sampled_ids, attention_mask=attention_mask, **inputs).logits
+        is_replaced = sampled_ids != original_ids
+        return GeneratorAndDiscriminatorOutput(logits, discriminator_logits, is_replaced, attention_mask)
+
+
+def build_generator_and_discriminator(
+    discriminator: PreTrainedModel, config: transformers.ElectraConfig, generator_size: float
+) -> GeneratorAndDiscriminator:
+    """Combine the discriminator with a new generator.
+
+    Args:
+        config: a copy of the discriminator's configuration; it becomes the generator's.
+        generator_size: width of the generator relative to the discriminator; the size of a head stays the same.
+    """
+    num_heads = max(1, round(config.num_attention_heads * generator_size))
+    head_size = config.hidden_size // config.num_attention_heads
+    config.num_attention_heads, config.hidden_size = num_heads, num_heads * head_size
+    config.intermediate_size = 4 * config.hidden_size
+    generator = transformers.ElectraForMaskedLM(config)
+    return GeneratorAndDiscriminator(discriminator, generator)

@@ -1,0 +1,145 @@
+"""What `results.json` holds: the scores of a run, of its seeds, of a grid or a suite, and how they were reached."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SeedScore(BaseModel):
+    """One metric over several seeds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: float
+    sd: float
+    values: list[float]
+
+
+Score = float | SeedScore
+Metrics = dict[str, dict[str, Score]]
+"""Scores by split and metric name."""
+
+
+class Results(BaseModel):
+    """Scores of a model, whoever computed them: a training run or `bertcli eval`.
+
+    Further keys are kept: what a head or an objective adds, such as `thresholds`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    run: str
+    task: str | None = None
+    objective: str | None = None
+    head: str | None = None
+    model: str | None = None
+    metrics: Metrics = {}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Results:
+        """The results in the content of a `results.json`: of a run, or of a grid or suite.
+
+        Raises:
+            pydantic.ValidationError: it is not what `to_json` gives.
+        """
+        return (CollectionResults if "table" in content else RunResults).model_validate(content)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `results.json`: the keys that were set."""
+        return self.model_dump(exclude_unset=True)
+
+    def values(self, metric: str, split: str = "validation") -> list[float]:
+        """A metric's value of each seed."""
+        score = self.metrics[split][metric]
+        return score.values if isinstance(score, SeedScore) else [score]
+
+    def mean(self, metric: str, split: str = "validation") -> float:
+        """A metric's mean over the seeds."""
+        return statistics.fmean(self.values(metric, split))
+
+    def mean_scores(self, split: str) -> dict[str, float]:
+        """The mean of each metric of a split over the seeds."""
+        return {metric: self.mean(metric, split) for metric in self.metrics[split]}
+
+    def mean_metrics(self) -> dict[str, dict[str, float]]:
+        """The mean of each metric over the seeds, by split."""
+        return {split: self.mean_scores(split) for split in self.metrics}
+
+
+class EvalResults(Results):
+    """What `bertcli eval` prints."""
+
+    num_examples: int | None = None
+
+
+class RunResults(Results):
+    """What one training run reached, or all seeds of one recipe (`runs`, metrics as `SeedScore`)."""
+
+    size: str | None = None
+    seed: int | None = None
+    best_by: str | None = None
+    best_step: int | None = None
+    total_steps: int | None = None
+    num_evaluations: int | None = None
+    num_train_examples: int | None = None
+    train_seconds: float = 0.0
+    examples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    num_skipped_steps: int | None = None
+    num_overflowed_steps: int | None = None
+    padding_share: float | None = None
+    num_parameters: int | None = None
+    num_trainable_parameters: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    dry_run: bool = False
+    runs: list[str] | None = None
+    # Of pretraining.
+    family: str | None = None
+    vocab_size: int | None = None
+    num_documents: int | None = None
+    num_tokens: int | None = None
+    unigram_cross_entropy: float | None = None
+    # Of fine-tuning.
+    thresholds: dict[str, float] | None = None
+
+
+class CollectionResults(RunResults):
+    """The results of a grid (`points`, `chosen`), which repeats those of its chosen point, or a suite (`tasks`)."""
+
+    table: list[dict[str, str]]
+    points: dict[str, RunResults] | None = None
+    chosen: str | None = None
+    tasks: dict[str, RunResults] | None = None
+    average: float | None = None
+    failed: dict[str, str] = {}
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the points or tasks that finished."""
+        return list(self.points if self.points is not None else self.tasks or {})
+
+
+SHARED_BY_SEEDS = (
+    *("task", "head", "model", "size", "best_by", "total_steps", "num_train_examples", "num_parameters", "precision"),
+)
+
+
+def summarize_seeds(results: Sequence[Results], run: str) -> RunResults:
+    """The results of several seeds as one: each metric's mean, standard deviation and values."""
+    first = results[0]
+    metrics: Metrics = {}
+    for split, scores in first.metrics.items():
+        metrics[split] = {}
+        for name in scores:
+            values = [value for one in results for value in one.values(name, split)]
+            sd = statistics.stdev(values) if len(values) > 1 else 0.0
+            metrics[split][name] = SeedScore(mean=statistics.fmean(values), sd=sd, values=values)
+    shared = {name: getattr(first, name) for name in SHARED_BY_SEEDS if name in first.model_fields_set}
+    seconds = sum(one.train_seconds for one in results if isinstance(one, RunResults))
+    runs = [one.run for one in results]
+    return RunResults(**shared, metrics=metrics, train_seconds=seconds, runs=runs, run=run)
