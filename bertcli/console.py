@@ -1,6 +1,6 @@
 """Messages and progress on stderr; stdout is reserved for results.
 
-A terminal gets a Rich progress bar. Elsewhere (logs, batch jobs) longer work prints a plain line every few seconds.
+A terminal gets a Rich progress bar. Elsewhere (logs, batch jobs) long-running work prints a line every few seconds.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def translate_hub_errors(subject: str) -> Iterator[None]:
         raise HubError(f"{subject} is gated: accept its terms on the Hub, then run `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
-            f"found no {subject} on the Hub, or it is private: check the name, or run `hf auth login`"
+            f"{subject} was not found on the Hub, or it is private: check the name, or run `hf auth login`"
         ) from error
     except Exception as error:  # huggingface_hub raises many kinds, from OSError to HTTP errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -28,7 +28,7 @@ class Requirement:
 
 
 def requirements(recipe: AnyRecipe) -> Iterator[Requirement]:
-    """Yield the datasets and models that a recipe loads by name, except local folders and the embedded sample."""
+    """Yield the datasets and models that a recipe loads by name, except local folders and the built-in sample."""
     if isinstance(recipe, Suite | Grid):
         for member in recipes_by_name(recipe).values():
             yield from requirements(member)

@@ -66,7 +66,7 @@ def test_recipe_snippets_are_valid(text: str, tmp_path: Path) -> None:
 
 
 def test_example_with_own_data_runs(encoder: Path) -> None:
-    """A new data set takes one section of a recipe, as README shows."""
+    """A new dataset takes one section of a recipe, as README shows."""
     text = next(text for kind, text in BLOCKS if kind == "yaml" and "files:" in text)
     Path("own.yaml").write_text(text, "utf-8")
     for name in ("reviews.csv", "final.csv"):
@@ -93,7 +93,7 @@ def test_commands_parse(command: str) -> None:
 
 @pytest.fixture
 def mirror(encoder: Path, tmp_path: Path) -> Path:
-    """A few rows of the data sets and a tiny model under the names that the README's commands know."""
+    """A few rows of the datasets and a tiny model under the names that the README's commands know."""
     datasets = pytest.importorskip("datasets")
     for name in ("nreimers/MiniLM-L6-H384-uncased", "google-bert/bert-base-uncased"):
         shutil.copytree(encoder, tmp_path / "mirror" / "models" / name)
@@ -119,7 +119,7 @@ def mirror(encoder: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_commands_run_one_after_the_other(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but those that need the hub or a cluster, which have tests of their own; trainings are cut short."""
+    """All but those that need the Hub or a cluster, which have tests of their own; trainings are cut short."""
     monkeypatch.setenv("BERTCLI_MIRROR", str(mirror))
     monkeypatch.setenv("BERTCLI_CACHE", "cache")
     short = ["training.max_steps=4", "data.max_eval_examples=20", "data.max_length=32", "evaluation.every_steps=2"]

@@ -1,4 +1,4 @@
-"""Shipped recipes: valid, described, and with the measured results in their headers."""
+"""Built-in recipes: valid, described, and with the measured results in their headers."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def predict(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Predict labels, tags or answers for texts; output keeps input order.
+    """Predict labels, tags or answers for texts; outputs are in input order.
 
     Example: `bertcli predict runs/glue-sst2 --text "a fine film"`
 
@@ -257,7 +257,7 @@ add_tools(app)
 
 
 def _launch_processes(num_processes: int) -> None:
-    """Re-run this command in `num_processes` processes and exit with their code, unless this is already one of them."""
+    """Re-run this command in `num_processes` processes and exit with their exit code, unless this is one of them."""
     from bertcli.cluster.launch import is_worker_process, join_slurm_step, launch
 
     join_slurm_step()

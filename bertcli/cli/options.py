@@ -56,7 +56,7 @@ Overrides = Annotated[
 RecipeName = Annotated[
     str,
     typer.Argument(
-        help="Name of a shipped recipe (see `bertcli recipes list`) or path to a YAML file.",
+        help="Name of a built-in recipe (see `bertcli recipes list`) or path to a YAML file.",
         metavar="RECIPE",
         autocompletion=_complete_recipe,
     ),
@@ -76,8 +76,10 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [defaul
 Precision = Annotated[
     str | None, typer.Option(help="auto, fp32, bf16 or fp16 [default: from the run's recipe, else auto].")
 ]
-Processes = Annotated[int, typer.Option(min=1, help="Processes that train one run on this machine, e.g. one per GPU.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs of a grid, suite or list of seeds to train in parallel.")]
+Processes = Annotated[int, typer.Option(min=1, help="Number of processes per run on this machine, e.g. one per GPU.")]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Number of runs of a grid, suite or list of seeds to train in parallel.")
+]
 TaskName = Annotated[
     str | None,
     typer.Option(help="Task or recipe to evaluate on [default: the run's task].", autocompletion=_complete_task),
@@ -104,9 +106,12 @@ InputFormat = Annotated[
         help="text, jsonl, json, csv, tsv, conll or parquet [default: from the file extension; text for stdin]."
     ),
 ]
-PredictSplit = Annotated[str | None, typer.Option(help="Predict this split of the run's task.")]
+PredictSplit = Annotated[str | None, typer.Option(help="Run prediction on this split of the run's task.")]
 Columns = Annotated[str | None, typer.Option(help="Comma-separated names of the input columns [default: the task's].")]
-Output = Annotated[str, typer.Option(help="New output file, or folder for --format glue and squad; `-` is stdout.")]
+Output = Annotated[
+    str,
+    typer.Option(help="Output file (or folder, for --format glue and squad), which must not exist yet; `-` is stdout."),
+]
 OutputFormat = Annotated[str, typer.Option("--format", help="Output format: jsonl, csv, tsv, glue or squad.")]
 Zip = Annotated[bool, typer.Option("--zip", help="With --format glue: also write the files as one zip archive.")]
 TopK = Annotated[
@@ -135,7 +140,7 @@ def build_inputs(texts: list[str] | None, pairs: list[str] | None, choices: list
     if pairs is not None and (texts is None or len(pairs) != len(texts)):
         raise UsageError("give one --pair for each --text")
     if choices is not None and (texts is None or len(texts) != 1 or pairs is not None or len(choices) < 2):
-        raise UsageError("give one --text with two or more --choice")
+        raise UsageError("pass one --text and at least two --choice options")
     if texts is None:
         return None
     if choices is not None:

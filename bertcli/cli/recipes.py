@@ -20,11 +20,13 @@ TIME_UNITS = {"seconds": "s", "second": "s", "minutes": "min", "minute": "min", 
 @recipes_app.command("list")
 @handle_errors
 def list_shipped(
-    words: Annotated[list[str] | None, typer.Argument(help="Only recipes that mention all of these words.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Show only recipes that mention all of these words.", metavar="WORD")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the shipped recipes with description, expected score and training time, where measured.
+    """List the built-in recipes with their descriptions and, where measured, expected scores and training times.
 
     `--json` adds the conditions of the measurement.
 
@@ -72,7 +74,7 @@ def show(
     no_comments: Annotated[bool, typer.Option("--no-comments", help="Omit the descriptions of the keys.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show the resolved recipe, or that of a run: every key with its value and description.
+    """Show a resolved recipe, by name or from a run folder: every key with its value and description.
 
     Example: `bertcli recipes show glue/sst2 training.epochs=1`
     """
@@ -86,13 +88,13 @@ def show(
 @handle_errors
 def copy(
     recipe: RecipeName,
-    target: Annotated[Path, typer.Argument(help="New file.")],
+    target: Annotated[Path, typer.Argument(help="File to write; must not exist yet.", metavar="TARGET")],
     with_schema: Annotated[
         bool, typer.Option("--schema", help="Also write the JSON schema, referenced in the first line for editors.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a shipped recipe to a new file for editing.
+    """Copy a built-in recipe to a new file for editing.
 
     Example: `bertcli recipes copy sentiment/own-csv mine.yaml`
     """
@@ -127,12 +129,12 @@ def check(
 @recipes_app.command()
 @handle_errors
 def diff(
-    one: Annotated[str, typer.Argument(help="A recipe or a run folder.")],
-    other: Annotated[str, typer.Argument(help="A recipe or a run folder to compare with.")],
+    one: Annotated[str, typer.Argument(help="A recipe or a run folder.", metavar="FIRST")],
+    other: Annotated[str, typer.Argument(help="A recipe or a run folder to compare with.", metavar="SECOND")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the keys in which two recipes or runs differ.
+    """Show the keys that differ between two recipes or runs.
 
     Example: `bertcli recipes diff runs/first runs/second`
     """
@@ -150,12 +152,14 @@ def diff(
 @recipes_app.command()
 @handle_errors
 def schema(
-    kind: Annotated[str, typer.Argument(help="finetune or pretrain.")] = "finetune", debug: Debug = False
+    kind: Annotated[str, typer.Argument(help="finetune or pretrain.", metavar="KIND")] = "finetune",
+    debug: Debug = False,
 ) -> None:
     """Print the JSON schema of recipes, for editors.
 
-    Example: `bertcli recipes schema > finetune.schema.json`, and `# yaml-language-server: $schema=finetune.schema.json`
-    in the first line of a recipe.
+    Then make `# yaml-language-server: $schema=finetune.schema.json` the first line of a recipe.
+
+    Example: `bertcli recipes schema > finetune.schema.json`
     """
     from bertcli.console import print_result
     from bertcli.recipe.catalogue import schema_text

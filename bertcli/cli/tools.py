@@ -51,12 +51,12 @@ def submit(
     run: Run = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes per job.")] = 1,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs per node, with one process each; 0 runs one CPU process.")] = 1,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores per process [default: the cluster's].")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores per process [default: cluster default].")] = None,
     time: Annotated[
         str | None,
-        typer.Option(help="Time limit per job: 90 (minutes), 12:00:00 or 2-00:00:00 [default: the cluster's]."),
+        typer.Option(help="Time limit per job: 90 (minutes), 12:00:00 or 2-00:00:00 [default: cluster default]."),
     ] = None,
-    partition: Annotated[str | None, typer.Option(help="Cluster partition [default: the cluster's].")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition [default: cluster default].")] = None,
     directives: Annotated[
         list[str] | None,
         typer.Option("--sbatch", help="Additional sbatch option, e.g. account=ours or mem=64G; repeatable."),
@@ -65,7 +65,7 @@ def submit(
         bool,
         typer.Option(
             "--array",
-            help="Submit one job per seed, grid point or suite member, and one that collects the results.",
+            help="Submit a job array (one task per seed, grid point or recipe) and a job that collects results.",
         ),
     ] = False,
     mirror: Mirror = None,
@@ -81,7 +81,7 @@ def submit(
 
     A job that is preempted or reaches its time limit saves a checkpoint, is requeued and resumes.
 
-    Example: `bertcli submit glue/sst2 --array training.seed=[1,2,3] --time 2:00:00 --partition gpu`
+    Example: `bertcli submit glue/sst2 --array "training.seed=[1,2,3]" --time 2:00:00 --partition gpu`
     """
     mirror = check_mirror(mirror)
     from bertcli.cluster.slurm import JobResources
@@ -109,8 +109,12 @@ def submit(
 @handle_errors
 def report(
     runs: Annotated[list[str], typer.Argument(help="Run folders to compare.", metavar="RUN")],
-    html: Annotated[Path | None, typer.Option(help="New HTML file that compares the runs.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="New folder for the charts as PNG files.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the comparison to this HTML file, which must not exist yet.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write the charts as PNG files to this folder, which must not exist yet.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -132,10 +136,11 @@ def report(
 def fetch(
     arguments: RecipesAndKeys,
     mirror: Annotated[
-        Path | None, typer.Option(envvar="BERTCLI_MIRROR", help="Mirror folder to fill; existing files are kept.")
+        Path | None,
+        typer.Option(envvar="BERTCLI_MIRROR", help="Mirror folder to download into; existing files are kept."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the files and their size without downloading.")
+        bool, typer.Option("--dry-run", help="List the files and their sizes without downloading.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -196,13 +201,13 @@ def push(
     ],
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     license_name: Annotated[
-        str | None, typer.Option("--license", help="License of the model, by its Hub identifier, e.g. apache-2.0.")
+        str | None, typer.Option("--license", help="License identifier on the Hub, e.g. apache-2.0.")
     ] = None,
     languages: Annotated[
         list[str] | None, typer.Option("--language", help="Language of the model, e.g. en; repeatable.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the files and their size without uploading.")
+        bool, typer.Option("--dry-run", help="List the files and their sizes without uploading.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -122,7 +122,7 @@ def _directives(num_tasks: int, resources: JobResources, environment: JobEnviron
         if not re.fullmatch(r"[a-z][a-z-]*", name):
             raise UsageError(f"found --sbatch {directive!r}, expected an sbatch option such as account=ours")
         if name in directives:
-            raise UsageError(f"found --sbatch {directive!r}, but `bertcli submit` sets {name} itself")
+            raise UsageError(f"--sbatch {directive!r} is not allowed: `bertcli submit` sets {name}")
         directives[name] = value
     lines = []
     for name, setting in directives.items():

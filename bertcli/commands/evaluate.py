@@ -39,13 +39,13 @@ def evaluate(
     hardware: HardwareSection | None = None,
     console: Console | None = None,
 ) -> Results:
-    """Score a run folder (each of its seeds), a model folder or a hub model; a pretraining run on its held-out text.
+    """Score a run folder (each of its seeds), a model folder or a Hub model; a pretraining run on its held-out text.
 
     In a multitask run every task is scored with its own model, under the names that `results.json` uses.
 
     Args:
-        task_name: a task row or recipe; None: the task of the run.
-        split: `train`, `validation`, `test`, or a split name of the data set.
+        task_name: a task definition or recipe; None: the task of the run.
+        split: `train`, `validation`, `test`, or a split name of the dataset.
         labels: names for the model's labels, in the order of their ids, if the task spells them differently.
 
     Raises:
@@ -68,7 +68,7 @@ def evaluate(
         )
         each = [_evaluate_run(run, task, split, evaluate_one) for run in seed_runs(name)]
         results = each[0] if len(each) == 1 else summarize_seeds(each, name)
-    console.say(f"scored    {name} on {split} in {format_seconds(time.monotonic() - started_at)}")
+    console.say(f"evaluated {name} on the {split} split in {format_seconds(time.monotonic() - started_at)}")
     return results
 
 
@@ -101,7 +101,7 @@ def _evaluate_model(
 ) -> EvalResults:
     loaded = load_for_inference(ModelSource(name, mirror), hardware, labels)
     if task is None and loaded.recipe is None:
-        raise UsageError(f"{name} is not a run folder, so its task is unknown; name it with --task")
+        raise UsageError(f"{name} is not a run folder, so its task is unknown; specify it with --task")
     task = task or loaded.task
     rows = load_split(task, split, mirror)
     _note_limit(loaded, task, split, len(rows), console)

@@ -61,7 +61,7 @@ def predict(
     """Write a prediction for each input, in order, and return their number.
 
     Args:
-        name: run folder (with several seeds: its best seed is used), model folder or hub name.
+        name: run folder (with several seeds: its best seed is used), model folder or Hub name.
         inputs: ignored for `glue`, which predicts the task's test rows.
         output: a new file, or `-` for standard output; for `glue` and `squad` a folder.
         format_name: output format, one of `FORMATS`.

@@ -41,7 +41,7 @@ def push(
     if not (folder.results.is_file() and folder.card.is_file() and folder.model.is_dir()):
         raise UsageError(
             f"found no finished run with a model in {run}, expected results.json, README.md and model/ in it; "
-            "finish it by re-running the command that started it (for a suite, name one of its runs)"
+            "finish it by re-running the command that started it (for a suite, specify one of its runs)"
         )
     base_model = _adapter_base_model(folder.model)
     if base_model is not None:

@@ -1,4 +1,4 @@
-"""Corpus documents as a stream, from text, JSON Lines and Parquet files (also compressed), data sets and the sample.
+"""Corpus documents as a stream, from text, JSON Lines and Parquet files (also compressed), datasets and the sample.
 
 No file is loaded whole, and very long lines are split, so memory use does not depend on the size of a file.
 """
@@ -44,7 +44,7 @@ def read_documents(source: Source, mirror: Path | None) -> Iterator[str]:
     """Yield the documents of a source, skipping empty ones.
 
     Raises:
-        DataError: a file or data set is missing, unreadable, damaged or not UTF-8.
+        DataError: a file or dataset is missing, unreadable, damaged or not UTF-8.
     """
     if source.dataset == "sample":
         from bertcli.data.sample import sample_documents

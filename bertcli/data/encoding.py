@@ -1,6 +1,6 @@
 """Texts encoded as token IDs in ragged arrays: no padding is stored, so a million short texts fit in memory.
 
-A *row* of a data set becomes one *item*, or several (windows) if it is longer than the model's input. An item is one
+A *row* of a dataset becomes one *item*, or several (windows) if it is longer than the model's input. An item is one
 sequence, or K of them that are scored together (the choices of a question).
 Shapes: R rows, N items, K sequences per item, T tokens of all sequences, B items of a batch, S its longest sequence.
 """
@@ -34,7 +34,7 @@ class Encoded:
     input_ids: np.ndarray  # [T] int32
     token_type_ids: np.ndarray | None  # [T] int8; None if the model has no token types
     offsets: np.ndarray  # [N * K + 1] int64
-    rows: np.ndarray  # [N] int64, ascending: the data set row of each item
+    rows: np.ndarray  # [N] int64, ascending: the dataset row of each item
     labels: np.ndarray | None  # [N …], or [T] if `labels_per_token`; None if unlabeled
     pad_token_id: int
     num_choices: int = 1  # K
@@ -217,7 +217,7 @@ class EncodedBuilder:
         self._token_type_ids: list[np.ndarray] = []
 
     def add(self, row: int, input_ids: list[int], token_type_ids: list[int] | None) -> None:
-        """Add a sequence of data set row `row`."""
+        """Add a sequence of dataset row `row`."""
         self.rows.append(row)
         self._input_ids.append(np.asarray(input_ids, dtype=np.int32))
         if token_type_ids is not None:

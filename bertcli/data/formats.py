@@ -45,7 +45,7 @@ def require_object(row: object, location: str) -> Row:
 
 
 def read_squad(content: Any, location: str) -> Iterator[Row]:
-    """Yield a row for each question of SQuAD's official JSON, in the columns of the Hugging Face data set.
+    """Yield a row for each question of SQuAD's official JSON, in the columns of the Hugging Face dataset.
 
     Raises:
         DataError: the content does not have SQuAD's structure.

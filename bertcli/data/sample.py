@@ -1,4 +1,4 @@
-"""The embedded sample data: a seeded generator of a small synthetic language, independent of any data set.
+"""The built-in sample data: a seeded generator of a small synthetic language, independent of any dataset.
 
 Its sentences follow rules that a small encoder can learn: negation flips polarity and the clause after `but` decides;
 a dog is an animal; nouns reveal the topic. The unlabeled documents use words in the same positions as the labeled rows

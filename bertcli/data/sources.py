@@ -1,6 +1,6 @@
-"""Loading data sets: the embedded sample, the user's files, a mirror folder, the Hugging Face cache, the hub.
+"""Loading datasets: the built-in sample, the user's files, a mirror folder, the Hugging Face cache, the Hub.
 
-The hub is tried last, so data that is already on the disk needs no network.
+The Hub is tried last, so data that is already on the disk needs no network.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SPLITS = ("train", "validation", "test")
 
 
 def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
-    """Load one split: `train`, `validation`, `test`, or a split name of the data set.
+    """Load one split: `train`, `validation`, `test`, or a split name of the dataset.
 
     For a task without a validation split, `held_out_fraction` of its training rows (always the same ones) are the
     validation split, and the remaining rows the training split.
 
     Raises:
-        DataError: the data set, split or column does not exist, is unreadable, or has no rows.
+        DataError: the dataset, split or column does not exist, is unreadable, or has no rows.
     """
     has_validation = bool(task.files.validation) if task.files else task.splits.validation is not None
     if has_validation or split not in ("train", "validation"):
@@ -57,7 +57,7 @@ def _hold_out(task: Task, rows: Dataset, split: str) -> Dataset:
         parts = rows.train_test_split(test_size=num_held_out, seed=HELD_OUT_SEED)
         return parts["train" if split == "train" else "test"]
     if task.group_by not in rows.column_names:
-        raise DataError(f"{task.name}: found columns {rows.column_names}, expected task.group_by {task.group_by!r}")
+        raise DataError(f"{task.name}: found no column {task.group_by!r} (task.group_by), only {rows.column_names}")
     values = rows[task.group_by][:]
     if None in values:
         row = values.index(None) + 1
@@ -98,10 +98,10 @@ def _load_dataset_split(task: Task, name: str, mirror: Path | None) -> Dataset:
 
 
 def load_rows(dataset: str, config: str | None, split: str, mirror: Path | None) -> Dataset:
-    """Load a split of a data set: from the mirror, a folder, the local cache or the hub, in this order.
+    """Load a split of a dataset: from the mirror, a folder, the local cache or the Hub, in this order.
 
     Raises:
-        DataError: the data set or split does not exist or is unreadable.
+        DataError: the dataset or split does not exist or is unreadable.
     """
     path = resolve_dataset(dataset, mirror)
     if Path(path).is_dir():
@@ -121,7 +121,7 @@ def load_rows(dataset: str, config: str | None, split: str, mirror: Path | None)
 
 
 def resolve_dataset(name: str, mirror: Path | None) -> str:
-    """Return the data set's folder in the mirror if there is one, else `name` itself (a folder or a hub name)."""
+    """Return the dataset's folder in the mirror if there is one, else `name` itself (a folder or a Hub name)."""
     in_mirror = mirror / "datasets" / name if mirror and not {"..", "/"} & {*Path(name).parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
@@ -137,19 +137,19 @@ def _load_dataset(path: str, config: str | None) -> dict[str, Dataset]:
         if Path(path).is_dir():
             file = _unreadable_file(path, config)
             raise DataError(
-                f"cannot read the data set in {path} ({reason})"
+                f"cannot read the dataset in {path} ({reason})"
                 if file is None
-                else f"cannot read {file}: {reason}. Fix it, or fetch the data set again."
+                else f"cannot read {file}: {reason}. Fix it, or fetch the dataset again."
             ) from error
         raise DataError(
-            f"cannot load data set {path!r} ({reason}). It is not in a mirror, not in the local cache, not a folder, "
-            "and not available from the hub: check the name, or point --mirror (or BERTCLI_MIRROR) at a copy made by "
+            f"cannot load dataset {path!r} ({reason}). It is not in a mirror, not in the local cache, not a folder, "
+            "and not available from the Hub: check the name, or point --mirror (or BERTCLI_MIRROR) at a copy made by "
             "`bertcli fetch`."
         ) from error
 
 
 def _unreadable_file(folder: str, config: str | None) -> str | None:
-    """Return the first file of a data set that cannot be read by itself; None if all can, or cannot be listed."""
+    """Return the first file of a dataset that cannot be read by itself; None if all can, or cannot be listed."""
     import datasets
 
     try:

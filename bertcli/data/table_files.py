@@ -1,4 +1,4 @@
-"""Data sets from the user's files: CSV, TSV, JSON Lines, JSON, Parquet, SQuAD's JSON and CoNLL, by suffix."""
+"""Datasets from the user's files: CSV, TSV, JSON Lines, JSON, Parquet, SQuAD's JSON and CoNLL, by suffix."""
 
 from __future__ import annotations
 

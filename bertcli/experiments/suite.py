@@ -103,7 +103,7 @@ def _results(suite: Suite, folder: Path, finished: dict[str, RunResults], failed
 
 
 def _suite_score(task: Task, results: RunResults) -> float:
-    """Return a task's part of the average: its mean score over seeds and over its validation splits."""
+    """Return a task's contribution to the average: its mean score over seeds and over its validation splits."""
     splits = ("validation", *task.splits.extra_validation)
     return statistics.fmean(task_score(task, results.mean_scores(split)) for split in splits)
 

@@ -54,14 +54,14 @@ def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
             f"{setup.head.answer_kind}"
         )
     if teacher.head.labels:
-        check_labels(teacher.head.labels, setup.head.labels, name, "Name a teacher with the same labels.")
+        check_labels(teacher.head.labels, setup.head.labels, name, "Use a teacher with the same labels.")
     if section.teacher_hidden_weight:
         num_teacher_layers, teacher_size = _layers_and_hidden_size(_model(teacher))
         num_layers, hidden_size = _layers_and_hidden_size(student)
         if num_teacher_layers < num_layers or teacher_size < hidden_size:
             raise ModelError(
                 f"the teacher {name} has {num_teacher_layers} layers of hidden size {teacher_size}, the student "
-                f"{num_layers} of {hidden_size}: name a larger teacher, or set training.teacher_hidden_weight=0"
+                f"{num_layers} of {hidden_size}: use a larger teacher, or set training.teacher_hidden_weight=0"
             )
     return teacher
 
@@ -84,14 +84,14 @@ def with_teacher_outputs(
     they are projected onto their principal components.
 
     Raises:
-        ModelError: as `load_teacher` does, or the teacher splits long rows into other windows.
+        ModelError: as `load_teacher` does, or the teacher splits long rows into different windows.
     """
     teacher = load_teacher(setup, student)
     name, head = teacher.name, teacher.head
     teacher_encoded = head.encode(setup.task, setup.rows["train"], teacher.tokenizer, teacher.data)
     if not np.array_equal(teacher_encoded.rows, encoded.rows):
         raise ModelError(
-            f"the teacher {name} splits long rows into other windows; set data.max_length to the teacher's"
+            f"the teacher {name} splits long rows into different windows; set data.max_length to the teacher's"
         )
     depths = _teacher_depths(teacher, student) if setup.recipe.training.teacher_hidden_weight else []
     size = student.config.hidden_size

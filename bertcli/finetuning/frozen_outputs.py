@@ -68,12 +68,12 @@ def with_frozen_outputs(
 ) -> Encoded:
     """Return the rows with the last hidden states of the model's encoder.
 
-    They are those of first tokens only if the head uses no others.
+    If the head uses only the first token of a sequence, only that token's states are returned.
 
     Args:
         max_tokens: maximum tokens per batch on one device, padding included.
         on_batch: called after each batch with its number of sequences.
-        warn: called with a message if the cached hidden states are damaged.
+        warn: called with a message if the cached hidden states are corrupt.
     """
     padding_free: Any = getattr(model, "padding_free", None)
     first_only = padding_free is not None and padding_free.output_tokens == "first"

@@ -210,7 +210,7 @@ class FinetuneJob(Job):
 def with_tuned_thresholds(
     accelerator: Accelerator, model: torch.nn.Module, setup: FinetuneSetup, folder: Path
 ) -> tuple[FinetuneSetup, dict[str, float]]:
-    """Return the setup with the thresholds of the best F1 on the validation split, and the metrics with them.
+    """Return the setup with the thresholds that maximize F1 on the validation split, and the metrics with them.
 
     They are also written to `config.json` of the model in `folder`, where `eval` and `predict` read them.
     """

@@ -78,7 +78,7 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -
     console.say(
         f"training  {plan.total_steps} steps of {training.global_batch_size} examples{accumulation}, "
         f"{plan.steps_per_epoch} per epoch; learning rate {training.learning_rate:g}, {training.schedule}, "
-        f"{plan.warmup_steps} warmup steps; evaluation every {plan.eval_every_steps}"
+        f"{plan.warmup_steps} warmup steps; evaluation every {plan.eval_every_steps} steps"
     )
     seeds = ", ".join(map(str, training.seed))
     console.say(f"run       {run}, {'seeds' if len(training.seed) > 1 else 'seed'} {seeds}")

@@ -1,6 +1,6 @@
 """The base class of heads: how rows of one kind of task become model inputs, and logits become predictions.
 
-Shapes: R rows of a data set, N items they are encoded as (N > R if long rows are split into windows), T tokens of all
+Shapes: R rows of a dataset, N items they are encoded as (N > R if long rows are split into windows), T tokens of all
 items, B items of a batch, S tokens of the longest item in a batch, C classes.
 """
 
@@ -27,7 +27,7 @@ class Head(ABC):
 
     Attributes:
         model_class: name of the transformers class, such as `AutoModelForSequenceClassification`.
-        pipeline_tag: pipeline tag of the model on the hub.
+        pipeline_tag: pipeline tag of the model on the Hub.
         has_pipeline: whether the transformers pipeline of that tag gives the same predictions.
         default_columns: input columns of rows without a task, and alternatives to the task's columns in input files.
         per_token: whether every token has logits.
@@ -47,7 +47,7 @@ class Head(ABC):
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
-        """Return an error message if the task row is invalid for this head, else None."""
+        """Return an error message if the task definition is invalid for this head, else None."""
         if task.problem != "single_label":
             return f"`problem` requires the head text_classification, found {task.head}"
         if task.unanswerable:
@@ -81,7 +81,7 @@ class Head(ABC):
         """Return the labels of a task, collected from all its training rows if they are not declared.
 
         Raises:
-            DataError: there are too few labels, or the task row and the data set disagree.
+            DataError: there are too few labels, or the task definition and the dataset disagree.
         """
         return ()
 

@@ -1,4 +1,4 @@
-"""Label names: reading them from task rows, data sets and model configurations, and their weights in the loss.
+"""Label names: reading them from task definitions, datasets and model configurations, and their weights in the loss.
 
 Shapes: R rows, C labels.
 """
@@ -62,10 +62,10 @@ def declared_labels(feature: Any) -> list[str]:
 
 
 def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
-    """Return the labels that the task row lists, else those that the data set declares; empty if neither does.
+    """Return the labels that the task definition lists, else those that the dataset declares; empty if neither does.
 
     Raises:
-        DataError: the label column is missing, or the task row and the data set disagree.
+        DataError: the label column is missing, or the task definition and the dataset disagree.
     """
     if task.label_column not in train.column_names:
         raise DataError(
@@ -75,17 +75,17 @@ def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
     declared = declared_labels(train.features[task.label_column])
     if task.labels and declared and set(task.labels) != set(declared):
         raise DataError(
-            f"{task.name}: the task row lists the labels {list(task.labels)}, the data set declares {declared}; "
+            f"{task.name}: the task definition lists the labels {list(task.labels)}, the dataset declares {declared}; "
             "make task.labels match"
         )
     return task.labels or tuple(declared)
 
 
 def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
-    """Return the label names in order: those of the task row, else of the data set, else of the training rows, sorted.
+    """Return the label names in order: from the task definition, else the dataset, else the training rows, sorted.
 
     Raises:
-        DataError: the task row and the data set disagree, or there are too few labels.
+        DataError: the task definition and the dataset disagree, or there are too few labels.
     """
     if task.problem == "regression":
         return ()
@@ -108,7 +108,7 @@ def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
 def label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
     """Return the label of each row as a name (or a list of names); None if it is missing.
 
-    In local files -1 is an ordinary label if the task row lists it.
+    In local files -1 is an ordinary label if the task definition lists it.
     """
     declared = declared_labels(rows.features[task.label_column])
     listed = () if declared else task.labels
@@ -127,7 +127,7 @@ def _split_labels(text: str) -> list[str]:
 
 
 def label_name(declared: Sequence[str], value: Any) -> str:
-    """Return the name that the data set declares for a label id; other values are names themselves."""
+    """Return the name that the dataset declares for a label id; other values are names themselves."""
     return declared[value] if isinstance(value, int) and 0 <= value < len(declared) else str(value)
 
 

@@ -33,7 +33,7 @@ class MultipleChoice(Head):
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
-        """Return an error message if the task row has labels, no choices, or keys of other heads."""
+        """Return an error message if the task definition has labels, no choices, or keys of other heads."""
         if task.labels:
             return "found `labels`, but multiple_choice tasks have none; remove them"
         if not task.choice_columns:

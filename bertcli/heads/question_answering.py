@@ -49,7 +49,7 @@ class QuestionAnswering(Head):
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
-        """Return an error message if the task row has labels, not two text columns, or keys of other heads."""
+        """Return an error message if the task definition has labels, not two text columns, or keys of other heads."""
         if task.labels:
             return "found `labels`, but question_answering tasks have none; remove them"
         if len(task.text_columns) != 2:
@@ -268,7 +268,7 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
 def _row_answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
     """Yield text and start offset (0 if it is not given) of each answer of each row.
 
-    Reads the format of the hub (a dictionary of lists) and that of SQuAD's JSON (a list of dictionaries).
+    Reads the format of the Hub (a dictionary of lists) and that of SQuAD's JSON (a list of dictionaries).
 
     Raises:
         DataError: a row has another format.

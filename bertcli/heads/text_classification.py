@@ -71,7 +71,7 @@ class TextClassification(Head):
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
-        """Return an error message if a regression task has labels, or the task row has keys of other heads."""
+        """Return an error message if a regression task has labels, or the task definition has keys of other heads."""
         if task.problem == "regression" and task.labels:
             return "found `labels`, but regression tasks have none; remove them"
         return super().find_problem(task.model_copy(update={"problem": "single_label"}))

@@ -67,7 +67,7 @@ class TokenClassification(Head):
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
-        """Return an error message if the task row has several text columns, or keys of other heads."""
+        """Return an error message if the task definition has several text columns, or keys of other heads."""
         if len(task.text_columns) != 1:
             return "token_classification needs one column in `text_columns`: the words"
         return super().find_problem(task)
@@ -260,10 +260,10 @@ class TokenClassification(Head):
 
 
 def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
-    """Return the tags in order: those of the task row, else of the data set, else of the training rows, `O` first.
+    """Return the tags in order: from the task definition, else the dataset, else the training rows, `O` first.
 
     Raises:
-        DataError: the task row and the data set disagree, or there are fewer than two tags.
+        DataError: the task definition and the dataset disagree, or there are fewer than two tags.
     """
     labels = predefined_labels(task, train)
     if not labels:

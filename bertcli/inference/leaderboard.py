@@ -55,7 +55,7 @@ def write_glue_files(
             for split, file in task.submission.files.items():
                 path = output / f"{file}.tsv"
                 if path in written:
-                    raise UsageError(f"found several runs of {task.name} in {name}; name one of them")
+                    raise UsageError(f"found several runs of {task.name} in {name}; specify one of them")
                 _write_glue_file(loaded, task, split, path, mirror, console)
                 console.say(f"{model} → {path}")
                 written.append(path)

@@ -1,4 +1,4 @@
-"""A fine-tuned model loaded for `eval` and `predict`, from a run folder, a model folder or a hub name."""
+"""A fine-tuned model loaded for `eval` and `predict`, from a run folder, a model folder or a Hub name."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def predict_inputs(
     """Predict a stream of inputs, a chunk at a time: memory does not grow with their number.
 
     Yields:
-        Inputs, the same as data set rows, their encoded items, and the logits.
+        Inputs, the same as dataset rows, their encoded items, and the logits.
 
     Raises:
         DataError: a column has both texts and lists of texts.

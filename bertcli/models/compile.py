@@ -32,7 +32,7 @@ def compile_layers(model: nn.Module, *, suppress_errors: bool = False) -> int:
     """
     if not has_compiler():
         raise UsageError(
-            "hardware.compile needs a C++ compiler: found no g++, no clang++ and none at $CXX; "
+            "hardware.compile needs a C++ compiler, and none was found (tried g++, clang++ and $CXX); "
             "install one, or remove hardware.compile"
         )
     torch._inductor.config.fallback_random = True  # eager random numbers: compiling must not change the results

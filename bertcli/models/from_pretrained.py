@@ -42,10 +42,10 @@ UNLIMITED_LENGTH = 10**9
 class ModelSource:
     """A model name resolved once, and what it leads to: path, configuration, tokenizer and weights.
 
-    The name is looked up as a run folder and a model folder, in the mirror, in the local cache and on the hub.
+    The name is looked up as a run folder and a model folder, in the mirror, in the local cache and on the Hub.
 
     Attributes:
-        path: folder of the model; the name itself if it is to be found in the cache or on the hub.
+        path: folder of the model; the name itself if it is to be found in the cache or on the Hub.
 
     Raises:
         ModelError: the name is a file, or a folder without a model.
@@ -72,7 +72,7 @@ class ModelSource:
         config = _from_pretrained(AutoConfig.from_pretrained, "configuration", self.path)
         if Path(self.path).is_dir() and not _has_weights(Path(self.path)):
             raise ModelError(
-                f"found {self.path} without weights, expected model.safetensors there. "
+                f"no weights in {self.path}: model.safetensors is missing. "
                 f"To train from scratch, set model.size and model.tokenizer={self.name} instead of model.name."
             )
         return config
@@ -171,7 +171,7 @@ def _resolve(name: str, mirror: Path | None) -> str:
         cure = f"; use one of its models: {', '.join(task_models)}" if task_models else ""
         raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model{cure}")
     if folder.is_file():
-        raise ModelError(f"found file {folder}, expected a run folder, a saved model or a hub name")
+        raise ModelError(f"found file {folder}, expected a run folder, a saved model or a Hub name")
     in_mirror = mirror / "models" / name if mirror and not {"..", "/"} & {*folder.parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
@@ -250,13 +250,13 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: Any) -> Any:
-    """Call a `from_pretrained` method: local folders and the local cache first, then the hub.
+    """Call a `from_pretrained` method: local folders and the local cache first, then the Hub.
 
     Code shipped with a model is never run: `trust_remote_code` is False, or transformers would prompt on stdin.
 
     Args:
         kind: the noun for error messages, such as "tokenizer".
-        path: a folder or a hub name.
+        path: a folder or a Hub name.
 
     Raises:
         ModelError: loading failed.
@@ -276,7 +276,7 @@ def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: 
         siblings = [str(Path(path).with_name(folder.name)) for folder in Path(path).parent.glob("*/")]
         raise ModelError(
             f"cannot load the {kind} of {path!r}: not a folder, not in a mirror, not in the local cache, and not "
-            f"available from the hub ({reason.rstrip('.')}).{did_you_mean(path, siblings)} Check the name, or point "
+            f"available from the Hub ({reason.rstrip('.')}).{did_you_mean(path, siblings)} Check the name, or point "
             "--mirror (or BERTCLI_MIRROR) at a local copy; `bertcli fetch` downloads one."
         ) from error
 

@@ -71,6 +71,6 @@ def save_lora(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
         return
     inner: Any = peft_model.get_base_model()
     inner.config.architectures = [type(inner).__name__]
-    peft_model.save_pretrained(str(folder), save_embedding_layers=False)  # unchanged, and "auto" would query the hub
+    peft_model.save_pretrained(str(folder), save_embedding_layers=False)  # unchanged, and "auto" would query the Hub
     inner.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """Word embeddings that are trained only in the rows of tokens seen in training.
 
-A vocabulary serves all texts, but a data set uses only part of it: SST-2 uses less than half of BERT's, monolingual
+A vocabulary serves all texts, but a dataset uses only part of it: SST-2 uses less than half of BERT's, monolingual
 texts a small part of a multilingual one. The other rows never have a gradient, and AdamW only applies weight decay to
 them, which scales them all by the same factor. So the gradient, the optimizer's moments and its update cover only the
 seen rows, plus one extra row of ones that never has a gradient either and records that factor: the result is the same.

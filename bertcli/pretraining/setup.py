@@ -209,7 +209,7 @@ def resolve_phases(
     """Derive the plan of a run, and the first step and the end of each phase.
 
     Raises:
-        RecipeError: more warm-up steps than training steps.
+        RecipeError: there are more warmup steps than training steps.
     """
     training, phases = recipe.training, recipe.phases
     batch_sizes = [phase.global_batch_size or training.global_batch_size for phase in phases]

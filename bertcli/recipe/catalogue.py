@@ -39,7 +39,7 @@ YAML_INDENT = 2
 
 
 def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe | Grid | Suite:
-    """Load a recipe, grid or suite by shipped name, from a file or from a run folder, with `key=value` overrides.
+    """Load a recipe, grid or suite by built-in name, from a file or from a run folder, with `key=value` overrides.
 
     Raises:
         RecipeError: with all errors.
@@ -57,7 +57,7 @@ def run_recipe_path(name_or_path: str) -> str:
 
 
 def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str | None]]:
-    """The shipped recipes whose name or header contains all words: name, command, description, expected result.
+    """The built-in recipes whose name or header contains all words: name, command, description, expected result.
 
     The expected result is `score`, `time` and `conditions`; None if not measured.
     """
@@ -75,7 +75,7 @@ def show_recipe(name_or_path: str, overrides: Sequence[str] = (), *, comments: b
     """The resolved recipe as YAML; for a suite or a grid, one document per recipe.
 
     Args:
-        name_or_path: a shipped recipe, a file or a run folder.
+        name_or_path: a built-in recipe, a file or a run folder.
         overrides: `key=value` arguments.
         comments: add the description of each key as a comment.
 
@@ -136,10 +136,10 @@ def _capitalized(text: str) -> str:
 
 
 def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
-    """Copy a shipped recipe with its comments to a new file.
+    """Copy a built-in recipe with its comments to a new file.
 
     Args:
-        name: the shipped recipe.
+        name: the built-in recipe.
         target: the new file.
         with_schema: also write the JSON schema to `finetune.schema.json` or `pretrain.schema.json` in the same folder,
             and reference it in the first line of the copy, for editors.
@@ -227,9 +227,9 @@ def _value_or_list(property_schema: dict[str, Any]) -> dict[str, Any]:
 def _dump_single(name: str) -> str:
     recipe = load_any(name)
     if isinstance(recipe, Suite):
-        raise UsageError(f"{name} is a suite; name one of its recipes: {', '.join(recipe.recipes)}")
+        raise UsageError(f"{name} is a suite; specify one of its recipes: {', '.join(recipe.recipes)}")
     if isinstance(recipe, Grid):
-        raise UsageError(f"{name} is a grid of {len(recipe.points)} recipes; name one of its runs")
+        raise UsageError(f"{name} is a grid of {len(recipe.points)} recipes; specify one of its runs")
     return dump_recipe(recipe)
 
 
@@ -261,7 +261,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Names of shipped recipes, for shell completion."""
+    """Names of built-in recipes, for shell completion."""
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
@@ -272,7 +272,7 @@ def complete_key(incomplete: str) -> list[str]:
 
 
 def complete_task(incomplete: str) -> list[str]:
-    """Names of task rows, for shell completion."""
+    """Names of task definitions, for shell completion."""
     return [name for name in TASKS if name.startswith(incomplete)]
 
 

@@ -36,7 +36,7 @@ class Grid:
 
 
 def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid:
-    """Load a shipped recipe or a YAML file: a recipe, or a grid if keys of `training` hold lists.
+    """Load a built-in recipe or a YAML file: a recipe, or a grid if keys of `training` hold lists.
 
     Raises:
         RecipeError: with all errors, each as `file:line: found … expected …`.

@@ -32,11 +32,11 @@ from bertcli.tasks.task import Task
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a fine-tuning recipe by shipped name (`glue/sst2`) or from a YAML file, with `key=value` overrides.
+    """Load a fine-tuning recipe by built-in name (`glue/sst2`) or from a YAML file, with `key=value` overrides.
 
     Precedence, lowest first: defaults, the file it `extends`, the file, the command line. Relative paths under
     `task.files` are resolved against the folder of the file that contains them (on the command line: the current
-    folder); `task.dataset` and `model.name` may be hub names, so they are kept as given.
+    folder); `task.dataset` and `model.name` may be Hub names, so they are kept as given.
 
     Raises:
         RecipeError: with all errors, each as `file:line: found … expected …`.
@@ -53,13 +53,13 @@ def read_finetune_recipe(name_or_path: str) -> RecipeLayer:
         RecipeError: no such recipe, or it is a suite or a pretraining recipe.
     """
     layer = read_with_extends(find_recipe(name_or_path), Recipe)
-    _reject_key(layer, "suite", f"{name_or_path} is a suite, expected a single recipe; name one of its recipes")
+    _reject_key(layer, "suite", f"{name_or_path} is a suite, expected a single recipe; specify one of its recipes")
     _reject_key(layer, "corpus", f"{name_or_path} is a recipe for `bertcli pretrain`, expected one with a task")
     return layer
 
 
 def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe:
-    """Load a pretraining recipe by shipped name (`pretrain/tiny`) or from a YAML file, like `load_recipe`.
+    """Load a pretraining recipe by built-in name (`pretrain/tiny`) or from a YAML file, like `load_recipe`.
 
     Relative paths under `corpus.sources` are resolved against the folder of the file that contains them.
 
@@ -74,7 +74,7 @@ def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pr
 
 
 def load_any_recipe(name_or_path: str) -> Recipe | PretrainRecipe:
-    """Load a fine-tuning or pretraining recipe by shipped name or from a YAML file.
+    """Load a fine-tuning or pretraining recipe by built-in name or from a YAML file.
 
     Raises:
         RecipeError: with all errors.
@@ -144,20 +144,20 @@ def recipe_task(recipe: Recipe) -> Task:
 
 
 def shipped_recipes_folder() -> Path:
-    """The folder of the shipped recipes: in the package if installed, next to it in a checkout."""
+    """The folder of the built-in recipes: in the package if installed, next to it in a checkout."""
     package = Path(bertcli.__file__).parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The shipped recipes by name."""
+    """The built-in recipes by name."""
     folder = shipped_recipes_folder()
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
-    """The file of a shipped recipe, or of a path relative to `base_folder`.
+    """The file of a built-in recipe, or of a path relative to `base_folder`.
 
     Raises:
         RecipeError: no such recipe.
@@ -173,8 +173,8 @@ def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
             [f"found the folder {quoted(name_or_path)}, expected a recipe file or one of: {', '.join(shipped)}"]
         )
     files = [str(Path(name_or_path).with_name(file.name)) for file in path.parent.glob("*.yaml")]
-    cure = did_you_mean(name_or_path, [*files, *shipped]) or " `bertcli recipes list` lists the shipped recipes."
-    raise RecipeError([f"found no recipe {quoted(name_or_path)}, expected a YAML file or a shipped name.{cure}"])
+    cure = did_you_mean(name_or_path, [*files, *shipped]) or " `bertcli recipes list` lists the built-in recipes."
+    raise RecipeError([f"found no recipe {quoted(name_or_path)}, expected a YAML file or a built-in name.{cure}"])
 
 
 def read_with_extends(path: Path, schema: type[BaseModel], children: tuple[Path, ...] = ()) -> RecipeLayer:
@@ -255,7 +255,7 @@ def _validate_recipe(layer: RecipeLayer) -> tuple[Recipe | PretrainRecipe | None
         if isinstance(recipe, Recipe) and isinstance(row, Task) and not problems:
             return recipe.model_copy(update={"task": row}), recipe_problems
         return None, problems + recipe_problems
-    expected = "expected the name of a task row or an inline row"
+    expected = "expected the name of a task definition or an inline definition"
     if "task" not in values:
         problems.append(f"{layer.location(())}: found no task, {expected} under `task:`")
     elif not isinstance(task, str):
@@ -263,7 +263,7 @@ def _validate_recipe(layer: RecipeLayer) -> tuple[Recipe | PretrainRecipe | None
     elif task not in TASKS:
         cure = did_you_mean(task, TASKS) or f" Known: {', '.join(TASKS)}."
         problems.append(
-            f"{layer.location(('task',))}: found task {quoted(task)}, expected the name of a task row.{cure}"
+            f"{layer.location(('task',))}: found task {quoted(task)}, expected the name of a task definition.{cure}"
         )
     if problems:
         values["task"] = next(iter(TASKS))

@@ -28,7 +28,7 @@ def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -
     """Derive the plan of a run over `num_train_examples` rows.
 
     Raises:
-        RecipeError: more warm-up steps than training steps.
+        RecipeError: there are more warmup steps than training steps.
     """
     training = recipe.training
     steps_per_epoch = math.ceil(num_train_examples / training.global_batch_size)
@@ -52,13 +52,13 @@ def complete_plan(
     num_processes: int,
     budget_seconds: float | None = None,
 ) -> Plan:
-    """Derive warm-up, evaluation interval and batch division from the number of steps.
+    """Derive warmup, evaluation interval, micro-batch size and gradient accumulation from the number of steps.
 
     Args:
         global_batch_size: examples in the largest step, over all processes.
 
     Raises:
-        RecipeError: more warm-up steps than training steps.
+        RecipeError: there are more warmup steps than training steps.
     """
     training, evaluation, requested_size = recipe.training, recipe.evaluation, recipe.hardware.micro_batch_size
     warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total_steps)

@@ -24,15 +24,15 @@ TokenizerKind = Literal["wordpiece", "bpe", "unigram"]
 
 
 class Source(Section):
-    """One source of documents: text files or a data set."""
+    """One source of documents: text files or a dataset."""
 
     files: Paths = Field(
         (), description="text, JSON Lines or Parquet files, also .gz, .zst, .bz2; `*` and `**` are wildcards"
     )
-    dataset: str | None = Field(None, description="hub name, folder in the hub's layout, or `sample` (embedded)")
-    config: str | None = Field(None, description="configuration (subset) of the data set")
-    split: str = Field("train", description="split of the data set")
-    column: str = Field("text", description="text column of JSON Lines, Parquet files and data sets")
+    dataset: str | None = Field(None, description="Hub name, folder in the Hub's layout, or `sample` (built in)")
+    config: str | None = Field(None, description="configuration (subset) of the dataset")
+    split: str = Field("train", description="split of the dataset")
+    column: str = Field("text", description="text column of JSON Lines, Parquet files and datasets")
     documents: Literal["blocks", "lines", "files"] = Field(
         "blocks", description="unit of a document in a text file: a block between empty lines, a line, or the file"
     )
@@ -62,7 +62,7 @@ class CorpusSection(Section):
 class TokenizerSection(Section):
     """The tokenizer: an existing one, or one trained on the corpus."""
 
-    name: str | None = Field(None, description="hub name, model folder or run folder; null: train one")
+    name: str | None = Field(None, description="Hub name, model folder or run folder; null: train one")
     kind: TokenizerKind = Field("wordpiece", description="algorithm of a trained tokenizer (bpe: byte-level)")
     vocab_size: int = Field(
         30522, ge=300, description="vocabulary size of a trained tokenizer, rounded up to a multiple of 64"
@@ -77,7 +77,7 @@ class ArchitectureSection(Section):
     """The model: randomly initialized, or a pretrained one to continue from."""
 
     name: str | None = Field(
-        None, description="hub name, model folder or run folder to continue from; null: randomly initialized"
+        None, description="Hub name, model folder or run folder to continue from; null: randomly initialized"
     )
     family: str = Field(
         "bert", description="model type of transformers: bert, roberta, electra, modernbert, gpt2, t5 …"
@@ -160,7 +160,7 @@ class Phase(Section):
 
 
 class PretrainingSection(OptimizationSection):
-    """Hyperparameters that change the trained model. The length is `max_steps`, else `max_tokens`, else `epochs`."""
+    """Training hyperparameters. The length is `max_steps`, else `max_tokens`, else `epochs`."""
 
     epochs: float = Field(1.0, gt=0, description="passes over the corpus")
     max_tokens: int | None = Field(None, ge=1, description="training tokens; overrides `epochs`")
@@ -171,7 +171,7 @@ class PretrainingSection(OptimizationSection):
     )
     global_batch_size: int = Field(256, ge=1, description="sequences per optimizer step, over all processes")
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
-    warmup_ratio: float = Field(0.01, ge=0, lt=1, description="fraction of the steps used for warm-up")
+    warmup_ratio: float = Field(0.01, ge=0, lt=1, description="fraction of the steps used for warmup")
 
 
 class PretrainRecipe(Section):
@@ -193,23 +193,21 @@ class PretrainRecipe(Section):
     packing: bool = Field(
         False, description="pack several short documents into one row, without attention between them"
     )
-    training: PretrainingSection = Field(
-        PretrainingSection(), description="hyperparameters that change the trained model"
-    )
+    training: PretrainingSection = Field(PretrainingSection(), description="training hyperparameters")
     evaluation: EvaluationSection = Field(
         EvaluationSection(), description="when to evaluate, and which checkpoint is best"
     )
-    hardware: HardwareSection = Field(HardwareSection(), description="settings that affect only speed")
+    hardware: HardwareSection = Field(HardwareSection(), description="how the run executes, not what it learns")
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
         total = sum(phase.fraction for phase in self.phases)
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"the fractions of the phases add up to {total:g}, expected 1")
+            raise ValueError(f"the fractions of the phases must add up to 1, found {total:g}")
         if self.packing and not self.objective.objective_class.supports_packing:
             raise ValueError(f"`packing` requires the objective masked_lm, found {self.objective.kind}")
         if self.packing and self.objective.pairs is not None:
-            raise ValueError("`packing` is for single texts and objective.pairs for pairs; leave one of them out")
+            raise ValueError("`packing` cannot be combined with objective.pairs; remove one of them")
         if len(self.training.seed) > 1:
-            raise ValueError("found several seeds, expected one: run pretraining once per seed")
+            raise ValueError("pretraining takes a single seed; run it once per seed")
         return self

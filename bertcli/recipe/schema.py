@@ -22,7 +22,7 @@ Seeds = Annotated[tuple[Seed, ...], Strict(False), Field(min_length=1), WithJson
 class ModelSection(Section):
     """The encoder to fine-tune: a pretrained one (`name`), or randomly initialized weights of a given `size`."""
 
-    name: str | None = Field(None, description="hub name, model folder or run folder; null: randomly initialized")
+    name: str | None = Field(None, description="Hub name, model folder or run folder; null: randomly initialized")
     size: Size = Field("base", description="BERT size if randomly initialized")
     tokenizer: str | None = Field(
         None,
@@ -68,10 +68,10 @@ class OptimizationSection(Section):
     global_batch_size: int = Field(32, ge=1, description="examples per optimizer step, over all processes")
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
-        "linear", description="learning rate schedule after the warm-up"
+        "linear", description="learning rate schedule after the warmup"
     )
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="fraction of the steps used for warm-up")
-    warmup_steps: int | None = Field(None, ge=0, description="warm-up steps; overrides `warmup_ratio`")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="fraction of the steps used for warmup")
+    warmup_steps: int | None = Field(None, ge=0, description="warmup steps; overrides `warmup_ratio`")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; not applied to biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW beta2")
@@ -120,7 +120,7 @@ class StrategySection(Section):
 
 
 class TrainingSection(OptimizationSection, StrategySection):
-    """Hyperparameters that change the trained model. A list makes a grid: one run per combination of values."""
+    """Training hyperparameters. A list makes a grid: one run per combination of values."""
 
     teacher: str | None = Field(
         None, description="run or model of the same task to distill from: its outputs are targets next to the labels"
@@ -213,15 +213,15 @@ class HardwareSection(Section):
 class Recipe(Section):
     """Everything that defines one fine-tuning run."""
 
-    task: str | Task = Field(description="name of a task row, or an inline row")
+    task: str | Task = Field(description="name of a task definition, or an inline definition")
     model: ModelSection = Field(ModelSection(), description="the encoder to fine-tune")
     data: DataSection = Field(DataSection(), description="how rows are converted to model inputs")
-    training: TrainingSection = Field(TrainingSection(), description="hyperparameters that change the trained model")
+    training: TrainingSection = Field(TrainingSection(), description="training hyperparameters")
     answers: AnswersSection = Field(AnswersSection(), description="how logits are decoded to predictions")
     evaluation: EvaluationSection = Field(
         EvaluationSection(), description="when to evaluate, and which checkpoint is best"
     )
-    hardware: HardwareSection = Field(HardwareSection(), description="settings that affect only speed")
+    hardware: HardwareSection = Field(HardwareSection(), description="how the run executes, not what it learns")
 
     def with_seed(self, seed: int) -> Self:
         """A copy with a single seed."""

@@ -67,7 +67,7 @@ def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe 
 
 
 def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None:
-    """Load a suite by shipped name (`glue`) or from a YAML file; None if it is a recipe and not a suite.
+    """Load a suite by built-in name (`glue`) or from a YAML file; None if it is a recipe and not a suite.
 
     Precedence, lowest first: the recipe, the suite's sections, the command line. `suite=[cola, rte]` runs a subset.
 

@@ -73,5 +73,5 @@ def _draw_confusion_matrix(axes: Axes, confusion_matrix: ConfusionMatrix) -> Non
 
 
 def _escape_math(name: str) -> str:
-    """Escape what matplotlib would read as a formula."""
+    """Escape characters that matplotlib would parse as mathtext."""
     return escape_control(name).replace("$", r"\$")

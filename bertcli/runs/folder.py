@@ -42,7 +42,7 @@ class RunOptions:
     """Options of a run that its recipe does not hold.
 
     Attributes:
-        mirror: folder in which data sets and models are looked up first.
+        mirror: folder in which datasets and models are looked up first.
         dry_run: check everything and print the plan, but train nothing and write nothing.
         overwrite: replace an earlier run in the run folder.
     """
@@ -250,7 +250,9 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
     _check_writable(path)
     folder = RunFolder(path)
     if not path.is_dir() or all(_is_seed_run(entry) or entry.name == folder.slurm.name for entry in path.iterdir()):
-        return RunClaim(folder, recipe_text)  # empty, or runs of single seeds, or the script of a queued job
+        return RunClaim(
+            folder, recipe_text, overwrite=overwrite
+        )  # empty, or runs of single seeds, or the script of a queued job
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and is not a run (no recipe.yaml); choose another with --run")
     if not folder.has_started():

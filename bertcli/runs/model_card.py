@@ -1,4 +1,4 @@
-"""The model card: README.md of a run, with hub metadata, scores, usage and recipe."""
+"""The model card: README.md of a run, with Hub metadata, scores, usage and recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MODEL_ARGUMENT = '"model")'  # ends the calls in the code: the folder next to the card; `push` replaces it
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-HUB_METRICS = {  # metric name here → on the hub, where they differ
+HUB_METRICS = {  # metric name here → on the Hub, where they differ
     "f1_macro": "f1",
     "f1_micro": "f1",
     "matthews": "matthews_correlation",
@@ -29,13 +29,13 @@ HUB_METRICS = {  # metric name here → on the hub, where they differ
 }
 NO_METRICS = ("loss",)
 LOCAL_FILES = "local files"
-SAMPLE = "embedded sample"
+SAMPLE = "built-in sample"
 
 
 def build_model_card(
     results: RunResults, recipe: Recipe, task: Task, environment: Mapping[str, Any], base: str | None = None
 ) -> str:
-    """The card of a fine-tuned model: hub metadata, scores, training summary, usage and recipe.
+    """The card of a fine-tuned model: Hub metadata, scores, training summary, usage and recipe.
 
     Args:
         results: content of `results.json`.
@@ -77,7 +77,7 @@ Fine-tuned with [bertcli](https://pypi.org/project/bertcli) from {start} on {exa
 
 
 def build_pretraining_card(results: RunResults, recipe: PretrainRecipe, environment: Mapping[str, Any]) -> str:
-    """The card of a pretrained model: hub metadata, held-out scores, training summary, usage and recipe."""
+    """The card of a pretrained model: Hub metadata, held-out scores, training summary, usage and recipe."""
     objective = recipe.objective.objective_class
     pipeline = objective.pipeline_tag
     datasets = _hub_ids([source.dataset for source in recipe.corpus.sources])
@@ -155,14 +155,14 @@ def _eval_results(scores: Mapping[str, float], **dataset: Any) -> list[EvalResul
 
 
 def _split_name(task: Task, split: str) -> str:
-    """The name of a split in the data set."""
+    """The name of a split in the dataset."""
     if split == "validation" and not (task.files.validation if task.files else task.splits.validation):
         return "held out from training rows"
     return str(getattr(task.splits, split, None) or split)
 
 
 def _hub_ids(names: Sequence[str | None]) -> list[str]:
-    """The names that are hub repositories, not local folders or the embedded sample."""
+    """The names that are Hub repositories, not local folders or the built-in sample."""
     candidates = [name for name in names if name and HUB_ID.fullmatch(name) and name != "sample"]
     return list(dict.fromkeys(name for name in candidates if not Path(name).exists()))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 
 class SeedScore(BaseModel):
@@ -25,9 +25,9 @@ Metrics = dict[str, dict[str, Score]]
 
 
 class Results(BaseModel):
-    """Scores of a model, whoever computed them: a training run or `bertcli eval`.
+    """Scores of a model, from a training run or `bertcli eval`.
 
-    Further keys are kept: what a head or an objective adds, such as `thresholds`.
+    Extra keys, which a head or an objective adds, are preserved.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -108,13 +108,21 @@ class RunResults(Results):
     thresholds: dict[str, float] | None = None
 
 
+def _member(content: Any) -> Any:
+    return Results.from_json(content) if isinstance(content, Mapping) else content
+
+
+Member = Annotated[SerializeAsAny[RunResults], BeforeValidator(_member)]
+"""The results of a point or task; those of a grid in a suite are a collection, and stay one."""
+
+
 class CollectionResults(RunResults):
     """The results of a grid (`points`, `chosen`), which repeats those of its chosen point, or a suite (`tasks`)."""
 
     table: list[dict[str, str]]
-    points: dict[str, RunResults] | None = None
+    points: dict[str, Member] | None = None
     chosen: str | None = None
-    tasks: dict[str, RunResults] | None = None
+    tasks: dict[str, Member] | None = None
     average: float | None = None
     failed: dict[str, str] = {}
 

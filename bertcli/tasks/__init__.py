@@ -1,4 +1,4 @@
-"""The shipped task rows by name."""
+"""The shipped task definitions by name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ TASKS: dict[str, Task] = {row.name: row for row in ROWS}
 
 
 def get_task(name: str) -> Task:
-    """The shipped task row called `name`.
+    """The shipped task definition called `name`.
 
     Raises:
         RecipeError: unknown name; the message suggests the nearest ones.
     """
     if name not in TASKS:
         cure = did_you_mean(name, TASKS) or f" Known: {', '.join(TASKS)}."
-        raise RecipeError([f"found task {name!r}, expected the name of a task row.{cure}"])
+        raise RecipeError([f"found task {name!r}, expected the name of a task definition.{cure}"])
     return TASKS[name]

@@ -8,7 +8,7 @@ ROWS = (
     Task(
         name="sentiment/imdb",
         dataset="stanfordnlp/imdb",
-        # The data set has no validation split; a part of the training reviews is held out.
+        # The dataset has no validation split; a part of the training reviews is held out.
         splits=Splits(validation=None),
         text_columns=("text",),
         labels=("neg", "pos"),

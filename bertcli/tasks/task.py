@@ -1,4 +1,4 @@
-"""The task row: data set, columns, labels and metrics of a task. Data only; no code per task."""
+"""The task definition: dataset, columns, labels and metrics of a task. Data only; no code per task."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Files(Section):
 
 
 class Splits(Section):
-    """Names of the splits in the data set; null if there is no such split."""
+    """Names of the splits in the dataset; null if there is no such split."""
 
     train: str | None = Field("train", description="training split")
     validation: str | None = Field("validation", description="validation split, which selects the best checkpoint")
@@ -79,9 +79,9 @@ class Splits(Section):
 class Submission(Section):
     """The leaderboard's submission format."""
 
-    files: dict[str, FileName] = Field(description="split of the data set → name of its file without the extension")
+    files: dict[str, FileName] = Field(description="split of the dataset → name of its file without the extension")
     answers: Literal["numbers", "names"] = Field("numbers", description="labels as ids or as names")
-    extra_tasks: Names = Field((), description="further task rows that this task's model predicts")
+    extra_tasks: Names = Field((), description="further task definitions that this task's model predicts")
 
 
 class Reference(Section):
@@ -94,14 +94,14 @@ class Reference(Section):
 
 
 class Task(Section):
-    """One task row. Shipped rows are in `bertcli.tasks.TASKS`; a recipe may contain an inline row."""
+    """One task definition. Built-in tasks are in `bertcli.tasks.TASKS`; a recipe may contain an inline definition."""
 
     name: str = Field("custom", pattern=r"^[\w.-]+(/[\w.-]+)?$", description="name, or `group/name`")
     head: HeadName = Field("text_classification", description="kind of prediction")
-    dataset: str | None = Field(None, description="hub name, folder in the hub's layout, or `sample` (embedded)")
-    config: str | None = Field(None, description="configuration (subset) of the data set")
+    dataset: str | None = Field(None, description="Hub name, folder in the Hub's layout, or `sample` (built in)")
+    config: str | None = Field(None, description="configuration (subset) of the dataset")
     files: Files | None = Field(None, description="data files, instead of `dataset`")
-    splits: Splits = Field(Splits(), description="names of the splits in the data set")
+    splits: Splits = Field(Splits(), description="names of the splits in the dataset")
     held_out_fraction: float = Field(
         0.1,
         gt=0,
@@ -125,7 +125,7 @@ class Task(Section):
         "single_label", description="single_label, multi_label (a list per row; in CSV, comma-separated) or regression"
     )
     unanswerable: bool = Field(False, description="whether questions may have no answer in the passage")
-    labels: Names = Field((), description="label names, as in the data; empty: as the data set declares them")
+    labels: Names = Field((), description="label names, as in the data; empty: as the dataset declares them")
     metrics: Names = Field((), description="metrics to compute; empty: the defaults of the head")
     main_metric: str | None = Field(
         None, description="score that selects the best model; null: that of the first metric"

@@ -26,7 +26,7 @@ def choose_precision(hardware: HardwareSection) -> str:
         UsageError: fp16 on a CPU, where training diverges.
     """
     if hardware.precision == "fp16" and not _uses_gpu(hardware):
-        raise UsageError("found hardware.precision fp16 on a CPU, expected fp32 or bf16 there")
+        raise UsageError("hardware.precision=fp16 is not supported on a CPU; use fp32 or bf16")
     return native_precisions(hardware)[0] if hardware.precision == "auto" else hardware.precision
 
 

@@ -1,4 +1,4 @@
-"""Disk space and device memory of a run: checked before it starts, and explained when they run out."""
+"""Disk space and device memory of a run: checked before a run starts; running out raises an error with advice."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def report_out_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            "out of memory: one step does not fit on the device. Set hardware.micro_batch_size to fewer examples (the "
-            "global batch stays the same), lower data.max_length or hardware.eval_batch_tokens, or use a smaller model"
+            "out of memory: one step does not fit on the device. Lower hardware.micro_batch_size (the global batch "
+            "stays the same), lower data.max_length or hardware.eval_batch_tokens, or use a smaller model"
         ) from error
 
 

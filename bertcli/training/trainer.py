@@ -42,7 +42,7 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
     Raises:
         Interrupted: a signal arrived; the run is saved, and the same command resumes it.
         TrainingError: a non-finite gradient, or out of memory; the last good checkpoint is kept.
-        DiskError: the disk is full, or all checkpoints are damaged.
+        DiskError: the disk is full, or all checkpoints are corrupt.
         RunFolderError: another process uses the folder.
     """
     with exclusive_lock(folder.path) if PartialState().is_main_process else nullcontext():
@@ -217,7 +217,7 @@ class Trainer:
 
     def _report_skipped(self, num_skipped: int) -> None:
         """Warn about steps with a non-finite gradient, or stop, as `training.non_finite` says."""
-        problem = f"non-finite gradient in {num_skipped} of the last steps before step {self.progress.step}"
+        problem = f"non-finite gradient in {num_skipped} of the last steps, up to step {self.progress.step}"
         if self.recipe.training.non_finite == "skip":
             self.console.warn(f"{problem}; they were skipped")
             return

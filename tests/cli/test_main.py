@@ -49,7 +49,7 @@ def test_finetune_then_eval_then_predict(small: Path) -> None:
     assert scored.stderr == ""
     printed = call("eval", "runs/small")
     assert "accuracy" in printed.stdout
-    assert re.fullmatch(r"scored    runs/small on validation in \d+s", printed.stderr.splitlines()[-1])
+    assert re.fullmatch(r"evaluated runs/small on the validation split in \d+s", printed.stderr.splitlines()[-1])
     model_folder = call("eval", "runs/small/model", "--task", str(small), "--json")
     assert json.loads(model_folder.stdout)["metrics"] == results["metrics"]
 

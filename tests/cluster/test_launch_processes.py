@@ -182,9 +182,10 @@ def test_failure_of_one_process_stops_all_with_its_message(small: str) -> None:
     Path("sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    from bertcli.training.trainer import Trainer\n"
-        "    def fail(self, *_): raise RuntimeError('rank 1 failed')\n"
-        "    Trainer._log = fail\n"
+        "    from bertcli.training import trainer\n"
+        "    class FailingMeter(trainer.StepMeter):\n"
+        "        def summary(self, *_): raise RuntimeError('rank 1 failed')\n"
+        "    trainer.StepMeter = FailingMeter\n"
     )
     started = time.monotonic()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
@@ -214,9 +215,13 @@ def test_signals_stop_all_processes_and_the_resumed_run_equals_an_uninterrupted_
     Path("slow/sitecustomize.py").write_text(
         "import os, time\n"
         "if 'RANK' in os.environ:\n"
-        "    from bertcli.training.trainer import Trainer\n"
-        "    agree = Trainer._agree_on_signal\n"
-        "    Trainer._agree_on_signal = lambda *values: time.sleep(0.1) or agree(*values)\n"
+        "    from bertcli.training import trainer\n"
+        "    train_steps = trainer.train_steps\n"
+        "    def slow_steps(*arguments, **options):\n"
+        "        for record in train_steps(*arguments, **options):\n"
+        "            time.sleep(0.1)\n"
+        "            yield record\n"
+        "    trainer.train_steps = slow_steps\n"
     )
     slow = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"slow:{os.environ.get('PYTHONPATH', '')}"}
     history = Path("interrupted/train.jsonl")
@@ -264,10 +269,16 @@ def test_run_sharded_over_two_nodes_resumes_in_one_process(small: str) -> None:
     process = call(1, "finetune", small, "--run", "one")
     assert process.returncode == 0, process.stderr
     Path("sitecustomize.py").write_text(
-        "import os\n"
+        "import os, signal\n"
         "if 'RANK' in os.environ:\n"
-        "    from bertcli.training.trainer import Trainer\n"
-        "    Trainer._agree_on_signal = lambda trainer, request, step: 15 if trainer.progress.step >= 10 else None\n"
+        "    from bertcli.training import trainer\n"
+        "    train_steps = trainer.train_steps\n"
+        "    def interrupted_steps(*arguments, **options):\n"
+        "        for record in train_steps(*arguments, **options):\n"
+        "            if record.step == 10:\n"
+        "                os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            yield record\n"
+        "    trainer.train_steps = interrupted_steps\n"
     )
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",

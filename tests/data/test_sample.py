@@ -1,4 +1,4 @@
-"""The embedded sample data."""
+"""The built-in sample data."""
 
 from __future__ import annotations
 

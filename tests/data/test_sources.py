@@ -1,4 +1,4 @@
-"""Loading data sets, and the messages when that fails."""
+"""Loading datasets, and the messages when that fails."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_lora_adapter_is_saved_alone_and_scores_as_in_training(
     results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
     names = {path.name for path in Path("run/model").iterdir()}
     assert "model.safetensors" not in names
-    assert not [str(warning.message) for warning in recwarn if "peft" in warning.filename]  # peft must not use the hub
+    assert not [str(warning.message) for warning in recwarn if "peft" in warning.filename]  # peft must not use the Hub
     assert Path("run/model/adapter_model.safetensors").stat().st_size < 4 * results.num_parameters
     assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
 

@@ -44,7 +44,7 @@ def test_labels_come_from_the_task_row_then_the_data_set_then_the_rows() -> None
         "b",
         "c",
     )
-    with pytest.raises(DataError, match=r"lists the labels \['x', 'y'\], the data set declares \['z', 'a'\]"):
+    with pytest.raises(DataError, match=r"lists the labels \['x', 'y'\], the dataset declares \['z', 'a'\]"):
         resolve_labels(task_of(labels=("x", "y")), declared)
 
 

@@ -161,7 +161,7 @@ def test_tags_come_from_the_task_row_then_the_data_set_then_the_rows() -> None:
     assert TokenClassification(("B-Z", "O")).references(task_of(), declared) == [["B-Z"]]
     undeclared = Dataset.from_dict({"tokens": [["a", "b"]], "tags": [["B-A", "O"]]})
     assert resolve_tags(task_of(), undeclared) == ("O", "B-A")
-    with pytest.raises(DataError, match="the data set declares"):
+    with pytest.raises(DataError, match="the dataset declares"):
         resolve_tags(task_of(labels=TAGS), declared)
 
 

@@ -159,3 +159,10 @@ def test_replace_folder_leaves_nothing_of_the_old_one(tmp_path: Path) -> None:
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_overwrite_replaces_runs_of_single_seeds(tmp_path: Path) -> None:
+    open_run(tmp_path / "run" / "seed-1")
+    (tmp_path / "run" / "seed-1" / "train.jsonl").touch()
+    assert open_run(tmp_path / "run", overwrite=True) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]

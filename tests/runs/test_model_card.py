@@ -38,7 +38,7 @@ def card_of(
 
 
 def data_of(card: str) -> ModelCardData:
-    """The metadata as parsed by the hub."""
+    """The metadata as parsed by the Hub."""
     Path("README.md").write_text(card, "utf-8")
     assert metadata_load("README.md") == ModelCard.load("README.md").data.to_dict()
     data = ModelCard.load("README.md").data
@@ -74,7 +74,7 @@ def test_card_omits_local_models_and_data_sets() -> None:
     assert (result.dataset_type, result.dataset_split) == ("local files", "held out from training rows")
     assert (result.metric_type, result.metric_name) == ("f1", "f1_macro")
     data = data_of(card_of(get_task("sample/entities"), {"validation": {"f1": 0.5}}, None))
-    assert (data.datasets, [row.dataset_type for row in data.eval_results or ()]) == (None, ["embedded sample"])
+    assert (data.datasets, [row.dataset_type for row in data.eval_results or ()]) == (None, ["built-in sample"])
 
 
 def test_card_code_of_each_head_compiles() -> None:
