@@ -96,7 +96,7 @@ def copy(
 ) -> None:
     """Copy a built-in recipe to a new file for editing.
 
-    Example: `bertcli recipes copy sentiment/own-csv mine.yaml`
+    Example: `bertcli recipes copy sentiment/custom-csv mine.yaml`
     """
     from bertcli.recipe.catalogue import copy_recipe
 

@@ -197,6 +197,7 @@ def _write_output(
     """Write the predictions to a new file or standard output and return their number."""
     if output == "-" and sys.stdout.isatty():  # the predictions themselves show progress
         console = Console(mute=True)
+    num_predictions = 0  # if the reader closes the pipe early, the block below ends without a result
     with _open_output(output) as file, console.display("predictions") as display:
         num_predictions = write_predictions(display.track(predictions), file, format_name)
     if output != "-":

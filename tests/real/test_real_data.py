@@ -79,9 +79,9 @@ def test_pretraining_pays_where_labels_are_few() -> None:
 
 def test_padding_is_under_five_percent_on_sst2() -> None:
     from bertcli.data.batching import length_grouped_batches
-    from bertcli.finetuning.setup import prepare
+    from bertcli.finetuning.setup import set_up
 
-    lengths = prepare(load_recipe("glue/sst2", [f"model.name={minilm()}"]), MIRROR).encode("train").lengths
+    lengths = set_up(load_recipe("glue/sst2", [f"model.name={minilm()}"]), MIRROR).encode("train").lengths
     padded = sum(len(rows) * int(lengths[rows].max()) for rows in length_grouped_batches(lengths, 32, 1, 0))
     assert len(lengths) == 67349
     assert 1 - lengths.sum() / padded < 0.05

@@ -96,7 +96,7 @@ def test_schema_accepts_a_list_of_valid_values_for_each_grid_key(key: str) -> No
 
 def test_schema_does_not_require_keys_of_the_extended_recipe() -> None:
     assert schema_problems("extends: pretrain/tiny\ncorpus: {max_documents: 10}", "pretrain") == []
-    assert schema_problems("extends: sentiment/own-csv\ntask: {label_column: y}", "finetune") == []
+    assert schema_problems("extends: sentiment/custom-csv\ntask: {label_column: y}", "finetune") == []
 
 
 def test_list_describes_each_recipe_and_can_be_filtered() -> None:

@@ -95,7 +95,7 @@ RENAMED_KEYS = [
 def test_renamed_keys_and_values_get_a_did_you_mean(write_recipe: Write, override: str, key: str) -> None:
     section = override.split(".")[0]
     pretrain = section in ("corpus", "tokenizer", "objective") or "fields" in override or "phases" in override
-    text = "corpus: {sources: [{dataset: sample}]}\n" if pretrain else "extends: sentiment/own-csv\n"
+    text = "corpus: {sources: [{dataset: sample}]}\n" if pretrain else "extends: sentiment/custom-csv\n"
     load = load_pretrain_recipe if pretrain else load_recipe
     with pytest.raises(RecipeError) as caught:
         load(str(write_recipe(text)), [override])
@@ -257,7 +257,7 @@ def test_task_row_replaces_the_task_name_it_extends(write_recipe: Write) -> None
     assert recipe.training.epochs == load_recipe("glue/sst2").training.epochs
 
 
-@pytest.mark.parametrize("name", ["glue/sst2", "sentiment/own-csv"])
+@pytest.mark.parametrize("name", ["glue/sst2", "sentiment/custom-csv"])
 def test_dump_loads_to_an_equal_recipe(write_recipe: Write, name: str) -> None:
     recipe = load_recipe(name, ["training.seed=[1, 2]", "hardware.micro_batch_size=4"])
     assert load_recipe(str(write_recipe(dump_recipe(recipe)))) == recipe
