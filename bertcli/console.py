@@ -45,7 +45,7 @@ class Display:
             self._bar.update(self._task, completed=done)
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Add `units` completed units; a non-empty `note` replaces the text next to the bar."""
+        """Advance the bar by `units`; a non-empty `note` replaces the text next to the bar."""
         self._done += units
         if self._bar and self._task is not None:
             self._note = note or self._note

@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterable
 
 REQUEUE_EXIT_CODE = 85
+MAX_PROBLEMS = 50  # of a recipe that its error message lists
 
 
 class BertcliError(Exception):
@@ -29,13 +30,14 @@ class UsageError(BertcliError):
 
 
 class RecipeError(BertcliError):
-    """An invalid recipe; `problems` lists every problem with its location."""
+    """An invalid recipe; `problems` lists every problem with its location, the message the first ones."""
 
     exit_code = 2
 
     def __init__(self, problems: Iterable[str]):
         self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+        rest = len(self.problems) - MAX_PROBLEMS
+        super().__init__("\n".join([*self.problems[:MAX_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]))
 
 
 class DataError(BertcliError):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +19,7 @@ from bertcli.errors import UsageError
 
 MANIFEST = "manifest.json"
 MEGABYTE = 1 << 20
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # from file systems without locks
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,6 +58,50 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
+def file_lock(path: Path, on_busy: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock file `path` until the block ends or this process dies; wait for it if another process holds it.
+
+    File systems without locks let everyone in.
+
+    Args:
+        on_busy: called with the process that holds the lock, before waiting; it may raise an error instead.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            on_busy(_lock_owner(path))
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    if not lock.is_locked:
+        yield
+        return
+    locked = path.stat()
+    try:
+        with suppress(OSError):  # a full disk
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
+        yield
+    finally:
+        # Unlinked while it is locked: a process that has it open finds that out and opens a new one. The file may have
+        # been removed with its folder, and another process may hold a new one.
+        with suppress(OSError):
+            if os.path.samestat(path.stat(), locked):
+                path.unlink()
+        lock.release()
+
+
+def _lock_owner(path: Path) -> str:
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(200).strip() or "another process"
+    return "another process"
+
+
+@contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; it is moved to `path` on success and removed on error.
 
@@ -71,7 +118,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield tmp
         tmp.chmod(0o755)  # mkdtemp creates it readable by its owner only
-        tmp.rename(path)
+        try:
+            tmp.rename(path)
+        except OSError as error:
+            if not path.exists():
+                raise
+            raise UsageError(f"{path} was created by another process meanwhile; choose another --output") from error
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
@@ -112,13 +164,30 @@ def open_new(path: Path) -> IO[str]:
 
 
 def write_manifest(folder: Path, first_megabytes: int | None = None) -> None:
-    """Write `manifest.json`, the size and hash of each file in `folder`, into it.
+    """Write `manifest.json`, the size and hash of each file in `folder` and its subfolders, into it.
 
     Args:
         first_megabytes: hash only this many megabytes at the start of each file; None hashes all of it.
     """
-    manifest = {path.name: _fingerprint(path, first_megabytes) for path in sorted(folder.iterdir())}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = {name: _fingerprint(path, first_megabytes) for name, path in files.items() if name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+
+
+@contextmanager
+def manifest_update(folder: Path, name: str) -> Iterator[None]:
+    """Let the file `name` change inside the block; if the process dies there, the manifest still matches the folder.
+
+    Meanwhile the manifest does not list the file. A folder without a manifest does not get one.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        yield
+        return
+    manifest = json.loads(path.read_text("utf-8"))
+    write_json(path, {key: value for key, value in manifest.items() if key != name})
+    yield
+    write_json(path, manifest | {name: _fingerprint(folder / name, None)})
 
 
 def manifest_problem(folder: Path, first_megabytes: int | None = None) -> str | None:
@@ -135,7 +204,7 @@ def manifest_problem(folder: Path, first_megabytes: int | None = None) -> str | 
                 return f"the hash of {name} does not match"
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{MANIFEST} cannot be read"
     return None
 

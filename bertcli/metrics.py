@@ -7,6 +7,8 @@ Shapes: N predictions, C classes.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 import statistics
 import string
@@ -20,7 +22,7 @@ import numpy as np
 from datasets import Features, List, Value
 
 from bertcli.errors import DataError, did_you_mean
-from bertcli.tasks.tags import to_iobes
+from bertcli.tasks.tags import infer_tag_set, read_tag_set, require_readable
 from bertcli.tasks.task import MAIN_SCORES, Task
 
 ScoreFunction = Callable[..., float | dict[str, float]]
@@ -36,7 +38,11 @@ def _f1(average: str) -> ScoreFunction:
     return score
 
 
-def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
+def _accuracy(predictions: Any, references: Any) -> float:
+    """The fraction of correct predictions; of tags (lists of lists), those of words with a gold tag count."""
+    if not isinstance(references, np.ndarray):
+        predictions, references = (list(itertools.chain(*rows)) for rows in _tagged(predictions, references))
+        return sum(map(operator.eq, predictions, references)) / max(1, len(references))
     from sklearn.metrics import accuracy_score
 
     return accuracy_score(references, predictions)
@@ -63,18 +69,40 @@ def _correlation(name: str) -> ScoreFunction:
     return score
 
 
-def _seqeval(predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
-    """Entity-level precision, recall and F1 as in conlleval, and token-level accuracy."""
-    from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support
+def _seqeval(
+    predictions: list[list[str]], references: list[list[str | None]], labels: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Entity-level precision, recall and F1 as in conlleval, and token-level accuracy.
 
-    predictions, references = ([to_iobes(row) for row in rows] for rows in (predictions, references))
+    Args:
+        predictions: N rows of tags.
+        references: likewise; None for words without a gold tag, which do not count.
+        labels: all tags, which say how they mark entities (`bertcli.tasks.tags`); None: those that occur.
+
+    Raises:
+        DataError: the tags do not mark entities, or it is unclear how.
+    """
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+
+    tag_set = read_tag_set(tuple(labels)) if labels else infer_tag_set([*predictions, *references])
+    require_readable(tag_set)
+    accuracy = _accuracy(predictions, references)
+    predicted, gold = (list(map(tag_set.to_iobes, rows)) for rows in _tagged(predictions, references))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an entity type without examples, a tag without B- or I-
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            references, predictions, average="micro", zero_division=0
-        )
-        accuracy = accuracy_score(references, predictions)
+        warnings.simplefilter("ignore")  # an entity type without examples
+        precision, recall, f1, _ = precision_recall_fscore_support(gold, predicted, average="micro", zero_division=0)
     return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "accuracy": float(accuracy)}
+
+
+def _tagged(predictions: Any, references: Any) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows of tags without the words that have no gold tag (None)."""
+    if not any(None in row for row in references):
+        return predictions, references
+    kept = [[index for index, tag in enumerate(row) if tag is not None] for row in references]
+    return tuple(  # type: ignore[return-value]
+        [[row[index] for index in indices] for row, indices in zip(rows, kept, strict=True)]
+        for rows in (predictions, references)
+    )
 
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -171,7 +199,7 @@ def _max_over_golds(
 
 
 METRICS: dict[str, tuple[ScoreFunction, str]] = {  # name → function, answer kinds it applies to
-    "accuracy": (_accuracy, "single_label multiple_choice"),
+    "accuracy": (_accuracy, "single_label multiple_choice token_classification"),
     "f1": (_f1("binary"), "single_label"),
     "f1_macro": (_f1("macro"), "single_label multi_label"),
     "f1_micro": (_f1("micro"), "single_label multi_label"),
@@ -217,7 +245,7 @@ class BundledMetric(evaluate.Metric):
             features=Features({"predictions": prediction, "references": reference}),
         )
 
-    def _compute(self, predictions: Any, references: Any, **options: int) -> dict[str, float]:
+    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
         score_function, _ = METRICS[self._score_name]
         if self._answer_kind not in ("token_classification", "question_answering"):
             predictions, references = np.asarray(predictions), np.asarray(references)
@@ -251,17 +279,36 @@ def check_binary_f1(task: Task) -> None:
         )
 
 
+def check_entity_metrics(task: Task) -> None:
+    """Reject the metric `seqeval` for tags that do not mark entities, or if it is unclear how they do.
+
+    Raises:
+        DataError: names the metric to use instead.
+    """
+    if "seqeval" in task.metric_names and task.labels:
+        try:
+            require_readable(read_tag_set(task.labels))
+        except DataError as error:
+            raise DataError(f"{task.name}: {error}") from error
+
+
 def compute_metrics(
-    names: Iterable[str], answer_kind: str, predictions: Any, references: Any, pos_label: int = 1
+    names: Iterable[str],
+    answer_kind: str,
+    predictions: Any,
+    references: Any,
+    pos_label: int = 1,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Compute metrics by name over N predictions and references.
 
     Args:
         pos_label: id of the positive label, for `f1`.
+        labels: all labels of the model, for `seqeval`; None: those that occur.
     """
     scores: dict[str, float] = {}
     for name in names:
-        options = {"pos_label": pos_label} if name == "f1" else {}
+        options = {"pos_label": pos_label} if name == "f1" else {"labels": labels} if name == "seqeval" else {}
         scores |= load_metric(name, answer_kind).compute(predictions=predictions, references=references, **options)
     return scores
 
@@ -282,5 +329,7 @@ def task_score(task: Task, scores: Mapping[str, float], best_by: str | None = No
     """
     main_scores = [MAIN_SCORES.get(name, name) for name in task.metrics]
     selected = [best_by] if best_by else main_scores if len(main_scores) > 1 else [task.primary_metric]
+    if not task.metrics and not task.labels and task.primary_metric not in scores:
+        selected = ["accuracy"]  # of tags that mark no entities, which their names in the data decide
     value = statistics.fmean(scores[name] for name in selected)
     return value / 100 if task.answer_kind == "question_answering" else value

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import transformers
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
 
+from bertcli.cli.main import app
 from bertcli.data.corpus_reading import read_documents
 from bertcli.data.prediction_inputs import infer_format, read_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, ModelError, RunFolderError
 from bertcli.finetuning.run import finetune
-from bertcli.models.from_pretrained import ModelSource
+from bertcli.models.from_pretrained import ModelSource, save_model
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.pretrain_schema import Source
+from bertcli.recipe.schema import Recipe
 from bertcli.reports.comparison import read_runs
 from bertcli.runs.folder import RunOptions
 from bertcli.tasks.task import Task
@@ -115,6 +121,64 @@ def test_corrupt_model_files(encoder: Path, name: str, harm: str) -> None:
     CORRUPTIONS[harm](Path("base", name))
     with pytest.raises(ModelError, match=rf"in base: .*\({name} is corrupt\)"):
         _ = ModelSource("base").load_tokenizer(), ModelSource("base").load_model("AutoModel")
+
+
+COMMANDS = {
+    "predict": ("predict", "{model}", "--text", "a film"),
+    "features": ("predict", "{model}", "--text", "a film", "--features", "--output", "features.npy"),
+    "eval": ("eval", "{model}", "--task", "small.yaml"),
+    "export": ("export", "{model}", "--output", "exported"),
+    "fill-mask": ("predict", "{masked_lm}", "--text", "a [MASK]"),
+    "finetune": ("finetune", "small.yaml", "model.name={model}", "--run", "run"),
+}
+
+
+@pytest.fixture
+def models(encoder: Path, recipe_of: Callable[..., Recipe]) -> dict[str, str]:
+    """A classifier and a masked language model, by their roles in `COMMANDS`; `small.yaml` is a recipe."""
+    recipe_of()
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
+    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    config = transformers.AutoConfig.from_pretrained(encoder, **names)
+    save_model(transformers.BertForSequenceClassification(config), tokenizer, Path("classifier"))
+    save_model(transformers.BertForMaskedLM(config), tokenizer, Path("mlm"))
+    return {"model": "classifier", "masked_lm": "mlm"}
+
+
+def call(command: str, models: dict[str, str]) -> Result:
+    return CliRunner().invoke(app, [argument.format(**models) for argument in COMMANDS[command]])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_weights_missing_from_a_model_are_refused(models: dict[str, str], command: str) -> None:
+    for name in models.values():
+        path = Path(name, "model.safetensors")
+        tensors = {key: tensor for key, tensor in load_file(path).items() if "layer.1." not in key}
+        save_file(tensors, path, metadata={"format": "pt"})
+    result = call(command, models)
+    message = " ".join(result.stderr.split())
+    assert "bert.encoder.layer.1.* (16 tensors)" in message
+    if command == "finetune":
+        assert result.exit_code == 0, result.stderr
+        assert "warning: classifier lacks weights of its encoder" in message
+    else:
+        assert result.exit_code == 1
+        assert "lacks weights that its configuration needs" in message
+        assert not Path("features.npy").exists()
+        assert not Path("exported").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_tokenizer_larger_than_the_vocabulary_of_the_model_is_refused(models: dict[str, str], command: str) -> None:
+    for name in models.values():
+        tokenizer = ModelSource(name).load_tokenizer()
+        tokenizer.add_tokens([f"new{number}" for number in range(7)])
+        tokenizer.save_pretrained(name)
+    size = ModelSource("mlm").config.vocab_size
+    result = call(command, models)
+    assert result.exit_code == 1
+    expected = f"found a tokenizer with {size + 7} entries, expected at most {size}"
+    assert expected in " ".join(result.stderr.split())
 
 
 def test_corrupt_history(encoder: Path) -> None:

@@ -1,18 +1,24 @@
-"""Report an exception as one message on stderr and an exit code."""
+"""Report an exception as one message on stderr, with `--json` also as an object on stdout, and an exit code."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from bertcli.errors import BertcliError
+
+MAX_UNEXPECTED_CHARS = 200  # of the message of a library
+FOLDER_VARIABLES = ("BERTCLI_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR", "HOME")
 
 
 def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -22,7 +28,9 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except (KeyboardInterrupt, Exception) as error:
+        except (SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a panic of a Rust library is not an Exception
             if isinstance(error, typer.Exit):
                 raise
             from bertcli.console import escape_control
@@ -31,9 +39,59 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
             text = f"{traceback.format_exc()}{message}" if options.get("debug") else message
             prefix = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
             print(textwrap.indent(escape_control(text), prefix), file=sys.stderr)
+            if options.get("as_json"):
+                _print_json_error(message, exit_code)
             raise typer.Exit(exit_code) from None
 
     return wrapper
+
+
+class Commands(TyperGroup):
+    """The program's commands; for an unknown option it names the recipe key, and `--json` has errors of usage, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remember the arguments."""
+        ctx.meta["bertcli.arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # an error of usage
+                raise
+            arguments = ctx.meta["bertcli.arguments"]
+            if (name := getattr(error, "option_name", None)) is not None:
+                error.message = f"{error.message}{_key_hint(name, arguments)}"  # type: ignore[attr-defined]
+            if "--json" in arguments:
+                _print_json_error(f"error: {error.format_message()}", getattr(error, "exit_code", 2))
+            raise
+
+
+def _key_hint(option: str, arguments: list[str]) -> str:
+    """The recipe key for an option that this program does not have, such as `--learning_rate 3e-5`."""
+    if not {"finetune", "pretrain", "submit", "check", "show"} & set(arguments):
+        return ""
+    from bertcli.recipe.error_messages import UNSUPPORTED_KEYS, find_key
+
+    name = option.lstrip("-").replace("-", "_")
+    if name in UNSUPPORTED_KEYS:
+        return f": {UNSUPPORTED_KEYS[name]}"
+    if (key := find_key(name)) is None:
+        return ""
+    position = next((index for index, word in enumerate(arguments) if word.partition("=")[0] == option), len(arguments))
+    value = "=".join(arguments[position : position + 1]).partition("=")[2] or "".join(
+        word for word in arguments[position + 1 : position + 2] if not word.startswith("-")
+    )
+    return f". Recipe keys have no dashes: {key}={value or '…'}"
+
+
+def _print_json_error(message: str, exit_code: int) -> None:
+    from bertcli.console import print_result
+
+    error = {"error": message.removeprefix("error: "), "exit_code": exit_code}
+    print_result(json.dumps(error, ensure_ascii=False))
 
 
 def _message_and_exit_code(error: BaseException) -> tuple[str, int]:
@@ -41,6 +99,24 @@ def _message_and_exit_code(error: BaseException) -> tuple[str, int]:
         return f"error: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
+    if isinstance(error, MemoryError):
+        return "error: out of memory; use less data or a smaller model, or a machine with more memory", 1
+    if isinstance(error, OSError) and (message := _system_message(error)):
+        return f"error: {message}", 1
     lines = str(error).strip().splitlines()
-    first_line = lines[0] if lines else ""
+    first_line = lines[0][:MAX_UNEXPECTED_CHARS] if lines else ""
+    if first_line.startswith("Could not determine home directory"):
+        return "error: found no home folder; set HOME, or BERTCLI_CACHE and HF_HOME, to a folder that can be written", 1
     return f"error: unexpected {type(error).__name__}: {first_line} (use --debug for the traceback)", 1
+
+
+def _system_message(error: OSError) -> str:
+    """What the system refused, and the environment variable that names the folder."""
+    if error.filename is None or error.strerror is None:
+        is_temporary = "temporary directory" in str(error)
+        return "found no folder for temporary files; set TMPDIR to one that can be written" if is_temporary else ""
+    path = Path(os.fsdecode(error.filename))
+    for name in FOLDER_VARIABLES:
+        if (folder := os.environ.get(name)) and Path(folder) in (path, *path.parents):
+            return f"cannot use {path} ({error.strerror}): set {name}, now {folder}, to a folder that can be written"
+    return f"cannot use {path} ({error.strerror})"

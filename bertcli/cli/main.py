@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from bertcli import __version__
-from bertcli.cli.error_handling import handle_errors
+from bertcli.cli.error_handling import Commands, handle_errors
 from bertcli.cli.options import (
     Choice,
     Columns,
@@ -63,13 +63,13 @@ DEFAULT_ENVIRONMENT = {  # libraries read these at import; variables that are al
 
 app = typer.Typer(
     name="bertcli",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Pretrain, fine-tune, evaluate and run BERT-family encoders from YAML recipes.",
-    epilog="Exit codes: 0 success · 1 failure · 2 invalid usage or recipe · "
-    "interrupted by Ctrl-C 130, SIGTERM 143, SIGUSR1 85",
+    epilog="Exit codes: 0 success · 1 failure · 2 invalid usage or recipe · 130 Ctrl-C · 143 SIGTERM · 85 SIGUSR1",
 )
 
 
@@ -97,7 +97,8 @@ def finetune(
 ) -> None:
     """Fine-tune a model from a recipe.
 
-    A list under a `training` key runs a grid: one run per combination, with the best selected by validation score.
+    A list under a `training` key other than `seed` runs a grid: one run per combination; the best
+    validation score wins.
     Re-run the same command to resume.
 
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`

@@ -89,7 +89,7 @@ Labels = Annotated[
     typer.Option(help="Comma-separated names for the model's labels, in index order, e.g. `negative,positive`."),
 ]
 RunOrModel = Annotated[
-    str, typer.Argument(help="Run folder, model folder or Hugging Face model name.", metavar="RUN_OR_MODEL")
+    str, typer.Argument(help="Run folder, model folder or Hugging Face Hub model ID.", metavar="RUN_OR_MODEL")
 ]
 
 
@@ -115,7 +115,7 @@ Output = Annotated[
 OutputFormat = Annotated[str, typer.Option("--format", help="Output format: jsonl, csv, tsv, glue or squad.")]
 Zip = Annotated[bool, typer.Option("--zip", help="With --format glue: also write the files as one zip archive.")]
 TopK = Annotated[
-    int, typer.Option(min=1, help="Tokens to predict per mask, for models with a masked-language-modeling head.")
+    int, typer.Option(min=1, help="Number of candidates to return per masked token, for masked language models.")
 ]
 Features = Annotated[
     bool, typer.Option("--features", help="Write encoder embeddings (.parquet or .npy) instead of predictions.")

@@ -90,7 +90,7 @@ def copy(
     recipe: RecipeName,
     target: Annotated[Path, typer.Argument(help="File to write; must not exist yet.", metavar="TARGET")],
     with_schema: Annotated[
-        bool, typer.Option("--schema", help="Also write the JSON schema, referenced in the first line for editors.")
+        bool, typer.Option("--schema", help="Also write the JSON schema and name it in the first line, for editors.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -110,7 +110,7 @@ def check(
     words: RecipesAndKeys,
     debug: Debug = False,
 ) -> None:
-    """Check recipes without running them; exit code 2 if one is invalid.
+    """Check recipes without running them; exits with code 2 if any is invalid.
 
     Example: `bertcli recipes check mine.yaml glue/sst2 training.epochs=1`
     """
@@ -155,7 +155,7 @@ def schema(
     kind: Annotated[str, typer.Argument(help="finetune or pretrain.", metavar="KIND")] = "finetune",
     debug: Debug = False,
 ) -> None:
-    """Print the JSON schema of recipes, for editors.
+    """Print the JSON schema of recipes, for editor completion and validation.
 
     Then make `# yaml-language-server: $schema=finetune.schema.json` the first line of a recipe.
 

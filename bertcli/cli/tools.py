@@ -87,6 +87,7 @@ def submit(
     from bertcli.cluster.slurm import JobResources
     from bertcli.commands.submit import submit as run_submit
     from bertcli.console import Console, print_result
+    from bertcli.runs.environment import mask_secrets
 
     submission = run_submit(
         recipe,
@@ -97,7 +98,7 @@ def submit(
         print_only=print_only,
         overwrite=overwrite,
         mirror=mirror,
-        command_line=shlex.join(["bertcli", *sys.argv[1:]]),
+        command_line=shlex.join(["bertcli", *mask_secrets(sys.argv[1:])]),
         console=Console(quiet=quiet),
     )
     if print_only:
@@ -146,7 +147,7 @@ def fetch(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Download the datasets and models of recipes into a local mirror, for offline use.
+    """Download the datasets and models that recipes need into a local mirror, for offline use.
 
     Partial downloads are resumed; files that are already there are verified and kept.
 
@@ -178,7 +179,7 @@ def export(
 ) -> None:
     """Export a model to ONNX, with dynamic batch size and sequence length.
 
-    The outputs of ONNX Runtime are compared with PyTorch's. Requires `pip install "bertcli[export]"`.
+    Checks ONNX Runtime's outputs against PyTorch's. Requires `pip install "bertcli[export]"`.
 
     Example: `bertcli export runs/glue-sst2 --output exported`
     """

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from bertcli.console import Console, format_seconds
-from bertcli.data.sources import load_split
+from bertcli.data.sources import load_split, load_training_rows
 from bertcli.errors import DataError, ModelError, UsageError
-from bertcli.heads.labels import check_labels
+from bertcli.heads.labels import check_labels, labelled_rows
 from bertcli.inference.loaded_model import (
     LoadedModel,
     find_task,
@@ -20,7 +20,7 @@ from bertcli.inference.loaded_model import (
     pretraining_recipe,
 )
 from bertcli.inference.scoring import multitask_scores, score
-from bertcli.metrics import check_binary_f1
+from bertcli.metrics import check_binary_f1, check_entity_metrics
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.pretraining.job import score_held_out
 from bertcli.recipe.schema import HardwareSection
@@ -104,6 +104,8 @@ def _evaluate_model(
         raise UsageError(f"{name} is not a run folder, so its task is unknown; specify it with --task")
     task = task or loaded.task
     rows = load_split(task, split, mirror)
+    if loaded.data.skip_unlabelled:
+        rows = labelled_rows(task, rows)
     _note_limit(loaded, task, split, len(rows), console)
     task = _with_checked_labels(loaded, task, mirror)
     references = loaded.head.references(task, rows)
@@ -153,7 +155,7 @@ def _with_checked_labels(loaded: LoadedModel, task: Task, mirror: Path | None) -
     labels = task.labels
     if not labels and (task.files.train if task.files else task.splits.train):
         try:  # a task that does not list its labels has all of them in its training split
-            labels = loaded.head.task_labels(task, load_split(task, "train", mirror))
+            labels = loaded.head.task_labels(task, load_training_rows(task, mirror))
         except DataError:
             if task is not loaded.task:
                 raise
@@ -164,4 +166,5 @@ def _with_checked_labels(loaded: LoadedModel, task: Task, mirror: Path | None) -
     check_labels(loaded.head.labels, labels, loaded.name, cure)
     task = task.model_copy(update={"labels": labels})
     check_binary_f1(task)
+    check_entity_metrics(task)
     return task

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bertcli.console import Console, format_size
 from bertcli.errors import ModelError
 from bertcli.files import atomic_folder
-from bertcli.models.from_pretrained import ModelSource, has_head
+from bertcli.models.from_pretrained import ModelSource, check_vocabulary, has_head
 from bertcli.models.onnx_export import check_packages, input_names, largest_difference, write_onnx
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import HEADS, load_class
@@ -28,7 +28,8 @@ def export(name: str, output: Path, *, mirror: Path | None = None, console: Cons
     and the model give the same outputs.
 
     Raises:
-        ModelError: the architecture cannot be exported, or the outputs differ.
+        ModelError: the architecture cannot be exported, the model lacks weights, its tokenizer does not fit, or the
+            outputs differ.
         UsageError: `output` exists.
         BertcliError: a package is not installed.
     """
@@ -36,8 +37,9 @@ def export(name: str, output: Path, *, mirror: Path | None = None, console: Cons
     check_packages()
     name = best_seed(name)
     source = ModelSource(name, mirror)
-    model = source.load_model(_model_class(source.config, name)).eval()
     tokenizer = source.load_tokenizer()
+    check_vocabulary(tokenizer, source.config, name)
+    model = source.load_model(_model_class(source.config, name)).eval()
     names = input_names(model, tokenizer)
     console.say(f"model     {name}: {type(model).__name__}, {model.num_parameters():,} parameters")
     with atomic_folder(output) as tmp, console.waiting("exporting to ONNX and comparing the outputs"):

@@ -6,14 +6,14 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from bertcli.console import Console, format_size, format_table
 from bertcli.errors import BertcliError, DataError, HubError, ModelError, UsageError, did_you_mean
-from bertcli.files import replace_folder, write_text
+from bertcli.files import file_lock, replace_folder, write_text
 from bertcli.hub import HubFile, Kind, Repository, download, list_repository
 from bertcli.mirror import AnyRecipe, Requirement, requirements
 from bertcli.recipe.pretrain_schema import PretrainRecipe
@@ -89,7 +89,7 @@ def fetch(
     for folder in folders:
         if folder.missing:
             console.say(f"fetching  {folder.path}")
-            _download_missing(folder, mirror, quiet=console.quiet)
+            _fetch_folder(folder, mirror, console)
     num_files = sum(len(folder.missing) for folder in folders)
     console.say(f"mirror    {mirror}: {num_files} files fetched, {format_size(missing_bytes)}; complete and verified")
     first_name, first_recipe = next(iter(recipes.items()))
@@ -212,6 +212,20 @@ def _parquet_conversion(repository: Repository) -> tuple[Repository, str]:
     configs = [{"config_name": config, "data_files": entries} for config, entries in data_files.items()]
     card = f"---\n{DatasetCardData(configs=configs).to_yaml()}\n---\n"
     return Repository(**vars(repository) | {"card": {"configs": configs}}), card
+
+
+def _fetch_folder(folder: MirrorFolder, mirror: Path, console: Console) -> None:
+    """Download what a folder still lacks, one process at a time: another one may fetch into the same mirror."""
+    target = mirror / folder.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_busy(owner: str) -> None:
+        console.warn(f"waiting for {owner}, which is fetching {folder.path}")
+
+    with file_lock(target.with_name(f".{target.name}.lock"), on_busy):
+        missing = tuple(file for file in folder.missing if not file.matches(target / file.path))
+        if missing:
+            _download_missing(replace(folder, missing=missing), mirror, quiet=console.quiet)
 
 
 def _download_missing(folder: MirrorFolder, mirror: Path, *, quiet: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from bertcli.console import Console, format_size, format_table
 from bertcli.errors import UsageError
+from bertcli.files import MANIFEST
 from bertcli.hub import check_name, upload
 from bertcli.runs.folder import RunFolder, best_seed
 from bertcli.runs.model_card import MODEL_ARGUMENT
@@ -43,11 +44,16 @@ def push(
             f"found no finished run with a model in {run}, expected results.json, README.md and model/ in it; "
             "finish it by re-running the command that started it (for a suite, specify one of its runs)"
         )
+    problem = folder.model_problem()
+    if problem is not None:
+        console.warn(f"{folder.model} has changed since the run saved it: {problem}")
     base_model = _adapter_base_model(folder.model)
     if base_model is not None:
         console.say(f"base      {base_model}: the model is a LoRA adapter and requires this base model")
     files: dict[str, Path | bytes] = {
-        path.relative_to(folder.model).as_posix(): path for path in sorted(folder.model.rglob("*")) if path.is_file()
+        path.relative_to(folder.model).as_posix(): path
+        for path in sorted(folder.model.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
     }
     files[CARD] = _card(folder.card, name, license_name, languages).encode()
     sizes = {

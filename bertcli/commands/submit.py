@@ -91,7 +91,7 @@ def submit(
         RecipeError: the recipe is invalid; every problem is listed.
         UsageError: a resource is not valid for Slurm, `array` with a single run, this machine has no Slurm, or an
             earlier job of this run folder has not finished.
-        RunFolderError: the run folder holds other files, or a run of another recipe.
+        RunFolderError: the run folder holds other files, or a run with a different recipe.
         ClusterError: the cluster rejects a job.
     """
     console = console or Console()
@@ -226,7 +226,7 @@ def _prepare_run_folders(plan: JobPlan, run: Path, console: Console, *, overwrit
     """Check every run folder, then write each recipe to its run folder.
 
     Raises:
-        RunFolderError: a folder holds other files, or a run of another recipe.
+        RunFolderError: a folder holds other files, or a run with a different recipe.
     """
     if plan.is_multitask:
         if overwrite and run.is_dir():

@@ -1,6 +1,7 @@
 """On-disk cache of folders that are expensive to create: each is complete or absent, and corrupt ones are rebuilt.
 
-A folder is filled under a temporary name and then renamed, so interrupted or concurrent processes do no harm.
+A folder is filled under a temporary name and then renamed, so interrupted processes do no harm. Each entry has a lock
+file, so that of several processes one creates or repairs it and the others wait.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bertcli.files import manifest_problem, write_manifest
+from bertcli.files import file_lock, manifest_problem, write_manifest
 
 # On every access, sizes and the first megabytes are verified: all of JSON files and array headers, but not gigabytes
 # of tokens.
@@ -28,15 +29,26 @@ def cache_folder() -> Path:
 
 
 def get_or_create(folder: Path, create: Callable[[Path], None], warn: Callable[[str], None]) -> Path:
-    """Return `folder`, created first if it is missing or damaged.
+    """Return `folder`, created first if it is missing or damaged, by one process at a time.
 
     Args:
         create: fills the folder whose path it gets.
-        warn: called with a message if the folder is damaged.
+        warn: called with a message if the folder is damaged, or if another process is creating it.
     """
-    if not is_valid_entry(folder, warn):
-        create_atomically(folder, create)
+    if manifest_problem(folder, VERIFIED_MEGABYTES) is not None:
+        with _entry_lock(folder, warn):
+            if not is_valid_entry(folder, warn):  # now; while waiting, another process may have created it
+                with _filled_folder(folder, create) as tmp:
+                    _move_into_place(tmp, folder)
     return folder
+
+
+@contextmanager
+def _entry_lock(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with file_lock(lock, lambda owner: warn(f"waiting for {owner}, which is creating {folder} in the cache")):
+        yield
 
 
 def is_valid_entry(folder: Path, warn: Callable[[str], None]) -> bool:
@@ -51,7 +63,7 @@ def is_valid_entry(folder: Path, warn: Callable[[str], None]) -> bool:
 
 def _remove_stale(folder: Path) -> None:
     """Remove temporary folders of killed processes that were last written to more than a day ago."""
-    for tmp in folder.parent.glob(f".{folder.name}.*"):
+    for tmp in [path for path in folder.parent.glob(f".{folder.name}.*") if path.is_dir()]:
         with suppress(FileNotFoundError):  # its process has finished, or another process removes it
             last_write = max(path.stat().st_mtime for path in (tmp, *tmp.rglob("*")))
             if time.time() - last_write > STALE_AFTER_SECONDS:
@@ -59,7 +71,18 @@ def _remove_stale(folder: Path) -> None:
 
 
 def create_atomically(folder: Path, create: Callable[[Path], None]) -> None:
-    """Have `create` fill a temporary folder, then rename it to `folder`, so that `folder` is never incomplete."""
+    """Have `create` fill a temporary folder, then rename it to `folder`, so that `folder` is never incomplete.
+
+    Several processes may create the same folder at once, and wait for each other in `create`; the first one's is kept.
+    """
+    with _filled_folder(folder, create) as tmp, _entry_lock(folder, lambda message: None):
+        if manifest_problem(folder, VERIFIED_MEGABYTES) is not None:
+            _move_into_place(tmp, folder)
+
+
+@contextmanager
+def _filled_folder(folder: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary folder next to `folder` with its content and a manifest; removed at the end if it is still there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -67,13 +90,17 @@ def create_atomically(folder: Path, create: Callable[[Path], None]) -> None:
         create(tmp)
         write_manifest(tmp, VERIFIED_MEGABYTES)
         tmp.chmod(0o755)  # other users may share the cache
-        if folder.is_dir() and manifest_problem(folder, VERIFIED_MEGABYTES) is not None:
-            with suppress(FileNotFoundError):  # another process was faster
-                folder.rename(folder.with_name(f"{folder.name}.damaged{tmp.suffix}"))
-        try:
-            tmp.rename(folder)
-        except OSError:  # another process was faster, and its result is the same
-            if not folder.is_dir():
-                raise
+        yield tmp
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _move_into_place(tmp: Path, folder: Path) -> None:
+    """Rename `tmp` to `folder`, which is missing or damaged; the caller holds its lock."""
+    if folder.is_dir():
+        folder.rename(folder.with_name(f"{folder.name}.damaged{tmp.suffix}"))
+    try:
+        tmp.rename(folder)
+    except OSError:  # on a file system without locks another process was faster, and its result is the same
+        if not folder.is_dir():
+            raise

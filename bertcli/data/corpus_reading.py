@@ -76,9 +76,7 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
             texts = split_stream(_read_text(path), SEPARATORS[source.documents])
         yield from _nonempty(texts, f"{path}: document", source.column)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text (byte {error.start} of a part); convert it, e.g. `iconv -f latin1 -t utf8`"
-        ) from error
+        raise DataError(f"{path} is not UTF-8 text; convert it, e.g. with `iconv -f latin1 -t utf8`") from error
     except (OSError, EOFError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path}: it may be damaged or truncated ({error})") from error
 

@@ -55,7 +55,7 @@ class Encoded:
 
     @cached_property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of all sequences of each item. [N]"""
+        """Number of tokens in each item, summed over its sequences. [N]"""
         return np.diff(self.offsets[:: self.num_choices])
 
     @cached_property
@@ -186,7 +186,7 @@ class SpecialTokensTemplate:
     def build_truncated_pair(
         self, first: list[int], second: list[int], max_tokens: int
     ) -> tuple[list[int], list[int] | None]:
-        """Build the inputs of a pair truncated to `max_tokens` tokens (special ones excluded), longest text first."""
+        """Build the inputs of a pair of at most `max_tokens` tokens (without special ones); shorten the longer."""
         num_first, num_second = truncate_pair(len(first), len(second), max_tokens)
         return self.build_inputs(first[:num_first], second[:num_second])
 
@@ -275,7 +275,7 @@ def encode_texts(
 
     Args:
         texts: R first texts.
-        pairs: R second texts, or None. Pairs that are too long are truncated at the end, longest text first.
+        pairs: R second texts, or None. Pairs that are too long are truncated at the end, the longer text first.
         labels: [R] or [R, C]; each window of a row gets the row's label.
         long_inputs: how to handle single texts that are too long.
         doc_stride: tokens shared by two consecutive windows; None: a third of a window.

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from bertcli.errors import DataError
 
 Row = dict[str, Any]
+MAX_LINE_EXCERPT = 50  # characters of a line in an error message
+MAX_JSON_DEPTH = 2000  # several times this crashes pyarrow's reader
+TOO_DEEP = "JSON nested too deeply"
+SAMPLED_BYTES = 1 << 12
+JSON_STRING = re.compile(rb'"(?:[^"\\\n]|\\.)*+"')
 
 
 def join_words(value: str | list[str]) -> str:
@@ -27,10 +35,35 @@ def read_jsonl(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
+            raise DataError(f"{path}:{number}: {TOO_DEEP}") from error
+        except ValueError as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise DataError(f"{path}:{number}: not JSON ({reason}); each line must be one object") from error
         yield f"{path}:{number}", require_object(row, f"{path}:{number}")
+
+
+def check_json_depth(path: Path) -> None:
+    """Check that a JSON or JSON Lines file is not nested so deeply that pyarrow's reader would crash the process.
+
+    Brackets are only counted, every few kilobytes; the file is taken apart only if many more open than close.
+
+    Raises:
+        DataError: with the line.
+    """
+    depth = 0
+    with path.open("rb") as file:
+        while depth <= MAX_JSON_DEPTH and (part := file.read(SAMPLED_BYTES)):
+            depth += part.count(b"[") + part.count(b"{") - part.count(b"]") - part.count(b"}")
+    if depth <= MAX_JSON_DEPTH:
+        return
+    depth = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            for bracket in re.findall(rb"[][{}]", JSON_STRING.sub(b"", line)):
+                depth += 1 if bracket in b"[{" else -1
+                if depth > MAX_JSON_DEPTH:
+                    raise DataError(f"{path}:{number}: {TOO_DEEP}")
 
 
 def require_object(row: object, location: str) -> Row:
@@ -75,29 +108,161 @@ def is_squad(content: Any) -> bool:
     return isinstance(data, list) and all(isinstance(article, dict) and "paragraphs" in article for article in data)
 
 
+CONLL_TAB = re.compile(r" *\t[ \t]*")
+CONLL_BLANKS = " \t\r\n"
+DOCUMENT_START = "-DOCSTART-"
+CONLL_COMMENT = re.compile(r"#+(?:[ \t]|$)|#(?:begin|end) |#[\w.:-]+[ \t]*=")
+CONLL_KEY = re.compile(r"#+[ \t]*[\w.:-]+[ \t]*=")  # of a comment such as `# sent_id = 1`
+WORD_INDEX = re.compile(r"(?:[0-9]+-)?([0-9]+)(?:\.[0-9]+)?")  # 3; 1-2 and 1.1 in CoNLL-U; 4-3 in WebAnno's TSV
+MIN_CONLL_2012_COLUMNS = 10
+
+ConllLine = tuple[int, str, list[str]]
+"""Line number, text and columns; a blank line has no columns."""
+
+
 def read_conll(lines: Iterable[str], location: str) -> Iterator[Row]:
     """Yield a row for each sentence of a CoNLL file: one word per line, its tag in the last column.
 
-    Blank lines separate sentences.
+    Spaces and tabs separate columns, blank lines separate sentences, and comments before a sentence are skipped.
+
+    Args:
+        lines: as an editor shows them, with or without their line breaks.
+
+    Raises:
+        DataError: a line has another number of columns than the first, or fewer than two; or the first column is not
+            the word.
+    """
+    sentences = _conll_sentences(lines, location)
+    first = list(islice(sentences, 1))
+    if first and _word_column(first[0]) > 0:  # one sentence may be `1 2 3`
+        first += islice(sentences, 1)
+    _check_word_column(first, location)
+    for sentence in chain(first, sentences):
+        yield {"tokens": [columns[0] for columns in sentence], "tags": [columns[-1] for columns in sentence]}
+
+
+def _conll_sentences(lines: Iterable[str], location: str) -> Iterator[list[list[str]]]:
+    """Yield the columns of each word of each sentence.
 
     Raises:
         DataError: a line has another number of columns than the first, or fewer than two.
     """
-    words: list[str] = []
-    tags: list[str] = []
-    num_columns = None
-    for number, line in enumerate(lines, start=1):
-        columns = line.split()
-        if not columns or columns[0] == "-DOCSTART-":
-            if words:
-                yield {"tokens": words, "tags": tags}
-            words, tags = [], []
+    sentence: list[list[str]] = []
+    num_columns = 0
+    for number, text, columns in _skip_comments(enumerate(lines, start=1)):
+        if not columns or columns[0] == DOCUMENT_START:
+            if sentence:
+                yield sentence
+            sentence = []
             continue
         num_columns = num_columns or len(columns)
+        if len(columns) != num_columns and "\t" in text:  # a word that contains spaces
+            by_tab = CONLL_TAB.split(text)
+            columns = by_tab if len(by_tab) == num_columns else columns
         if len(columns) != num_columns or num_columns < 2:
-            expected = max(2, num_columns)
-            raise DataError(f"{location}:{number}: found {len(columns)} columns, expected {expected} (word … tag)")
-        words.append(columns[0])
-        tags.append(columns[-1])
-    if words:
-        yield {"tokens": words, "tags": tags}
+            cure = "; put comments before the sentence" if CONLL_COMMENT.match(text) else ""
+            raise DataError(
+                f"{location}:{number}: found {len(columns)} columns, expected {max(2, num_columns)} (word … tag), in "
+                f"{text[:MAX_LINE_EXCERPT]!r}{cure}"
+            )
+        sentence.append(columns)
+    if sentence:
+        yield sentence
+
+
+def _split_columns(text: str) -> list[str]:
+    """Split at spaces and tabs; other white space, such as U+00A0 or U+3000, belongs to a word."""
+    columns = text.replace("\t", " ").split(" ")
+    return [column for column in columns if column] if "" in columns else columns
+
+
+def _skip_comments(lines: Iterator[tuple[int, str]]) -> Iterator[ConllLine]:
+    """Yield the lines without comments, which stand before a sentence.
+
+    A `#` may also be the first word of a sentence: then its line has as many columns as the others, and the last one is
+    a tag that other lines have. So the rest of the file is read at the first line that may be a comment.
+
+    Args:
+        lines: with their numbers.
+    """
+    num_columns, tags = 0, {"O"}
+    at_start = True
+    for number, line in lines:
+        text = line.strip(CONLL_BLANKS)
+        if at_start and text.startswith("#") and CONLL_COMMENT.match(text):
+            rest = [(number, text), *((number, line.strip(CONLL_BLANKS)) for number, line in lines)]
+            yield from _skip_comments_of(rest, num_columns, tags)
+            return
+        columns = _split_columns(text)
+        at_start = not columns or columns[0] == DOCUMENT_START
+        if not at_start:
+            num_columns = num_columns or len(columns)
+            tags.add(columns[-1])
+        yield number, text, columns
+
+
+def _skip_comments_of(lines: Sequence[tuple[int, str]], num_columns: int, tags: set[str]) -> Iterator[ConllLine]:
+    """Yield the lines without comments.
+
+    Args:
+        lines: the rest of a file, from the start of a sentence, with their numbers.
+        num_columns: of the lines before, 0 if there are none.
+        tags: of the lines before.
+    """
+    at_start = True
+    for _, text in lines:
+        if not (at_start and text.startswith("#") and CONLL_COMMENT.match(text)):
+            columns = _split_columns(text)
+            at_start = not columns or columns[0] == DOCUMENT_START
+            if not at_start:
+                num_columns = num_columns or len(columns)
+                tags.add(columns[-1])
+    at_start = True
+    for number, text in lines:
+        columns = _split_columns(text)
+        if at_start and text.startswith("#") and CONLL_COMMENT.match(text):
+            is_word = len(columns) == num_columns and columns[-1] in tags and not CONLL_KEY.match(text)
+            if not is_word:
+                continue
+        at_start = not columns or columns[0] == DOCUMENT_START
+        yield number, text, columns
+
+
+def _word_column(sentence: list[list[str]]) -> int:
+    """Return the index of the column that holds the words: the first, or the one after a column that numbers them."""
+    first, *others = zip(*sentence, strict=True)
+    if _counts_words(first):
+        return 1
+    # CoNLL-2012: document, part, word number, word, …
+    if len(others) + 1 >= MIN_CONLL_2012_COLUMNS and len({*first}) == 1 and _counts_words(others[1]):
+        return 3
+    return 0
+
+
+def _counts_words(column: Sequence[str]) -> bool:
+    """Whether a column of a sentence numbers its words."""
+    matches = [WORD_INDEX.fullmatch(value) for value in column]
+    if not all(matches):
+        return False
+    # Lines of CoNLL-U with a range (1-2) or an empty node (1.1) do not count; in WebAnno's TSV all are 1-1, 1-2, ….
+    plain = [int(value) for value in column if value.isdecimal()]
+    numbers = plain or [int(match[1]) for match in matches if match]
+    return numbers[0] in (0, 1) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
+
+
+def _check_word_column(sentences: list[list[list[str]]], location: str) -> None:
+    """Check that the words are in the first column, judging by the first two sentences.
+
+    Raises:
+        DataError: another column holds the words.
+    """
+    columns = {_word_column(sentence) for sentence in sentences}
+    if 0 in columns or max(map(len, sentences), default=0) < 2:
+        return
+    word, num_columns = max(columns) + 1, len(sentences[0][0])
+    tag = 4 if num_columns == 10 else word + 1
+    found = "the first column numbers the words, as in CoNLL-U" if word == 2 else "the columns are those of CoNLL-2012"
+    raise DataError(
+        f"{location}: {found}; expected the word in the first column and its tag in the last one. Keep only those two, "
+        f"for example columns {word} and {tag}: grep -v '^#' FILE | cut -f{word},{tag} > NEW"
+    )

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from bertcli.data.formats import Row, is_squad, read_conll, read_jsonl, read_squad, require_object
 from bertcli.data.sources import load_split
+from bertcli.data.table_files import check_column_names
 from bertcli.errors import DataError, UsageError, did_you_mean
 from bertcli.tasks.task import Task
 
@@ -150,6 +151,7 @@ def _read_parquet(path: str, needed: set[str]) -> Iterator[tuple[str, Row]]:
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
+            check_column_names(names, path)
             columns = [name for name in names if name in needed]
             if not columns:
                 raise DataError(f"{path}: found columns {names}, expected one of {sorted(needed)}")
@@ -183,13 +185,14 @@ def _read_tsv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
 
 def _read_delimited(reader: csv.DictReader[str], path: str) -> Iterator[tuple[str, Row]]:
     try:
+        check_column_names(reader.fieldnames or (), path)
         for row in reader:
             location = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
                 raise DataError(f"{location}: found more or fewer values than the header has columns")
             yield location, row
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}; check the quotes") from error
+        raise DataError(f"{path}:{reader.line_num}: {error}; check for unbalanced quotes") from error
 
 
 def _read_conll(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:

@@ -6,13 +6,15 @@ The Hub is tried last, so data that is already on the disk needs no network.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from bertcli.data.table_files import read_files, summarize_error
+from bertcli.data.formats import check_json_depth
+from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, read_files, summarize_error
 from bertcli.errors import DataError, did_you_mean
 from bertcli.tasks.task import Task
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 SCAN_BATCH_SIZE = 1000  # rows, when searching for an unreadable file
 HELD_OUT_SEED = 13  # the held-out rows are the same for every training seed
 SPLITS = ("train", "validation", "test")
+MAX_LISTED_ROWS = 10  # in a message
 
 
 def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
@@ -34,41 +37,140 @@ def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
     Raises:
         DataError: the dataset, split or column does not exist, is unreadable, or has no rows.
     """
-    has_validation = bool(task.files.validation) if task.files else task.splits.validation is not None
-    if has_validation or split not in ("train", "validation"):
-        rows = _load_named_split(task, split, mirror)
-    else:
-        all_rows = _load_named_split(task, "train", mirror)
-        if len(all_rows) == 1:
-            raise DataError(f"{task.name}: found one training row, expected two or more to hold some out")
-        if len(all_rows) == 0:
-            raise DataError(f"{task.name}: split 'train' has no rows")
-        rows = _hold_out(task, all_rows, split)
+    if split in ("train", "validation") and holds_out_rows(task):
+        return hold_out_rows(task, load_training_rows(task, mirror))[split]
+    return _load_all_rows(task, split, mirror)
+
+
+def load_training_rows(task: Task, mirror: Path | None = None) -> Dataset:
+    """Load the training rows, including those that `hold_out_rows` takes for validation.
+
+    Raises:
+        DataError: as `load_split`.
+    """
+    return _load_all_rows(task, "train", mirror)
+
+
+def _load_all_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
+    rows = _load_named_split(task, split, mirror)
     if len(rows) == 0:
         raise DataError(f"{task.name}: split {split!r} has no rows")
     _check_columns(task, split, rows)
     return rows
 
 
-def _hold_out(task: Task, rows: Dataset, split: str) -> Dataset:
-    """Return the held-out rows (`validation`) or the others (`train`); rows of a group stay in the same split."""
-    if task.group_by is None:
+def holds_out_rows(task: Task) -> bool:
+    """Whether the task has no validation split, so that some training rows are held out."""
+    return not (task.files.validation if task.files else task.splits.validation)
+
+
+def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:
+    """Split the rows into `train` and `validation`, the held-out rows: always the same ones.
+
+    Rows of a group (`task.group_by`) stay together. Otherwise, in tasks with one label per row, each label has the same
+    share of both splits as far as possible, and no label is held out entirely.
+
+    Raises:
+        DataError: there are too few rows or groups, or a row has no group.
+    """
+    if len(rows) == 1:
+        raise DataError(f"{task.name}: found one training row, expected two or more to hold some out")
+    rows = with_row_numbers(rows)
+    if task.group_by is not None:
+        held_out = _held_out_groups(task, rows)
+    else:
         num_held_out = min(len(rows) - 1, max(1, math.ceil(task.held_out_fraction * len(rows))))
-        parts = rows.train_test_split(test_size=num_held_out, seed=HELD_OUT_SEED)
-        return parts["train" if split == "train" else "test"]
+        labels = _strata(task, rows)
+        if labels is None:
+            parts = rows.train_test_split(test_size=num_held_out, seed=HELD_OUT_SEED)
+            return {"train": parts["train"], "validation": parts["test"]}
+        held_out = _stratified_sample(labels, num_held_out)
+    return {
+        "train": rows.select([row for row in range(len(rows)) if row not in held_out]),
+        "validation": rows.select(sorted(held_out)),
+    }
+
+
+def _strata(task: Task, rows: Dataset) -> list[str] | None:
+    """Return the label of each row as text; None if the rows do not have one label each."""
+    has_one_label = task.head == "text_classification" and task.problem == "single_label"
+    if not has_one_label or task.label_column not in rows.column_names:
+        return None
+    values = rows[task.label_column][:]
+    if any(isinstance(value, list | dict) for value in values):
+        return None  # `Head.references` raises an error
+    return [str(value).strip() for value in values]
+
+
+def _stratified_sample(labels: Sequence[str], num_rows: int) -> set[int]:
+    """Draw rows so that each label has its share, and if possible at least one row of each label is not drawn."""
+    by_label: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        by_label[label].append(row)
+    generator = Random(HELD_OUT_SEED)
+    for label in sorted(by_label):
+        generator.shuffle(by_label[label])
+    fraction = num_rows / len(labels)
+    counts = {label: math.floor(fraction * len(rows)) for label, rows in by_label.items()}
+    by_remainder = sorted(by_label, key=lambda label: (counts[label] - fraction * len(by_label[label]), label))
+    for min_training_rows in (1, 0):  # of each label
+        while sum(counts.values()) < num_rows:
+            open_labels = [label for label in by_remainder if counts[label] < len(by_label[label]) - min_training_rows]
+            if not open_labels:
+                break
+            for label in open_labels[: num_rows - sum(counts.values())]:
+                counts[label] += 1
+    return {row for label, count in counts.items() for row in by_label[label][:count]}
+
+
+def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
     if task.group_by not in rows.column_names:
-        raise DataError(f"{task.name}: found no column {task.group_by!r} (task.group_by), only {rows.column_names}")
+        raise DataError(f"{task.name}: found no column {task.group_by!r} (task.group_by), only {column_names(rows)}")
     values = rows[task.group_by][:]
     if None in values:
-        row = values.index(None) + 1
-        raise DataError(f"{task.name}: row {row} has no value in column {task.group_by!r}; add one")
+        where = locate_rows(task, rows, [values.index(None)])
+        raise DataError(f"{where} has no value in column {task.group_by!r}; add one")
     groups = sorted(set(values))
     if len(groups) < 2:
         raise DataError(f"{task.name}: column {task.group_by!r} has one value, expected two or more to hold some out")
     Random(HELD_OUT_SEED).shuffle(groups)
     held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_fraction * len(groups))))])
-    is_validation = split == "validation"
-    return rows.select([row for row, value in enumerate(values) if (value in held_out) == is_validation])
+    return {row for row, value in enumerate(values) if value in held_out}
+
+
+def with_row_numbers(rows: Dataset) -> Dataset:
+    """Return the rows with their numbers in the file, for messages about rows that are selected from these."""
+    if ROW_COLUMN in rows.column_names:
+        return rows
+    return rows.add_column(ROW_COLUMN, list(range(1, len(rows) + 1)))
+
+
+def column_names(rows: Dataset) -> list[str]:
+    """Return the names of the columns, without those that hold row numbers and files."""
+    return [name for name in rows.column_names if name not in (ROW_COLUMN, FILE_COLUMN)]
+
+
+def row_number(rows: Dataset, row: int) -> int:
+    """Return the number of a row in its file or dataset, from 1."""
+    return rows[row][ROW_COLUMN] if ROW_COLUMN in rows.column_names else row + 1
+
+
+def locate_rows(task: Task, rows: Dataset, indices: Sequence[int]) -> str:
+    """Return where rows are, for messages: `reviews.csv: row 7`, or `reviews.csv: rows 3, 7, … (12 rows)`.
+
+    The numbers are those in the file, whatever part of it `rows` is. At most `MAX_LISTED_ROWS` are listed.
+    """
+    files = getattr(task.files, str(rows.split)) if task.files and str(rows.split) in SPLITS else (task.name,)
+    by_file: dict[str, list[int]] = defaultdict(list)
+    for index in indices[:MAX_LISTED_ROWS]:
+        path = rows[index][FILE_COLUMN] if FILE_COLUMN in rows.column_names else files[0]
+        by_file[path].append(row_number(rows, index))
+    parts = [
+        f"{path}: row{'s' if len(indices) > 1 else ''} {', '.join(map(str, sorted(numbers)))}"
+        for path, numbers in by_file.items()
+    ]
+    more = f", … ({len(indices)} rows)" if len(indices) > MAX_LISTED_ROWS else ""
+    return "; ".join(parts) + more
 
 
 def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
@@ -78,7 +180,7 @@ def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
         if split not in SPLITS or not getattr(task.files, split):
             given = [name for name in SPLITS if getattr(task.files, name)]
             raise DataError(f"{task.name}: found no files for split {split!r}, expected one of {given}")
-        return read_files(getattr(task.files, split), task)
+        return read_files(getattr(task.files, split), task, split)
     name = getattr(task.splits, split) if split in SPLITS else split
     if name is None:
         raise DataError(f"{task.name}: the task has no {split} split")
@@ -130,6 +232,9 @@ def _load_dataset(path: str, config: str | None) -> dict[str, Dataset]:
     import datasets
 
     datasets.disable_progress_bars()
+    if Path(path).is_dir():
+        for json_file in sorted([*Path(path).rglob("*.json"), *Path(path).rglob("*.jsonl")]):
+            check_json_depth(json_file)
     try:
         return datasets.load_dataset(path, config)
     except Exception as error:  # the library raises many types, from OSError to HTTP errors
@@ -186,21 +291,22 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
     Raises:
         DataError: a column is missing, or has a missing value or another type.
     """
-    missing = [column for column in task.columns if column not in rows.column_names]
+    names = column_names(rows)
+    missing = [column for column in task.columns if column not in names]
     if missing:
         key = "choice_columns" if missing[0] in task.choice_columns else "text_columns"
         raise DataError(
-            f"{task.name}: split {split!r} has no column {missing[0]!r}; it has {rows.column_names}."
-            f"{did_you_mean(missing[0], rows.column_names)} Set task.{key}."
+            f"{task.name}: split {split!r} has no column {missing[0]!r}; it has {names}."
+            f"{did_you_mean(missing[0], names)} Set task.{key}."
         )
     for column in task.columns:
         may_be_list = column in task.list_columns
         values = rows.data.column(column)
         if values.null_count:
-            row = values.is_null().to_pylist().index(True)
+            indices = [row for row, is_null in enumerate(values.is_null().to_pylist()) if is_null]
             raise DataError(
-                f"{task.name}: row {row + 1} of split {split!r} has no text in column {column!r}; "
-                "add it or remove the row"
+                f"{locate_rows(task, rows, indices)} of split {split!r} {'have' if len(indices) > 1 else 'has'} "
+                f"no text in column {column!r}; add it or remove the row{'s' if len(indices) > 1 else ''}"
             )
         if _is_list_of_text(values.type) and any(chunk.flatten().null_count for chunk in values.chunks):
             raise DataError(f"{task.name}: a list in column {column!r} of split {split!r} has a missing text; add it")

@@ -16,7 +16,6 @@ from bertcli.files import write_text
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.expansion import Grid
-from bertcli.recipe.load import recipe_task
 from bertcli.runs.folder import RunOptions
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.training.startup import join_processes
@@ -55,7 +54,7 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
 
 
 def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: dict[str, str]) -> CollectionResults:
-    metric = grid.first.evaluation.best_by or recipe_task(grid.first).primary_metric
+    metric = str(next(iter(finished.values())).best_by)
     values = {name: results.values(metric) for name, results in finished.items()}
     chosen = max(values, key=lambda name: statistics.fmean(values[name]))
     table = [

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from bertcli.console import Console
 from bertcli.data.batching import GlobalBatch, apply_token_cutoff, training_batches
 from bertcli.data.encoding import Encoded
-from bertcli.files import write_json
+from bertcli.files import manifest_update, write_json
 from bertcli.finetuning.distillation import with_teacher_outputs
 from bertcli.finetuning.frozen_outputs import with_frozen_outputs
 from bertcli.finetuning.loss import build_loss
@@ -63,9 +63,9 @@ class FinetuneJob(Job):
         self._freezer: LayerFreezer | None = None
         self._encoded: dict[str, Encoded] = {}  # splits that have outputs of a teacher or a frozen encoder
 
-    def build_model(self) -> PreTrainedModel:
+    def build_model(self, console: Console) -> PreTrainedModel:
         """Build the model, and reinitialize layers, add LoRA or freeze parameters as the recipe says."""
-        section, model = self.setup.recipe.training, self.setup.build_model()
+        section, model = self.setup.recipe.training, self.setup.build_model(console)
         if section.reinit_layers:
             reinitialize_layers(model, section.reinit_layers)
         if section.strategy == "lora":
@@ -222,7 +222,8 @@ def with_tuned_thresholds(
     tuned = head.tune_thresholds(task, logits, gold)
     if accelerator.is_main_process:
         file = folder / "config.json"
-        write_json(file, json.loads(file.read_text("utf-8")) | tuned.config_extras)
+        with manifest_update(folder, file.name):
+            write_json(file, json.loads(file.read_text("utf-8")) | tuned.config_extras)
     scores = compute_metrics(
         task.metric_names, tuned.answer_kind, tuned.apply_thresholds(logits), gold, positive_label_id(task, tuned)
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from accelerate import Accelerator
 
+from bertcli.console import Console
 from bertcli.data.batching import GlobalBatch
 from bertcli.errors import RecipeError
 from bertcli.files import write_text
@@ -123,10 +124,10 @@ class MultitaskJob(Job):
             self.jobs[name] = FinetuneJob(setup, task_plan)
         self._freezers: list[LayerFreezer] = []
 
-    def build_model(self) -> torch.nn.Module:
+    def build_model(self, console: Console) -> torch.nn.Module:
         """Build one encoder with a head for each task."""
         section = self._training
-        shared = SharedEncoder([job.setup.build_model() for job in self.jobs.values()])
+        shared = SharedEncoder([job.setup.build_model(console) for job in self.jobs.values()])
         models = [cast("PreTrainedModel", model) for model in shared.models]
         if section.reinit_layers:
             reinitialize_layers(models[0], section.reinit_layers)

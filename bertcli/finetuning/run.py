@@ -44,7 +44,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     if processes.is_main_process:
         check_disk(run, recipe, setup.count_parameters())
     if options.dry_run:
-        model = FinetuneJob(setup, plan).build_model()
+        model = FinetuneJob(setup, plan).build_model(console)
         if recipe.training.teacher is not None:
             load_teacher(setup, model)
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
@@ -52,7 +52,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     folder = open_run(processes, claim, console)
     for split in setup.rows:
         with console.waiting("tokenizing"):
-            notes = setup.encode(split).row_warnings
+            notes = setup.row_warnings(split)
         console.warn_about_rows(notes, where=f"{split} rows")
     results = train_seeds(
         recipe.training.seed,
@@ -73,7 +73,8 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -
     windows = f" in {plan.num_train_examples} windows" if plan.num_train_examples > rows["train"] else ""
     accumulation = f" in {plan.accumulation_steps} micro-batches" if plan.accumulation_steps > 1 else ""
     console.say(f"task      {setup.task.name}: {setup.task.answer_kind}{labels}")
-    console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows")
+    skipped = f"; skipped {setup.num_skipped} rows without a label" if setup.num_skipped else ""
+    console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows{skipped}")
     console.say(f"model     {recipe.model.name or f'BERT {recipe.model.size}, from scratch'}")
     console.say(
         f"training  {plan.total_steps} steps of {training.global_batch_size} examples{accumulation}, "

@@ -6,17 +6,27 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
+from bertcli.console import Console
 from bertcli.data.encoding import Encoded
 from bertcli.data.formats import join_words
-from bertcli.data.sources import load_split
+from bertcli.data.sources import (
+    ROW_COLUMN,
+    hold_out_rows,
+    holds_out_rows,
+    load_split,
+    load_training_rows,
+    with_row_numbers,
+)
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads.base import Head
-from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labels_from_config
-from bertcli.metrics import check_binary_f1, load_metric, score_names
-from bertcli.models.from_pretrained import ModelSource, has_head, max_input_length
+from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
+from bertcli.metrics import check_binary_f1, check_entity_metrics, load_metric, score_names
+from bertcli.models.from_pretrained import ModelSource, check_vocabulary, has_head, max_input_length
 from bertcli.models.from_scratch import build_bert
+from bertcli.models.missing_weights import MissingWeights
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
@@ -36,7 +46,7 @@ HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks they ar
     "data.context_tokens": "token classification",
     "data.casing_feature": "token classification",
 }
-SUBSET_SEED = 13  # the subset of the training rows is the same for every training seed
+SUBSET_SEED = 13  # subsets of rows are the same for every training seed
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class FinetuneSetup:
     references: dict[str, Any]  # their gold values
     source: ModelSource | None  # of the encoder; None: randomly initialized
     mirror: Path | None
+    num_skipped: int = 0  # rows without a label, in all splits (`data.skip_unlabelled`)
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def encode(self, split: str) -> Encoded:
@@ -59,17 +70,44 @@ class FinetuneSetup:
             self._encoded[split] = self.head.encode(self.task, self.rows[split], self.tokenizer, self.recipe.data)
         return self._encoded[split]
 
+    def row_warnings(self, split: str) -> list[tuple[int, str]]:
+        """Return the warnings about rows of a split, with the index that each row has in its file."""
+        rows, warnings = self.rows[split], self.encode(split).row_warnings
+        if not warnings or ROW_COLUMN not in rows.column_names:
+            return list(warnings)
+        numbers = rows[ROW_COLUMN][:]
+        return [(numbers[row] - 1, message) for row, message in warnings]
+
     def with_seed(self, seed: int) -> FinetuneSetup:
         """Return this setup for one seed of the recipe."""
         return replace(self, recipe=self.recipe.with_seed(seed))
 
-    def build_model(self) -> PreTrainedModel:
-        """Build the model to fine-tune; new weights come from torch's global generator, so seed that first."""
+    def build_model(self, console: Console) -> PreTrainedModel:
+        """Build the model to fine-tune; new weights come from torch's global generator, so seed that first.
+
+        Args:
+            console: says which weights of a pretrained model are new.
+
+        Raises:
+            ModelError: weights of the encoder are missing, and LoRA would neither train nor save them.
+        """
         section = self.recipe.model
         model_class, fields = self.head.model_class, self.head.config_fields
         if self.source is None:
             return build_bert(section, self.tokenizer, model_class, fields)
-        model = self.source.load_model(model_class, fields, dropout=section.dropout, new_head=section.new_head)
+        source, training = self.source, self.recipe.training
+
+        def report(weights: MissingWeights) -> None:
+            if weights.encoder and training.strategy == "lora" and not training.lora_merge:
+                raise ModelError(
+                    f"{source.name} lacks weights of its encoder ({weights.encoder}), which a LoRA adapter does not "
+                    "save; restore its files, or set training.lora_merge=true to train from random ones"
+                )
+            weights.report(console, source.name)
+
+        model = source.load_model(
+            model_class, fields, dropout=section.dropout, new_head=section.new_head, on_missing=report
+        )
         for name in OPTIONAL_CONFIG_FIELDS:
             if name not in fields:
                 vars(model.config).pop(name, None)  # left over from an earlier task
@@ -82,7 +120,7 @@ class FinetuneSetup:
 
         with torch.device("meta"):
             if self.source is None:
-                return self.build_model().num_parameters()
+                return self.build_model(Console(mute=True)).num_parameters()
             return transformers.AutoModel.from_config(self.source.config).num_parameters()
 
 
@@ -96,10 +134,20 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     """
     task = recipe_task(recipe)
     check_recipe(recipe, task)
-    rows = {split: load_split(task, split, mirror) for split in ("train", "validation", *task.splits.extra_validation)}
-    # Labels are collected from all rows: a subset may lack some.
-    task = task.model_copy(update={"labels": task.head_class.task_labels(task, rows["train"])})
+    training_rows = load_training_rows(task, mirror)
+    rows = hold_out_rows(task, training_rows) if holds_out_rows(task) else {"train": training_rows}
+    for split in ("validation", *task.splits.extra_validation):
+        rows[split] = rows.get(split) or load_split(task, split, mirror)
+    # Labels are collected from all rows: a subset, or those that are not held out, may lack some.
+    task = task.model_copy(update={"labels": task.head_class.task_labels(task, training_rows)})
     check_binary_f1(task)
+    check_entity_metrics(task)
+    if problems := list(_metric_problems(recipe, task)):  # the labels decide the default metrics of tags
+        raise RecipeError(problems)
+    num_rows = sum(map(len, rows.values()))
+    if recipe.data.skip_unlabelled:
+        rows = {split: labelled_rows(task, split_rows) for split, split_rows in rows.items()}
+    num_skipped = num_rows - sum(map(len, rows.values()))
     rows = _select_subsets(recipe, rows)
     head = task.head_class.from_data(task, rows["train"], recipe)
     source = None if recipe.model.name is None else ModelSource(recipe.model.name, mirror)
@@ -110,7 +158,7 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     for split, gold in references.items():
         if gold is None:
             raise DataError(f"{task.name}: split {split!r} has no labels; use a labeled split")
-    return FinetuneSetup(recipe, task, head, tokenizer, rows, references, source, mirror)
+    return FinetuneSetup(recipe, task, head, tokenizer, rows, references, source, mirror, num_skipped)
 
 
 def check_recipe(recipe: Recipe, task: Task) -> None:
@@ -180,16 +228,30 @@ def _non_default_keys(section: Section, keys: Iterable[str]) -> list[str]:
 
 
 def _select_subsets(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Return each split with at most as many rows as `max_train_examples` or `max_eval_examples` allows."""
+    """Return each split with at most as many rows as `max_train_examples` or `max_eval_examples` allows.
+
+    Files are often sorted by label, so the first rows are not a sample of an evaluation split. Only if rows are context
+    of their neighbors are the first rows used, whose neighbors are those in the file.
+    """
     limits = dict.fromkeys(rows, recipe.data.max_eval_examples) | {"train": recipe.data.max_train_examples}
     subsets = {}
     for split, subset in rows.items():
         max_rows = limits[split]
         if max_rows is not None and max_rows < len(subset):
-            subset = subset.shuffle(seed=SUBSET_SEED) if split == "train" else subset
-            subset = subset.select(range(max_rows))
+            subset = with_row_numbers(subset)
+            if split == "train":
+                subset = subset.shuffle(seed=SUBSET_SEED).select(range(max_rows))
+            elif recipe.data.context_tokens:
+                subset = subset.select(range(max_rows))
+            else:
+                subset = sample_rows(subset, max_rows)
         subsets[split] = subset
     return subsets
+
+
+def sample_rows(rows: Dataset, num_rows: int) -> Dataset:
+    """Return a random sample of rows, always the same one, in their order."""
+    return rows.select(sorted(Random(SUBSET_SEED).sample(range(len(rows)), num_rows)))
 
 
 def _load_or_train_tokenizer(
@@ -215,9 +277,11 @@ def _match_head_to_model(
     """Check the pretrained model against the recipe; return the head with its labels in the order of a kept classifier.
 
     Raises:
-        ModelError: the inputs are too long or unsupported, or the classifier has other labels.
+        ModelError: the tokenizer does not fit, the inputs are too long or unsupported, or the classifier has other
+            labels.
     """
     name, config = source.name, source.config
+    check_vocabulary(tokenizer, config, name)
     max_length = max_input_length(tokenizer, config)
     if recipe.data.max_length > max_length:
         raise ModelError(

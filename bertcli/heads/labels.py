@@ -5,12 +5,18 @@ Shapes: R rows, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertcli.data.formats import join_words
+from bertcli.data.sources import column_names, locate_rows, row_number, with_row_numbers
+from bertcli.data.table_files import label_text
 from bertcli.errors import DataError, ModelError, did_you_mean
 from bertcli.tasks.task import Task
 
@@ -21,8 +27,15 @@ if TYPE_CHECKING:
 MISSING_LABEL = -1  # in GLUE's test splits, whose labels are hidden
 OPTIONAL_CONFIG_FIELDS = ("thresholds", "tag_scheme", "casing_feature")  # config.json fields that not every head sets
 MAX_PROBABILITIES = 20  # labels listed with a prediction
+MAX_IDS_LISTED = 10  # in an error message
 MAX_EXCERPT_CHARS = 60  # of a row in an error message
 MAX_AUTO_WEIGHT = 100.0
+MAX_LISTED_CHARS = 80  # of the labels in an error message
+MULTI_HOT_PROBLEM = (
+    "0 or 1 for each label, expected the names of the row's labels, or an object such as {'sports': 1, 'music': 0}"
+)
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+INTEGRAL = re.compile(r"(-?\d+)\.0+")
 
 
 def label_config_fields(labels: tuple[str, ...]) -> dict[str, Any]:
@@ -35,9 +48,23 @@ def label_config_fields(labels: tuple[str, ...]) -> dict[str, Any]:
 
 
 def labels_from_config(config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the label names in a model configuration, in the order of their ids."""
+    """Return the label names in a model configuration, in the order of their ids.
+
+    Raises:
+        ModelError: two labels have one name, or the ids do not count from 0.
+    """
     names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    return tuple(names[index] for index in sorted(names))
+    found = f"the id2label in config.json of {config.name_or_path or 'the model'}"
+    if sorted(names) != [*range(len(names))]:
+        raise ModelError(f"{found} has the ids {[*sorted(names)][:MAX_IDS_LISTED]}, expected 0 to {len(names) - 1}")
+    first_ids: dict[str, int] = {}
+    for index, name in sorted(names.items()):
+        if first_ids.setdefault(name, index) != index:
+            raise ModelError(
+                f"{found} gives the labels {first_ids[name]} and {index} one name, {name[:80]!r}; give each label its "
+                "own name there"
+            )
+    return tuple(names[index] for index in range(len(names)))
 
 
 def check_labels(model_labels: Sequence[str], task_labels: Sequence[str], name: str, cure: str) -> None:
@@ -69,8 +96,8 @@ def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
     """
     if task.label_column not in train.column_names:
         raise DataError(
-            f"{task.name}: found columns {train.column_names}, expected the label column {task.label_column!r}."
-            f"{did_you_mean(task.label_column, train.column_names)} Set task.label_column."
+            f"{task.name}: found columns {column_names(train)}, expected the label column {task.label_column!r}."
+            f"{did_you_mean(task.label_column, column_names(train))} Set task.label_column."
         )
     declared = declared_labels(train.features[task.label_column])
     if task.labels and declared and set(task.labels) != set(declared):
@@ -85,45 +112,267 @@ def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
     """Return the label names in order: from the task definition, else the dataset, else the training rows, sorted.
 
     Raises:
-        DataError: the task definition and the dataset disagree, or there are too few labels.
+        DataError: the task definition and the dataset disagree, there are too few labels, or cells are not labels.
     """
     if task.problem == "regression":
         return ()
     labels = predefined_labels(task, train)
     if not labels:
-        row_labels = label_names(task, train, train[task.label_column][:])
+        values = train[task.label_column][:]
+        row_labels = label_names(task, train, values)
         distinct = {
             label
             for value in row_labels
             if value is not None
             for label in ([value] if isinstance(value, str) else value)
         }
-        labels = tuple(sorted(distinct))
+        if task.problem == "multi_label":  # the keys of an object are labels even if no row has them
+            distinct |= {key.strip() for cell in map(parse_cell, values) if isinstance(cell, dict) for key in cell}
+        labels = sort_labels(distinct)
     if len(labels) < (2 if task.problem == "single_label" else 1):
         minimum = "two" if task.problem == "single_label" else "one"
         raise DataError(f"{task.name}: found the labels {list(labels)}, expected at least {minimum}")
     return labels
 
 
+def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return labels in alphabetical order, or in numeric order if all are numbers: `f1` scores the second of two."""
+    labels = sorted(labels)
+    return tuple(sorted(labels, key=float) if all(map(NUMBER.fullmatch, labels)) else labels)
+
+
 def label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
     """Return the label of each row as a name (or a list of names); None if it is missing.
 
-    In local files -1 is an ordinary label if the task definition lists it.
+    Names are stripped of surrounding white space. In local files -1 is an ordinary label if the task definition lists
+    it.
+
+    Raises:
+        DataError: a cell is not a label (or several), such as a list in a single-label task.
     """
     declared = declared_labels(rows.features[task.label_column])
     listed = () if declared else task.labels
-
     if task.problem == "single_label":
-        return [
-            None if is_missing_label(value) and str(value) not in listed else label_name(declared, value)
-            for value in values
-        ]
-    lists = (_split_labels(value) if isinstance(value, str) else value for value in values)
-    return [None if value is None else [label_name(declared, label) for label in value] for value in lists]
+        return _single_labels(task, rows, values, declared, listed)
+    return _label_lists(task, rows, values, declared, listed)
+
+
+def _single_labels(
+    task: Task, rows: Dataset, values: list[Any], declared: Sequence[str], listed: Sequence[str]
+) -> list[str | None]:
+    def name_of(value: Any) -> str | None:
+        if is_missing_label(value) and label_text(value) not in listed:
+            return None
+        if isinstance(value, list | dict | bytes) or (
+            isinstance(value, str) and value not in listed and isinstance(parse_cell(value), list | dict)
+        ):
+            row = next(row for row, other in enumerate(values) if other == value)
+            raise DataError(
+                f"{locate_rows(task, rows, [row])} has {value!r:.60} in column {task.label_column!r}, expected one "
+                "label, as text or number; several labels per row need problem: multi_label"
+            )
+        return declared[value] if declared and isinstance(value, int) and 0 <= value < len(declared) else _strip(value)
+
+    names: dict[Any, str | None] = {}  # of the distinct values: all have the same type
+    result = []
+    for value in values:
+        if isinstance(value, list | dict):
+            name_of(value)
+        if value not in names:
+            names[value] = name_of(value)
+        result.append(names[value])
+    return result
+
+
+def _strip(value: Any) -> str:
+    return (label_text(value) or "").strip()
+
+
+def _label_lists(
+    task: Task, rows: Dataset, values: list[Any], declared: Sequence[str], listed: Sequence[str]
+) -> list[list[str] | None]:
+    """Return the labels of each row of a multi-label task.
+
+    A cell is a list, an object (label → whether the row has it), a text with commas, the printed form of a list or
+    object (as pandas writes to CSV), or a single label.
+    """
+    result: list[list[str] | None] = []
+    for row, value in enumerate(values):
+        cell = value if isinstance(value, str) and value in listed else parse_cell(value)
+        if cell is None or (not isinstance(cell, str | list | dict) and is_missing_label(cell)):
+            result.append(None)
+            continue
+        problem, names = _names_in_cell(cell, declared, listed)
+        if problem:
+            where = locate_rows(task, rows, [row])
+            raise DataError(f"{where} has {value!r:.60} in column {task.label_column!r}: {problem}")
+        result.append(names)
+    _check_not_multi_hot(task, rows, values, result, declared)
+    return result
+
+
+def _names_in_cell(cell: Any, declared: Sequence[str], listed: Sequence[str]) -> tuple[str, list[str]]:
+    """Return an error message, empty if there is none, and the labels in a cell of a multi-label task."""
+    if isinstance(cell, dict):
+        if any(flag not in (None, 0, 1) for flag in cell.values()):
+            return "expected 0 or 1 (or false or true) for each label of an object", []
+        return "", [key.strip() for key, flag in cell.items() if flag]
+    if isinstance(cell, str):
+        names = _split_labels(cell)
+        if cell.strip()[:1] in ("[", "{") and not {*names} <= {*listed}:
+            problem = "cannot read the printed list, expected labels with commas between them"
+            return f"{problem}; if labels begin with a bracket, list them in task.labels", []
+        return "", names
+    names = []
+    for value in cell if isinstance(cell, list) else [cell]:
+        if is_missing_label(value) and label_text(value) not in listed:
+            return "a label in the list is missing", []
+        if isinstance(value, list | dict | bytes) or (
+            isinstance(cell, list) and isinstance(value, float) and not value.is_integer()
+        ):
+            return "expected the names of labels in the list", []
+        is_id = isinstance(value, int) and 0 <= value < len(declared)
+        names.append(declared[value] if is_id else _strip(value))
+    return "", names
+
+
+def _check_not_multi_hot(
+    task: Task, rows: Dataset, values: list[Any], names: list[list[str] | None], declared: Sequence[str]
+) -> None:
+    """Check that lists of 0 and 1 are label ids, and not a 0 or 1 for each label.
+
+    Raises:
+        DataError: a row has a label twice, or all rows have the same number of labels, and all of these are 0 or 1.
+    """
+    flags = {"0", "1", "false", "true"}
+    lengths = set()
+    for row, row_names in enumerate(names):
+        keys = [label_key(name) for name in row_names] if row_names and len(row_names) > 1 else []
+        is_doubled = len(set(keys)) < len(keys) and flags.issuperset(keys)
+        if is_doubled and not declared:
+            where = locate_rows(task, rows, [row])
+            raise DataError(f"{where} has {values[row]!r:.60} in column {task.label_column!r}: {MULTI_HOT_PROBLEM}")
+        if row_names is not None:
+            lengths.add(len(keys) if flags.issuperset(keys) else -1)
+    if not declared and len(task.labels) <= 2 and len(lengths) == 1 and min(lengths) > 1 and len(names) > 1:
+        where = locate_rows(task, rows, [0])
+        raise DataError(f"{where} has {values[0]!r:.60} in column {task.label_column!r}: {MULTI_HOT_PROBLEM}")
+
+
+def parse_cell(value: Any) -> Any:
+    """Return the list or object that a text is the printed form of, in JSON or Python; other values unchanged.
+
+    A printed form that Python would print in another way is left as it is: `['x' 'y']`, a NumPy array, would be read as
+    one text.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        parsed = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+    return parsed if isinstance(parsed, list | dict) and repr(parsed) == text else value
 
 
 def _split_labels(text: str) -> list[str]:
     return [label.strip() for label in text.split(",") if label.strip()]
+
+
+def label_key(name: str) -> str:
+    """Return the same key for all ways to write a boolean or an integer: `True` and `true`, `1` and `1.0`."""
+    text = name.strip()
+    integral = INTEGRAL.fullmatch(text)
+    return integral[1] if integral else text.lower() if text.lower() in ("true", "false") else text
+
+
+def match_labels(
+    task: Task, labels: Sequence[str], rows: Dataset, names: Sequence[str] | Sequence[Sequence[str]]
+) -> dict[str, int]:
+    """Return the id of each distinct name in the rows. `True` is the label `true`, unless both are labels.
+
+    Args:
+        labels: in the order of their ids.
+        names: the label of each row, or a list of labels.
+
+    Raises:
+        DataError: some are unknown; the message names the rows.
+    """
+    label2id = {label: index for index, label in enumerate(labels)}
+    by_key: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        by_key.setdefault(label_key(label), []).append(index)
+    ids: dict[str, int] = {}
+    unknown = set()
+    for name in {name for row in names for name in ([row] if isinstance(row, str) else row)}:
+        matches = [label2id[name]] if name in label2id else by_key.get(label_key(name), [])
+        if len(matches) == 1:
+            ids[name] = matches[0]
+        else:
+            unknown.add(name)
+    if unknown:
+        bad_rows = [
+            row
+            for row, row_names in enumerate(names)
+            if not unknown.isdisjoint([row_names] if isinstance(row_names, str) else row_names)
+        ]
+        first = names[bad_rows[0]]
+        label = first if isinstance(first, str) else next(name for name in first if name in unknown)
+        raise _unknown_label(task, labels, rows, bad_rows, label)
+    return ids
+
+
+def _unknown_label(task: Task, labels: Iterable[str], rows: Dataset, bad_rows: Sequence[int], label: str) -> DataError:
+    where = locate_rows(task, rows, bad_rows[:1])
+    count = len(bad_rows)
+    more = f" In all, {count} rows have unknown labels: {locate_rows(task, rows, bad_rows)}." if count > 1 else ""
+    return DataError(
+        f"{where} has the label {label!r:.80}, expected one of {list_labels(labels)}.{did_you_mean(label, labels)} "
+        f"{row_excerpt(task, rows, bad_rows[0])}{more} Fix the row{'s' if count > 1 else ''}, or task.labels."
+    )
+
+
+def list_labels(labels: Iterable[str]) -> str:
+    """Return labels as a list for a message, at most `MAX_LISTED_CHARS` of them."""
+    labels = list(labels)
+    text = str(labels)
+    return text if len(text) <= MAX_LISTED_CHARS else f"{text[:MAX_LISTED_CHARS]}… ({len(labels)} labels)"
+
+
+def missing_labels(task: Task, rows: Dataset, bad_rows: Sequence[int], hint: str = "") -> DataError:
+    """Return the error for rows that have no label although others do."""
+    several = len(bad_rows) > 1
+    excerpt = row_excerpt(task, rows, bad_rows[0])
+    if several:
+        excerpt = f"Row {row_number(rows, bad_rows[0])} begins{excerpt.removeprefix('It begins')}"
+    return DataError(
+        f"{locate_rows(task, rows, bad_rows)} {'have' if several else 'has'} no label, but other rows do. {excerpt} "
+        f"Label or remove {'them' if several else 'it'}, or set data.skip_unlabelled=true.{hint}"
+    )
+
+
+def labelled_rows(task: Task, rows: Dataset) -> Dataset:
+    """Return the rows that have a label (`data.skip_unlabelled`); all rows if none has."""
+    if task.label_column not in rows.column_names:
+        return rows
+    values = rows[task.label_column][:]
+    listed = () if declared_labels(rows.features[task.label_column]) else task.labels
+
+    def is_missing(value: Any) -> bool:
+        if task.problem == "regression":
+            return is_missing_number(value)
+        if task.problem == "multi_label" and isinstance(value, str):
+            return False  # an empty cell: the row has none of the labels
+        return is_missing_label(value) and label_text(value) not in listed
+
+    labelled = [row for row, value in enumerate(values) if not is_missing(value)]
+    return with_row_numbers(rows).select(labelled) if 0 < len(labelled) < len(rows) else rows
 
 
 def label_name(declared: Sequence[str], value: Any) -> str:
@@ -132,8 +381,16 @@ def label_name(declared: Sequence[str], value: Any) -> str:
 
 
 def is_missing_label(value: Any) -> bool:
-    """Whether a cell has no label: it is empty, or -1 as in GLUE's test splits."""
-    return value in (None, MISSING_LABEL, str(MISSING_LABEL)) or (isinstance(value, str) and not value.strip())
+    """Whether a cell has no label: it is empty, NaN, or -1 as in GLUE's test splits."""
+    if isinstance(value, str):
+        return label_key(value) in ("", str(MISSING_LABEL))
+    return value in (None, MISSING_LABEL) or (isinstance(value, float) and math.isnan(value))
+
+
+def is_missing_number(value: Any) -> bool:
+    """Whether a cell of a regression task has no number: it is empty or NaN."""
+    is_blank = isinstance(value, str) and not value.strip()
+    return value is None or is_blank or (isinstance(value, float) and math.isnan(value))
 
 
 def compute_class_weights(
@@ -182,10 +439,7 @@ def lookup_label_id(task: Task, label2id: Mapping[str, int], rows: Dataset, row:
         DataError: the label is unknown.
     """
     if label not in label2id:
-        raise DataError(
-            f"{task.name}: row {row + 1} has the label {label!r:.80}, expected one of {list(label2id)}."
-            f"{did_you_mean(label, label2id)} {row_excerpt(task, rows, row)} Fix the row, or task.labels."
-        )
+        raise _unknown_label(task, label2id, rows, [row], label)
     return label2id[label]
 
 

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from bertcli.data.encoding import Encoded, EncodedBuilder, iter_input_ids, special_tokens_template
+from bertcli.data.sources import locate_rows
+from bertcli.data.table_files import label_text
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
-from bertcli.heads.labels import declared_labels, is_missing_label, label_name, labels_with_gold
+from bertcli.heads.labels import (
+    declared_labels,
+    is_missing_label,
+    label_key,
+    label_name,
+    labels_with_gold,
+    parse_cell,
+)
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -107,12 +116,17 @@ class MultipleChoice(Head):
         if all(map(is_missing_label, values)):
             return None
         answers = [_choice_index(label_name(declared, value) if declared else value) for value in values]
-        for row, (answer, count) in enumerate(zip(answers, counts, strict=True)):
-            if answer is None or not 0 <= answer < count:
-                raise DataError(
-                    f"{task.name}: row {row + 1} has the answer {values[row]!r:.80}, expected the number of a choice "
-                    f"(0 to {count - 1}) or its letter"
-                )
+        bad_rows = [
+            row
+            for row, (answer, count) in enumerate(zip(answers, counts, strict=True))
+            if answer is None or not 0 <= answer < count
+        ]
+        if bad_rows:
+            where, count = locate_rows(task, rows, bad_rows), counts[bad_rows[0]]
+            answer = f"has the answer {values[bad_rows[0]]!r:.80}"
+            if len(bad_rows) > 1:
+                answer = f"have answers that are not choices, the first {values[bad_rows[0]]!r:.80}"
+            raise DataError(f"{where} {answer}, expected the number of a choice (0 to {count - 1}) or its letter")
         return np.asarray(answers, dtype=np.int64)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -154,21 +168,30 @@ def row_choices(task: Task, rows: Dataset) -> list[list[str]]:
     columns = task.choice_columns
     if len(columns) > 1:
         return [list(row) for row in zip(*(rows[column][:] for column in columns), strict=True)]
-    choices = [list(row or ()) for row in rows[columns[0]][:]]
+    choices = [_choice_list(cell) for cell in rows[columns[0]][:]]
     for index, row in enumerate(choices):
         if len(row) < 2 or len(row) != len(choices[0]):
             raise DataError(
-                f"{task.name}: row {index + 1} has {len(row)} choices, expected "
-                f"{'at least two' if index == 0 else f'{len(choices[0])}, as in row 1'}"
+                f"{locate_rows(task, rows, [index])} has {len(row)} choices, expected "
+                f"{'at least two' if index == 0 else f'{len(choices[0])}, as in the first row'}"
             )
     return choices
 
 
+def _choice_list(cell: list[str] | str | None) -> list[str]:
+    """Return the choices in a cell: a list, or in CSV its printed form; other texts are a single choice."""
+    if isinstance(cell, str):
+        parsed = parse_cell(cell)
+        is_list = isinstance(parsed, list) and all(isinstance(choice, str) for choice in parsed)
+        return parsed if is_list else [cell]
+    return list(cell or ())
+
+
 def _choice_index(value: Any) -> int | None:
     """Return the index of a choice from its number or letter; None if the value is neither."""
-    if isinstance(value, str):
-        text = value.strip()
-        if text.isdigit():
-            return int(text)
-        return LETTERS.find(text.upper()) if len(text) == 1 and text.upper() in LETTERS else None
-    return value if isinstance(value, int) else None
+    if isinstance(value, bool | list | dict):
+        return None
+    text = label_key(label_text(value) or "")
+    if text.isdecimal():
+        return int(text)
+    return LETTERS.find(text.upper()) if len(text) == 1 and text.upper() in LETTERS else None

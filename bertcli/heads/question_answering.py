@@ -21,6 +21,7 @@ from bertcli.data.encoding import (
     tokenize,
     window_bounds,
 )
+from bertcli.data.sources import row_number
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
 from bertcli.heads.span_decoding import NOT_IN_PASSAGE, SpanPrediction, best_spans, select_answer
@@ -148,7 +149,7 @@ class QuestionAnswering(Head):
         return torch.stack((outputs.start_logits, outputs.end_logits), dim=-1)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Return the mean of the cross-entropies of start and end, summed over the windows."""
+        """Return the mean of the cross-entropies of start and end positions, summed over the windows."""
         from torch.nn import functional
 
         return functional.cross_entropy(logits, labels, reduction="sum") / 2
@@ -301,7 +302,8 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _describe_row(task: Task, rows: Dataset, row: int) -> str:
-    return f"row {row + 1}" + (f" (id {rows[row][task.id_column]})" if task.id_column in rows.column_names else "")
+    question_id = f" (id {rows[row][task.id_column]})" if task.id_column in rows.column_names else ""
+    return f"row {row_number(rows, row)}{question_id}"
 
 
 def _token_span(window_offsets: np.ndarray, span: tuple[int, int] | None) -> tuple[int, int]:

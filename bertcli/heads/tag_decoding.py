@@ -1,6 +1,6 @@
 """Constrained decoding of tags: which tags may follow each other, and the best valid sequence (Viterbi 1967).
 
-The prefix of an entity tag is the word's position in the entity: `B-` begins it, `I-` continues it and, in schemes with
+The position in an entity tag is that of the word in the entity: `B-` begins it, `I-` continues it and, in schemes with
 more prefixes, `E-` or `L-` ends it and `S-` or `U-` is a single-word entity. A model that scores each word separately
 can predict `I-` without `B-`. Sequences that are valid already are unchanged, at no cost.
 Shapes: W words of a row, C tags.
@@ -12,22 +12,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertcli.tasks.tags import split_tag
+from bertcli.tasks.tags import split_tags
 
 TAG_SCHEMES = {"IOBES": "ES", "BILOU": "LU", "IOB2": ""}
 """Schemes, strictest first, and their prefixes for the last word of an entity and for single-word entities."""
 MAX_VIOLATION_RATE = 0.01  # violations per word in an entity: annotation errors
 
 
-def detect_tag_scheme(labels: Sequence[str], tags: Sequence[Sequence[str]]) -> str | None:
+def detect_tag_scheme(labels: Sequence[str], tags: Sequence[Sequence[str | None]]) -> str | None:
     """Return the strictest scheme that the rows of `tags` follow with few exceptions; None if there is none.
 
-    Tags that are not entity tags have no scheme, and IOB1 is not supported.
+    Tags that are not entity tags have no scheme, and IOB1 is not supported. Words without a tag (None) are skipped.
     """
-    prefixes = {prefix for label in labels if (prefix := split_tag(label)[0])}
+    positions = [position for position, _ in split_tags(labels)]
+    prefixes = {position for position in positions if position}
     label2id = {label: index for index, label in enumerate(labels)}
-    rows = [np.array([label2id[tag] for tag in row]) for row in tags if row]
-    entity_ids = [index for index, label in enumerate(labels) if split_tag(label)[0]]
+    tagged = ([label2id[tag] for tag in row if tag is not None] for row in tags)
+    rows = [np.array(row) for row in tagged if row]
+    entity_ids = [index for index, position in enumerate(positions) if position]
     num_entity_words = sum(int(np.isin(row, entity_ids).sum()) for row in rows)
     for scheme, ends in TAG_SCHEMES.items():
         if "B" in prefixes and prefixes <= {*"BI", *ends} and (not ends or prefixes & {*ends}):
@@ -46,10 +48,10 @@ def allowed_transitions(labels: Sequence[str], scheme: str) -> np.ndarray:
         A boolean array [C + 1, C + 1].
     """
     end_prefix = TAG_SCHEMES[scheme][:1]
-    split_tags = [*map(split_tag, labels), ("", "")]
-    allowed = np.zeros((len(split_tags), len(split_tags)), dtype=bool)
-    for index, (prefix, entity_type) in enumerate(split_tags):
-        for next_index, (next_prefix, next_type) in enumerate(split_tags):
+    parts = [*split_tags(labels), ("", "")]
+    allowed = np.zeros((len(parts), len(parts)), dtype=bool)
+    for index, (prefix, entity_type) in enumerate(parts):
+        for next_index, (next_prefix, next_type) in enumerate(parts):
             is_open = prefix in ("B", "I")
             continues = next_prefix != "" and next_prefix in ("I", end_prefix)
             is_same_entity = is_open and entity_type == next_type

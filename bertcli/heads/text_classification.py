@@ -6,24 +6,27 @@ windows), C classes (1 for regression).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
 from bertcli.data.encoding import Encoded, encode_texts
+from bertcli.data.sources import locate_rows
 from bertcli.errors import DataError, ModelError
 from bertcli.heads.base import Head
 from bertcli.heads.labels import (
     MISSING_LABEL,
     compute_class_weights,
+    is_missing_number,
     label_config_fields,
     label_names,
     labels_from_config,
     labels_with_gold,
-    lookup_label_id,
+    match_labels,
+    missing_labels,
     resolve_labels,
-    row_excerpt,
     top_label_ids,
 )
 from bertcli.heads.thresholds import (
@@ -196,23 +199,20 @@ class TextClassification(Head):
             return None
         values = rows[task.label_column][:]
         if self.problem == "regression":
-            return _parse_numbers(task, values)
+            return _parse_numbers(task, rows, values)
         names = label_names(task, rows, values)
-        is_missing = [name is None for name in names]
-        if all(is_missing):
+        missing = [row for row, name in enumerate(names) if name is None]
+        if len(missing) == len(names):
             return None
-        if any(is_missing):
-            row = is_missing.index(True)
-            cure = "Label or remove it." + (" If -1 is a label, list it in task.labels." if values[row] == "-1" else "")
-            excerpt = row_excerpt(task, rows, row)
-            raise DataError(f"{task.name}: row {row + 1} has no label, but other rows do. {excerpt} {cure}")
-        label2id = {label: index for index, label in enumerate(self.labels)}
+        if missing:
+            hint = " If -1 is a label, list it in task.labels." if values[missing[0]] == "-1" else ""
+            raise missing_labels(task, rows, missing, hint)
+        ids = match_labels(task, self.labels, rows, names)
         if self.problem == "single_label":
-            label_ids = [lookup_label_id(task, label2id, rows, row, name) for row, name in enumerate(names)]
-            return np.array(label_ids, dtype=np.int64)
+            return np.array([ids[name] for name in names], dtype=np.int64)
         multi_hot = np.zeros((len(names), len(self.labels)), dtype=np.float32)
         for row, row_names in enumerate(names):
-            multi_hot[row, [lookup_label_id(task, label2id, rows, row, name) for name in row_names or ()]] = 1.0
+            multi_hot[row, [ids[name] for name in row_names]] = 1.0
         return multi_hot
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -318,18 +318,34 @@ def average_windows(encoded: Encoded, logits: np.ndarray) -> np.ndarray:
     return np.add.reduceat(logits, starts, axis=0) / counts[:, None].astype(logits.dtype)
 
 
-def _parse_numbers(task: Task, values: list[Any]) -> np.ndarray | None:
-    """Return the gold numbers [R] of a regression task; None if all are missing or -1."""
-    is_missing = [value is None for value in values]
-    if all(is_missing):
+def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray | None:
+    """Return the gold numbers [R] of a regression task; None if all are missing or -1.
+
+    Raises:
+        DataError: some rows have no number, or something else; the message names the rows.
+    """
+    values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
+    missing = [row for row, value in enumerate(values) if is_missing_number(value)]
+    if len(missing) == len(values):
         return None
-    if any(is_missing):
-        raise DataError(f"{task.name}: row {is_missing.index(True) + 1} has no value in column {task.label_column!r}")
-    try:
-        numbers = np.asarray(values, dtype=np.float32)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{task.name}: column {task.label_column!r} is not numeric ({error!s:.100})") from error
-    if not np.isfinite(numbers).all():
-        row = int(np.flatnonzero(~np.isfinite(numbers))[0])
-        raise DataError(f"{task.name}: row {row + 1} has {numbers[row]} in column {task.label_column!r}")
+    if missing:
+        raise missing_labels(task, rows, missing)
+    if not all(type(value) in (int, float) for value in values):
+        values = [_parse_number(value) for value in values]
+    numbers = np.asarray(values, dtype=np.float32)
+    bad_rows = np.flatnonzero(~np.isfinite(numbers)).tolist()
+    if bad_rows:
+        value = rows[bad_rows[0]][task.label_column]
+        raise DataError(
+            f"{locate_rows(task, rows, bad_rows)} {'has' if len(bad_rows) == 1 else 'have'} no finite number in column "
+            f"{task.label_column!r}, but {value!r:.60}; regression needs one number per row"
+        )
     return None if (numbers == MISSING_LABEL).all() else numbers
+
+
+def _parse_number(value: Any) -> float:
+    """Return the value as a number; NaN if it is not one."""
+    try:
+        return math.nan if isinstance(value, list | dict) else float(value)
+    except (ValueError, TypeError):
+        return math.nan

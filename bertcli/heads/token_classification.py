@@ -10,12 +10,15 @@ Shapes: R rows, N windows, T tokens of all windows, C tags.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL, Encoded, EncodedBuilder, special_tokens_template, window_bounds
+from bertcli.data.sources import locate_rows
+from bertcli.data.table_files import label_text
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
 from bertcli.heads.labels import (
@@ -32,7 +35,7 @@ from bertcli.heads.labels import (
 from bertcli.heads.tag_decoding import TAG_SCHEMES, allowed_transitions, detect_tag_scheme, viterbi_decode
 from bertcli.heads.word_alignment import UNALIGNED, casing_token_type_ids, row_words, tokenize_words, word_offsets
 from bertcli.recipe.schema import DataSection, Recipe
-from bertcli.tasks.tags import split_tag, to_iobes
+from bertcli.tasks.tags import TagSet, read_tag_set
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -74,8 +77,12 @@ class TokenClassification(Head):
 
     @classmethod
     def default_metrics(cls, task: Task) -> tuple[str, ...]:
-        """Return precision, recall and F1 of entities."""
-        return ("seqeval",)
+        """Return precision, recall and F1 of entities; accuracy if the task has tags that are not of entities.
+
+        Before the labels of a task are known, they are taken to be of entities.
+        """
+        tag_set = read_tag_set(task.labels)
+        return ("seqeval",) if not task.labels or tag_set.marks_entities or tag_set.problem else ("accuracy",)
 
     @classmethod
     def supported_keys(cls, task: Task) -> frozenset[str]:
@@ -118,6 +125,11 @@ class TokenClassification(Head):
         order = [self.labels.index(label) for label in labels]
         weights = None if self.class_weights is None else [self.class_weights[index] for index in order]
         return type(self)(labels, weights, self.tag_scheme, casing_feature=self.casing_feature)
+
+    @cached_property
+    def tag_set(self) -> TagSet:
+        """How the tags mark entities."""
+        return read_tag_set(self.labels)
 
     @property
     def answer_kind(self) -> str:
@@ -173,16 +185,17 @@ class TokenClassification(Head):
         labels = None if tags is None else self._token_labels(alignment_array, tags)
         return builder.build(tokenizer, labels, labels_per_token=labels is not None, alignment=alignment_array)
 
-    def _token_labels(self, alignment: np.ndarray, tags: list[list[str]]) -> np.ndarray:
-        """Return the tag id of each aligned token, `IGNORED_LABEL` for the others. [T]"""
-        label2id = {label: index for index, label in enumerate(self.labels)}
+    def _token_labels(self, alignment: np.ndarray, tags: list[list[str | None]]) -> np.ndarray:
+        """Return the tag id of each aligned token, `IGNORED_LABEL` for the others and words without a tag. [T]"""
+        label2id: dict[str | None, int] = {label: index for index, label in enumerate(self.labels)}
+        label2id[None] = IGNORED_LABEL
         labels = np.full(len(alignment), IGNORED_LABEL, dtype=np.int64)
         # Aligned tokens are in the order of the rows and their words: exactly one per word.
         labels[alignment != UNALIGNED] = [label2id[tag] for row in tags for tag in row]
         return labels
 
-    def references(self, task: Task, rows: Dataset) -> list[list[str]] | None:
-        """Return the gold tags of each row's words; None if the rows are unlabeled.
+    def references(self, task: Task, rows: Dataset) -> list[list[str | None]] | None:
+        """Return the gold tags of each row's words, None for words without one; None if all rows are unlabeled.
 
         Raises:
             DataError: the number of tags differs from the number of words, or a tag is unknown.
@@ -190,21 +203,28 @@ class TokenClassification(Head):
         if task.label_column not in rows.column_names:
             return None
         column = rows[task.label_column][:]
-        cells = (value for values in column for value in ([None] if values is None else values))
-        if any(values != [] for values in column) and all(map(is_missing_label, cells)):
+        names = tag_names(task, rows, column)
+        if not names and any(values != [] for values in column):
             return None
-        declared = declared_labels(rows.features[task.label_column])
+        self._check_numbers_of_tags(task, rows, column)
+        tags = [[names.get(value) for value in values or ()] for values in column]
         label2id = {label: index for index, label in enumerate(self.labels)}
-        tags: list[list[str]] = []
-        for row, (words, values) in enumerate(zip(row_words(task, rows), column, strict=True)):
-            if values is None or len(values) != len(words):
-                num_tags = "no" if values is None else len(values)
-                raise DataError(f"{task.name}: row {row + 1} has {len(words)} words and {num_tags} tags")
-            names = [label_name(declared, value) for value in values]
-            for name in names:
-                lookup_label_id(task, label2id, rows, row, name)
-            tags.append(names)
+        if unknown := set(names.values()) - label2id.keys():
+            row = next(row for row, tags_of_row in enumerate(tags) if not unknown.isdisjoint(tags_of_row))
+            lookup_label_id(task, label2id, rows, row, next(tag for tag in tags[row] if tag in unknown) or "")
         return tags
+
+    @staticmethod
+    def _check_numbers_of_tags(task: Task, rows: Dataset, column: list[list[Any] | None]) -> None:
+        """Check that each row has a tag for each of its words; the message lists the rows that do not."""
+        num_words = [len(words) for words in row_words(task, rows)]
+        num_tags = [-1 if values is None else len(values) for values in column]
+        if bad := [row for row, counts in enumerate(zip(num_words, num_tags, strict=True)) if counts[0] != counts[1]]:
+            words, tags = num_words[bad[0]], num_tags[bad[0]] if column[bad[0]] is not None else "no"
+            found = f"has {words} words and {tags} tags"
+            if len(bad) > 1:
+                found = f"have more or fewer tags than words, the first one {words} words and {tags} tags"
+            raise DataError(f"{task.name}: {locate_rows(task, rows, bad)} {found}; give each word one tag")
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """Return the cross-entropy summed over the words."""
@@ -230,21 +250,22 @@ class TokenClassification(Head):
         return [[self.labels[tag_id] for tag_id in row] for row in tag_ids]
 
     def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Return the text of each row, its words, their tags, and entities with character offsets in the text."""
-        from seqeval.metrics.sequence_labeling import get_entities
+        """Return the text of each row, its words, their tags, and entities with character offsets in the text.
 
+        Entities are None if it is unclear which words the tags mark as entities.
+        """
         entries = []
-        has_entity_tags = any(split_tag(label)[0] for label in self.labels)  # false for parts of speech
         predictions = self.to_predictions(task, rows, encoded, logits)
         values = rows[task.text_columns[0]][:]
         for value, words, tags in zip(values, row_words(task, rows), predictions, strict=True):
             text = value if isinstance(value, str) else " ".join(words)
             offsets = word_offsets(text, words)
             entities = []
-            for entity_type, first, last in get_entities(to_iobes(tags)) if has_entity_tags else ():
+            for entity_type, first, last in self.tag_set.entities(tags):
                 start, end = offsets[first][0], offsets[last][1]
                 entities.append({"label": entity_type, "start": start, "end": end, "text": text[start:end]})
-            entries.append({"text": text, "words": words, "tags": tags, "entities": entities})
+            is_clear = self.tag_set.problem is None
+            entries.append({"text": text, "words": words, "tags": tags, "entities": entities if is_clear else None})
         return entries
 
     def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -253,9 +274,9 @@ class TokenClassification(Head):
         assert gold is not None
         entries: list[dict[str, Any]] = []
         for gold_tags, tags in zip(gold, predictions, strict=True):
-            num_errors = sum(gold_tag != tag for gold_tag, tag in zip(gold_tags, tags, strict=True))
-            loss = num_errors / max(1, len(gold_tags))
-            entries.append({"gold": gold_tags, "predicted": tags, "right": not num_errors, "loss": loss})
+            is_wrong = [gold_tag != tag for gold_tag, tag in zip(gold_tags, tags, strict=True) if gold_tag is not None]
+            loss = sum(is_wrong) / max(1, len(is_wrong))
+            entries.append({"gold": gold_tags, "predicted": tags, "right": not any(is_wrong), "loss": loss})
         return entries
 
 
@@ -267,15 +288,45 @@ def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
     """
     labels = predefined_labels(task, train)
     if not labels:
-        distinct = {str(tag) for tags in train[task.label_column][:] for tag in tags or ()}
+        distinct = set(tag_names(task, train, train[task.label_column][:]).values())
         labels = tuple(sorted(distinct, key=lambda tag: (tag != "O", tag)))
     if len(labels) < 2:
         raise DataError(f"{task.name}: found the tags {list(labels)}, expected at least two")
     return labels
 
 
+def tag_names(task: Task, rows: Dataset, column: list[list[Any] | None]) -> dict[Any, str]:
+    """Return the name of each distinct tag in the label column of `rows`.
+
+    Empty cells, -1 (as in hidden test splits) and -100 (ignored in the loss) are not tags, except those numbers that
+    the task definition lists as labels.
+
+    Raises:
+        DataError: the column does not hold lists of tags.
+    """
+    feature = rows.features[task.label_column]
+    is_list_of_tags = isinstance(getattr(getattr(feature, "feature", None), "dtype", None), str)
+    if not is_list_of_tags and any(values is not None for values in column):
+        raise DataError(
+            f"{task.name}: column {task.label_column!r} holds {feature!r:.60}, expected a list of tags for each row, "
+            "one per word"
+        )
+    declared = declared_labels(feature)
+    listed = () if declared else task.labels
+    names = {value: _tag_name(declared, value) for values in column if values is not None for value in {*values}}
+    return {value: name for value, name in names.items() if name in listed or not _is_missing(name)}
+
+
+def _tag_name(declared: Sequence[str], value: Any) -> str:
+    return label_name(declared, value) if declared and value is not None else (label_text(value) or "").strip()
+
+
+def _is_missing(name: str) -> bool:
+    return is_missing_label(name) or name == str(IGNORED_LABEL)
+
+
 def compute_tag_weights(
-    weights: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], tags: list[list[str]]
+    weights: str | dict[str, float] | None, task: Task, labels: tuple[str, ...], tags: list[list[str | None]]
 ) -> list[float] | None:
     """Return the weight of each tag in the loss; `auto` is words / (C × words with the tag), at most 100.
 
@@ -290,7 +341,7 @@ def compute_tag_weights(
     if isinstance(weights, dict):
         return weights_from_recipe(weights, labels)
     label2id = {label: index for index, label in enumerate(labels)}
-    counts = np.bincount([label2id[tag] for row in tags for tag in row], minlength=len(labels))
+    counts = np.bincount([label2id[tag] for row in tags for tag in row if tag is not None], minlength=len(labels))
     return [float(min(MAX_AUTO_WEIGHT, counts.sum() / (len(labels) * max(1, count)))) for count in counts]
 
 

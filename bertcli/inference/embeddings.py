@@ -20,7 +20,7 @@ from bertcli.data.prediction_inputs import batched
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.files import open_new
 from bertcli.inference.forward import compute_logits
-from bertcli.models.from_pretrained import ModelSource, max_input_length
+from bertcli.models.from_pretrained import ModelSource, check_vocabulary, max_input_length
 from bertcli.recipe.schema import DataSection, HardwareSection
 from bertcli.training.devices import build_accelerator
 
@@ -43,6 +43,7 @@ class FeatureExtractor:
 
     Raises:
         UsageError: the model does not have one of the layers.
+        ModelError: the model lacks weights, or its tokenizer does not fit.
     """
 
     def __init__(self, source: ModelSource, layers: list[int], data: DataSection, hardware: HardwareSection | None):
@@ -55,6 +56,7 @@ class FeatureExtractor:
                 )
         self.layers = layers
         self.tokenizer = source.load_tokenizer()
+        check_vocabulary(self.tokenizer, config, source.name)
         hardware = hardware or HardwareSection()
         self.accelerator, self.max_tokens = build_accelerator(hardware), hardware.eval_batch_tokens
         model = source.load_model("AutoModel", {"output_hidden_states": True})

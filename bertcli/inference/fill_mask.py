@@ -16,7 +16,7 @@ from bertcli.data.encoding import encode_texts
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import batched
 from bertcli.errors import DataError, ModelError
-from bertcli.models.from_pretrained import ModelSource, max_input_length
+from bertcli.models.from_pretrained import ModelSource, check_vocabulary, max_input_length
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.sparse_prediction import SparsePrediction
 from bertcli.recipe.schema import HardwareSection
@@ -53,12 +53,16 @@ class MaskFiller:
     Args:
         top_k: number of tokens per mask.
         hardware: device, precision and batch size; None: the defaults.
+
+    Raises:
+        ModelError: the model lacks weights, or its tokenizer does not fit.
     """
 
     def __init__(self, source: ModelSource, top_k: int, hardware: HardwareSection | None):
         hardware = hardware or HardwareSection()
         self.top_k, self.max_tokens = top_k, hardware.eval_batch_tokens
         self.tokenizer = source.load_tokenizer()
+        check_vocabulary(self.tokenizer, source.config, source.name)
         self.accelerator = build_accelerator(hardware)
         pretrained = source.load_model(MODEL_CLASS)
         self.max_length = max_input_length(self.tokenizer, pretrained.config)

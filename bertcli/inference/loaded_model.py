@@ -17,7 +17,7 @@ from bertcli.errors import DataError, ModelError, RecipeError, UsageError
 from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
 from bertcli.inference.forward import predict_logits
-from bertcli.models.from_pretrained import ModelSource, has_head, max_input_length
+from bertcli.models.from_pretrained import ModelSource, check_vocabulary, has_head, max_input_length
 from bertcli.models.padding_free import optimize_forward
 from bertcli.recipe.load import load_any_recipe, load_recipe, recipe_task
 from bertcli.recipe.pretrain_schema import PretrainRecipe
@@ -72,7 +72,7 @@ def load_for_inference(
         labels: new names for the model's labels, in the order of their IDs; None: the saved names.
 
     Raises:
-        ModelError: the model does not exist, or has no supported head.
+        ModelError: the model does not exist, has no supported head, lacks weights, or its tokenizer does not fit.
         UsageError: `labels` are not as many different names as the model has labels.
     """
     recipe = finetuning_recipe(source.name)
@@ -91,6 +91,7 @@ def load_for_inference(
         head = head_class.from_config(task, config, recipe)
     hardware = (recipe.hardware if recipe else HardwareSection()).with_overrides(hardware)
     tokenizer = source.load_tokenizer(is_split_into_words=head_class.reads_words)
+    check_vocabulary(tokenizer, config, source.name)
     data = recipe.data if recipe else DEFAULT_DATA
     accelerator = build_accelerator(hardware)
     model = source.load_model(head_class.model_class)

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from bertcli.data.encoding import Encoded
+from bertcli.data.table_files import ROW_COLUMN
 from bertcli.heads.base import Head
 from bertcli.inference.forward import predict_logits
 from bertcli.tasks.task import Task
@@ -34,6 +35,8 @@ def predictions_with_gold(
 ) -> Iterator[dict[str, Any]]:
     """The model's predictions beside the gold answers: `Head.with_gold` plus `row` (from 1), `tokens` and `texts`.
 
+    If the rows are a part of a file, `row_in_file` is the number in the file.
+
     Of more than `MAX_ROWS` rows only every second, third … is kept; long texts are truncated.
     """
     stride = -(-len(rows) // MAX_ROWS)
@@ -44,7 +47,8 @@ def predictions_with_gold(
         for index in range(-first % stride, len(part_rows), stride):
             row = part_rows[index]
             texts = {name: row[name] for name in task.columns}
-            line = {"row": first + index + 1, "tokens": num_tokens[index], "texts": texts} | lines[index]
+            line = {"row": first + index + 1} | ({"row_in_file": row[ROW_COLUMN]} if ROW_COLUMN in row else {})
+            line |= {"tokens": num_tokens[index], "texts": texts} | lines[index]
             yield _truncated(line)
         first += len(part_rows)
 

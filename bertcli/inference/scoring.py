@@ -47,7 +47,7 @@ def score(
         predictions.extend(head.to_predictions(task, part_rows, part, logits))
         total += loss
     scores = compute_metrics(
-        task.metric_names, head.answer_kind, predictions, references, positive_label_id(task, head)
+        task.metric_names, head.answer_kind, predictions, references, positive_label_id(task, head), head.labels
     )
     return scores | {"loss": total / max(1, int(encoded.num_targets.sum()))}
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertcli.errors import ModelError, did_you_mean
+from bertcli.models.missing_weights import (
+    MissingWeights,
+    describe_missing,
+    describe_tensors,
+    encoder_prefix,
+    is_encoder_tensor,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +45,8 @@ POSITION_OFFSET_FAMILIES = (  # their positions start after the padding index
 )
 WEIGHT_OPTIONS = {"dtype": "float32", "use_safetensors": True}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's file name
+ADAPTER_PREFIX = "base_model.model."  # peft's, of tensor names
+MAX_SHAPES_LISTED = 3  # in an error message
 UNLIMITED_LENGTH = 10**9
 
 
@@ -107,58 +118,115 @@ class ModelSource:
         *,
         dropout: float | None = None,
         new_head: bool = False,
+        on_missing: Callable[[MissingWeights], None] | None = None,
     ) -> PreTrainedModel:
-        """Load the model with the head of `model_class`, in fp32; a head that is not in the weights is initialized.
+        """Load the model with the head of `model_class`, in fp32.
 
         Args:
             config_fields: overrides for its configuration.
             dropout: sets all dropout rates; None keeps them.
             new_head: load only the encoder and initialize a new head, even if the model has one.
+            on_missing: called with the weights that are not saved with the model and were initialized at random, as
+                those of a head that is to be trained; None: they are an error, except for the head if `new_head`.
 
         Raises:
-            ModelError: there is no such model, it has no weights, or they are not in safetensors format.
+            ModelError: there is no such model, it has no weights, or they are incomplete, of another shape than its
+                configuration says, or not in safetensors format.
+        """
+        config = copy.deepcopy(self.config)
+        set_config_fields(config, config_fields or {}, dropout)
+        with _quiet_transformers():
+            model, missing, unexpected = self._load_weights(model_class, config, new_head=new_head)
+        weights = describe_missing(model, missing, unexpected, model_class)
+        if on_missing is not None:
+            on_missing(weights)
+        elif weights.encoder or (weights.head and not new_head):
+            raise ModelError(
+                f"{self.name} lacks weights that its configuration needs: {weights}; its answers would be random. "
+                "Restore its files, or train it with `bertcli finetune`"
+            )
+        return model
+
+    def _load_weights(
+        self, model_class: str, config: PretrainedConfig, *, new_head: bool = False
+    ) -> tuple[PreTrainedModel, set[str], set[str]]:
+        """Load the model; also return the names of the tensors that are missing and of those that it does not use.
+
+        Raises:
+            ModelError: as `load_model` does, except for missing weights.
         """
         import transformers
 
-        config = copy.deepcopy(self.config)
-        set_config_fields(config, config_fields or {}, dropout)
         auto_class = getattr(transformers, model_class)
-        options = {"config": config, **WEIGHT_OPTIONS}
-        with _quiet_transformers():
-            if (Path(self.path) / ADAPTER_WEIGHTS).is_file():
-                saved = self._load_with_adapter()
-            elif new_head:
-                saved = _from_pretrained(transformers.AutoModel.from_pretrained, "model", self.path, **options)
-            else:
-                return _copy_to_aligned_memory(
-                    _from_pretrained(auto_class.from_pretrained, "model", self.path, **options)
-                )
-            model = auto_class.from_config(config)
-            if type(saved) is type(model) and not new_head:
-                model.load_state_dict(saved.state_dict())
-            else:  # not strict: some encoders have a pooler that their classifier lacks
-                model.base_model.load_state_dict(saved.base_model.state_dict(), strict=False)
-            return model
+        if (Path(self.path) / ADAPTER_WEIGHTS).is_file():
+            saved, missing, unexpected = *self._load_with_adapter(), set()
+        else:
+            saved, report = _from_pretrained(
+                (transformers.AutoModel if new_head else auto_class).from_pretrained,
+                "model",
+                self.path,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by name below
+                **WEIGHT_OPTIONS,
+            )
+            _check_shapes(report["mismatched_keys"], self.path)
+            missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+            if not new_head:
+                _remove_missing_pooler(saved, missing)
+                return _copy_to_aligned_memory(saved), missing, unexpected
+        model = auto_class.from_config(config)
+        if type(saved) is type(model) and not new_head:
+            model.load_state_dict(saved.state_dict())
+            return model, missing, unexpected
+        return model, _copy_encoder(saved, model, missing), unexpected
 
-    def _load_with_adapter(self) -> PreTrainedModel:
+    def _load_with_adapter(self) -> tuple[PreTrainedModel, set[str]]:
         """Load a LoRA adapter saved by peft together with its base model, and merge them.
+
+        Returns:
+            The model, and the names of the tensors that neither the adapter nor the base model has.
 
         Raises:
             ModelError: the adapter or its base model cannot be read.
         """
         import transformers
-        from peft import PeftConfig, PeftModel
-        from safetensors import SafetensorError
+        from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+        from safetensors import SafetensorError, safe_open
 
         try:
-            base_name = PeftConfig.from_pretrained(self.path).base_model_name_or_path
+            base_source = ModelSource(str(PeftConfig.from_pretrained(self.path).base_model_name_or_path), self.mirror)
             config = copy.deepcopy(self.config)
-            base = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
-            encoder = ModelSource(base_name, self.mirror).load_model("AutoModel")
-            base.base_model.load_state_dict(encoder.state_dict(), strict=False)
-            return PeftModel.from_pretrained(base, self.path).merge_and_unload()
+            model = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
+            encoder, missing_in_base, _ = base_source._load_weights("AutoModel", copy.deepcopy(base_source.config))
+            missing = _copy_encoder(encoder, model, missing_in_base)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about missing tensors, which are an error below
+                peft_model = PeftModel.from_pretrained(model, self.path)
+            needed = {*get_peft_model_state_dict(peft_model, save_embedding_layers=False)}
+            with safe_open(Path(self.path) / ADAPTER_WEIGHTS, "pt") as file:
+                saved = {*file.keys()}
+            self._check_adapter(needed - saved, needed)
+            return peft_model.merge_and_unload(), missing - {name.removeprefix(ADAPTER_PREFIX) for name in saved}
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+            if str(error.args[0] if error.args else "").startswith(ADAPTER_PREFIX):  # peft's, for a tensor of the head
+                self._check_adapter({error.args[0]}, set())
             raise ModelError(f"cannot read the LoRA adapter in {self.path}: {error}") from error
+
+    def _check_adapter(self, missing: set[str], needed: set[str]) -> None:
+        """Check that no tensors of the adapter are missing.
+
+        Raises:
+            ModelError: some are.
+        """
+        if missing:
+            names, all_names = (
+                [name.removeprefix(ADAPTER_PREFIX) for name in sorted(part)] for part in (missing, needed)
+            )
+            raise ModelError(
+                f"the LoRA adapter in {self.path} lacks weights that its configuration needs: "
+                f"{describe_tensors(names, all_names)}. Restore its files"
+            )
 
 
 def _resolve(name: str, mirror: Path | None) -> str:
@@ -184,6 +252,46 @@ def _has_weights(folder: Path) -> bool:
 def has_head(config: PretrainedConfig, model_class: str) -> bool:
     """Return whether the saved model has the head of `model_class` (an `AutoModelFor…` name)."""
     return any(model_class.removeprefix("AutoModel") in name for name in config.architectures or ())
+
+
+def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], path: str) -> None:
+    """Check that loading found no tensor of another shape.
+
+    Raises:
+        ModelError: it did; the message names the first few.
+    """
+    listed = [
+        f"{name} has the shape {list(found)}, expected {list(expected)}" for name, found, expected in sorted(mismatched)
+    ]
+    if listed:
+        more = f" and {len(listed) - MAX_SHAPES_LISTED} more" if len(listed) > MAX_SHAPES_LISTED else ""
+        raise ModelError(
+            f"the weights in {path} do not match its config.json: {'; '.join(listed[:MAX_SHAPES_LISTED])}{more}"
+        )
+
+
+def _remove_missing_pooler(model: PreTrainedModel, missing: set[str]) -> None:
+    """Remove the pooler of an encoder that was saved without one, as by masked-language modeling."""
+    encoder: Any = model
+    pooler = getattr(encoder, "pooler", None)
+    is_optional = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+    if pooler is not None and is_optional and missing >= {f"pooler.{name}" for name in pooler.state_dict()}:
+        encoder.pooler = None
+
+
+def _copy_encoder(source: PreTrainedModel, target: PreTrainedModel, missing: Iterable[str]) -> set[str]:
+    """Copy the encoder of one model to another, and return the names of the other's tensors that are still random.
+
+    Args:
+        missing: names of the random tensors of `source`.
+    """
+    state: Any = source.base_model.state_dict()
+    incompatible = target.base_model.load_state_dict(state, strict=False)  # one of them may lack a pooler
+    prefix, source_prefix = encoder_prefix(target), encoder_prefix(source)
+    names = {name for name in target.state_dict() if not is_encoder_tensor(target, name)}
+    names |= {f"{prefix}{name}" for name in incompatible.missing_keys}
+    in_encoder = {name.removeprefix(source_prefix) for name in missing if is_encoder_tensor(source, name)}
+    return names | {f"{prefix}{name}" for name in in_encoder if name not in incompatible.unexpected_keys}
 
 
 def _copy_to_aligned_memory(model: PreTrainedModel) -> PreTrainedModel:
@@ -216,6 +324,23 @@ def max_input_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
 def first_position_id(config: PretrainedConfig) -> int:
     """Return the position id of a sequence's first token: 0, or in RoBERTa-like families the padding index + 1."""
     return (config.pad_token_id or 0) + 1 if config.model_type in POSITION_OFFSET_FAMILIES else 0
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:
+    """Check that the model has an embedding for every entry of its tokenizer.
+
+    Args:
+        name: the name of the model.
+
+    Raises:
+        ModelError: the tokenizer has more entries.
+    """
+    num_embeddings = getattr(config, "vocab_size", None)
+    if num_embeddings is not None and num_embeddings < len(tokenizer):
+        raise ModelError(
+            f"found a tokenizer with {len(tokenizer)} entries, expected at most {num_embeddings}, the vocabulary size "
+            f"of {name}; use the tokenizer that the model was trained with"
+        )
 
 
 def set_config_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float | None) -> None:

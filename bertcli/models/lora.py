@@ -25,13 +25,13 @@ def add_lora(model: PreTrainedModel, section: StrategySection, base_name: str) -
     LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, as implemented in peft.
 
     Args:
-        base_name: the base model that a saved adapter names; it must be valid from any working directory.
+        base_name: name or absolute path of the base model, as recorded in a saved adapter.
 
     Returns:
         The model wrapped by peft; `model` itself is modified and computes with the adapters.
 
     Raises:
-        ModelError: the encoder's layers have no linear layers, or the base model is itself a LoRA adapter.
+        ModelError: the encoder has no linear layers, or the base model is itself a LoRA adapter.
     """
     from peft import LoraConfig, get_peft_model
 

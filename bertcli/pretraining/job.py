@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from bertcli.errors import DataError, ModelError
 from bertcli.inference.forward import check_finite
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.from_scratch import build_from_config
+from bertcli.models.missing_weights import MissingWeights
 from bertcli.models.padding_free import optimize_forward
 from bertcli.pretraining.batches import BatchStream, ResolvedPhase, read_texts
 from bertcli.pretraining.objective import TargetSequences
@@ -56,14 +57,17 @@ class PretrainJob(Job):
             setup.recipe, setup.corpus, setup.train, setup.objective, self.seed, setup.first_position_id
         )
 
-    def build_model(self) -> torch.nn.Module:
+    def build_model(self, console: Console) -> torch.nn.Module:
         """Build a new model or load the one to continue from, wrapped by the objective."""
         setup, objective = self.setup, self.setup.objective
         if setup.source is None:
             model = build_from_config(setup.config, objective.model_class)
         else:
             model = setup.source.load_model(
-                objective.model_class, objective.config_fields(), dropout=setup.recipe.model.dropout
+                objective.model_class,
+                objective.config_fields(),
+                dropout=setup.recipe.model.dropout,
+                on_missing=partial(MissingWeights.report, console=console, name=setup.source.name),
             )
         return objective.build_module(model)
 

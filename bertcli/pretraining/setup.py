@@ -27,7 +27,7 @@ from bertcli.data.corpus_sequences import (
 )
 from bertcli.data.corpus_tokens import Corpus, corpus_key, load_corpus
 from bertcli.errors import ModelError, RecipeError, did_you_mean
-from bertcli.models.from_pretrained import ModelSource, first_position_id, max_input_length
+from bertcli.models.from_pretrained import ModelSource, check_vocabulary, first_position_id, max_input_length
 from bertcli.models.from_scratch import PACKABLE, VOCABULARY_MULTIPLE, build_config, has_pair_head
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.pretraining.batches import ResolvedPhase, build_sequences
@@ -154,11 +154,7 @@ def _build_config(
                 f"found a phase with max_length {max_length}, expected at most {model_max_length}, "
                 f"the limit of {source.name}"
             )
-        if config.vocab_size < len(tokenizer):
-            raise ModelError(
-                f"found a tokenizer with {len(tokenizer)} entries, expected at most {config.vocab_size}, "
-                f"the vocabulary size of {source.name}"
-            )
+        check_vocabulary(tokenizer, config, source.name)
     if recipe.objective.pairs is not None and not has_pair_head(config):
         raise ModelError(
             f"found objective.pairs, but {config.model_type} models have no head for sentence pairs; remove it, or use "

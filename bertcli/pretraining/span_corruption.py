@@ -32,7 +32,7 @@ class SpanTargets:
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each input and its target. [N]"""
+        """Number of tokens in each input plus its target. [N]"""
         return self.inputs.num_tokens + self.targets.num_tokens
 
     @property

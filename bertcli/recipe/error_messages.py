@@ -8,8 +8,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from bertcli.errors import did_you_mean
+from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.yaml_layers import KeyPath, quoted
+from bertcli.recipe.yaml_layers import MAX_QUOTED_CHARS, KeyPath, quoted, shortened
 from bertcli.tasks.task import Task
 
 EXPECTED_BY_ERROR_TYPE = {
@@ -30,9 +31,11 @@ EXPECTED_BY_ERROR_TYPE = {
     "less_than_equal": "a number of at most {le}",
     "string_pattern_mismatch": "letters, digits, `.`, `_` and `-` (a task's name may also contain one `/`)",
 }
+LIMITS = ("gt", "ge", "lt", "le")
 EXPECTED_BY_KEY = {  # union types, for which pydantic reports one error per branch
     "hardware.micro_batch_size": "`auto` or an integer of at least 1",
     "hardware.compile": "`auto`, true or false",
+    "model.config_overrides": "a mapping from field to a finite number, true, false or text",
     "training.class_weights": "`auto`, or a mapping from label to number",
     "answers.thresholds": "`tuned`, or a mapping from label to number",
 }
@@ -50,7 +53,13 @@ KEY_ALIASES = {  # names of keys in transformers' example scripts and in earlier
     "max_seq_length": "data.max_length",
     "max_train_samples": "data.max_train_examples",
     "metric_for_best_model": "evaluation.best_by",
+    "eval_strategy": "evaluation.every_steps",
+    "evaluation_strategy": "evaluation.every_steps",
     "model_name_or_path": "model.name",
+    "num_epochs": "training.epochs",
+    "per_device_eval_batch_size": "hardware.eval_batch_tokens",
+    "save_steps": "evaluation.every_steps",
+    "tokenizer_name": "model.tokenizer",
     "num_train_epochs": "training.epochs",
     "per_device_train_batch_size": "training.global_batch_size",
     "report_to": "hardware.trackers",
@@ -59,11 +68,23 @@ KEY_ALIASES = {  # names of keys in transformers' example scripts and in earlier
     "mark_capitals": "data.casing_feature",
     "reinitialise_layers": "training.reinit_layers",
 }
+UNSUPPORTED_KEYS = {  # of other programs → what to do instead
+    "deepspeed": "DeepSpeed is not supported; hardware.shard=true shards a large model",
+    "gradient_checkpointing": "there is no gradient checkpointing; a smaller hardware.micro_batch_size saves memory",
+    "optim": "the optimizer is always AdamW; leave it out",
+    "output_dir": "the run folder is an option, not a key; use --run",
+    "overwrite_output_dir": "this is an option, not a key; use --overwrite",
+}
+MAIN_KEYS = {"model": "name", "tokenizer": "name", "objective": "kind"}  # of sections that are given as a text
 ALIASES_BY_SECTION = {  # earlier names whose new key depends on the section (`*`: an item of a list)
     "task": {"held_out_by": "group_by", "held_out_share": "held_out_fraction"},
     "task.splits": {"more_validation": "extra_validation"},
     "task.submission": {"also": "extra_tasks"},
-    "corpus": {"held_out_share": "held_out_fraction"},
+    "corpus": {
+        "held_out_share": "held_out_fraction",
+        "files": "sources=[{files: …}]",
+        "dataset": "sources=[{dataset: …}]",
+    },
     "tokenizer": {"vocabulary_size": "vocab_size"},
     "model": {"vocabulary_size": "vocab_size", "fields": "config_overrides"},
     "objective": {
@@ -88,7 +109,7 @@ def describe_problem(keys: KeyPath, error: dict[str, Any]) -> str:
         return f"found {quoted(error['input'])} for {keys[0]}.{keys[1]}, expected {expected}"
     if keys[-1:] == ("budget",):
         return f"found {quoted(error['input'])} for training.budget, expected a time such as 90s, 30m or 2h"
-    name, error_type, context = ".".join(map(str, keys)), error["type"], error.get("ctx", {})
+    name, error_type, context = shortened(".".join(map(str, keys))), error["type"], error.get("ctx", {})
     if error_type == "missing":
         return f"found no {name}, which is required"
     if error_type == "value_error":
@@ -102,19 +123,48 @@ def describe_problem(keys: KeyPath, error: dict[str, Any]) -> str:
         minimum, maximum = context.get("min_length"), context.get("max_length")
         limit = f"at least {minimum}" if error_type == "too_short" else f"at most {maximum}"
         return f"found {context['actual_length']} values for {name}, expected {limit}"
-    expected = EXPECTED_BY_ERROR_TYPE.get(error_type, error["msg"]).format(**context)
-    return f"found {quoted(error['input'])} for {name}, expected {expected}"
+    limits = {name: int(limit) if limit == int(limit) else limit for name, limit in context.items() if name in LIMITS}
+    expected = EXPECTED_BY_ERROR_TYPE.get(error_type, error["msg"]).format(**limits)
+    return (
+        f"found {quoted(error['input'])} for {name}, expected {expected}{_value_hint(keys, error_type, error['input'])}"
+    )
 
 
-def describe_unknown_key(schema: type[BaseModel], keys: KeyPath) -> str:
+def _value_hint(keys: KeyPath, error_type: str, value: object) -> str:
+    """The correct form of a text that stands for a section or a list: `model=X`, `training.seed=1,2,3`."""
+    if not isinstance(value, str) or len(value) > MAX_QUOTED_CHARS:
+        return ""
+    name = ".".join(map(str, keys))
+    if error_type.startswith("model_") and name in MAIN_KEYS:
+        return f". Did you mean {name}.{MAIN_KEYS[name]}={value}?"
+    if error_type == "tuple_type" or (keys[0] == "training" and "," in value):
+        return f". Did you mean {name}=[{value}]?"
+    return ""
+
+
+def find_key(name: str) -> str | None:
+    """The recipe key for the name of an option of another program, such as `model_name_or_path`; None without one."""
+    for schema in (Recipe, PretrainRecipe):
+        owner = next(_sections_with_key(schema, name), None)
+        if (key := _alias(schema, "", (name,)) or (owner and f"{owner}.{name}")) is not None:
+            return key
+    return None
+
+
+def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: bool = True) -> str:
     """Describe in one line a key that its section does not have: where it belongs, or the nearest names.
 
     Args:
         schema: the recipe's schema, in which other sections are searched for the key.
         keys: the path of the unknown key.
+        suggest: search for similar keys, which is slow for thousands of unknown ones.
     """
     section, key = ".".join(map(str, keys[:-1])), str(keys[-1])
     where = f"in section {section!r}" if section else "at the top level"
+    if not suggest:
+        return f"found unknown key {quoted(key)} {where}"
+    if key in UNSUPPORTED_KEYS:
+        return f"found unknown key {quoted(key)} {where}: {UNSUPPORTED_KEYS[key]}"
     if alias := _alias(schema, section, keys):
         return f"found unknown key {quoted(key)} {where}. Did you mean {alias}?"
     owners = [owner for owner in _sections_with_key(schema, key) if owner != section]

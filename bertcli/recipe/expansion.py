@@ -81,7 +81,7 @@ def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid
                 )
             points[name] = recipe
         except RecipeError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
+            problems = [*dict.fromkeys([*problems, *error.problems])]
     if problems:
         raise RecipeError(problems)
     return Grid(points) if lists else points[""]

@@ -14,7 +14,7 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 import bertcli
-from bertcli.errors import RecipeError, did_you_mean
+from bertcli.errors import MAX_PROBLEMS, RecipeError, did_you_mean
 from bertcli.recipe.error_messages import describe_problem, describe_unknown_key
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
@@ -26,6 +26,7 @@ from bertcli.recipe.yaml_layers import (
     parse_overrides,
     quoted,
     read_yaml_file,
+    shortened,
 )
 from bertcli.tasks import TASKS, get_task
 from bertcli.tasks.task import Task
@@ -178,7 +179,11 @@ def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
 
 
 def read_with_extends(path: Path, schema: type[BaseModel], children: tuple[Path, ...] = ()) -> RecipeLayer:
-    """Read a file merged into the files it extends; errors are collected in the layer's `problems`."""
+    """Read a file merged into the files it extends; errors are collected in the layer's `problems`.
+
+    Raises:
+        RecipeError: one of the files is not a recipe, but data.
+    """
     layer = read_yaml_file(path, schema)
     _make_file_paths_absolute(layer, path.parent)
     parent = layer.values.pop("extends", None)
@@ -196,7 +201,10 @@ def read_with_extends(path: Path, schema: type[BaseModel], children: tuple[Path,
     if parent_path.resolve() in [child.resolve() for child in (*children, path)]:
         layer.problems.append(f"{location}: {parent} extends this recipe in turn; remove one `extends` of the cycle")
         return layer
-    base = read_with_extends(parent_path, schema, (*children, path))
+    try:
+        base = read_with_extends(parent_path, schema, (*children, path))
+    except RecipeError as error:
+        raise RecipeError(f"{location}: {problem}" for problem in error.problems) from error
     merge_layers(base, layer)
     base.problems += layer.problems
     base.locations[()] = layer.locations[()]
@@ -213,7 +221,7 @@ def _non_section_parent(layer: RecipeLayer, argument: str) -> list[str]:
             return []
         if not isinstance(value, dict):
             section, location = ".".join(keys[:end]), layer.location(tuple(keys[:end]))
-            found = f"{COMMAND_LINE}: found key {'.'.join(keys)}"
+            found = f"{COMMAND_LINE}: found key {shortened('.'.join(keys))}"
             return [f"{found}, expected {section} to be a section, but it is {quoted(value)} ({location})"]
     return []
 
@@ -292,7 +300,9 @@ def validate_section(
             keys = (*prefix, *details["loc"])
             location = layer.location(keys)
             if details["type"] == "extra_forbidden":
-                problems[f"{location}: {describe_unknown_key(layer.schema if prefix else model, keys)}"] = None
+                schema = layer.schema if prefix else model
+                suggest = len(problems) < MAX_PROBLEMS  # the others are not shown
+                problems[f"{location}: {describe_unknown_key(schema, keys, suggest=suggest)}"] = None
             else:
                 problems[f"{location}: {describe_problem(keys, dict(details))}"] = None
         return None, list(problems)

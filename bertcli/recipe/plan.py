@@ -64,7 +64,7 @@ def complete_plan(
     warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total_steps)
     if warmup > total_steps:
         raise RecipeError(
-            [f"found training.warmup_steps {warmup}, expected at most the {total_steps} steps of the training"]
+            [f"found training.warmup_steps {warmup}, expected at most {total_steps}, the number of training steps"]
         )
     if evaluation.every_steps is not None:
         eval_every = evaluation.every_steps

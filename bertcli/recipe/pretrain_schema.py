@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, WithJsonSchema, field_validator, model_validator
 
-from bertcli.recipe.schema import EvaluationSection, HardwareSection, OptimizationSection, Size
+from bertcli.recipe.schema import (
+    BatchSize,
+    Count,
+    Epochs,
+    EvaluationSection,
+    HardwareSection,
+    LearningRate,
+    Length,
+    OptimizationSection,
+    Size,
+    VocabSize,
+)
 from bertcli.tasks.task import Paths, Section, known_name, load_class
 
 MaskingUnit = Literal["token", "whole_word", "span"]
@@ -20,6 +31,7 @@ OBJECTIVES: dict[str, str | type] = {
 ObjectiveName = Annotated[str, known_name(OBJECTIVES), WithJsonSchema({"type": "string", "enum": list(OBJECTIVES)})]
 Pairs = Literal["next_sentence", "sentence_order"]
 SHARED_KEYS = ("kind", "pairs", "short_seq_prob")  # of the objective section; the others belong to some objectives
+MAX_LAYERS, MAX_CONFIG_SIZE = 1000, 10**7  # in `config_overrides`; catch typing errors before they exhaust memory
 TokenizerKind = Literal["wordpiece", "bpe", "unigram"]
 
 
@@ -36,7 +48,9 @@ class Source(Section):
     documents: Literal["blocks", "lines", "files"] = Field(
         "blocks", description="unit of a document in a text file: a block between empty lines, a line, or the file"
     )
-    weight: float = Field(1.0, gt=0, description="passes over this source per epoch; 0.5 is a random half of it")
+    weight: float = Field(
+        1.0, gt=0, le=100_000, description="passes over this source per epoch; 0.5 is a random half of it"
+    )
 
     @field_validator("files", mode="before")
     @classmethod
@@ -55,8 +69,8 @@ class CorpusSection(Section):
 
     sources: Annotated[tuple[Source, ...], Strict(False)] = Field(min_length=1, description="sources of documents")
     held_out_fraction: float = Field(0.01, gt=0, lt=1, description="fraction of the documents held out for validation")
-    max_documents: int | None = Field(None, ge=2, description="use only the first documents of each source")
-    max_held_out_tokens: int = Field(500_000, ge=100, description="maximum number of held-out tokens to evaluate")
+    max_documents: Count | None = Field(None, ge=2, description="use only the first documents of each source")
+    max_held_out_tokens: Count = Field(500_000, ge=100, description="maximum number of held-out tokens to evaluate")
 
 
 class TokenizerSection(Section):
@@ -64,7 +78,7 @@ class TokenizerSection(Section):
 
     name: str | None = Field(None, description="Hub name, model folder or run folder; null: train one")
     kind: TokenizerKind = Field("wordpiece", description="algorithm of a trained tokenizer (bpe: byte-level)")
-    vocab_size: int = Field(
+    vocab_size: VocabSize = Field(
         30522, ge=300, description="vocabulary size of a trained tokenizer, rounded up to a multiple of 64"
     )
     lowercase: bool = Field(True, description="whether a trained tokenizer lowercases and strips accents (not for bpe)")
@@ -87,6 +101,14 @@ class ArchitectureSection(Section):
         {}, description="further fields of the model's configuration"
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="all dropout rates; null: the model's")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        for name, value in self.config_overrides.items():
+            limit = MAX_LAYERS if name.endswith(("layers", "n_layer")) else MAX_CONFIG_SIZE
+            if isinstance(value, int) and value > limit:
+                raise ValueError(f"found {value:.6g} for config_overrides.{name}, expected at most {limit}")
+        return self
 
 
 class ObjectiveSection(Section):
@@ -116,7 +138,9 @@ class ObjectiveSection(Section):
     discriminator_weight: float = Field(
         50.0, gt=0, description="weight of the discriminator loss (replaced_token_detection)"
     )
-    mean_span_length: float = Field(3.0, ge=1, description="mean length in tokens of a masked span (span_corruption)")
+    mean_span_length: float = Field(
+        3.0, ge=1, le=1000, description="mean length in tokens of a masked span (span_corruption)"
+    )
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
@@ -135,7 +159,7 @@ class ObjectiveSection(Section):
         changed = [key for key in type(self).model_fields if key not in SHARED_KEYS and self._is_changed(key)]
         unused = [key for key in changed if key not in self.objective_class.supported_keys]
         if unused:
-            raise ValueError(f"the objective {self.kind} does not use {', '.join(unused)}; remove that")
+            raise ValueError(f"the objective {self.kind} does not use {', '.join(unused)}; remove these keys")
         if self.pairs is None and self._is_changed("short_seq_prob"):
             raise ValueError("short_seq_prob requires `pairs`; remove it or set `pairs`")
         return self
@@ -152,9 +176,9 @@ class ObjectiveSection(Section):
 class Phase(Section):
     """A part of the training with one sequence length."""
 
-    max_length: int = Field(ge=16, description="maximum sequence length in tokens")
+    max_length: Length = Field(ge=16, description="maximum sequence length in tokens")
     fraction: float = Field(1.0, gt=0, le=1, description="fraction of all steps")
-    global_batch_size: int | None = Field(
+    global_batch_size: BatchSize | None = Field(
         None, ge=1, description="sequences per step; null: training.global_batch_size"
     )
 
@@ -162,15 +186,15 @@ class Phase(Section):
 class PretrainingSection(OptimizationSection):
     """Training hyperparameters. The length is `max_steps`, else `max_tokens`, else `epochs`."""
 
-    epochs: float = Field(1.0, gt=0, description="passes over the corpus")
-    max_tokens: int | None = Field(None, ge=1, description="training tokens; overrides `epochs`")
+    epochs: Epochs = Field(1.0, description="passes over the corpus")
+    max_tokens: Count | None = Field(None, ge=1, description="training tokens; overrides `epochs`")
     budget: str | None = Field(
         None,
         pattern=r"^(0*[1-9]\d*(\.\d+)?|0+\.\d*[1-9]\d*)[smh]$",
         description="time limit, such as 30m or 2h; schedule and phases are scaled to end with it",
     )
-    global_batch_size: int = Field(256, ge=1, description="sequences per optimizer step, over all processes")
-    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
+    global_batch_size: BatchSize = Field(256, ge=1, description="sequences per optimizer step, over all processes")
+    learning_rate: LearningRate = Field(1e-4, description="peak learning rate")
     warmup_ratio: float = Field(0.01, ge=0, lt=1, description="fraction of the steps used for warmup")
 
 

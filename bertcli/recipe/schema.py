@@ -15,6 +15,13 @@ Tracker = Literal[
     "tensorboard", "wandb", "mlflow", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab"
 ]  # supported by Accelerate
 RESUME_MAY_CHANGE = {"hardware"}  # sections that may differ when a run is resumed
+# Upper bounds catch typing errors before they exhaust memory or overflow.
+Count = Annotated[int, Field(le=10**12)]
+Length = Annotated[int, Field(le=10**6)]  # in tokens, of one sequence
+BatchSize = Annotated[int, Field(le=10**6)]
+VocabSize = Annotated[int, Field(le=2_000_000)]
+Epochs = Annotated[float, Field(gt=0, le=100_000)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of NumPy's seeds
 Seeds = Annotated[tuple[Seed, ...], Strict(False), Field(min_length=1), WithJsonSchema(INT_OR_LIST_SCHEMA)]
 
@@ -28,7 +35,9 @@ class ModelSection(Section):
         None,
         description="tokenizer, if not the model's; null if randomly initialized: trained on the training texts",
     )
-    vocab_size: int = Field(8192, ge=64, description="vocabulary size of a tokenizer trained on the training texts")
+    vocab_size: VocabSize = Field(
+        8192, ge=64, description="vocabulary size of a tokenizer trained on the training texts"
+    )
     dropout: float | None = Field(None, ge=0, lt=1, description="all dropout rates; null: the model's")
     new_head: bool = Field(False, description="replace the model's classifier with a randomly initialized one")
 
@@ -36,42 +45,48 @@ class ModelSection(Section):
 class DataSection(Section):
     """How rows are converted to model inputs."""
 
-    max_length: int = Field(
+    max_length: Length = Field(
         128, ge=8, description="maximum sequence length in tokens; of a pair, the longer text is truncated first"
     )
     long_inputs: LongInputs = Field(
         "keep_head",
         description="part of a single text to keep if it exceeds `max_length`; windows: all of it, logits averaged",
     )
-    doc_stride: int | None = Field(
+    doc_stride: Length | None = Field(
         None, ge=0, description="overlap in tokens of neighboring windows of a long text; null: a third of a window"
     )
-    context_tokens: int = Field(
+    context_tokens: Length = Field(
         0, ge=0, description="tokens of neighboring rows added as context (token classification)"
     )
     casing_feature: bool = Field(
         False,
         description="mark capitalized words by token type 1 for an uncased model (token classification)",
     )
-    max_question_length: int = Field(
+    max_question_length: Length = Field(
         64, ge=1, description="maximum question length in tokens; longer ones are truncated (question answering)"
     )
-    max_train_examples: int | None = Field(None, ge=1, description="size of a random subset of the training rows")
-    max_eval_examples: int | None = Field(None, ge=1, description="use only the first rows of each evaluation split")
+    skip_unlabelled: bool = Field(False, description="skip rows without a label; false: they are an error")
+    max_train_examples: Count | None = Field(None, ge=1, description="size of a random subset of the training rows")
+    max_eval_examples: Count | None = Field(
+        None,
+        ge=1,
+        description="size of a random subset of each evaluation split, the same for every seed; its rows stay in order "
+        "(with `context_tokens`: the first rows)",
+    )
 
 
 class OptimizationSection(Section):
     """Hyperparameters of optimization, for fine-tuning and pretraining."""
 
-    epochs: float = Field(3.0, gt=0, description="passes over the training rows")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides `epochs`")
-    global_batch_size: int = Field(32, ge=1, description="examples per optimizer step, over all processes")
-    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate")
+    epochs: Epochs = Field(3.0, description="passes over the training rows")
+    max_steps: Count | None = Field(None, ge=1, description="optimizer steps; overrides `epochs`")
+    global_batch_size: BatchSize = Field(32, ge=1, description="examples per optimizer step, over all processes")
+    learning_rate: LearningRate = Field(2e-5, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
         "linear", description="learning rate schedule after the warmup"
     )
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="fraction of the steps used for warmup")
-    warmup_steps: int | None = Field(None, ge=0, description="warmup steps; overrides `warmup_ratio`")
+    warmup_steps: Count | None = Field(None, ge=0, description="warmup steps; overrides `warmup_ratio`")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; not applied to biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW beta2")
@@ -99,22 +114,22 @@ class StrategySection(Section):
     unfreeze_every_epochs: float | None = Field(
         None, gt=0, description="gradual: epochs until the next layer is unfrozen; null: all after half of the steps"
     )
-    unfreeze_every_steps: int | None = Field(
+    unfreeze_every_steps: Count | None = Field(
         None, ge=1, description="gradual: steps until the next layer is unfrozen; overrides `unfreeze_every_epochs`"
     )
     freeze_embeddings: bool = Field(False, description="freeze the embeddings")
-    freeze_layers: int = Field(0, ge=0, description="freeze the embeddings and this many of the lowest layers")
-    reinit_layers: int = Field(
+    freeze_layers: Count = Field(0, ge=0, description="freeze the embeddings and this many of the lowest layers")
+    reinit_layers: Count = Field(
         0, ge=0, description="reinitialize the pooler and this many of the highest layers (Zhang et al. 2021)"
     )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the learning rate of each layer relative to the layer above"
     )
-    head_learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate of the head; null: `learning_rate`"
+    head_learning_rate: LearningRate | None = Field(
+        None, description="peak learning rate of the head; null: `learning_rate`"
     )
-    lora_rank: int = Field(8, ge=1, description="rank of the LoRA matrices")
-    lora_alpha: int = Field(16, ge=1, description="LoRA alpha: adapters are scaled by alpha / rank")
+    lora_rank: int = Field(8, ge=1, le=10_000, description="rank of the LoRA matrices")
+    lora_alpha: Count = Field(16, ge=1, description="LoRA alpha: adapters are scaled by alpha / rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the adapters")
     lora_merge: bool = Field(False, description="save the full model with merged adapters instead of the adapters only")
 
@@ -157,10 +172,10 @@ class AnswersSection(Section):
         True,
         description="decode the most probable valid tag sequence (IOB2, IOBES, BILOU); false: best tag per word",
     )
-    n_best_size: int = Field(
+    n_best_size: Count = Field(
         20, ge=1, description="start and end positions considered per window, and size of the n-best list"
     )
-    max_answer_length: int = Field(30, ge=1, description="maximum answer length in tokens")
+    max_answer_length: Length = Field(30, ge=1, description="maximum answer length in tokens")
     null_score_diff_threshold: float = Field(
         0.0, description="predict no answer if the null score exceeds the best answer's score by more than this"
     )
@@ -170,14 +185,14 @@ class EvaluationSection(Section):
     """When to evaluate and save checkpoints, and which checkpoint is best."""
 
     every_epochs: float | None = Field(1.0, gt=0, description="epochs between evaluations, each with a checkpoint")
-    every_steps: int | None = Field(None, ge=1, description="steps between evaluations; overrides `every_epochs`")
-    keep_checkpoints: int = Field(
+    every_steps: Count | None = Field(None, ge=1, description="steps between evaluations; overrides `every_epochs`")
+    keep_checkpoints: Count = Field(
         2, ge=1, description="number of recent checkpoints to keep; the best model is always kept"
     )
     best_by: str | None = Field(
         None, description="validation metric that selects the best model; null: the task's main metric"
     )
-    early_stopping_patience: int | None = Field(
+    early_stopping_patience: Count | None = Field(
         None, ge=1, description="stop after this many evaluations without improvement"
     )
 
@@ -199,8 +214,8 @@ class HardwareSection(Section):
     shard: bool = Field(
         False, description="shard weights, gradients and optimizer states over processes (FSDP), for large models"
     )
-    eval_batch_tokens: int = Field(8192, ge=16, description="tokens per batch for evaluation and prediction")
-    log_every_steps: int = Field(20, ge=1, description="steps between lines of train.jsonl")
+    eval_batch_tokens: Count = Field(8192, ge=16, description="tokens per batch for evaluation and prediction")
+    log_every_steps: Count = Field(20, ge=1, description="steps between lines of train.jsonl")
     trackers: Annotated[tuple[Tracker, ...], Strict(False)] = Field(
         (), description="experiment trackers that also receive the logged metrics; installed separately"
     )

@@ -14,7 +14,7 @@ from bertcli.errors import RecipeError, did_you_mean
 from bertcli.recipe.expansion import Grid, expand_recipe, load_recipe_or_grid
 from bertcli.recipe.load import find_recipe, read_with_extends, validate_section
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.yaml_layers import RecipeLayer, merge_layers, parse_overrides
+from bertcli.recipe.yaml_layers import RecipeLayer, merge_layers, parse_overrides, quoted
 from bertcli.tasks.task import Names, Section
 
 SUITE_KEYS = ("suite", "start_from", "multitask")
@@ -95,7 +95,7 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
     start_from = {by_short_name.get(a, a): by_short_name.get(b, b) for a, b in (keys.start_from or {}).items()}
     known = [by_short_name.get(name, name) for name in all_names]
     problems += [
-        f"found start_from for {name!r}, expected one of {names}.{did_you_mean(name, by_short_name)}"
+        f"found start_from for {quoted(name)}, expected one of {names}.{did_you_mean(name, by_short_name)}"
         for name in start_from
         if name not in known
     ]
@@ -106,7 +106,7 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
             merge_layers(member, copy.deepcopy(shared))
             recipes[name] = expand_recipe(member, recipe_overrides)
         except RecipeError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
+            problems = [*dict.fromkeys([*problems, *error.problems])]
     problems += _folder_conflicts(names)
     if keys.multitask is not None and not problems:
         problems += _multitask_conflicts(recipes, start_from)

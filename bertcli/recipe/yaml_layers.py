@@ -6,8 +6,11 @@ Only mappings, lists and scalars are read: no YAML tag can construct an object.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -15,14 +18,23 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from bertcli.errors import RecipeError
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Task
 
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
 MAX_QUOTED_CHARS = 80
+MAX_BYTES = 1_000_000  # of a recipe file
+MAX_VALUES, MAX_DEPTH = 100_000, 20  # of a recipe, with its aliases replaced by their values
+DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".conll", ".gz", ".zst", ".bz2", ".zip"}
+RECIPE_SUFFIXES = {".yaml", ".yml"}
+TOP_LEVEL_KEYS = {*Recipe.model_fields, "extends", "suite", "corpus", "tokenizer", "objective"}
+KNOWN_KEY_LINE = re.compile(rf"^(?:{'|'.join(sorted(TOP_LEVEL_KEYS))}):", re.MULTILINE)
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels, which is too deep for a recipe"
 
 
 @dataclass
@@ -43,31 +55,139 @@ class RecipeLayer:
 
 def quoted(value: object) -> str:
     """The `repr` of a value from a recipe, truncated for an error message."""
-    text = repr(value)
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """A text, truncated for an error message."""
     return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
 
 
 def read_yaml_file(path: Path, schema: type[BaseModel]) -> RecipeLayer:
-    """Read a YAML file as a recipe of the given schema; errors are collected in the layer's `problems`."""
+    """Read a YAML file as a recipe of the given schema; errors are collected in the layer's `problems`.
+
+    Raises:
+        RecipeError: the file is not a recipe, but data.
+    """
     layer = RecipeLayer(schema, locations={(): f"{path}:1"})
+    if path.suffix.lower() in DATA_SUFFIXES:
+        raise RecipeError([_data_problem(path, schema)])
     try:
-        text = path.read_text("utf-8-sig")
-        node = YAML(typ="rt", pure=True).compose(text)
-    except UnicodeDecodeError:
-        layer.problems.append(f"{path}:1: found bytes that are not UTF-8, expected a YAML file in UTF-8")
-        return layer
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         layer.problems.append(f"{path}: cannot be read ({error.strerror})")
         return layer
-    except YAMLError as error:
-        layer.problems.append(_syntax_problem(path, error))
+    if len(content) > MAX_BYTES or b"\0" in content:
+        raise RecipeError([_data_problem(path, schema)])
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        layer.problems.append(f"{path}:1: found bytes that are not UTF-8, expected a YAML file in UTF-8")
         return layer
-    if not isinstance(node, MappingNode):
+    problem, node = _compose(text, str(path))
+    has_key = _has_known_key(node) if problem is None else KNOWN_KEY_LINE.search(text)
+    if path.suffix.lower() not in RECIPE_SUFFIXES and text.strip() and not has_key:
+        raise RecipeError([_data_problem(path, schema)])
+    if problem is None and not isinstance(node, MappingNode):
         found = "nothing" if node is None else "a list" if isinstance(node, SequenceNode) else quoted(node.value)
-        layer.problems.append(f"{path}:1: found {found}, expected `key: value` lines (at least `task: …`)")
+        problem = f"{path}:1: found {found}, expected `key: value` lines (at least `task: …`)"
+    if problem is not None or node is None:
+        layer.problems.append(str(problem))
         return layer
     layer.values = _to_plain_value(node, (), str(path), layer)
     return layer
+
+
+def _has_known_key(node: Node | None) -> bool:
+    """Whether a node is a mapping with at least one top-level key of any kind of recipe."""
+    return isinstance(node, MappingNode) and any(
+        isinstance(key, ScalarNode) and key.value in TOP_LEVEL_KEYS for key, _ in node.value
+    )
+
+
+def _data_problem(path: Path, schema: type[BaseModel]) -> str:
+    """The message for a file that is not a recipe, with the command for such a file."""
+    if schema is not Recipe or path.suffix.lower() == ".txt":
+        command = f'bertcli pretrain pretrain/domain "corpus.sources=[{{files: {path}}}]"'
+        cure = f"Pretrain on it with `{command}`"
+    elif path.suffix.lower() == ".conll":
+        cure = f"Fine-tune on it with `bertcli finetune ner/custom-conll task.files.train={path}`"
+    else:
+        cure = (
+            "Create a recipe with `bertcli recipes copy sentiment/custom-csv mine.yaml`, name this file and its "
+            "columns there, and run `bertcli finetune mine.yaml`"
+        )
+    return f"{path} is data, not a recipe. {cure}."
+
+
+@lru_cache(maxsize=8)  # a recipe is read once to see its kind and once to load it
+def _compose(text: str, path: str | None) -> tuple[str | None, Node | None]:
+    """Parse YAML: the problem, if there is one, and the root node; None without content."""
+    location = f"{path}:1" if path else COMMAND_LINE
+    try:
+        node = YAML(typ="rt", pure=True).compose(text)
+    except RecursionError:
+        return f"{path or COMMAND_LINE}{_deep_line(text) if path else ''}: {TOO_DEEP}", None
+    except YAMLError as error:
+        return _syntax_problem(location.removesuffix(":1"), error), None
+    except Exception as error:  # the parser has bugs of its own on some invalid input
+        return f"{location}: invalid YAML ({shortened(str(error))}); check indentation, colons and quotes", None
+    try:
+        if node is not None:
+            _measure(node, path, 1, {})
+    except _TooLargeError as error:
+        return str(error), None
+    return None, node
+
+
+def _deep_line(text: str) -> str:
+    """`:line` of the first value that is nested too deeply."""
+    depth = 0
+    with suppress(YAMLError, RecursionError):
+        for event in YAML(typ="rt", pure=True).parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                return f":{event.start_mark.line + 1}"
+    return ":1"
+
+
+class _TooLargeError(Exception):
+    """A few aliases, or much nesting, make more than a recipe may hold."""
+
+
+def _measure(node: Node, path: str | None, depth: int, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """The number of values and levels in a node, its aliases replaced by their values.
+
+    Args:
+        sizes: results by the nodes' ids; an alias is its anchor's node again, so that each is counted only once.
+
+    Raises:
+        _TooLargeError: an alias stands inside its own anchor, or there are too many values or levels.
+    """
+    if id(node) in sizes:
+        num_values, num_levels = sizes[id(node)]
+        if not num_levels:
+            raise _TooLargeError(f"{_location(path, node)}: found an alias inside of itself, expected plain values")
+    else:
+        sizes[id(node)] = (0, 0)  # until it is complete
+        num_values, num_levels = 1, 1
+        if not isinstance(node, ScalarNode):
+            pairs = isinstance(node, MappingNode)
+            for child in (inner for pair in node.value for inner in pair) if pairs else node.value:
+                if depth >= MAX_DEPTH:
+                    raise _TooLargeError(f"{_location(path, child)}: {TOO_DEEP}")
+                values, levels = _measure(child, path, depth + 1, sizes)
+                num_values, num_levels = num_values + values, max(num_levels, levels + 1)
+        sizes[id(node)] = (num_values, num_levels)
+    if depth + num_levels - 1 > MAX_DEPTH:
+        raise _TooLargeError(f"{_location(path, node)}: {TOO_DEEP}")
+    if num_values > MAX_VALUES:
+        raise _TooLargeError(
+            f"{_location(path, node)}: found aliases or lists that make more than {MAX_VALUES} values, "
+            "which is too many for a recipe"
+        )
+    return num_values, num_levels
 
 
 def parse_overrides(overrides: Iterable[str], schema: type[BaseModel]) -> RecipeLayer:
@@ -81,10 +201,11 @@ def parse_overrides(overrides: Iterable[str], schema: type[BaseModel]) -> Recipe
                 f"{COMMAND_LINE}: found {quoted(argument)}, expected KEY=VALUE such as training.epochs=2"
             )
             continue
-        try:
-            node = YAML(typ="rt", pure=True).compose(text)
-        except YAMLError:
-            layer.problems.append(f"{COMMAND_LINE}: found {quoted(argument)}, whose value is not YAML; quote it")
+        problem, node = _compose(text, None)
+        if problem is not None:
+            is_syntax = "invalid YAML" in problem
+            cure = f"{COMMAND_LINE}: found {quoted(argument)}, whose value is not YAML; quote it"
+            layer.problems.append(cure if is_syntax else f"{problem} ({quoted(argument)})")
             continue
         override = RecipeLayer(schema)
         for end in range(len(keys) + 1):
@@ -98,32 +219,33 @@ def parse_overrides(overrides: Iterable[str], schema: type[BaseModel]) -> Recipe
     return layer
 
 
-def merge_layers(base: RecipeLayer, override: RecipeLayer, keys: KeyPath = ()) -> None:
+def merge_layers(base: RecipeLayer, override: RecipeLayer) -> None:
     """Merge `override` into `base`, in place: mappings are merged, everything else is replaced."""
-    base_values, override_values = _value_at(base.values, keys), _value_at(override.values, keys)
-    for key, value in override_values.items():
-        path = (*keys, key)
-        if isinstance(value, dict) and isinstance(base_values.get(key), dict):
-            merge_layers(base, override, path)
+    replaced: set[KeyPath] = set()
+    _merge_values(base.values, override.values, (), replaced)
+
+    def is_replaced(keys: KeyPath) -> bool:
+        return any(keys[:end] in replaced for end in range(1, len(keys) + 1))
+
+    kept = {keys: location for keys, location in base.locations.items() if not is_replaced(keys)}
+    base.locations = kept | {keys: location for keys, location in override.locations.items() if is_replaced(keys)}
+
+
+def _merge_values(base: dict[str, Any], override: dict[str, Any], prefix: KeyPath, replaced: set[KeyPath]) -> None:
+    for key, value in override.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge_values(base[key], value, (*prefix, key), replaced)
         else:
-            base_values[key] = value
-            for stale in [inner for inner in base.locations if inner[: len(path)] == path]:
-                del base.locations[stale]
-            base.locations |= {
-                inner: location for inner, location in override.locations.items() if inner[: len(path)] == path
-            }
-
-
-def _value_at(values: dict[str, Any], keys: KeyPath) -> dict[str, Any]:
-    for key in keys:
-        values = values[str(key)]
-    return values
+            base[key] = value
+            replaced.add((*prefix, key))
 
 
 def _to_plain_value(node: Node, keys: KeyPath, path: str | None, layer: RecipeLayer) -> Any:
     """Convert a node to plain values; the layer records its location and those of its children."""
     if not str(node.tag).startswith("tag:yaml.org,2002:") or "python" in str(node.tag):
-        layer.problems.append(f"{_location(path, node)}: found the tag {node.tag}, expected plain values without tags")
+        layer.problems.append(
+            f"{_location(path, node)}: found the tag {shortened(str(node.tag))}, expected plain values without tags"
+        )
         return None
     if isinstance(node, ScalarNode):
         return _parse_scalar(node, _is_text_field(layer.schema, keys))
@@ -133,11 +255,15 @@ def _to_plain_value(node: Node, keys: KeyPath, path: str | None, layer: RecipeLa
         return [_to_plain_value(item, (*keys, index), path, layer) for index, item in enumerate(node.value)]
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
+        location = _location(path, key_node)
+        if not isinstance(key_node, ScalarNode):
+            layer.problems.append(f"{location}: found a list or section as a key, expected text")
+            continue
         key = str(key_node.value)
         child = (*keys, key)
-        location = _location(path, key_node)
         if key in values:
-            layer.problems.append(f"{location}: found key {_dotted(child)} twice (first at {layer.locations[child]})")
+            name = shortened(_dotted(child))
+            layer.problems.append(f"{location}: found key {name} twice (first at {layer.locations[child]})")
         layer.locations[child] = location
         values[key] = _to_plain_value(value_node, child, path, layer)
     return values
@@ -204,8 +330,8 @@ def _flatten_type(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _syntax_problem(path: Path, error: YAMLError) -> str:
+def _syntax_problem(path: str, error: YAMLError) -> str:
     mark = error.problem_mark or error.context_mark if isinstance(error, MarkedYAMLError) else None
     location = f"{path}:{mark.line + 1}" if mark else f"{path}:1"
-    message = getattr(error, "problem", None) or str(error).splitlines()[0]
+    message = shortened(getattr(error, "problem", None) or str(error).splitlines()[0])
     return f"{location}: invalid YAML ({message}); check indentation, colons and quotes around here"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bertcli.reports.charts import Chart, Series
+from bertcli.tasks.tags import TagSet, infer_tag_set
 
 Rows = Sequence[dict[str, Any]]
 NO_ENTITY = "–"
@@ -99,24 +100,46 @@ def to_label_set(answer: str | list[str]) -> set[str]:
     return {answer} if isinstance(answer, str) else set(answer)
 
 
-def extract_entities(tags: list[str]) -> set[tuple[str, int, int]]:
+def extract_entities(tags: Sequence[str | None], tag_set: TagSet | None = None) -> set[tuple[str, int, int]]:
     """The entities (type, first word, last word) of a row of tags.
 
-    Tags without a span prefix (`B-`, `I-`, ...), such as parts of speech, give one entity per word.
+    Tags that do not mark entities, such as parts of speech, give one entity per word.
+
+    Args:
+        tags: None for words without a tag.
+        tag_set: how the tags mark entities; None: infer it from this row.
     """
-    if any(tag != "O" and tag[:2] not in ("B-", "I-", "E-", "S-") for tag in tags):
-        return {(tag, index, index) for index, tag in enumerate(tags)}
-    from seqeval.metrics.sequence_labeling import get_entities
+    tag_set = tag_set or infer_tag_set([tags])
+    if not tag_set.marks_entities:
+        return {(tag, index, index) for index, tag in enumerate(tags) if tag is not None}
+    return set(tag_set.entities(["" if tag is None else tag for tag in tags]))
 
-    return set(get_entities(tags))
+
+def infer_row_tags(rows: Rows) -> TagSet:
+    """The tag set of rows of tags whose model is unknown."""
+    return infer_tag_set([tags for row in rows for tags in (row["gold"], row["predicted"])])
 
 
-def entity_pairs(rows: Rows) -> list[tuple[str, str]]:
-    """(gold type, predicted type) of each gold or predicted entity span."""
+def with_gold_only(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the words that have no gold tag (None), which do not count."""
+    kept = [index for index, tag in enumerate(row["gold"]) if tag is not None]
+    if len(kept) == len(row["gold"]):
+        return row
+    return row | {side: [row[side][index] for index in kept] for side in ("gold", "predicted")}
+
+
+def entity_pairs(rows: Rows, tag_set: TagSet | None = None) -> list[tuple[str, str]]:
+    """(gold type, predicted type) of each gold or predicted entity span.
+
+    Args:
+        tag_set: how the tags mark entities; None: infer it from the rows.
+    """
+    tag_set = tag_set or infer_row_tags(rows)
     pairs = []
-    for row in rows:
+    for row in map(with_gold_only, rows):
         gold, predicted = (
-            {(first, last): kind for kind, first, last in extract_entities(row[side])} for side in ("gold", "predicted")
+            {(first, last): kind for kind, first, last in extract_entities(row[side], tag_set)}
+            for side in ("gold", "predicted")
         )
         pairs += [(gold.get(span, NO_ENTITY), predicted.get(span, NO_ENTITY)) for span in gold | predicted]
     return pairs

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bertcli.reports.analysis import extract_entities
+from bertcli.reports.analysis import extract_entities, infer_row_tags, with_gold_only
+from bertcli.tasks.tags import TagSet, infer_tag_set
 
 MAX_CHARACTERS = 600  # of a text on a page
 CONTEXT_CHARACTERS = 200  # of a passage shown on either side of an answer
@@ -26,14 +27,21 @@ class Excerpt:
     loss: float
 
 
-def build_excerpts(kind: str, rows: Sequence[dict[str, Any]]) -> list[Excerpt]:
-    """The rows as shown on a page; `kind` is `Run.kind`."""
+def build_excerpts(kind: str, rows: Sequence[dict[str, Any]], tag_set: TagSet | None = None) -> list[Excerpt]:
+    """The rows as shown on a page.
+
+    Args:
+        kind: of the predictions, as in `Run.kind`.
+        tag_set: how tags mark entities; None: infer it from the rows.
+    """
+    if kind == "tags" and tag_set is None:
+        tag_set = infer_row_tags(rows)
     return [
         Excerpt(
-            row=row["row"],
-            texts=_texts(kind, row),
-            gold=_format_answer(kind, row, "gold"),
-            predicted=_format_answer(kind, row, "predicted"),
+            row=row.get("row_in_file", row["row"]),
+            texts=_texts(kind, row, tag_set),
+            gold=_format_answer(kind, row, "gold", tag_set),
+            predicted=_format_answer(kind, row, "predicted", tag_set),
             confidence=row.get("confidence"),
             loss=row["loss"],
         )
@@ -41,13 +49,18 @@ def build_excerpts(kind: str, rows: Sequence[dict[str, Any]]) -> list[Excerpt]:
     ]
 
 
-def _format_answer(kind: str, row: dict[str, Any], side: str) -> str:
+def _format_answer(kind: str, row: dict[str, Any], side: str, tag_set: TagSet | None) -> str:
     answer = row[side]
     if kind == "number":
         return f"{answer:.4g}"
     if kind == "tags":
-        entities = sorted(extract_entities(answer), key=lambda entity: entity[1:])
         words = next(iter(row["texts"].values()))
+        if isinstance(words, list):  # without the words that do not count
+            answer, words = (
+                with_gold_only(row)[side],
+                list(itertools.compress(words, [tag is not None for tag in row["gold"]])),
+            )
+        entities = sorted(extract_entities(answer, tag_set), key=lambda entity: entity[1:])
         return truncate_text(
             " · ".join(f"{kind} {_join_words(words, first, last)}" for kind, first, last in entities) or "–"
         )
@@ -65,13 +78,13 @@ def truncate_text(text: str) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
-def _texts(kind: str, row: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _texts(kind: str, row: dict[str, Any], tag_set: TagSet | None) -> list[tuple[str, list[tuple[str, str]]]]:
     texts = []
     for index, (column, value) in enumerate(row["texts"].items()):
         if kind == "span" and index == 1:
             parts = mark_passage(value, row)
         elif kind == "tags" and isinstance(value, list):
-            parts = mark_words(value, row["gold"], row["predicted"])
+            parts = mark_words(value, row["gold"], row["predicted"], tag_set)
         elif isinstance(value, list):
             parts = [(truncate_text(" · ".join(f"{number}: {choice}" for number, choice in enumerate(value))), "")]
         else:
@@ -103,14 +116,26 @@ def mark_passage(passage: str, row: dict[str, Any]) -> list[tuple[str, str]]:
     return [*parts, ("…", "")] if end < len(passage) else parts
 
 
-def mark_words(words: Sequence[str], gold: Sequence[str], predicted: Sequence[str]) -> list[tuple[str, str]]:
-    """Words with marks: `both` (correct), `missed`, `extra`, `confused` (wrong type), or "" for O."""
+def mark_words(
+    words: Sequence[str], gold: Sequence[str | None], predicted: Sequence[str], tag_set: TagSet | None = None
+) -> list[tuple[str, str]]:
+    """Words with marks: `both` (correct), `missed`, `extra`, `confused` (wrong type), or "" outside entities.
+
+    Args:
+        gold: tags; a word without one (None) has no mark.
+        tag_set: how the tags mark entities; None: infer it from these.
+    """
+    tag_set = tag_set or infer_tag_set([gold, predicted])
     parts = []
     num_characters = 0
     for word, gold_tag, predicted_tag in zip(words, gold, predicted, strict=False):
-        mark = "" if gold_tag == predicted_tag == "O" else "both" if gold_tag == predicted_tag else "confused"
-        if mark == "confused" and "O" in (gold_tag, predicted_tag):
-            mark = "missed" if predicted_tag == "O" else "extra"
+        is_outside = gold_tag is None or tag_set.is_outside(gold_tag), tag_set.is_outside(predicted_tag)
+        if gold_tag is None or all(is_outside):
+            mark = ""
+        elif any(is_outside):
+            mark = "extra" if is_outside[0] else "missed"
+        else:
+            mark = "both" if gold_tag == predicted_tag else "confused"
         parts += [(word, mark), (" ", "")]
         num_characters += len(word) + 1
         if num_characters > MAX_CHARACTERS:

@@ -7,9 +7,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bertcli.console import escape_control, format_seconds
 from bertcli.reports.analysis import (
@@ -18,9 +18,11 @@ from bertcli.reports.analysis import (
     entity_pairs,
     extract_entities,
     fit_row_temperature,
+    infer_row_tags,
     measure_calibration,
     per_label_scores,
     to_label_set,
+    with_gold_only,
     worst_mistakes,
 )
 from bertcli.reports.charts import Chart, draw, history_charts, length_histogram, overlay_charts, scatter_chart
@@ -28,6 +30,7 @@ from bertcli.reports.excerpts import build_excerpts, truncate_text
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import read_records
 from bertcli.runs.results import RunResults
+from bertcli.tasks.tags import TagSet, read_tag_set
 from bertcli.tasks.task import HEADS, load_class
 
 if TYPE_CHECKING:
@@ -70,6 +73,16 @@ class Run:
     def predictions(self) -> list[dict[str, Any]]:
         """The best model's validation predictions with the gold answers; empty for pretraining."""
         return read_records(RunFolder(self.path).predictions / VALIDATION_PREDICTIONS)
+
+    @cached_property
+    def tag_set(self) -> TagSet | None:
+        """How the tags of the model mark entities; None for other predictions."""
+        if self.kind != "tags":
+            return None
+        config = RunFolder(self.path).model / "config.json"
+        if not config.is_file():  # an adapter
+            return infer_row_tags(self.predictions)
+        return read_tag_set(tuple(json.loads(config.read_text("utf-8"))["id2label"].values()))
 
     @property
     def task_or_objective(self) -> str:
@@ -117,7 +130,7 @@ def run_confusion_matrix(run: Run) -> Any:
     """The confusion matrix of labels or entity types; None for other predictions."""
     if run.kind == "label":
         return confusion_matrix((row["gold"], row["predicted"]) for row in run.predictions)
-    return confusion_matrix(entity_pairs(run.predictions)) if run.kind == "tags" else None
+    return confusion_matrix(entity_pairs(run.predictions, run.tag_set)) if run.kind == "tags" else None
 
 
 def run_page(run: Run) -> str:
@@ -137,7 +150,7 @@ def run_page(run: Run) -> str:
         expected_calibration_error=calibration.expected_calibration_error if calibration else None,
         temperature=fit_row_temperature(run.predictions) if calibration and run.kind == "label" else None,
         stride=run.predictions[1]["row"] - run.predictions[0]["row"] if len(run.predictions) > 1 else 1,
-        mistakes=build_excerpts(run.kind, worst_mistakes(run.predictions)),
+        mistakes=build_excerpts(run.kind, worst_mistakes(run.predictions), run.tag_set),
         examples=build_excerpts(run.kind, [row for row in run.predictions if row["right"]][:3])
         if run.kind == "span"
         else [],
@@ -200,8 +213,10 @@ def _confidences(run: Run) -> tuple[list[float], list[bool]] | None:
 def _label_scores(run: Run) -> list[Any]:
     if run.kind not in ("label", "labels", "tags"):
         return []
-    to_set: Callable[[Any], set[Any]] = extract_entities if run.kind == "tags" else to_label_set
-    gold, predicted = ([to_set(row[side]) for row in run.predictions] for side in ("gold", "predicted"))
+    rows, to_set = run.predictions, cast("Callable[[Any], set[Any]]", to_label_set)
+    if run.kind == "tags":
+        rows, to_set = [with_gold_only(row) for row in rows], partial(extract_entities, tag_set=run.tag_set)
+    gold, predicted = ([to_set(row[side]) for row in rows] for side in ("gold", "predicted"))
     return per_label_scores(gold, predicted)
 
 

@@ -65,7 +65,7 @@ def save_checkpoint(
         scaler: state dict of the gradient scaler; None if there is none.
         rng_states: `get_rng_states` of each process.
     """
-    target = folder / f"step-{progress.step:08d}"
+    target = checkpoint_of_step(folder, progress.step)
     tmp = folder / f".{target.name}.tmp"
     shutil.rmtree(tmp, ignore_errors=True)
     try:
@@ -84,6 +84,11 @@ def save_checkpoint(
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def checkpoint_of_step(folder: Path, step: int) -> Path:
+    """The path of the checkpoint after `step`, whether it is kept or not."""
+    return folder / f"step-{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -127,8 +132,25 @@ class LoadedCheckpoint:
         _restore_rng_states(self.rng_states[process])
 
 
+def read_progress(checkpoint: Path) -> Progress:
+    """The position and counters that `checkpoint` was saved with."""
+    return Progress(**json.loads((checkpoint / "progress.json").read_text("utf-8")))
+
+
 def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> LoadedCheckpoint:
     """Load the weights of `checkpoint` into `model` and return the rest.
+
+    Raises:
+        RunFolderError: the weights do not fit the model.
+    """
+    load_weights(checkpoint, model)
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
+    rng_states = torch.load(checkpoint / "random.pt", weights_only=True)
+    return LoadedCheckpoint(read_progress(checkpoint), state["optimizer"], state["scaler"], rng_states)
+
+
+def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Load the weights of `checkpoint` into `model`.
 
     Raises:
         RunFolderError: the weights do not fit the model, which may depend on the training rows (their vocabulary).
@@ -140,10 +162,6 @@ def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> LoadedCheckpoin
             f"{checkpoint} does not fit: the model or the training rows have changed since it was saved. Restore them, "
             f"choose another --run, or use --overwrite to start over ({str(error).splitlines()[-1].strip()})"
         ) from error
-    state = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
-    rng_states = torch.load(checkpoint / "random.pt", weights_only=True)
-    progress = Progress(**json.loads((checkpoint / "progress.json").read_text("utf-8")))
-    return LoadedCheckpoint(progress, state["optimizer"], state["scaler"], rng_states)
 
 
 def get_rng_states() -> dict[str, Any]:

@@ -6,12 +6,22 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
 PACKAGES = ("bertcli", "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "numpy")
 
-HUB_TOKEN = re.compile(r"hf_\w+")
+MASK = "…"
+SECRET_NAME = re.compile(
+    r"(?i)(?:^|[._-])(?:\w*token|\w*api_?key|\w*secret(?:_?key)?|pass(?:word|wd|phrase)|access_?key|auth)$"
+)
+SECRET = re.compile(
+    r"hf_\w{4,}|sk-[\w-]{16,}|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]+|xox[a-z]-[\w-]+|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
+    r"|eyJ[\w-]{10,}\.[\w-]+\.[\w-]+"  # JSON web tokens
+)
+RANDOM_KEY = re.compile(r"[0-9a-fA-F]{32,}|(?=.*\d)(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+]{32,}={0,2}")  # a full value
+URL_PASSWORD = re.compile(r"(\w://[^/@:\s]*:)[^/@\s]+@")
 
 
 def num_cores() -> int:
@@ -19,12 +29,30 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def mask_secrets(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments without what looks like a token, key or password.
+
+    That is the value of an option or key with such a name, a text in the format of a well-known service, a long random
+    text, and the password of a URL.
+    """
+    masked, is_secret = [], False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            name, value = "", argument
+        if is_secret or SECRET_NAME.search(name.replace("-", "_")) or RANDOM_KEY.fullmatch(value):
+            value = MASK
+        masked.append(URL_PASSWORD.sub(rf"\1{MASK}@", SECRET.sub(MASK, f"{name}{equals}{value}")))
+        is_secret = not equals and argument.startswith("--") and bool(SECRET_NAME.search(argument.replace("-", "_")))
+    return masked
+
+
 def describe_environment() -> dict[str, Any]:
-    """Command, versions and hardware as JSON data, without environment variables or hub tokens."""
+    """Command, versions and hardware as JSON data, without environment variables or secrets."""
     import torch
 
     return {
-        "command": HUB_TOKEN.sub("hf_…", " ".join(sys.argv)),
+        "command": " ".join(mask_secrets(sys.argv)),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),

@@ -12,12 +12,10 @@ runs/<name>/
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ from pydantic import ValidationError
 
 from bertcli.console import Console
 from bertcli.errors import RecipeError, RunFolderError, UsageError
-from bertcli.files import restore_folder, write_text
+from bertcli.files import MANIFEST, file_lock, manifest_problem, restore_folder, write_text
 from bertcli.recipe.catalogue import compare_recipe_texts
 from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.recipe.schema import RESUME_MAY_CHANGE
@@ -133,10 +131,21 @@ class RunFolder:
             first = error.errors(include_url=False, include_input=False)[0]
             problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise UsageError(f"cannot read the run in {self.path}: {problem} (results.json)") from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UsageError(f"cannot read the run in {self.path}: {error} (results.json)") from error
         assert isinstance(results, RunResults)
         return results
+
+    def model_problem(self) -> str | None:
+        """What has changed in `model/` since it was saved; None if it is intact.
+
+        In runs of versions that wrote no manifest, only lost weights are noticed.
+        """
+        if not self.model.is_dir():
+            return "the folder is missing"
+        if (self.model / MANIFEST).is_file():
+            return manifest_problem(self.model)
+        return None if any(self.model.rglob("*.safetensors")) else "it has no weights"
 
     def has_started(self) -> bool:
         """Whether a run has written more here than its recipe, or is queued on a cluster."""
@@ -244,7 +253,7 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
         overwrite: claim the folder of an earlier run as fresh; `RunClaim.open` removes that run, and nothing else.
 
     Raises:
-        RunFolderError: the folder holds something else or a run of another recipe, or cannot be written.
+        RunFolderError: the folder holds something else or a run with a different recipe, or cannot be written.
         UsageError: the results of a finished run cannot be read.
     """
     _check_writable(path)
@@ -266,7 +275,7 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
         diff = difflib.unified_diff(existing.splitlines(), recipe_text.splitlines(), "existing", "new", "", "", 0, "")
         difference = "\n".join(diff)
         raise RunFolderError(
-            f"{path} holds a run of another recipe:\n{difference}\n"
+            f"{path} holds a run created with a different recipe:\n{difference}\n"
             "Choose another folder with --run, or replace that run with --overwrite."
         )
     results = folder.read_results()
@@ -290,13 +299,13 @@ def remove_run(path: Path) -> None:
     with ExitStack() as locks:
         for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
             locks.enter_context(exclusive_lock(folder))
-        for entry in [entry for entry in path.iterdir() if _is_from_a_run(entry)]:
+        for entry in [entry for entry in path.iterdir() if _is_from_a_run(entry) and entry.name != LOCK]:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-        if not any(path.iterdir()):
-            path.rmdir()
+    with suppress(OSError):  # something else is in it
+        path.rmdir()
 
 
 def _is_from_a_run(path: Path) -> bool:
@@ -363,27 +372,17 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     File systems without locks let everyone in.
 
     Raises:
-        RunFolderError: another process holds the lock.
+        RunFolderError: another process holds the lock, or the folder cannot be written.
     """
-    path = folder / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+
+    def refuse(owner: str) -> None:
+        raise RunFolderError(f"{folder} is in use by {owner}; wait until it ends, or choose another folder with --run")
+
+    with ExitStack() as lock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
+            lock.enter_context(file_lock(folder / LOCK, refuse))
+        except OSError as error:
             raise RunFolderError(
-                f"{folder} is in use by {owner}; wait until it ends, or choose another folder with --run"
+                f"cannot write the run folder {folder}: {error.strerror}. Choose another with --run."
             ) from error
-        except OSError:
-            yield
-            return
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # the folder may be gone
-                path.unlink()
-    finally:
-        os.close(descriptor)
+        yield

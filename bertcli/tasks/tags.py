@@ -1,19 +1,179 @@
-"""Entity tags such as `B-PER`: a position prefix, a dash, the entity type."""
+"""Tag sets: how the tags of a task mark entities. Metrics, predictions, reports and decoding all read tags with this.
+
+Which words are entities depends on all tags of a task, not on each by itself: `S-PER` is a single-word entity where
+`B-PER` exists, `E-mail` beside `PERSON` is an entity type, and `B` is a position beside `I` and a part of speech beside
+`NOUN`. Supported are
+
+* positions and types: `B-PER`, `b-per`, `B_PER`, also with the position last (`PER-B`) and with `:`, `.`, `/` or `|`.
+  The positions are those of IOB1 and IOB2 (B I), IOBES (B I E S), BILOU (B I L U) and BMES (B M E S or W);
+* positions alone: `B`, `I`, …, for entities of one type;
+* types alone beside `O`: consecutive words with the same tag are one entity;
+* tags without `O` and without positions, such as parts of speech: they mark no entities.
+
+Anything else is ambiguous, which `TagSet.problem` explains.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 
-PREFIXES = ("B", "I", "E", "S", "L", "U")
+from bertcli.errors import DataError
+
+POSITIONS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "L", "U": "U", "M": "I", "W": "S"}
+"""Position letters, and the letter with the same meaning in IOBES or BILOU."""
 BILOU_TO_IOBES = {"L": "E", "U": "S"}
+OUTSIDE_TAGS = ("O", "o")
+SPECIAL_TOKEN_TAGS = frozenset({"[CLS]", "[SEP]", "[PAD]", "<s>", "</s>", "<pad>"})  # labels of some models on the Hub
+NO_TYPE = "_"  # the entity type of tags that are positions alone, as in seqeval
+MAX_QUOTED_TAGS, MAX_QUOTED_CHARS = 2, 18  # in an error message
+
+Parts = dict[str, tuple[str, str]]
+"""Entity tags, each with its position (B I E S L U) and its entity type."""
+
+
+@dataclass(frozen=True)
+class TagSet:
+    """How the tags of a task mark entities; see `read_tag_set`.
+
+    Attributes:
+        parts: position and type of each entity tag. A tag that is a type alone continues the entity of its type (I).
+        marks_entities: whether the tags mark entities; false for parts of speech, and if there is a `problem`.
+        problem: why it is unclear which words are entities; None if it is clear.
+    """
+
+    parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    marks_entities: bool = False
+    problem: str | None = None
+
+    def is_outside(self, tag: str | None) -> bool:
+        """Whether a word with this tag is outside all entities; false for tags that do not mark entities."""
+        return self.marks_entities and tag not in self.parts
+
+    def to_iobes(self, tags: Iterable[str]) -> list[str]:
+        """Return a row of tags as seqeval reads them: `B-`, `I-`, `E-` or `S-` and the type, or `O`."""
+        return [self._iobes_tags.get(tag, "O") for tag in tags]
+
+    @cached_property
+    def _iobes_tags(self) -> dict[str, str]:
+        return {tag: f"{BILOU_TO_IOBES.get(letter, letter)}-{kind}" for tag, (letter, kind) in self.parts.items()}
+
+    def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Return the entities of a row of tags: type, first word, last word; none if the tags do not mark entities."""
+        if not self.marks_entities:
+            return []
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        return get_entities(self.to_iobes(tags))
+
+
+def _notations() -> list[re.Pattern[str]]:
+    """Return the patterns of tags with a position and a type, most common first."""
+    patterns = []
+    for separator in "-_:./|":
+        for letters in ("".join(POSITIONS), "".join(POSITIONS).lower()):
+            patterns.append(f"(?P<position>[{letters}]){re.escape(separator)}(?P<type>.*)")
+            patterns.append(f"(?P<type>.+){re.escape(separator)}(?P<position>[{letters}])")
+    return [re.compile(pattern, re.DOTALL) for pattern in patterns]
+
+
+NOTATIONS = _notations()
+STANDARD_NOTATION = NOTATIONS[0]  # B-PER
+COMMON_NOTATIONS = [NOTATIONS[0], NOTATIONS[2], NOTATIONS[4], NOTATIONS[6]]  # B-PER, b-per, B_PER, b_per
 
 
 def split_tag(tag: str) -> tuple[str, str]:
-    """Split `B-PER` into `B` and `PER`; two empty strings for `O` and anything that is not an entity tag."""
-    prefix, dash, entity_type = tag.partition("-")
-    return (prefix, entity_type) if dash and prefix in PREFIXES else ("", "")
+    """Split `B-PER` into `B` and `PER`; two empty strings for `O` and anything that is not written like that."""
+    match = STANDARD_NOTATION.fullmatch(tag)
+    return (POSITIONS[match["position"]], match["type"]) if match else ("", "")
 
 
-def to_iobes(tags: Iterable[str]) -> list[str]:
-    """Replace BILOU prefixes with the IOBES ones that seqeval reads; other tags are unchanged."""
-    return [BILOU_TO_IOBES[tag[0]] + tag[1:] if tag[:2] in ("L-", "U-") else tag for tag in tags]
+def split_tags(tags: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the position and type of each tag of a tag set, two empty strings for tags outside entities."""
+    tag_set = read_tag_set(tuple(tags))
+    if tag_set.problem is not None:
+        return [split_tag(tag) for tag in tags]
+    return [tag_set.parts.get(tag, ("", "")) for tag in tags]
+
+
+@cache
+def read_tag_set(tags: tuple[str, ...]) -> TagSet:
+    """Find out how `tags`, all tags of a task or model, mark entities."""
+    outside = next((tag for tag in OUTSIDE_TAGS if tag in tags), None)
+    others = [tag for tag in tags if tag != outside and tag not in SPECIAL_TOKEN_TAGS]
+    mixed: Parts = {}
+    for notation in NOTATIONS:
+        parts = _parse(notation, others)
+        if parts and len(parts) == len(others) and _is_scheme(notation, parts):
+            return TagSet(parts, marks_entities=True)
+        if not mixed and (
+            _has_begin_and_more(parts) or (notation is STANDARD_NOTATION and _positions(parts) & {*"BI"})
+        ):
+            mixed = parts
+    for letters in (POSITIONS, {letter.lower(): position for letter, position in POSITIONS.items()}):
+        bare = {tag: (letters[tag], NO_TYPE) for tag in others if tag in letters}
+        if _positions(bare) & {*"BI"} and (outside is not None or _has_begin_and_more(bare)):
+            if len(bare) == len(others):
+                return TagSet(bare, marks_entities=True)
+            if outside is not None and _has_begin_and_more(bare):
+                mixed = mixed or bare
+    if mixed:
+        return TagSet(problem=_describe_mixed(mixed, [tag for tag in others if tag not in mixed]))
+    if outside is None:
+        return TagSet()
+    return TagSet({tag: ("I", tag) for tag in others}, marks_entities=True)
+
+
+def infer_tag_set(rows: Iterable[Iterable[str | None]]) -> TagSet:
+    """Return the tag set of rows of tags whose task is unknown."""
+    distinct = {tag for row in rows for tag in row if tag is not None}
+    return read_tag_set(tuple(sorted(distinct)))
+
+
+def require_readable(tag_set: TagSet) -> TagSet:
+    """Return the tag set, which must mark entities.
+
+    Raises:
+        DataError: it does not, or how it does is unclear.
+    """
+    if tag_set.marks_entities:
+        return tag_set
+    cause = tag_set.problem or "the tags mark no entities: there is no O, and none has a position such as B- or I-"
+    raise DataError(f"{cause}. To score tags instead of entities, set task.metrics to [accuracy].")
+
+
+def _parse(notation: re.Pattern[str], tags: Iterable[str]) -> Parts:
+    matches = {tag: match for tag in tags if (match := notation.fullmatch(tag))}
+    return {tag: (POSITIONS[match["position"].upper()], match["type"] or NO_TYPE) for tag, match in matches.items()}
+
+
+def _positions(parts: Parts) -> set[str]:
+    return {position for position, _ in parts.values()}
+
+
+def _is_scheme(notation: re.Pattern[str], parts: Parts) -> bool:
+    """Whether tags that all match a notation can be of a tagging scheme, rather than types that look like it."""
+    if notation not in COMMON_NOTATIONS:
+        return _has_begin_and_more(parts)
+    positions = _positions(parts)
+    return bool(positions & {*"BI"}) or (notation is STANDARD_NOTATION and positions in ({"S"}, {"U"}))
+
+
+def _has_begin_and_more(parts: Parts) -> bool:
+    """Whether some entity type has tags for the first word and for another one."""
+    kinds: dict[str, set[str]] = {}
+    for position, kind in parts.values():
+        kinds.setdefault(kind, set()).add(position)
+    return any("B" in positions and positions & {*"IEL"} for positions in kinds.values())
+
+
+def _describe_mixed(parts: Parts, rest: Sequence[str]) -> str:
+    with_position, without = (
+        ", ".join(repr(tag[:MAX_QUOTED_CHARS]) for tag in [*tags][:MAX_QUOTED_TAGS]) for tags in (parts, rest)
+    )
+    return (
+        f"found the tags {with_position} with a position and {without} without, so it is unclear which words are "
+        "entities; write all tags alike, and O for words outside entities"
+    )

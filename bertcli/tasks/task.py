@@ -45,9 +45,9 @@ HeadName = Annotated[str, known_name(HEADS), WithJsonSchema({"type": "string", "
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, types are strict, objects are frozen."""
+    """A part of a recipe: unknown keys are errors, types are strict, numbers are finite, objects are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Files(Section):

@@ -64,7 +64,7 @@ def compile_if_faster(
 def _tokens_per_second(
     steps: Iterator[StepRecord], accelerator: Accelerator, clock: Callable[[], float]
 ) -> Generator[StepRecord, None, float | None]:
-    """The main process's median over the next steps without warmup; None if the run ends before."""
+    """The main process's median tokens per second over the next steps, after warmup; None if the run ends first."""
     rates: list[float] = []
     for _ in range(WARMUP_STEPS + TIMED_STEPS):
         start = clock()

@@ -47,8 +47,12 @@ class Job(ABC):
         return self.recipe.training.seed[0]
 
     @abstractmethod
-    def build_model(self) -> torch.nn.Module:
-        """The module to train. New weights come from torch's global generator, so seed that first."""
+    def build_model(self, console: Console) -> torch.nn.Module:
+        """The module to train. New weights come from torch's global generator, so seed that first.
+
+        Args:
+            console: says which weights of a pretrained model are new.
+        """
 
     def lr_scales(self, module: torch.nn.Module) -> dict[str, float]:
         """Learning-rate scale by parameter name; 1 for parameters that are not in it."""
@@ -77,7 +81,7 @@ class Job(ABC):
         return saved
 
     def save_model(self, module: torch.nn.Module, folder: Path) -> None:
-        """Write the content of `model/`."""
+        """Write the contents of `model/`."""
         save_model(self.model_to_save(module), self.tokenizer, folder)
 
     @property

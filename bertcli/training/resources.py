@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bertcli.console import format_size
 from bertcli.errors import DiskError, TrainingError
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
@@ -15,6 +18,10 @@ from bertcli.runs.folder import nearest_folder
 
 MODEL_BYTES = 4  # per parameter
 CHECKPOINT_BYTES = 12  # per parameter: the weight and its two moments
+MIN_INODES = 50  # of a run: files of its checkpoints, model and report
+FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DENIED_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def max_run_bytes(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
@@ -32,23 +39,44 @@ def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int)
     disk = shutil.disk_usage(nearest)
     if disk.total and disk.free < needed:  # file systems that are not on a disk, such as /proc, have no size
         raise DiskError(
-            f"the disk of {nearest} has {disk.free / 1e9:.1f} GB free, the run needs up to {needed / 1e9:.1f} GB. "
+            f"the disk of {nearest} has {format_size(disk.free)} free, the run needs up to {format_size(needed)}. "
             "Free some space or choose another folder with --run."
+        )
+    num_inodes = free_inodes(nearest)
+    if num_inodes is not None and num_inodes < MIN_INODES:
+        raise DiskError(
+            f"the disk of {nearest} has {num_inodes} free inodes (see `df -i`), the run needs about {MIN_INODES}. "
+            "Delete some files or choose another folder with --run."
         )
 
 
 @contextmanager
 def report_full_disk(path: Path, max_bytes: int) -> Iterator[None]:
-    """Turn a failure to write to a full disk into a `DiskError` that says how much space is needed."""
+    """Turn a failure to write to the run folder `path` into a `DiskError` that says what ran out and what to do."""
     try:
         yield
     except Exception as error:
-        if not _is_disk_full(error):
+        number = _write_errno(error, path)
+        if number is None:
             raise
-        free = shutil.disk_usage(path).free
+        needed, free = format_size(max_bytes), format_size(shutil.disk_usage(path).free)
+        if number == errno.ENOSPC and free_inodes(path) == 0:
+            problem = f"the disk of {path} has no free inodes (see `df -i`), though {free} are free"
+            cure = "delete some files"
+        elif number == errno.ENOSPC:
+            problem = f"the disk of {path} is full: the run needs up to {needed} in total, {free} are free"
+            cure = "free some space"
+        elif number == errno.EDQUOT:
+            problem = f"your disk quota for {path} is used up (see `quota`): the run needs up to {needed} in total"
+            cure = "free some space or ask for a larger quota"
+        elif number == errno.EFBIG:
+            problem = f"a file in {path} would be larger than the limit of {format_size(_max_file_bytes() or 0)}"
+            cure = "raise the limit (`ulimit -f unlimited`)"
+        else:
+            problem = f"{path} cannot be written any longer ({os.strerror(number)})"
+            cure = "make it writable"
         raise DiskError(
-            f"the disk of {path} is full: the run needs up to {max_bytes / 1e9:.1f} GB in total, {free / 1e9:.1f} GB "
-            "are free. Everything saved so far is intact; free some space and re-run the same command to resume."
+            f"{problem}. Everything saved so far is intact; {cure} and re-run the same command to resume."
         ) from error
 
 
@@ -66,8 +94,30 @@ def report_out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def _is_disk_full(error: Exception) -> bool:
-    """Whether Python, safetensors or torch (which names no reason) failed to write because the disk is full."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(words in str(error) for words in ("os error 28", "os error 122", "inline_container.cc"))
+def free_inodes(path: Path) -> int | None:
+    """The number of files that can still be created on the disk of `path`; None if its file system has no limit."""
+    disk = os.statvfs(path)
+    return disk.f_favail if disk.f_files else None
+
+
+def _max_file_bytes() -> int | None:
+    """The limit on the size of a file that this process may write; None without one."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _write_errno(error: BaseException | None, path: Path) -> int | None:
+    """The system's error number if Python, safetensors or torch failed to write to `path`; else None."""
+    if error is None:
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        is_in_run = error.filename is not None and path.resolve() in Path(os.fsdecode(error.filename)).resolve().parents
+        return error.errno if error.errno in FULL_ERRORS or (error.errno in DENIED_ERRORS and is_in_run) else None
+    if "inline_container.cc" in str(error):  # torch names no reason
+        return errno.ENOSPC if _max_file_bytes() is None or shutil.disk_usage(path).free == 0 else errno.EFBIG
+    if (numbers := OS_ERROR.search(str(error))) is not None:  # safetensors
+        number = int(numbers[1])
+        return number if number in FULL_ERRORS | DENIED_ERRORS else None
+    return _write_errno(error.__cause__, path)

@@ -8,16 +8,25 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from bertcli.console import Console
-from bertcli.errors import UsageError
-from bertcli.files import fsync, replace_folder
+from bertcli.errors import DiskError, UsageError
+from bertcli.files import fsync, manifest_problem, replace_folder, restore_folder, write_manifest
 from bertcli.models.compile import compile_layers
 from bertcli.models.freezing import all_encoder_layers
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.seen_embeddings import train_seen_rows_only
-from bertcli.runs.checkpoint import Progress, get_rng_states, load_checkpoint, newest_checkpoint, save_checkpoint
+from bertcli.runs.checkpoint import (
+    Progress,
+    checkpoint_of_step,
+    get_rng_states,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    read_progress,
+    save_checkpoint,
+)
 from bertcli.runs.folder import RunFolder
 from bertcli.training.fsdp import copy_full_parameters, full_optimizer_state, load_full_optimizer_state, shard
 from bertcli.training.job import Job
@@ -28,16 +37,19 @@ class TrainState:
     """A model with its optimizer and progress, new or restored from the newest checkpoint."""
 
     def __init__(self, job: Job, folder: RunFolder, accelerator: Accelerator, precision: str, console: Console):
-        self._job, self._folder, self._accelerator = job, folder, accelerator
+        self._job, self._folder, self._accelerator, self._console = job, folder, accelerator, console
         training, hardware = job.recipe.training, job.recipe.hardware
         set_seed(job.seed)
-        self.module = job.build_model()
+        checkpoint = newest_checkpoint(folder.checkpoints, console.warn)
+        self.module = job.build_model(console if checkpoint is None else Console(mute=True))
         self.num_parameters = job.model_to_save(self.module).num_parameters()
         self.num_trainable_parameters = sum(part.numel() for part in self.module.parameters() if part.requires_grad)
         seen_ids = job.seen_token_ids()
         if seen_ids is not None:
             train_seen_rows_only(self.module, seen_ids)
-        checkpoint = newest_checkpoint(folder.checkpoints, console.warn)
+        self._full_module: torch.nn.Module | None = None  # for saving, if the module is sharded
+        self.progress = read_progress(checkpoint) if checkpoint else Progress()
+        self.ensure_best_model()  # before the weights are loaded, as it may load others
         saved = load_checkpoint(checkpoint, self.module) if checkpoint else None
         is_sharded = hardware.shard and accelerator.num_processes > 1
         if hardware.shard and not is_sharded:
@@ -46,7 +58,8 @@ class TrainState:
             )
         if is_sharded and precision == "fp16":
             raise UsageError("found hardware.shard with fp16, expected hardware.precision=bf16 or fp32")
-        self._full_module = copy.deepcopy(self.module) if is_sharded else None  # for saving
+        if is_sharded:
+            self._full_module = copy.deepcopy(self.module)
         optimize_forward(self.module, accelerator.device)
         if hardware.compile is True and not compile_layers(self.module):
             console.warn("hardware.compile does not know the layers of this model: nothing is compiled")
@@ -62,7 +75,6 @@ class TrainState:
         )
         self.model = self.module if is_sharded else accelerator.prepare_model(self.module)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
-        self.progress = saved.progress if saved else Progress()
         if saved:
             load_full_optimizer_state(optimizer, saved.optimizer)
             if accelerator.scaler is not None and saved.scaler:
@@ -81,12 +93,49 @@ class TrainState:
         module = self._full()
         if not self._accelerator.is_main_process:
             return
+        self._write_model(module)
+
+    def _write_model(self, module: torch.nn.Module) -> None:
         tmp = self._folder.path / ".model.tmp"
         shutil.rmtree(tmp, ignore_errors=True)
         self._job.save_model(module, tmp)
+        write_manifest(tmp)
         fsync(*tmp.rglob("*"), tmp)
         replace_folder(tmp, self._folder.model)
         fsync(self._folder.path)
+
+    def ensure_best_model(self) -> None:
+        """Check the saved best model; if it is damaged, restore it from the checkpoint of its step.
+
+        Restoring replaces the weights in memory. All processes have to call it together.
+
+        Raises:
+            DiskError: it is damaged, and there is no intact checkpoint of its step.
+        """
+        step = self.progress.best_step
+        if step is None:
+            return
+        checkpoint = checkpoint_of_step(self._folder.checkpoints, step)
+        problem, can_restore = None, False
+        if self._accelerator.is_main_process:
+            restore_folder(self._folder.model)
+            problem = self._folder.model_problem()
+            can_restore = problem is not None and manifest_problem(checkpoint) is None
+        problem, can_restore = broadcast_object_list([problem, can_restore])
+        if problem is None:
+            return
+        message = f"the best model in {self._folder.model}, of step {step}, is damaged ({problem})"
+        if not can_restore:
+            raise DiskError(
+                f"{message}, and there is no intact checkpoint of that step. To start over, remove the run or use "
+                "--overwrite."
+            )
+        if self._accelerator.is_main_process:
+            module = self.module if self._full_module is None else self._full_module
+            load_weights(checkpoint, module)
+            self._write_model(module)
+        self._console.warn(f"{message}; restored it from {checkpoint.name}")
+        self._accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint. All processes have to call it together."""

@@ -42,7 +42,7 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
     Raises:
         Interrupted: a signal arrived; the run is saved, and the same command resumes it.
         TrainingError: a non-finite gradient, or out of memory; the last good checkpoint is kept.
-        DiskError: the disk is full, or all checkpoints are corrupt.
+        DiskError: the disk is full, all checkpoints are corrupt, or the best model is damaged and cannot be restored.
         RunFolderError: another process uses the folder.
     """
     with exclusive_lock(folder.path) if PartialState().is_main_process else nullcontext():
@@ -52,6 +52,7 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
         with report_full_disk(folder.path, max_bytes), report_out_of_memory(), tracking:
             trainer.fit()
             with console.waiting("evaluating the best model and writing the report"):
+                trainer.state.ensure_best_model()
                 results = finalize(job, folder, trainer.accelerator, trainer.progress, trainer.setup)
     if trainer.stopped_by is not None:
         raise Interrupted(trainer.stopped_by, f"{folder.path} is finished; re-run the same command for what follows it")

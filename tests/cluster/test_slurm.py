@@ -62,7 +62,7 @@ def test_signal_lead_is_a_tenth_of_the_time_limit(time: str | None, seconds: int
         (JobResources(time="2h"), "--time 2h"),
         (JobResources(time="1:2:3:4"), "--time"),
         (JobResources(time="0:30"), "at least one minute"),
-        (JobResources(extra_directives=("nodes=3",)), "sets nodes itself"),
+        (JobResources(extra_directives=("nodes=3",)), "submit` sets nodes"),
         (JobResources(extra_directives=("-A ours",)), "expected an sbatch option"),
         (JobResources(partition="gpu\n#SBATCH --time=1"), "without line breaks"),
     ],

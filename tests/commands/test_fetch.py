@@ -6,7 +6,9 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -164,6 +166,26 @@ def test_fetch_resumes_and_a_partial_folder_never_appears_complete(hub: Hub) -> 
     fetch_mine()
     assert len(hub.fetched) == len(set(hub.fetched)) == 10
     assert list(Path("mirror").rglob(".*")) == []
+
+
+def test_two_fetches_into_one_mirror_wait_for_each_other(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first_downloads, second_waits = Event(), Event()
+
+    def download(*arguments: Any, **options: Any) -> str:
+        first_downloads.set()
+        assert second_waits.wait(timeout=20)  # it has listed the same missing files
+        return hub.snapshot(*arguments, **options)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(QUIET, "warn", lambda text: second_waits.set())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fetch_mine)
+        assert first_downloads.wait(timeout=20)
+        second = pool.submit(fetch_mine)
+        assert first.result(timeout=60)["folders"] == second.result(timeout=60)["folders"]
+    assert len(hub.fetched) == len(set(hub.fetched))
+    assert list(files_under("mirror/models")) == [f"org/encoder/{name}" for name in MODEL]
+    assert not [path for path in Path("mirror").rglob(".*") if path.name != ".gitattributes"]
 
 
 def test_fetch_rejects_a_corrupt_file_and_downloads_it_again(hub: Hub) -> None:

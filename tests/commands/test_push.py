@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
+from bertcli.files import write_manifest
 from bertcli.runs.folder import RunFolder
 
 CARD = """---
@@ -84,6 +85,17 @@ def test_push_uploads_only_the_model_and_its_card(run: RunFolder, uploaded: dict
     assert run.card.read_text() == CARD
     assert TOKEN not in result.stdout + result.stderr
     assert not any(TOKEN.encode() in path.read_bytes() for path in Path().rglob("*") if path.is_file())
+
+
+def test_push_leaves_out_the_manifest_and_warns_about_a_changed_model(run: RunFolder, uploaded: dict[str, Any]) -> None:
+    write_manifest(run.model)
+    result = call("runs/small", "me/my-model")
+    assert sorted(uploaded["files"]) == ["README.md", "config.json", "model.safetensors"]
+    assert "warning" not in result.stderr
+    (run.model / "model.safetensors").write_bytes(b"\1" * 1500)
+    result = call("runs/small", "me/my-model")
+    assert result.exit_code == 0
+    assert "has changed since the run saved it: the hash of model.safetensors" in " ".join(result.stderr.split())
 
 
 def test_push_adds_no_license_or_language_by_default(run: RunFolder, uploaded: dict[str, Any]) -> None:

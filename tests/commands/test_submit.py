@@ -69,7 +69,7 @@ def test_submit_runs_the_recipe_as_it_was_when_submitted(
     write_recipe("extends: sample/topics\n", mine.name)
     rejected = submit("mine.yaml", "--run", "runs/one")
     assert rejected.exit_code == 2
-    assert "holds a run of another recipe" in rejected.stderr
+    assert "holds a run created with a different recipe" in rejected.stderr
     assert submit("mine.yaml", "--run", "runs/one", "--overwrite").exit_code == 0
 
 
@@ -180,7 +180,7 @@ def test_submit_print_writes_nothing() -> None:
             ["sample/sentiment", "--array", "--print"],
             "found 1 run for --array, expected several: training.seed=[1,2,3], a grid",
         ),
-        (["sample/sentiment", "--sbatch", "time=3", "--print"], "sets time itself"),
+        (["sample/sentiment", "--sbatch", "time=3", "--print"], "submit` sets time"),
         (["sample/sentiment", "training.epoch=3"], "Did you mean"),
         (["sample/sentimant"], "Did you mean sample/sentiment"),
         (["sample/sentiment", "--mirror", "nowhere"], "no mirror folder"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event
 
 import pytest
 
-from bertcli.data.cache import get_or_create
+from bertcli.data.cache import create_atomically, get_or_create
 from bertcli.data.corpus_tokens import load_corpus
+from bertcli.files import file_lock
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
 
@@ -58,29 +61,59 @@ def test_cache_removes_a_killed_process_s_temporary_folder_after_a_day(tmp_path:
     assert {path.name for path in entry.parent.iterdir()} == {"entry", ".entry.new"}
 
 
+def in_two_threads(call: Callable[[], object]) -> list[object]:
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result(timeout=60) for future in [pool.submit(call) for _ in range(2)]]
+
+
 @pytest.mark.parametrize("initial", ["nothing", "a damaged entry"])
 def test_cache_entry_created_by_two_processes_at_once(tmp_path: Path, initial: str) -> None:
-    entry, barrier, results = tmp_path / "cache" / "entry", Barrier(2, timeout=20), list[bytes]()
+    entry, second_waits, created = tmp_path / "cache" / "entry", Event(), list[Path]()
     if initial == "a damaged entry":
         get_or_create(entry, create, pytest.fail)
         CORRUPTIONS["missing"](entry / "about.json")
 
     def create_slowly(folder: Path) -> None:
-        barrier.wait()  # both have found the entry missing or damaged
+        created.append(folder)
+        assert second_waits.wait(timeout=20)  # it has found the entry missing or damaged, too
         create(folder)
-        barrier.wait()
 
-    def open_entry() -> None:
-        results.append((get_or_create(entry, create_slowly, lambda message: None) / "about.json").read_bytes())
+    def warn(message: str) -> None:
+        if message.startswith(f"waiting for process {os.getpid()} on"):
+            second_waits.set()
 
-    threads = [Thread(target=open_entry) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [b'{"number": 7}'] * 2
+    contents = in_two_threads(lambda: (get_or_create(entry, create_slowly, warn) / "about.json").read_bytes())
+    assert contents == [b'{"number": 7}'] * 2
+    assert len(created) == 1
     get_or_create(entry, lambda _: pytest.fail("created again"), pytest.fail)
-    assert not [path for path in entry.parent.iterdir() if path.name.startswith(".")]
+    assert len([path for path in entry.parent.iterdir() if path != entry]) == (initial == "a damaged entry")
+
+
+@pytest.mark.parametrize("initial", ["nothing", "a damaged entry"])
+def test_cache_keeps_the_first_of_two_entries_created_at_once(tmp_path: Path, initial: str) -> None:
+    entry, both_create = tmp_path / "cache" / "entry", Barrier(2, timeout=20)
+    if initial == "a damaged entry":
+        get_or_create(entry, create, pytest.fail)
+        CORRUPTIONS["missing"](entry / "about.json")
+
+    def create_together(folder: Path) -> None:
+        both_create.wait()
+        create(folder)
+        both_create.wait()
+
+    def create_entry() -> int:
+        create_atomically(entry, create_together)
+        return (entry / "about.json").stat().st_ino
+
+    assert len({*in_two_threads(create_entry)}) == 1
+    assert len([path for path in entry.parent.iterdir() if path != entry]) == (initial == "a damaged entry")
+
+
+def test_valid_cache_entry_is_read_without_its_lock(tmp_path: Path) -> None:
+    entry = tmp_path / "cache" / "entry"
+    get_or_create(entry, create, pytest.fail)
+    with file_lock(entry.with_name(".entry.lock"), pytest.fail):
+        get_or_create(entry, pytest.fail, pytest.fail)
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "flags.bin", "documents.npy", "corpus.json"])

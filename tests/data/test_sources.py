@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bertcli.data.sources import load_split
+from bertcli.data.sources import load_split, load_training_rows, locate_rows
+from bertcli.data.table_files import read_files
 from bertcli.errors import DataError
 from bertcli.tasks.task import Task
 
@@ -135,3 +136,67 @@ def test_files_with_different_columns_are_rejected(write_csv: Callable[..., Path
     task = Task.model_validate({"files": {"test": [str(path) for path in paths]}, "text_columns": ("text",)})
     with pytest.raises(DataError, match="has the columns"):
         load_split(task, "test")
+
+
+def write_rows(path: Path, labels: list[str]) -> Path:
+    path.write_text("text,label\n" + "".join(f"t{row},{label}\n" for row, label in enumerate(labels, 1)), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_held_out_rows_are_stratified_by_label(tmp_path: Path, fraction: float) -> None:
+    counts = {"a": 60, "b": 30, "c": 10}
+    path = write_rows(tmp_path / "rows.csv", [label for label, count in counts.items() for _ in range(count)])
+    task = task_of(path, held_out_fraction=fraction)
+    train, validation = (load_split(task, split)["label"][:] for split in ("train", "validation"))
+    assert len(validation) == 100 * fraction
+    for label, count in counts.items():
+        assert abs(validation.count(label) - fraction * count) < 1
+        assert train.count(label) + validation.count(label) == count
+
+
+def test_label_with_one_row_is_never_held_out(tmp_path: Path) -> None:
+    for row in range(20):
+        labels = ["a", "b"] * 10
+        labels[row] = "rare"
+        path = write_rows(tmp_path / "rows.csv", labels)
+        for fraction, num_rows in ((0.1, 2), (0.6, 12), (0.8, 16)):
+            task = task_of(path, held_out_fraction=fraction)
+            assert "rare" in load_split(task, "train")["label"][:]
+            assert len(load_split(task, "validation")) == num_rows
+
+
+def test_rows_of_a_file_in_a_held_out_split_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.csv", [f"label {row % 2}" for row in range(40)])
+    task = task_of(path)
+    for split in ("train", "validation"):
+        rows = load_split(task, split)
+        for index, text in enumerate(rows["text"][:]):
+            assert locate_rows(task, rows, [index]) == f"{path}: row {text[1:]}"
+
+
+def test_rows_of_several_files_are_named_with_their_file(tmp_path: Path) -> None:
+    paths = [str(write_rows(tmp_path / name, ["a", "b"] * 10)) for name in ("a.csv", "b.csv")]
+    task = Task.model_validate({"files": {"train": paths}, "text_columns": ("text",)})
+    rows = load_split(task, "validation")
+    expected = [f"{path}: row {text[1:]}" for path, text in zip(rows["__file__"][:], rows["text"][:], strict=True)]
+    assert [locate_rows(task, rows, [index]) for index in range(len(rows))] == expected
+    whole = load_training_rows(task)
+    assert locate_rows(task, whole, [1, 20, 39]) == f"{paths[0]}: rows 2; {paths[1]}: rows 1, 20"
+
+
+def test_first_ten_rows_without_text_are_named_with_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": "x"}\n' + '{"text": null, "label": "y"}\n' * 12, "utf-8")
+    with pytest.raises(DataError, match=r"rows 2, 3, .* 11, … \(12 rows\) of split 'train' have no text in column"):
+        load_split(task_of(path), "validation")
+
+
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
+def test_held_out_rows_of_tasks_without_one_label_per_row_are_a_plain_random_sample(
+    tmp_path: Path, problem: str
+) -> None:
+    path = write_rows(tmp_path / "rows.csv", [str(row) for row in range(40)])
+    texts = load_split(task_of(path, problem=problem), "validation")["text"][:]
+    expected = read_files([str(path)]).train_test_split(test_size=4, seed=13)["test"]["text"][:]
+    assert texts == expected

@@ -197,7 +197,7 @@ def test_glue_files_have_label_indices_or_names_in_the_order_of_glue(
     predict(chosen_run("runs/three"), output="chosen", format_name="glue", console=QUIET)
     assert len({Path(folder, "STS-B.tsv").read_text() for folder in ("out", "grid", "chosen")}) == 1
     Path("runs/three/results.json").unlink()
-    with pytest.raises(UsageError, match="several runs of glue/mine in runs/three; name one"):
+    with pytest.raises(UsageError, match="found several runs of glue/mine in runs/three; specify one of them"):
         predict("runs/three", output="again", format_name="glue", console=QUIET)
     files = {path.name: path.read_text().splitlines() for path in Path("out").glob("*.tsv")}
     assert sorted(files) == ["CoLA.tsv", "MNLI-m.tsv", "STS-B.tsv"]

@@ -35,7 +35,7 @@ HIDDEN = ("training.teacher=teacher", "training.teacher_hidden_weight=2")
 def add_teacher_outputs(setup: FinetuneSetup) -> Encoded:
     """Return the training rows with the outputs of the recipe's teacher."""
     accelerator = build_accelerator(setup.recipe.hardware)
-    return with_teacher_outputs(setup, setup.encode("train"), setup.build_model(), accelerator, QUIET)
+    return with_teacher_outputs(setup, setup.encode("train"), setup.build_model(QUIET), accelerator, QUIET)
 
 
 def test_distillation_loss_is_the_kl_divergence_of_softened_probabilities() -> None:

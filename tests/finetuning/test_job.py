@@ -129,7 +129,7 @@ def test_frozen_encoder_computes_each_row_once(
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_damaged_hidden_states_in_the_cache_are_rebuilt(recipe_of: Callable[..., Recipe], corruption: str) -> None:
     setup, warnings = set_up(recipe_of("training.strategy=features"), None), list[str]()
-    accelerator, model, encoded = Accelerator(cpu=True), setup.build_model(), setup.encode("train")
+    accelerator, model, encoded = Accelerator(cpu=True), setup.build_model(QUIET), setup.encode("train")
     before = with_frozen_outputs(accelerator, model, encoded, 999, lambda num_items: None, pytest.fail)
     (file,) = Path("cache/frozen_hidden_states").glob("*/hidden_states.npy")
     assert before.frozen_hidden_states is not None

@@ -76,6 +76,7 @@ def test_run_folder_has_exactly_these_files_and_consistent_scores(recipe_of: Cal
         "environment.json",
         "eval.jsonl",
         "model/config.json",
+        "model/manifest.json",
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
@@ -251,7 +252,7 @@ def test_dry_run_finds_errors_of_the_first_step_and_a_failed_start_can_be_correc
     with pytest.raises((ModelError, RecipeError), match=message):
         finetune(recipe_of(override), Path("run"), RunOptions(console=QUIET))
     finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
-    with pytest.raises(RunFolderError, match="another recipe"):
+    with pytest.raises(RunFolderError, match="a different recipe"):
         finetune(recipe_of("training.learning_rate=1e-2"), Path("run"), RunOptions(console=QUIET))
 
 
@@ -419,7 +420,7 @@ def test_kept_classifier_keeps_its_label_order_if_the_task_lists_another(
         (("task.labels=[good, bad]",), DataError, "expected one of"),
         (("model.name=nowhere/none",), ModelError, "--mirror"),
         (("training.warmup_steps=99",), RecipeError, "at most"),
-        (("task.problem=regression", "task.labels=[]"), DataError, "cannot read"),
+        (("task.problem=regression", "task.labels=[]"), DataError, "no finite number"),
     ],
 )
 def test_invalid_recipe_is_rejected_before_anything_is_written(
@@ -434,7 +435,7 @@ def test_model_folder_without_weights_is_reported(recipe_of: Callable[..., Recip
     Path("bare").mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         Path("bare", name).write_bytes((encoder / name).read_bytes())
-    with pytest.raises(ModelError, match="without weights"):
+    with pytest.raises(ModelError, match="no weights"):
         finetune(recipe_of("model.name=bare"), Path("run"), RunOptions(console=QUIET))
 
 

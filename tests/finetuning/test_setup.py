@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bertcli.errors import RecipeError
+from bertcli.data.sources import locate_rows
+from bertcli.errors import DataError, RecipeError
 from bertcli.finetuning.setup import check_recipe, set_up
 from bertcli.recipe.load import load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
@@ -38,6 +40,79 @@ def test_labels_come_from_all_training_rows_even_if_a_subset_is_trained_on(
     assert set(setup.head.labels) == {"a", "b", "rare"}
     assert "rare" not in str(setup.rows["train"]["label"][:])
     assert len(setup.references["validation"]) == 41
+
+
+def write_labels(path: str, labels: list[str | None]) -> None:
+    rows = ({"text": f"t {row}", "label": label} for row, label in enumerate(labels, start=1))
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+FILES = "files: {train: train.jsonl, validation: validation.jsonl}, text_columns: [text]"
+
+
+def test_max_eval_examples_takes_a_fixed_random_subset_in_the_order_of_the_file(
+    recipe_of: Callable[..., Recipe],
+) -> None:
+    write_labels("train.jsonl", ["x", "y"] * 10)
+    write_labels("validation.jsonl", ["x"] * 500 + ["y"] * 500)  # sorted by label, as files often are
+    subsets = [set_up(recipe_of(FILES, "data.max_eval_examples=100", f"training.seed={seed}"), None) for seed in (1, 2)]
+    rows = subsets[0].rows["validation"]
+    assert len(rows) == 100
+    assert 30 < rows["label"][:].count("x") < 70
+    numbers = [int(text.split()[1]) for text in rows["text"][:]]
+    assert numbers == sorted(numbers)
+    assert rows["text"][:] == subsets[1].rows["validation"]["text"][:]
+    task = subsets[0].task
+    assert [locate_rows(task, rows, [row]).split(": ")[1] for row in range(100)] == [f"row {row}" for row in numbers]
+
+
+def test_max_eval_examples_takes_the_first_rows_if_they_are_context_of_their_neighbors(
+    recipe_of: Callable[..., Recipe],
+) -> None:
+    rows = "".join(json.dumps({"text": [f"t{row}"], "label": [("O", "B-X")[row % 2]]}) + "\n" for row in range(40))
+    for path in ("train.jsonl", "validation.jsonl"):
+        Path(path).write_text(rows)
+    task = f"head: token_classification, {FILES}"
+    with_context = set_up(recipe_of(task, "data.max_eval_examples=3", "data.context_tokens=4"), None)
+    assert with_context.rows["validation"]["text"][:] == [["t0"], ["t1"], ["t2"]]
+
+
+def test_labels_include_those_of_held_out_rows(recipe_of: Callable[..., Recipe]) -> None:
+    write_labels("train.jsonl", ["a,b", "b,rare", "a", "b"] + ["a", "b"] * 8)
+    task = "files: {train: train.jsonl}, text_columns: [text], problem: multi_label, held_out_fraction: 0.9"
+    setup = set_up(recipe_of(task), None)
+    assert setup.head.labels == ("a", "b", "rare")
+    assert len(setup.rows["validation"]) == 18
+    assert "b,rare" not in setup.rows["train"]["label"][:]
+
+
+def test_row_numbers_in_messages_are_those_of_the_file_after_a_subset(recipe_of: Callable[..., Recipe]) -> None:
+    labels: list[str | None] = ["x", "y"] * 30
+    labels[37] = None
+    write_labels("train.jsonl", labels)
+    for overrides in ([], ["data.max_train_examples=53"]):
+        with pytest.raises(DataError, match=r"train\.jsonl: row 38 has no label.* It begins 't 38'"):
+            set_up(recipe_of("files: {train: train.jsonl}, text_columns: [text]", *overrides), None)
+
+
+def test_row_warnings_have_the_rows_of_the_file_after_a_subset(recipe_of: Callable[..., Recipe]) -> None:
+    write_labels("train.jsonl", ["x", "y"] * 30)
+    setup = set_up(recipe_of("files: {train: train.jsonl}, text_columns: [text]", "data.max_train_examples=9"), None)
+    warned = replace(setup.encode("train"), row_warnings=((0, "long"), (8, "long")))
+    setup = replace(setup, _encoded={"train": warned})
+    numbers = [int(text.split()[1]) for text in setup.rows["train"]["text"][:]]
+    assert setup.row_warnings("train") == [(numbers[0] - 1, "long"), (numbers[8] - 1, "long")]
+
+
+def test_skip_unlabelled_trains_on_the_other_rows_and_counts_the_skipped(recipe_of: Callable[..., Recipe]) -> None:
+    labels: list[str | None] = ["x", "y", None] * 20
+    write_labels("train.jsonl", labels)
+    task = "files: {train: train.jsonl}, text_columns: [text]"
+    setup = set_up(recipe_of(task, "data.skip_unlabelled=true"), None)
+    assert (len(setup.rows["train"]) + len(setup.rows["validation"]), setup.num_skipped) == (40, 20)
+    assert None not in setup.rows["train"]["label"][:] + setup.rows["validation"]["label"][:]
+    with pytest.raises(DataError, match=r"train\.jsonl: rows .*have no label.*data\.skip_unlabelled=true"):
+        set_up(recipe_of(task), None)
 
 
 TEXT = "dataset: sample, config: sentiment, text_columns: [text]"

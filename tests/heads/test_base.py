@@ -17,6 +17,7 @@ from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError
 from bertcli.finetuning.run import finetune
+from bertcli.finetuning.setup import sample_rows
 from bertcli.recipe.load import load_recipe
 from bertcli.reports.pages import read_run
 from bertcli.runs.folder import RunOptions
@@ -64,11 +65,11 @@ def test_evaluate_gives_the_scores_of_the_run_and_reports_a_different_number_of_
     assert evaluate(str(runs[name]), console=Console()).num_examples == 400
     assert note in " ".join(capsys.readouterr().err.split())
 
-    def first_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
+    def scored_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
         rows = load_split(task, split, mirror)
-        return rows.select(range(60)) if split == "validation" else rows
+        return sample_rows(rows, 60) if split == "validation" else rows
 
-    monkeypatch.setattr("bertcli.commands.evaluate.load_split", first_rows)
+    monkeypatch.setattr("bertcli.commands.evaluate.load_split", scored_rows)
     assert evaluate(str(runs[name]), console=Console()).metrics["validation"] == pytest.approx(expected)
     assert "max_eval_examples" not in capsys.readouterr().err
 

@@ -51,7 +51,7 @@ def test_loss_is_that_of_transformers_summed_over_questions() -> None:
     assert torch.allclose(head.loss(head.logits(output), labels) / 13, output.loss, atol=1e-6)
 
 
-@pytest.mark.parametrize(("label", "number"), [(2, 2), ("2", 2), ("C", 2), ("c", 2)])
+@pytest.mark.parametrize(("label", "number"), [(2, 2), ("2", 2), ("C", 2), ("c", 2), (2.0, 2), ("2.0", 2), (" c ", 2)])
 def test_gold_choice_is_a_number_or_a_letter(label: Any, number: int) -> None:
     rows = Dataset.from_dict({"text": ["t"], "choices": [["a", "b", "c"]], "label": [label]})
     references = MultipleChoice().references(task_of(), rows)
@@ -59,7 +59,7 @@ def test_gold_choice_is_a_number_or_a_letter(label: Any, number: int) -> None:
     assert references.tolist() == [number]
 
 
-@pytest.mark.parametrize("label", [3, -2, "D", "both"])
+@pytest.mark.parametrize("label", [3, -2, "D", "both", 1.5, True, [1]])
 def test_gold_answer_that_is_not_a_choice_is_reported_with_its_row(label: Any) -> None:
     rows = Dataset.from_dict({"text": ["t"], "choices": [["a", "b", "c"]], "label": [label]})
     with pytest.raises(DataError, match="row 1 has the answer"):
@@ -79,6 +79,19 @@ def test_hidden_answer_in_a_labeled_split_is_rejected() -> None:
     )
     rows = Dataset.from_dict({"text": ["t"] * 2, "choices": [["a", "b"]] * 2, "label": [0, -1]}, features=features)
     with pytest.raises(DataError, match="row 2 has the answer -1"):
+        MultipleChoice().references(task_of(), rows)
+
+
+def test_printed_list_of_choices_in_csv_is_a_list() -> None:
+    rows = Dataset.from_dict({"text": ["t"] * 2, "choices": ["['red', 'green']", '["a", "b"]']})
+    assert row_choices(task_of(), rows) == [["red", "green"], ["a", "b"]]
+    with pytest.raises(DataError, match="row 1 has 1 choices, expected at least two"):
+        row_choices(task_of(), Dataset.from_dict({"text": ["t"], "choices": ["red, green"]}))
+
+
+def test_first_ten_rows_whose_answer_is_not_a_choice_are_named() -> None:
+    rows = Dataset.from_dict({"text": ["t"] * 12, "choices": [["a", "b"]] * 12, "label": [2] * 12})
+    with pytest.raises(DataError, match=r"rows 1, 2, .* 10, … \(12 rows\) have answers that are not choices"):
         MultipleChoice().references(task_of(), rows)
 
 

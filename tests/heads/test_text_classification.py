@@ -83,7 +83,7 @@ def test_empty_cell_and_unlisted_minus_one_are_missing_labels(write_csv: Callabl
     gold = head.references(listed, rows_of("1", "-1"))
     assert gold is not None
     assert gold.tolist() == [1, 0]
-    with pytest.raises(DataError, match=r"row 2 has no label.* Label or remove it\.$"):
+    with pytest.raises(DataError, match=r"row 2 has no label.* or set data\.skip_unlabelled=true\.$"):
         head.references(listed, rows_of("1", ""))
     with pytest.raises(DataError, match=r"row 2 has no label.* If -1 is a label, list it in task\.labels"):
         head.references(task_of(), rows_of("1", "-1"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,14 +13,30 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig, PreTrainedTokenizerBase
 
+from bertcli.commands.evaluate import evaluate
+from bertcli.commands.predict import predict
 from bertcli.data.encoding import IGNORED_LABEL, Encoded
-from bertcli.errors import DataError
+from bertcli.data.prediction_inputs import PredictionInput
+from bertcli.errors import DataError, RecipeError
+from bertcli.experiments.grid import finetune_grid
+from bertcli.experiments.suite import finetune_suite
+from bertcli.finetuning.run import finetune
+from bertcli.finetuning.setup import set_up
 from bertcli.heads.labels import label_config_fields
 from bertcli.heads.token_classification import TokenClassification, compute_tag_weights, resolve_tags
 from bertcli.heads.word_alignment import UNALIGNED, word_offsets
+from bertcli.metrics import check_entity_metrics, compute_metrics
 from bertcli.models.from_pretrained import ModelSource
+from bertcli.recipe.expansion import Grid, load_recipe_or_grid
+from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import DataSection
+from bertcli.recipe.suite import load_suite
+from bertcli.reports.analysis import NO_ENTITY, entity_pairs
+from bertcli.reports.pages import read_run
+from bertcli.runs.folder import RunOptions, chosen_run
 from bertcli.tasks.task import Task
+
+from ..conftest import QUIET
 
 TAGS = ("O", "B-X", "I-X")
 
@@ -177,11 +195,68 @@ def test_invalid_tags_are_reported_with_their_row(tags: list[list[str]], message
 def test_hidden_tags_are_none_and_undeclared_ids_are_reported() -> None:
     features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=list(TAGS)))})
     hidden, undeclared = (
-        Dataset.from_dict({"tokens": [["a", "b"]], "tags": [tags]}, features=features) for tags in ([-1, -1], [-1, 1])
+        Dataset.from_dict({"tokens": [["a", "b"]], "tags": [tags]}, features=features) for tags in ([-1, -1], [-2, 1])
     )
     assert TokenClassification(TAGS).references(task_of(), hidden) is None
-    with pytest.raises(DataError, match="row 1 has the label '-1', expected one of"):
+    with pytest.raises(DataError, match="row 1 has the label '-2', expected one of"):
         TokenClassification(TAGS).references(task_of(), undeclared)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        [["O", "B-X", None], ["B-X", None, None]],
+        [["O", "B-X", "-100"], ["B-X", "", " -1 "]],
+        [[0, 1, -100], [1, -1, None]],
+        [[0.0, 1.0, float("nan")], [1.0, -100.0, -1.0]],
+    ],
+)
+def test_missing_tags_are_not_labels_and_are_left_out_of_loss_and_scores(tags: list[list[Any]], encoder: Path) -> None:
+    rows, task = Dataset.from_dict({"tokens": [["the", "film", "bad"]] * 2, "tags": tags}), task_of()
+    labels = resolve_tags(task, rows)
+    assert labels == (("O", "B-X") if isinstance(tags[0][0], str) else ("0", "1"))
+    head, task = TokenClassification(labels), task.model_copy(update={"labels": labels})
+    gold = head.references(task, rows)
+    assert gold == [[*labels, None], [labels[1], None, None]]
+    assert compute_tag_weights("auto", task, labels, gold) == pytest.approx([3 / 2, 3 / 4])
+    encoded = head.encode(task, rows, ModelSource(str(encoder)).load_tokenizer(), DataSection())
+    assert encoded.labels is not None
+    assert encoded.num_targets.tolist() == [2, 1]
+    assert encoded.labels[encoded.labels != IGNORED_LABEL].tolist() == [0, 1, 1]
+    logits = np.zeros((len(encoded.labels), 2), dtype=np.float32)
+    logits[encoded.alignment != UNALIGNED, [0, 1, 0, 0, 1, 1]] = 1
+    answers = head.with_gold(task, rows, encoded, logits)
+    assert [(answer["right"], answer["loss"]) for answer in answers] == [(True, 0.0), (False, 1.0)]
+    predictions = head.to_predictions(task, rows, encoded, logits)
+    assert compute_metrics(["accuracy"], "token_classification", predictions, gold) == pytest.approx(
+        {"accuracy": 2 / 3}
+    )
+    if labels[0] == "O":
+        scores = compute_metrics(["seqeval"], "token_classification", predictions, gold, labels=labels)
+        assert scores == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "accuracy": 2 / 3})
+
+
+def test_tag_that_the_task_lists_is_a_label_even_if_it_is_minus_one() -> None:
+    rows = Dataset.from_dict({"tokens": [["a", "b"]], "tags": [[-1, 1]]})
+    assert TokenClassification(("-1", "1")).references(task_of(labels=("-1", "1")), rows) == [["-1", "1"]]
+
+
+@pytest.mark.parametrize("tags", [["O B-X"], [1], [["O"], ["B-X"]]])
+def test_tags_that_are_not_a_list_per_row_are_refused(tags: Any) -> None:
+    rows = Dataset.from_dict({"tokens": [["a", "b"]], "tags": [tags] if isinstance(tags[0], list) else tags})
+    with pytest.raises(DataError, match=r"column 'tags' holds .*, expected a list of tags for each row"):
+        resolve_tags(task_of(), rows)
+
+
+def test_parts_of_speech_are_scored_by_accuracy() -> None:
+    assert task_of(labels=("NOUN", "VERB")).metric_names == ("accuracy",)
+    assert task_of(labels=("O", "PERSON")).metric_names == task_of().metric_names == ("seqeval",)
+    assert task_of(labels=("NOUN", "VERB")).primary_metric == task_of(metrics=["accuracy"]).primary_metric == "accuracy"
+    check_entity_metrics(task_of(labels=("NOUN", "VERB")))
+    check_entity_metrics(task_of(labels=("O", "B-X", "Y"), metrics=["accuracy"]))
+    for labels in (("O", "B-X", "Y"), ("NOUN", "VERB")):
+        with pytest.raises(DataError, match=r"set task.metrics to \[accuracy\]"):
+            check_entity_metrics(task_of(labels=labels, metrics=["seqeval"]))
 
 
 @pytest.mark.parametrize(
@@ -189,10 +264,15 @@ def test_hidden_tags_are_none_and_undeclared_ids_are_reported() -> None:
     [
         (("O", "U-X", "B-X", "L-X"), [1, 1, 2, 3, 0], [(0, 4), (5, 8), (9, 16)]),
         (("NOUN", "VERB"), [0, 0, 1, 0, 1], []),
+        (("O", "b-x", "i-x"), [0, 1, 2, 1, 0], [(5, 12), (13, 16)]),
+        (("O", "B_X", "I_X"), [0, 1, 2, 1, 0], [(5, 12), (13, 16)]),
+        (("O", "B", "I"), [0, 1, 2, 1, 0], [(5, 12), (13, 16)]),
+        (("O", "PERSON", "ORGANIZATION"), [2, 2, 1, 0, 2], [(0, 8), (9, 12), (17, 23)]),
+        (("O", "B-X", "Y"), [0, 1, 2, 1, 0], None),  # unclear
     ],
 )
 def test_entities_are_decoded_in_each_scheme(
-    labels: tuple[str, ...], tags: list[int], entities: list[tuple[int, int]], encoder: Path
+    labels: tuple[str, ...], tags: list[int], entities: list[tuple[int, int]] | None, encoder: Path
 ) -> None:
     tokenizer, task = ModelSource(str(encoder)).load_tokenizer(), task_of()
     rows = Dataset.from_dict({"tokens": [["film", "bad", "one", "two", "lovely"]]})
@@ -202,7 +282,8 @@ def test_entities_are_decoded_in_each_scheme(
     logits = np.zeros((len(encoded.alignment), len(labels)))
     logits[encoded.alignment != UNALIGNED, tags] = 1
     (answer,) = head.to_json(task, rows, encoded, logits)
-    assert [(entity["start"], entity["end"]) for entity in answer["entities"]] == entities
+    offsets = answer["entities"] and [(entity["start"], entity["end"]) for entity in answer["entities"]]
+    assert offsets == entities
 
 
 @pytest.mark.parametrize(("scheme", "expected"), [("IOBES", "IOBES"), ("BIO", None), (None, None)])
@@ -246,3 +327,68 @@ def test_config_extras_are_saved_and_loaded(extras: dict[str, Any]) -> None:
 def test_auto_tag_weights_are_balanced() -> None:
     weights = compute_tag_weights("auto", task_of(), TAGS, [["O"] * 8 + ["B-X"] * 4])
     assert weights == pytest.approx([12 / 24, 12 / 12, 12 / 3])
+
+
+def tagging_recipe(write_recipe: Callable[..., Path], encoder: Path, tags: list[Any], **task: Any) -> str:
+    words = ["film", "bad", "soup", "lovely"]
+    rows = [{"tokens": words, "tags": tags}] * 12 + [{"tokens": words, "tags": [None] * 4}] * 3
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = {"train": "rows.jsonl", "validation": "rows.jsonl"}
+    definition = {"files": files, "head": "token_classification", "text_columns": ["tokens"], "label_column": "tags"}
+    content = {
+        "task": definition | task,
+        "model": {"name": str(encoder), "dropout": 0},
+        "training": {"max_steps": 8, "global_batch_size": 2, "learning_rate": 5e-3},
+        "evaluation": {"every_steps": 4},
+        "data": {"max_length": 16},
+    }
+    return str(write_recipe(json.dumps(content)))
+
+
+def test_parts_of_speech_choose_checkpoint_and_grid_point_by_accuracy(
+    write_recipe: Callable[..., Path], encoder: Path
+) -> None:
+    recipe = tagging_recipe(write_recipe, encoder, ["NOUN", "ADJ", "NOUN", None])
+    grid = load_recipe_or_grid(recipe, ["training.learning_rate=[1e-3, 5e-3]"])
+    results = finetune_grid(cast("Grid", grid), Path("grid"), RunOptions(console=QUIET))
+    assert results.best_by == "accuracy"
+    assert set(results.mean_scores("validation")) == {"accuracy", "loss"}
+    assert evaluate(chosen_run("grid"), console=QUIET).metrics["validation"] == pytest.approx(
+        results.metrics["validation"]
+    )
+    run = read_run(Path(chosen_run("grid")))
+    assert {label for pair in entity_pairs(run.predictions, run.tag_set) for label in pair} <= {"NOUN", "ADJ"}
+    with pytest.raises(RecipeError, match=r"found evaluation\.best_by 'f1', expected one of"):
+        finetune(load_recipe(recipe, ["evaluation.best_by=f1"]), Path("run"), RunOptions(console=QUIET))
+    suite = load_suite(str(write_recipe(f"suite: [{recipe}]", "suite.yaml")))
+    assert suite is not None
+    suite_results = finetune_suite(suite, Path("suite"), RunOptions(console=QUIET))
+    (task_results,) = (suite_results.tasks or {}).values()
+    assert suite_results.average == task_results.mean("accuracy")
+
+
+def test_run_report_and_predictions_have_the_entities_of_the_scores(
+    write_recipe: Callable[..., Path], encoder: Path
+) -> None:
+    recipe = load_recipe(tagging_recipe(write_recipe, encoder, ["ORGANIZATION", "O", "person-other", "person-other"]))
+    scores = finetune(recipe, Path("run"), RunOptions(console=QUIET)).mean_scores("validation")
+    run = read_run(Path("run"))
+    pairs = entity_pairs(run.predictions, run.tag_set)
+    num_gold, num_predicted = (sum(pair[side] != NO_ENTITY for pair in pairs) for side in (0, 1))
+    assert num_gold == 24
+    num_correct = sum(gold == predicted for gold, predicted in pairs)
+    assert scores["f1"] == pytest.approx(2 * num_correct / (num_gold + num_predicted))
+    predict("run", PredictionInput(split="validation"), "predictions.jsonl", console=QUIET)
+    entries = [json.loads(line) for line in Path("predictions.jsonl").read_text("utf-8").splitlines()]
+    assert sum(len(entry["entities"]) for entry in entries[:12]) == num_predicted
+    assert num_predicted
+
+
+def test_tags_whose_entities_are_unclear_are_refused_before_training(
+    write_recipe: Callable[..., Path], encoder: Path
+) -> None:
+    recipe = load_recipe(tagging_recipe(write_recipe, encoder, ["O", "B-X", "Y", "O"]))
+    with pytest.raises(DataError, match=r"'B-X' with a position and 'Y' without.* set task\.metrics to \[accuracy\]"):
+        set_up(recipe, None)
+    recipe = load_recipe(tagging_recipe(write_recipe, encoder, ["O", "B-X", "Y", "O"], metrics=["accuracy"]))
+    assert set_up(recipe, None).task.metric_names == ("accuracy",)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from bertcli.errors import ModelError
 from bertcli.models.freezing import (
@@ -24,6 +26,8 @@ from bertcli.models.lora import add_lora, save_lora
 from bertcli.models.padding_free import optimize_forward
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import TrainingSection
+
+from ..conftest import allow_missing
 
 PLAN = Plan(100, 10, 30, 3, 10, 10, 1)
 FAMILIES = ["bert", "roberta", "electra", "distilbert", "modernbert"]
@@ -116,8 +120,13 @@ def test_layer_freezer_sets_trainable_parameters_at_each_step() -> None:
         LayerFreezer(model, TrainingSection(freeze_layers=4), PLAN)
 
 
+def load_classifier(encoder: Path) -> PreTrainedModel:
+    """Load an encoder with a new classifier."""
+    return ModelSource(str(encoder)).load_model("AutoModelForSequenceClassification", on_missing=allow_missing)
+
+
 def test_reinitialize_layers_changes_only_the_top_layers(encoder: Path) -> None:
-    loaded = ModelSource(str(encoder)).load_model("AutoModelForSequenceClassification")  # weights marked as loaded
+    loaded = load_classifier(encoder)  # weights marked as loaded
     before = {name: part.clone() for name, part in loaded.named_parameters()}
     reinitialize_layers(loaded, 1)
     depths = parameter_depths(loaded)
@@ -134,7 +143,7 @@ def test_reinitialize_layers_changes_only_the_top_layers(encoder: Path) -> None:
 
 @pytest.mark.parametrize("merged", [True, False])
 def test_lora_adapter_saved_alone_or_merged_gives_the_same_logits(encoder: Path, tmp_path: Path, merged: bool) -> None:
-    model = ModelSource(str(encoder)).load_model("AutoModelForSequenceClassification").eval()
+    model = load_classifier(encoder).eval()
     peft_model = add_lora(model, TrainingSection(strategy="lora", lora_rank=2), str(encoder))
     optimize_forward(model, torch.device("cpu"))
     trainable = {name for name, part in model.named_parameters() if part.requires_grad}
@@ -169,11 +178,28 @@ def test_lora_adapter_saved_alone_or_merged_gives_the_same_logits(encoder: Path,
 
 
 def test_lora_corrupt_adapter_is_reported(encoder: Path, tmp_path: Path) -> None:
-    model = ModelSource(str(encoder)).load_model("AutoModelForSequenceClassification")
+    model = load_classifier(encoder)
     peft_model = add_lora(model, TrainingSection(strategy="lora"), str(encoder))
     save_lora(peft_model, ModelSource(str(encoder)).load_tokenizer(), tmp_path, merged=False)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"corrupt")
     with pytest.raises(ModelError, match="LoRA adapter"):
+        ModelSource(str(tmp_path)).load_model("AutoModelForSequenceClassification")
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("layer.1.", r"bert\.encoder\.layer\.1\.\* \(12 tensors\)"),
+        ("layer.0.output.dense.lora_B.", r"bert\.encoder\.layer\.0\.output\.dense\.lora_B\.weight"),
+        ("classifier.weight", r"classifier\.weight"),
+    ],
+)
+def test_lora_adapter_that_lacks_weights_is_refused(encoder: Path, tmp_path: Path, part: str, named: str) -> None:
+    peft_model = add_lora(load_classifier(encoder), TrainingSection(strategy="lora"), str(encoder))
+    save_lora(peft_model, ModelSource(str(encoder)).load_tokenizer(), tmp_path, merged=False)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if part not in name}, path)
+    with pytest.raises(ModelError, match=f"lacks weights that its configuration needs: {named}"):
         ModelSource(str(tmp_path)).load_model("AutoModelForSequenceClassification")
 
 

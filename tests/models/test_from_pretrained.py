@@ -2,12 +2,171 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
-from bertcli.models.from_pretrained import ModelSource
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from bertcli.errors import ModelError
+from bertcli.models.from_pretrained import ModelSource, check_vocabulary, save_model
+from bertcli.models.missing_weights import MissingWeights, describe_tensors
+
+from ..conftest import allow_missing
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+LAYER = "bert.encoder.layer.1.* (16 tensors)"
+EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+
+
+def save(folder: str, encoder: Path, model_class: str, **fields: object) -> Path:
+    """Save a randomly initialized model of the configuration of `encoder`."""
+    config = transformers.AutoConfig.from_pretrained(encoder, **fields)
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class).from_config(config)
+    save_model(model, ModelSource(str(encoder)).load_tokenizer(), Path(folder))
+    return Path(folder)
+
+
+def drop(folder: Path, part: str) -> str:
+    """Remove the tensors whose names contain `part` from a saved model; return its name."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(path).items() if part not in name}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return str(folder)
 
 
 def test_load_model_aligns_weights_in_memory(encoder: Path) -> None:
-    for head in ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForMaskedLM"):
-        model = ModelSource(str(encoder)).load_model(head)
+    for head in ("AutoModel", CLASSIFIER, "AutoModelForMaskedLM"):
+        model = ModelSource(str(encoder)).load_model(head, on_missing=allow_missing)
         assert {part.data_ptr() % 64 for part in (*model.parameters(), *model.buffers())} == {0}
+
+
+@pytest.mark.parametrize(
+    ("part", "model_class", "named"),
+    [
+        ("encoder.layer.1.", CLASSIFIER, LAYER),
+        ("encoder.layer.1.", "AutoModel", LAYER),
+        ("encoder.layer.", CLASSIFIER, "bert.encoder.* (32 tensors)"),
+        ("layer.1.output.dense", CLASSIFIER, "bert.encoder.layer.1.output.dense.* (2 tensors)"),
+        ("word_embeddings", CLASSIFIER, EMBEDDINGS),
+        ("classifier", CLASSIFIER, "classifier.* (2 tensors)"),
+        ("classifier.bias", CLASSIFIER, "classifier.bias"),
+        ("pooler", CLASSIFIER, "bert.pooler.* (2 tensors)"),
+    ],
+)
+def test_weights_missing_from_a_model_are_refused(encoder: Path, part: str, model_class: str, named: str) -> None:
+    name = drop(save("model", encoder, CLASSIFIER), part)
+    with pytest.raises(ModelError, match=f"^model lacks weights that its configuration needs: {re.escape(named)};"):
+        ModelSource(name).load_model(model_class)
+
+
+def test_weights_missing_from_a_masked_language_model_are_refused(encoder: Path) -> None:
+    name = drop(save("model", encoder, "AutoModelForMaskedLM"), "predictions.")
+    with pytest.raises(ModelError, match=r"needs: cls\.\* \(5 tensors\);"):
+        ModelSource(name).load_model("AutoModelForMaskedLM")
+    drop(Path(name), "word_embeddings")  # the output matrix is tied to it, and missing with it
+    with pytest.raises(ModelError, match=rf"needs: {EMBEDDINGS}, cls\.\* \(5 tensors\);"):
+        ModelSource(name).load_model("AutoModelForMaskedLM")
+
+
+def test_a_head_that_is_not_needed_may_be_missing(encoder: Path) -> None:
+    name = drop(save("model", encoder, CLASSIFIER), "classifier")
+    ModelSource(name).load_model("AutoModel")
+
+
+@pytest.mark.parametrize(
+    "model_class", ["AutoModel", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering"]
+)
+def test_a_pooler_that_the_head_does_not_use_may_be_missing(encoder: Path, model_class: str) -> None:
+    name = drop(save("model", encoder, model_class), "pooler")
+    model = ModelSource(name).load_model(model_class).eval()
+    inputs = {"input_ids": torch.tensor([[2, 7, 3]])}
+    assert model.base_model.pooler is None
+    assert torch.equal(model(**inputs)[0], ModelSource(name).load_model(model_class).eval()(**inputs)[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "model_class"),
+    [
+        *[("roberta", head) for head in ("AutoModelForMaskedLM", CLASSIFIER, "AutoModelForMultipleChoice")],
+        *[("albert", head) for head in ("AutoModelForMaskedLM", "AutoModelForPreTraining")],
+        *[("electra", head) for head in ("AutoModelForMaskedLM", "AutoModelForPreTraining", CLASSIFIER)],
+        *[("bert", head) for head in ("AutoModelForMaskedLM", "AutoModelForPreTraining", "AutoModelForCausalLM")],
+        *[(family, "AutoModelForMaskedLM") for family in ("distilbert", "modernbert", "deberta-v2", "mpnet")],
+        *[("t5", "AutoModelForSeq2SeqLM"), ("gpt2", "AutoModelForCausalLM")],
+    ],
+)
+def test_no_weights_are_missing_from_a_saved_model(family: str, model_class: str) -> None:
+    defaults = transformers.AutoConfig.for_model(family)
+    sizes = {"num_hidden_layers": 2, "num_layers": 2, "vocab_size": 128, "hidden_size": 32, "intermediate_size": 32}
+    sizes |= {"num_attention_heads": 2, "d_model": 32, "d_ff": 32, "d_kv": 16, "num_heads": 2, "embedding_size": 32}
+    sizes |= {"pad_token_id": 0, "n_layer": 2, "n_embd": 32, "n_head": 2, "n_layers": 2, "dim": 32, "n_heads": 2}
+    fields = {name: value for name, value in sizes.items() if hasattr(defaults, name)}
+    model = getattr(transformers, model_class).from_config(transformers.AutoConfig.for_model(family, **fields))
+    model.save_pretrained("model")
+    loaded = ModelSource("model").load_model(model_class).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_new_head_and_missing_encoder_weights_are_reported(encoder: Path) -> None:
+    found: list[MissingWeights] = []
+    name = drop(save("model", encoder, "AutoModelForMaskedLM"), "layer.1.")
+    for new_head in (False, True):
+        ModelSource(name).load_model(CLASSIFIER, new_head=new_head, on_missing=found.append)
+    assert found == [MissingWeights(LAYER, "bert.pooler.* (2 tensors), classifier.* (2 tensors)")] * 2
+    with pytest.raises(ModelError, match=re.escape(LAYER)):
+        ModelSource(name).load_model("AutoModelForTokenClassification", new_head=True)
+
+
+def test_saved_layers_that_the_configuration_lacks_are_reported(encoder: Path) -> None:
+    found: list[MissingWeights] = []
+    for model_class in ("AutoModel", CLASSIFIER):
+        folder = save(model_class, encoder, model_class, num_hidden_layers=3)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+        ModelSource(str(folder)).load_model(CLASSIFIER, on_missing=found.append)
+    assert [weights.unused for weights in found] == ["bert.encoder.layer.2.* (16 tensors)"] * 2
+
+
+def test_weights_of_another_shape_are_refused_by_name(encoder: Path) -> None:
+    folder = save("model", encoder, CLASSIFIER)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    with pytest.raises(ModelError, match=rf"{EMBEDDINGS} has the shape \[\d+, 16\], expected \[100, 16\]"):
+        ModelSource("model").load_model(CLASSIFIER)
+
+
+def test_a_missing_shard_is_refused_by_name(encoder: Path) -> None:
+    folder = save("model", encoder, CLASSIFIER)
+    transformers.AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(
+        "sharded", max_shard_size="10KB"
+    )
+    shards = sorted(Path("sharded").glob("*.safetensors"))
+    assert len(shards) > 1
+    ModelSource("sharded").load_model(CLASSIFIER)
+    shards[1].unlink()
+    with pytest.raises(ModelError, match=rf"sharded: .*{shards[1].name}"):
+        ModelSource("sharded").load_model(CLASSIFIER)
+
+
+def test_tensors_are_listed_by_module() -> None:
+    expected = [f"layer.{layer}.{part}.{kind}" for layer in range(9) for part in "ab" for kind in ("weight", "bias")]
+    assert describe_tensors(expected[:4], expected) == "layer.0.* (4 tensors)"
+    assert describe_tensors(expected[2:3], expected) == "layer.0.b.weight"
+    assert describe_tensors(expected[2:8], expected) == "layer.0.b.* (2 tensors), layer.1.* (4 tensors)"
+    assert describe_tensors(expected, expected) == "layer.* (36 tensors)"
+    assert describe_tensors(expected[::4], expected).endswith("layer.4.a.weight and 4 more")
+
+
+def test_tokenizer_with_more_entries_than_the_model_is_refused(encoder: Path) -> None:
+    tokenizer, config = ModelSource(str(encoder)).load_tokenizer(), ModelSource(str(encoder)).config
+    check_vocabulary(tokenizer, config, "small")
+    tokenizer.add_tokens(["newword"])
+    with pytest.raises(
+        ModelError, match=rf"with {len(tokenizer)} entries, expected at most {config.vocab_size}, .* of small"
+    ):
+        check_vocabulary(tokenizer, config, "small")

@@ -241,6 +241,38 @@ def test_invalid_override_shows_the_correct_form(word: str, words: str) -> None:
     assert words in line
 
 
+@pytest.mark.parametrize(
+    ("override", "cure"),
+    [
+        ("model=google-bert/bert-base-cased", "Did you mean model.name=google-bert/bert-base-cased?"),
+        ("training.seed=1,2,3", "Did you mean training.seed=[1,2,3]?"),
+        ("training.learning_rate=1e-5,2e-5", "Did you mean training.learning_rate=[1e-5,2e-5]?"),
+        ("hardware.trackers=wandb", "Did you mean hardware.trackers=[wandb]?"),
+        ("training.gradient_checkpointing=true", "a smaller hardware.micro_batch_size saves memory"),
+        ("gradient_checkpointing=true", "a smaller hardware.micro_batch_size saves memory"),
+        ("training.optim=adafactor", "the optimizer is always AdamW; leave it out"),
+    ],
+)
+def test_value_in_another_form_leads_to_the_correct_one(override: str, cure: str) -> None:
+    (problem,) = problems_of("glue/sst2", override)
+    assert problem.endswith(cure)
+
+
+@pytest.mark.parametrize(
+    ("override", "cure"),
+    [
+        ("corpus.files=mine.txt", "Did you mean corpus.sources=[{files: …}]?"),
+        ("tokenizer=bert-base", "Did you mean tokenizer.name=bert-base?"),
+        ("objective=causal_lm", "Did you mean objective.kind=causal_lm?"),
+    ],
+)
+def test_pretraining_value_in_another_form_leads_to_the_correct_one(override: str, cure: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_pretrain_recipe("pretrain/tiny", [override])
+    (problem,) = caught.value.problems
+    assert problem.endswith(cure)
+
+
 def test_relative_files_are_resolved_against_the_recipe(write_recipe: Write) -> None:
     path = write_recipe("task: {files: {train: a.csv, test: [b.csv]}, text_columns: [text]}\n", "deep/recipe.yaml")
     recipe = load_recipe(str(path))

@@ -16,6 +16,7 @@ from bertcli.reports.analysis import (
     extract_entities,
     fit_row_temperature,
     fit_temperature,
+    infer_row_tags,
     measure_calibration,
     per_label_scores,
     worst_mistakes,
@@ -31,6 +32,7 @@ from bertcli.reports.charts import (
     nice_ticks,
     tick_label,
 )
+from bertcli.reports.excerpts import build_excerpts
 
 
 def test_expected_calibration_error_is_the_mean_gap_of_the_bins() -> None:
@@ -99,6 +101,32 @@ def test_entity_pairs_match_by_span() -> None:
     pairs = entity_pairs([{"gold": gold, "predicted": predicted}])
     assert sorted(pairs) == [("LOC", NO_ENTITY), ("ORG", "LOC"), ("PER", "PER"), (NO_ENTITY, "PER")]
     assert extract_entities(["NOUN", "VERB"]) == {("NOUN", 0, 0), ("VERB", 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "pairs"),
+    [
+        ("U-X O B-X L-X", "U-X O B-Y L-Y", [("X", "X"), ("X", "Y")]),  # BILOU: O is not an entity
+        ("PERSON PERSON O ORGANIZATION", "PERSON PERSON O O", [("ORGANIZATION", NO_ENTITY), ("PERSON", "PERSON")]),
+        ("b-x i-x o", "b-x b-x o", [("x", NO_ENTITY), (NO_ENTITY, "x"), (NO_ENTITY, "x")]),
+    ],
+)
+def test_report_counts_the_entities_of_bilou_and_plain_tags(gold: str, predicted: str, pairs: list) -> None:
+    rows = [{"gold": gold.split(), "predicted": predicted.split()}]
+    assert sorted(entity_pairs(rows)) == sorted(pairs)
+    tag_set = infer_row_tags(rows)
+    labels = {kind for pair in pairs for kind in pair} - {NO_ENTITY}
+    sets = ([extract_entities(rows[0][side], tag_set)] for side in ("gold", "predicted"))
+    assert {row.label for row in per_label_scores(*sets)} == labels
+
+
+def test_report_skips_words_without_a_gold_tag() -> None:
+    row = {"gold": ["B-X", None, "I-X", None], "predicted": ["B-X", "O", "I-X", "B-X"]}
+    row |= {"row": 1, "right": True, "loss": 0.0, "texts": {"tokens": ["New", "-", "York", "x"]}}
+    assert entity_pairs([row]) == [("X", "X")]
+    (excerpt,) = build_excerpts("tags", [row])
+    assert [mark for word, mark in excerpt.texts[0][1] if word.strip()] == ["both", "", "both", ""]
+    assert excerpt.gold == excerpt.predicted == "X New York"
 
 
 def test_worst_mistakes_are_wrong_predictions_by_descending_loss() -> None:

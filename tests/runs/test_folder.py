@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from bertcli.errors import RunFolderError, UsageError
-from bertcli.files import replace_folder, restore_folder, write_text
+from bertcli.files import file_lock, replace_folder, restore_folder, write_text
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.runs.folder import best_seed, chosen_run, claim_run, exclusive_lock
 
@@ -118,6 +123,51 @@ def test_overwrite_is_refused_while_a_seed_is_in_progress(tmp_path: Path) -> Non
     with exclusive_lock(tmp_path / "run" / "seed-1"), pytest.raises(RunFolderError, match="seed-1 is in use by"):
         open_run(tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "seed-1" / "recipe.yaml").is_file()
+
+
+def test_lock_names_its_owner_and_leaves_nothing(tmp_path: Path) -> None:
+    with exclusive_lock(tmp_path):
+        with pytest.raises(RunFolderError, match=f"is in use by process {os.getpid()} on .*; wait until it ends"):
+            exclusive_lock(tmp_path).__enter__()
+        assert (tmp_path / ".lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_file_removed_by_its_holder_is_opened_again_by_those_who_wait(tmp_path: Path) -> None:
+    path, waits, inside, most_inside = tmp_path / ".lock", Event(), list[int](), list[int]()
+
+    def work(number: int) -> None:
+        with file_lock(path, lambda owner: waits.set()):
+            inside.append(number)
+            waits.wait(timeout=20)  # until another thread has opened the file that this one removes
+            time.sleep(0.02)
+            most_inside.append(len(inside))
+            inside.remove(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+    assert most_inside == [1] * 8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_of_another_process_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with file_lock(path, pytest.fail):
+        path.unlink()  # as `rm -r` of the run folder does
+        path.write_text("process 1 on another host")
+    assert path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_system_without_locks_lets_everyone_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with exclusive_lock(tmp_path), exclusive_lock(tmp_path):
+        pass
 
 
 def test_folder_with_the_script_of_a_queued_job_is_fresh(tmp_path: Path) -> None:

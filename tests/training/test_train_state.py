@@ -1,0 +1,140 @@
+"""The best model is checked before it is published, and restored from its checkpoint if it is damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from bertcli.commands.evaluate import evaluate
+from bertcli.errors import DiskError, Interrupted
+from bertcli.finetuning.run import finetune
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.folder import RunFolder, RunOptions
+from bertcli.training import trainer
+
+from ..conftest import QUIET
+
+WEIGHTS = Path("model/model.safetensors")
+EVERY_STEP = "evaluation.every_steps=1"
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read weights into memory: mapped tensors would not survive a file that is cut off."""
+    return load(path.read_bytes())
+
+
+def negate_classifier(weights: Path) -> None:
+    """Damage a model that still loads."""
+    tensors = read_weights(weights)
+    tensors["classifier.weight"] = -tensors["classifier.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "changed": lambda run: negate_classifier(run / WEIGHTS),
+    "truncated": lambda run: (run / WEIGHTS).write_bytes((run / WEIGHTS).read_bytes()[:4096]),
+    "weights missing": lambda run: (run / WEIGHTS).unlink(),
+    "configuration changed": lambda run: (run / "model/config.json").write_text("{}"),
+    "folder missing": lambda run: shutil.rmtree(run / "model"),
+    "manifest corrupt": lambda run: (run / "model/manifest.json").write_text("{"),
+}
+
+
+@pytest.fixture
+def stopped(recipe_of: Callable[..., Recipe], stop_after: Callable[..., None]) -> Callable[..., Recipe]:
+    """Stop a run after its step 4, in the folder `run`; its best model is of step `best_step`."""
+
+    def stop(best_step: int, *overrides: str) -> Recipe:
+        recipe = recipe_of(EVERY_STEP, *overrides)
+        with pytest.MonkeyPatch.context() as patch:
+            evaluate_now = trainer.Trainer._evaluate
+
+            def scored(self: trainer.Trainer, on_batch: Callable[[int], None]) -> None:
+                step = self.progress.step
+                patch.setattr(self.job, "selection_score", lambda scores: float(-abs(step - best_step)))
+                evaluate_now(self, on_batch)
+
+            patch.setattr(trainer.Trainer, "_evaluate", scored)
+            stop_after(4, signal.SIGTERM)
+            with pytest.raises(Interrupted):
+                finetune(recipe, Path("run"), RunOptions(console=QUIET))
+        return recipe
+
+    return stop
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_best_model_is_restored_from_its_checkpoint(
+    stopped: Callable[..., Recipe], damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = stopped(3, "evaluation.early_stopping_patience=1", "evaluation.keep_checkpoints=3")
+    before = read_weights(Path("run") / WEIGHTS)
+    DAMAGES[damage](Path("run"))
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    message = " ".join(capsys.readouterr().err.split())
+    assert "the best model in run/model, of step 3, is damaged (" in message
+    assert "restored it from step-00000003" in message
+    assert results.best_step == 3
+    after = read_weights(Path("run") / WEIGHTS)
+    assert all((after[name] == tensor).all() for name, tensor in before.items())
+    assert RunFolder(Path("run")).model_problem() is None
+    assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
+
+
+@pytest.mark.parametrize("damage", ["changed", "folder missing"])
+def test_damaged_best_model_without_a_checkpoint_is_refused(stopped: Callable[..., Recipe], damage: str) -> None:
+    recipe = stopped(1, "evaluation.keep_checkpoints=1")
+    DAMAGES[damage](Path("run"))
+    with pytest.raises(DiskError, match=r"run/model, of step 1, is damaged \(.*no intact checkpoint.*--overwrite"):
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert not Path("run/results.json").exists()
+    finetune(recipe, Path("run"), RunOptions(console=QUIET, overwrite=True))
+
+
+def test_restoring_the_best_model_does_not_change_what_is_learned(stopped: Callable[..., Recipe]) -> None:
+    recipe = stopped(3, "evaluation.keep_checkpoints=3")
+    shutil.copytree("run", "undamaged")
+    DAMAGES["changed"](Path("run"))
+    for name in ("run", "undamaged"):
+        finetune(recipe, Path(name), RunOptions(console=QUIET))
+    final, expected = (
+        read_weights(sorted(Path(name).glob("checkpoints/*"))[-1] / WEIGHTS.name) for name in ("run", "undamaged")
+    )
+    assert all((final[name] == tensor).all() for name, tensor in expected.items())
+
+
+def test_best_model_damaged_during_the_last_steps_is_not_published(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(EVERY_STEP, "evaluation.keep_checkpoints=99")
+    fit = trainer.Trainer.fit
+
+    def fit_and_damage(self: trainer.Trainer) -> None:
+        fit(self)
+        negate_classifier(Path("run") / WEIGHTS)
+
+    monkeypatch.setattr(trainer.Trainer, "fit", fit_and_damage)
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
+
+
+def test_run_without_a_manifest_is_resumed(stopped: Callable[..., Recipe]) -> None:
+    recipe = stopped(1, "evaluation.keep_checkpoints=1")
+    Path("run/model/manifest.json").unlink()
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    (Path("run") / WEIGHTS).unlink()
+    assert RunFolder(Path("run")).model_problem() is not None
+
+
+def test_tuned_thresholds_keep_the_manifest_valid(recipe_of: Callable[..., Recipe]) -> None:
+    finetune(recipe_of("answers.thresholds=tuned", "task.problem=multi_label"), Path("run"), RunOptions(console=QUIET))
+    assert "thresholds" in json.loads(Path("run/model/config.json").read_text())
+    assert "config.json" in json.loads(Path("run/model/manifest.json").read_text())
+    assert RunFolder(Path("run")).model_problem() is None
