@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from accelerate import PartialState
 
 from bertcli.console import Console
-from bertcli.errors import BertcliError, Interrupted, TrainingError
+from bertcli.errors import BertcliError, Interrupted, TrainingError, UsageError
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
@@ -79,7 +80,8 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
     for recipe in recipes.values() if options.overwrite else ():
         set_up(recipe, options.mirror)  # raises errors of the recipe before anything is removed
     for folder, recipe in recipes.items():
-        claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite).open(console.say)
+        with suppress(UsageError):  # unreadable results of one run do not stop the others
+            claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite).open(console.say)
     singles = [single for folder, recipe in recipes.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
     with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 MISSING_LABEL = -1  # in GLUE's test splits, whose labels are hidden
-OPTIONAL_CONFIG_FIELDS = ("thresholds", "tag_scheme", "casing_feature")  # config.json fields that not every head sets
+OPTIONAL_CONFIG_FIELDS = ("thresholds", "tag_scheme", "casing_feature", "marks_capitals")
+"""Fields of config.json that not every head sets; the last is the name of `casing_feature` in earlier versions."""
 MAX_PROBABILITIES = 20  # labels listed with a prediction
 MAX_IDS_LISTED = 10  # in an error message
 MAX_EXCERPT_CHARS = 60  # of a row in an error message

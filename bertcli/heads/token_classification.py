@@ -113,7 +113,9 @@ class TokenClassification(Head):
     @classmethod
     def from_config(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
         """Create the head of a trained model from its configuration; unknown tag schemes are ignored."""
-        scheme, casing_feature = getattr(config, "tag_scheme", None), getattr(config, "casing_feature", False)
+        scheme = getattr(config, "tag_scheme", None)
+        # Models of earlier versions call the field `marks_capitals`; without it their answers would be wrong.
+        casing_feature = getattr(config, "casing_feature", getattr(config, "marks_capitals", False))
         return cls(
             labels_from_config(config),
             tag_scheme=scheme if scheme in TAG_SCHEMES else None,

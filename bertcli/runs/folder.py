@@ -221,12 +221,18 @@ class RunClaim:
             say: called with the keys that differ from the recipe of the run that is resumed.
 
         Raises:
-            RunFolderError: it cannot be written, or `overwrite` would remove a run in progress.
+            RunFolderError: it cannot be written, `overwrite` would remove a run in progress, or a run with a different
+                recipe has used the folder since it was claimed.
+            UsageError: the results of a run that has finished there since cannot be read.
         """
         path, folder = self.folder.path, self.folder
         if self.results is not None:
             return folder
-        if self.can_resume:
+        # Since the claim was made, which may be minutes ago, another run may have used the folder.
+        current = claim_run(path, self.recipe_text, overwrite=self.overwrite)
+        if current.results is not None:
+            return folder
+        if current.can_resume:
             changes = compare_recipe_texts(*map(first_recipe, (resolved_text(folder.recipe), self.recipe_text)))
             if changes:
                 listed = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
@@ -259,9 +265,8 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
     _check_writable(path)
     folder = RunFolder(path)
     if not path.is_dir() or all(_is_seed_run(entry) or entry.name == folder.slurm.name for entry in path.iterdir()):
-        return RunClaim(
-            folder, recipe_text, overwrite=overwrite
-        )  # empty, or runs of single seeds, or the script of a queued job
+        # empty, or runs of single seeds, or the script of a queued job
+        return RunClaim(folder, recipe_text, overwrite=overwrite)
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and is not a run (no recipe.yaml); choose another with --run")
     if not folder.has_started():

@@ -38,7 +38,8 @@ def report_finished(processes: PartialState, path: Path, results: RunResults, co
 
 
 def open_run(processes: PartialState, claim: RunClaim, console: Console) -> RunFolder:
-    """Open the claimed folder on the main process, before any other process uses it."""
+    """Open the folder on the main process, after every process has claimed it and before any other uses it."""
+    processes.wait_for_everyone()
     if processes.is_main_process:
         claim.open(console.say)
     processes.wait_for_everyone()

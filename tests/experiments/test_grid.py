@@ -25,9 +25,9 @@ from bertcli.experiments import run_many
 from bertcli.experiments.grid import finetune_grid
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
-from bertcli.recipe.load import load_recipe
+from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunOptions, chosen_run
+from bertcli.runs.folder import RunOptions, chosen_run, claim_run
 from bertcli.runs.results import RunResults
 
 from ..conftest import QUIET
@@ -192,3 +192,20 @@ def test_parallel_runs_use_the_gpu_that_an_earlier_run_has_released(
     run_many.run_in_parallel({Path("run"): recipe}, 2, RunOptions(console=QUIET))
     assert len(used) == 4
     assert set(used) == set(gpus)
+
+
+def test_unreadable_results_of_one_run_do_not_stop_the_parallel_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("sample/sentiment")
+    damaged, other = claim_run(tmp_path / "damaged", dump_recipe(recipe)).open(print), tmp_path / "other"
+    damaged.results.write_text("{broken")
+    started: list[Path] = []
+
+    def start_run(recipe: Recipe, folder: Path, *_: Any) -> SimpleNamespace:
+        started.append(folder)
+        return SimpleNamespace(wait=lambda _: 0)
+
+    monkeypatch.setattr(run_many, "start_run", start_run)
+    run_many.run_in_parallel({damaged.path: recipe, other: recipe}, 2, RunOptions(console=QUIET))
+    assert started == [other]

@@ -324,6 +324,11 @@ def test_config_extras_are_saved_and_loaded(extras: dict[str, Any]) -> None:
     )
 
 
+def test_casing_feature_of_an_earlier_version_is_read() -> None:
+    config = BertConfig(**TokenClassification(TAGS).config_fields, marks_capitals=True)
+    assert TokenClassification.from_config(task_of(), config, None).config_extras == {"casing_feature": True}
+
+
 def test_auto_tag_weights_are_balanced() -> None:
     weights = compute_tag_weights("auto", task_of(), TAGS, [["O"] * 8 + ["B-X"] * 4])
     assert weights == pytest.approx([12 / 24, 12 / 12, 12 / 3])

@@ -216,3 +216,14 @@ def test_overwrite_replaces_runs_of_single_seeds(tmp_path: Path) -> None:
     (tmp_path / "run" / "seed-1" / "train.jsonl").touch()
     assert open_run(tmp_path / "run", overwrite=True) == []
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+
+
+def test_claim_is_checked_again_when_it_is_opened(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    claim = claim_run(run, dump_recipe(load_recipe("sample/sentiment", ["training.learning_rate=1e-2"])))
+    other = dump_recipe(load_recipe("sample/sentiment"))
+    folder = claim_run(run, other).open(print)
+    folder.train_history.write_text("{}\n")
+    with pytest.raises(RunFolderError, match="a run created with a different recipe"):
+        claim.open(print)
+    assert folder.recipe.read_text() == other
