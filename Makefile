@@ -26,10 +26,10 @@ demo: $(STAMP)  ## pretrain, fine-tune on few labels with and without pretrainin
 	$(BIN)/bertcli pretrain pretrain/tiny --run $(DEMO)/pretrained
 	$(FINETUNE) model.name=$(DEMO)/pretrained --run $(DEMO)/50-labels-pretrained
 	$(FINETUNE) --run $(DEMO)/50-labels
-	$(FINETUNE) data.max_train_examples=500 --run $(DEMO)/500-labels
+	$(FINETUNE) data.max_train_examples=200 --run $(DEMO)/200-labels
 	$(BIN)/bertcli eval $(DEMO)/50-labels-pretrained --split test
 	$(BIN)/bertcli predict $(DEMO)/50-labels-pretrained --text "the golden heron press hired clara ellery in april ."
-	$(BIN)/bertcli report $(DEMO)/500-labels $(DEMO)/50-labels $(DEMO)/50-labels-pretrained
+	$(BIN)/bertcli report $(DEMO)/200-labels $(DEMO)/50-labels $(DEMO)/50-labels-pretrained
 	@echo "the run folders are in $(DEMO)"
 
 MODEL ?= google-bert/bert-base-uncased
