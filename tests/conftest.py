@@ -50,6 +50,14 @@ def _in_fp32() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _without_fsync() -> Iterator[None]:
+    """No test survives a power loss, and waiting for a disk takes as long as many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fresh_accelerator_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """An `Accelerator` without an explicit precision would inherit that of an earlier test."""

@@ -8,6 +8,7 @@ a dog is an animal; nouns reveal the topic. The unlabeled documents use words in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from random import Random
 
 from bertcli.errors import DataError, did_you_mean
@@ -86,7 +87,8 @@ Row = dict[str, object]
 def sample_rows(config: str, split: str) -> list[Row]:
     """Generate the rows of one split of a configuration, one of `GENERATORS`; the same on every machine.
 
-    All texts of a configuration are distinct, so its splits do not overlap.
+    All texts of a configuration are distinct, so its splits do not overlap. They are cached: callers must not
+    change them.
 
     Raises:
         DataError: the configuration or split does not exist.
@@ -99,6 +101,13 @@ def sample_rows(config: str, split: str) -> list[Row]:
         raise DataError(
             f"found split {split!r}, expected one of {list(SPLIT_SIZES)}.{did_you_mean(split, SPLIT_SIZES)}"
         )
+    names = list(SPLIT_SIZES)
+    start = sum(SPLIT_SIZES[name] for name in names[: names.index(split)])
+    return _rows_of_all_splits(config)[start : start + SPLIT_SIZES[split]]
+
+
+@cache
+def _rows_of_all_splits(config: str) -> list[Row]:
     random, seen, rows = Random(f"bertcli sample {config}"), set(), list[Row]()
     while len(rows) < sum(SPLIT_SIZES.values()):
         row = GENERATORS[config](random)
@@ -106,9 +115,7 @@ def sample_rows(config: str, split: str) -> list[Row]:
         if texts not in seen:
             seen.add(texts)
             rows.append({"id": f"{config}-{len(rows)}"} | row if "answers" in row else row)
-    names = list(SPLIT_SIZES)
-    start = sum(SPLIT_SIZES[name] for name in names[: names.index(split)])
-    return rows[start : start + SPLIT_SIZES[split]]
+    return rows
 
 
 def sample_documents(num_documents: int, seed: int = 0) -> Iterator[str]:

@@ -120,7 +120,7 @@ def test_yaml_bombs_are_refused_with_their_line(write_recipe: Write, text: str, 
     [
         ("model=&m {x: *m}", "an alias inside of itself"),
         ("training.seed=" + "[" * 50 + "]" * 50, "nested deeper than"),
-        ("training.seed=" + "[" * 2000, "nested deeper than"),
+        ("training.seed=" + "[" * 1100, "nested deeper than"),
     ],
 )
 def test_yaml_bombs_on_the_command_line(override: str, words: str) -> None:
@@ -137,14 +137,14 @@ def test_ordinary_aliases_are_values(write_recipe: Write) -> None:
 
 @pytest.mark.parametrize("base", ["task: glue/rte", "extends: glue/rte"])
 def test_thousands_of_unknown_keys_end_after_the_first_ones_with_a_count(write_recipe: Write, base: str) -> None:
-    path = write_recipe(f"{base}\n" + "".join(f"key{n}: 1\n" for n in range(3000)))
+    path = write_recipe(f"{base}\n" + "".join(f"key{n}: 1\n" for n in range(1000)))
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(path))
-    assert caught.value.problems[-1] == f"{path}:3001: found unknown key 'key2999' at the top level"  # no slow search
+    assert caught.value.problems[-1] == f"{path}:1001: found unknown key 'key999' at the top level"  # no slow search
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"{path}:2: found unknown key 'key0' at the top level, expected one of task, ")
     assert len(lines) == MAX_PROBLEMS + 1
-    assert lines[-1] == f"… and {3000 - MAX_PROBLEMS} more"
+    assert lines[-1] == f"… and {1000 - MAX_PROBLEMS} more"
 
 
 def test_recipe_up_to_the_limit_is_read(write_recipe: Write) -> None:
