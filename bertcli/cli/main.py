@@ -97,8 +97,8 @@ def finetune(
 ) -> None:
     """Fine-tune a model from a recipe.
 
-    A list under a `training` key other than `seed` runs a grid: one run per combination; the best
-    validation score wins.
+    If a `training` key other than `seed` is a list, a grid search is run: one run per combination, of which the one
+    with the best validation score is chosen.
     Re-run the same command to resume.
 
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`

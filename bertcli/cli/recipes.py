@@ -28,7 +28,7 @@ def list_shipped(
 ) -> None:
     """List the built-in recipes with their descriptions and, where measured, expected scores and training times.
 
-    `--json` adds the conditions of the measurement.
+    With `--json`, the settings and the machine of each measured score are included.
 
     Example: `bertcli recipes list sentiment`
     """
@@ -74,7 +74,9 @@ def show(
     no_comments: Annotated[bool, typer.Option("--no-comments", help="Omit the descriptions of the keys.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show a resolved recipe, by name or from a run folder: every key with its value and description.
+    """Show a recipe with defaults and overrides applied: every key with its value and description.
+
+    RECIPE may also be a run folder.
 
     Example: `bertcli recipes show glue/sst2 training.epochs=1`
     """
@@ -90,11 +92,14 @@ def copy(
     recipe: RecipeName,
     target: Annotated[Path, typer.Argument(help="File to write; must not exist yet.", metavar="TARGET")],
     with_schema: Annotated[
-        bool, typer.Option("--schema", help="Also write the JSON schema and name it in the first line, for editors.")
+        bool,
+        typer.Option(
+            "--schema", help="Also write the JSON Schema and reference it in the recipe, for editor completion."
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a built-in recipe to a new file for editing.
+    """Copy a recipe to a new file for editing.
 
     Example: `bertcli recipes copy sentiment/custom-csv mine.yaml`
     """
@@ -155,9 +160,9 @@ def schema(
     kind: Annotated[str, typer.Argument(help="finetune or pretrain.", metavar="KIND")] = "finetune",
     debug: Debug = False,
 ) -> None:
-    """Print the JSON schema of recipes, for editor completion and validation.
+    """Print the JSON Schema of recipes, for editor completion and validation.
 
-    Then make `# yaml-language-server: $schema=finetune.schema.json` the first line of a recipe.
+    Save it to a file and make `# yaml-language-server: $schema=finetune.schema.json` the first line of your recipe.
 
     Example: `bertcli recipes schema > finetune.schema.json`
     """

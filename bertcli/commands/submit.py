@@ -192,13 +192,15 @@ def _submit_scripts(
     """Write recipes and scripts to the run folder and submit them; return ID, script and log of each job."""
     if shutil.which("sbatch") is None:
         raise UsageError(
-            "found no sbatch on this machine; submit from a node of a Slurm cluster, or use --print to show the script"
+            "found no sbatch on this machine; run this command on a node of a Slurm cluster, or print the script with "
+            "--print"
         )
     slurm_folder = _slurm_folder(run)
     _check_no_unfinished_job(slurm_folder)
     if overwrite and any(path.exists() for path in plan.dependent_folders):
         raise UsageError(
-            f"found --overwrite, but {plan.dependent_folders[0]} starts from another run; choose another --run"
+            f"--overwrite cannot replace {plan.dependent_folders[0]}, which starts from another run of this job; "
+            "choose another --run"
         )
     if overwrite:
         _test_submission(scripts)

@@ -107,7 +107,7 @@ def test_submit_array_of_a_suite_contains_only_independent_recipes(fake_slurm: F
     assert " finetune glue 'suite=[rte,mnli,cola]' start_from.rte=mnli --run runs/part &" in gather
     assert not Path("runs/part/glue-rte").exists()
     Path("runs/part/glue-rte").mkdir()
-    assert "glue-rte starts from another run" in submit(*arguments, "--overwrite").stderr
+    assert "glue-rte, which starts from another run" in submit(*arguments, "--overwrite").stderr
 
 
 def test_plan_jobs_of_a_grid_trains_each_point_and_then_reads_the_grid() -> None:
