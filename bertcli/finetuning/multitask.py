@@ -69,7 +69,9 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
     plan = make_plan(recipe, sum(sizes.values()), processes.num_processes)
     probabilities = task_probabilities(list(sizes.values()), suite.multitask)
     for (name, size), probability in zip(sizes.items(), probabilities, strict=True):
-        console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps")
+        note = setups[name].target_note
+        targets = f"; {note}" if note else ""
+        console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps{targets}")
     console.say(f"training  {plan.total_steps} steps of {recipe.training.global_batch_size} examples, each of one task")
     if processes.is_main_process:
         check_disk(run, recipe, len(recipes) * next(iter(setups.values())).count_parameters())

@@ -72,7 +72,8 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -
     rows = {split: len(split_rows) for split, split_rows in setup.rows.items()}
     windows = f" in {plan.num_train_examples} windows" if plan.num_train_examples > rows["train"] else ""
     accumulation = f" in {plan.accumulation_steps} micro-batches" if plan.accumulation_steps > 1 else ""
-    console.say(f"task      {setup.task.name}: {setup.task.answer_kind}{labels}")
+    targets = f"; {setup.target_note}" if setup.target_note else ""
+    console.say(f"task      {setup.task.name}: {setup.task.answer_kind}{labels}{targets}")
     skipped = f"; skipped {setup.num_skipped} rows without a label" if setup.num_skipped else ""
     console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows{skipped}")
     console.say(f"model     {recipe.model.name or f'BERT {recipe.model.size}, from scratch'}")

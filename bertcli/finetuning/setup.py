@@ -70,6 +70,19 @@ class FinetuneSetup:
             self._encoded[split] = self.head.encode(self.task, self.rows[split], self.tokenizer, self.recipe.data)
         return self._encoded[split]
 
+    @property
+    def target_scale(self) -> tuple[float, float] | None:
+        """Mean and standard deviation that the targets are standardized by while training; None: they are not."""
+        return self.head.target_scale(self.references["train"])
+
+    @property
+    def target_note(self) -> str:
+        """The plan's note on the scale of the targets; empty if they stay as they are."""
+        if self.target_scale is None:
+            return ""
+        mean, std = self.target_scale
+        return f"targets standardized (mean {mean:,.6g}, standard deviation {std:,.6g})"
+
     def row_warnings(self, split: str) -> list[tuple[int, str]]:
         """Return the warnings about rows of a split, with the index that each row has in its file."""
         rows, warnings = self.rows[split], self.encode(split).row_warnings
@@ -91,13 +104,25 @@ class FinetuneSetup:
         Raises:
             ModelError: weights of the encoder are missing, and LoRA would neither train nor save them.
         """
+        model, is_new_head = self._build_unscaled_model(console)
+        if self.target_scale is not None:
+            from bertcli.models.regression_output import standardize_targets
+
+            mean, std = self.target_scale
+            standardize_targets(model, mean, std, is_new_head=is_new_head)
+        return model
+
+    def _build_unscaled_model(self, console: Console) -> tuple[PreTrainedModel, bool]:
+        """Build the model; also return whether its head is new."""
         section = self.recipe.model
         model_class, fields = self.head.model_class, self.head.config_fields
         if self.source is None:
-            return build_bert(section, self.tokenizer, model_class, fields)
+            return build_bert(section, self.tokenizer, model_class, fields), True
         source, training = self.source, self.recipe.training
+        new_weights: list[str] = []
 
         def report(weights: MissingWeights) -> None:
+            new_weights.append(weights.head)
             if weights.encoder and training.strategy == "lora" and not training.lora_merge:
                 raise ModelError(
                     f"{source.name} lacks weights of its encoder ({weights.encoder}), which a LoRA adapter does not "
@@ -111,7 +136,7 @@ class FinetuneSetup:
         for name in OPTIONAL_CONFIG_FIELDS:
             if name not in fields:
                 vars(model.config).pop(name, None)  # left over from an earlier task
-        return model
+        return model, any(new_weights)
 
     def count_parameters(self) -> int:
         """Return the number of parameters, without allocating or loading the model."""

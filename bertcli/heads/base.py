@@ -118,6 +118,14 @@ class Head(ABC):
         """Fields that are not standard in transformers; also written to `results.json`."""
         return {}
 
+    def target_scale(self, gold: Any) -> tuple[float, float] | None:
+        """Return the mean and standard deviation to standardize targets by while training; None: they stay as they are.
+
+        Args:
+            gold: of the training rows, as returned by `references`.
+        """
+        return None
+
     def echo_columns(self, task: Task) -> tuple[str, ...]:
         """Return the input columns to repeat next to each prediction."""
         return task.columns

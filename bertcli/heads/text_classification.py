@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
+MAX_MODERATE = 10.0  # mean and standard deviation of targets that are learned without standardizing them
+MIN_SIX_DECIMALS = 1e-3  # smaller predictions would lose most of their digits
+MAX_NUMBER = 1e15  # targets beyond it have squares whose sum overflows fp32
+MAX_MEAN_IN_STDS = 1e5  # fp32 has 7 digits: targets that differ only after the fifth are hardly told apart
 DEFAULT_METRICS: dict[Problem, tuple[str, ...]] = {
     "single_label": ("accuracy", "f1_macro"),
     "multi_label": ("f1_micro", "f1_macro", "exact_match"),
@@ -121,6 +125,8 @@ class TextClassification(Head):
             raise DataError(f"{task.name}: the training rows have no labels")
         if task.problem == "single_label" and len(np.unique(gold)) < 2:
             raise DataError(f"{task.name}: all training rows have the same label, expected at least two labels")
+        if task.problem == "regression":
+            _check_spread(task, gold)
         weights = compute_class_weights(recipe.training.class_weights, task, labels, gold)
         return cls(task.problem, labels, weights, _thresholds(recipe.answers.thresholds, task, labels))
 
@@ -175,6 +181,17 @@ class TextClassification(Head):
     def config_extras(self) -> dict[str, Any]:
         """The thresholds, if there are any."""
         return {} if self.thresholds is None else {"thresholds": self.thresholds}
+
+    def target_scale(self, gold: np.ndarray) -> tuple[float, float] | None:
+        """Return mean and standard deviation of the numbers [R] of a regression.
+
+        None if the mean is within ±10 and the standard deviation from 0.1 to 10: a new output layer reaches these.
+        """
+        if self.problem != "regression":
+            return None
+        mean, std = float(np.mean(gold, dtype=np.float64)), float(np.std(gold, dtype=np.float64))
+        is_moderate = abs(mean) <= MAX_MODERATE and 1 / MAX_MODERATE <= std <= MAX_MODERATE
+        return None if is_moderate else (mean, std)
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
         """Encode rows as token IDs, with labels if the rows have them."""
@@ -256,7 +273,7 @@ class TextClassification(Head):
         """Return the predicted label (or labels, or score) of R rows and the probability of each label."""
         logits = average_windows(encoded, logits)
         if self.problem == "regression":
-            return [{"score": round(float(value), 6)} for value in logits[:, 0]]
+            return [{"score": _round(float(value))} for value in logits[:, 0]]
         entries: list[dict[str, Any]] = []
         for predicted, row in zip(self.apply_thresholds(logits), self.probabilities(logits).tolist(), strict=True):
             probabilities = {label: round(value, 6) for label, value in zip(self.labels, row, strict=True)}
@@ -299,6 +316,11 @@ class TextClassification(Head):
         return entries
 
 
+def _round(value: float) -> float:
+    """Return a number with 6 decimals, or if it is small with 6 digits."""
+    return round(value, 6) if abs(value) >= MIN_SIX_DECIMALS else float(f"{value:.6g}")
+
+
 def _thresholds(thresholds: Any, task: Task, labels: tuple[str, ...]) -> Thresholds | None:
     """Return the thresholds of a recipe; None if there are none, or if they are tuned after training."""
     if thresholds is None:
@@ -333,14 +355,32 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
     if not all(type(value) in (int, float) for value in values):
         values = [_parse_number(value) for value in values]
     numbers = np.asarray(values, dtype=np.float32)
-    bad_rows = np.flatnonzero(~np.isfinite(numbers)).tolist()
+    bad_rows = np.flatnonzero(~(np.abs(numbers) <= MAX_NUMBER)).tolist()
     if bad_rows:
         value = rows[bad_rows[0]][task.label_column]
         raise DataError(
             f"{locate_rows(task, rows, bad_rows)} {'has' if len(bad_rows) == 1 else 'have'} no finite number in column "
-            f"{task.label_column!r}, but {value!r:.60}; regression needs one number per row"
+            f"{task.label_column!r}, but {value!r:.60}; regression needs one number per row, within ±{MAX_NUMBER:g}"
         )
     return None if (numbers == MISSING_LABEL).all() else numbers
+
+
+def _check_spread(task: Task, gold: np.ndarray) -> None:
+    """Check that the numbers [R] of the training rows differ, by more than fp32 rounds.
+
+    Raises:
+        DataError: they do not.
+    """
+    mean, std = float(np.mean(gold, dtype=np.float64)), float(np.std(gold, dtype=np.float64))
+    if std == 0:
+        raise DataError(
+            f"{task.name}: all training rows have the same number (as a 32-bit float), expected at least two"
+        )
+    if abs(mean) > MAX_MEAN_IN_STDS * std:
+        raise DataError(
+            f"{task.name}: the numbers of the training rows (mean {mean:,.7g}, standard deviation {std:,.4g}) differ "
+            f"too little for 32-bit floats; subtract a constant from column {task.label_column!r}"
+        )
 
 
 def _parse_number(value: Any) -> float:

@@ -308,10 +308,11 @@ def _copy_to_aligned_memory(model: PreTrainedModel) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer so that `from_pretrained(folder)` of plain transformers loads them."""
+    from bertcli.models.regression_output import state_dict_in_units
     from bertcli.models.seen_embeddings import full_state_dict
 
     with _quiet_transformers():
-        model.save_pretrained(folder, state_dict=full_state_dict(model))
+        model.save_pretrained(folder, state_dict=state_dict_in_units(model, full_state_dict(model)))
         tokenizer.save_pretrained(folder)
 
 

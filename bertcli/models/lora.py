@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from bertcli.errors import ModelError
 from bertcli.models.freezing import encoder_layers
 from bertcli.models.from_pretrained import ADAPTER_WEIGHTS, save_model
+from bertcli.models.regression_output import state_dict_in_units
 from bertcli.recipe.schema import StrategySection
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def save_lora(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder:
         return
     inner: Any = peft_model.get_base_model()
     inner.config.architectures = [type(inner).__name__]
-    peft_model.save_pretrained(str(folder), save_embedding_layers=False)  # unchanged, and "auto" would query the Hub
+    state = state_dict_in_units(peft_model, peft_model.state_dict())
+    # The embeddings are unchanged, and "auto" would query the Hub.
+    peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
     inner.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

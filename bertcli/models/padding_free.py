@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bertcli.models.cpu_dropout import use_cpu_dropout
+from bertcli.models.regression_output import use_fp32_output
 from bertcli.models.shared_encoder import SharedEncoder, find_encoders
 from bertcli.models.varlen_attention import ATTENTION, pad_input, varlen_attention_forward
 
@@ -32,7 +33,7 @@ FIRST_TOKEN_MODELS = ("ForSequenceClassification", "ForMultipleChoice")
 
 
 def optimize_forward(model: nn.Module, device: torch.device) -> None:
-    """Make a model skip unnecessary computation; its results stay the same.
+    """Make a model skip unnecessary computation; its results stay the same, those of a regression in fp32.
 
     It then accepts batches of `bertcli.data.token_index.add_token_index`. Models of families that are not in `STACKS`
     only get faster dropout on a CPU.
@@ -41,6 +42,7 @@ def optimize_forward(model: nn.Module, device: torch.device) -> None:
         encoders = find_encoders(task_model)
         if encoders and all(_is_supported(encoder) for encoder in encoders):
             PaddingFree(task_model, encoders)
+        use_fp32_output(task_model)
     if device.type == "cpu":
         use_cpu_dropout(model)
 
