@@ -13,7 +13,9 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from bertcli.data.formats import check_json_depth
+import numpy as np
+
+from bertcli.data.formats import check_json_depth, join_words
 from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, read_files, summarize_error
 from bertcli.errors import DataError, did_you_mean
 from bertcli.tasks.task import Task
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-SCAN_BATCH_SIZE = 1000  # rows, when searching for an unreadable file
+SCAN_BATCH_SIZE = 1000  # rows in memory, when reading all of them once
 HELD_OUT_SEED = 13  # the held-out rows are the same for every training seed
 SPLITS = ("train", "validation", "test")
 MAX_LISTED_ROWS = 10  # in a message
@@ -148,6 +150,21 @@ def with_row_numbers(rows: Dataset) -> Dataset:
 def column_names(rows: Dataset) -> list[str]:
     """Return the names of the columns, without those that hold row numbers and files."""
     return [name for name in rows.column_names if name not in (ROW_COLUMN, FILE_COLUMN)]
+
+
+def hash_texts(task: Task, rows: Dataset) -> np.ndarray:
+    """Return a hash of the texts of each row, the same for rows that differ only in white space. [R]
+
+    All text columns together are one text: a question about another passage is another one. Hashes of 64 bits are the
+    same only within a process.
+    """
+
+    def hash_row(cells: Sequence[str | list[str]]) -> int:
+        return hash(tuple(" ".join(join_words(cell).split()) for cell in cells))
+
+    batches = rows.select_columns(list(task.columns)).iter(batch_size=SCAN_BATCH_SIZE)
+    hashes = (hash_row(cells) for batch in batches for cells in zip(*batch.values(), strict=True))
+    return np.fromiter(hashes, dtype=np.int64, count=len(rows))
 
 
 def row_number(rows: Dataset, row: int) -> int:

@@ -17,6 +17,7 @@ from bertcli.data.batching import GlobalBatch
 from bertcli.errors import RecipeError
 from bertcli.files import write_text
 from bertcli.finetuning.job import FinetuneJob
+from bertcli.finetuning.run import note_duplicates
 from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.inference.loaded_model import multitask_models
 from bertcli.inference.scoring import multitask_scores
@@ -74,6 +75,8 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps{targets}")
     console.say(f"training  {plan.total_steps} steps of {recipe.training.global_batch_size} examples, each of one task")
     if processes.is_main_process:
+        for setup in setups.values():
+            note_duplicates(console, setup)
         check_disk(run, recipe, len(recipes) * next(iter(setups.values())).count_parameters())
     if options.dry_run:
         console.say("dry run: recipes, data, labels, run folder and disk are fine; nothing was trained")

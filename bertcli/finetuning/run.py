@@ -42,6 +42,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
         plan = make_plan(recipe, len(setup.encode("train")), processes.num_processes)
     _print_plan(console, setup, plan, run)
     if processes.is_main_process:
+        note_duplicates(console, setup)
         check_disk(run, recipe, setup.count_parameters())
     if options.dry_run:
         model = FinetuneJob(setup, plan).build_model(console)
@@ -64,6 +65,17 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     )
     log_scores(console, results, folder)
     return results
+
+
+def note_duplicates(console: Console, setup: FinetuneSetup) -> None:
+    """Warn about texts that occur twice in the user's files; in published datasets they are only noted."""
+    with console.waiting("comparing the splits"):
+        notes = list(setup.duplicate_notes())
+    for note in notes:
+        if setup.task.files is None:
+            console.say(f"note      {setup.task.name}: {note}")
+        else:
+            console.warn(note)
 
 
 def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -> None:

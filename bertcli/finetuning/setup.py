@@ -9,15 +9,19 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bertcli.console import Console
 from bertcli.data.encoding import Encoded
 from bertcli.data.formats import join_words
 from bertcli.data.sources import (
     ROW_COLUMN,
+    hash_texts,
     hold_out_rows,
     holds_out_rows,
     load_split,
     load_training_rows,
+    locate_rows,
     with_row_numbers,
 )
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
@@ -90,6 +94,39 @@ class FinetuneSetup:
             return list(warnings)
         numbers = rows[ROW_COLUMN][:]
         return [(numbers[row] - 1, message) for row, message in warnings]
+
+    def duplicate_notes(self) -> Iterator[str]:
+        """Yield a note on each split that shares texts with the training rows, and on texts with two labels there."""
+        train_hashes = hash_texts(self.task, self.rows["train"])
+        for split in self.rows:
+            if split != "train":
+                yield from self._shared_text_notes(split, train_hashes)
+        if self.head.answer_kind == "single_label":
+            yield from self._two_label_notes(train_hashes)
+
+    def _shared_text_notes(self, split: str, train_hashes: np.ndarray) -> Iterator[str]:
+        task, rows = self.task, self.rows[split]
+        hashes = hash_texts(task, rows)
+        shared = np.flatnonzero(np.isin(hashes, train_hashes)).tolist()
+        if shared:
+            twin = int((train_hashes == hashes[shared[0]]).argmax())
+            example, training_row = locate_rows(task, rows, shared[:1]), locate_rows(task, self.rows["train"], [twin])
+            is_held_out = split == "validation" and holds_out_rows(task)
+            yield (
+                f"{len(shared)} of {len(rows)} {split} rows ({len(shared) / len(rows):.1%}) have the text of a "
+                f"training row, so their scores are not those of new texts; for example {example} of {split} and "
+                f"{training_row} of train"
+                + (f". task.group_by={task.text_columns[0]} keeps equal texts in one split" if is_held_out else "")
+            )
+
+    def _two_label_notes(self, train_hashes: np.ndarray) -> Iterator[str]:
+        order = np.argsort(train_hashes, kind="stable")
+        hashes, gold = train_hashes[order], self.references["train"][order]
+        twins = np.flatnonzero((hashes[1:] == hashes[:-1]) & (gold[1:] != gold[:-1]))
+        if len(twins):
+            example = locate_rows(self.task, self.rows["train"], order[twins[0] : twins[0] + 2].tolist())
+            number = len(np.unique(hashes[twins]))
+            yield f"{number} training text{'s have' if number > 1 else ' has'} two labels, for example {example}"
 
     def with_seed(self, seed: int) -> FinetuneSetup:
         """Return this setup for one seed of the recipe."""

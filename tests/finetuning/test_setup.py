@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bertcli.console import Console
 from bertcli.data.sources import locate_rows
 from bertcli.errors import DataError, RecipeError
+from bertcli.finetuning.run import finetune, note_duplicates
 from bertcli.finetuning.setup import check_recipe, set_up
 from bertcli.recipe.load import load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_finetuning, recipes_by_name
+from bertcli.runs.folder import RunOptions
 
 
 @pytest.fixture
@@ -167,3 +171,75 @@ def test_shipped_recipes_set_only_supported_keys(name: str) -> None:
     loaded = load_finetuning(name)
     for recipe in [loaded] if isinstance(loaded, Recipe) else recipes_by_name(loaded).values():
         check_recipe(recipe, recipe_task(recipe))
+
+
+def notes_on(recipe: Recipe) -> list[str]:
+    """Return the notes on duplicates, with the names of files instead of their paths."""
+    return [re.sub(r"/\S+/", "", note) for note in set_up(recipe, None).duplicate_notes()]
+
+
+def write_rows(path: str, rows: list[dict[str, object]]) -> None:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_leaked_validation_texts_are_counted_and_located(recipe_of: Callable[..., Recipe]) -> None:
+    train = [{"text": text, "label": "ab"[index % 2]} for index, text in enumerate(["one", "two ", "three", "four"])]
+    write_rows("train.jsonl", [*train])
+    new = [{"text": f"new {index}", "label": "a"} for index in range(6)]
+    write_rows("validation.jsonl", [*new, {"text": "four", "label": "a"}, {"text": " two", "label": "a"}])
+    (note,) = notes_on(recipe_of(FILES))
+    assert note == (
+        "2 of 8 validation rows (25.0%) have the text of a training row, so their scores are not those of new texts; "
+        "for example validation.jsonl: row 7 of validation and train.jsonl: row 4 of train"
+    )
+    write_rows("validation.jsonl", [*new])
+    assert notes_on(recipe_of(FILES)) == []
+
+
+def test_leaked_pairs_and_questions_are_compared_with_both_their_texts(recipe_of: Callable[..., Recipe]) -> None:
+    files = "files: {train: train.jsonl, validation: validation.jsonl}"
+    pairs = [{"text": f"t{index}", "text_pair": f"u{index}", "label": "ab"[index % 2]} for index in range(4)]
+    write_rows("train.jsonl", [*pairs])
+    crossed = [{"text": "t0", "text_pair": "u1", "label": "a"}, {"text": "u2", "text_pair": "t2", "label": "a"}]
+    write_rows("validation.jsonl", crossed)
+    assert notes_on(recipe_of(f"{files}, text_columns: [text, text_pair]")) == []
+    write_rows("validation.jsonl", [*crossed, pairs[3]])
+    assert "1 of 3 validation rows" in notes_on(recipe_of(f"{files}, text_columns: [text, text_pair]"))[0]
+    tags = [{"text": ["a", "b"], "label": ["O", "B-X"]}]
+    write_rows("train.jsonl", [*tags])
+    write_rows("validation.jsonl", [{"text": ["a", " b"], "label": ["O", "O"]}])
+    assert "1 of 1 validation rows" in notes_on(recipe_of(f"head: token_classification, {FILES}"))[0]
+
+
+def test_leaked_rows_of_a_held_out_split_are_those_of_the_file_and_group_by_keeps_them_together(
+    recipe_of: Callable[..., Recipe],
+) -> None:
+    write_rows("rows.jsonl", [{"text": f"text {index // 2}", "label": "ab"[index // 2 % 2]} for index in range(40)])
+    task = "files: {train: rows.jsonl}, text_columns: [text]"
+    (note,) = notes_on(recipe_of(task))
+    numbers = [int(number) for number in re.findall(r"row (\d+) of", note)]
+    assert len(numbers) == 2
+    assert (numbers[0] - 1) // 2 == (numbers[1] - 1) // 2  # rows of the file with the same text
+    assert note.endswith("task.group_by=text keeps equal texts in one split")
+    assert notes_on(recipe_of(f"{task}, group_by: text")) == []
+
+
+def test_training_texts_with_two_labels_are_counted_and_located(recipe_of: Callable[..., Recipe]) -> None:
+    write_rows(
+        "train.jsonl", [{"text": text, "label": label} for text, label in zip("xyzxyxx", "abaabba", strict=True)]
+    )
+    write_rows("validation.jsonl", [{"text": "new", "label": "a"}])
+    assert notes_on(recipe_of(FILES)) == ["1 training text has two labels, for example train.jsonl: rows 4, 6"]
+
+
+def test_duplicates_are_a_warning_for_files_and_a_line_of_the_plan_for_datasets(
+    recipe_of: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows("train.jsonl", [{"text": text, "label": text} for text in "ab"])
+    write_rows("validation.jsonl", [{"text": "a", "label": "a"}])
+    finetune(recipe_of(FILES), Path("run"), RunOptions(dry_run=True, console=Console(quiet=True)))
+    assert capsys.readouterr().err.startswith(
+        "warning: 1 of 1 validation rows (100.0%) have the text of a training row"
+    )
+    note_duplicates(Console(quiet=True), set_up(recipe_of(NUMBER), None))
+    assert capsys.readouterr().err == ""
