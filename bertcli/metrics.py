@@ -15,15 +15,17 @@ import string
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import evaluate
 import numpy as np
-from datasets import Features, List, Value
 
 from bertcli.errors import DataError, did_you_mean
 from bertcli.tasks.tags import infer_tag_set, read_tag_set, require_readable
 from bertcli.tasks.task import MAIN_SCORES, Task
+
+if TYPE_CHECKING:
+    import evaluate
 
 ScoreFunction = Callable[..., float | dict[str, float]]
 """(N predictions, N references) → the score, or several by name."""
@@ -212,49 +214,67 @@ METRICS: dict[str, tuple[ScoreFunction, str]] = {  # name → function, answer k
     "squad_v2": (score_squad_v2, "question_answering"),
 }
 
+CORRELATIONS = ("pearson", "spearman")
 SCORE_NAMES = {  # of the metrics that return several scores
     "seqeval": ("precision", "recall", "f1", "accuracy"),
     "squad": ("exact_match", "f1"),
     "squad_v2": ("exact", "f1", "best_exact", "best_f1"),
 }
 
-SPAN_FEATURES = {"text": Value("string"), "best_text": Value("string"), "null_odds": Value("float64")}
 
-METRIC_FEATURES: dict[str, tuple[Any, Any]] = {  # answer kind → features of predictions and of references
-    "single_label": (Value("int64"), Value("int64")),
-    "multiple_choice": (Value("int64"), Value("int64")),
-    "multi_label": (List(Value("float32")), List(Value("float32"))),
-    "regression": (Value("float64"), Value("float64")),
-    "token_classification": (List(Value("string")), List(Value("string"))),
-    "question_answering": (SPAN_FEATURES, List(Value("string"))),
-}
+@cache
+def _bundled_metric_class() -> type[evaluate.Metric]:
+    """Return the class of `METRICS` with the `evaluate` interface; `evaluate` takes seconds to import."""
+    import evaluate
+    from datasets import Features, List, Value
+
+    span = {"text": Value("string"), "best_text": Value("string"), "null_odds": Value("float64")}
+    features: dict[str, tuple[Any, Any]] = {  # answer kind → features of predictions and of references
+        "single_label": (Value("int64"), Value("int64")),
+        "multiple_choice": (Value("int64"), Value("int64")),
+        "multi_label": (List(Value("float32")), List(Value("float32"))),
+        "regression": (Value("float64"), Value("float64")),
+        "token_classification": (List(Value("string")), List(Value("string"))),
+        "question_answering": (span, List(Value("string"))),
+    }
+
+    class BundledMetric(evaluate.Metric):
+        """One of `METRICS`: `compute(predictions=…, references=…)`."""
+
+        def __init__(self, name: str, answer_kind: str):
+            self._score_name, self._answer_kind = name, answer_kind
+            super().__init__(config_name=name, keep_in_memory=True)
+
+        def _info(self) -> evaluate.MetricInfo:
+            prediction, reference = features[self._answer_kind]
+            return evaluate.MetricInfo(
+                description=f"{self._score_name} for {self._answer_kind} answers",
+                citation="",
+                features=Features({"predictions": prediction, "references": reference}),
+            )
+
+        def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
+            score_function, _ = METRICS[self._score_name]
+            if self._answer_kind not in ("token_classification", "question_answering"):
+                predictions, references = np.asarray(predictions), np.asarray(references)
+            value = score_function(predictions, references, **options)
+            return value if isinstance(value, dict) else {self._score_name: float(value)}
+
+    return BundledMetric
 
 
-class BundledMetric(evaluate.Metric):
-    """One of `METRICS` with the `evaluate` interface: `compute(predictions=…, references=…)`."""
-
-    def __init__(self, name: str, answer_kind: str):
-        self._score_name, self._answer_kind = name, answer_kind
-        super().__init__(config_name=name, keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        prediction, reference = METRIC_FEATURES[self._answer_kind]
-        return evaluate.MetricInfo(
-            description=f"{self._score_name} for {self._answer_kind} answers",
-            citation="",
-            features=Features({"predictions": prediction, "references": reference}),
-        )
-
-    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
-        score_function, _ = METRICS[self._score_name]
-        if self._answer_kind not in ("token_classification", "question_answering"):
-            predictions, references = np.asarray(predictions), np.asarray(references)
-        value = score_function(predictions, references, **options)
-        return value if isinstance(value, dict) else {self._score_name: float(value)}
-
-
-def load_metric(name: str, answer_kind: str) -> BundledMetric:
+def load_metric(name: str, answer_kind: str) -> evaluate.Metric:
     """Load a metric by name for answers of one kind.
+
+    Raises:
+        DataError: as `check_metric`.
+    """
+    check_metric(name, answer_kind)
+    return _bundled_metric_class()(name, answer_kind)
+
+
+def check_metric(name: str, answer_kind: str) -> None:
+    """Check that a metric is for answers of one kind; imports nothing.
 
     Raises:
         DataError: the metric does not exist, or does not apply to this kind of answer.
@@ -263,7 +283,6 @@ def load_metric(name: str, answer_kind: str) -> BundledMetric:
     if name not in supported:
         hint = did_you_mean(name, supported)
         raise DataError(f"found metric {name!r}, expected one for {answer_kind}: {', '.join(supported)}.{hint}")
-    return BundledMetric(name, answer_kind)
 
 
 def check_binary_f1(task: Task) -> None:
@@ -276,6 +295,19 @@ def check_binary_f1(task: Task) -> None:
         raise DataError(
             f"{task.name}: found metric f1 with {len(task.labels)} labels, expected two. Set task.metrics to f1_macro "
             "or f1_micro, which accept any number of labels."
+        )
+
+
+def check_num_rows(task: Task, split: str, num_rows: int) -> None:
+    """Check that a split has enough rows for the metrics: a correlation needs two.
+
+    Raises:
+        DataError: it has fewer.
+    """
+    correlations = [name for name in task.metric_names if name in CORRELATIONS]
+    if correlations and num_rows < 2:
+        raise DataError(
+            f"{task.name}: the metric {correlations[0]} needs at least two rows, found {num_rows} in split {split!r}"
         )
 
 

@@ -235,6 +235,8 @@ def predict(
         raise UsageError("give exactly one of --text (repeatable), --input FILE (`-` for stdin) and --split NAME")
     if labels and (features or format_name == "glue"):
         raise UsageError("--labels has no effect with --features or --format glue; leave it out")
+    if input_file not in (None, "-") and not os.path.exists(input_file):
+        raise UsageError(f"found no file {input_file} (from --input)")
     values = build_inputs(text, pair, choice)
     mirror = check_mirror(mirror)
     hardware = hardware_section(device, precision)

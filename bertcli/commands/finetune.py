@@ -7,7 +7,9 @@ from pathlib import Path
 
 from bertcli.console import LOADING
 from bertcli.errors import UsageError
+from bertcli.finetuning.setup import check_recipe
 from bertcli.recipe.expansion import Grid
+from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, independent_recipes_by_folder
 from bertcli.runs.folder import RunOptions
@@ -26,6 +28,10 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
     is_multitask = isinstance(recipe, Suite) and recipe.multitask is not None
     if jobs > 1 and is_multitask:
         raise UsageError("--jobs trains several runs in parallel, but multitask training is one run; use --processes")
+    if isinstance(recipe, Recipe):
+        check_recipe(
+            recipe, recipe_task(recipe)
+        )  # `set_up` does, too, but seconds later, after the libraries are loaded
     with options.console.waiting(LOADING):
         from bertcli.experiments.collection import claim_collection
         from bertcli.experiments.grid import finetune_grid

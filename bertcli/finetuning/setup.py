@@ -27,7 +27,7 @@ from bertcli.data.sources import (
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
-from bertcli.metrics import check_binary_f1, check_entity_metrics, load_metric, score_names
+from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
 from bertcli.models.from_pretrained import ModelSource, check_vocabulary, has_head, max_input_length
 from bertcli.models.from_scratch import build_bert
 from bertcli.models.missing_weights import MissingWeights
@@ -220,6 +220,8 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     for split, gold in references.items():
         if gold is None:
             raise DataError(f"{task.name}: split {split!r} has no labels; use a labeled split")
+        if split != "train":
+            check_num_rows(task, split, len(rows[split]))
     return FinetuneSetup(recipe, task, head, tokenizer, rows, references, source, mirror, num_skipped)
 
 
@@ -240,7 +242,7 @@ def _metric_problems(recipe: Recipe, task: Task) -> Iterator[str]:
     """Yield metrics that are unknown, invalid for the task, or meant to select the best model but not computed."""
     for name in task.metric_names:
         try:
-            load_metric(name, task.answer_kind)
+            check_metric(name, task.answer_kind)
         except DataError as error:
             yield str(error)
             return  # `main_metric` and `best_by` may be right once the metric is corrected

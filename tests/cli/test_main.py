@@ -187,6 +187,29 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_invalid_recipe_and_missing_input_are_reported_before_the_libraries_are_loaded(
+    write_recipe: Callable[..., Path],
+) -> None:
+    recipe = write_recipe("task: sample/sentiment\nmodel: {size: tiny}\n")
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from bertcli.cli.main import app
+for arguments, message in (
+    (["finetune", {str(recipe)!r}, "evaluation.best_by=f2"], "evaluation.best_by 'f2', expected one of"),
+    (["finetune", {str(recipe)!r}, "training.strategy=lora"], "needs a pretrained encoder"),
+    (["finetune", {str(recipe)!r}, "data.context_tokens=4"], "data.context_tokens is for token classification"),
+    (["predict", "nowhere", "--input", "nothing.csv"], "found no file nothing.csv"),
+):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr, result.stderr
+heavy = {{"torch", "transformers", "datasets", "pandas"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_default_run_folder_is_named_after_the_recipe() -> None:
     assert default_run_folder("glue/sst2") == Path("runs/glue-sst2")
     assert default_run_folder("some/where/mine.yaml") == Path("runs/mine")

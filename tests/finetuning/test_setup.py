@@ -243,3 +243,29 @@ def test_duplicates_are_a_warning_for_files_and_a_line_of_the_plan_for_datasets(
     )
     note_duplicates(Console(quiet=True), set_up(recipe_of(NUMBER), None))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels", "message"),
+    [
+        ("regression", [1.0], "custom: the metric pearson needs at least two rows, found 1 in split 'validation'"),
+        ("single_label", ["a"], None),
+        ("single_label", ["a", "a"], None),
+        ("multi_label", [["b"]], None),
+    ],
+)
+def test_small_validation_split_is_scored_or_rejected_before_training(
+    recipe_of: Callable[..., Recipe], problem: str, labels: list[object], message: str | None
+) -> None:
+    targets = {"regression": [1.0, 2.0, 3.0], "single_label": ["a", "b", "a"], "multi_label": [["a"], ["b"], []]}
+    write_rows("train.jsonl", [{"text": f"t{row}", "label": target} for row, target in enumerate(targets[problem])])
+    write_rows("validation.jsonl", [{"text": f"v{row}", "label": label} for row, label in enumerate(labels)])
+    recipe = recipe_of(f"{FILES}, problem: {problem}", "training.epochs=1", "training.global_batch_size=8")
+    options = RunOptions(console=Console(mute=True))
+    if message is not None:
+        with pytest.raises(DataError, match=message):
+            set_up(recipe, None)
+        return
+    results = finetune(recipe, Path("run"), options)  # the training rows fill only part of a batch
+    assert results.total_steps == 1
+    assert all(0 <= score <= 1 for name, score in results.metrics["validation"].items() if name != "loss")
