@@ -78,8 +78,10 @@ def _key_hint(option: str, arguments: list[str]) -> str:
     name = option.lstrip("-").replace("-", "_")
     if name in UNSUPPORTED_KEYS:
         return f": {UNSUPPORTED_KEYS[name]}"
-    if (key := find_key(name)) is None:
+    if (key := find_key(name, pretraining="pretrain" in arguments)) is None:
         return ""
+    if "=" in key:  # with its value
+        return f". Recipe keys have no dashes: {key}"
     position = next((index for index, word in enumerate(arguments) if word.partition("=")[0] == option), len(arguments))
     value = "=".join(arguments[position : position + 1]).partition("=")[2] or "".join(
         word for word in arguments[position + 1 : position + 2] if not word.startswith("-")

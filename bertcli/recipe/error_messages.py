@@ -41,39 +41,97 @@ EXPECTED_BY_KEY = {  # union types, for which pydantic reports one error per bra
 }
 KEY_ALIASES = {  # names of keys in transformers' example scripts and in earlier versions → the key here
     "batch_size": "training.global_batch_size",
-    "bf16": "hardware.precision",
+    "bf16": "hardware.precision=bf16",
+    "data_seed": "training.seed",
+    "dataset_config_name": "task.config",
+    "dataset_name": "task.dataset",
+    "eval_batch_size": "hardware.eval_batch_tokens",
     "eval_steps": "evaluation.every_steps",
-    "fp16": "hardware.precision",
+    "eval_strategy": "evaluation.every_steps",
+    "evaluation_strategy": "evaluation.every_steps",
+    "fp16": "hardware.precision=fp16",
+    "fsdp": "hardware.shard=true",
     "gradient_accumulation_steps": "hardware.micro_batch_size",
+    "ignore_mismatched_sizes": "model.new_head=true",
+    "label_column_name": "task.label_column",
     "label_smoothing_factor": "training.label_smoothing",
     "logging_steps": "hardware.log_every_steps",
+    "lora_r": "training.lora_rank",
     "lr": "training.learning_rate",
     "lr_scheduler_type": "training.schedule",
     "max_eval_samples": "data.max_eval_examples",
     "max_seq_length": "data.max_length",
     "max_train_samples": "data.max_train_examples",
     "metric_for_best_model": "evaluation.best_by",
-    "eval_strategy": "evaluation.every_steps",
-    "evaluation_strategy": "evaluation.every_steps",
+    "metric_name": "task.metrics",
+    "mixed_precision": "hardware.precision",
+    "model_name": "model.name",
     "model_name_or_path": "model.name",
+    "no_cuda": "hardware.device=cpu",
     "num_epochs": "training.epochs",
-    "per_device_eval_batch_size": "hardware.eval_batch_tokens",
-    "save_steps": "evaluation.every_steps",
-    "tokenizer_name": "model.tokenizer",
     "num_train_epochs": "training.epochs",
+    "patience": "evaluation.early_stopping_patience",
+    "per_device_eval_batch_size": "hardware.eval_batch_tokens",
     "per_device_train_batch_size": "training.global_batch_size",
     "report_to": "hardware.trackers",
+    "save_steps": "evaluation.every_steps",
+    "save_strategy": "evaluation.every_steps",
     "save_total_limit": "evaluation.keep_checkpoints",
+    "task_name": "task",
+    "test_file": "task.files.test",
+    "text_column_name": "task.text_columns",
+    "tokenizer_name": "model.tokenizer",
+    "torch_compile": "hardware.compile=true",
+    "train_batch_size": "training.global_batch_size",
+    "train_file": "task.files.train",
+    "use_cpu": "hardware.device=cpu",
+    "validation_file": "task.files.validation",
+    "version_2_with_negative": "task.unanswerable=true",
     "consistent_tags": "answers.constrained_decoding",
     "mark_capitals": "data.casing_feature",
     "reinitialise_layers": "training.reinit_layers",
 }
+PRETRAIN_KEY_ALIASES = {  # those whose key is another one in a recipe for `bertcli pretrain`
+    "block_size": "phases=[{max_length: …}]",
+    "config_name": "model.family",
+    "dataset_config_name": "corpus.sources=[{dataset: …, config: …}]",
+    "dataset_name": "corpus.sources=[{dataset: …}]",
+    "line_by_line": "corpus.sources=[{files: …, documents: lines}]",
+    "max_length": "phases=[{max_length: …}]",
+    "max_seq_length": "phases=[{max_length: …}]",
+    "model_type": "model.family",
+    "tokenizer_name": "tokenizer.name",
+    "train_file": "corpus.sources=[{files: …}]",
+    "validation_split_percentage": "corpus.held_out_fraction",
+}
 UNSUPPORTED_KEYS = {  # of other programs → what to do instead
+    "auto_find_batch_size": "hardware.micro_batch_size=auto, the default, does this; leave it out",
+    "cache_dir": "caches are set by the environment variables BERTCLI_CACHE and HF_HOME",
     "deepspeed": "DeepSpeed is not supported; hardware.shard=true shards a large model",
+    "disable_tqdm": "this is an option, not a key; use --quiet",
+    "do_eval": "every run is evaluated; `bertcli eval` scores a finished one",
+    "do_predict": "use `bertcli predict` on the finished run",
+    "do_train": "`bertcli finetune` and `bertcli pretrain` always train; leave it out",
     "gradient_checkpointing": "there is no gradient checkpointing; a smaller hardware.micro_batch_size saves memory",
+    "greater_is_better": "the metric evaluation.best_by determines this; leave it out",
+    "group_by_length": "batches are grouped by length anyway; leave it out",
+    "hub_model_id": "use `bertcli push` on the finished run",
+    "hub_token": "log in with `hf auth login`",
+    "load_best_model_at_end": "the best model is always kept; leave it out",
+    "local_rank": "this is an option, not a key; use --processes",
+    "logging_dir": "everything is logged in the run folder; use --run",
+    "n_gpu": "this is an option, not a key; use --processes",
+    "num_labels": "the labels determine this; name them in task.labels",
+    "num_processes": "this is an option, not a key; use --processes",
     "optim": "the optimizer is always AdamW; leave it out",
     "output_dir": "the run folder is an option, not a key; use --run",
+    "overwrite_cache": "cached rows always match their files; leave it out",
     "overwrite_output_dir": "this is an option, not a key; use --overwrite",
+    "pad_to_max_length": "padding is avoided where possible; leave it out",
+    "push_to_hub": "use `bertcli push` on the finished run",
+    "resume_from_checkpoint": "re-run the same command to resume; leave it out",
+    "run_name": "the run folder is an option, not a key; use --run",
+    "trust_remote_code": "code from the Hub is never run; use a model that transformers supports",
 }
 MAIN_KEYS = {"model": "name", "tokenizer": "name", "objective": "kind"}  # of sections that are given as a text
 ALIASES_BY_SECTION = {  # earlier names whose new key depends on the section (`*`: an item of a list)
@@ -142,9 +200,13 @@ def _value_hint(keys: KeyPath, error_type: str, value: object) -> str:
     return ""
 
 
-def find_key(name: str) -> str | None:
-    """The recipe key for the name of an option of another program, such as `model_name_or_path`; None without one."""
-    for schema in (Recipe, PretrainRecipe):
+def find_key(name: str, *, pretraining: bool = False) -> str | None:
+    """The recipe key for the name of an option of another program, such as `model_name_or_path`; None without one.
+
+    Args:
+        pretraining: prefer the keys of a recipe for `bertcli pretrain`.
+    """
+    for schema in (PretrainRecipe, Recipe) if pretraining else (Recipe, PretrainRecipe):
         owner = next(_sections_with_key(schema, name), None)
         if (key := _alias(schema, "", (name,)) or (owner and f"{owner}.{name}")) is not None:
             return key
@@ -160,16 +222,19 @@ def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: boo
         suggest: search for similar keys, which is slow for thousands of unknown ones.
     """
     section, key = ".".join(map(str, keys[:-1])), str(keys[-1])
+    name = key.replace("-", "_")
     where = f"in section {section!r}" if section else "at the top level"
     if not suggest:
         return f"found unknown key {quoted(key)} {where}"
-    if key in UNSUPPORTED_KEYS:
-        return f"found unknown key {quoted(key)} {where}: {UNSUPPORTED_KEYS[key]}"
-    if alias := _alias(schema, section, keys):
+    if name in UNSUPPORTED_KEYS:
+        return f"found unknown key {quoted(key)} {where}: {UNSUPPORTED_KEYS[name]}"
+    if alias := _alias(schema, section, (*keys[:-1], name)):
         return f"found unknown key {quoted(key)} {where}. Did you mean {alias}?"
-    owners = [owner for owner in _sections_with_key(schema, key) if owner != section]
+    owners = [owner for owner in _sections_with_key(schema, name) if owner != section]
     if owners:
-        return f"found key {key!r} {where}, expected it in section {owners[0]!r}. Did you mean {owners[0]}.{key}?"
+        return f"found key {key!r} {where}, expected it in section {owners[0]!r}. Did you mean {owners[0]}.{name}?"
+    if other := _command_with_key(schema, name):
+        return f"found key {key!r} {where}, which only recipes for `bertcli {other}` have"
     valid_keys = list(_field_names_at(schema, keys[:-1]))
     near = did_you_mean(key, valid_keys)
     if not near:
@@ -188,8 +253,22 @@ def _alias(schema: type[BaseModel], section: str, keys: KeyPath) -> str | None:
     pattern = ".".join("*" if isinstance(part, int) else part for part in keys[:-1])
     if key in (aliases := ALIASES_BY_SECTION.get(pattern, {})):
         return ".".join(filter(None, (section, aliases[key])))
-    home, _, field = KEY_ALIASES.get(key, "").partition(".")
-    return f"{home}.{field}" if field in getattr(_sections(schema).get(home), "model_fields", ()) else None
+    aliases = KEY_ALIASES | (PRETRAIN_KEY_ALIASES if schema is PretrainRecipe else {})
+    alias = aliases.get(key, "")
+    home, *inner = alias.partition("=")[0].split(".")
+    is_known = (
+        inner[0] in getattr(_sections(schema).get(home), "model_fields", ()) if inner else home in schema.model_fields
+    )
+    return alias if is_known else None
+
+
+def _command_with_key(schema: type[BaseModel], key: str) -> str | None:
+    """The other of `finetune` and `pretrain` if its recipes have a key that this schema does not have."""
+    if schema not in (Recipe, PretrainRecipe):
+        return None
+    other, command = (PretrainRecipe, "pretrain") if schema is Recipe else (Recipe, "finetune")
+    has_key = key in other.model_fields or next(_sections_with_key(other, key), None) is not None
+    return command if has_key else None
 
 
 def _sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:

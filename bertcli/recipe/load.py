@@ -31,6 +31,14 @@ from bertcli.recipe.yaml_layers import (
 from bertcli.tasks import TASKS, get_task
 from bertcli.tasks.task import Task
 
+FORMER_RECIPES = {  # names of built-in recipes in earlier versions → their names here
+    "ner/own-conll": "ner/custom-conll",
+    "sentiment/own-csv": "sentiment/custom-csv",
+    "strategies/distil": "strategies/distillation",
+    "strategies/fresh-top": "strategies/reinit-layers",
+    "strategies/together": "strategies/multitask",
+}
+
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a fine-tuning recipe by built-in name (`glue/sst2`) or from a YAML file, with `key=value` overrides.
@@ -173,6 +181,8 @@ def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
         raise RecipeError(
             [f"found the folder {quoted(name_or_path)}, expected a recipe file or one of: {', '.join(shipped)}"]
         )
+    if (renamed := FORMER_RECIPES.get(name_or_path)) is not None:
+        raise RecipeError([f"found no recipe {quoted(name_or_path)}, which is now called {renamed}"])
     files = [str(Path(name_or_path).with_name(file.name)) for file in path.parent.glob("*.yaml")]
     cure = did_you_mean(name_or_path, [*files, *shipped]) or " `bertcli recipes list` lists the built-in recipes."
     raise RecipeError([f"found no recipe {quoted(name_or_path)}, expected a YAML file or a built-in name.{cure}"])

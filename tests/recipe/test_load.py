@@ -10,7 +10,7 @@ import pytest
 from bertcli.errors import RecipeError
 from bertcli.recipe.catalogue import complete_key
 from bertcli.recipe.error_messages import KEY_ALIASES
-from bertcli.recipe.load import dump_recipe, load_pretrain_recipe, load_recipe, shipped_recipes
+from bertcli.recipe.load import FORMER_RECIPES, dump_recipe, load_pretrain_recipe, load_recipe, shipped_recipes
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_suite
 
@@ -64,7 +64,15 @@ def test_all_errors_are_reported_at_once_with_their_lines(write_recipe: Write) -
 def test_key_aliases_lead_to_the_key(alias: str, key: str) -> None:
     (problem,) = problems_of("glue/sst2", f"training.{alias}=1")
     assert problem.endswith(f"Did you mean {key}?")
-    assert f"{key}=" in complete_key(key)
+    assert complete_key(key.partition("=")[0])
+
+
+@pytest.mark.parametrize(("former", "name"), FORMER_RECIPES.items())
+def test_former_name_of_a_recipe_leads_to_its_new_name(former: str, name: str, write_recipe: Write) -> None:
+    assert problems_of(former) == [f"found no recipe '{former}', which is now called {name}"]
+    path = write_recipe(f"extends: {former}\ntask: glue/rte\n")
+    assert f"which is now called {name}" in problems_of(path)[0]
+    assert name in shipped_recipes()
 
 
 RENAMED_KEYS = [
