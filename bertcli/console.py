@@ -36,7 +36,7 @@ class Display:
         self._task = bar.add_task(title, total=total, note="") if bar else None
         self._done = self._start = 0
         self._note = ""
-        self._started_at = self._line_at = time.monotonic()
+        self._started_at = self._line_at = console.clock()
 
     def start_at(self, done: int) -> None:
         """Start at `done` units, which were completed earlier (a resumed run); they do not count for the time left."""
@@ -50,18 +50,27 @@ class Display:
         if self._bar and self._task is not None:
             self._note = note or self._note
             self._bar.update(self._task, advance=units, note=self._note)
-        elif time.monotonic() - self._line_at >= LOG_INTERVAL_SECONDS:
-            self._line_at = time.monotonic()
-            parts = [f"{self._title} {self._done}", note]
-            if self._total is not None:
-                parts[0] += f"/{self._total}"
-                rate = (self._done - self._start) / (self._line_at - self._started_at)
-                parts.append(f"{format_seconds((self._total - self._done) / rate if rate else 0.0)} left")
-            self._console.say("  ".join(part for part in parts if part))
+        elif (now := self._console.clock()) - self._line_at >= LOG_INTERVAL_SECONDS:
+            self._line_at = now
+            total = "" if self._total is None else f"/{self._total}"
+            self._console.say("  ".join(filter(None, (f"{self._title} {self._done}{total}", note, self._left(now)))))
+
+    def _left(self, now: float) -> str:
+        """The estimated time left; empty while the total or the speed is not known."""
+        done, seconds = self._done - self._start, now - self._started_at
+        if self._total is None or not done or not seconds:
+            return ""
+        return f"{format_seconds((self._total - self._done) * seconds / done)} left"
 
     def track(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield `items`, advancing by one for each."""
+        """Yield `items`, advancing by one for each; the wait for the first does not count for the time left.
+
+        The first item may come only when much of the work is done, as from a model that predicts in chunks.
+        """
+        is_first = True
         for item in items:
+            if is_first:
+                self._start, self._started_at, is_first = self._done + 1, self._console.clock(), False
             self.advance()
             yield item
 
@@ -78,10 +87,14 @@ class Display:
 
 
 class Console:
-    """Prints messages. `quiet` shows only warnings and errors; `mute` nothing (every process but the first)."""
+    """Prints messages. `quiet` shows only warnings and errors; `mute` nothing (every process but the first).
 
-    def __init__(self, *, quiet: bool = False, mute: bool = False):
-        self.quiet, self._mute = quiet or mute, mute
+    Args:
+        clock: seconds, from any starting point.
+    """
+
+    def __init__(self, *, quiet: bool = False, mute: bool = False, clock: Callable[[], float] = time.monotonic):
+        self.quiet, self._mute, self.clock = quiet or mute, mute, clock
         self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:

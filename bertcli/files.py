@@ -6,9 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -29,17 +29,21 @@ def write_text(path: Path, text: str) -> None:
 
 def write_chunks(path: Path, chunks: Iterable[str]) -> None:
     """Stream `chunks` of text to `path` atomically."""
-    descriptor, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    tmp = temporary_path(path)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with tmp.open("x", encoding="utf-8") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(tmp, 0o644)
-        os.replace(tmp, path)
+        tmp.replace(path)
     except BaseException:
-        Path(tmp).unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
         raise
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden path next to `path` that does not exist: what is created there gets the permissions of the umask."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def fsync(*paths: Path) -> None:
@@ -112,12 +116,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise UsageError(f"{path} already exists; choose another --output or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        tmp = temporary_path(path)
+        tmp.mkdir()
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield tmp
-        tmp.chmod(0o755)  # mkdtemp creates it readable by its owner only
         try:
             tmp.rename(path)
         except OSError as error:

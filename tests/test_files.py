@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from bertcli.files import manifest_problem, manifest_update, write_manifest
+from bertcli.data.cache import get_or_create
+from bertcli.files import atomic_folder, manifest_problem, manifest_update, write_manifest, write_text
 
 
 @pytest.fixture
@@ -46,3 +48,18 @@ def test_folder_without_a_manifest_gets_none_from_an_update(folder: Path) -> Non
     with manifest_update(folder, "a.txt"):
         (folder / "a.txt").write_text("c")
     assert not (folder / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("umask", "of_files", "of_folders"), [(0o002, 0o664, 0o775), (0o077, 0o600, 0o700)])
+def test_umask_sets_the_permissions_of_what_is_written_atomically(umask: int, of_files: int, of_folders: int) -> None:
+    previous = os.umask(umask)
+    try:
+        write_text(Path("text"), "a")
+        with atomic_folder(Path("exported")) as tmp:
+            (tmp / "inner").touch()
+        get_or_create(Path("cache/entry"), lambda folder: (folder / "inner").touch(), pytest.fail)
+    finally:
+        os.umask(previous)
+    paths = [Path(name) for name in ("text", "exported", "exported/inner", "cache", "cache/entry", "cache/entry/inner")]
+    modes = {str(path): path.stat().st_mode & 0o777 for path in paths}
+    assert modes == {str(path): of_folders if path.is_dir() else of_files for path in paths}

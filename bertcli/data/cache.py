@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bertcli.files import file_lock, manifest_problem, write_manifest
+from bertcli.files import file_lock, manifest_problem, temporary_path, write_manifest
 
 # On every access, sizes and the first megabytes are verified: all of JSON files and array headers, but not gigabytes
 # of tokens.
@@ -85,11 +84,11 @@ def _filled_folder(folder: Path, create: Callable[[Path], None]) -> Iterator[Pat
     """A temporary folder next to `folder` with its content and a manifest; removed at the end if it is still there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    tmp = temporary_path(folder)
+    tmp.mkdir()
     try:
         create(tmp)
         write_manifest(tmp, VERIFIED_MEGABYTES)
-        tmp.chmod(0o755)  # other users may share the cache
         yield tmp
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

@@ -139,11 +139,10 @@ def test_eval_reports_missing_splits_and_different_labels(small: Path, write_csv
 def test_signal_saves_and_sets_the_exit_code(small: Path, number: int, code: int) -> None:
     process = start("finetune", str(small), "training.max_steps=100000", "hardware.log_every_steps=1")
     history = Path("runs/small/train.jsonl")
-    deadline = time.monotonic() + 60
-    while not (history.is_file() and history.stat().st_size) and time.monotonic() < deadline:
+    while not (history.is_file() and history.stat().st_size) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == code, errors
     assert "re-run the same command to resume" in errors
     assert "Traceback" not in errors
@@ -159,7 +158,7 @@ def test_broken_pipe_ends_predict_quietly(small: Path) -> None:
     assert process.stderr is not None
     assert json.loads(process.stdout.readline())["text"] == "film"
     process.stdout.close()
-    assert process.wait(timeout=60) in (0, -signal.SIGPIPE)
+    assert process.wait() in (0, -signal.SIGPIPE)
     assert process.stderr.read() == ""
     process.stderr.close()
 
@@ -169,7 +168,7 @@ def test_broken_pipe_ends_recipes_list_quietly() -> None:
     process = start("recipes", "list")
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait() == 0
     assert process.stderr is not None
     assert process.stderr.read() == ""
     process.stderr.close()

@@ -129,5 +129,5 @@ def test_script_forwards_signals_and_waits_for_the_run(number: int) -> None:
     while not Path("began").exists():
         time.sleep(0.01)
     process.send_signal(number)
-    assert process.communicate(timeout=10)[0] == "saved\nscontrol requeue 12\n"
+    assert process.communicate()[0] == "saved\nscontrol requeue 12\n"
     assert process.returncode == 85

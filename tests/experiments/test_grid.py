@@ -176,7 +176,7 @@ def test_parallel_runs_use_the_gpu_that_an_earlier_run_has_released(
 
         def wait(seconds: float) -> int:
             for _ in range(3 if is_long else 0):  # outlasts the three other runs
-                finished.acquire(timeout=5)
+                finished.acquire()
             in_use.remove(gpu)
             finished.release()
             return 0
