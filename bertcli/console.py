@@ -161,6 +161,11 @@ def escape_control(text: str) -> str:
     return UNSAFE_CHARS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def format_count(number: int | None) -> str:
+    """Format a count: `1500` → `1,500`; `unknown` for None."""
+    return "unknown" if number is None else f"{number:,}"
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration: `75` → `1m15s`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -24,7 +24,7 @@ from bertcli.metrics import check_binary_f1, check_entity_metrics
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.pretraining.job import score_held_out
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.folder import seed_runs
+from bertcli.runs.folder import check_finished, seed_runs
 from bertcli.runs.results import EvalResults, Results, summarize_seeds
 from bertcli.tasks.task import Task
 
@@ -66,6 +66,7 @@ def evaluate(
         evaluate_one = partial(
             _evaluate_model, split=split, labels=labels, mirror=mirror, hardware=hardware, console=console
         )
+        check_finished(name)
         each = [_evaluate_run(run, task, split, evaluate_one) for run in seed_runs(name)]
         results = each[0] if len(each) == 1 else summarize_seeds(each, name)
     console.say(f"evaluated {name} on the {split} split in {format_seconds(time.monotonic() - started_at)}")

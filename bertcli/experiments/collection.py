@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bertcli.console import Console, format_table
-from bertcli.errors import RunFolderError
+from bertcli.errors import RunFolderError, UsageError
 from bertcli.files import write_json, write_text
 from bertcli.recipe.suite import run_folder
 from bertcli.reports.comparison import Runs, page_links, read_runs, write_run_pages
 from bertcli.reports.pages import Table, comparison_page
-from bertcli.runs.folder import SUMMARY, RunFolder, remove_run
+from bertcli.runs.folder import SUMMARY, RunFolder, check_is_run, remove_run
 from bertcli.runs.results import CollectionResults
 
 MAX_CURVES = 8  # one per color of the charts
@@ -28,7 +28,8 @@ def claim_collection(
         check: called before a run is removed; raises if the new runs could not start.
 
     Raises:
-        RunFolderError: it holds a run (with `overwrite`: one in progress), or files that would be replaced.
+        RunFolderError: it holds a run (with `overwrite`: one in progress), or files that no run wrote and that would be
+            replaced.
     """
     run = RunFolder(folder)
     if run.recipe.is_file():
@@ -37,6 +38,7 @@ def claim_collection(
                 f"{folder} holds a single run, expected a folder for the runs of a grid or suite. "
                 "Choose another folder with --run, or replace that run with --overwrite."
             )
+        check_is_run(folder)
         if not dry_run:
             check()
             remove_run(folder)
@@ -101,10 +103,17 @@ def write_collection_page(folder: Path, results: CollectionResults, page: Path) 
 
 
 def best_point_runs(results: CollectionResults, folder: Path) -> Runs:
-    """The points of a grid with the best means, by name; empty for a suite, whose tasks share no metric."""
+    """The points of a grid with the best means, by name; empty for a suite, whose tasks share no metric.
+
+    Raises:
+        UsageError: a point cannot be read.
+    """
     if results.points is None:
         return {}
-    means = {row["run"]: float(row["mean"]) for row in results.table}
+    try:
+        means = {name: point.best_score for name, point in results.points.items()}
+    except ValueError as error:
+        raise UsageError(f"cannot read the grid in {folder}: a point in results.json has {error}") from error
     best = sorted(means, key=lambda name: means[name], reverse=True)[:MAX_CURVES]
     return {name: read_runs([str(folder / name)])[str(folder / name)] for name in means if name in best}
 

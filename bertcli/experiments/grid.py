@@ -39,7 +39,7 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     runs = {name: partial(finetune, recipe, folder / name, options) for name, recipe in grid.points.items()}
     finished, failed = run_each(runs, processes, console)
     if options.dry_run:
-        return CollectionResults(dry_run=True, run=str(folder), table=[], failed=failed)
+        return CollectionResults(dry_run=True, run=str(folder), failed=failed)
     if not finished:
         name, problem = next(iter(failed.items()))
         raise TrainingError(f"all {len(failed)} points failed; {name}: {problem}")

@@ -52,7 +52,7 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
 
     finished, failed = run_each({name: partial(run, name) for name in suite.recipes}, processes, console)
     if options.dry_run:
-        return CollectionResults(dry_run=True, run=str(folder), table=[], failed=failed)
+        return CollectionResults(dry_run=True, run=str(folder), failed=failed)
     results = _results(suite, folder, finished, failed)
     if processes.is_main_process:
         write_collection(folder, results, console)
@@ -71,10 +71,9 @@ def _source_run(suite: Suite, name: str, folder: Path) -> str:
     """
     source = suite.start_from[name]
     run = run_folder(folder, source) if source in suite.recipes or run_folder(folder, source).is_dir() else Path(source)
-    best_run = best_seed(str(run))
-    if source in suite.recipes and RunFolder(Path(best_run)).read_results() is None:
+    if source in suite.recipes and not RunFolder(run).results.is_file():
         raise TrainingError(f"starts from {run}, which has not finished")
-    return best_run
+    return best_seed(str(run))
 
 
 def _start_from(recipe: Recipe | Grid, run: str) -> Recipe | Grid:

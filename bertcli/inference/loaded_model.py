@@ -173,8 +173,15 @@ def pretraining_recipe(name: str) -> PretrainRecipe | None:
 
 
 def _load_run_recipe(name: str) -> Recipe | PretrainRecipe | None:
-    path = RunFolder(Path(name)).recipe
-    return load_any_recipe(str(path)) if path.is_file() and not multitask_models(name) else None
+    folder = RunFolder(Path(name))
+    if not folder.recipe.is_file() or multitask_models(name):
+        return None
+    try:
+        return load_any_recipe(str(folder.recipe))
+    except RecipeError as error:
+        cause = f"{name} is a run of another version, or its recipe.yaml was edited: this version cannot read it."
+        cure = f"Its model works without it: name {folder.model} (`bertcli eval` also needs --task)."
+        raise RecipeError([f"{cause} {cure}", *error.problems]) from error
 
 
 def multitask_models(name: str) -> dict[str, str]:

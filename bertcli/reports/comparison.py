@@ -160,9 +160,19 @@ def _read_finished(name: str) -> Run:
 
 
 def _steps_to(run: Run, target_score: float) -> int:
-    """The step of the first evaluation that reached `target_score`."""
+    """The step of the first evaluation that reached `target_score`.
+
+    Raises:
+        UsageError: none did; the history does not belong to the results.
+    """
     sign, key = -1 if is_better_lower(run.metric) else 1, f"{SCORE_PREFIX}{run.metric}"
-    return next(record["step"] for record in run.eval_records if sign * record[key] >= sign * target_score)
+    for record in run.eval_records:
+        if key in record and sign * record[key] >= sign * target_score:
+            return int(record["step"])
+    raise UsageError(
+        f"{RunFolder(run.path).eval_history} has no evaluation with {run.metric} {target_score:.4f}, expected the one "
+        "in results.json; restore the file"
+    )
 
 
 def _compare_run(name: str, seeds: list[Run], target_score: float) -> dict[str, Any]:
@@ -180,12 +190,16 @@ def _compare_run(name: str, seeds: list[Run], target_score: float) -> dict[str, 
     }
 
 
+def _cell(count: int | None) -> str:
+    return "" if count is None else str(count)
+
+
 def _comparison_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparison table."""
     header = ["run", "model", "examples", comparison["metric"], f"steps to {comparison['weakest']:.4f}", "time"]
     rows = []
     for run in comparison["runs"]:
         deviation = "" if run["sd"] is None else f" ± {run['sd']:.4f}"
-        cells = [run["run"], run["start"], str(run["num_train_examples"]), f"{run['mean']:.4f}{deviation}"]
+        cells = [run["run"], run["start"], _cell(run["num_train_examples"]), f"{run['mean']:.4f}{deviation}"]
         rows.append([*cells, f"{run['steps_to_weakest']:.0f}", format_seconds(run["train_seconds"])])
     return header, rows

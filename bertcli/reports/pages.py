@@ -11,7 +11,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bertcli.console import escape_control, format_seconds
+from bertcli.console import escape_control, format_count, format_seconds
+from bertcli.errors import UsageError
 from bertcli.reports.analysis import (
     MAX_TABLE_ROWS,
     confusion_matrix,
@@ -67,7 +68,7 @@ class Run:
     @property
     def best_score(self) -> float:
         """Validation score of the best model by `metric`."""
-        return self.results.mean(self.metric)
+        return self.results.best_score
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
@@ -102,11 +103,22 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read the folder of a finished run."""
+    """Read the folder of a finished run.
+
+    Raises:
+        UsageError: its results cannot be read, or do not say what selected the best model.
+    """
     folder = RunFolder(path)
+    results = folder.read_results()
+    try:
+        if results is None:
+            raise ValueError("not been written")
+        _ = results.best_score
+    except ValueError as error:
+        raise UsageError(f"cannot report on {path}: its results.json has {error}") from error
     return Run(
         path=path,
-        results=RunResults.model_validate(json.loads(folder.results.read_text("utf-8"))),
+        results=results,
         recipe=folder.recipe.read_text("utf-8"),
         environment=json.loads(folder.environment.read_text("utf-8")) if folder.environment.is_file() else {},
         train_records=read_records(folder.train_history),
@@ -227,8 +239,8 @@ def _summary(results: RunResults) -> list[tuple[str, str]]:
         ("base model", results.model or f"randomly initialized{size}"),
         ("seed", str(results.seed)),
         ("best checkpoint", f"step {results.best_step} of {results.total_steps}, by {results.best_by}"),
-        ("training examples", f"{results.num_train_examples:,}"),
-        ("parameters", f"{results.num_parameters:,}"),
+        ("training examples", format_count(results.num_train_examples)),
+        ("parameters", format_count(results.num_parameters)),
         ("training time", format_seconds(results.train_seconds)),
         ("device", f"{results.device}, {results.precision}"),
         *((f"threshold for {label}", f"{value:.4f}") for label, value in (results.thresholds or {}).items()),

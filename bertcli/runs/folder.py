@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,9 +31,10 @@ from bertcli.files import MANIFEST, file_lock, manifest_problem, restore_folder,
 from bertcli.recipe.catalogue import compare_recipe_texts
 from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.recipe.schema import RESUME_MAY_CHANGE
-from bertcli.runs.results import CollectionResults, RunResults
+from bertcli.runs.results import RunResults
 
 SUMMARY = "summary.csv"  # of a grid
+MAX_LISTED = 5  # runs that a message names
 LOCK = ".lock"
 
 
@@ -123,18 +126,27 @@ class RunFolder:
         Raises:
             UsageError: the file cannot be read.
         """
+        if not self.results.is_file():
+            return None
         try:
-            if not self.results.is_file():
-                return None
-            results = RunResults.from_json({**json.loads(self.results.read_text("utf-8"))})
+            results = RunResults.from_json(self.read_results_json())
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise UsageError(f"cannot read the run in {self.path}: {problem} (results.json)") from error
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise UsageError(f"cannot read the run in {self.path}: {error} (results.json)") from error
         assert isinstance(results, RunResults)
         return results
+
+    def read_results_json(self) -> dict[str, Any]:
+        """The content of `results.json`, unchecked, for those who need little of it; empty without one.
+
+        Raises:
+            UsageError: it is not a JSON object.
+        """
+        try:
+            return {**json.loads(self.results.read_text("utf-8"))} if self.results.is_file() else {}
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"cannot read the run in {self.path}: {error} (results.json)") from error
 
     def model_problem(self) -> str | None:
         """What has changed in `model/` since it was saved; None if it is intact.
@@ -169,11 +181,11 @@ def chosen_run(name: str) -> str:
     """The best point of a finished grid; any other name unchanged.
 
     Raises:
-        UsageError: its results cannot be read.
+        UsageError: the results of the grid cannot be read.
     """
-    results = RunFolder(Path(name)).read_results()
-    chosen = results.chosen if isinstance(results, CollectionResults) else None
-    return name if chosen is None else str(Path(name) / chosen)
+    folder = RunFolder(Path(name))
+    chosen = None if folder.recipe.is_file() else folder.read_results_json().get("chosen")
+    return str(folder.path / chosen) if isinstance(chosen, str) else name
 
 
 def seed_run(parent: Path, seed: int) -> Path:
@@ -192,16 +204,43 @@ def best_seed(name: str) -> str:
     """The seed with the best validation score if `name` holds several; else `name`.
 
     Raises:
-        UsageError: none of them is finished, or the results of one cannot be read.
+        UsageError: the run, its seeds or the grid are not finished, or the results of a seed cannot be read.
     """
+    check_finished(name)
     runs = seed_runs(name)
     if len(runs) == 1:
         return runs[0]
-    results = {run: RunFolder(Path(run)).read_results() for run in runs}
-    finished = {run: one for run, one in results.items() if one is not None and one.best_by is not None}
-    if not finished:
-        raise UsageError(f"no run under {name} is finished yet; run the same `bertcli finetune` again, or name one")
-    return max(finished, key=lambda run: finished[run].mean(str(finished[run].best_by)))
+    scores: dict[str, float] = {}
+    for run in runs:
+        results = RunFolder(Path(run)).read_results()
+        try:
+            scores[run] = results.best_score if results is not None else -math.inf
+        except ValueError as error:
+            raise UsageError(f"cannot choose the best seed of {name}: {run}/results.json has {error}") from error
+    return max(scores, key=lambda run: scores[run])
+
+
+def check_finished(name: str) -> None:
+    """Check that the folder `name`, if it holds a run, a grid or a suite, has a model to use.
+
+    Raises:
+        UsageError: it is not finished, or its runs have a model each; the message names those that can be used.
+    """
+    folder = RunFolder(Path(chosen_run(name)))
+    is_run, is_finished = folder.recipe.is_file(), folder.results.is_file()
+    if folder.model.is_dir() or (is_run and is_finished) or (folder.path / "config.json").is_file():
+        return
+    members = [recipe.parent for recipe in sorted(folder.path.glob("*/recipe.yaml"))]
+    usable = [str(member) for member in members if RunFolder(member).results.is_file()]
+    if not members and not is_run:
+        return  # no run wrote it
+    choice = f"name one of them: {', '.join(usable[:MAX_LISTED])}{', …' * (len(usable) > MAX_LISTED)}"
+    if is_finished:
+        raise UsageError(f"{name} holds {len(members)} runs with a model each; {choice}")
+    state = f"{len(usable)} of the {len(members)} runs in it" if members else "it has no model yet"
+    raise UsageError(
+        f"{name} is not finished ({state}): re-run the command that started it{f', or {choice}' if usable else ''}"
+    )
 
 
 @dataclass(frozen=True)
@@ -269,12 +308,9 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
         return RunClaim(folder, recipe_text, overwrite=overwrite)
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and is not a run (no recipe.yaml); choose another with --run")
-    if not folder.has_started():
-        if not _is_resolved(folder.recipe, recipe_text):
-            raise RunFolderError(f"{path} holds a recipe.yaml that no run wrote; choose another folder with --run")
+    check_is_run(path, recipe_text)
+    if overwrite or not folder.has_started():
         return RunClaim(folder, recipe_text, overwrite=overwrite)
-    if overwrite:
-        return RunClaim(folder, recipe_text, overwrite=True)
     existing = resolved_text(folder.recipe)
     if _without_sections(existing, RESUME_MAY_CHANGE) != _without_sections(recipe_text, RESUME_MAY_CHANGE):
         diff = difflib.unified_diff(existing.splitlines(), recipe_text.splitlines(), "existing", "new", "", "", 0, "")
@@ -295,8 +331,23 @@ def _check_writable(path: Path) -> None:
         raise RunFolderError(f"cannot write to {nearest}, where the run folder goes. Choose another with --run.")
 
 
+def check_is_run(path: Path, recipe_text: str = "") -> None:
+    """Check that a run wrote the recipe in the folder `path`, so that it may be replaced.
+
+    Args:
+        recipe_text: another text that counts as written by a run.
+
+    Raises:
+        RunFolderError: a person wrote it.
+    """
+    folder = RunFolder(path)
+    histories = (folder.environment, folder.train_history, folder.eval_history, folder.results, folder.slurm)
+    if not any(file.exists() for file in histories) and not _is_resolved(folder.recipe, recipe_text):
+        raise RunFolderError(f"{path} holds a recipe.yaml that no run wrote; choose another folder with --run")
+
+
 def remove_run(path: Path) -> None:
-    """Remove what runs wrote in a folder, and the folder if nothing else is in it.
+    """Remove what a run and its seeds wrote in a folder, and the folder if nothing else is in it.
 
     Raises:
         RunFolderError: a run is in progress in it, or in a folder below.
@@ -304,20 +355,24 @@ def remove_run(path: Path) -> None:
     with ExitStack() as locks:
         for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
             locks.enter_context(exclusive_lock(folder))
-        for entry in [entry for entry in path.iterdir() if _is_from_a_run(entry) and entry.name != LOCK]:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-    with suppress(OSError):  # something else is in it
-        path.rmdir()
+        for folder in (*filter(_is_seed_run, path.iterdir()), path):
+            _remove_run_files(folder)
+    for folder in (*filter(Path.is_dir, path.glob("seed-*")), path):
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
 
 
-def _is_from_a_run(path: Path) -> bool:
-    """Whether an entry of a run folder was written by a run, or is the folder of a run itself."""
-    inner = RunFolder(path)
-    is_run = inner.recipe.is_file() and (inner.has_started() or _is_resolved(inner.recipe, ""))
-    return is_run or path.name in RUN_FILES or path.name.startswith(f".{inner.model.name}.")
+def _remove_run_files(path: Path) -> None:
+    for entry in [entry for entry in path.iterdir() if _is_run_file(entry)]:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _is_run_file(path: Path) -> bool:
+    """Whether an entry of a run folder has a name that only runs write, other than the lock."""
+    return path.name in RUN_FILES - {LOCK} or path.name.startswith(f".{RunFolder(path).model.name}.")
 
 
 def _is_seed_run(path: Path) -> bool:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator
 
 
 class SeedScore(BaseModel):
@@ -16,7 +16,7 @@ class SeedScore(BaseModel):
 
     mean: float
     sd: float
-    values: list[float]
+    values: Annotated[list[float], Field(min_length=1)]
 
 
 Score = float | SeedScore
@@ -46,7 +46,7 @@ class Results(BaseModel):
         Raises:
             pydantic.ValidationError: it is not what `to_json` gives.
         """
-        return (CollectionResults if "table" in content else RunResults).model_validate(content)
+        return (CollectionResults if "table" in content or "points" in content else RunResults).model_validate(content)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `results.json`: the keys that were set."""
@@ -107,6 +107,19 @@ class RunResults(Results):
     # Of fine-tuning.
     thresholds: dict[str, float] | None = None
 
+    @property
+    def best_score(self) -> float:
+        """The validation score that selected the best model, averaged over the seeds.
+
+        Raises:
+            ValueError: a key that it needs is missing; the message names it.
+        """
+        if self.best_by is None:
+            raise ValueError("no best_by, expected the metric that selected the best model")
+        if self.best_by not in self.metrics.get("validation", {}):
+            raise ValueError(f"no metrics.validation.{self.best_by}, expected the score of the best model")
+        return self.mean(self.best_by)
+
 
 def _member(content: Any) -> Any:
     return Results.from_json(content) if isinstance(content, Mapping) else content
@@ -119,12 +132,19 @@ Member = Annotated[SerializeAsAny[RunResults], BeforeValidator(_member)]
 class CollectionResults(RunResults):
     """The results of a grid (`points`, `chosen`), which repeats those of its chosen point, or a suite (`tasks`)."""
 
-    table: list[dict[str, str]]
+    table: list[dict[str, str]] = []
     points: dict[str, Member] | None = None
     chosen: str | None = None
     tasks: dict[str, Member] | None = None
     average: float | None = None
     failed: dict[str, str] = {}
+
+    @field_validator("table")
+    @classmethod
+    def _has_rows(cls, table: list[dict[str, str]]) -> list[dict[str, str]]:
+        if not table or any(row.keys() != table[0].keys() for row in table):
+            raise ValueError("expected at least one row, and the same columns in all of them")
+        return table
 
     @property
     def members(self) -> list[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from bertcli.cli.main import app
 from bertcli.commands.evaluate import evaluate
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.schema import Recipe
@@ -39,3 +41,17 @@ def test_eval_accepts_labels_that_only_held_out_rows_have(recipe_of: Callable[..
     assert ["rare"] in [line["gold"] for line in lines]
     evaluated: Any = evaluate("run", console=QUIET)
     assert evaluated.num_examples == len(lines)
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_run_of_an_earlier_version_names_its_model(command: str) -> None:
+    Path("run/model").mkdir(parents=True)
+    Path("run/model/config.json").write_text('{"model_type": "bert"}')
+    Path("run/model/model.safetensors").touch()
+    Path("run/recipe.yaml").write_text("task: glue/sst2\nanswers: {consistent_tags: false}\n")
+    result = CliRunner().invoke(app, [command, "run", *(["--text", "a film"] if command == "predict" else [])])
+    assert result.exit_code == 2
+    first, second = result.stderr.splitlines()
+    assert first.startswith("error: run is a run of another version, or its recipe.yaml was edited")
+    assert "Its model works without it: name run/model" in first
+    assert "Did you mean answers.constrained_decoding?" in second

@@ -114,6 +114,24 @@ def test_grid_does_not_replace_other_files_or_runs() -> None:
     assert finetune_grid(grid, Path("run"), RunOptions(console=QUIET)) == results
 
 
+@pytest.mark.parametrize("options", [["--overwrite"], ["--overwrite", "--dry-run"], ["--overwrite", "--jobs", "2"]])
+def test_grid_with_overwrite_keeps_a_recipe_that_a_person_wrote(options: list[str]) -> None:
+    recipe = Path("mine/recipe.yaml")
+    recipe.parent.mkdir()
+    recipe.write_text("# mine\nextends: sample/sentiment\n")
+    arguments = ["finetune", str(recipe), *SHORT, "training.learning_rate=[1e-4, 1e-3]", "--run", "mine", *options]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "mine holds a recipe.yaml that no run wrote; choose another folder with --run" in result.stderr
+    assert recipe.read_text().startswith("# mine")
+
+
+def test_dry_run_of_a_grid_prints_no_table() -> None:
+    arguments = ["finetune", "sample/sentiment", *SHORT, "training.learning_rate=[1e-4, 1e-3]", "--dry-run", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--run", "grid", "--quiet"])
+    assert json.loads(result.stdout) == {"dry_run": True, "run": "grid", "failed": {}}
+
+
 def finish_times(folder: str) -> dict[str, int]:
     """Return the time at which each finished run in a folder wrote its results."""
     return {str(path.parent): path.stat().st_mtime_ns for path in Path(folder).rglob("seed-*/results.json")}

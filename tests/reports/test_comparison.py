@@ -86,3 +86,33 @@ def test_report_checks_the_folder_of_the_page_first() -> None:
     result = CliRunner().invoke(app, ["report", write_run("one", [0.5]), "--html", "nodir/x.html"])
     assert result.exit_code == 2
     assert "found no folder nodir" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"best_by": None}, "one: its results.json has no best_by"),
+        ({"metrics": {}}, "one: its results.json has no metrics.validation.f1"),
+        ({"metrics": {"test": {"f1": 1.0}}}, "one: its results.json has no metrics.validation.f1"),
+        ({"metrics": None}, "cannot read the run in one: metrics: "),
+        ({"metrics": {"validation": {"f1": {"mean": 1, "sd": 0, "values": []}}}}, "metrics.validation.f1"),
+        ({"train_seconds": None}, "cannot read the run in one: train_seconds: "),
+        ({"table": [], "points": {}}, "cannot read the run in one: table: "),
+        ({"metrics": {"validation": {"f1": 0.9}}}, "one/eval.jsonl has no evaluation with f1 0.9000"),
+    ],
+)
+def test_report_names_the_file_and_key_that_are_missing(change: dict[str, Any], problem: str) -> None:
+    write_run("one", [0.5], **change)
+    for arguments in (["one"], ["one", write_run("two", [0.9])]):
+        result = CliRunner().invoke(app, ["report", *arguments, "--quiet"])
+        assert result.exit_code == 2, result.stderr
+        assert problem in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_report_of_results_without_counts_says_unknown() -> None:
+    write_run("one", [0.5], num_train_examples=None)
+    result = CliRunner().invoke(app, ["report", "one"])
+    assert result.exit_code == 0, result.stderr
+    assert "| one | scratch |          | 0.5000 |" in result.stdout
+    assert "unknown" in Path("one/report.html").read_text()

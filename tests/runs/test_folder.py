@@ -50,15 +50,80 @@ def test_run_is_resumed_silently_if_its_recipe_lacks_a_newer_key(tmp_path: Path)
 def test_unreadable_results_are_reported_with_their_folder(tmp_path: Path, content: str) -> None:
     for seed in (1, 2):
         open_run(tmp_path / "run" / f"seed-{seed}")
-    broken = tmp_path / "run" / "seed-2"
-    (broken / "results.json").write_text(content)
+    open_run(tmp_path / "run")
+    broken, grid = tmp_path / "run" / "seed-2", tmp_path / "seed-2"
+    grid.mkdir()
+    for folder in (broken, grid):
+        (folder / "results.json").write_text(content)
+    (tmp_path / "run" / "results.json").write_text('{"run": "run"}')
     for read in (
         lambda: best_seed(str(broken.parent)),
-        lambda: chosen_run(str(broken)),
+        lambda: chosen_run(str(grid)),
         lambda: claim_run(broken, RECIPE),
     ):
         with pytest.raises(UsageError, match=r"cannot read the run in .*seed-2: .*results\.json"):
             read()
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"run": null, "metrics": null, "train_seconds": null}'])
+def test_model_of_a_run_is_found_without_its_results(content: str) -> None:
+    """`predict` needs nothing of them."""
+    open_run(Path("run"))
+    (Path("run/results.json")).write_text(content)
+    assert best_seed("run") == chosen_run("run") == "run"
+
+
+def test_chosen_point_of_a_grid_is_found_without_the_rest_of_its_results() -> None:
+    Path("grid").mkdir()
+    open_run(Path("grid/epochs=1"))
+    Path("grid/epochs=1/model").mkdir()
+    Path("grid/results.json").write_text('{"chosen": "epochs=1", "table": [], "points": null}')
+    assert best_seed("grid") == "grid/epochs=1"
+
+
+@pytest.mark.parametrize(
+    ("results", "missing"),
+    [
+        ('{"run": "a"}', "no best_by"),
+        ('{"run": "a", "best_by": "f1"}', r"no metrics\.validation\.f1"),
+        ('{"run": "a", "best_by": "f1", "metrics": {"validation": {}}}', r"no metrics\.validation\.f1"),
+    ],
+)
+def test_best_seed_names_the_key_that_results_lack(results: str, missing: str) -> None:
+    open_run(Path("run"))
+    Path("run/results.json").write_text('{"run": "run"}')
+    for seed in (1, 2):
+        open_run(Path(f"run/seed-{seed}"))
+        Path(f"run/seed-{seed}/results.json").write_text(results)
+    with pytest.raises(UsageError, match=rf"best seed of run: run/seed-1/results\.json has {missing}"):
+        best_seed("run")
+
+
+def test_unfinished_seeds_or_grid_are_reported_with_what_can_be_used() -> None:
+    open_run(Path("new"))
+    with pytest.raises(
+        UsageError, match=r"new is not finished \(it has no model yet\): re-run the command that started"
+    ):
+        best_seed("new")
+    for parent, members in (("seeds", ("seed-1", "seed-2")), ("grid", ("epochs=1", "epochs=2"))):
+        if parent == "seeds":
+            open_run(Path(parent))
+        for member in members:
+            open_run(Path(parent, member))
+        with pytest.raises(
+            UsageError, match=rf"{parent} is not finished \(0 of the 2 runs in it\): re-run the command"
+        ):
+            best_seed(parent)
+        Path(parent, members[0], "results.json").write_text("{}")
+        with pytest.raises(UsageError, match=rf"1 of the 2 runs .*, or name one of them: {parent}/{members[0]}$"):
+            best_seed(parent)
+    Path("grid/results.json").write_text('{"tasks": {}}')
+    with pytest.raises(UsageError, match="grid holds 2 runs with a model each; name one of them: grid/epochs=1"):
+        best_seed("grid")
+    Path("run").mkdir()
+    Path("run/model").mkdir()
+    assert best_seed("run") == "run"  # a run in progress: its best model so far
+    assert best_seed("bert-base-cased") == "bert-base-cased"
 
 
 def test_finished_run_keeps_its_recipe(tmp_path: Path) -> None:
@@ -115,6 +180,26 @@ def test_overwrite_removes_only_files_of_runs(tmp_path: Path) -> None:
     (run / "notes").mkdir()
     open_run(run, overwrite=True)
     assert {path.name for path in run.iterdir()} == {"recipe.yaml", "mine.csv", "notes"}
+
+
+def test_overwrite_keeps_what_a_person_added_to_a_run_or_seed() -> None:
+    open_run(Path("run"))
+    for folder in ("run/seed-1", "run/seed-2", "run/another"):
+        open_run(Path(folder))
+        Path(folder, "train.jsonl").touch()
+    Path("run/train.jsonl").touch()
+    Path("run/seed-1/notes.txt").write_text("mine")
+    open_run(Path("run"), overwrite=True)
+    files = {path.relative_to("run").as_posix() for path in Path("run").rglob("*") if path.is_file()}
+    assert files == {"recipe.yaml", "seed-1/notes.txt", "another/recipe.yaml", "another/train.jsonl"}
+
+
+def test_overwrite_keeps_a_recipe_and_model_that_no_run_wrote() -> None:
+    Path("mine/model").mkdir(parents=True)
+    Path("mine/recipe.yaml").write_text("# mine\nextends: glue/rte\n")
+    with pytest.raises(RunFolderError, match=r"holds a recipe\.yaml that no run wrote"):
+        open_run(Path("mine"), overwrite=True)
+    assert Path("mine/model").is_dir()
 
 
 def test_overwrite_is_refused_while_a_seed_is_in_progress(tmp_path: Path) -> None:

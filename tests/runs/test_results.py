@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from bertcli.runs.results import CollectionResults, EvalResults, Results, RunResults, SeedScore, summarize_seeds
 
@@ -51,3 +52,9 @@ def test_seeds_are_summarized_as_mean_and_standard_deviation() -> None:
 def test_summary_of_evaluations_has_no_training_facts() -> None:
     each = [EvalResults(run="a", task="t", metrics={"test": {"f1": 0.5}}, num_examples=3)] * 2
     assert set(summarize_seeds(each, "a").to_json()) == {"run", "task", "metrics", "train_seconds", "runs"}
+
+
+@pytest.mark.parametrize("table", [[], [{"run": "a", "mean": "1"}, {"run": "b"}]])
+def test_table_without_rows_or_with_uneven_ones_is_refused(table: list[dict[str, str]]) -> None:
+    with pytest.raises(ValidationError, match="at least one row, and the same columns in all"):
+        Results.from_json(GRID | {"table": table})
