@@ -78,6 +78,23 @@ class Interrupted(BertcliError):  # noqa: N818 - an interruption, not an error
         super().__init__(message)
 
 
+class ProcessError(BertcliError):
+    """A failure of another process that this one started, with that process's message and exit code."""
+
+    def __init__(self, message: str, exit_code: int):
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
+def describe_exit(code: int) -> str:
+    """How a process ended, from its return code: `exit code 3`, or for a negative one the signal that ended it."""
+    if code >= 0:
+        return f"exit code {code}"
+    if code == -signal.SIGKILL:
+        return "killed, perhaps for lack of memory"
+    return f"ended by {signal.Signals(-code).name}"
+
+
 def signal_exit_code(signal_number: int) -> int:
     """Return the exit code for a program stopped by a signal."""
     return REQUEUE_EXIT_CODE if signal_number == signal.SIGUSR1 else 128 + signal_number

@@ -33,12 +33,15 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
         except BaseException as error:  # a panic of a Rust library is not an Exception
             if isinstance(error, typer.Exit):
                 raise
+            from bertcli.cluster.launch import report_failure
             from bertcli.console import escape_control
 
             message, exit_code = _message_and_exit_code(error)
-            text = f"{traceback.format_exc()}{message}" if options.get("debug") else message
             prefix = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-            print(textwrap.indent(escape_control(text), prefix), file=sys.stderr)
+            if options.get("debug"):
+                print(textwrap.indent(escape_control(traceback.format_exc()), prefix), file=sys.stderr, end="")
+            report_failure(message.removeprefix("error: "), exit_code)
+            print(textwrap.indent(escape_control(message), prefix), file=sys.stderr)
             if options.get("as_json"):
                 _print_json_error(message, exit_code)
             raise typer.Exit(exit_code) from None

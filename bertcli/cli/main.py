@@ -260,12 +260,13 @@ add_tools(app)
 
 
 def _launch_processes(num_processes: int) -> None:
-    """Re-run this command in `num_processes` processes and exit with their exit code, unless this is one of them."""
+    """Re-run this command in `num_processes` processes and exit, unless this is one of them."""
     from bertcli.cluster.launch import is_worker_process, join_slurm_step, launch
 
     join_slurm_step()
     if num_processes > 1 and not is_worker_process():
-        raise typer.Exit(launch(num_processes, sys.argv[1:]))
+        launch(num_processes, sys.argv[1:])
+        raise typer.Exit
 
 
 def main() -> None:

@@ -1,17 +1,33 @@
-"""Run `bertcli` in several processes: started here by torch.distributed's launcher, or on many nodes by `srun`."""
+"""Run `bertcli` in several processes: started here on one machine, or on many nodes by `srun`."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import random
 import re
+import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from bertcli.errors import signal_exit_code
+from bertcli.errors import Interrupted, ProcessError, describe_exit
+from bertcli.files import write_json
 from bertcli.runs.environment import num_cores
 
 MIN_PORT, NUM_PORTS = 20_000, 10_000  # below the ephemeral ports that an operating system assigns
-SHUTDOWN_TIMEOUT_SECONDS = 24 * 3600  # covers the longest step, evaluation and save; schedulers enforce shorter limits
+FAILURE_VARIABLE = "BERTCLI_FAILURE_FILE"  # where a process that `launch` started writes its error
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+POLL_SECONDS = 0.05
+KILL_AFTER_SECONDS = 30.0  # the other processes of one that failed; they may wait for it in a collective
 
 
 def is_worker_process() -> bool:
@@ -45,36 +61,132 @@ def first_node(node_list: str) -> str:
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", first[0])
 
 
-def launch(num_processes: int, arguments: Sequence[str]) -> int:
+def launch(num_processes: int, arguments: Sequence[str]) -> None:
     """Run `bertcli` with these arguments in `num_processes` processes.
 
-    A failure or signal stops all of them; after a signal they have time to save a checkpoint. The cores of this machine
-    are divided equally among them unless `OMP_NUM_THREADS` is set.
+    A signal is passed on to all of them, and they have the time they need to save a checkpoint. If one fails, the
+    others are stopped. The cores of this machine are divided equally among them unless `OMP_NUM_THREADS` is set.
 
-    Returns:
-        The exit code of the first process that failed, else 0.
+    Raises:
+        Interrupted: a signal arrived.
+        ProcessError: a process failed, with the message and the exit code of the first one.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    environment = os.environ | {
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
+    with tempfile.TemporaryDirectory() as folder:
+        failures = [Path(folder, f"{rank}.json") for rank in range(num_processes)]
+        processes: list[subprocess.Popen[bytes]] = []
+        with _passed_on_signals(processes) as received:
+            for rank, failure in enumerate(failures):
+                if not received:
+                    processes.append(start_process(rank, arguments, environment | {FAILURE_VARIABLE: str(failure)}))
+            failed_rank = wait_for_all(processes, failures, received)
+        if received:
+            reports = filter(None, map(_read_failure, failures))
+            message = next((report["message"] for report in reports), f"stopped by {signal.Signals(received[0]).name}")
+            raise Interrupted(received[0], message)
+        if failed_rank is not None:
+            raise _process_error(failed_rank, processes[failed_rank].returncode, _read_failure(failures[failed_rank]))
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
-    # torch before 2.12 ignores this and always waits 30 seconds
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_SECONDS))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-    )
+
+def free_port() -> int:
+    """A port on this machine that no program listens on."""
+    while True:
+        port = random.randrange(MIN_PORT, MIN_PORT + NUM_PORTS)
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def start_process(rank: int, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the process `rank`, in a session of its own: Ctrl-C reaches it only if it is passed on."""
+    command = [sys.executable, "-m", "bertcli", *arguments]
+    variables = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return subprocess.Popen(command, env=variables, start_new_session=True)
+
+
+def report_failure(message: str, exit_code: int) -> None:
+    """In a process that `launch` started: leave the error to it, which prints only the first one, and exit.
+
+    Does nothing in any other process.
+    """
+    file = os.environ.get(FAILURE_VARIABLE)
+    if file is None:
+        return
+    failure = {"message": message, "exit_code": exit_code, "time": time.time()}
+    write_json(Path(file), failure)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)  # without the exit handlers of torch, which abort if another process is gone
+
+
+def wait_for_all(
+    processes: Sequence[subprocess.Popen[bytes]], failures: Sequence[Path], received: Sequence[int]
+) -> int | None:
+    """Wait until all processes have ended, and stop the others once one fails; return the rank of the first to fail.
+
+    Args:
+        failures: the files of `report_failure`.
+        received: the signals that were passed on; from the first one on, no process is stopped.
+    """
+    failed_rank, deadline = None, 0.0
+    while True:
+        codes = [process.poll() for process in processes]
+        if failed_rank is None and any(codes) and not received:
+            failed = [rank for rank, code in enumerate(codes) if code or failures[rank].is_file()]
+            failed_rank = min(failed, key=lambda rank: _failure_time(failures[rank]))
+            deadline = time.monotonic() + KILL_AFTER_SECONDS
+            _send(processes, signal.SIGTERM)
+        if None not in codes:
+            return failed_rank
+        if failed_rank is not None and time.monotonic() > deadline:
+            _send(processes, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _passed_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Within the block, pass signals on to the processes; yield the list of those that arrived."""
+    received: list[int] = []
+
+    def pass_on(signal_number: int, frame: FrameType | None) -> None:
+        received.append(signal_number)
+        _send(processes, signal_number)
+
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        elastic_launch(config, sys.executable)("-m", "bertcli", *arguments)
-    except ChildFailedError as error:
-        exit_code = error.get_first_failure()[1].exitcode
-        return exit_code if exit_code > 0 else 128 - exit_code
-    except SignalException as error:
-        return signal_exit_code(error.sigval)
-    return 0
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _send(processes: Sequence[subprocess.Popen[bytes]], signal_number: int) -> None:
+    for process in processes:
+        process.send_signal(signal_number)  # does nothing if it has ended
+
+
+def _read_failure(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text("utf-8")) if file.is_file() else None
+
+
+def _failure_time(file: Path) -> float:
+    """When a process reported its error; minus infinity if it died without a word, so that others followed it."""
+    failure = _read_failure(file)
+    return -math.inf if failure is None else failure["time"]
+
+
+def _process_error(rank: int, code: int, failure: Mapping[str, Any] | None) -> ProcessError:
+    if failure is None:
+        message = f"process {rank} died ({describe_exit(code)}); re-run the same command to resume"
+        return ProcessError(message, code if code > 0 else 128 - code)
+    prefix = f"process {rank}: " if rank else ""
+    return ProcessError(f"{prefix}{failure['message']}", failure["exit_code"])

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from bertcli.cli.main import app
 from bertcli.cluster import launch as module
-from bertcli.cluster.launch import first_node, join_slurm_step, launch
+from bertcli.cluster.launch import FAILURE_VARIABLE, first_node, join_slurm_step, launch, wait_for_all
+from bertcli.errors import Interrupted, ProcessError
 
 STEP = {
     "SLURM_JOB_ID": "123456",
@@ -65,19 +74,130 @@ def test_first_node_of_slurm_node_list(node_list: str, first: str) -> None:
     assert first_node(node_list) == first
 
 
-@pytest.mark.parametrize(("variable", "seconds"), [(None, module.SHUTDOWN_TIMEOUT_SECONDS), ("7", 7)])
-def test_launch_shutdown_timeout_is_hours_unless_the_environment_sets_it(
-    monkeypatch: pytest.MonkeyPatch, variable: str | None, seconds: int
+PRELUDE = """
+import os, signal, sys, time
+from bertcli.cluster.launch import report_failure
+def wait_for(*names):
+    while not all(map(os.path.exists, names)):
+        time.sleep(0.01)
+"""
+WAIT_FOREVER = "open('waiting', 'w'); time.sleep(60)"
+KILLED = "wait_for('waiting'); os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.fixture
+def launch_programs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Launch one Python program per rank in place of `bertcli`."""
+
+    def launch_all(*programs: str) -> None:
+        def start_process(rank: int, arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+            return subprocess.Popen([sys.executable, "-c", PRELUDE + programs[rank]], env=environment)
+
+        monkeypatch.setattr(module, "start_process", start_process)
+        monkeypatch.setattr(module, "free_port", lambda: module.MIN_PORT)  # tests have no sockets
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        launch(len(programs), ["finetune"])
+
+    return launch_all
+
+
+def test_launch_sets_the_variables_of_torch(launch_programs: Callable[..., None]) -> None:
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    program = (
+        f"assert [os.environ[name] for name in {names}] == ['2', '2', '127.0.0.1']; int(os.environ['MASTER_PORT'])"
+    )
+    launch_programs(program, program)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message", "exit_code"),
+    [
+        (WAIT_FOREVER, KILLED, "process 1 died (killed, perhaps for lack of memory); re-run the same command", 137),
+        (KILLED, WAIT_FOREVER, "process 0 died (killed, perhaps for lack of memory); re-run the same command", 137),
+        (WAIT_FOREVER, "wait_for('waiting'); os.abort()", "process 1 died (ended by SIGABRT); re-run the same", 134),
+        (WAIT_FOREVER, "wait_for('waiting'); sys.exit(3)", "process 1 died (exit code 3); re-run", 3),
+        (WAIT_FOREVER, "wait_for('waiting'); report_failure('no rows', 1)", "process 1: no rows", 1),
+        ("wait_for('waiting'); report_failure('no rows', 2)", WAIT_FOREVER, "no rows", 2),
+    ],
+)
+def test_launch_stops_all_processes_once_one_fails_and_names_it(
+    launch_programs: Callable[..., None], first: str, second: str, message: str, exit_code: int
 ) -> None:
-    configs: list[Any] = []
+    with pytest.raises(ProcessError) as caught:
+        launch_programs(first, second)
+    assert str(caught.value).startswith(message)
+    assert caught.value.exit_code == exit_code
 
-    def fake_launch(config: Any, program: str) -> Callable[..., None]:
-        configs.append(config)
-        return lambda *arguments: None
 
-    kept = {name: value for name, value in os.environ.items() if name != "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
-    monkeypatch.setattr(os, "environ", kept | ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": variable} if variable else {}))
-    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fake_launch)
-    assert launch(2, ["finetune"]) == 0
-    assert configs[0].shutdown_timeout == seconds
-    assert module.SHUTDOWN_TIMEOUT_SECONDS >= 3600
+@pytest.mark.parametrize(
+    ("codes", "failure_times", "failed_rank"),
+    [
+        ((1, 1), (2.0, 1.0), 1),  # the other lost its peer after that
+        ((1, None), (2.0, 1.0), 1),  # it has not exited yet
+        ((1, -9), (2.0, None), 1),  # killed without a word
+        ((-9, 1), (None, 2.0), 0),
+        ((0, 1), (None, 2.0), 1),
+    ],
+)
+def test_first_of_several_failures_is_the_cause(
+    codes: tuple[int | None, ...], failure_times: tuple[float | None, ...], failed_rank: int, tmp_path: Path
+) -> None:
+    files = [tmp_path / "0.json", tmp_path / "1.json"]
+    for file, failure_time in zip(files, failure_times, strict=True):
+        if failure_time is not None:
+            file.write_text(json.dumps({"message": "", "exit_code": 1, "time": failure_time}))
+    polls = [iter([code, 1 if code is None else code]) for code in codes]
+    processes: list[Any] = [SimpleNamespace(poll=poll.__next__, send_signal=lambda _: None) for poll in polls]
+    assert wait_for_all(processes, files, received=[]) == failed_rank
+
+
+def test_launch_kills_a_process_that_waits_for_one_that_failed(
+    launch_programs: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KILL_AFTER_SECONDS", 0.0)
+    with pytest.raises(ProcessError, match=r"^process 1: no rows$"):
+        launch_programs(
+            f"signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAIT_FOREVER}",
+            "wait_for('waiting'); report_failure('no rows', 1)",
+        )
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 85)])
+def test_launch_passes_signals_on_and_waits_until_all_have_saved(
+    launch_programs: Callable[..., None], number: signal.Signals, exit_code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KILL_AFTER_SECONDS", 0.0)  # not for those that save
+    stop = f"signal.signal({int(number)}, lambda *_: {{save}}); open(f'ready{{rank}}', 'w'); time.sleep(60)"
+    save = "(wait_for('first'), report_failure('stopped and saved', 143))"
+    programs = [
+        stop.format(rank=0, save=save),
+        stop.format(rank=1, save="(open('first', 'w'), report_failure('stopped and saved', 143))"),
+        f"wait_for('ready0', 'ready1'); os.kill(os.getppid(), {int(number)}); wait_for('first')",
+    ]
+    with pytest.raises(Interrupted, match=r"^stopped and saved$") as caught:
+        launch_programs(*programs)
+    assert caught.value.exit_code == exit_code
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--json", "--debug"]])
+def test_failed_process_leaves_its_message_to_the_launcher(options: list[str], tmp_path: Path) -> None:
+    failure = tmp_path / "failure.json"
+    environment = os.environ | {"RANK": "1", FAILURE_VARIABLE: str(failure)}
+    command = [sys.executable, "-m", "bertcli", "report", "nowhere", *options]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert ("process 1: Traceback" in process.stderr) == ("--debug" in options)
+    assert "--debug" in options or process.stderr == ""
+    assert json.loads(failure.read_text())["message"].startswith("found no finished run in nowhere")
+
+
+def test_failure_of_any_process_is_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ProcessError("process 1: no rows", 1)
+
+    monkeypatch.setattr(module, "launch", fail)
+    result = CliRunner().invoke(app, ["finetune", "sample/sentiment", "--processes", "2", "--json"])
+    assert json.loads(result.stdout) == {"error": "process 1: no rows", "exit_code": 1}
+    assert result.stderr == "error: process 1: no rows\n"
+    assert result.exit_code == 1
