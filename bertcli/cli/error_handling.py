@@ -36,7 +36,7 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
             from bertcli.cluster.launch import report_failure
             from bertcli.console import escape_control
 
-            message, exit_code = _message_and_exit_code(error)
+            message, exit_code = _message_and_exit_code(error, debug=bool(options.get("debug")))
             prefix = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
             if options.get("debug"):
                 print(textwrap.indent(escape_control(traceback.format_exc()), prefix), file=sys.stderr, end="")
@@ -99,7 +99,7 @@ def _print_json_error(message: str, exit_code: int) -> None:
     print_result(json.dumps(error, ensure_ascii=False))
 
 
-def _message_and_exit_code(error: BaseException) -> tuple[str, int]:
+def _message_and_exit_code(error: BaseException, *, debug: bool) -> tuple[str, int]:
     if isinstance(error, BertcliError):
         return f"error: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -112,7 +112,8 @@ def _message_and_exit_code(error: BaseException) -> tuple[str, int]:
     first_line = lines[0][:MAX_UNEXPECTED_CHARS] if lines else ""
     if first_line.startswith("Could not determine home directory"):
         return "error: found no home folder; set HOME, or BERTCLI_CACHE and HF_HOME, to a folder that can be written", 1
-    return f"error: unexpected {type(error).__name__}: {first_line} (use --debug for the traceback)", 1
+    cure = "" if debug else " (use --debug for the traceback)"
+    return f"error: unexpected {type(error).__name__}: {first_line}{cure}", 1
 
 
 def _system_message(error: OSError) -> str:

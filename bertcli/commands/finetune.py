@@ -43,8 +43,8 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
         recipes = {run: recipe} if isinstance(recipe, Recipe) else independent_recipes_by_folder(recipe, run)
         if run not in recipes:
             claim_collection(run, overwrite=options.overwrite)
-        run_in_parallel(recipes, jobs, options)
-        options = replace(options, overwrite=False)  # the earlier runs have been replaced
+        failed = run_in_parallel(recipes, jobs, options)
+        options = replace(options, overwrite=False, failed=failed)  # the earlier runs have been replaced
     if isinstance(recipe, Suite):
         return (finetune_multitask if is_multitask else finetune_suite)(recipe, run, options)
     if isinstance(recipe, Grid):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,21 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 from accelerate import PartialState
 
 from bertcli.console import Console
-from bertcli.errors import BertcliError, Interrupted, TrainingError, UsageError
+from bertcli.errors import BertcliError, Interrupted, ProcessError, TrainingError, UsageError, describe_exit
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.environment import num_cores
-from bertcli.runs.folder import RunFolder, RunOptions, claim_run, seed_run
+from bertcli.runs.folder import RunFolder, RunOptions, claim_run, seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.training.signals import StopRequest, stop_on_signals
 
 POLL_SECONDS = 0.1
+LOG_LINES = 5  # shown of the log of a run that died without a message
 
 
 def run_each(
@@ -65,11 +66,14 @@ def raise_if_failed(failed: Mapping[str, str], num_runs: int, kind: str) -> None
         )
 
 
-def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptions) -> None:
+def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptions) -> dict[Path, ProcessError]:
     """Fine-tune each recipe, once per seed, in its run folder, `jobs` runs at a time.
 
-    A failure is only reported: running that recipe again in this process shows its error. Each run gets its share of
-    the cores and one of the GPUs visible to this process.
+    Each run gets its share of the cores and one of the GPUs visible to this process. Its messages, and the traceback of
+    its error, are in `log.txt` in its folder.
+
+    Returns:
+        The errors of the runs that failed, by run folder.
 
     Raises:
         BertcliError: with `overwrite`, an error of one of the recipes.
@@ -84,6 +88,7 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
             claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite).open(console.say)
     singles = [single for folder, recipe in recipes.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
+    failed: dict[Path, ProcessError] = {}
     with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
         children: list[subprocess.Popen[bytes]] = []
         slots: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -97,14 +102,19 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
             console.say(f"{folder}: started")
             slot = slots.get()
             try:
+                claim_run(folder, dump_recipe(recipe)).open(console.say)
                 file = Path(scratch, f"{number}.yaml")
                 child = start_run(recipe, folder, file, options.mirror, os.environ | slot)
                 children.append(child)
                 code = _wait(child, stop)
+                if code != 0 and stop.signal_number is None:
+                    failed[folder] = _run_error(folder, code, file.with_suffix(".json"))
+            except BertcliError as error:  # of the folder
+                failed[folder] = ProcessError(str(error), error.exit_code)
             finally:
                 slots.put(slot)
             if stop.signal_number is None:
-                console.say(f"{folder}: " + ("done" if code == 0 else f"failed (exit code {code})"))
+                console.say(f"{folder}: {'failed' if folder in failed else 'done'}")
 
         try:
             list(pool.map(run, range(len(singles))))
@@ -114,22 +124,36 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
             raise
     if stop.signal_number is not None:
         raise Interrupted(stop.signal_number, "stopped, all runs are saved; re-run the same command to resume")
+    return failed
 
 
 def start_run(
     recipe: Recipe, folder: Path, file: Path, mirror: Path | None, environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start `bertcli finetune` in a child process.
+    """Start `bertcli finetune` in a child process, whose messages are appended to the log in the run folder.
 
     Args:
-        file: where to write its recipe.
+        folder: the run folder, which exists.
+        file: where to write its recipe; its results or error are written beside it, as JSON.
     """
     file.write_text(dump_recipe(recipe), "utf-8")
-    command = [sys.executable, "-m", "bertcli", "finetune", str(file), "--run", str(folder), "--quiet"]
-    command += ["--mirror", str(mirror)] if mirror else []
-    # In a new session, Ctrl-C does not reach it directly: this process passes the signal on.
-    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    return subprocess.Popen(command, env=environment, **options)
+    command = [sys.executable, "-m", "bertcli", "finetune", str(file), "--run", str(folder)]
+    command += ["--quiet", "--json", "--debug", *(["--mirror", str(mirror)] if mirror else [])]
+    with RunFolder(folder).log.open("ab") as log, file.with_suffix(".json").open("wb") as output:
+        # In a new session, Ctrl-C does not reach it directly: this process passes the signal on.
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=log, start_new_session=True)
+
+
+def _run_error(folder: Path, code: int, output: Path) -> ProcessError:
+    """The error of a run that failed: its own message, or if it died without one, the last lines of its log."""
+    log = RunFolder(folder).log
+    try:
+        error = json.loads(output.read_text("utf-8"))
+        return ProcessError(f"{error['error']} (log: {log})", error["exit_code"])
+    except (OSError, ValueError, KeyError):
+        lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:] if log.is_file() else []
+        message = f"the run in {folder} died ({describe_exit(code)}); re-run the same command to resume (log: {log})"
+        return ProcessError("\n".join([message, *(f"  {line}" for line in lines)]), code if code > 0 else 128 - code)
 
 
 def _wait(child: subprocess.Popen[bytes], stop: StopRequest) -> int:
@@ -145,10 +169,10 @@ def _wait(child: subprocess.Popen[bytes], stop: StopRequest) -> int:
 
 
 def _single_seeds(folder: Path, recipe: Recipe) -> Iterator[tuple[Path, Recipe]]:
-    """Yield the run folder, as `bertcli finetune` names it, and the recipe of each seed."""
+    """Yield the run folder and the recipe of each seed."""
     seeds = recipe.training.seed
-    for seed in seeds:
-        yield seed_run(folder, seed) if len(seeds) > 1 else folder, recipe.with_seed(seed)
+    for seed, single in zip(seeds, seed_folders(folder, seeds), strict=True):
+        yield single, recipe.with_seed(seed)
 
 
 def _slots(jobs: int) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunOptions, claim_run
+from bertcli.runs.folder import RunOptions, claim_run, seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.training.resources import check_disk
 from bertcli.training.seeds import log_scores, train_seeds
@@ -30,6 +30,9 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     Raises:
         BertcliError: any of its subclasses; the message says how to fix the problem.
     """
+    for folder in seed_folders(run, recipe.training.seed):
+        if folder in options.failed:
+            raise options.failed[folder]
     processes, console = join_processes(recipe.hardware, options.console)
     claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
     if claim.results is not None and not options.dry_run:
@@ -50,7 +53,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
             load_teacher(setup, model)
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
         return RunResults(dry_run=True, run=str(run))
-    folder = open_run(processes, claim, console)
+    run_folder = open_run(processes, claim, console)
     for split in setup.rows:
         with console.waiting("tokenizing"):
             notes = setup.row_warnings(split)
@@ -59,11 +62,11 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
         recipe.training.seed,
         lambda seed: FinetuneJob(setup.with_seed(seed), plan),
         lambda job: dump_recipe(job.recipe),
-        folder,
+        run_folder,
         processes,
         console,
     )
-    log_scores(console, results, folder)
+    log_scores(console, results, run_folder)
     return results
 
 

@@ -7,6 +7,7 @@ runs/<name>/
   predictions/        predictions beside gold      results.json       final scores
   report.html         curves, mistakes             README.md          model card
   slurm/              batch scripts, logs          trackers/          what TensorBoard reads, if the recipe names it
+  log.txt             messages of a run of `--jobs`
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bertcli.console import Console
-from bertcli.errors import RecipeError, RunFolderError, UsageError
+from bertcli.errors import ProcessError, RecipeError, RunFolderError, UsageError
 from bertcli.files import MANIFEST, file_lock, manifest_problem, restore_folder, write_text
 from bertcli.recipe.catalogue import compare_recipe_texts
 from bertcli.recipe.load import dump_recipe, load_any_recipe
@@ -46,12 +47,14 @@ class RunOptions:
         mirror: folder in which datasets and models are looked up first.
         dry_run: check everything and print the plan, but train nothing and write nothing.
         overwrite: replace an earlier run in the run folder.
+        failed: errors of runs, by folder, that have just failed in another process; they are not tried again.
     """
 
     mirror: Path | None = None
     dry_run: bool = False
     overwrite: bool = False
     console: Console = field(default_factory=Console)
+    failed: Mapping[Path, ProcessError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ class RunFolder:
     def slurm(self) -> Path:
         """Batch scripts and their logs, if the run is a Slurm job."""
         return self.path / "slurm"
+
+    @property
+    def log(self) -> Path:
+        """Warnings and errors of a run that `--jobs` started."""
+        return self.path / "log.txt"
 
     @property
     def card(self) -> Path:
@@ -191,6 +199,11 @@ def chosen_run(name: str) -> str:
 def seed_run(parent: Path, seed: int) -> Path:
     """The run folder of one of several seeds."""
     return parent / f"seed-{seed}"
+
+
+def seed_folders(parent: Path, seeds: Sequence[int]) -> list[Path]:
+    """The run folder of each seed of a recipe: `parent` itself if there is only one."""
+    return [seed_run(parent, seed) for seed in seeds] if len(seeds) > 1 else [parent]
 
 
 def seed_runs(name: str) -> list[str]:

@@ -27,7 +27,7 @@ from bertcli.finetuning.run import finetune
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunOptions, chosen_run, claim_run
+from bertcli.runs.folder import RunFolder, RunOptions, chosen_run, claim_run
 from bertcli.runs.results import RunResults
 
 from ..conftest import QUIET
@@ -227,3 +227,52 @@ def test_unreadable_results_of_one_run_do_not_stop_the_parallel_others(
     monkeypatch.setattr(run_many, "start_run", start_run)
     run_many.run_in_parallel({damaged.path: recipe, other: recipe}, 2, RunOptions(console=QUIET))
     assert started == [other]
+
+
+def fail_children(monkeypatch: pytest.MonkeyPatch, output: str, code: int) -> list[Path]:
+    """Have each child process print `output`, log three lines and end with `code`; return the folders of all."""
+    started: list[Path] = []
+
+    def start_run(recipe: Recipe, folder: Path, file: Path, *_: Any) -> SimpleNamespace:
+        started.append(folder)
+        file.with_suffix(".json").write_text(output)
+        RunFolder(folder).log.write_text("step 1\nTraceback\nBus error")
+        return SimpleNamespace(wait=lambda _: code)
+
+    monkeypatch.setattr(run_many, "start_run", start_run)
+    return started
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "message"),
+    [
+        ('{"error": "no rows", "exit_code": 2}', 2, "no rows (log: {folder}/log.txt)"),
+        ("", -9, "the run in {folder} died (killed, perhaps for lack of memory); re-run the same command to resume"),
+        ("{", 3, "the run in {folder} died (exit code 3); re-run the same command to resume (log: {folder}/log.txt)"),
+    ],
+)
+def test_failed_parallel_run_shows_its_message_and_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, output: str, code: int, message: str
+) -> None:
+    started = fail_children(monkeypatch, output, code)
+    command = ["finetune", "sample/sentiment", "--jobs", "2", "--quiet", "--json"]
+    result = CliRunner().invoke(app, [*command, "training.seed=[1, 2]", "--run", "seeds"])
+    assert sorted(started) == [Path("seeds/seed-1"), Path("seeds/seed-2")]
+    assert message.format(folder="seeds/seed-1") in result.stderr
+    assert ("  Bus error" in result.stderr) == (code != 2)
+    assert result.exit_code == json.loads(result.stdout)["exit_code"] == (code if code > 0 else 137)
+    assert not Path("seeds/seed-1/train.jsonl").exists()
+    result = CliRunner().invoke(app, [*command, "training.learning_rate=[1e-4, 1e-3]", "--run", "grid"])
+    assert f"learning_rate=0.001 failed: {message.format(folder='grid/learning_rate=0.001')}" in result.stderr
+    assert "all 2 points failed" in result.stderr
+    assert len(started) == 4
+    assert Path("grid/learning_rate=0.001/log.txt").read_text().endswith("Bus error")
+
+
+def test_log_of_a_parallel_run_is_removed_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_children(monkeypatch, "", 1)
+    command = ["finetune", "sample/sentiment", "training.seed=[1, 2]", "--jobs", "2", "--run", "run"]
+    CliRunner().invoke(app, command)
+    monkeypatch.setattr(run_many, "start_run", lambda *_: SimpleNamespace(wait=lambda _: 1))
+    CliRunner().invoke(app, [*command, "--overwrite"])
+    assert not list(Path("run").rglob("log.txt"))
