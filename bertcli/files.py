@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bertcli.errors import UsageError
 
@@ -153,18 +153,49 @@ def _backup_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
-def open_new(path: Path) -> IO[str]:
-    """Create a text file (UTF-8), never overwriting an existing one.
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Check that `new_file` can write to `path`, before work starts.
 
     Raises:
-        UsageError: it already exists, or cannot be created.
+        UsageError: it exists (allowed with `overwrite`), is a folder, or cannot be created.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, expected the name of a file")
+    if path.is_file() and not overwrite:
+        raise UsageError(f"{path} already exists; choose another --output, or replace it with --overwrite")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: found no folder {path.parent}; create it, or choose another --output")
+    if not os.access(path if _is_device(path) else path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: {os.strerror(errno.EACCES)}")
+
+
+@contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write; it is moved to `path` on success and removed on error.
+
+    A pipe or a device, such as a named pipe or `/dev/null`, is written directly.
+
+    Raises:
+        UsageError: as `check_output`.
+    """
+    path = Path(os.path.realpath(path))  # not the link, but what it leads to
+    check_output(path, overwrite=overwrite)
+    if _is_device(path):
+        with suppress(BrokenPipeError):
+            yield path
+        return
+    tmp = temporary_path(path)
     try:
-        return path.open("x", encoding="utf-8", newline="")
-    except FileExistsError as error:
-        raise UsageError(f"{path} already exists; choose another --output or remove it") from error
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        tmp.touch()
+        yield tmp
+        check_output(path, overwrite=overwrite)  # another process may have created it meanwhile
+        tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_manifest(folder: Path, first_megabytes: int | None = None) -> None:

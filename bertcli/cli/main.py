@@ -25,6 +25,7 @@ from bertcli.cli.options import (
     InputText,
     Jobs,
     Json,
+    KeepColumns,
     Labels,
     Layers,
     Mirror,
@@ -32,6 +33,7 @@ from bertcli.cli.options import (
     OutputFormat,
     Overrides,
     Overwrite,
+    OverwriteOutput,
     PairText,
     Pooling,
     Precision,
@@ -212,7 +214,9 @@ def predict(
     split: PredictSplit = None,
     columns: Columns = None,
     output: Output = "-",
-    format_name: OutputFormat = "jsonl",
+    format_name: OutputFormat = None,
+    overwrite: OverwriteOutput = False,
+    keep_columns: KeepColumns = False,
     as_zip: Zip = False,
     top_k: TopK = 5,
     features: Features = False,
@@ -229,10 +233,16 @@ def predict(
 
     Example: `bertcli predict runs/glue-sst2 --text "a fine film"`
 
-    Example: `bertcli predict runs/glue-sst2 --input reviews.csv --output predictions.csv --format csv`
+    Example: `bertcli predict runs/glue-sst2 --input reviews.csv --output predictions.csv`
     """
     if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
         raise UsageError("give exactly one of --text (repeatable), --input FILE (`-` for stdin) and --split NAME")
+    if features and format_name:
+        raise UsageError("--features writes .parquet or .npy, as the name of --output says; leave out --format")
+    if keep_columns and (features or text):
+        raise UsageError(
+            "--keep-columns keeps the columns of --input or --split; leave it out with --text or --features"
+        )
     if labels and (features or format_name == "glue"):
         raise UsageError("--labels has no effect with --features or --format glue; leave it out")
     if input_file not in (None, "-") and not os.path.exists(input_file):
@@ -247,13 +257,13 @@ def predict(
         from bertcli.commands.predict import predict as run_predict
         from bertcli.commands.predict import predict_features
         from bertcli.data.prediction_inputs import PredictionInput
-    inputs = PredictionInput(values, input_file or "-", input_format, split, split_names(columns))
+    inputs = PredictionInput(values, input_file or "-", input_format, split, split_names(columns), keep_columns)
     if features:
         write = partial(predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
     else:
         label_names = split_names(labels)
         write = partial(run_predict, format_name=format_name, as_zip=as_zip, top_k=top_k, labels=label_names)
-    write(model, inputs, output, mirror=mirror, hardware=hardware, console=console)
+    write(model, inputs, output, overwrite=overwrite, mirror=mirror, hardware=hardware, console=console)
 
 
 add_tools(app)

@@ -112,7 +112,21 @@ Output = Annotated[
     str,
     typer.Option(help="Output file (or folder, for --format glue and squad), which must not exist yet; `-` is stdout."),
 ]
-OutputFormat = Annotated[str, typer.Option("--format", help="Output format: jsonl, csv, tsv, glue or squad.")]
+OutputFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="jsonl, csv, tsv, glue or squad [default: from the extension of --output, else jsonl]."
+    ),
+]
+OverwriteOutput = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
+KeepColumns = Annotated[
+    bool,
+    typer.Option(
+        "--keep-columns",
+        help="Write all columns of the input beside the predictions; one called like a prediction's gets `input_` "
+        "before its name.",
+    ),
+]
 Zip = Annotated[bool, typer.Option("--zip", help="With --format glue: also write the files as one zip archive.")]
 TopK = Annotated[
     int, typer.Option(min=1, help="Number of candidates to return per masked token, for masked language models.")

@@ -20,11 +20,11 @@ from bertcli.data.prediction_inputs import (
     read_inputs,
     with_input_columns,
 )
-from bertcli.errors import UsageError, did_you_mean
-from bertcli.files import open_new
-from bertcli.inference.embeddings import FeatureExtractor, write_features
+from bertcli.errors import DataError, UsageError, did_you_mean
+from bertcli.files import check_output, new_file
+from bertcli.inference.embeddings import FeatureExtractor, check_feature_output, write_features
 from bertcli.inference.fill_mask import MaskFiller, has_masked_lm_head
-from bertcli.inference.leaderboard import write_glue_files, write_squad_files
+from bertcli.inference.leaderboard import SQUAD_FILES, write_glue_files, write_squad_files
 from bertcli.inference.loaded_model import (
     CHUNK_SIZE,
     DEFAULT_DATA,
@@ -40,6 +40,9 @@ from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import HEADS, Task, load_class
 
 FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
+FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1")
+INPUT_PREFIX = "input_"  # of a kept column that is called like one of the prediction
 STDIN = PredictionInput()
 
 Prediction = dict[str, Any]
@@ -49,8 +52,9 @@ def predict(
     name: str,
     inputs: PredictionInput = STDIN,
     output: str = "-",
-    format_name: str = "jsonl",
+    format_name: str | None = None,
     *,
+    overwrite: bool = False,
     as_zip: bool = False,
     top_k: int = 5,
     labels: Sequence[str] | None = None,
@@ -64,7 +68,8 @@ def predict(
         name: run folder (with several seeds: its best seed is used), model folder or Hub name.
         inputs: ignored for `glue`, which predicts the task's test rows.
         output: a new file, or `-` for standard output; for `glue` and `squad` a folder.
-        format_name: output format, one of `FORMATS`.
+        format_name: output format, one of `FORMATS`; None: that of the suffix of `output`, else JSON Lines.
+        overwrite: replace existing files.
         as_zip: for `glue`, also write the files as one zip archive.
         top_k: tokens to predict per mask, for models with a masked-language-modeling head.
         labels: new names for the model's labels, in the order of their IDs; None: the saved names.
@@ -73,38 +78,79 @@ def predict(
         The number of predictions; for `glue`, of files.
 
     Raises:
-        UsageError: the format is unknown, an option does not fit the model, or the output file exists.
+        UsageError: the format is unknown or contradicts the suffix, an option does not fit the model, or the output
+            file exists.
         DataError: the input cannot be read.
         ModelError: the model cannot be loaded, or has no supported head.
     """
     console = console or Console()
-    _check_format(format_name, output)
+    format_name = _resolve_format(format_name, output)
+    _check_outputs(format_name, output, keep_columns=inputs.keep_columns, overwrite=overwrite)
     if format_name == "glue":
-        files = write_glue_files(name, Path(output), as_zip=as_zip, mirror=mirror, hardware=hardware, console=console)
+        files = write_glue_files(
+            name, Path(output), as_zip=as_zip, overwrite=overwrite, mirror=mirror, hardware=hardware, console=console
+        )
         return len(files)
     source = ModelSource(best_seed(name), mirror)
     if labels is None and has_masked_lm_head(source):
         _check_fill_mask_options(source.name, inputs, format_name)
         predictions = _fill_masks(MaskFiller(source, top_k, hardware), inputs)
-        return _write_output(output, predictions, format_name, console)
+        return _write_output(output, predictions, format_name, console, overwrite=overwrite)
     loaded = load_for_inference(source, hardware, labels)
     from_run = loaded.recipe is not None
     _check_split(source.name, inputs.split, from_run=from_run)
     task = with_input_columns(loaded.task, inputs, from_run=from_run)
     rows = load_inputs(task, inputs, loaded.head.default_columns, mirror, from_run=from_run)
     if format_name == "squad":
-        num_questions = write_squad_files(loaded, task, rows, Path(output), console)
+        num_questions = write_squad_files(loaded, task, rows, Path(output), console, overwrite=overwrite)
         console.say(f"wrote {num_questions} predictions to {output}")
         return num_questions
-    return _write_output(output, iter_predictions(loaded, task, rows, console), format_name, console)
+    predictions = iter_predictions(loaded, task, rows, console, keep_columns=inputs.keep_columns)
+    return _write_output(output, predictions, format_name, console, overwrite=overwrite)
 
 
-def _check_format(format_name: str, output: str) -> None:
+def _resolve_format(format_name: str | None, output: str) -> str:
+    """The output format: the given one, or that of the suffix of the output.
+
+    Raises:
+        UsageError: it is unknown, or contradicts the suffix.
+    """
+    suffix = Path(output).suffix.lower()
+    if format_name is None:
+        if suffix == ".parquet":
+            raise UsageError(f"found --output {output}, expected a name that ends in .jsonl, .csv or .tsv")
+        return FORMAT_OF_SUFFIX.get(suffix, "jsonl")
     if format_name not in FORMATS:
         hint = did_you_mean(format_name, FORMATS)
         raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{hint}")
-    if format_name in ("glue", "squad") and output == "-":
-        raise UsageError(f"--format {format_name} writes several files; set --output to a folder for them")
+    if format_name in ("glue", "squad"):
+        if output in STDOUT_NAMES:
+            raise UsageError(f"--format {format_name} writes several files; set --output to a folder for them")
+    elif suffix == ".parquet" or FORMAT_OF_SUFFIX.get(suffix, format_name) != format_name:
+        raise UsageError(f"found --format {format_name} for {output}; leave out --format, or choose another suffix")
+    return format_name
+
+
+def _check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrite: bool) -> None:
+    """Check that the output can be written, before the model is loaded.
+
+    Raises:
+        UsageError: it exists, or cannot be created.
+    """
+    if format_name not in ("glue", "squad"):
+        if output not in STDOUT_NAMES:
+            check_output(Path(output), overwrite=overwrite)
+        return
+    if keep_columns:
+        raise UsageError(
+            f"--keep-columns has no effect on --format {format_name}, whose columns are fixed; leave it out"
+        )
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{output} is a file, expected a folder for the files of --format {format_name}")
+    existing = [folder / f"{name}.json" for name in SQUAD_FILES] if format_name == "squad" and folder.is_dir() else []
+    for file in existing:
+        check_output(file, overwrite=overwrite)
 
 
 def _check_split(name: str, split: str | None, *, from_run: bool) -> None:
@@ -131,18 +177,41 @@ def _fill_masks(filler: MaskFiller, inputs: PredictionInput) -> Iterator[tuple[R
     column = (inputs.columns or DEFAULT_TEXT_COLUMNS)[0]
     if inputs.values is not None:
         return filler.fill(({column: values[0]} for values in inputs.values), column)
-    return filler.fill(read_inputs(inputs.path, inputs.resolved_format, [column]), column)
+    kept = None if inputs.keep_columns else ()
+    rows = read_inputs(inputs.path, inputs.resolved_format, [column], extra_columns=kept)
+    return ((_rename_clashes(row, prediction), prediction) for row, prediction in filler.fill(rows, column))
 
 
 def iter_predictions(
-    loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console
+    loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console, *, keep_columns: bool = False
 ) -> Iterator[tuple[Row, Prediction]]:
-    """Yield the echoed columns and the prediction of each input; memory does not grow with the number of inputs."""
+    """Yield the echoed columns and the prediction of each input; memory does not grow with the number of inputs.
+
+    Args:
+        keep_columns: echo all columns.
+    """
     echo_columns = {*loaded.head.echo_columns(task), task.id_column}
     for part_inputs, rows, encoded, logits in predict_inputs(loaded, task, inputs, console):
         predictions = loaded.head.to_json(task, rows, encoded, logits)
         for row, prediction in zip(part_inputs, predictions, strict=True):
-            yield {name: row[name] for name in row if name in echo_columns}, prediction
+            if keep_columns:
+                yield _rename_clashes(row, prediction), prediction
+            else:
+                yield {name: row[name] for name in row if name in echo_columns}, prediction
+
+
+def _rename_clashes(row: Row, prediction: Prediction) -> Row:
+    """The row, with `input_` before the names that the prediction has, too, such as a gold label's.
+
+    Raises:
+        DataError: such a name is taken as well.
+    """
+    taken = {*prediction, *_table_row({}, prediction)}
+    renamed = {f"{INPUT_PREFIX}{name}" if name in taken else name: value for name, value in row.items()}
+    if len(renamed) < len(row) or taken & renamed.keys():
+        clash = next(name for name in row if name in taken)
+        raise DataError(f"cannot keep the column {clash!r} as {INPUT_PREFIX + clash!r}, which exists, too; rename one")
+    return renamed
 
 
 def predict_features(
@@ -152,6 +221,7 @@ def predict_features(
     *,
     layers: list[int],
     pooling: str,
+    overwrite: bool = False,
     mirror: Path | None = None,
     hardware: HardwareSection | None = None,
     console: Console | None = None,
@@ -163,12 +233,15 @@ def predict_features(
         output: a new `.parquet` or `.npy` file.
         layers: 0 is the embedding layer, 1 the first layer, -1 the last.
         pooling: `mean`, `cls`, or `tokens` for one vector per token.
+        overwrite: replace an existing file.
 
     Raises:
         UsageError: an option does not fit the model or the output format, or the output file exists.
         DataError: the input cannot be read.
         ModelError: the model cannot be loaded.
     """
+    check_feature_output(Path(output), pooling)
+    check_output(Path(output), overwrite=overwrite)
     console, name = console or Console(), best_seed(name)
     recipe = finetuning_recipe(name)
     from_run = recipe is not None
@@ -179,7 +252,9 @@ def predict_features(
     hardware = recipe.hardware.with_overrides(hardware) if recipe else hardware
     extractor = FeatureExtractor(ModelSource(name, mirror), layers, data, hardware)
     with console.display("inputs") as display:
-        num_inputs = write_features(extractor, display.track(rows), task.columns, Path(output), pooling)
+        num_inputs = write_features(
+            extractor, display.track(rows), task.columns, Path(output), pooling, overwrite=overwrite
+        )
     console.say(f"wrote features of {num_inputs} inputs to {output}")
     return num_inputs
 
@@ -192,21 +267,31 @@ def _feature_task(recipe: Recipe | None) -> Task:
 
 
 def _write_output(
-    output: str, predictions: Iterable[tuple[Row, Prediction]], format_name: str, console: Console
+    output: str,
+    predictions: Iterable[tuple[Row, Prediction]],
+    format_name: str,
+    console: Console,
+    *,
+    overwrite: bool,
 ) -> int:
-    """Write the predictions to a new file or standard output and return their number."""
-    if output == "-" and sys.stdout.isatty():  # the predictions themselves show progress
+    """Write the predictions to a file or standard output and return their number."""
+    to_stdout = output in STDOUT_NAMES
+    if to_stdout and sys.stdout.isatty():  # the predictions themselves show progress
         console = Console(mute=True)
     num_predictions = 0  # if the reader closes the pipe early, the block below ends without a result
-    with _open_output(output) as file, console.display("predictions") as display:
+    with _open_output(output, overwrite=overwrite) as file, console.display("predictions") as display:
         num_predictions = write_predictions(display.track(predictions), file, format_name)
-    if output != "-":
+    if not to_stdout:
         console.say(f"wrote {num_predictions} predictions to {output}")
     return num_predictions
 
 
 def write_predictions(predictions: Iterable[tuple[Row, Prediction]], file: IO[str], format_name: str) -> int:
-    """Stream predictions to `file` as JSON Lines, or as a table with the columns of the first one."""
+    """Stream predictions to `file` as JSON Lines, or as a table with the columns of the first one.
+
+    Raises:
+        DataError: a later one has other columns.
+    """
     num_predictions = 0
     table: Any = None
     stream = iter(predictions)
@@ -224,7 +309,13 @@ def write_predictions(predictions: Iterable[tuple[Row, Prediction]], file: IO[st
         if table is None:
             file.write(escape_control(json.dumps(row | prediction, ensure_ascii=False)) + "\n")
         else:
-            table.writerow({key: _escape_cell(value) for key, value in _table_row(row, prediction).items()})
+            cells = _table_row(row, prediction)
+            if new := cells.keys() - set(table.fieldnames):
+                raise DataError(
+                    f"row {num_predictions} has the column {min(new):.80}, which the first row does not have; "
+                    "write JSON Lines (--format jsonl)"
+                )
+            table.writerow({key: _escape_cell(value) for key, value in cells.items()})
         if num_predictions % CHUNK_SIZE == 0:  # a reader of the pipe may wait for complete chunks
             file.flush()
     file.flush()
@@ -234,6 +325,9 @@ def write_predictions(predictions: Iterable[tuple[Row, Prediction]], file: IO[st
 def _table_row(row: Row, prediction: Prediction) -> dict[str, Any]:
     """Flatten a row and its prediction for a table: lists are joined, each probability gets its own column."""
     cells: dict[str, Any] = {}
+    row = {
+        key: json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value for key, value in row.items()
+    }
     for key, value in (row | prediction).items():
         if isinstance(value, dict):
             cells |= {f"probability_{label}": probability for label, probability in value.items()}
@@ -257,11 +351,11 @@ def _escape_cell(value: Any) -> Any:
 
 
 @contextmanager
-def _open_output(output: str) -> Iterator[IO[str]]:
-    """Open a new file, or standard output, where a closed pipe (`| head`) ends the command without an error."""
-    if output != "-":
-        with open_new(Path(output)) as file:
-            yield file
+def _open_output(output: str, *, overwrite: bool) -> Iterator[IO[str]]:
+    """Open a file, or standard output, where a closed pipe (`| head`) ends the command without an error."""
+    if output in STDOUT_NAMES:
+        with ignore_broken_pipe():
+            yield sys.stdout
         return
-    with ignore_broken_pipe():
-        yield sys.stdout
+    with new_file(Path(output), overwrite=overwrite) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
+        yield file

@@ -37,6 +37,7 @@ class PredictionInput:
         file_format: one of `FORMATS`; None: infer it from the suffix of `path`.
         split: split of the model's task to read instead of `path`.
         columns: names of the input columns; None: those of the task.
+        keep_columns: whether rows keep the columns that are not inputs.
     """
 
     values: Sequence[Sequence[str]] | None = None
@@ -44,6 +45,7 @@ class PredictionInput:
     file_format: str | None = None
     split: str | None = None
     columns: Sequence[str] | None = None
+    keep_columns: bool = False
 
     @property
     def resolved_format(self) -> str:
@@ -63,7 +65,7 @@ def read_inputs(
     *,
     default_columns: Sequence[str] = DEFAULT_TEXT_COLUMNS,
     list_columns: Sequence[str] = (),
-    extra_columns: Sequence[str] = (),
+    extra_columns: Sequence[str] | None = (),
 ) -> Iterator[Row]:
     """Yield the rows of `path` (`-` is standard input) one at a time, with their inputs under `columns`.
 
@@ -74,7 +76,7 @@ def read_inputs(
         default_columns: names to read instead, in the same order, if a row has no column named as the first of
             `columns`.
         list_columns: those of the columns whose values may be lists of texts (words, choices).
-        extra_columns: further columns to keep where they exist, such as an ID.
+        extra_columns: further columns to keep where they exist, such as an ID; None: all.
 
     Raises:
         DataError: the file is missing or not UTF-8, or a row lacks a value.
@@ -85,18 +87,22 @@ def read_inputs(
             f"found input format {input_format!r}, expected one of {', '.join(FORMATS)}"
             f"{did_you_mean(input_format, FORMATS)}"
         )
-    for location, row in _read_rows(path, input_format, columns, {*columns, *default_columns, *extra_columns}):
+    needed = None if extra_columns is None else {*columns, *default_columns, *extra_columns}
+    for location, row in _read_rows(path, input_format, columns, needed):
         use_defaults = columns[0] not in row and len(default_columns) >= len(columns)
         names = default_columns[: len(columns)] if use_defaults else columns
         inputs = {
             column: _input_value(row, name, column, location, may_be_list=column in list_columns)
             for name, column in zip(names, columns, strict=True)
         }
-        yield {name: _json_value(row[name]) for name in extra_columns if name in row} | inputs
+        kept = row if extra_columns is None else extra_columns
+        yield {name: _json_value(row[name]) for name in kept if name in row} | inputs
 
 
-def _read_rows(path: str, input_format: str, columns: Sequence[str], needed: set[str]) -> Iterator[tuple[str, Row]]:
-    """Yield each row with its location; columns that are not `needed` may be missing."""
+def _read_rows(
+    path: str, input_format: str, columns: Sequence[str], needed: set[str] | None
+) -> Iterator[tuple[str, Row]]:
+    """Yield each row with its location; columns that are not `needed` (None: all are) may be missing."""
     if input_format == "parquet":
         yield from _read_parquet(path, needed)
         return
@@ -141,7 +147,7 @@ def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[tu
         yield f"{path}:{number}", dict(zip(columns, values, strict=True))
 
 
-def _read_parquet(path: str, needed: set[str]) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: str, needed: set[str] | None) -> Iterator[tuple[str, Row]]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -152,9 +158,9 @@ def _read_parquet(path: str, needed: set[str]) -> Iterator[tuple[str, Row]]:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
             check_column_names(names, path)
-            columns = [name for name in names if name in needed]
+            columns = [name for name in names if needed is None or name in needed]
             if not columns:
-                raise DataError(f"{path}: found columns {names}, expected one of {sorted(needed)}")
+                raise DataError(f"{path}: found columns {names}, expected one of {sorted(needed or ())}")
             for batch in file.iter_batches(PARQUET_BATCH_SIZE, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
@@ -218,7 +224,7 @@ def _input_value(row: Row, name: str, column: str, location: str, *, may_be_list
 def load_inputs(
     task: Task, inputs: PredictionInput, default_columns: Sequence[str], mirror: Path | None, *, from_run: bool
 ) -> Iterator[Row]:
-    """Load inputs as rows of the task's columns; a split's rows come without labels.
+    """Load inputs as rows of the task's columns; a split's rows come without labels unless `inputs` keeps all columns.
 
     Args:
         task: from `with_input_columns`.
@@ -230,18 +236,19 @@ def load_inputs(
         return (_row_from_values(task, values) for values in inputs.values)
     if inputs.split is not None:
         rows = load_split(task, inputs.split, mirror)
+        if inputs.keep_columns:
+            return ({name: _json_value(value) for name, value in row.items()} for row in rows)
         return iter(rows.select_columns([*task.columns, *({task.id_column} & set(rows.column_names))]))
     if not from_run and inputs.columns is None and task.columns == DEFAULT_TEXT_COLUMNS[:1]:
-        return _reject_pairs(
-            read_inputs(inputs.path, inputs.resolved_format, task.columns, extra_columns=DEFAULT_TEXT_COLUMNS[1:])
-        )
+        kept = None if inputs.keep_columns else DEFAULT_TEXT_COLUMNS[1:]
+        return _reject_pairs(read_inputs(inputs.path, inputs.resolved_format, task.columns, extra_columns=kept))
     return read_inputs(
         inputs.path,
         inputs.resolved_format,
         task.columns,
         default_columns=default_columns,
         list_columns=task.list_columns,
-        extra_columns=(task.id_column,) if task.id_column else (),
+        extra_columns=None if inputs.keep_columns else (task.id_column,) if task.id_column else (),
     )
 
 

@@ -49,11 +49,11 @@ def run_each(
         except (Interrupted, KeyboardInterrupt):
             raise
         except Exception as error:  # one failed run does not stop the others
+            if processes.num_processes > 1:
+                raise
             kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "
             failed[name] = f"{kind}{error}"
             console.warn(f"{name} failed: {failed[name]}")
-            if processes.num_processes > 1:
-                raise
     return finished, failed
 
 

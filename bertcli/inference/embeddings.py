@@ -18,7 +18,7 @@ from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.data.formats import Row, join_words
 from bertcli.data.prediction_inputs import batched
 from bertcli.errors import UsageError, did_you_mean
-from bertcli.files import open_new
+from bertcli.files import new_file
 from bertcli.inference.forward import compute_logits
 from bertcli.models.from_pretrained import ModelSource, check_vocabulary, max_input_length
 from bertcli.recipe.schema import DataSection, HardwareSection
@@ -88,16 +88,11 @@ def pool(hidden_states: np.ndarray, encoded: Encoded, pooling: str) -> np.ndarra
     return sums / encoded.lengths[:, None, None].astype(np.float32)
 
 
-def write_features(
-    extractor: FeatureExtractor, rows: Iterable[Row], columns: tuple[str, ...], output: Path, pooling: str
-) -> int:
-    """Write the features of each row's text (or pair) and return the number of rows; rows are streamed.
-
-    Parquet files have the texts and a column `layer_<n>` per layer; `.npy` files an array [N, H], or [N, L, H] for
-    several layers.
+def check_feature_output(output: Path, pooling: str) -> None:
+    """Check that features with this pooling can be written to a file of this name.
 
     Raises:
-        UsageError: unknown pooling or suffix, token features in `.npy`, or the file exists.
+        UsageError: unknown pooling or suffix, or token features in `.npy`.
     """
     if pooling not in POOLINGS:
         raise UsageError(
@@ -105,11 +100,32 @@ def write_features(
         )
     if output.suffix not in SUFFIXES:
         raise UsageError(f"found --output {output}, expected a file name that ends in {' or '.join(SUFFIXES)}")
-    if output.suffix == ".npy":
-        if pooling == "tokens":
-            raise UsageError("texts differ in their number of tokens, which .npy cannot store; use a .parquet file")
-        return _write_npy(_pooled_chunks(extractor, rows, columns, pooling), output, extractor.layers)
-    return _write_parquet(_feature_tables(extractor, rows, columns, pooling), output)
+    if output.suffix == ".npy" and pooling == "tokens":
+        raise UsageError("texts differ in their number of tokens, which .npy cannot store; use a .parquet file")
+
+
+def write_features(
+    extractor: FeatureExtractor,
+    rows: Iterable[Row],
+    columns: tuple[str, ...],
+    output: Path,
+    pooling: str,
+    *,
+    overwrite: bool = False,
+) -> int:
+    """Write the features of each row's text (or pair) and return the number of rows; rows are streamed.
+
+    Parquet files have the texts and a column `layer_<n>` per layer; `.npy` files an array [N, H], or [N, L, H] for
+    several layers.
+
+    Raises:
+        UsageError: as `check_feature_output`, or the file exists (allowed with `overwrite`).
+    """
+    check_feature_output(output, pooling)
+    with new_file(output, overwrite=overwrite) as tmp:
+        if output.suffix == ".npy":
+            return _write_npy(_pooled_chunks(extractor, rows, columns, pooling), tmp, extractor.layers)
+        return _write_parquet(_feature_tables(extractor, rows, columns, pooling), tmp)
 
 
 def _encoded_chunks(
@@ -131,7 +147,6 @@ def _pooled_chunks(
 
 def _write_npy(chunks: Iterator[np.ndarray], output: Path, layers: list[int]) -> int:
     """Write an array of unknown length: first its values to a temporary file, then the header, then a copy of them."""
-    open_new(output).close()
     num_rows, hidden_size = 0, 0
     with tempfile.TemporaryFile(dir=output.parent) as body, output.open("wb") as file:
         for chunk in chunks:
@@ -168,7 +183,6 @@ def _feature_tables(
 def _write_parquet(tables: Iterator[pyarrow.Table], output: Path) -> int:
     import pyarrow.parquet
 
-    open_new(output).close()
     num_rows = 0
     writer = None
     for table in tables:

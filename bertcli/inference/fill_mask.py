@@ -71,7 +71,7 @@ class MaskFiller:
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True).eval()
 
     def fill(self, inputs: Iterable[Row], column: str) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """Yield each input text with the most probable tokens for each of its masks (`masks`).
+        """Yield each input row with the most probable tokens for each mask of the text in `column` (`masks`).
 
         Raises:
             DataError: a text has no mask, or a mask beyond the maximum length.
@@ -82,7 +82,7 @@ class MaskFiller:
             for index, (row, text) in enumerate(zip(chunk, texts, strict=True)):
                 masks = predictions.get(index, [])
                 self._check_masks(chunk_index * CHUNK_SIZE + index + 1, text, len(masks))
-                yield {column: row[column]}, {"masks": masks}
+                yield row, {"masks": masks}
 
     def _fill_texts(self, texts: list[str]) -> dict[int, list[TokenPredictions]]:
         """Return the predictions for each mask of a text by the text's index; texts without masks are left out."""

@@ -15,7 +15,7 @@ from bertcli.console import Console
 from bertcli.data.formats import Row
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, UsageError
-from bertcli.files import open_new
+from bertcli.files import new_file
 from bertcli.heads.question_answering import QuestionAnswering
 from bertcli.heads.span_decoding import SpanPrediction
 from bertcli.inference.loaded_model import LoadedModel, load_for_inference, multitask_models, predict_inputs
@@ -26,15 +26,24 @@ from bertcli.tasks import TASKS, get_task
 from bertcli.tasks.task import Task
 
 STSB_SCORE_RANGE = (0.0, 5.0)
+SQUAD_FILES = ("predictions", "nbest_predictions")
 
 
 def write_glue_files(
-    name: str, output: Path, *, as_zip: bool, mirror: Path | None, hardware: HardwareSection | None, console: Console
+    name: str,
+    output: Path,
+    *,
+    as_zip: bool,
+    overwrite: bool,
+    mirror: Path | None,
+    hardware: HardwareSection | None,
+    console: Console,
 ) -> list[Path]:
     """Write the submission files of a GLUE run, or of each run in a suite's folder, to the folder `output`.
 
     Args:
         as_zip: also write all files to the archive `<output>/submission.zip`.
+        overwrite: replace existing files.
 
     Returns:
         The written files.
@@ -56,17 +65,18 @@ def write_glue_files(
                 path = output / f"{file}.tsv"
                 if path in written:
                     raise UsageError(f"found several runs of {task.name} in {name}; specify one of them")
-                _write_glue_file(loaded, task, split, path, mirror, console)
+                with new_file(path, overwrite=overwrite) as tmp:
+                    _write_glue_file(loaded, task, split, path.name, tmp, mirror, console)
                 console.say(f"{model} → {path}")
                 written.append(path)
     if not written:
         raise UsageError(f"found no run of a GLUE task in {name}")
     if as_zip:
-        written.append(_write_zip(written, output, console))
+        written.append(_write_zip(written, output, console, overwrite=overwrite))
     return written
 
 
-def _write_zip(files: list[Path], output: Path, console: Console) -> Path:
+def _write_zip(files: list[Path], output: Path, console: Console, *, overwrite: bool) -> Path:
     """Write the archive, and warn if it lacks files that the leaderboard requires."""
     submissions = [task.submission for task in TASKS.values() if task.submission is not None]
     required = [f"{file}.tsv" for submission in submissions for file in submission.files.values()]
@@ -74,14 +84,15 @@ def _write_zip(files: list[Path], output: Path, console: Console) -> Path:
     if missing:
         console.warn(f"the leaderboard also requires: {', '.join(missing)}")
     path = output / "submission.zip"
-    open_new(path).close()
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with new_file(path, overwrite=overwrite) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
             archive.write(file, file.name)
     return path
 
 
-def write_squad_files(loaded: LoadedModel, task: Task, rows: Iterator[Row], output: Path, console: Console) -> int:
+def write_squad_files(
+    loaded: LoadedModel, task: Task, rows: Iterator[Row], output: Path, console: Console, *, overwrite: bool
+) -> int:
     """Write `predictions.json` and `nbest_predictions.json`, and for unanswerable questions `null_odds.json`.
 
     Returns:
@@ -94,11 +105,12 @@ def write_squad_files(loaded: LoadedModel, task: Task, rows: Iterator[Row], outp
     if not isinstance(head, QuestionAnswering):
         raise UsageError(f"{loaded.name} predicts {head.answer_kind}; --format squad requires question_answering")
     output.mkdir(parents=True, exist_ok=True)
-    names = ["predictions", "nbest_predictions", *(["null_odds"] if task.unanswerable else [])]
+    names = [*SQUAD_FILES, *(["null_odds"] if task.unanswerable else [])]
     num_questions = 0
     with ExitStack() as stack:
         display = stack.enter_context(console.display("predictions"))
-        files = {name: stack.enter_context(_JsonObjectWriter(output / f"{name}.json")) for name in names}
+        paths = {name: stack.enter_context(new_file(output / f"{name}.json", overwrite=overwrite)) for name in names}
+        files = {name: stack.enter_context(_JsonObjectWriter(path)) for name, path in paths.items()}
         for row, answer in display.track(_span_predictions(loaded, head, task, rows, console)):
             key = str(row.get(task.id_column or "", num_questions))
             files["predictions"].write(key, answer.text)
@@ -117,7 +129,7 @@ class _JsonObjectWriter:
         self._file: IO[str]
 
     def __enter__(self) -> _JsonObjectWriter:
-        self._file = open_new(self._path)
+        self._file = self._path.open("w", encoding="utf-8", newline="")
         self._file.write("{")
         return self
 
@@ -128,7 +140,7 @@ class _JsonObjectWriter:
         self._is_empty = False
 
     def __exit__(self, exception_type: object, *_: object) -> None:
-        if exception_type is None:  # otherwise the missing brace shows that the file is incomplete
+        if exception_type is None:
             self._file.write("\n}\n")
         self._file.close()
 
@@ -167,19 +179,20 @@ def _is_run(name: str) -> bool:
 
 
 def _write_glue_file(
-    loaded: LoadedModel, task: Task, split: str, path: Path, mirror: Path | None, console: Console
+    loaded: LoadedModel, task: Task, split: str, name: str, path: Path, mirror: Path | None, console: Console
 ) -> None:
+    """Write the predictions for a split to `path`, which will be called `name`."""
     try:
         rows = load_split(task, split, mirror).select_columns(list(task.columns))
     except BertcliError as error:
-        raise DataError(f"{path.name} needs the test rows of {task.name}: {error}") from error
+        raise DataError(f"{name} needs the test rows of {task.name}: {error}") from error
     parts = predict_inputs(loaded, task, iter(rows), console)
     predictions = (
         prediction
         for _, part_rows, encoded, logits in parts
         for prediction in loaded.head.to_predictions(task, part_rows, encoded, logits)
     )
-    with open_new(path) as file, console.display(path.name, len(rows)) as display:
+    with path.open("w", encoding="utf-8", newline="") as file, console.display(name, len(rows)) as display:
         file.write("index\tprediction\n")
         for index, prediction in enumerate(display.track(predictions)):
             file.write(f"{index}\t{_glue_value(loaded, task, prediction)}\n")

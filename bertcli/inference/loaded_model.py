@@ -140,9 +140,10 @@ def predict_inputs(
     import pyarrow
     from datasets import Dataset
 
+    columns = {*task.columns, task.id_column}
     for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
         try:
-            chunk_rows = Dataset.from_list(chunk)
+            chunk_rows = Dataset.from_list([{name: row[name] for name in row if name in columns} for row in chunk])
         except pyarrow.ArrowException as error:
             raise DataError(f"a column of the inputs has both texts and lists of texts ({error})") from error
         encoded = loaded.head.encode(task, chunk_rows, loaded.tokenizer, loaded.data)

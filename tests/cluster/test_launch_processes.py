@@ -206,8 +206,7 @@ def test_grid_point_that_fails_only_in_the_first_process_stops_both(small: str) 
     occupied.write_text("years of work")
     process = call(2, "finetune", small, "training.learning_rate=[1e-3, 2e-3]", "--run", "grid")
     assert process.returncode == 2
-    assert "learning_rate=0.001 failed" in process.stderr
-    assert "error: grid/learning_rate=0.001 is not empty and is not a run" in process.stderr
+    assert process.stderr.count("grid/learning_rate=0.001 is not empty and is not a run") == 1
     assert [path.name for path in Path("grid").rglob("*")] == ["learning_rate=0.001", "thesis.tex"]
 
 

@@ -1,0 +1,224 @@
+"""Where `predict` writes: the format, existing files, pipes, and the input's columns beside the predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from typer.testing import CliRunner, Result
+
+from bertcli.cli.main import app
+from bertcli.commands import predict as module
+from bertcli.commands.predict import predict, predict_features
+from bertcli.data.prediction_inputs import PredictionInput
+from bertcli.errors import DataError, UsageError
+from bertcli.finetuning.run import finetune
+from bertcli.recipe.load import load_recipe
+from bertcli.runs.folder import RunOptions
+
+from ..conftest import QUIET
+
+TEXTS = PredictionInput([("a fine film",), ("a dull film",)])
+
+
+@pytest.fixture(scope="module")
+def run(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of `sample/sentiment`."""
+    folder = tmp_path_factory.mktemp("sentiment") / "run"
+    overrides = [f"model.name={encoder}", "training.max_steps=2", "data.max_train_examples=32", "data.max_length=32"]
+    finetune(load_recipe("sample/sentiment", overrides), folder, RunOptions(console=QUIET))
+    return str(folder)
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model fails the test."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        pytest.fail("the model was loaded before the output was checked")
+
+    for name in ("ModelSource", "best_seed", "load_for_inference", "write_glue_files"):
+        monkeypatch.setattr(module, name, fail)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["predict", "run", *arguments])
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--output", "old.jsonl"),
+            "old.jsonl already exists; choose another --output, or replace it with --overwrite",
+        ),
+        (("--output", "folder"), "folder is a folder, expected the name of a file"),
+        (("--output", "folder", "--overwrite"), "folder is a folder, expected the name of a file"),
+        (("--output", "none/a.csv"), "found no folder none; create it, or choose another --output"),
+        (("--output", "a.csv", "--format", "jsonl"), "found --format jsonl for a.csv; leave out --format"),
+        (("--output", "a.JSONL", "--format", "tsv"), "found --format tsv for a.JSONL; leave out --format"),
+        (("--output", "a.parquet"), "expected a name that ends in .jsonl, .csv or .tsv"),
+        (("--output", "a.parquet", "--format", "csv"), "found --format csv for a.parquet"),
+        (("--output", "a", "--format", "json"), "Did you mean jsonl?"),
+        (("--output", "old.jsonl", "--format", "squad"), "old.jsonl is a file, expected a folder for the files of"),
+        (("--output", "folder", "--format", "squad"), "folder/predictions.json already exists"),
+        (("--output", "/dev/stdout", "--format", "squad"), "set --output to a folder"),
+        (("--output", "new", "--format", "squad", "--keep-columns"), "--keep-columns keeps the columns of --input"),
+        (("--features", "--output", "old.npy"), "old.npy already exists"),
+        (("--features", "--output", "a.csv"), "expected a file name that ends in .parquet or .npy"),
+        (("--features", "--output", "a.npy", "--pooling", "tokens"), "use a .parquet file"),
+        (("--features", "--output", "a.npy", "--format", "csv"), "leave out --format"),
+    ],
+)
+def test_output_is_checked_before_the_model_is_loaded(arguments: tuple[str, ...], message: str) -> None:
+    Path("folder").mkdir()
+    for name in ("old.jsonl", "old.npy", "folder/predictions.json"):
+        Path(name).write_text("kept")
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    result = call("--text", "a film", *arguments, "--quiet")
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("a.csv", "text,label,"),
+        ("a.TSV", "text\tlabel\t"),
+        ("a.jsonl", '{"text": '),
+        ("a.json", '{"text": '),
+        ("a", '{"text": '),
+    ],
+)
+def test_output_format_is_that_of_the_suffix(run: str, name: str, start: str) -> None:
+    assert predict(run, TEXTS, name, console=QUIET) == 2
+    assert Path(name).read_text().startswith(start)
+
+
+def test_overwrite_replaces_the_file_that_a_link_leads_to(run: str) -> None:
+    Path("target.csv").write_text("old")
+    Path("link.csv").symlink_to("target.csv")
+    predict(run, TEXTS, "link.csv", overwrite=True, console=QUIET)
+    assert Path("link.csv").is_symlink()
+    assert Path("target.csv").read_text().startswith("text,label")
+    predict_features(run, TEXTS, "a.npy", layers=[-1], pooling="mean", console=QUIET)
+    before = Path("a.npy").read_bytes()
+    predict_features(run, TEXTS, "a.npy", layers=[-1], pooling="mean", overwrite=True, console=QUIET)
+    assert Path("a.npy").read_bytes() == before
+    assert {path.name for path in Path().iterdir()} == {"link.csv", "target.csv", "a.npy"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_predict_that_fails_leaves_nothing_and_an_existing_file_as_it_was(run: str, overwrite: bool) -> None:
+    Path("in.jsonl").write_text('{"text": "one"}\n' * 2000 + '{"text": 3}\n')
+    if overwrite:
+        Path("out.jsonl").write_text("kept")
+    with pytest.raises(DataError, match="found 3 in column"):
+        predict(run, PredictionInput(path="in.jsonl"), "out.jsonl", overwrite=overwrite, console=QUIET)
+    assert {path.name for path in Path().iterdir()} == {"in.jsonl"} | ({"out.jsonl"} if overwrite else set())
+    assert not overwrite or Path("out.jsonl").read_text() == "kept"
+
+
+def test_output_may_be_standard_output_a_named_pipe_or_a_device(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    predict(run, TEXTS, "/dev/stdout", console=QUIET)
+    expected = capsys.readouterr().out
+    assert len(expected.splitlines()) == 2
+    os.mkfifo("pipe.jsonl")
+    received: list[str] = []
+    reader = Thread(target=lambda: received.append(Path("pipe.jsonl").read_text()))
+    reader.start()
+    predict(run, TEXTS, "pipe.jsonl", console=QUIET)
+    reader.join()
+    assert received == [expected]
+    assert predict(run, TEXTS, "/dev/null", console=QUIET) == 2
+
+
+ROWS: list[dict[str, Any]] = [
+    {"id": 7, "text": "a fine film", "label": "gold", "note": "=1"},
+    {"id": 8, "text": "a dull film", "label": "gold", "note": ""},
+]
+
+
+def write_csv_file(path: str) -> None:
+    with Path(path).open("w", newline="") as file:
+        table = csv.DictWriter(file, list(ROWS[0]), dialect="excel-tab" if path.endswith("tsv") else "excel")
+        table.writeheader()
+        table.writerows(ROWS)
+
+
+WRITERS: dict[str, Callable[[str], object]] = {
+    "in.csv": write_csv_file,
+    "in.tsv": write_csv_file,
+    "in.jsonl": lambda path: Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in ROWS)),
+    "in.json": lambda path: Path(path).write_text(json.dumps(ROWS)),
+    "in.parquet": lambda path: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_kept_columns_stand_beside_the_predictions(run: str, name: str) -> None:
+    WRITERS[name](name)
+    inputs = PredictionInput(path=name, keep_columns=True)
+    predict(run, inputs, "out.jsonl", console=QUIET)
+    predict(run, inputs, "out.csv", console=QUIET)
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    with Path("out.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, line, cells in zip(ROWS, lines, table, strict=True):
+        assert list(line) == ["id", "text", "input_label", "note", "label", "probabilities"]
+        assert (str(line["id"]), line["text"], line["input_label"]) == (str(row["id"]), row["text"], "gold")
+        assert line["label"] == cells["label"] in ("negative", "positive")
+        assert (cells["input_label"], cells["id"]) == ("gold", str(row["id"]))
+
+
+def test_kept_columns_of_any_type_do_not_reach_the_model(run: str) -> None:
+    rows = [{"text": "one", "x": [1], "y": {"a": 1}}, {"text": "two", "x": "b", "y": None}]
+    Path("in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    predict(run, PredictionInput(path="in.jsonl", keep_columns=True), "out.jsonl", console=QUIET)
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [(line["x"], line["y"]) for line in lines] == [([1], {"a": 1}), ("b", None)]
+    predict(run, PredictionInput(path="in.jsonl", keep_columns=True), "out.csv", console=QUIET)
+    with Path("out.csv").open(newline="") as file:
+        assert [row["y"] for row in csv.DictReader(file)] == ['{"a": 1}', ""]
+
+
+def test_kept_columns_of_a_split_include_its_labels(run: str) -> None:
+    predict(run, PredictionInput(split="validation", keep_columns=True), "out.jsonl", console=QUIET)
+    line = json.loads(Path("out.jsonl").read_text().splitlines()[0])
+    assert {"text", "input_label", "label", "probabilities"} <= line.keys()
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([{"text": "a", "label": 1, "input_label": 2}], DataError, "cannot keep the column 'label' as 'input_label'"),
+        (
+            [{"text": "a"}, {"text": "b", "more": 1}],
+            DataError,
+            "row 2 has the column more, which the first row does not",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_named(
+    run: str, rows: list[dict[str, Any]], error: type[Exception], message: str
+) -> None:
+    Path("in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(error, match=message):
+        predict(run, PredictionInput(path="in.jsonl", keep_columns=True), "out.csv", console=QUIET)
+    assert not Path("out.csv").exists()
+
+
+def test_keep_columns_needs_a_format_with_free_columns() -> None:
+    for format_name in ("glue", "squad"):
+        with pytest.raises(UsageError, match=f"--keep-columns has no effect on --format {format_name}"):
+            predict("run", PredictionInput(path="in.csv", keep_columns=True), "out", format_name, console=QUIET)
