@@ -29,9 +29,7 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
     if jobs > 1 and is_multitask:
         raise UsageError("--jobs trains several runs in parallel, but multitask training is one run; use --processes")
     if isinstance(recipe, Recipe):
-        check_recipe(
-            recipe, recipe_task(recipe)
-        )  # `set_up` does, too, but seconds later, after the libraries are loaded
+        check_recipe(recipe, recipe_task(recipe))  # `set_up` does, too, but seconds later: it loads the libraries
     with options.console.waiting(LOADING):
         from bertcli.experiments.collection import claim_collection
         from bertcli.experiments.grid import finetune_grid
