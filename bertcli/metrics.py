@@ -7,6 +7,7 @@ Shapes: N predictions, C classes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import re
@@ -142,46 +143,52 @@ def score_squad(predictions: Sequence[dict[str, Any]], references: Sequence[Sequ
     """SQuAD 1.1 `exact_match` and `f1` in percent: the maximum over each question's gold answers."""
     texts = [answer["text"] for answer in predictions]
     golds = [list(answers) or [""] for answers in references]
-    return {
-        "exact_match": float(100 * _max_over_golds(exact_match, texts, golds).mean()),
-        "f1": float(100 * _max_over_golds(token_f1, texts, golds).mean()),
+    values = {
+        name: _max_over_golds(rule, texts, golds) for name, rule in (("exact_match", exact_match), ("f1", token_f1))
     }
+    # The script adds with `+=`; `sum` and NumPy's `mean` may differ in the last digits.
+    return {name: 100.0 * functools.reduce(operator.add, scores, 0) / len(scores) for name, scores in values.items()}
 
 
 def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD 2.0 scores in percent, under the names of the official script.
+    """SQuAD 2.0 scores in percent, under the names of the official script and equal to its in every digit.
 
     `exact` and `f1` score the answers as predicted. `best_exact` and `best_f1` are the scores at the best no-answer
     threshold for these questions, `…_thresh`. Those thresholds are tuned on the gold answers: use them to choose one
     for the recipe, do not report the scores.
     """
-    # A gold answer that is empty after normalization does not count as an answer.
+    # Gold answers that are empty after normalization are not compared with, but their questions count as answerable.
     golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
-    has_answer = np.array([answers != [""] for answers in golds])
+    has_answer = [bool(answers) for answers in references]
     texts = [answer["text"] for answer in predictions]
     rules = {"exact": exact_match, "f1": token_f1_v2}
-    values = {name: 100 * _max_over_golds(rule, texts, golds) for name, rule in rules.items()}
-    scores = {name: float(value.mean()) for name, value in values.items()}
-    for group, mask in (("HasAns", has_answer), ("NoAns", ~has_answer)):
-        if mask.any():
-            scores |= {f"{group}_{name}": float(value[mask].mean()) for name, value in values.items()}
+    values = {name: _max_over_golds(rule, texts, golds) for name, rule in rules.items()}
+    scores = {name: _percent(value) for name, value in values.items()}
+    for group, is_member in (("HasAns", True), ("NoAns", False)):
+        if is_member in has_answer:
+            for name, value in values.items():
+                members = [
+                    score for score, answerable in zip(value, has_answer, strict=True) if answerable == is_member
+                ]
+                scores[f"{group}_{name}"] = _percent(members)
     spans = [answer["best_text"] for answer in predictions]
     null_odds = np.array([answer["null_odds"] for answer in predictions])
     for name, rule in rules.items():
-        value, threshold = best_no_answer_threshold(_max_over_golds(rule, spans, golds), spans, null_odds, has_answer)
+        span_scores = _max_over_golds(rule, spans, golds)
+        value, threshold = best_no_answer_threshold(span_scores, spans, null_odds, np.array(has_answer))
         scores |= {f"best_{name}": value, f"best_{name}_thresh": threshold}
     return scores
 
 
 def best_no_answer_threshold(
-    scores: np.ndarray, answers: Sequence[str], null_odds: np.ndarray, has_answer: np.ndarray
+    scores: Sequence[float], answers: Sequence[str], null_odds: np.ndarray, has_answer: np.ndarray
 ) -> tuple[float, float]:
     """The best score, in percent, over all no-answer thresholds, and that threshold.
 
     Null odds above the threshold mean "no answer".
 
     Args:
-        scores: [N], the score of each best span.
+        scores: N scores, one for each best span.
         answers: N best spans.
         null_odds: [N], log odds of "no answer".
         has_answer: [N], whether the question has an answer.
@@ -189,15 +196,20 @@ def best_no_answer_threshold(
     order = np.argsort(null_odds, kind="stable")
     # Answering an unanswerable question loses the point that "no answer" would have scored.
     gains = np.where(has_answer, scores, [-1.0 if answer else 0.0 for answer in answers])[order]
-    totals = (~has_answer).sum() + np.concatenate(([0.0], np.cumsum(gains)))
+    totals = np.cumsum([(~has_answer).sum(), *gains])
     best = int(totals.argmax())
-    return float(100 * totals[best] / len(scores)), float(null_odds[order[best - 1]]) if best else 0.0
+    return float(100.0 * totals[best] / len(scores)), float(null_odds[order[best - 1]]) if best else 0.0
 
 
 def _max_over_golds(
     rule: Callable[[str, str], float], texts: Sequence[str], golds: Sequence[Sequence[str]]
-) -> np.ndarray:
-    return np.array([max(rule(text, gold) for gold in answers) for text, answers in zip(texts, golds, strict=True)])
+) -> list[float]:
+    return [max(rule(text, gold) for gold in answers) for text, answers in zip(texts, golds, strict=True)]
+
+
+def _percent(scores: Sequence[float]) -> float:
+    """The mean in percent, in the arithmetic of the SQuAD 2.0 script: other orders differ in the last digits."""
+    return 100.0 * sum(scores) / len(scores)
 
 
 METRICS: dict[str, tuple[ScoreFunction, str]] = {  # name → function, answer kinds it applies to

@@ -81,6 +81,56 @@ def test_squad_f1_computed_by_hand() -> None:
     assert scores == {"exact_match": 0.0, "f1": pytest.approx(400 / 7)}
 
 
+def script_v1(answers: list[dict[str, Any]], golds: list[list[str]]) -> dict[str, float]:
+    """The arithmetic of `evaluate-v1.1.py`."""
+    exact = f1 = 0
+    for answer, texts in zip(answers, golds, strict=True):
+        exact += scores_of(answer["text"], texts, 1)[0]
+        f1 += scores_of(answer["text"], texts, 1)[1]
+    return {"exact_match": 100.0 * exact / len(golds), "f1": 100.0 * f1 / len(golds)}
+
+
+def script_v2(answers: list[dict[str, Any]], golds: list[list[str]]) -> dict[str, float]:
+    """The arithmetic of `evaluate-v2.0.py`, with `best_text` and `null_odds` for its search of thresholds."""
+    result = {}
+    for index, name in enumerate(("exact", "f1")):
+        raw = [scores_of(answer["text"], texts, 2)[index] for answer, texts in zip(answers, golds, strict=True)]
+        result[name] = 100.0 * sum(raw) / len(raw)
+        for group, members in (("HasAns", True), ("NoAns", False)):
+            part = [score for score, texts in zip(raw, golds, strict=True) if bool(texts) == members]
+            result[f"{group}_{name}"] = 100.0 * sum(part) / len(part)
+        best = current = sum(1 for texts in golds if not texts)
+        threshold = 0.0
+        for row in sorted(range(len(golds)), key=lambda row: answers[row]["null_odds"]):
+            if golds[row]:
+                current += scores_of(answers[row]["best_text"], golds[row], 2)[index]
+            elif answers[row]["best_text"]:
+                current += -1
+            if current > best:
+                best, threshold = current, answers[row]["null_odds"]
+        result |= {f"best_{name}": 100.0 * best / len(golds), f"best_{name}_thresh": threshold}
+    return result
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_squad_scores_equal_those_of_the_official_scripts_to_the_last_digit(seed: int) -> None:
+    rng = random.Random(seed)
+
+    def text(max_words: int) -> str:
+        return " ".join(rng.choices(["one", "two", "three", "the", "!", "four", "five"], k=rng.randint(1, max_words)))
+
+    golds = [[text(7) for _ in range(rng.choice([0, 1, 1, 3]))] for _ in range(997)]
+    answers = [prediction(rng.choice(["", text(9)]), text(9), rng.uniform(-9, 9)) for _ in golds]
+    assert score_squad_v2(answers, golds) == script_v2(answers, golds)
+    golds = [texts or ["one"] for texts in golds]
+    assert score_squad(answers, golds) == script_v1(answers, golds)
+
+
+def test_squad_v2_question_whose_gold_answer_is_only_an_article_has_an_answer() -> None:
+    scores = score_squad_v2([prediction(""), prediction("a dog")], [["the"], []])
+    assert (scores["HasAns_exact"], scores["NoAns_exact"]) == (100.0, 0.0)
+
+
 def test_squad_v2_thresholds_match_an_exhaustive_search() -> None:
     rng = random.Random(0)
     golds = [rng.choice([[], ["one two"], ["three", "the three four"]]) for _ in range(60)]
