@@ -175,8 +175,8 @@ def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[S
     null_odds = np.array([answer["null_odds"] for answer in predictions])
     for name, rule in rules.items():
         span_scores = _max_over_golds(rule, spans, golds)
-        value, threshold = best_no_answer_threshold(span_scores, spans, null_odds, np.array(has_answer))
-        scores |= {f"best_{name}": value, f"best_{name}_thresh": threshold}
+        best, threshold = best_no_answer_threshold(span_scores, spans, null_odds, np.array(has_answer))
+        scores |= {f"best_{name}": best, f"best_{name}_thresh": threshold}
     return scores
 
 

@@ -7,9 +7,13 @@ Shapes: R rows, N items, K sequences per item, T tokens of all sequences, B item
 
 from __future__ import annotations
 
+import copy
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZE_BATCH_SIZE = 2000  # texts per call of the tokenizer
+CHARACTERS_PER_TOKEN, GROWTH_FACTOR = 16, 8  # of the parts of long texts that are tokenized first, and after that
+CUT = re.compile(r"(?<=[^\W_]) (?=[^\W_])")  # before one space between letters or digits, where no normalizer joins
+ENDS_AFTER_CUT = re.compile(r"[^\W_] (?:[^\W_]|$)")  # in an added token
 IGNORED_LABEL = -100
 RowWarning = tuple[int, str]
 """A row index and a warning about that row."""
@@ -247,18 +254,99 @@ def iter_input_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
         yield from tokenize(tokenizer, list(texts[start : start + TOKENIZE_BATCH_SIZE]))["input_ids"]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Any, **options: Any) -> Any:
-    """Call the tokenizer without special tokens, truncation or padding."""
-    return tokenizer(
-        texts,
-        add_special_tokens=False,
-        truncation=False,
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no warning about long texts: they are truncated later
-        **options,
-    )
+def iter_kept_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, long_inputs: LongInputs
+) -> Iterator[list[int]]:
+    """Yield token IDs of each text from which `split_long_text` returns the same as from all of them.
+
+    Only the ends of a long text are tokenized: they are extended until they have `max_tokens` tokens.
+    """
+    if long_inputs == "windows" or not splits_at_spaces(tokenizer):
+        yield from iter_input_ids(tokenizer, texts)
+        return
+    for start in range(0, len(texts), TOKENIZE_BATCH_SIZE):
+        batch = dict(enumerate(texts[start : start + TOKENIZE_BATCH_SIZE]))
+        ids: dict[int, list[int]] = {}
+        num_characters = CHARACTERS_PER_TOKEN * max_tokens
+        while batch:
+            ends = {index: _text_ends(text, num_characters, long_inputs) for index, text in batch.items()}
+            tokenized = iter(tokenize(tokenizer, list(chain.from_iterable(ends.values())))["input_ids"])
+            for index, parts in ends.items():
+                part_ids = list(islice(tokenized, len(parts)))
+                if parts == [batch[index]] or min(map(len, part_ids)) >= max_tokens:
+                    ids[index] = list(chain.from_iterable(part_ids))
+                    del batch[index]
+            num_characters *= GROWTH_FACTOR
+        yield from (ids[index] for index in range(len(ids)))
+
+
+def _text_ends(text: str, num_characters: int, long_inputs: LongInputs) -> list[str]:
+    """Return the parts of a text that `long_inputs` keeps, each of at least about `num_characters`, or all of it."""
+    if len(text) <= 2 * num_characters:
+        return [text]
+    head, tail = CUT.search(text, num_characters), CUT.search(text, len(text) - num_characters)
+    ends = [text[: head.start()] if head else text, text[tail.start() :] if tail else text]
+    if long_inputs == "keep_head":
+        return ends[:1]
+    return ends[1:] if long_inputs == "keep_tail" else ends
+
+
+def splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokens of a text that is cut at `CUT` are those of its two parts, as if it had not been cut.
+
+    That holds if the tokenizer divides a text into words first, and a space belongs to the following word or to none.
+    """
+    ordinary = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    if any(token.rstrip or ENDS_AFTER_CUT.search(token.content) for token in ordinary):
+        return False
+    output = tokenize(tokenizer, ["a b", "a", " b"])
+    both, first, second = output["input_ids"]
+    if not first or not second or both != first + second:
+        return False
+    words = output.word_ids(0)
+    return bool(words[len(first) - 1] != words[len(first)])
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any], **options: Any) -> Any:
+    """Call the tokenizer without special tokens, truncation or padding; a `[SEP]` written in a text is text."""
+    options |= {
+        "add_special_tokens": False,
+        "split_special_tokens": True,
+        "truncation": False,
+        "padding": False,
+        "return_attention_mask": False,
+        "return_token_type_ids": False,
+        "verbose": False,  # no warning about long texts: they are truncated later
+    }
+    output = tokenizer(texts, **options)
+    special_ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special_ids.discard(tokenizer.unk_token_id)
+    if all(map(special_ids.isdisjoint, output["input_ids"])):
+        return output
+    return _without_special_pieces(tokenizer)(texts, **options)
+
+
+@lru_cache(maxsize=4)
+def _without_special_pieces(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer whose model finds no special tokens in texts; all IDs are the same.
+
+    A Unigram model has them in its vocabulary (in XLM-R's, `</s>` has the best score of all pieces), so that
+    `split_special_tokens` alone does not keep them out.
+    """
+    from tokenizers import Tokenizer
+
+    copied = copy.deepcopy(tokenizer)
+    backend = copied.backend_tokenizer
+    special = {token.content for token in copied.added_tokens_decoder.values() if token.special} - {copied.unk_token}
+    state = json.loads(backend.to_str())
+    vocab = state["model"]["vocab"]
+    if isinstance(vocab, list):  # of pieces and scores, by ID
+        vocab = [["" if piece in special else piece, score] for piece, score in vocab]
+    else:
+        vocab = {piece: index for piece, index in vocab.items() if piece not in special}
+    state |= {"model": state["model"] | {"vocab": vocab}, "added_tokens": []}
+    backend.model = Tokenizer.from_str(json.dumps(state)).model
+    return copied
 
 
 def encode_texts(
@@ -283,7 +371,7 @@ def encode_texts(
     template, builder = special_tokens_template(tokenizer, pair=pairs is not None), EncodedBuilder()
     max_tokens = max_length - template.num_special_tokens
     if pairs is None:
-        for row, ids in enumerate(iter_input_ids(tokenizer, texts)):
+        for row, ids in enumerate(iter_kept_ids(tokenizer, texts, max_tokens, long_inputs)):
             for part in split_long_text(ids, max_tokens, long_inputs, doc_stride):
                 builder.add(row, *template.build_inputs(part))
     else:

@@ -24,7 +24,7 @@ from bertcli.data.encoding import (
 from bertcli.data.sources import row_number
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
-from bertcli.heads.span_decoding import NOT_IN_PASSAGE, SpanPrediction, best_spans, select_answer
+from bertcli.heads.span_decoding import NOT_IN_PASSAGE, SpanPrediction, best_spans, select_answer, strip_span
 from bertcli.recipe.schema import AnswersSection, DataSection, Recipe
 from bertcli.tasks.task import Task
 
@@ -242,7 +242,7 @@ def check_answers(task: Task, rows: Dataset) -> None:
 def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | None:
     """Return the character offsets of each row's first answer, end exclusive; None for a row without an answer.
 
-    If an answer is not at `answer_start`, its nearest occurrence is used.
+    If an answer is not at `answer_start`, its nearest occurrence is used. White space at its ends is left out.
 
     Raises:
         DataError: an answer is not in its passage.
@@ -262,7 +262,7 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
                 name = _describe_row(task, rows, row)
                 raise DataError(f"{task.name}: {name} has the answer {text!r:.80}, which is not in its passage")
             start = min(occurrences, key=lambda offset: abs(offset - start))
-        spans.append((start, start + len(text)))
+        spans.append(strip_span(passage, start, start + len(text)))
     return spans
 
 

@@ -106,18 +106,31 @@ def select_answer(
     """
     scores = spans.scores[windows].ravel()
     best_first = np.argsort(-scores, kind="stable")[: answers.n_best_size]
-    best_first = best_first[np.isfinite(scores[best_first])]
     entries: dict[str, tuple[int, int, float, float]] = {}
-    for index in best_first:
-        start, end = (int(offset) for offset in spans.char_offsets[windows].reshape(-1, 2)[index])
+    null_odds = NO_SPAN_ODDS
+    for index in best_first[np.isfinite(scores[best_first])]:
+        start, end = strip_span(passage, *spans.char_offsets[windows].reshape(-1, 2)[index].tolist())
+        if start == end:  # tokens of white space only
+            continue
+        if not entries:
+            null_odds = float(null_logits.sum() - scores[index])
         start_logit, end_logit = spans.logits[windows].reshape(-1, 2)[index]
         entries.setdefault(passage[start:end], (start, end, float(start_logit), float(end_logit)))
-    null_odds = float(null_logits.sum() - scores[best_first[0]]) if entries else NO_SPAN_ODDS
     best_text = next(iter(entries), "")
     if unanswerable or not entries:
         entries.setdefault("", (0, 0, float(null_logits[0]), float(null_logits[1])))
     is_null = unanswerable and null_odds > answers.null_score_diff_threshold
     return SpanPrediction("" if is_null else best_text, best_text, null_odds, _build_candidates(entries))
+
+
+def strip_span(passage: str, start: int, end: int) -> tuple[int, int]:
+    """Return the offsets of a span without white space at its ends; start equals end if there is nothing else.
+
+    The first token of an answer may hold the space before it (DeBERTa, ModernBERT, SentencePiece).
+    """
+    text = passage[start:end]
+    start += len(text) - len(text.lstrip())
+    return start, start + len(text.strip())
 
 
 def _top_k(scores: np.ndarray, k: int) -> np.ndarray:

@@ -5,8 +5,10 @@ Shapes: M masks of all texts in a batch, V vocabulary, K tokens kept per mask.
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from bertcli.models.padding_free import optimize_forward
 from bertcli.models.sparse_prediction import SparsePrediction
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training.devices import build_accelerator, pad_to_multiple_of, prepare_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MODEL_CLASS = "AutoModelForMaskedLM"
 MASK_PLACEHOLDER = "[MASK]"  # accepted in texts for every tokenizer, whatever its mask token
@@ -47,6 +52,18 @@ def has_masked_lm_head(source: ModelSource) -> bool:
     return True
 
 
+def with_masks_in_texts(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy of the tokenizer that reads a mask token in a text as that token, unlike other special tokens."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] &= token["content"] != tokenizer.mask_token
+    copied = copy.copy(tokenizer)
+    copied._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return copied
+
+
 class MaskFiller:
     """A masked language model that fills the masks of texts.
 
@@ -63,6 +80,7 @@ class MaskFiller:
         self.top_k, self.max_tokens = top_k, hardware.eval_batch_tokens
         self.tokenizer = source.load_tokenizer()
         check_vocabulary(self.tokenizer, source.config, source.name)
+        self.text_tokenizer = with_masks_in_texts(self.tokenizer)
         self.accelerator = build_accelerator(hardware)
         pretrained = source.load_model(MODEL_CLASS)
         self.max_length = max_input_length(self.tokenizer, pretrained.config)
@@ -86,7 +104,7 @@ class MaskFiller:
 
     def _fill_texts(self, texts: list[str]) -> dict[int, list[TokenPredictions]]:
         """Return the predictions for each mask of a text by the text's index; texts without masks are left out."""
-        encoded = encode_texts(self.tokenizer, texts, None, self.max_length)
+        encoded = encode_texts(self.text_tokenizer, texts, None, self.max_length)
         cumulative_masks = np.concatenate(([0], np.cumsum(encoded.input_ids == self.tokenizer.mask_token_id)))
         masked_texts = np.flatnonzero(np.diff(cumulative_masks[encoded.offsets]))
         predictions: dict[int, list[TokenPredictions]] = {}

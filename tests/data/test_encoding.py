@@ -2,23 +2,154 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bertcli.data.encoding import (
     Encoded,
     encode_texts,
+    iter_input_ids,
     special_tokens_template,
     split_long_text,
+    splits_at_spaces,
+    tokenize,
     truncate_pair,
     window_bounds,
 )
 from bertcli.errors import DataError
 from bertcli.models.from_pretrained import ModelSource
+from bertcli.models.tokenizer_training import train_tokenizer
+from bertcli.recipe.schema import LongInputs
+
+from ..conftest import TEXTS
+
+WORDS = ["a fine film", "b", "Soup", "İstanbul", "Σας", "ﬁne", "e\u0301", "中国", "🙂", "x-1", "don't",
+         "[SEP]", "</s>", "12", "\u00a0", "  ", "\t", "\n", ". ", "ൎ", "\u200d", "newtok"]  # fmt: skip
+
+
+def sentencepiece_bpe() -> PreTrainedTokenizerFast:
+    """BPE over whole texts, whose tokens may contain spaces: no pre-tokenizer."""
+    from tokenizers import Tokenizer, models, normalizers, trainers
+
+    backend = Tokenizer(models.BPE(unk_token="[UNK]"))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.train_from_iterator(TEXTS * 9, trainers.BpeTrainer(vocab_size=200, special_tokens=["[UNK]"]))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]")
+
+
+def word_level() -> PreTrainedTokenizerFast:
+    """Words between white space, special tokens among them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    names = ["[UNK]", "[CLS]", "[SEP]", *{word: 0 for text in TEXTS for word in text.split()}, "b"]
+    backend = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]", sep_token="[SEP]")
+
+
+@pytest.fixture(scope="module")
+def tokenizers_by_kind(roberta_tokenizer: PreTrainedTokenizerBase) -> dict[str, PreTrainedTokenizerBase]:
+    """Tokenizers of all kinds, with an added token that is not special."""
+    texts = [*TEXTS, "SEP CLS PAD MASK s pad mask", "[ ] < > / . [ ] b"]
+    made: dict[str, Any] = {
+        f"{kind} {'uncased' if lowercase else 'cased'}": train_tokenizer(lambda: texts, 150, kind, lowercase=lowercase)
+        for kind in ("wordpiece", "bpe", "unigram")
+        for lowercase in (True, False)
+    }
+    made |= {"roberta": roberta_tokenizer, "sentencepiece bpe": sentencepiece_bpe(), "word level": word_level()}
+    made["bpe cased"].add_tokens(["newtok"])
+    made["unigram cased"].add_tokens(["newtok"])
+    return made
+
+
+def test_special_tokens_written_in_a_text_are_text(
+    tokenizers_by_kind: dict[str, PreTrainedTokenizerBase],
+) -> None:
+    for kind, tokenizer in tokenizers_by_kind.items():
+        special_ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+        names = " ".join(tokenizer.all_special_tokens)
+        for text in (f"a {names} film", names.replace(" ", ""), "film [SEP][PAD] <s> </s> ［SEP］"):
+            output = tokenize(tokenizer, [text, "film"], return_offsets_mapping=True)
+            assert special_ids.isdisjoint(output["input_ids"][0]), (kind, text)
+            assert max(end for _, end in output["offset_mapping"][0]) == len(text)
+            words = tokenize(tokenizer, [text.split()], is_split_into_words=True)
+            assert special_ids.isdisjoint(words["input_ids"][0]), (kind, text)
+            assert {*words.word_ids(0)} == {*range(len(text.split()))}
+        assert encode_texts(tokenizer, ["film"], None, 9).input_ids.tolist() == tokenizer("film")["input_ids"]
+
+
+def test_special_tokens_written_in_a_text_are_split_as_in_the_original_bert(encoder: Path) -> None:
+    tokenizer = train_tokenizer(lambda: ["good [ sep ] bad [ pad ]"], 60)
+    encoded = encode_texts(tokenizer, ["good [SEP] bad [PAD]"], None, 32)
+    tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids.tolist())
+    assert tokens == ["[CLS]", "good", "[", "sep", "]", "bad", "[", "pad", "]", "[SEP]"]
+
+
+def test_added_tokens_that_are_not_special_stay_tokens(tokenizers_by_kind: dict[str, PreTrainedTokenizerBase]) -> None:
+    for kind in ("bpe cased", "unigram cased"):
+        tokenizer = tokenizers_by_kind[kind]
+        added = tokenizer.convert_tokens_to_ids("newtok")
+        assert tokenize(tokenizer, ["film newtok </s> [SEP]"])["input_ids"][0].count(added) == 1
+
+
+def test_ends_of_long_texts_are_those_of_the_full_tokenization(
+    tokenizers_by_kind: dict[str, PreTrainedTokenizerBase],
+) -> None:
+    rng = random.Random(1)
+    texts = ["".join(rng.choice(WORDS) + rng.choice(["", " "]) for _ in range(150)) for _ in range(12)]
+    texts += [
+        "",
+        "a " * 300,
+        "a" * 600,
+        " " * 600,
+        f"{'🙂' * 300} b a",
+        f"a b{' ' * 300}",
+        "中" * 300,
+        "ab" + " b" * 200,
+    ]
+    for kind, tokenizer in tokenizers_by_kind.items():
+        all_ids = list(iter_input_ids(tokenizer, texts))
+        for long_inputs in get_args(LongInputs):
+            encoded = encode_texts(tokenizer, texts, None, 9, long_inputs=long_inputs)
+            template = special_tokens_template(tokenizer, pair=False)
+            parts = (split_long_text(ids, 9 - template.num_special_tokens, long_inputs, None) for ids in all_ids)
+            expected = [template.build_inputs(part)[0] for row in parts for part in row]
+            found = [part.tolist() for part in np.split(encoded.input_ids, encoded.offsets[1:-1])]
+            assert found == expected, (kind, long_inputs)
+
+
+def test_only_the_ends_of_a_long_text_are_tokenized(
+    tokenizers_by_kind: dict[str, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bertcli.data import encoding
+
+    lengths: list[int] = []
+    monkeypatch.setattr(
+        encoding, "tokenize", lambda tokenizer, texts: lengths.extend(map(len, texts)) or tokenize(tokenizer, texts)
+    )
+    for tokenizer in map(
+        tokenizers_by_kind.__getitem__, ("wordpiece uncased", "bpe cased", "unigram cased", "roberta")
+    ):
+        for long_inputs in ("keep_head", "keep_tail", "keep_head_and_tail"):
+            encode_texts(tokenizer, ["a b " * 50_000, "film"], None, 32, long_inputs=long_inputs)  # type: ignore[arg-type]
+    assert max(lengths) < 1000
+
+
+def test_tokenizers_whose_tokens_cross_spaces_tokenize_all_of_a_text(
+    roberta_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    assert splits_at_spaces(roberta_tokenizer)
+    assert not splits_at_spaces(sentencepiece_bpe())
+    tokenizer = word_level()
+    assert splits_at_spaces(tokenizer)
+    tokenizer.add_tokens(["new york"])
+    assert not splits_at_spaces(tokenizer)
 
 
 def test_encode_texts_matches_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,6 +16,7 @@ from bertcli.errors import DataError
 from bertcli.heads.question_answering import QuestionAnswering, answer_spans, check_answers
 from bertcli.heads.span_decoding import NO_SPAN_ODDS, NOT_IN_PASSAGE, best_spans
 from bertcli.models.from_pretrained import ModelSource
+from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.schema import AnswersSection, DataSection
 from bertcli.tasks.task import Task
 
@@ -63,6 +64,46 @@ def test_labels_are_the_tokens_of_the_answer_in_every_window_that_contains_it(
             assert PASSAGE[offsets[first, 0] : offsets[last, 1]].strip() == answers[row]
             answered_rows.add(row)
     assert answered_rows == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+@pytest.mark.parametrize("margin", ["", " ", "\n "])
+def test_answers_begin_with_their_first_letter_where_tokens_hold_the_space_before(kind: Any, margin: str) -> None:
+    passage = "Noon  film was\u00a0lovely \u3000 day\n\nin the harbour , bad \u2028trains"
+    tokenizer = train_tokenizer(lambda: [passage, "what was it ?"], 300, kind)
+    task, head, golds = task_of(), QuestionAnswering(), ["Noon", "film", "lovely \u3000 day", "harbour", "trains"]
+    cells = []
+    for gold in golds:
+        start, end = passage.index(gold), passage.index(gold) + len(gold)
+        start -= len(margin) if passage[:start].endswith(margin) else 0
+        end += len(margin) if passage[end:].startswith(margin) else 0
+        cells.append({"text": [passage[start:end]], "answer_start": [start]})
+    columns = {"question": ["what was it ?"] * len(golds), "context": [passage] * len(golds), "answers": cells}
+    rows = Dataset.from_dict(columns)
+    encoded = head.encode(task, rows, tokenizer, DataSection(max_length=128))
+    assert encoded.labels is not None
+    logits = np.zeros((len(encoded.input_ids), 2), dtype=np.float32)
+    for item, (first, last) in enumerate(encoded.labels.tolist()):
+        logits[encoded.offsets[item] + first, 0] = logits[encoded.offsets[item] + last, 1] = 9.0
+    answers = head.to_json(task, rows, encoded, logits)
+    assert [answer["answer"] for answer in answers] == golds
+    assert [answer["start"] for answer in answers] == [passage.index(gold) for gold in golds]
+    assert [answer["end"] for answer in answers] == [passage.index(gold) + len(gold) for gold in golds]
+    assert [entry["gold_start"] for entry in head.with_gold(task, rows, encoded, logits)] == [
+        passage.index(gold) for gold in golds
+    ]
+
+
+def test_tokens_of_white_space_are_no_answers() -> None:
+    tokenizer = train_tokenizer(lambda: ["a film", "what"], 260, "bpe")
+    rows = Dataset.from_dict({"question": ["what"], "context": ["a \n\n\n film"]})
+    encoded = QuestionAnswering().encode(task_of(), rows, tokenizer, DataSection(max_length=64))
+    assert encoded.alignment is not None
+    logits = np.zeros((len(encoded.input_ids), 2), dtype=np.float32)
+    logits[[index for index, (start, end) in enumerate(encoded.alignment) if start in range(2, 5) and end < 6]] = 9.0
+    prediction = next(QuestionAnswering().decode(task_of(unanswerable=True), rows, encoded, logits))
+    assert prediction.best_text == prediction.best_text.strip() != ""
+    assert all(candidate.text == candidate.text.strip() for candidate in prediction.candidates)
 
 
 def naive_spans(offsets: np.ndarray, logits: np.ndarray, answers: AnswersSection) -> list[tuple[float, int, int]]:
