@@ -69,11 +69,15 @@ def test_predictions_escape_control_characters_in_json_and_formulas_in_tables() 
     write_predictions(rows, file, "jsonl")
     assert [json.loads(line)["text"] for line in file.getvalue().splitlines()] == [ESCAPE, *FORMULAS]
     assert not {"\x1b", "\x9b", "\u202e"} & {*file.getvalue()}
-    for kind, dialect in (("csv", "excel"), ("tsv", "excel-tab")):
+    for kind, delimiter in (("csv", ","), ("tsv", "\t")):
         file = io.StringIO()
-        write_predictions(rows, file, kind)
-        cells = [row["text"] for row in csv.DictReader(io.StringIO(file.getvalue()), dialect=dialect)]
-        assert cells == [escape_control(ESCAPE), *("'" + text for text in FORMULAS)]
+        with pytest.warns(UserWarning, match="6 cells differ from their texts: .*an apostrophe precedes"):
+            write_predictions(rows, file, kind)
+        cells = [row["text"] for row in csv.DictReader(io.StringIO(file.getvalue()), delimiter=delimiter)]
+        escaped = ["'" + text for text in FORMULAS]
+        if kind == "tsv":  # cannot hold a tab
+            escaped[-1] = " =1"
+        assert cells == [escape_control(ESCAPE), *escaped]
 
 
 def test_format_table_escapes_column_separators() -> None:

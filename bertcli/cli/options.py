@@ -115,7 +115,9 @@ Output = Annotated[
 OutputFormat = Annotated[
     str | None,
     typer.Option(
-        "--format", help="jsonl, csv, tsv, glue or squad [default: from the extension of --output, else jsonl]."
+        "--format",
+        help="jsonl, csv, tsv (unquoted: tabs and line breaks become spaces), glue or squad "
+        "[default: from the extension of --output, else jsonl].",
     ),
 ]
 OverwriteOutput = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -43,6 +45,13 @@ FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1")
 INPUT_PREFIX = "input_"  # of a kept column that is called like one of the prediction
+TABLE_OPTIONS: dict[str, dict[str, Any]] = {
+    "csv": {},
+    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None},
+}
+SEPARATOR = re.compile(r"\r\n|[\t\r\n]")  # in a text, which TSV cannot hold
+CSV_CHANGES = "an apostrophe precedes = + - @ at the start, and control characters are \\uXXXX"
+TABLE_CHANGES = {"csv": CSV_CHANGES, "tsv": f"tabs and line breaks are spaces, {CSV_CHANGES}"}
 STDIN = PredictionInput()
 
 Prediction = dict[str, Any]
@@ -102,7 +111,8 @@ def predict(
     task = with_input_columns(loaded.task, inputs, from_run=from_run)
     rows = load_inputs(task, inputs, loaded.head.default_columns, mirror, from_run=from_run)
     if format_name == "squad":
-        num_questions = write_squad_files(loaded, task, rows, Path(output), console, overwrite=overwrite)
+        where = inputs.split or inputs.path
+        num_questions = write_squad_files(loaded, task, rows, Path(output), console, where, overwrite=overwrite)
         console.say(f"wrote {num_questions} predictions to {output}")
         return num_questions
     predictions = iter_predictions(loaded, task, rows, console, keep_columns=inputs.keep_columns)
@@ -276,33 +286,40 @@ def _write_output(
 ) -> int:
     """Write the predictions to a file or standard output and return their number."""
     to_stdout = output in STDOUT_NAMES
-    if to_stdout and sys.stdout.isatty():  # the predictions themselves show progress
-        console = Console(mute=True)
+    # Predictions on a terminal themselves show progress.
+    progress = Console(mute=True) if to_stdout and sys.stdout.isatty() else console
     num_predictions = 0  # if the reader closes the pipe early, the block below ends without a result
-    with _open_output(output, overwrite=overwrite) as file, console.display("predictions") as display:
-        num_predictions = write_predictions(display.track(predictions), file, format_name)
+    with _open_output(output, overwrite=overwrite) as file, progress.display("predictions") as display:
+        num_predictions = write_predictions(display.track(predictions), file, format_name, console.warn)
     if not to_stdout:
         console.say(f"wrote {num_predictions} predictions to {output}")
     return num_predictions
 
 
-def write_predictions(predictions: Iterable[tuple[Row, Prediction]], file: IO[str], format_name: str) -> int:
+def write_predictions(
+    predictions: Iterable[tuple[Row, Prediction]],
+    file: IO[str],
+    format_name: str,
+    warn: Callable[[str], None] = warnings.warn,
+) -> int:
     """Stream predictions to `file` as JSON Lines, or as a table with the columns of the first one.
 
+    Args:
+        warn: called with a message if a table cannot hold all texts as they are.
+
     Raises:
-        DataError: a later one has other columns.
+        DataError: a later prediction has other columns.
     """
-    num_predictions = 0
+    num_predictions = num_changed = 0
     table: Any = None
     stream = iter(predictions)
     if format_name != "jsonl":
         first = next(stream, None)
         if first is None:
             return 0
-        dialect = "excel" if format_name == "csv" else "excel-tab"
         names = list(_table_row(*first))
-        table = csv.DictWriter(file, names, dialect=dialect, lineterminator="\n")
-        table.writerow({name: _escape_cell(name) for name in names})
+        table = csv.DictWriter(file, names, lineterminator="\n", **TABLE_OPTIONS[format_name])
+        table.writerow({name: _escape_cell(name, format_name) for name in names})
         stream = chain([first], stream)
     for row, prediction in stream:
         num_predictions += 1
@@ -315,10 +332,17 @@ def write_predictions(predictions: Iterable[tuple[Row, Prediction]], file: IO[st
                     f"row {num_predictions} has the column {min(new):.80}, which the first row does not have; "
                     "write JSON Lines (--format jsonl)"
                 )
-            table.writerow({key: _escape_cell(value) for key, value in cells.items()})
+            escaped = {name: _escape_cell(value, format_name) for name, value in cells.items()}
+            num_changed += sum(escaped[name] != value for name, value in cells.items())
+            table.writerow(escaped)
         if num_predictions % CHUNK_SIZE == 0:  # a reader of the pipe may wait for complete chunks
             file.flush()
     file.flush()
+    if num_changed:
+        warn(
+            f"{num_changed} cells differ from their texts: {TABLE_CHANGES[format_name]}; --format jsonl keeps all as "
+            "they are"
+        )
     return num_predictions
 
 
@@ -342,11 +366,11 @@ def _table_row(row: Row, prediction: Prediction) -> dict[str, Any]:
     return cells
 
 
-def _escape_cell(value: Any) -> Any:
-    """Escape a text cell against terminal control codes and, with an apostrophe (OWASP), spreadsheet formulas."""
+def _escape_cell(value: Any, format_name: str) -> Any:
+    """Escape a text cell as `TABLE_CHANGES` says, against terminal control codes and spreadsheet formulas (OWASP)."""
     if not isinstance(value, str):
         return value
-    text = escape_control(value)
+    text = escape_control(SEPARATOR.sub(" ", value) if format_name == "tsv" else value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 

@@ -291,6 +291,15 @@ def _text_ends(text: str, num_characters: int, long_inputs: LongInputs) -> list[
     return ends[1:] if long_inputs == "keep_tail" else ends
 
 
+def split_at_spaces(text: str, num_characters: int) -> Iterator[str]:
+    """Yield the text in parts of at least `num_characters`, cut at `CUT`: their words are those of the text."""
+    start = 0
+    while cut := CUT.search(text, start + num_characters):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
 def splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokens of a text that is cut at `CUT` are those of its two parts, as if it had not been cut.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.console import Console
-from bertcli.data.encoding import Encoded
+from bertcli.data.encoding import Encoded, split_at_spaces
 from bertcli.data.formats import join_words
 from bertcli.data.sources import (
     ROW_COLUMN,
@@ -50,6 +50,7 @@ HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks they ar
     "data.context_tokens": "token classification",
     "data.casing_feature": "token classification",
 }
+PART_CHARACTERS = 100_000  # of a text that a vocabulary is trained on: the library takes 150 bytes per character
 SUBSET_SEED = 13  # subsets of rows are the same for every training seed
 
 
@@ -329,10 +330,10 @@ def _load_or_train_tokenizer(
 
 
 def _texts(task: Task, rows: Dataset) -> Iterator[str]:
-    """Yield all texts of the rows; lists of words are joined."""
+    """Yield all texts of the rows; lists of words are joined, and long texts divided between words."""
     for column in task.columns:
         for value in rows[column]:
-            yield join_words(value)
+            yield from split_at_spaces(join_words(value), PART_CHARACTERS)
 
 
 def _match_head_to_model(

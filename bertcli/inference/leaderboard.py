@@ -91,34 +91,51 @@ def _write_zip(files: list[Path], output: Path, console: Console, *, overwrite: 
 
 
 def write_squad_files(
-    loaded: LoadedModel, task: Task, rows: Iterator[Row], output: Path, console: Console, *, overwrite: bool
+    loaded: LoadedModel,
+    task: Task,
+    rows: Iterator[Row],
+    output: Path,
+    console: Console,
+    source: str = "the input",
+    *,
+    overwrite: bool,
 ) -> int:
     """Write `predictions.json` and `nbest_predictions.json`, and for unanswerable questions `null_odds.json`.
+
+    Args:
+        source: what the rows are read from, for messages.
 
     Returns:
         The number of questions.
 
     Raises:
         UsageError: the model does not extract answers, or a file exists.
+        DataError: two questions have the same id.
     """
     head = loaded.head
     if not isinstance(head, QuestionAnswering):
         raise UsageError(f"{loaded.name} predicts {head.answer_kind}; --format squad requires question_answering")
     output.mkdir(parents=True, exist_ok=True)
     names = [*SQUAD_FILES, *(["null_odds"] if task.unanswerable else [])]
-    num_questions = 0
+    row_of_id: dict[str, int] = {}
     with ExitStack() as stack:
         display = stack.enter_context(console.display("predictions"))
         paths = {name: stack.enter_context(new_file(output / f"{name}.json", overwrite=overwrite)) for name in names}
         files = {name: stack.enter_context(_JsonObjectWriter(path)) for name, path in paths.items()}
         for row, answer in display.track(_span_predictions(loaded, head, task, rows, console)):
-            key = str(row.get(task.id_column or "", num_questions))
+            number = len(row_of_id) + 1
+            key = str(row.get(task.id_column or "", number - 1))
+            if key in row_of_id:
+                raise DataError(
+                    f"{source}: questions {row_of_id[key]} and {number} have the same id {key[:80]!r}, by which "
+                    "--format squad stores predictions; make the ids distinct, or use --format jsonl"
+                )
+            row_of_id[key] = number
             files["predictions"].write(key, answer.text)
             files["nbest_predictions"].write(key, _nbest(answer))
             if task.unanswerable:
                 files["null_odds"].write(key, answer.null_odds)
-            num_questions += 1
-    return num_questions
+    return len(row_of_id)
 
 
 class _JsonObjectWriter:

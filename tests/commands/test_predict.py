@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from bertcli.cli.options import hardware_section
-from bertcli.commands.predict import iter_predictions, predict, predict_features
+from bertcli.commands.predict import iter_predictions, predict, predict_features, write_predictions
 from bertcli.console import Console
 from bertcli.data.prediction_inputs import PredictionInput, infer_format, read_inputs
 from bertcli.errors import DataError, ModelError, UsageError
@@ -78,13 +79,57 @@ def test_predictions_of_several_chunks_keep_input_order(run: Path) -> None:
 
 @pytest.mark.parametrize(("format_name", "delimiter"), [("csv", ","), ("tsv", "\t")])
 def test_table_columns_are_text_label_and_probabilities(run: Path, format_name: str, delimiter: str) -> None:
-    inputs = PredictionInput([('say "a,b"\tc',), ("x",)])
+    inputs = PredictionInput([('say "a,b" c',), ("x",)])
     predict(str(run), inputs, f"out.{format_name}", format_name, console=QUIET)
-    with Path(f"out.{format_name}").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter=delimiter))
-    assert list(rows[0]) == ["text", "label", "probability_negative", "probability_positive"]
-    assert rows[0]["text"] == 'say "a,b"\tc'
-    assert float(rows[1]["probability_negative"]) + float(rows[1]["probability_positive"]) == pytest.approx(1, abs=1e-5)
+    rows = list(read_inputs(f"out.{format_name}", format_name, ["text", "label", *PROBABILITIES]))
+    assert Path(f"out.{format_name}").read_text().splitlines()[0].split(delimiter) == list(rows[0])
+    assert rows[0]["text"] == 'say "a,b" c'
+    assert sum(float(rows[1][name]) for name in PROBABILITIES) == pytest.approx(1, abs=1e-5)
+
+
+PROBABILITIES = ["probability_negative", "probability_positive"]
+ROUND_TRIP_TEXTS = [
+    'say "hi" now', '"quoted"', '"', "a,b", "it's", "\\t", "a\\", "", " ", "  a ", "NA", "null", "None", "nan", "007",
+    "1e5", "text", "text,label", "label", "\u00a0a\u00a0", "\u3000", "\ufeffa", "# a", "🦦 שלום",
+]  # fmt: skip
+CONTROL_TEXTS = ["a\x00b", "a\x85b", "a\u2028b", "\x1b[31m", "a\u202eb", "a\rb", "a\r\nb"]
+FORMULA_TEXTS = ["=1+1", "+1", "- a dash", "@a"]
+
+
+@pytest.mark.parametrize("format_name", ["jsonl", "csv", "tsv"])
+def test_texts_of_predictions_are_read_back_as_they_were(run: Path, format_name: str) -> None:
+    texts = {
+        "tsv": ROUND_TRIP_TEXTS,
+        "csv": [*ROUND_TRIP_TEXTS, "a\tb", "a\nb"],
+        "jsonl": [*ROUND_TRIP_TEXTS, "a\tb", "\tb", "a\nb", *CONTROL_TEXTS, *FORMULA_TEXTS],
+    }[format_name]
+    name = f"out.{format_name}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Path(name).open("w", encoding="utf-8", newline="") as file:
+            write_predictions([({"text": text}, {"label": "a"}) for text in texts], file, format_name)
+    assert [row["text"] for row in read_inputs(name, format_name, ["text"])] == texts
+    predict(str(run), PredictionInput(path=name), f"again.{format_name}", format_name, console=QUIET)
+    assert [row["text"] for row in read_inputs(f"again.{format_name}", format_name, ["text"])] == texts
+
+
+def test_tsv_has_spaces_for_tabs_and_line_breaks_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["a\tb", "a\r\nb\n", 'say "hi"']
+    predict(str(run), PredictionInput([(text,) for text in texts]), "out.tsv", "tsv", console=QUIET)
+    assert [row["text"] for row in read_inputs("out.tsv", "tsv", ["text"])] == ["a b", "a b ", 'say "hi"']
+    message = " ".join(capsys.readouterr().err.split())
+    assert "warning: 2 cells differ from their texts: tabs and line breaks are spaces" in message
+    assert "--format jsonl" in message
+
+
+@pytest.mark.parametrize("format_name", ["csv", "tsv"])
+def test_tables_say_how_many_texts_they_escape(format_name: str) -> None:
+    texts = [*CONTROL_TEXTS[:5], *FORMULA_TEXTS, "film"]
+    messages: list[str] = []
+    rows = [({"text": text}, {"label": "a"}) for text in texts]
+    write_predictions(rows, io.StringIO(), format_name, messages.append)
+    assert len(messages) == 1
+    assert messages[0].startswith("9 cells differ from their texts: ")
 
 
 def test_existing_output_and_unknown_format_raise_errors(run: Path) -> None:

@@ -162,6 +162,17 @@ def test_squad_json_as_input(runs: dict[str, Path]) -> None:
     assert read_files(["dev.json"])[0]["answers"] == {"text": ["anna"], "answer_start": [0]}
 
 
+def test_squad_output_refuses_questions_with_the_same_id(runs: dict[str, Path]) -> None:
+    lines = [{"id": name, "question": "who ?", "context": "anna ran ."} for name in ("q1", "q2", "q1")]
+    Path("dev.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [answer["id"] for answer in predictions(runs["questions"], path="dev.jsonl")] == ["q1", "q2", "q1"]
+    with pytest.raises(DataError, match=r"dev\.jsonl: questions 1 and 3 have the same id 'q1'.* --format jsonl"):
+        predict(str(runs["questions"]), PredictionInput(path="dev.jsonl"), "out", "squad", console=QUIET)
+    Path("dev.jsonl").write_text("\n".join(map(json.dumps, lines[:2])))
+    assert predict(str(runs["questions"]), PredictionInput(path="dev.jsonl"), "new", "squad", console=QUIET) == 2
+    assert [*json.loads(Path("new/predictions.json").read_text())] == ["q1", "q2"]
+
+
 def test_multiple_choice_predicts_index_and_text(runs: dict[str, Path]) -> None:
     endings = ["it was dish .", "it was animal .", "it was sky .", "it was herd ."]
     (answer,) = predictions(runs["choices"], values=[["anna saw the dog at noon .", *endings]])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from bertcli.data.encoding import split_at_spaces
 from bertcli.data.sample import sample_documents
 from bertcli.errors import DataError
 from bertcli.models.tokenizer_training import train_tokenizer
@@ -129,3 +130,13 @@ def test_tokenizer_lowercase_is_kept_after_saving(lowercase: bool, tmp_path: Pat
     words = "A fine Film élan"
     assert AutoTokenizer.from_pretrained(tmp_path).tokenize(words) == tokenizer.tokenize(words)
     assert ("A" in tokenizer.tokenize(words)) != lowercase
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vocabulary_of_a_long_text_is_that_of_its_parts(kind: TokenizerKind) -> None:
+    text = " ".join(sample_documents(60)) + "\u00a0 a  b\t12 c-d . é"
+    parts = list(split_at_spaces(text, 40))
+    assert len(parts) > 99
+    assert "".join(parts) == text
+    vocabularies = [train_tokenizer(lambda: given, 300, kind).get_vocab() for given in (parts, [text])]  # noqa: B023
+    assert vocabularies[0] == vocabularies[1]
