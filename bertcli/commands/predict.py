@@ -339,10 +339,8 @@ def write_predictions(
             file.flush()
     file.flush()
     if num_changed:
-        warn(
-            f"{num_changed} cells differ from their texts: {TABLE_CHANGES[format_name]}; --format jsonl keeps all as "
-            "they are"
-        )
+        changes = f"cells that differ from their texts: {num_changed}; {TABLE_CHANGES[format_name]}"
+        warn(f"{changes}; --format jsonl keeps all texts as they are")
     return num_predictions
 
 

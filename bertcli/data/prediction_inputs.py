@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from bertcli.tasks.task import Task
 FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll", "parquet")
 FORMAT_OF_SUFFIX = {f".{name}": name for name in FORMATS[1:]} | {".ndjson": "jsonl"}
 DEFAULT_TEXT_COLUMNS = ("text", "text_pair")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 PARQUET_BATCH_SIZE = 1024  # rows in memory
 csv.field_size_limit(sys.maxsize)  # a document may exceed Python's default of 131,072 characters
 Value = str | list[str]
@@ -38,6 +40,9 @@ class PredictionInput:
         split: split of the model's task to read instead of `path`.
         columns: names of the input columns; None: those of the task.
         keep_columns: whether rows keep the columns that are not inputs.
+
+    Raises:
+        DataError: a value has a lone surrogate: the shell's argument was not UTF-8.
     """
 
     values: Sequence[Sequence[str]] | None = None
@@ -46,6 +51,11 @@ class PredictionInput:
     split: str | None = None
     columns: Sequence[str] | None = None
     keep_columns: bool = False
+
+    def __post_init__(self) -> None:
+        for number, values in enumerate(self.values or (), start=1):
+            for value in values:
+                _check_characters(value, f"text {number}")
 
     @property
     def resolved_format(self) -> str:
@@ -214,11 +224,25 @@ def _json_value(value: Any) -> Any:
 def _input_value(row: Row, name: str, column: str, location: str, *, may_be_list: bool) -> Value:
     value = row.get(name)
     if may_be_list and isinstance(value, list) and all(isinstance(part, str) for part in value):
+        for part in value:
+            _check_characters(part, location)
         return value
     if not isinstance(value, str):
         found = f"columns {list(row)}" if name not in row else f"{value!r:.80} in column {name!r}"
         raise DataError(f"{location}: found {found}, expected text in column {column!r} (or {name!r})")
+    _check_characters(value, location)
     return value
+
+
+def _check_characters(text: str, location: str) -> None:
+    """Check that a text consists of characters, so that it can be encoded as UTF-8.
+
+    Raises:
+        DataError: it has half of a UTF-16 surrogate pair, as `\\ud800` in JSON.
+    """
+    if surrogate := LONE_SURROGATE.search(text):
+        name = f"U+{ord(surrogate[0]):04X}"
+        raise DataError(f"{location}: found the lone surrogate {name}, which is not a character; replace or remove it")
 
 
 def load_inputs(

@@ -32,6 +32,7 @@ from bertcli.heads.labels import (
     predefined_labels,
     weights_from_recipe,
 )
+from bertcli.heads.span_decoding import strip_span
 from bertcli.heads.tag_decoding import TAG_SCHEMES, allowed_transitions, detect_tag_scheme, viterbi_decode
 from bertcli.heads.word_alignment import UNALIGNED, casing_token_type_ids, row_words, tokenize_words, word_offsets
 from bertcli.recipe.schema import DataSection, Recipe
@@ -264,7 +265,7 @@ class TokenClassification(Head):
             offsets = word_offsets(text, words)
             entities = []
             for entity_type, first, last in self.tag_set.entities(tags):
-                start, end = offsets[first][0], offsets[last][1]
+                start, end = strip_span(text, offsets[first][0], offsets[last][1])
                 entities.append({"label": entity_type, "start": start, "end": end, "text": text[start:end]})
             is_clear = self.tag_set.problem is None
             entries.append({"text": text, "words": words, "tags": tags, "entities": entities if is_clear else None})

@@ -113,12 +113,23 @@ def test_texts_of_predictions_are_read_back_as_they_were(run: Path, format_name:
     assert [row["text"] for row in read_inputs(f"again.{format_name}", format_name, ["text"])] == texts
 
 
+def test_text_with_a_lone_surrogate_is_refused_with_its_line(run: Path) -> None:
+    Path("in.jsonl").write_text('{"text": "fine"}\n{"text": "a\\ud800"}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl:2: .* lone surrogate U\+D800"):
+        predict(str(run), PredictionInput(path="in.jsonl"), "file.jsonl", console=QUIET)
+    Path("words.jsonl").write_text('{"text": ["a", "\\udfff"]}\n')
+    with pytest.raises(DataError, match=r"words\.jsonl:1: .* lone surrogate U\+DFFF"):
+        list(read_inputs("words.jsonl", "jsonl", ["text"], list_columns=["text"]))
+    with pytest.raises(DataError, match=r"text 2: .* lone surrogate U\+DCFF"):  # a byte that is not UTF-8 in the shell
+        PredictionInput([("fine",), ("a\udcff",)])
+
+
 def test_tsv_has_spaces_for_tabs_and_line_breaks_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["a\tb", "a\r\nb\n", 'say "hi"']
     predict(str(run), PredictionInput([(text,) for text in texts]), "out.tsv", "tsv", console=QUIET)
     assert [row["text"] for row in read_inputs("out.tsv", "tsv", ["text"])] == ["a b", "a b ", 'say "hi"']
     message = " ".join(capsys.readouterr().err.split())
-    assert "warning: 2 cells differ from their texts: tabs and line breaks are spaces" in message
+    assert "warning: cells that differ from their texts: 2; tabs and line breaks are spaces" in message
     assert "--format jsonl" in message
 
 
@@ -129,7 +140,7 @@ def test_tables_say_how_many_texts_they_escape(format_name: str) -> None:
     rows = [({"text": text}, {"label": "a"}) for text in texts]
     write_predictions(rows, io.StringIO(), format_name, messages.append)
     assert len(messages) == 1
-    assert messages[0].startswith("9 cells differ from their texts: ")
+    assert messages[0].startswith("cells that differ from their texts: 9; ")
 
 
 def test_existing_output_and_unknown_format_raise_errors(run: Path) -> None:

@@ -51,6 +51,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, words: list[list[str]], tags: Any
     return TokenClassification(TAGS).encode(task_of(), rows, tokenizer, DataSection(**data))
 
 
+def test_entities_begin_with_their_first_letter_though_their_words_have_spaces(encoder: Path) -> None:
+    rows = Dataset.from_dict({"tokens": [["in", " New", "\u00a0York ", "[SEP]"]]})
+    encoded = TokenClassification(TAGS).encode(
+        task_of(), rows, ModelSource(str(encoder)).load_tokenizer(), DataSection(max_length=32)
+    )
+    assert encoded.alignment is not None
+    logits = np.zeros((len(encoded.input_ids), 3), dtype=np.float32)
+    for word, tag in enumerate((0, 1, 2, 0)):
+        logits[encoded.alignment == word, tag] = 9.0
+    (answer,) = TokenClassification(TAGS).to_json(task_of(), rows, encoded, logits)
+    assert answer["tags"] == ["O", "B-X", "I-X", "O"]
+    assert answer["entities"] == [{"label": "X", "start": 4, "end": 13, "text": "New \u00a0York"}]
+
+
 @pytest.mark.parametrize("max_length", [9, 16, 64])
 def test_each_word_is_aligned_to_exactly_one_token(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     words = [["film", "lovely", "harbour"] * 9, ["a"], ["\u200b", "fine", "\ufeff"], ["superbsoup" * 9, "bad"], []]
