@@ -17,6 +17,7 @@ from bertcli.training.resources import check_disk
 from bertcli.training.seeds import log_scores, train_seeds
 from bertcli.training.startup import join_processes, open_run, report_finished
 
+MAX_LABELS_SHOWN = 10
 MANY_ROWS = 20_000  # tokenizing more than this takes seconds, so it is announced
 
 
@@ -83,7 +84,9 @@ def note_duplicates(console: Console, setup: FinetuneSetup) -> None:
 
 def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -> None:
     recipe, training = setup.recipe, setup.recipe.training
-    labels = f" ({', '.join(setup.head.labels[:10])})" if setup.head.labels else ""
+    names = setup.head.labels
+    shown = [*names[:MAX_LABELS_SHOWN], *([f"… {len(names)} labels"] if len(names) > MAX_LABELS_SHOWN else [])]
+    labels = f" ({', '.join(shown)})" if names else ""
     rows = {split: len(split_rows) for split, split_rows in setup.rows.items()}
     windows = f" in {plan.num_train_examples} windows" if plan.num_train_examples > rows["train"] else ""
     accumulation = f" in {plan.accumulation_steps} micro-batches" if plan.accumulation_steps > 1 else ""

@@ -234,6 +234,24 @@ def test_finished_runs_of_single_seeds_are_summarized(recipe_of: Callable[..., R
     assert results.train_seconds == sum(single.train_seconds for single in seed_results)
 
 
+def test_plan_shows_that_it_leaves_labels_out(
+    encoder: Path, write_csv: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for num_labels, shown in (
+        (12, "l00, l01, l02, l03, l04, l05, l06, l07, l08, l09, … 12 labels)"),
+        (2, "(l00, l01)"),
+    ):
+        rows = [[f"film {row}", f"l{row % num_labels:02d}"] for row in range(3 * num_labels)]
+        path = write_csv("many.csv", ["text", "label"], rows)
+        Path("many.yaml").write_text(
+            f"task: {{files: {{train: {path}}}, text_columns: [text]}}\nmodel: {{name: {encoder}}}"
+        )
+        finetune(
+            load_recipe("many.yaml", ["data.max_length=16"]), Path("run"), RunOptions(dry_run=True, console=Console())
+        )
+        assert shown in " ".join(capsys.readouterr().err.split())
+
+
 def test_dry_run_writes_nothing(recipe_of: Callable[..., Recipe]) -> None:
     finetune(recipe_of(), Path("run"), RunOptions(dry_run=True, console=QUIET))
     assert not Path("run").exists()
