@@ -5,6 +5,7 @@ A terminal gets a Rich progress bar. Elsewhere (logs, batch jobs) long-running w
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LOG_INTERVAL_SECONDS = 10.0
 MAX_ROWS_SHOWN = 5
 LOADING = "loading the libraries"
+STDOUT = "standard output"  # its name in errors
 UNSAFE_CHARS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Item = TypeVar("Item")
@@ -193,12 +195,22 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def print_result(text: str) -> None:
-    """Print a result to stdout, from the first process only."""
+    """Print a result to stdout, from the first process only.
+
+    Raises:
+        OSError: stdout is closed, or a file on a full disk.
+    """
     if os.environ.get("RANK", "0") != "0":
         return
-    with ignore_broken_pipe():
-        sys.stdout.write(escape_control(text) + "\n")
-        sys.stdout.flush()
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed", STDOUT)
+    try:
+        with ignore_broken_pipe():
+            sys.stdout.write(escape_control(text) + "\n")
+            sys.stdout.flush()
+    except OSError as error:
+        discard_stdout()
+        raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
 @contextmanager
@@ -207,5 +219,9 @@ def ignore_broken_pipe() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # Python flushes stdout again at exit: send that to /dev/null.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
+
+
+def discard_stdout() -> None:
+    """Send to /dev/null what Python has still to write to stdout, which it would try again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 from bertcli.errors import BertcliError
 
 MAX_UNEXPECTED_CHARS = 200  # of the message of a library
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "MPS backend out of memory")  # from torch
 FOLDER_VARIABLES = ("BERTCLI_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR", "HOME")
 
 
@@ -38,10 +40,11 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
 
             message, exit_code = _message_and_exit_code(error, debug=bool(options.get("debug")))
             prefix = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-            if options.get("debug"):
-                print(textwrap.indent(escape_control(traceback.format_exc()), prefix), file=sys.stderr, end="")
-            report_failure(message.removeprefix("error: "), exit_code)
-            print(textwrap.indent(escape_control(message), prefix), file=sys.stderr)
+            with suppress(OSError):  # nobody reads it (`2>&1 | head`)
+                if options.get("debug"):
+                    print(textwrap.indent(escape_control(traceback.format_exc()), prefix), file=sys.stderr, end="")
+                report_failure(message.removeprefix("error: "), exit_code)
+                print(textwrap.indent(escape_control(message), prefix), file=sys.stderr)
             if options.get("as_json"):
                 _print_json_error(message, exit_code)
             raise typer.Exit(exit_code) from None
@@ -96,7 +99,8 @@ def _print_json_error(message: str, exit_code: int) -> None:
     from bertcli.console import print_result
 
     error = {"error": message.removeprefix("error: "), "exit_code": exit_code}
-    print_result(json.dumps(error, ensure_ascii=False))
+    with suppress(OSError):  # stdout cannot be written, which may be this very error
+        print_result(json.dumps(error, ensure_ascii=False))
 
 
 def _message_and_exit_code(error: BaseException, *, debug: bool) -> tuple[str, int]:
@@ -104,7 +108,7 @@ def _message_and_exit_code(error: BaseException, *, debug: bool) -> tuple[str, i
         return f"error: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
         return "error: out of memory; use less data or a smaller model, or a machine with more memory", 1
     if isinstance(error, OSError) and (message := _system_message(error)):
         return f"error: {message}", 1

@@ -46,9 +46,9 @@ def run_each(
         console.say(f"\n{name} ({number} of {len(runs)})")
         try:
             finished[name] = run()
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except Exception as error:  # one failed run does not stop the others
+        except BaseException as error:  # one failed run, even a panic of a Rust library, does not stop the others
             if processes.num_processes > 1:
                 raise
             kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,12 @@ class PanicError(BaseException):
         (ValueError("x" * 5000), 1, f"unexpected ValueError: {'x' * 200} (use --debug"),
         (RecursionError(), 1, "unexpected RecursionError: "),
         (MemoryError(), 1, "out of memory; use less data"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "out of memory;",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"), 1, "out of memory; use less data"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "page.html"), 1, "cannot use page.html (No space left on"),
         (OSError("no details"), 1, "unexpected OSError: no details"),
@@ -120,3 +129,25 @@ def test_option_of_another_program_leads_to_the_key(arguments: tuple[str, ...], 
 def test_unknown_option_without_a_key_has_no_hint() -> None:
     assert "Recipe keys" not in call("finetune", "glue/sst2", "--nonsense").stderr
     assert "Recipe keys" not in call("env", "--learning_rate", "3").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "exit_code", "message"),
+    [
+        ("recipes list", "> /dev/full", 1, "error: cannot use standard output (No space left on device)"),
+        ("recipes list --json", "> /dev/full", 1, "error: cannot use standard output (No space left on device)"),
+        ("recipes list", ">&-", 1, "error: cannot use standard output (it is closed)"),
+        ("recipes check nonsense", "2>&1 | true", 2, ""),
+        ("report nowhere --json", "2>&1 | true", 2, ""),
+        ("recipes show nonsense", "2>&-", 2, ""),
+    ],
+)
+def test_exit_code_is_right_even_if_output_cannot_be_written(
+    arguments: str, redirection: str, exit_code: int, message: str
+) -> None:
+    if not Path("/dev/full").exists() and "full" in redirection:
+        pytest.skip("this system has no /dev/full")
+    command = f"({shlex.quote(sys.executable)} -m bertcli {arguments}; echo $? > code) {redirection}"
+    process = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert int(Path("code").read_text()) == exit_code
+    assert process.stderr.strip() == message
