@@ -22,6 +22,7 @@ from bertcli.reports.pages import (
     run_confusion_matrix,
     run_page,
 )
+from bertcli.runs.environment import mask_text
 from bertcli.runs.folder import RunFolder, chosen_run, seed_runs
 from bertcli.runs.history import is_better_lower
 
@@ -83,7 +84,7 @@ def write_page(names: Sequence[str], page: Path) -> None:
         text = run_page(first[0])
     elif len(names) > 1:
         links = page_links({name: Path(name) for name in names}, page)
-        differences = compare_recipes(*map(chosen_run, names))
+        differences = [tuple(map(mask_text, row)) for row in compare_recipes(*map(chosen_run, names))]
         title = f"Runs of {first[0].task_or_objective}"
         text = comparison_page(title, _comparison_rows(compare_runs(runs)), runs, links=links, differences=differences)
     else:

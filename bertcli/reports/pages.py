@@ -28,6 +28,7 @@ from bertcli.reports.analysis import (
 )
 from bertcli.reports.charts import Chart, draw, history_charts, length_histogram, overlay_charts, scatter_chart
 from bertcli.reports.excerpts import build_excerpts, truncate_text
+from bertcli.runs.environment import mask_text
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import read_records
 from bertcli.runs.results import RunResults
@@ -119,7 +120,7 @@ def read_run(path: Path) -> Run:
     return Run(
         path=path,
         results=results,
-        recipe=folder.recipe.read_text("utf-8"),
+        recipe=mask_text(folder.recipe.read_text("utf-8")),
         environment=json.loads(folder.environment.read_text("utf-8")) if folder.environment.is_file() else {},
         train_records=read_records(folder.train_history),
         eval_records=read_records(folder.eval_history),

@@ -13,15 +13,25 @@ from typing import Any
 PACKAGES = ("bertcli", "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "numpy")
 
 MASK = "…"
-SECRET_NAME = re.compile(
-    r"(?i)(?:^|[._-])(?:\w*token|\w*api_?key|\w*secret(?:_?key)?|pass(?:word|wd|phrase)|access_?key|auth)$"
+SECRET_NAMES = (
+    r"(?:\w*token|\w*api_?key|wandb_?key|\w*secret(?:_?key)?|\w*pass(?:word|wd|phrase)|\w*access_?key"
+    r"|auth(?:orization)?)"
+)
+SECRET_NAME = re.compile(rf"(?i)(?:^|[._-]){SECRET_NAMES}$")
+NAMED_SECRET = re.compile(  # inside a text: `export=HF_TOKEN=…`, `{password: …}`, `?sig=…`
+    rf"(?i)((?:(?<![^\W_]){SECRET_NAMES}|(?<=[?&])(?:sig|[\w-]*signature|[\w-]*credential|key))['\"]?\s*[=:]\s*['\"]?)"
+    r"(?:(?:bearer|basic)\s+)?[^\s,;&'\"{}\[\]]+"
 )
 SECRET = re.compile(
-    r"hf_\w{4,}|sk-[\w-]{16,}|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]+|xox[a-z]-[\w-]+|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
+    r"hf_(?=[a-z]*[A-Z\d]|[a-z]{12})[A-Za-z\d]{8,}|sk-[\w-]{16,}|gh[opsur]_\w{16,}|github_pat_\w+|glpat-[\w-]+|npm_\w{30,}|pypi-[\w-]{16,}"
+    r"|xox[a-z]-[\w-]+|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
     r"|eyJ[\w-]{10,}\.[\w-]+\.[\w-]+"  # JSON web tokens
 )
-RANDOM_KEY = re.compile(r"[0-9a-fA-F]{32,}|(?=.*\d)(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+]{32,}={0,2}")  # a full value
-URL_PASSWORD = re.compile(r"(\w://[^/@:\s]*:)[^/@\s]+@")
+RANDOM_KEY = re.compile(  # a full value; 40 characters, also with a slash: AWS
+    r"[0-9a-fA-F]{32,}|(?=.*\d)(?=.*[a-z])(?=.*[A-Z])(?:[A-Za-z0-9+]{32,}={0,2}|[A-Za-z0-9+/]{40})"
+)
+URL_PASSWORD = re.compile(r"(\w://[^/@:\s]*:)[^/\s]+@")
+URL_TOKEN = re.compile(r"(\bhttps?://)[^/@:\s]+@")
 
 
 def num_cores() -> int:
@@ -32,8 +42,7 @@ def num_cores() -> int:
 def mask_secrets(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments without what looks like a token, key or password.
 
-    That is the value of an option or key with such a name, a text in the format of a well-known service, a long random
-    text, and the password of a URL.
+    That is what `mask_text` masks, the value of an option or key with the name of a secret, and a long random value.
     """
     masked, is_secret = [], False
     for argument in arguments:
@@ -42,9 +51,19 @@ def mask_secrets(arguments: Sequence[str]) -> list[str]:
             name, value = "", argument
         if is_secret or SECRET_NAME.search(name.replace("-", "_")) or RANDOM_KEY.fullmatch(value):
             value = MASK
-        masked.append(URL_PASSWORD.sub(rf"\1{MASK}@", SECRET.sub(MASK, f"{name}{equals}{value}")))
+        masked.append(mask_text(f"{name}{equals}{value}"))
         is_secret = not equals and argument.startswith("--") and bool(SECRET_NAME.search(argument.replace("-", "_")))
     return masked
+
+
+def mask_text(text: str) -> str:
+    """The text, such as a recipe, without what looks like a token, key or password.
+
+    That is a value after the name of a secret, a text in the format of a well-known service, and the password or token
+    of a URL.
+    """
+    text = NAMED_SECRET.sub(rf"\1{MASK}", SECRET.sub(MASK, text))
+    return URL_TOKEN.sub(rf"\1{MASK}@", URL_PASSWORD.sub(rf"\1{MASK}@", text))
 
 
 def describe_environment() -> dict[str, Any]:

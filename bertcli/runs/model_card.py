@@ -12,6 +12,7 @@ from bertcli.console import format_seconds, format_table
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.environment import mask_text
 from bertcli.runs.results import RunResults
 from bertcli.tasks.task import Task
 
@@ -235,7 +236,7 @@ def _tags_note(results: RunResults) -> str:
 
 
 def _recipe_section(recipe: Recipe | PretrainRecipe) -> str:
-    return f"## Recipe\n\n{_block('yaml', dump_recipe(recipe).rstrip())}"
+    return f"## Recipe\n\n{_block('yaml', mask_text(dump_recipe(recipe).rstrip()))}"
 
 
 def _block(kind: str, text: str) -> str:
