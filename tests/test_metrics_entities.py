@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bertcli.data.sources import load_training_rows
+from bertcli.errors import DataError
+from bertcli.heads.token_classification import TokenClassification, resolve_tags
 from bertcli.metrics import compute_metrics
+from bertcli.tasks.task import Task
 
 
 def chunks_of(tags: list[str]) -> set[tuple[str, int, int]]:
@@ -74,3 +82,77 @@ def test_seqeval_reads_bilou_as_iobes() -> None:
     predicted = [["U-A", "U-A", "O", "B-B", "I-B", "L-B", "B-A", "L-B"]]
     scores = compute_metrics(["seqeval"], "token_classification", predicted, gold)
     assert (scores["precision"], scores["recall"]) == (pytest.approx(3 / 5), pytest.approx(3 / 4))
+
+
+Tag = tuple[str, str]  # position in IOBES and entity type; ("O", "") is outside
+DIALECTS: dict[str, tuple[str, Callable[[str, str], str]]] = {  # positions in IOBES, and how a tag is written
+    "IOB1 and IOB2": ("BI", lambda position, kind: f"{position}-{kind}"),
+    "IOBES": ("BIES", lambda position, kind: f"{position}-{kind}"),
+    "BILOU": ("BIES", lambda position, kind: f"{position.translate(BILOU)}-{kind}"),
+    "BMEWO": ("BIES", lambda position, kind: f"{position.translate(BMEWO)}-{kind}"),
+    "lower-case positions": ("BI", lambda position, kind: f"{position.lower()}-{kind}"),
+    "underscore": ("BI", lambda position, kind: f"{position}_{kind}"),
+    "lower-case IOBES with underscore": ("BIES", lambda position, kind: f"{position}_{kind}".lower()),
+    "position last": ("BIES", lambda position, kind: f"{kind}-{position}"),
+    "positions alone": ("BI", lambda position, kind: position),
+    "types alone": ("I", lambda position, kind: kind),
+}
+BILOU, BMEWO = str.maketrans("ES", "LU"), str.maketrans("IS", "MW")
+
+
+def count_entities(tags: list[Tag]) -> set[tuple[str, int, int]]:
+    """conlleval's entities of a row of tags."""
+    return chunks_of([position if position == "O" else f"{position}-{kind}" for position, kind in tags])
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_entity_f1_of_any_tag_sequence_is_that_of_conlleval_in_every_dialect(
+    dialect: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Rows from a file, with words that have no gold tag; predictions, too, may begin an entity with I- or E-."""
+    positions, write = DIALECTS[dialect]
+    kinds = ["_"] if dialect == "positions alone" else ["PER", "LOC"]
+    tags: list[Tag] = [("O", ""), *itertools.product(positions, kinds)]
+    names = {tag: "O" if tag[0] == "O" else write(*tag) for tag in tags}
+    missing = data.draw(st.sampled_from([None, "-100", ""]))
+    words = st.tuples(st.sampled_from(tags), st.sampled_from(tags), st.integers(0, 5).map(bool))
+    rows = [[(tag, tag, True) for tag in tags], *data.draw(st.lists(st.lists(words, min_size=1), max_size=5))]
+    path = tmp_path_factory.mktemp("tags") / "rows.jsonl"
+    lines = ({"text": ["w"] * len(row), "label": [names[gold] if is_tagged else missing for gold, _, is_tagged in row]}
+             for row in rows)  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, lines)))
+    fields = {"files": {"train": str(path)}, "head": "token_classification", "text_columns": ("text",)}
+    task = Task.model_validate(fields)
+    split = load_training_rows(task)
+    head = TokenClassification(resolve_tags(task, split))
+    references = head.references(task, split)
+    predictions = [[names[predicted] for _, predicted, _ in row] for row in rows]
+    scores = compute_metrics(("seqeval",), "token_classification", predictions, references, labels=head.labels)
+
+    gold, predicted = (
+        [
+            (index, *entity)
+            for index, row in enumerate(rows)
+            for entity in count_entities([word[side] for word in row if word[2]])
+        ]
+        for side in (0, 1)
+    )
+    num_correct = len({*gold} & {*predicted})
+    matches = [gold_tag == tag for row in rows for gold_tag, tag, is_tagged in row if is_tagged]
+    assert scores == pytest.approx(
+        {
+            "precision": num_correct / len(predicted),
+            "recall": num_correct / len(gold),
+            "f1": 2 * num_correct / (len(gold) + len(predicted)),
+            "accuracy": sum(matches) / len(matches),
+        }
+    )
+
+
+def test_parts_of_speech_are_scored_by_accuracy_of_the_tagged_words() -> None:
+    gold, predicted = [["NOUN", None, "VERB"], ["X"]], [["NOUN", "X", "NOUN"], ["X"]]
+    assert compute_metrics(("accuracy",), "token_classification", predicted, gold) == {"accuracy": pytest.approx(2 / 3)}
+    with pytest.raises(DataError, match=r"mark no entities.*set task.metrics to \[accuracy\]"):
+        compute_metrics(("seqeval",), "token_classification", predicted, gold)
