@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import json
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas
+import pyarrow
+import pytest
+import sklearn.metrics
+from pyarrow import parquet
+
+from bertcli.data.sources import load_split, load_training_rows
 from bertcli.errors import DataError
+from bertcli.heads.labels import resolve_labels
+from bertcli.heads.text_classification import TextClassification
+from bertcli.inference.scoring import positive_label_id
 from bertcli.metrics import METRICS, check_binary_f1, compute_metrics, load_metric, score_names
+from bertcli.reports.analysis import per_label_scores
 from bertcli.tasks.task import Task
 
 RANDOM = np.random.default_rng(0)
@@ -89,3 +102,61 @@ def test_every_metric_is_maximal_on_gold_predictions() -> None:
             scores = compute_metrics((name,), kind, predictions[kind], gold[kind])
             for score in score_names([name]):
                 assert scores[score] == pytest.approx(100.0 if kind == "question_answering" else 1.0), (name, score)
+
+
+LABEL_VALUES: dict[str, list[Any]] = {
+    "two texts": ["ham", "spam"],
+    "text in capitals": ["No", "Yes"],
+    "three texts": ["b", "a", "c d"],
+    "booleans": [False, True],
+    "0 and 1": [0, 1],
+    "1 and 2": [1, 2],
+    "-1 and 1": [-1, 1],
+    "ratings": [1, 2, 10],
+    "floats": [0.0, 1.0],
+    "halves": [0.5, 1.0, 10.5],
+}
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        pandas.DataFrame(rows).to_csv(path, index=False)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", LABEL_VALUES)
+def test_scores_of_labels_read_from_files_are_those_of_scikit_learn(tmp_path: Path, kind: str, suffix: str) -> None:
+    values = LABEL_VALUES[kind]
+    gold, predicted = ([values[index] for index in RANDOM.integers(0, len(values), 60)] for _ in range(2))
+    for split, labels in (("gold", gold), ("predicted", predicted)):
+        write_table(tmp_path / f"{split}.{suffix}", [{"text": f"t {row}", "label": x} for row, x in enumerate(labels)])
+    listed = ("-1", "1") if kind == "-1 and 1" else ()  # otherwise -1 is a missing label
+    files = {"train": str(tmp_path / f"gold.{suffix}"), "test": str(tmp_path / f"predicted.{suffix}")}
+    task = Task.model_validate({"files": files, "text_columns": ("text",), "labels": listed})
+    rows = load_training_rows(task)
+    task = task.model_copy(update={"labels": resolve_labels(task, rows)})
+    head = TextClassification("single_label", task.labels)
+    ids, predicted_ids = head.references(task, rows), head.references(task, load_split(task, "test"))
+    assert ids is not None
+    assert predicted_ids is not None
+
+    names = ["accuracy", "f1_macro", "f1_micro", "matthews", *(["f1"] if len(values) == 2 else [])]
+    scores = compute_metrics(names, "single_label", predicted_ids, ids, positive_label_id(task, head))
+    sides = [*map(str, gold)], [*map(str, predicted)]
+    assert scores["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(*sides))
+    assert scores["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(*sides))
+    for average in ("macro", "micro"):
+        assert scores[f"f1_{average}"] == pytest.approx(sklearn.metrics.f1_score(*sides, average=average))
+    if len(values) == 2:  # the second label by value is the positive one
+        assert scores["f1"] == pytest.approx(sklearn.metrics.f1_score(*sides, pos_label=str(max(values))))
+
+    table = per_label_scores(*([{task.labels[index]} for index in side] for side in (ids, predicted_ids)))
+    expected = sklearn.metrics.precision_recall_fscore_support(*sides, labels=[str(x) for x in sorted(values)])
+    by_label = {score.label: score for score in table}
+    for label, *numbers in zip(task.labels, *expected, strict=True):
+        score = by_label[label]
+        assert [score.precision, score.recall, score.f1, score.support] == pytest.approx(numbers)
