@@ -20,6 +20,8 @@ from bertcli.cli.options import (
     Device,
     DryRun,
     Features,
+    InputDelimiter,
+    InputEncoding,
     InputFile,
     InputFormat,
     InputText,
@@ -211,6 +213,8 @@ def predict(
     choice: Choice = None,
     input_file: InputFile = None,
     input_format: InputFormat = None,
+    input_encoding: InputEncoding = None,
+    input_delimiter: InputDelimiter = None,
     split: PredictSplit = None,
     columns: Columns = None,
     output: Output = "-",
@@ -257,7 +261,16 @@ def predict(
         from bertcli.commands.predict import predict as run_predict
         from bertcli.commands.predict import predict_features
         from bertcli.data.prediction_inputs import PredictionInput
-    inputs = PredictionInput(values, input_file or "-", input_format, split, split_names(columns), keep_columns)
+    inputs = PredictionInput(
+        values,
+        input_file or "-",
+        input_format,
+        split,
+        split_names(columns),
+        keep_columns,
+        input_encoding,
+        input_delimiter,
+    )
     if features:
         write = partial(predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
     else:

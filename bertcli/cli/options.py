@@ -106,6 +106,14 @@ InputFormat = Annotated[
         help="text, jsonl, json, csv, tsv, conll or parquet [default: from the file extension; text for stdin]."
     ),
 ]
+InputEncoding = Annotated[
+    str | None,
+    typer.Option(help="Encoding of --input, such as windows-1252 [default: by its byte order mark, else UTF-8]."),
+]
+InputDelimiter = Annotated[
+    str | None,
+    typer.Option(help="Separator of a CSV --input: comma, semicolon, tab or pipe [default: found in the file]."),
+]
 PredictSplit = Annotated[str | None, typer.Option(help="Run prediction on this split of the run's task.")]
 Columns = Annotated[str | None, typer.Option(help="Comma-separated names of the input columns [default: the task's].")]
 Output = Annotated[

@@ -188,7 +188,14 @@ def _fill_masks(filler: MaskFiller, inputs: PredictionInput) -> Iterator[tuple[R
     if inputs.values is not None:
         return filler.fill(({column: values[0]} for values in inputs.values), column)
     kept = None if inputs.keep_columns else ()
-    rows = read_inputs(inputs.path, inputs.resolved_format, [column], extra_columns=kept)
+    rows = read_inputs(
+        inputs.path,
+        inputs.resolved_format,
+        [column],
+        default_columns=DEFAULT_TEXT_COLUMNS if inputs.columns is None else (),
+        extra_columns=kept,
+        options=inputs.text_options,
+    )
     return ((_rename_clashes(row, prediction), prediction) for row, prediction in filler.fill(rows, column))
 
 

@@ -6,13 +6,19 @@ No file is loaded whole, and very long lines are split, so memory use does not d
 from __future__ import annotations
 
 import glob
-import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bertcli.data.formats import read_jsonl
+from bertcli.data.formats import NOT_UNICODE, is_unicode, read_jsonl
 from bertcli.data.sources import load_rows
+from bertcli.data.text_files import (
+    TextOptions,
+    check_text,
+    open_text,
+    read_lines,
+    without_compression_suffix,
+)
 from bertcli.errors import DataError
 from bertcli.recipe.pretrain_schema import Source
 
@@ -20,7 +26,6 @@ MAX_DOCUMENT_CHARACTERS = 8_000_000  # longer documents are split
 READ_SIZE_CHARACTERS = 1 << 20
 PARQUET_BATCH_SIZE = 1000  # rows
 NUM_SAMPLE_DOCUMENTS = 20_000
-COMPRESSED = (".gz", ".zst", ".bz2")
 UNSUPPORTED = (".json", ".csv", ".tsv", ".arrow", ".xz", ".zip", ".tar", ".tgz", ".7z", ".npy", ".pdf", ".docx")
 SEPARATORS = {"blocks": re.compile(r"\n[ \t\r]*\n\s*"), "lines": re.compile(r"\n"), "files": re.compile(r"(?!)")}
 
@@ -64,19 +69,18 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
     """Yield the documents of one file; any error names the file."""
     import pyarrow
 
-    uncompressed = path.with_suffix("") if path.suffix in COMPRESSED else path
+    uncompressed = without_compression_suffix(path)
+    options = TextOptions(source.encoding, setting="`{key}: {value}` of the source")
     if uncompressed.suffix in UNSUPPORTED:
         raise DataError(f"found {path}, expected text, JSON Lines (.jsonl) or Parquet, plain or as .gz, .zst or .bz2")
     try:
         if uncompressed.suffix == ".parquet":
             texts: Iterable[str] = _read_parquet(path, source.column)
         elif uncompressed.suffix in (".jsonl", ".ndjson"):
-            texts = _read_jsonl(path, source.column)
+            texts = _read_jsonl(path, source.column, options)
         else:
-            texts = split_stream(_read_text(path), SEPARATORS[source.documents])
+            texts = split_stream(_read_text(path, options), SEPARATORS[source.documents])
         yield from _nonempty(texts, f"{path}: document", source.column)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text; convert it, e.g. with `iconv -f latin1 -t utf8`") from error
     except (OSError, EOFError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path}: it may be damaged or truncated ({error})") from error
 
@@ -94,17 +98,21 @@ def _nonempty(texts: Iterable[object], location: str, column: str) -> Iterator[s
             yield text
 
 
-def _open(path: Path) -> io.TextIOWrapper:
-    """Open a text file, decompressing it according to its suffix."""
-    import pyarrow
+def _read_text(path: Path, options: TextOptions) -> Iterator[str]:
+    """Yield the text of a file in parts.
 
-    return io.TextIOWrapper(pyarrow.input_stream(str(path), compression="detect"), encoding="utf-8-sig")
-
-
-def _read_text(path: Path) -> Iterator[str]:
-    with _open(path) as file:
-        while part := file.read(READ_SIZE_CHARACTERS):
-            yield part
+    Raises:
+        DataError: it is not text, or has another encoding; the message names the line.
+    """
+    with open_text(path, options) as file:
+        try:
+            while part := file.read(READ_SIZE_CHARACTERS):
+                if "\0" in part:
+                    check_text(path, options)
+                yield part
+        except UnicodeDecodeError as error:
+            check_text(path, options)
+            raise DataError(f"{path}: not {file.encoding}; {options.cure('encoding', 'NAME')}") from error
 
 
 def split_stream(
@@ -123,12 +131,13 @@ def split_stream(
     yield rest
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with _open(path) as file:
-        for location, row in read_jsonl(file, str(path)):
-            if not isinstance(row.get(column), str):
-                raise DataError(f"{location}: found {list(row)}, expected text under {column!r}")
-            yield row[column]
+def _read_jsonl(path: Path, column: str, options: TextOptions) -> Iterator[str]:
+    for location, row in read_jsonl(read_lines(path, options), str(path)):
+        if not isinstance(row.get(column), str):
+            raise DataError(f"{location}: found {list(row)!r:.80}, expected text under {column!r}")
+        if not is_unicode(row[column]):
+            raise DataError(f"{location}: has {NOT_UNICODE.format(column[:80])}")
+        yield row[column]
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:

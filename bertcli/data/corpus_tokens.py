@@ -93,6 +93,8 @@ def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None
         state.update(
             json.dumps([source.column, source.documents, source.dataset, source.config, source.split]).encode()
         )
+        if source.encoding is not None:
+            state.update(source.encoding.encode())
         if source.dataset == "sample":  # another version of bertcli may generate other documents
             for document in read_documents(source, mirror):
                 state.update(document.encode())

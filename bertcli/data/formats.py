@@ -6,8 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bertcli.errors import DataError
 
@@ -15,6 +14,9 @@ Row = dict[str, Any]
 MAX_LINE_EXCERPT = 50  # characters of a line in an error message
 MAX_JSON_DEPTH = 2000  # several times this crashes pyarrow's reader
 TOO_DEEP = "JSON nested too deeply"
+JSON_BLANKS = " \t\r\n"
+NOT_UNICODE = "half of a character (a lone surrogate such as \\ud83d) in column {!r}; fix or remove it"
+BETWEEN_ENTRIES = re.compile(r"[ \t\r\n,]*")
 SAMPLED_BYTES = 1 << 12
 JSON_STRING = re.compile(rb'"(?:[^"\\\n]|\\.)*+"')
 
@@ -25,26 +27,98 @@ def join_words(value: str | list[str]) -> str:
 
 
 def read_jsonl(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
-    """Yield each object of a JSON Lines file with its location, `file:line`.
+    """Yield each object of a JSON Lines file with its location, `file:line`; a JSON list is read as `read_json` does.
 
     Raises:
-        DataError: a line is not a JSON object.
+        DataError: a line is not a JSON object, or has a key twice.
     """
+    lines, is_first = iter(lines), True
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip(JSON_BLANKS):
             continue
+        if is_first and line.lstrip(JSON_BLANKS).startswith("["):
+            yield from read_json("\n" * (number - 1) + line + "".join(lines), path)
+            return
         try:
-            row = json.loads(line)
-        except RecursionError as error:
-            raise DataError(f"{path}:{number}: {TOO_DEEP}") from error
-        except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise DataError(f"{path}:{number}: not JSON ({reason}); each line must be one object") from error
+            row = STRICT_JSON.decode(line)
+        except (ValueError, RecursionError) as error:
+            raise _not_json(error, path, number, "; each line must be one object") from error
         yield f"{path}:{number}", require_object(row, f"{path}:{number}")
+        is_first = False
 
 
-def check_json_depth(path: Path) -> None:
-    """Check that a JSON or JSON Lines file is not nested so deeply that pyarrow's reader would crash the process.
+def read_json(text: str, path: str) -> Iterator[tuple[str, Row]]:
+    """Yield each object of a JSON list, of SQuAD's JSON or of JSON Lines, which often end in .json, with its location.
+
+    Raises:
+        DataError: the text is none of these, or an object has a key twice.
+    """
+    try:
+        content = STRICT_JSON.decode(text)
+    except (ValueError, RecursionError) as error:
+        first, _, rest = text.strip(JSON_BLANKS).partition("\n")
+        if not text.lstrip(JSON_BLANKS).startswith("[") and (not rest or parse_json(first) is not None):
+            yield from read_jsonl(text.split("\n"), path)
+            return
+        line = _line_of_repeated_key(text) if isinstance(error, _RepeatedKeyError) else 1
+        raise _not_json(error, path, line) from error
+    rows = read_squad(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, entry {number}", require_object(row, f"{path}, entry {number}")
+
+
+def parse_json(text: str) -> Any:
+    """Parse a JSON value; None if the text is not a single one."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+class _RepeatedKeyError(ValueError):
+    """A key of a JSON object is there twice."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise _RepeatedKeyError(f"has the key {repeated[:80]!r} twice; rename or remove one of them")
+    return row
+
+
+STRICT_JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)
+
+
+def _not_json(error: Exception, path: str, line: int, cure: str = "") -> DataError:
+    """Return the error for JSON that cannot be parsed.
+
+    Args:
+        line: number of the first line of what was parsed.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        return DataError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg}){cure}")
+    if isinstance(error, _RepeatedKeyError):
+        return DataError(f"{path}:{line}: {error}")
+    reason = TOO_DEEP if isinstance(error, RecursionError) else f"not JSON ({error})"
+    return DataError(f"{path}:{line}: {reason}")
+
+
+def _line_of_repeated_key(text: str) -> int:
+    """Return the line of the first entry of a JSON list in which a key is there twice; 1 if it is not a list."""
+    position = text.find("[") + 1
+    try:
+        while text.lstrip(JSON_BLANKS).startswith("["):
+            position = BETWEEN_ENTRIES.match(text, position).end()  # type: ignore[union-attr]
+            _, position = STRICT_JSON.raw_decode(text, position)
+    except _RepeatedKeyError:
+        return text.count("\n", 0, position) + 1
+    return 1
+
+
+def check_json_depth(file: BinaryIO, path: str) -> None:
+    """Check that JSON or JSON Lines are not nested so deeply that pyarrow's reader would crash the process.
 
     Brackets are only counted, every few kilobytes; the file is taken apart only if many more open than close.
 
@@ -52,18 +126,26 @@ def check_json_depth(path: Path) -> None:
         DataError: with the line.
     """
     depth = 0
-    with path.open("rb") as file:
-        while depth <= MAX_JSON_DEPTH and (part := file.read(SAMPLED_BYTES)):
-            depth += part.count(b"[") + part.count(b"{") - part.count(b"]") - part.count(b"}")
+    while depth <= MAX_JSON_DEPTH and (part := file.read(SAMPLED_BYTES)):
+        depth += part.count(b"[") + part.count(b"{") - part.count(b"]") - part.count(b"}")
     if depth <= MAX_JSON_DEPTH:
         return
     depth = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            for bracket in re.findall(rb"[][{}]", JSON_STRING.sub(b"", line)):
-                depth += 1 if bracket in b"[{" else -1
-                if depth > MAX_JSON_DEPTH:
-                    raise DataError(f"{path}:{number}: {TOO_DEEP}")
+    file.seek(0)
+    for number, line in enumerate(file, start=1):
+        for bracket in re.findall(rb"[][{}]", JSON_STRING.sub(b"", line)):
+            depth += 1 if bracket in b"[{" else -1
+            if depth > MAX_JSON_DEPTH:
+                raise DataError(f"{path}:{number}: {TOO_DEEP}")
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether a value has no lone surrogates, halves of characters that escapes in JSON may leave."""
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def require_object(row: object, location: str) -> Row:
@@ -75,6 +157,21 @@ def require_object(row: object, location: str) -> Row:
     if not isinstance(row, dict):
         raise DataError(f"{location}: found {type(row).__name__}, expected an object")
     return row
+
+
+def check_column_names(names: Iterable[str], path: str) -> None:
+    """Check that no two columns have the same name; columns without a name are not used.
+
+    Raises:
+        DataError: two have, or a name is not text.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if "\0" in name:
+            raise DataError(f"{path} has a NUL character in the name of a column; it is not a text file")
+        if name and name in seen:
+            raise DataError(f"{path} has the column {name[:80]!r} twice; rename or remove one of them")
+        seen.add(name)
 
 
 def read_squad(content: Any, location: str) -> Iterator[Row]:

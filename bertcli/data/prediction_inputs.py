@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from bertcli.data.formats import Row, is_squad, read_conll, read_jsonl, read_squad, require_object
+from bertcli.data.delimited import read_csv, read_tsv
+from bertcli.data.formats import (
+    NOT_UNICODE,
+    Row,
+    check_column_names,
+    is_unicode,
+    read_conll,
+    read_json,
+    read_jsonl,
+)
 from bertcli.data.sources import load_split
-from bertcli.data.table_files import check_column_names
+from bertcli.data.text_files import TextOptions, read_lines, read_text, without_compression_suffix
 from bertcli.errors import DataError, UsageError, did_you_mean
-from bertcli.tasks.task import Task
+from bertcli.tasks.task import DELIMITERS, Task, check_encoding
 
 FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll", "parquet")
 FORMAT_OF_SUFFIX = {f".{name}": name for name in FORMATS[1:]} | {".ndjson": "jsonl"}
 DEFAULT_TEXT_COLUMNS = ("text", "text_pair")
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 PARQUET_BATCH_SIZE = 1024  # rows in memory
-csv.field_size_limit(sys.maxsize)  # a document may exceed Python's default of 131,072 characters
+INPUT_OPTIONS = TextOptions(setting="--input-{key}={value}")
 Value = str | list[str]
 
 
@@ -40,9 +42,11 @@ class PredictionInput:
         split: split of the model's task to read instead of `path`.
         columns: names of the input columns; None: those of the task.
         keep_columns: whether rows keep the columns that are not inputs.
+        encoding: of a text file without a byte order mark; None: UTF-8.
+        delimiter: separator of CSV, a key of `DELIMITERS`; None: found in the file.
 
     Raises:
-        DataError: a value has a lone surrogate: the shell's argument was not UTF-8.
+        UsageError: on construction, if the encoding or separator is unknown or has no effect, or a value is not text.
     """
 
     values: Sequence[Sequence[str]] | None = None
@@ -51,21 +55,42 @@ class PredictionInput:
     split: str | None = None
     columns: Sequence[str] | None = None
     keep_columns: bool = False
+    encoding: str | None = None
+    delimiter: str | None = None
 
     def __post_init__(self) -> None:
-        for number, values in enumerate(self.values or (), start=1):
-            for value in values:
-                _check_characters(value, f"text {number}")
+        input_format = None if self.values is not None or self.split is not None else self.resolved_format
+        if self.encoding is not None:
+            if input_format in (None, "parquet"):
+                raise UsageError("--input-encoding has no effect without an --input of text; leave it out")
+            try:
+                check_encoding(self.encoding)
+            except ValueError as error:
+                raise UsageError(f"--input-encoding: {error}") from None
+        if self.delimiter is not None:
+            if input_format != "csv":
+                raise UsageError("--input-delimiter has no effect without an --input in CSV; leave it out")
+            if self.delimiter not in DELIMITERS:
+                found = f"found --input-delimiter {self.delimiter[:80]!r}"
+                raise UsageError(f"{found}, expected one of {', '.join(DELIMITERS)}")
+        for number, texts in enumerate(self.values or (), start=1):
+            if not all(map(is_unicode, texts)):
+                raise UsageError(f"input {number} has half of a character (a lone surrogate) or is not UTF-8; fix it")
 
     @property
     def resolved_format(self) -> str:
         """The format of the file, inferred if it is not set."""
         return self.file_format or infer_format(self.path)
 
+    @property
+    def text_options(self) -> TextOptions:
+        """How to read a text file."""
+        return replace(INPUT_OPTIONS, encoding=self.encoding, delimiter=self.delimiter)
+
 
 def infer_format(path: str) -> str:
     """Infer the input format from the file's suffix; plain lines for standard input and unknown suffixes."""
-    return FORMAT_OF_SUFFIX.get(Path(path).suffix.lower(), "text")
+    return FORMAT_OF_SUFFIX.get(without_compression_suffix(path).suffix.lower(), "text")
 
 
 def read_inputs(
@@ -76,6 +101,7 @@ def read_inputs(
     default_columns: Sequence[str] = DEFAULT_TEXT_COLUMNS,
     list_columns: Sequence[str] = (),
     extra_columns: Sequence[str] | None = (),
+    options: TextOptions = INPUT_OPTIONS,
 ) -> Iterator[Row]:
     """Yield the rows of `path` (`-` is standard input) one at a time, with their inputs under `columns`.
 
@@ -87,9 +113,10 @@ def read_inputs(
             `columns`.
         list_columns: those of the columns whose values may be lists of texts (words, choices).
         extra_columns: further columns to keep where they exist, such as an ID; None: all.
+        options: how to read text files.
 
     Raises:
-        DataError: the file is missing or not UTF-8, or a row lacks a value.
+        DataError: the file is missing or not in its format or encoding, or a row lacks a value.
         UsageError: the format is unknown.
     """
     if input_format not in FORMATS:
@@ -98,7 +125,7 @@ def read_inputs(
             f"{did_you_mean(input_format, FORMATS)}"
         )
     needed = None if extra_columns is None else {*columns, *default_columns, *extra_columns}
-    for location, row in _read_rows(path, input_format, columns, needed):
+    for location, row in _read_rows(path, input_format, columns, needed, options):
         use_defaults = columns[0] not in row and len(default_columns) >= len(columns)
         names = default_columns[: len(columns)] if use_defaults else columns
         inputs = {
@@ -106,22 +133,33 @@ def read_inputs(
             for name, column in zip(names, columns, strict=True)
         }
         kept = row if extra_columns is None else extra_columns
-        yield {name: _json_value(row[name]) for name in kept if name in row} | inputs
+        result = {name: _json_value(row[name]) for name in kept if name in row} | inputs
+        for name, value in result.items():
+            if not is_unicode(value):
+                raise DataError(f"{location}: has {NOT_UNICODE.format(name[:80])}")
+        yield result
 
 
 def _read_rows(
-    path: str, input_format: str, columns: Sequence[str], needed: set[str] | None
+    path: str, input_format: str, columns: Sequence[str], needed: set[str] | None, options: TextOptions
 ) -> Iterator[tuple[str, Row]]:
     """Yield each row with its location; columns that are not `needed` (None: all are) may be missing."""
     if input_format == "parquet":
         yield from _read_parquet(path, needed)
-        return
-    readers = {"jsonl": read_jsonl, "json": _read_json, "csv": _read_csv, "tsv": _read_tsv, "conll": _read_conll}
-    with _open(path) as file:
-        try:
-            yield from _read_lines(file, path, columns) if input_format == "text" else readers[input_format](file, path)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text; convert it, e.g. `iconv -f latin1 -t utf8`") from error
+    elif input_format == "json":
+        yield from read_json(read_text(path, options), path)
+    else:
+        lines = read_lines(path, options)
+        if input_format == "text":
+            yield from _read_plain(lines, path, columns)
+        elif input_format == "jsonl":
+            yield from read_jsonl(lines, path)
+        elif input_format == "conll":
+            yield from _read_conll(lines, path)
+        else:
+            rows = read_tsv(lines, path) if input_format == "tsv" else read_csv(lines, path, options, columns)
+            _, names = next(rows)
+            yield from ((f"{path}:{line}", dict(zip(names, row, strict=True))) for line, row in rows)
 
 
 def batched(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
@@ -131,23 +169,9 @@ def batched(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-@contextmanager
-def _open(path: str) -> Iterator[IO[str]]:
-    if path == "-":
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline="")  # type: ignore[union-attr]
-        yield sys.stdin
-        return
-    try:
-        file = open(path, encoding="utf-8-sig", newline="")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    with file:
-        yield file
-
-
-def _read_lines(file: IO[str], path: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(file, start=1):
-        text = line.rstrip("\r\n")
+def _read_plain(lines: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(lines, start=1):
+        text = line.removesuffix("\n").removesuffix("\r")
         values = text.split("\t") if len(columns) > 1 else [text]
         if len(values) != len(columns):
             raise DataError(
@@ -170,7 +194,7 @@ def _read_parquet(path: str, needed: set[str] | None) -> Iterator[tuple[str, Row
             check_column_names(names, path)
             columns = [name for name in names if needed is None or name in needed]
             if not columns:
-                raise DataError(f"{path}: found columns {names}, expected one of {sorted(needed or ())}")
+                raise DataError(f"{path}: found columns {names!r:.80}, expected one of {sorted(needed or ())}")
             for batch in file.iter_batches(PARQUET_BATCH_SIZE, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
@@ -179,40 +203,8 @@ def _read_parquet(path: str, needed: set[str] | None) -> Iterator[tuple[str, Row
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _read_json(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    text = file.read()
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):  # JSON Lines files often end in .json, too
-        yield from read_jsonl(io.StringIO(text), path)
-        return
-    rows = read_squad(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, entry {number}", require_object(row, f"{path}, entry {number}")
-
-
-def _read_csv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    return _read_delimited(csv.DictReader(file, strict=True), path)
-
-
-def _read_tsv(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    return _read_delimited(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), path)
-
-
-def _read_delimited(reader: csv.DictReader[str], path: str) -> Iterator[tuple[str, Row]]:
-    try:
-        check_column_names(reader.fieldnames or (), path)
-        for row in reader:
-            location = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise DataError(f"{location}: found more or fewer values than the header has columns")
-            yield location, row
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}; check for unbalanced quotes") from error
-
-
-def _read_conll(file: IO[str], path: str) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(read_conll(file, path), start=1):
+def _read_conll(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
+    for number, row in enumerate(read_conll(lines, path), start=1):
         yield f"{path}, sentence {number}", row
 
 
@@ -224,25 +216,12 @@ def _json_value(value: Any) -> Any:
 def _input_value(row: Row, name: str, column: str, location: str, *, may_be_list: bool) -> Value:
     value = row.get(name)
     if may_be_list and isinstance(value, list) and all(isinstance(part, str) for part in value):
-        for part in value:
-            _check_characters(part, location)
         return value
     if not isinstance(value, str):
-        found = f"columns {list(row)}" if name not in row else f"{value!r:.80} in column {name!r}"
-        raise DataError(f"{location}: found {found}, expected text in column {column!r} (or {name!r})")
-    _check_characters(value, location)
+        found = f"columns {list(row)!r:.80}" if name not in row else f"{value!r:.80} in column {name!r}"
+        other = "" if name == column else f" (or {name!r})"
+        raise DataError(f"{location}: found {found}, expected text in column {column!r}{other}")
     return value
-
-
-def _check_characters(text: str, location: str) -> None:
-    """Check that a text consists of characters, so that it can be encoded as UTF-8.
-
-    Raises:
-        DataError: it has half of a UTF-16 surrogate pair, as `\\ud800` in JSON.
-    """
-    if surrogate := LONE_SURROGATE.search(text):
-        name = f"U+{ord(surrogate[0]):04X}"
-        raise DataError(f"{location}: found the lone surrogate {name}, which is not a character; replace or remove it")
 
 
 def load_inputs(
@@ -252,7 +231,7 @@ def load_inputs(
 
     Args:
         task: from `with_input_columns`.
-        default_columns: columns to read if a file does not have the task's.
+        default_columns: columns to read if a file does not have the task's and `inputs` names none.
         from_run: the task comes from a run folder. If it does not, and `inputs` names no columns, it is not known
             whether the model takes pairs: a file with a second text column raises an error.
     """
@@ -265,14 +244,18 @@ def load_inputs(
         return iter(rows.select_columns([*task.columns, *({task.id_column} & set(rows.column_names))]))
     if not from_run and inputs.columns is None and task.columns == DEFAULT_TEXT_COLUMNS[:1]:
         kept = None if inputs.keep_columns else DEFAULT_TEXT_COLUMNS[1:]
-        return _reject_pairs(read_inputs(inputs.path, inputs.resolved_format, task.columns, extra_columns=kept))
+        options = inputs.text_options
+        return _reject_pairs(
+            read_inputs(inputs.path, inputs.resolved_format, task.columns, extra_columns=kept, options=options)
+        )
     return read_inputs(
         inputs.path,
         inputs.resolved_format,
         task.columns,
-        default_columns=default_columns,
+        default_columns=default_columns if inputs.columns is None else (),
         list_columns=task.list_columns,
         extra_columns=None if inputs.keep_columns else (task.id_column,) if task.id_column else (),
+        options=inputs.text_options,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from bertcli.data.formats import check_json_depth, join_words
 from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, read_files, summarize_error
 from bertcli.errors import DataError, did_you_mean
-from bertcli.tasks.task import Task
+from bertcli.tasks.task import SPLITS, Task
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SCAN_BATCH_SIZE = 1000  # rows in memory, when reading all of them once
 HELD_OUT_SEED = 13  # the held-out rows are the same for every training seed
-SPLITS = ("train", "validation", "test")
 MAX_LISTED_ROWS = 10  # in a message
 
 
@@ -56,9 +55,14 @@ def load_training_rows(task: Task, mirror: Path | None = None) -> Dataset:
 def _load_all_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
     rows = _load_named_split(task, split, mirror)
     if len(rows) == 0:
-        raise DataError(f"{task.name}: split {split!r} has no rows")
+        raise DataError(f"{_origin(task, split)}: split {split!r} has no rows")
     _check_columns(task, split, rows)
     return rows
+
+
+def _origin(task: Task, split: str) -> str:
+    """Return what messages about a split name: its files, or the task."""
+    return ", ".join(getattr(task.files, split)) if task.files and split in SPLITS else task.name
 
 
 def holds_out_rows(task: Task) -> bool:
@@ -251,7 +255,8 @@ def _load_dataset(path: str, config: str | None) -> dict[str, Dataset]:
     datasets.disable_progress_bars()
     if Path(path).is_dir():
         for json_file in sorted([*Path(path).rglob("*.json"), *Path(path).rglob("*.jsonl")]):
-            check_json_depth(json_file)
+            with json_file.open("rb") as content:
+                check_json_depth(content, str(json_file))
     try:
         return datasets.load_dataset(path, config)
     except Exception as error:  # the library raises many types, from OSError to HTTP errors
@@ -313,7 +318,7 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
     if missing:
         key = "choice_columns" if missing[0] in task.choice_columns else "text_columns"
         raise DataError(
-            f"{task.name}: split {split!r} has no column {missing[0]!r}; it has {names}."
+            f"{_origin(task, split)}: split {split!r} has no column {missing[0]!r}; it has {names!r:.80}."
             f"{did_you_mean(missing[0], names)} Set task.{key}."
         )
     for column in task.columns:
@@ -326,10 +331,12 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
                 f"no text in column {column!r}; add it or remove the row{'s' if len(indices) > 1 else ''}"
             )
         if _is_list_of_text(values.type) and any(chunk.flatten().null_count for chunk in values.chunks):
-            raise DataError(f"{task.name}: a list in column {column!r} of split {split!r} has a missing text; add it")
+            raise DataError(
+                f"{_origin(task, split)}: a list in column {column!r} of split {split!r} has a missing text; add it"
+            )
         if not _is_text(values.type) and not (may_be_list and _is_list_of_text(values.type)):
             expected = "text or lists of text" if may_be_list else "text"
-            raise DataError(f"{task.name}: column {column!r} holds {values.type}, expected {expected}")
+            raise DataError(f"{_origin(task, split)}: column {column!r} holds {values.type!s:.80}, expected {expected}")
 
 
 def _is_list_of_text(kind: pyarrow.DataType) -> bool:

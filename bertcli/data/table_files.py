@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertcli.data.delimited import (
+    SAMPLED_LINES,
+    find_delimiter,
+    is_sound,
+    read_csv,
+    read_tsv,
+)
 from bertcli.data.formats import (
+    NOT_UNICODE,
     TOO_DEEP,
     Row,
+    check_column_names,
     check_json_depth,
     is_squad,
+    is_unicode,
+    parse_json,
     read_conll,
-    read_jsonl,
-    read_squad,
-    require_object,
+    read_json,
+)
+from bertcli.data.text_files import (
+    DEFAULT_OPTIONS,
+    UTF_8,
+    TextOptions,
+    decode,
+    read_lines,
+    read_utf8,
+    without_compression_suffix,
 )
 from bertcli.errors import DataError
 from bertcli.tasks.task import Task
@@ -31,7 +52,6 @@ BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 20, 2**31 - 1  # that pyarrow reads at once
 NULL_LINE = re.compile(r"^\s*null", re.MULTILINE)  # crashes the process in pyarrow's reader
 FIRST_LINE = re.compile(r"\S.*")  # that is not blank
 GENERIC_MESSAGE = "An error occurred while generating the dataset"  # from `datasets`, for any cause
-CSV_ROW_CONTENT = re.compile(r"(got \d+: ).*", re.DOTALL)  # in pyarrow's message about a row with too many values
 READ_ERRORS = (OSError, ValueError, TypeError, OverflowError, RecursionError, csv.Error)
 ROW_COLUMN = "__row__"  # number of a row in its file, from 1; where rows are only a part of it
 FILE_COLUMN = "__file__"  # path of the file of a row, if there are several
@@ -40,6 +60,8 @@ FILE_COLUMN = "__file__"  # path of the file of a row, if there are several
 def read_files(paths: Sequence[str], task: Task | None = None, split: str | None = None) -> Dataset:
     """Read CSV (quoted), TSV (unquoted, as GLUE's), JSON Lines, JSON, Parquet, SQuAD or CoNLL files, by suffix.
 
+    Text files may be compressed and in other encodings, see `text_files`.
+
     Args:
         paths: files with the same columns, which are concatenated.
         task: reads only the columns that the task uses, whatever the others hold, and reads its texts, labels and ids
@@ -47,7 +69,7 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
         split: name of the split, which the rows keep.
 
     Raises:
-        DataError: a file is missing, unreadable, not UTF-8, of an unknown format, or has other columns.
+        DataError: a file is missing, unreadable, of an unknown encoding or format, or has other columns.
     """
     import pyarrow
     from datasets import Dataset, NamedSplit
@@ -59,7 +81,7 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
         try:
             tables.append(_select_columns(_read_table(path, task), task))
         except (*READ_ERRORS, pyarrow.ArrowException) as error:
-            raise DataError(f"cannot read {path}: {_explain(path, error)}") from error
+            raise DataError(f"cannot read {path}: {_explain(error)}") from error
     table = tables[0] if len(tables) == 1 else _concatenate(tables, paths, task)
     try:
         return Dataset(table, split=None if split is None else NamedSplit(split))
@@ -80,7 +102,7 @@ def _concatenate(tables: Sequence[pyarrow.Table], paths: Sequence[str], task: Ta
     for path, table in zip(paths, tables, strict=True):
         if table.schema.names != tables[0].schema.names or table.schema.types != tables[0].schema.types:
             columns, first = ({field.name: str(field.type) for field in each.schema} for each in (table, tables[0]))
-            raise DataError(f"{path} has the columns {columns}, but {paths[0]} has {first}")
+            raise DataError(f"{path} has the columns {columns!s:.80}, but {paths[0]} has {first!s:.80}")
         table = table.append_column(ROW_COLUMN, pyarrow.array(range(1, len(table) + 1), pyarrow.int64()))
         numbered.append(table.append_column(FILE_COLUMN, pyarrow.repeat(str(path), len(table))))
     return pyarrow.concat_tables(numbered)
@@ -112,13 +134,10 @@ def summarize_error(error: BaseException) -> str:
     return message.partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _explain(path: Path, error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return TOO_DEEP
-    reason = summarize_error(error)
-    if "UTF" in reason.upper():
-        return f"not UTF-8 text; convert it, e.g. `iconv -f latin1 -t utf8 {path}`"
-    return CSV_ROW_CONTENT.sub(lambda match: f"{match[1]}{match[0][len(match[1]) :]:.80}", reason)
+    return f"{summarize_error(error):.300}"
 
 
 def _used_columns(task: Task) -> list[str]:
@@ -135,7 +154,7 @@ def _select_columns(table: pyarrow.Table, task: Task | None) -> pyarrow.Table:
         return table
     used = [name for name in _used_columns(task) if name in table.column_names]
     if not {*task.columns, task.label_column} <= {*used}:  # the message about a missing column lists the others
-        used += [name for name in table.column_names if name not in used]
+        used += [name for name in table.column_names if name and name not in used]
     table = table.select(used)
     for index, field in enumerate(table.schema):
         kind = field.type.value_type if pyarrow.types.is_dictionary(field.type) else field.type
@@ -146,35 +165,28 @@ def _select_columns(table: pyarrow.Table, task: Task | None) -> pyarrow.Table:
     return table
 
 
-def check_column_names(names: Iterable[str], path: str) -> None:
-    """Check that no two columns have the same name; columns without a name are not used.
-
-    Raises:
-        DataError: two have, or a name is not text.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if "\0" in name:
-            raise DataError(f"{path} has a NUL character in the name of a column; it is not a text file")
-        if name and name in seen:
-            raise DataError(f"{path} has the column {name[:80]!r} twice; rename or remove one of them")
-        seen.add(name)
-
-
 def _read_table(path: Path, task: Task | None) -> pyarrow.Table:
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return _read_delimited(path, task, "," if suffix == ".csv" else "\t")
+    suffix = without_compression_suffix(path).suffix.lower()
+    options = text_options(task)
     if suffix == ".parquet":
         return _read_parquet(path, task)
+    if suffix in (".csv", ".tsv"):
+        return _read_delimited(path, task, options, is_csv=suffix == ".csv")
     if suffix in (".jsonl", ".ndjson", ".json"):
-        return _read_json(path, task)
+        return _read_json(path, task, options)
     if suffix == ".conll":
         import pyarrow
 
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return pyarrow.Table.from_pylist(list(read_conll(file, str(path))))
-    raise DataError(f"found {path}, expected a file that ends in .csv, .tsv, .jsonl, .json, .parquet or .conll")
+        return pyarrow.Table.from_pylist(list(read_conll(read_lines(path, options), str(path))))
+    raise DataError(
+        f"found {path}, expected a file that ends in .csv, .tsv, .jsonl, .json, .parquet or .conll, also with .gz"
+    )
+
+
+def text_options(task: Task | None) -> TextOptions:
+    """Return what a task says about its text files."""
+    files = task.files if task is not None else None
+    return TextOptions(files.encoding, files.delimiter) if files is not None else DEFAULT_OPTIONS
 
 
 def _read_parquet(path: Path, task: Task | None) -> pyarrow.Table:
@@ -193,55 +205,67 @@ def _columns_to_read(names: Sequence[str], task: Task | None) -> list[str] | Non
     return [name for name in _used_columns(task) if name in names]
 
 
-def _read_delimited(path: Path, task: Task | None, delimiter: str) -> pyarrow.Table:
+def _read_delimited(path: Path, task: Task | None, options: TextOptions, *, is_csv: bool) -> pyarrow.Table:
+    """Read CSV or TSV with pyarrow; what it cannot read or would misread is read row by row, and quoted for it."""
+    import pyarrow
+
+    columns = (*task.columns, task.label_column) if task is not None else ()
+    content = read_utf8(path, options)
+
+    def rows(lines: Iterable[str]) -> Iterator[list[str]]:
+        numbered = read_csv(lines, str(path), options, columns) if is_csv else read_tsv(lines, str(path))
+        return (row for _, row in numbered)
+
+    sample = list(islice(read_lines(path, options), SAMPLED_LINES))
+    names = next(rows(sample))
+    delimiter, num_skipped = find_delimiter(sample, str(path), options, columns) if is_csv else ("\t", 0)
+    if num_skipped == 0 and is_sound(content, delimiter, is_quoted=is_csv):
+        with suppress(pyarrow.ArrowInvalid):
+            return _parse_delimited(content, names, task, delimiter, is_quoted=is_csv)
+    quoted = io.StringIO()
+    csv.writer(quoted, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows(read_lines(path, options)))
+    return _parse_delimited(quoted.getvalue().encode(), names, task, ",", is_quoted=True)
+
+
+def _parse_delimited(
+    content: bytes, names: Sequence[str], task: Task | None, delimiter: str, *, is_quoted: bool
+) -> pyarrow.Table:
     import pyarrow
     from pyarrow import csv as arrow_csv
 
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        unquoted = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        names = next(filter(None, csv.reader(file, delimiter=delimiter) if delimiter == "," else unquoted), [])
-    check_column_names(names, str(path))
     types: dict[str, pyarrow.DataType] = {}
     if task is not None:
         as_written = (*task.columns, task.label_column, *([task.id_column] if task.id_column else ()))
         types = dict.fromkeys(as_written, pyarrow.string())
     parse_options = arrow_csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if delimiter == "," else False, newlines_in_values=delimiter == ","
+        delimiter=delimiter, quote_char='"' if is_quoted else False, newlines_in_values=is_quoted
     )
     convert_options = arrow_csv.ConvertOptions(column_types=types, include_columns=_columns_to_read(names, task))
 
-    def read(block_size: int) -> pyarrow.Table:
+    def read(file: pyarrow.BufferReader, block_size: int) -> pyarrow.Table:
         options = arrow_csv.ReadOptions(block_size=block_size)
-        return arrow_csv.read_csv(path, options, parse_options=parse_options, convert_options=convert_options)
+        return arrow_csv.read_csv(file, options, parse_options=parse_options, convert_options=convert_options)
 
-    return _read_in_blocks(path, read)
+    return _read_in_blocks(content, read)
 
 
-def _read_json(path: Path, task: Task | None) -> pyarrow.Table:
+def _read_json(path: Path, task: Task | None, options: TextOptions) -> pyarrow.Table:
     import pyarrow
     from pyarrow import json as arrow_json
 
-    check_json_depth(path)
-    text = path.read_text("utf-8-sig")
-    if text.lstrip().startswith("["):
-        entries = enumerate(json.loads(text), start=1)
-        return _table_of_rows([require_object(row, f"{path}, entry {number}") for number, row in entries], path, task)
-    if path.suffix.lower() == ".json" and is_squad(content := _parse_json(text)):
-        return pyarrow.Table.from_pylist(list(read_squad(content, str(path))))
-    if not text.strip():
-        return pyarrow.table({})
-    schema = None if task is None or NULL_LINE.search(text) else _schema_of_first_row(text, task)
+    content = read_utf8(path, options)
+    check_json_depth(io.BytesIO(content), str(path))
+    text = decode(content, UTF_8, path, options)
+    is_table = text.lstrip().startswith("{") and not (path.suffix.lower() == ".json" and is_squad(parse_json(text)))
+    schema = _schema_of_first_row(text, task) if task is not None and is_table and not NULL_LINE.search(text) else None
     if schema is not None:
-        options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-        try:
+        parse_options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        with suppress(pyarrow.ArrowInvalid):  # a row has another type than the first, or is invalid: see below
             return _read_in_blocks(
-                path, lambda size: arrow_json.read_json(path, arrow_json.ReadOptions(block_size=size), options)
+                content,
+                lambda file, size: arrow_json.read_json(file, arrow_json.ReadOptions(block_size=size), parse_options),
             )
-        except pyarrow.ArrowInvalid as error:
-            if "specified twice" in str(error):
-                raise
-            # Otherwise a row has another type than the first, or is invalid, and the other reader names it.
-    return _table_of_rows([row for _, row in read_jsonl(text.split("\n"), str(path))], path, task)
+    return _table_of_rows([row for _, row in read_json(text, str(path))], path, task)
 
 
 def _schema_of_first_row(text: str, task: Task) -> pyarrow.Schema | None:
@@ -252,7 +276,7 @@ def _schema_of_first_row(text: str, task: Task) -> pyarrow.Schema | None:
     import pyarrow
 
     line = FIRST_LINE.search(text)
-    first = _parse_json(line[0]) if line else None
+    first = parse_json(line[0]) if line else None
     if not isinstance(first, dict) or _columns_to_read(list(first), task) is None:
         return None
     try:
@@ -288,8 +312,13 @@ def _column_of_values(name: str, rows: Sequence[Row], path: Path, task: Task | N
     import pyarrow
 
     values = [row.get(name) for row in rows]
+    if task is not None and name in task.columns:  # NaN is pandas' missing text
+        values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
     try:
         return pyarrow.array(values)
+    except UnicodeEncodeError:
+        row = next(row for row, value in enumerate(values) if not is_unicode(value))
+        raise DataError(f"{path}: row {row + 1} has {NOT_UNICODE.format(name[:80])}") from None
     except (pyarrow.ArrowException, OverflowError):
         kinds = {type(value) for value in values if value is not None}
         if task is not None and name in (task.label_column, task.id_column):
@@ -325,22 +354,14 @@ def _json_kind(value: Any) -> str:
     return kinds.get(type(value), "an object")
 
 
-def _read_in_blocks(path: Path, read: Callable[[int], pyarrow.Table]) -> pyarrow.Table:
-    """Call `read` with a block size in bytes; if a row is longer than a block, read the file as one block."""
+def _read_in_blocks(content: bytes, read: Callable[[pyarrow.BufferReader, int], pyarrow.Table]) -> pyarrow.Table:
+    """Call `read` with a block size in bytes; if a row is longer than a block, read the content as one block."""
     import pyarrow
 
+    buffer = pyarrow.py_buffer(content)
     try:
-        return read(BLOCK_BYTES)
+        return read(pyarrow.BufferReader(buffer), BLOCK_BYTES)
     except pyarrow.ArrowInvalid:
-        file_bytes = min(path.stat().st_size + 1, MAX_BLOCK_BYTES)
-        if file_bytes <= BLOCK_BYTES:
+        if len(content) < BLOCK_BYTES:
             raise
-        return read(file_bytes)
-
-
-def _parse_json(text: str) -> object:
-    """Parse a JSON value; None if the text is not a single one."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        return read(pyarrow.BufferReader(buffer), min(len(content) + 1, MAX_BLOCK_BYTES))

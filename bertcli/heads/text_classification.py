@@ -360,7 +360,8 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
         value = rows[bad_rows[0]][task.label_column]
         raise DataError(
             f"{locate_rows(task, rows, bad_rows)} {'has' if len(bad_rows) == 1 else 'have'} no finite number in column "
-            f"{task.label_column!r}, but {value!r:.60}; regression needs one number per row, within ±{MAX_NUMBER:g}"
+            f"{task.label_column!r}, but {value!r:.60}; regression needs one number per row, such as 1.5, within "
+            f"±{MAX_NUMBER:g}"
         )
     return None if (numbers == MISSING_LABEL).all() else numbers
 

@@ -107,6 +107,8 @@ PRETRAIN_KEY_ALIASES = {  # those whose key is another one in a recipe for `bert
 UNSUPPORTED_KEYS = {  # of other programs → what to do instead
     "auto_find_batch_size": "hardware.micro_batch_size=auto, the default, does this; leave it out",
     "cache_dir": "caches are set by the environment variables BERTCLI_CACHE and HF_HOME",
+    "delimiter": "the separator of CSV files is task.files.delimiter",
+    "encoding": "the encoding of text files is task.files.encoding, or corpus.sources[…].encoding",
     "deepspeed": "DeepSpeed is not supported; hardware.shard=true shards a large model",
     "disable_tqdm": "this is an option, not a key; use --quiet",
     "do_eval": "every run is evaluated; `bertcli eval` scores a finished one",

@@ -29,7 +29,7 @@ from bertcli.recipe.yaml_layers import (
     shortened,
 )
 from bertcli.tasks import TASKS, get_task
-from bertcli.tasks.task import Task
+from bertcli.tasks.task import SPLITS, Task
 
 FORMER_RECIPES = {  # names of built-in recipes in earlier versions → their names here
     "ner/own-conll": "ner/custom-conll",
@@ -248,8 +248,9 @@ def _make_file_paths_absolute(layer: RecipeLayer, folder: Path) -> None:
 
     task, corpus = layer.values.get("task"), layer.values.get("corpus")
     files: Any = task.get("files") if isinstance(task, dict) else None
-    for split in files if isinstance(files, dict) else ():
-        resolve(files, split)
+    for split in SPLITS if isinstance(files, dict) else ():
+        if split in files:
+            resolve(files, split)
     sources: Any = corpus.get("sources") if isinstance(corpus, dict) else None
     for source in sources if isinstance(sources, list) else ():
         if isinstance(source, dict) and "files" in source:

@@ -18,7 +18,7 @@ from bertcli.recipe.schema import (
     Size,
     VocabSize,
 )
-from bertcli.tasks.task import Paths, Section, known_name, load_class
+from bertcli.tasks.task import Encoding, Paths, Section, known_name, load_class
 
 MaskingUnit = Literal["token", "whole_word", "span"]
 OBJECTIVES: dict[str, str | type] = {
@@ -44,6 +44,9 @@ class Source(Section):
     dataset: str | None = Field(None, description="Hub name, folder in the Hub's layout, or `sample` (built in)")
     config: str | None = Field(None, description="configuration (subset) of the dataset")
     split: str = Field("train", description="split of the dataset")
+    encoding: Encoding | None = Field(
+        None, description="encoding of text files without a byte order mark, such as windows-1252; null: UTF-8"
+    )
     column: str = Field("text", description="text column of JSON Lines, Parquet files and datasets")
     documents: Literal["blocks", "lines", "files"] = Field(
         "blocks", description="unit of a document in a text file: a block between empty lines, a line, or the file"

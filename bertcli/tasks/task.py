@@ -6,7 +6,16 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
 Names = Annotated[tuple[str, ...], Strict(False)]
@@ -21,6 +30,7 @@ HEADS: dict[str, str | type] = {
     "multiple_choice": "bertcli.heads.multiple_choice:MultipleChoice",
 }
 """The heads by name: a class, or where it is, so that a recipe can be read without importing any."""
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of CSV files
 MAIN_SCORES = {"seqeval": "f1", "squad": "f1", "squad_v2": "f1"}  # of metrics that compute several scores
 
 
@@ -44,10 +54,32 @@ def known_name(table: Mapping[str, str | type]) -> AfterValidator:
 HeadName = Annotated[str, known_name(HEADS), WithJsonSchema({"type": "string", "enum": list(HEADS)})]
 
 
+def check_encoding(name: str) -> str:
+    """Return the name of a text encoding unchanged.
+
+    Raises:
+        ValueError: there is no such encoding.
+    """
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise ValueError(
+            f"found {name[:80]!r}, expected an encoding such as utf-8, windows-1252, utf-16 or shift_jis"
+        ) from None
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(check_encoding)]
+Delimiter = Literal["comma", "semicolon", "tab", "pipe"]  # the keys of DELIMITERS
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, types are strict, numbers are finite, objects are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+SPLITS = ("train", "validation", "test")
 
 
 class Files(Section):
@@ -56,13 +88,15 @@ class Files(Section):
     train: Paths = Field((), description="training files: CSV, TSV, JSON, JSON Lines, Parquet or CoNLL")
     validation: Paths = Field((), description="validation files, which select the best checkpoint")
     test: Paths = Field((), description="test files, scored by `bertcli eval --split test`")
+    encoding: Encoding | None = Field(
+        None, description="encoding of text files without a byte order mark, such as windows-1252; null: UTF-8"
+    )
+    delimiter: Delimiter | None = Field(None, description="separator of .csv files; null: found in each file")
 
-    @model_validator(mode="before")
+    @field_validator("train", "validation", "test", mode="before")
     @classmethod
     def _wrap_single_paths(cls, value: object) -> object:
-        if isinstance(value, dict):
-            return {split: (paths,) if isinstance(paths, str) else paths for split, paths in value.items()}
-        return value
+        return (value,) if isinstance(value, str) else value
 
 
 class Splits(Section):

@@ -113,15 +113,10 @@ def test_texts_of_predictions_are_read_back_as_they_were(run: Path, format_name:
     assert [row["text"] for row in read_inputs(f"again.{format_name}", format_name, ["text"])] == texts
 
 
-def test_text_with_a_lone_surrogate_is_refused_with_its_line(run: Path) -> None:
-    Path("in.jsonl").write_text('{"text": "fine"}\n{"text": "a\\ud800"}\n')
-    with pytest.raises(DataError, match=r"in\.jsonl:2: .* lone surrogate U\+D800"):
-        predict(str(run), PredictionInput(path="in.jsonl"), "file.jsonl", console=QUIET)
-    Path("words.jsonl").write_text('{"text": ["a", "\\udfff"]}\n')
-    with pytest.raises(DataError, match=r"words\.jsonl:1: .* lone surrogate U\+DFFF"):
-        list(read_inputs("words.jsonl", "jsonl", ["text"], list_columns=["text"]))
-    with pytest.raises(DataError, match=r"text 2: .* lone surrogate U\+DCFF"):  # a byte that is not UTF-8 in the shell
-        PredictionInput([("fine",), ("a\udcff",)])
+def test_named_column_that_the_input_lacks_is_not_replaced_by_another(run: Path) -> None:
+    Path("in.jsonl").write_text('{"text": "fine"}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl:1: found columns \['text'\], expected text in column 'review'"):
+        predict(str(run), PredictionInput(path="in.jsonl", columns=["review"]), "file.jsonl", console=QUIET)
 
 
 def test_tsv_has_spaces_for_tabs_and_line_breaks_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +205,7 @@ def test_pairs_are_read_from_two_columns_or_a_tab_separated_line() -> None:
         (b'{"text": "a"}\n{"text": 3}\n', "jsonl", r"in\.dat:2: found 3 in column 'text'"),
         (b'{"txt": "a"}\n', "jsonl", r"in\.dat:1: found columns \['txt'\]"),
         (b"{text\n", "jsonl", "not JSON"),
-        (b"[1]\n", "jsonl", "found list"),
+        (b"[1]\n", "jsonl", "entry 1: found int"),
         (b"na\xefve\n", "text", "UTF-8"),
         (b"a\n", "xml", "expected one of"),
     ],

@@ -18,7 +18,7 @@ Sentences = list[list[tuple[str, str]]]
 
 
 def read(text: str) -> Sentences:
-    rows = read_conll(io.StringIO(text, newline=""), "x.conll")
+    rows = read_conll(io.StringIO(text), "x.conll")
     return [list(zip(row["tokens"], row["tags"], strict=True)) for row in rows]
 
 
@@ -69,7 +69,7 @@ def test_conll_hash_that_is_neither_comment_nor_word_is_refused(text: str) -> No
 @pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u2028", "\x85", "\x0c", "\u200b"])
 @pytest.mark.parametrize("separator", [" ", "\t", "  \t "])
 def test_conll_columns_are_separated_by_spaces_and_tabs_only(space: str, separator: str) -> None:
-    text = f"10{space}000{separator}B-NUM\n{space}{separator}O\r\nParis{separator}B-LOC\r\rx{separator}O"
+    text = f"10{space}000{separator}B-NUM\n{space}{separator}O\r\nParis{separator}B-LOC\n\nx{separator}O"
     expected = [[(f"10{space}000", "B-NUM"), (space, "O"), ("Paris", "B-LOC")], [("x", "O")]]
     assert read(text) == expected
     Path("a.conll").write_bytes(text.encode())
@@ -80,7 +80,7 @@ def test_conll_columns_are_separated_by_spaces_and_tabs_only(space: str, separat
 
 
 def test_conll_line_numbers_are_those_of_an_editor() -> None:
-    text = "a\u2028b O\r\nc\x85 O\r\rd O x\n"
+    text = "a\u2028b O\r\nc\rc\x85 O\n\nd O x\n"
     with pytest.raises(DataError, match=r"x\.conll:4: found 3 columns, expected 2 \(word … tag\), in 'd O x'"):
         read(text)
     Path("a.conll").write_bytes(text.encode())
@@ -133,7 +133,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=" \t
 @given(
     st.lists(st.lists(st.tuples(WORDS, st.sampled_from(["O", "B-X", "I-X"])), min_size=1, max_size=4), max_size=4),
     st.sampled_from([" ", "\t", " \t "]),
-    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["\n", "\r\n"]),
 )
 def test_conll_written_is_conll_read(sentences: Sentences, separator: str, line_end: str) -> None:
     """Any words come back, unless they number the words (or, at the start of a sentence, look like a comment)."""

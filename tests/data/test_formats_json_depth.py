@@ -62,4 +62,5 @@ def test_predict_refuses_deeply_nested_json(tmp_path: Path, suffix: str) -> None
 def test_brackets_in_texts_are_not_nesting(tmp_path: Path) -> None:
     path = tmp_path / "smileys.jsonl"
     path.write_text("".join(json.dumps({"text": ':[ \\" {"'}) + "\n" for _ in range(MAX_JSON_DEPTH)))
-    check_json_depth(path)
+    with path.open("rb") as file:
+        check_json_depth(file, str(path))

@@ -63,9 +63,9 @@ def test_mirror_is_used_before_the_hub(tmp_path: Path) -> None:
     [
         ("txt,label\na,b\n", "no column 'text'"),
         ("text,label\n", "no rows"),
-        ("", "cannot read"),
-        ("text,label\na,b,c\n", "cannot read"),
-        ("text,label\nna\xefve,x\n", "iconv"),
+        ("", r"bad\.csv is empty, expected a line with the names of the columns"),
+        ("text,label\na,b,c\n", r"bad\.csv:2: found 3 values, separated by comma, expected 2"),
+        ("text,label\nna\xefve,x\n", r"bad\.csv:2: .*task\.files\.encoding=windows-1252"),
     ],
 )
 def test_unreadable_file_gives_one_clear_message(tmp_path: Path, content: str, message: str) -> None:

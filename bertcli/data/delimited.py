@@ -1,0 +1,195 @@
+"""CSV and TSV: the separator by evidence, and the rows with their lines, or the line of what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, islice
+
+import numpy as np
+
+from bertcli.data.formats import check_column_names
+from bertcli.data.text_files import DEFAULT_OPTIONS, TextOptions
+from bertcli.errors import DataError
+from bertcli.tasks.task import DELIMITERS
+
+SAMPLED_LINES = 100  # in which the separator is searched
+SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?')  # the first line in some files of Excel
+BLOCK_BYTES = 1 << 20  # compared at once, so that temporary arrays are small
+csv.field_size_limit(sys.maxsize)  # a document may exceed Python's default of 131,072 characters
+Cells = tuple[int, list[str]]
+"""The line on which a row begins, and its values."""
+
+
+def read_csv(
+    lines: Iterable[str], path: str, options: TextOptions = DEFAULT_OPTIONS, columns: Sequence[str] = ()
+) -> Iterator[Cells]:
+    """Yield the rows of a CSV file, the header first; blank lines are skipped.
+
+    Args:
+        lines: with their ends.
+        columns: names that the header should have, if they are known.
+
+    Raises:
+        DataError: the separator is ambiguous; a row has more or fewer values than the header; a quote is out of place.
+    """
+    lines = iter(lines)
+    sample = list(islice(lines, SAMPLED_LINES))
+    delimiter, num_skipped = find_delimiter(sample, path, options, columns)
+    lines = islice(chain(sample, lines), num_skipped, None)
+    yield from _with_header(_split_csv(lines, num_skipped + 1, path, delimiter), path, delimiter)
+
+
+def read_tsv(lines: Iterable[str], path: str) -> Iterator[Cells]:
+    """Yield the rows of an unquoted TSV file, the header first; blank lines are skipped.
+
+    Raises:
+        DataError: a row has more or fewer values than the header.
+    """
+    rows = ((number, line.removesuffix("\n").removesuffix("\r")) for number, line in enumerate(lines, start=1))
+    yield from _with_header(((number, row.split("\t") if row else []) for number, row in rows), path, "\t")
+
+
+def find_delimiter(
+    sample: Sequence[str], path: str, options: TextOptions = DEFAULT_OPTIONS, columns: Sequence[str] = ()
+) -> tuple[str, int]:
+    """Return the separator of a CSV file, and the number of lines before its header.
+
+    It is the one that `options` name, or Excel's first line `sep=;`. Otherwise it separates the header, into as many of
+    `columns` as possible; if several do, it is the one that gives all rows as many values as the header.
+
+    Args:
+        sample: the first lines, with their ends.
+
+    Raises:
+        DataError: none or several do.
+    """
+    line = SEPARATOR_LINE.fullmatch(sample[0].strip("\r\n")) if sample else None
+    if options.delimiter is not None:
+        return DELIMITERS[options.delimiter], int(line is not None)
+    if line is not None:
+        return line[1], 1
+    headers = {delimiter: next(_rows(sample, delimiter), []) for delimiter in DELIMITERS.values()}
+    num_named = {delimiter: len({*columns} & {*names}) for delimiter, names in headers.items() if len(names) > 1}
+    candidates = [delimiter for delimiter in num_named if num_named[delimiter] == max(num_named.values())]
+    if len(candidates) > 1:
+        agreeing = [delimiter for delimiter in candidates if _widths_agree(sample, delimiter)]
+        if len(agreeing) != 1:
+            names = " or ".join(name for name, delimiter in DELIMITERS.items() if delimiter in candidates)
+            raise DataError(f"{path}: the separator may be {names}; {options.cure('delimiter', names)}")
+        candidates = agreeing
+    return (candidates or [","])[0], 0
+
+
+def _rows(sample: Sequence[str], delimiter: str) -> Iterator[list[str]]:
+    """Yield the rows of a sample that are not blank, up to the first that is not CSV."""
+    with suppress(csv.Error):
+        for row in csv.reader(sample, delimiter=delimiter):
+            if len(row) > 1 or "".join(row).strip(" \t"):
+                yield row
+
+
+def _widths_agree(sample: Sequence[str], delimiter: str) -> bool:
+    widths = [len(row) for row in _rows(sample, delimiter)]
+    if len(sample) == SAMPLED_LINES:  # the last row may go on after the sample
+        del widths[-1]
+    return len({*widths}) == 1
+
+
+def is_sound(content: bytes, delimiter: str, *, is_quoted: bool) -> bool:
+    """Whether readers of CSV agree on a file.
+
+    Then every \\r is before a \\n, and every quote opens or closes a value, or is doubled within one.
+
+    Args:
+        content: UTF-8 without a byte order mark.
+        is_quoted: False for TSV, in which quotes are part of the values.
+    """
+    codes = np.frombuffer(content, np.uint8)
+    quotes = _positions(codes, '"') if is_quoted else np.zeros(0, np.int64)
+    if len(quotes) % 2:
+        return False
+    return (
+        _all_in(codes, _positions(codes, "\r") + 1, "\n")
+        and _all_in(codes, quotes[::2] - 1, f'{delimiter}\r\n"')
+        and _all_in(codes, quotes[1::2] + 1, f'{delimiter}\r\n"')
+    )
+
+
+def _positions(codes: np.ndarray, character: str) -> np.ndarray:
+    code, starts = ord(character), range(0, len(codes), BLOCK_BYTES)
+    found = [start + np.flatnonzero(codes[start : start + BLOCK_BYTES] == code) for start in starts]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def _all_in(codes: np.ndarray, positions: np.ndarray, characters: str) -> bool:
+    """Whether one of the characters is at each position; the start and the end of the file count as one."""
+    is_allowed = np.zeros(256, bool)
+    is_allowed[[ord(character) for character in characters]] = True
+    return bool(is_allowed[codes[positions[(positions >= 0) & (positions < len(codes))]]].all())
+
+
+def _split_csv(lines: Iterable[str], first_line: int, path: str, delimiter: str) -> Iterator[Cells]:
+    record: list[str] = []  # the lines of the current row
+
+    def recorded() -> Iterator[str]:
+        for line in lines:
+            record.append(line)
+            yield line
+
+    reader = csv.reader(recorded(), delimiter=delimiter, strict=True)
+    number = first_line
+    while True:
+        record.clear()
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(_explain_quotes("".join(record), number, path, delimiter)) from error
+        yield number, row
+        number += len(record)
+
+
+def _explain_quotes(record: str, first_line: int, path: str, delimiter: str) -> str:
+    """Return the message for a row that is not CSV."""
+    value = re.compile(rf'(?P<quoted>"(?:[^"]|"")*+(?P<close>"?))|[^{re.escape(delimiter)}\r\n]*+')
+    start = 0
+    while match := value.match(record, start):
+        line = first_line + record.count("\n", 0, match.start())
+        end = match.end()
+        if match["quoted"] and not match["close"]:
+            return f"{path}:{line}: the quote that opens a value here is never closed; close it, or double it"
+        if match["quoted"] and record[end : end + 1] not in (delimiter, "\r", "\n", ""):
+            closing = first_line + record.count("\n", 0, end)
+            return (
+                f"{path}:{line}: the quote that opens a value here is closed {f'on line {closing} ' * (closing > line)}"
+                "in the middle of a value; double the quotes within quoted values"
+            )
+        if record[end : end + 1] != delimiter:
+            break
+        start = end + 1
+    return f"{path}:{first_line}: has a carriage return in the middle of a value; quote the value, or remove it"
+
+
+def _with_header(rows: Iterable[Cells], path: str, delimiter: str) -> Iterator[Cells]:
+    """Yield the rows that are not blank; the header is the first, and has as many names as each row values."""
+    width = 0
+    for number, row in rows:
+        if not row or (width != 1 and len(row) == 1 and not row[0].strip(" \t")):
+            continue
+        if width == 0:
+            check_column_names(row, path)
+            width = len(row)
+        if len(row) != width:
+            name = next(name for name, value in DELIMITERS.items() if value == delimiter)
+            raise DataError(
+                f"{path}:{number}: found {len(row)} value{'s' * (len(row) > 1)}, separated by {name}, expected {width} "
+                "as in the header"
+            )
+        yield number, row
+    if width == 0:
+        raise DataError(f"{path} is empty, expected a line with the names of the columns")
