@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import glob
 import re
+import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from bertcli.data.formats import NOT_UNICODE, is_unicode, read_jsonl
 from bertcli.data.sources import load_rows
@@ -23,10 +25,13 @@ from bertcli.errors import DataError
 from bertcli.recipe.pretrain_schema import Source
 
 MAX_DOCUMENT_CHARACTERS = 8_000_000  # longer documents are split
+PIECE_CHARACTERS = 10_000  # of a file that is one document, such as a book
 READ_SIZE_CHARACTERS = 1 << 20
+MAX_WRAPPED_WIDTH, MIN_WRAPPED_FILL = 200, 0.8  # characters of a line, and its usual share of the longest
 PARQUET_BATCH_SIZE = 1000  # rows
 NUM_SAMPLE_DOCUMENTS = 20_000
 UNSUPPORTED = (".json", ".csv", ".tsv", ".arrow", ".xz", ".zip", ".tar", ".tgz", ".7z", ".npy", ".pdf", ".docx")
+SENTENCE_FINAL = tuple('.!?…。！？।؟"”」')
 SEPARATORS = {"blocks": re.compile(r"\n[ \t\r]*\n\s*"), "lines": re.compile(r"\n"), "files": re.compile(r"(?!)")}
 
 
@@ -70,7 +75,7 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
     import pyarrow
 
     uncompressed = without_compression_suffix(path)
-    options = TextOptions(source.encoding, setting="`{key}: {value}` of the source")
+    options = _text_options(source)
     if uncompressed.suffix in UNSUPPORTED:
         raise DataError(f"found {path}, expected text, JSON Lines (.jsonl) or Parquet, plain or as .gz, .zst or .bz2")
     try:
@@ -79,10 +84,39 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
         elif uncompressed.suffix in (".jsonl", ".ndjson"):
             texts = _read_jsonl(path, source.column, options)
         else:
-            texts = split_stream(_read_text(path, options), SEPARATORS[source.documents])
+            layout = single_file_layout(source)
+            max_characters = PIECE_CHARACTERS if layout == "files" else MAX_DOCUMENT_CHARACTERS
+            texts = split_stream(_read_text(path, options), SEPARATORS[layout or source.documents], max_characters)
         yield from _nonempty(texts, f"{path}: document", source.column)
     except (OSError, EOFError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path}: it may be damaged or truncated ({error})") from error
+
+
+def _text_options(source: Source) -> TextOptions:
+    return TextOptions(source.encoding, setting="`{key}: {value}` of the source")
+
+
+def single_file_layout(source: Source) -> Literal["lines", "files"] | None:
+    """Return the unit of documents in a source of one text file without empty lines; None for any other source.
+
+    The unit is a line, unless the file has a single line or its lines are parts of a running text. Then the file is one
+    document, which is divided into pieces of `PIECE_CHARACTERS`. Only the beginning of the file is read.
+    """
+    if source.documents != "blocks" or not source.files or len(paths := source_files(source)) != 1:
+        return None
+    if without_compression_suffix(paths[0]).suffix in (".parquet", ".jsonl", ".ndjson"):
+        return None
+    text = next(_read_text(paths[0], _text_options(source)), "").strip()
+    if SEPARATORS["blocks"].search(text):
+        return None
+    lines = [line.strip() for line in text.split("\n")]
+    width = max(map(len, lines))
+    is_wrapped = (
+        width <= MAX_WRAPPED_WIDTH
+        and statistics.median(map(len, lines)) >= MIN_WRAPPED_FILL * width
+        and sum(line[-1:] in SENTENCE_FINAL for line in lines) < len(lines) / 2
+    )
+    return "files" if len(lines) == 1 or is_wrapped else "lines"
 
 
 def _nonempty(texts: Iterable[object], location: str, column: str) -> Iterator[str]:

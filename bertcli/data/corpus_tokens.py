@@ -4,7 +4,7 @@
   tokens.bin       uint16 or uint32, all documents concatenated
   flags.bin        uint8 per token: 1 starts a word, 2 starts a sentence
   documents.npy    int64, the start of each document, and the end
-  corpus.json      token type, sources and number of tokens
+  corpus.json      token type, sources, number of tokens and of unknown ones
   manifest.json    size and hash of each of these files
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 import warnings
 from array import array
 from collections.abc import Callable, Iterator
@@ -31,13 +32,24 @@ from bertcli.malloc import trim_memory
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
 
 if TYPE_CHECKING:
+    import tokenizers
     from transformers import PreTrainedTokenizerBase
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # increase if tokens or flags change, so that cached corpora are not used
 WORD_START, SENTENCE_START = 1, 2
 CHUNK_CHARACTERS = 1_000_000  # tokenized in one call, on all cores
+UNSPACED_LETTER, UNSPACED_MARK, SPACE = 1, 2, 3  # kinds of characters
 MAX_SENTENCE_CHARACTERS = 20_000  # longer sentences are split before tokenization
-SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s+\S)|(?<=\n)(?=\S)")
+SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s+\S)|(?<=\n)(?=\S)")
+# Full stops of Chinese and Japanese, Khmer, Devanagari, Burmese, Ethiopic, Arabic and Urdu, often without a space after
+# them, and the quotation marks and brackets that close there.
+FULL_STOP = re.compile(r"(?:[。！？｡។॥।။።؟۔]|……)[。！？｡។॥।။።؟۔…」』”’）】》]*")
+# Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan …, their punctuation, and the full stops above.
+UNSPACED = re.compile(
+    r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u2e80-\u312f\u3190-\u9fff\ua9e0-\ua9ff"
+    r"\uaa60-\uaadf\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff9f\U00016fe0-\U00018cff\U0001aff0-\U0001b2ff"
+    r"\U00020000-\U0003ffff።॥।؟۔]"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,12 @@ class Corpus:
     flags: np.ndarray  # [T] memory-mapped
     document_offsets: np.ndarray  # [D + 1] int64
     source_offsets: np.ndarray  # [number of sources + 1] first document of each source, and the end
+    num_unknown: int = 0  # tokens of T that are the tokenizer's unknown token
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the tokens that are unknown."""
+        return self.num_unknown / max(1, len(self.tokens))
 
     def document_lengths(self, documents: np.ndarray) -> np.ndarray:
         """Tokens of the documents with these indices."""
@@ -115,6 +133,7 @@ def _read_corpus(folder: Path) -> Corpus:
         flags=np.memmap(folder / "flags.bin", dtype=np.uint8, mode="r"),
         document_offsets=np.load(folder / "documents.npy", mmap_mode="r"),
         source_offsets=np.asarray(metadata["sources"]),
+        num_unknown=metadata["num_unknown"],
     )
 
 
@@ -126,7 +145,8 @@ def _write_corpus(
     on_tokens: Callable[[int], None],
 ) -> None:
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    document_offsets, source_offsets, num_tokens = array("q", [0]), [0], 0
+    document_offsets, source_offsets, num_tokens, num_unknown = array("q", [0]), [0], 0, 0
+    unknown_id = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     with (folder / "tokens.bin").open("wb") as token_file, (folder / "flags.bin").open("wb") as flag_file:
         for source in section.sources:
             documents = islice(read_documents(source, mirror), section.max_documents)
@@ -136,6 +156,7 @@ def _write_corpus(
                 flag_file.write(flags.tobytes())
                 document_offsets.extend((num_tokens + np.cumsum(lengths[lengths > 0])).tolist())
                 num_tokens += len(ids)
+                num_unknown += int(np.count_nonzero(ids == unknown_id))
                 del chunk, ids, flags, lengths
                 trim_memory()
                 on_tokens(num_tokens)
@@ -143,8 +164,14 @@ def _write_corpus(
     if len(document_offsets) < 3:
         raise DataError(f"found {len(document_offsets) - 1} non-empty documents in the corpus, expected two or more")
     np.save(folder / "documents.npy", np.frombuffer(document_offsets, dtype=np.int64))
-    metadata = {"dtype": np.dtype(dtype).name, "sources": source_offsets, "num_tokens": num_tokens}
-    (folder / "corpus.json").write_text(json.dumps(metadata | {"from": _describe(section.sources)}, indent=2))
+    metadata = {
+        "dtype": np.dtype(dtype).name,
+        "sources": source_offsets,
+        "num_tokens": num_tokens,
+        "num_unknown": num_unknown,
+        "from": _describe(section.sources),
+    }
+    (folder / "corpus.json").write_text(json.dumps(metadata, indent=2))
 
 
 def _describe(sources: tuple[Source, ...]) -> list[Any]:
@@ -185,8 +212,53 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> tuple
     starts = (np.cumsum(lengths) - lengths)[lengths > 0]
     flags = (np.diff(words, prepend=-1) != 0) * np.uint8(WORD_START)
     flags[starts] = WORD_START | SENTENCE_START
+    _mark_unspaced(sentences, encodings, flags)
     ends = np.concatenate(([0], np.cumsum(lengths)))[np.cumsum([0, *map(len, sentences_of)])]
     return ids, flags, np.diff(ends)
+
+
+def _mark_unspaced(sentences: list[str], encodings: list[tokenizers.Encoding], flags: np.ndarray) -> None:
+    """Mark the starts of words and sentences in scripts that do not separate them by spaces, in `flags` [T].
+
+    In these scripts each token is a word, and so are tokens that share a character: parts of it, or a space and it.
+    (WordPiece vocabularies have one token per Chinese character, as in BERT's whole-word masking.)
+    """
+    unspaced = [index for index, sentence in enumerate(sentences) if UNSPACED.search(sentence)]
+    if not unspaced:
+        return
+    text = "".join(sentences[index] for index in unspaced)
+    num_tokens = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+    is_unspaced = np.isin(np.arange(len(encodings)), unspaced)
+    tokens = np.flatnonzero(np.repeat(is_unspaced, num_tokens))
+    if len(tokens) == 0:
+        return
+    text_starts = np.cumsum([0, *(len(sentences[index]) for index in unspaced)])[:-1]
+    offsets = chain.from_iterable(chain.from_iterable(encodings[index].offsets for index in unspaced))
+    starts, ends = np.fromiter(offsets, np.int64, 2 * len(tokens)).reshape(-1, 2).T + np.repeat(
+        text_starts, num_tokens[unspaced]
+    )
+    kinds = _character_kinds(text)
+    first, last = kinds[np.minimum(starts, len(kinds) - 1)][1:], kinds[np.maximum(ends - 1, 0)][:-1]
+    shares_no_character = (starts[1:] >= ends[:-1]) & (ends[:-1] > starts[:-1])
+    follows_unspaced = (last == UNSPACED_LETTER) | (last == UNSPACED_MARK)
+    is_start = shares_no_character & (last != SPACE) & ((first == UNSPACED_LETTER) | follows_unspaced)
+    is_start &= first != UNSPACED_MARK
+    flags[tokens[1:][is_start]] |= WORD_START
+    boundaries = np.fromiter((match.end() for match in FULL_STOP.finditer(text)), np.int64)
+    first_tokens = np.searchsorted(np.maximum.accumulate(starts), boundaries)
+    flags[tokens[first_tokens[first_tokens < len(tokens)]]] |= WORD_START | SENTENCE_START
+
+
+def _character_kinds(text: str) -> np.ndarray:
+    """Return the kind of each character: `UNSPACED_LETTER`, `UNSPACED_MARK` (on a letter), `SPACE` or 0."""
+    codes, indices = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+    kinds = np.zeros(len(codes), np.uint8)
+    for index, character in enumerate(map(chr, codes.tolist())):
+        if character.isspace():
+            kinds[index] = SPACE
+        elif UNSPACED.match(character):
+            kinds[index] = UNSPACED_MARK if unicodedata.category(character).startswith("M") else UNSPACED_LETTER
+    return kinds[indices]
 
 
 def _split_sentences(document: str) -> Iterator[str]:

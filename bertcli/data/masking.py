@@ -16,6 +16,7 @@ from bertcli.recipe.pretrain_schema import MaskingUnit
 
 SPAN_LENGTH_PROB = 0.2  # SpanBERT's geometric distribution of span lengths, in words (https://arxiv.org/abs/1907.10529)
 MAX_SPAN_LENGTH = 10  # and its limit: 3.8 words on average
+MAX_WORD_TOKENS = 10  # longer words, such as URLs, are divided into pieces that fit the budget of their sequence
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,16 @@ def sample_mask(
         maskable: [T] whether a token may be selected; never true for special tokens.
         word_starts: [T] whether a token starts a word.
         offsets: [N + 1] of the sequences.
-        probability: fraction of the maskable tokens to select.
+        probability: fraction of the maskable tokens to select. With words and spans, each sequence has about this
+            fraction, and at least one word.
         unit: single tokens, whole words (each token is its own group), or spans of words (a span is a group).
     """
     if unit == "token":
         selected = maskable & (random.random(len(maskable)) < probability)
         return np.where(selected, np.arange(len(maskable)), -1)
-    words = word_indices(maskable, word_starts)
-    num_words = int(words.max(initial=-1)) + 1
+    words = word_indices(maskable, _divide_long_words(maskable, word_starts, offsets, probability))
     if unit == "whole_word":
-        is_selected_word = random.random(num_words) < probability
-        selected = maskable & is_selected_word[np.maximum(words, 0)] if num_words else maskable
-        return np.where(selected, np.arange(len(maskable)), -1)
+        return _sample_words(words, offsets, probability, random)
     return _sample_spans(words, offsets, probability, random)
 
 
@@ -66,19 +65,72 @@ def word_indices(maskable: np.ndarray, word_starts: np.ndarray) -> np.ndarray:
     return np.where(maskable, np.cumsum(maskable & (word_starts | after_special)) - 1, -1)
 
 
+def _budgets(words: np.ndarray, offsets: np.ndarray, probability: float) -> np.ndarray:
+    """Return the number of tokens to select in each sequence, not rounded. [N]"""
+    return probability * np.diff(np.concatenate(([0], np.cumsum(words >= 0)))[offsets])
+
+
+def _divide_long_words(
+    maskable: np.ndarray, word_starts: np.ndarray, offsets: np.ndarray, probability: float
+) -> np.ndarray:
+    """Return `word_starts` with further starts in words that exceed their sequence's budget by far. [T]
+
+    These are words over `MAX_WORD_TOKENS`, or over half of a short sequence. Undivided, they would be masked with most
+    of their context, or never.
+    """
+    words = word_indices(maskable, word_starts)
+    sizes = np.bincount(words[words >= 0])
+    if len(sizes) == 0:
+        return word_starts
+    budgets = np.repeat(_budgets(words, offsets, probability), np.diff(offsets))
+    first_tokens = np.flatnonzero((words >= 0) & (np.diff(words, prepend=-1) != 0))
+    position = np.arange(len(words)) - first_tokens[np.maximum(words, 0)]
+    max_sizes = np.maximum(budgets, np.minimum(MAX_WORD_TOKENS, budgets / probability / 2))
+    is_long = (words >= 0) & (sizes[np.maximum(words, 0)] > max_sizes)
+    return word_starts | (is_long & (position % np.maximum(1, budgets.astype(np.int64)) == 0))
+
+
+def _sample_words(
+    words: np.ndarray, offsets: np.ndarray, probability: float, random: np.random.Generator
+) -> np.ndarray:
+    """Sample words up to each sequence's budget, at least one; each of their tokens is a group.
+
+    A word that exceeds the rest of a budget is selected with a probability that gives the right number on average.
+    """
+    first_tokens = np.flatnonzero((words >= 0) & (np.diff(words, prepend=-1) != 0))
+    if len(first_tokens) == 0:
+        return np.full(len(words), -1)
+    sizes = np.bincount(words[words >= 0])
+    sequences = np.searchsorted(offsets, first_tokens, side="right") - 1  # of each word
+    sequence_starts = np.searchsorted(sequences, sequences)  # first word of each word's sequence
+    keys = random.random(len(sizes))
+    order = np.lexsort((keys, sequences))
+    num_before = np.cumsum(sizes[order]) - sizes[order]
+    rest = _budgets(words, offsets, probability)[sequences] - (num_before - num_before[sequence_starts])
+    is_selected = np.zeros(len(sizes), dtype=bool)
+    is_selected[order] = random.random(len(sizes)) * sizes[order] < rest
+    num_selected = np.bincount(sequences, is_selected, len(offsets) - 1)
+    shortest = np.lexsort((keys, sizes, sequences))[np.unique(sequence_starts)]
+    is_selected[shortest] |= num_selected[sequences[shortest]] == 0
+    return np.where((words >= 0) & is_selected[words], np.arange(len(words)), -1)
+
+
 def _sample_spans(
     words: np.ndarray, offsets: np.ndarray, probability: float, random: np.random.Generator
 ) -> np.ndarray:
-    """Sample spans of whole words up to each sequence's budget; what is left of a budget goes to the next sequence."""
+    """Sample spans of whole words up to each sequence's budget, at least one word.
+
+    What is left of a budget, or was too much, is made up for in the next sequence.
+    """
     groups = np.full(len(words), -1)
-    budget, num_spans = 0.0, 0
-    for start, end in pairwise(offsets):
+    rest, num_spans = 0.0, 0
+    for (start, end), own_budget in zip(pairwise(offsets), _budgets(words, offsets, probability), strict=True):
         sequence = words[start:end]
         starts = np.flatnonzero((sequence >= 0) & (np.diff(sequence, prepend=-2) != 0))  # each word's first token
         if len(starts) == 0:
             continue
         ends = np.append(starts[1:], np.flatnonzero(sequence >= 0)[-1] + 1)
-        budget += probability * int((sequence >= 0).sum())
+        budget = own_budget + min(max(rest, -own_budget / 2), own_budget)
         free = np.ones(len(starts), dtype=bool)
         for _ in range(4 * len(starts)):  # enough attempts to find free words where there are any
             if budget < 1 or not free.any():
@@ -95,6 +147,12 @@ def _sample_spans(
             free[first:last] = False
             budget -= ends[last - 1] - starts[first]
             num_spans += 1
+        if free.all():
+            shortest = int(random.choice(np.flatnonzero(ends - starts == (ends - starts).min())))
+            groups[start + starts[shortest] : start + ends[shortest]] = num_spans
+            budget -= ends[shortest] - starts[shortest]
+            num_spans += 1
+        rest = budget
     return np.where(words >= 0, groups, -1)  # a special token may stand between two words of a span
 
 

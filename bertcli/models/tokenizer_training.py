@@ -30,7 +30,9 @@ ROBERTA_TOKENS = {
     "sep_token": "</s>",
 }
 DEFAULT_MAX_LENGTH = 512  # model_max_length of a trained tokenizer
-MAX_ALPHABET_SIZE = 1000  # characters in a WordPiece vocabulary, as in BERT's; rarer ones are unknown
+ALPHABET_SIZE = 1000  # characters in a WordPiece vocabulary, as in BERT's; rarer ones are unknown
+MIN_ALPHABET_COVERAGE = 0.999  # of the text; below, the alphabet may be larger, as Chinese and Korean require …
+MAX_ALPHABET_SHARE = 0.5  # … and take this share of the vocabulary
 NUM_SENTINELS = 100  # as in T5
 
 
@@ -59,9 +61,11 @@ def train_tokenizer(
     tokenizer = _empty_tokenizer(kind, lowercase)
     try:
         trained_size = vocab_size - len(extra)
-        alphabet = _alphabet(texts(), tokenizer, trained_size - len(names)) if kind == "wordpiece" else {}
+        max_entries = trained_size - len(names)
+        alphabet = _alphabet(texts(), tokenizer, max_entries) if kind == "wordpiece" else {}
         trainer = _trainer(kind, trained_size, names, alphabet)
-        tokenizer.train_from_iterator(texts(), trainer=trainer)
+        known = _replace_rare_characters(texts, tokenizer, max_entries) if kind == "unigram" else texts()
+        tokenizer.train_from_iterator(known, trainer=trainer)
     except Exception as error:  # the Rust library raises plain `Exception`
         raise DataError(f"cannot train a {kind} vocabulary of {vocab_size} entries ({error})") from error
     if tokenizer.get_vocab_size() <= len(names) + 1:  # Unigram always keeps its space marker
@@ -99,22 +103,53 @@ def _alphabet(texts: Iterable[str], tokenizer: tokenizers.Tokenizer, max_entries
     They take at most `max_entries` in the vocabulary. Punctuation and CJK characters are always whole words and take
     one entry; the others take two, as `x` and `##x`.
     """
-    raw_counts: Counter[str] = Counter()
-    for text in texts:
-        raw_counts.update(text)
-    counts: Counter[str] = Counter()
-    for character, count in raw_counts.items():
-        for normalized in "".join(tokenizer.normalizer.normalize_str(character).split()):
-            counts[normalized] += count
+    _, counts = _count_characters(texts, tokenizer)
+    characters = _by_frequency(counts)
+    is_covered = counts.total() * MIN_ALPHABET_COVERAGE <= sum(
+        counts[character] for character in characters[:ALPHABET_SIZE]
+    )
+    num_entries = 0
     alphabet: dict[str, bool] = {}
-    for character in sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:MAX_ALPHABET_SIZE]:
+    for character in characters[:ALPHABET_SIZE] if is_covered else characters:
         inside_word = tokenizer.normalizer.normalize_str(f"a{character}a")
         continues_words = len(tokenizer.pre_tokenizer.pre_tokenize_str(inside_word)) == 1
-        max_entries -= 1 + continues_words
-        if max_entries < 0:
+        num_entries += 1 + continues_words
+        if num_entries > max_entries * (1 if len(alphabet) < ALPHABET_SIZE else MAX_ALPHABET_SHARE):
             break
         alphabet[character] = continues_words
     return dict(sorted(alphabet.items()))
+
+
+def _replace_rare_characters(
+    texts: Callable[[], Iterable[str]], tokenizer: tokenizers.Tokenizer, max_entries: int
+) -> Iterable[str]:
+    """Return the texts for training Unigram, which fails unless the vocabulary can hold all of their characters.
+
+    If it cannot, the rare ones are replaced by spaces, and are unknown.
+    """
+    normalized, counts = _count_characters(texts(), tokenizer)
+    if len(counts) < max_entries:
+        return texts()
+    alphabet = {*_by_frequency(counts)[: int(max_entries * MAX_ALPHABET_SHARE)]}
+    rare = {ord(character): " " for character, parts in normalized.items() if parts and alphabet.isdisjoint(parts)}
+    return (text.translate(rare) for text in texts())
+
+
+def _count_characters(texts: Iterable[str], tokenizer: tokenizers.Tokenizer) -> tuple[dict[str, str], Counter[str]]:
+    """Return what each character of the texts is normalized to, without spaces, and the counts of these characters."""
+    raw_counts: Counter[str] = Counter()
+    for text in texts:
+        raw_counts.update(text)
+    normalized = {character: "".join(tokenizer.normalizer.normalize_str(character).split()) for character in raw_counts}
+    counts: Counter[str] = Counter()
+    for character, count in raw_counts.items():
+        for part in normalized[character]:
+            counts[part] += count
+    return normalized, counts
+
+
+def _by_frequency(counts: Counter[str]) -> list[str]:
+    return sorted(sorted(counts), key=counts.__getitem__, reverse=True)
 
 
 def _trainer(kind: TokenizerKind, vocab_size: int, special: list[str], alphabet: dict[str, bool]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from bertcli.data import corpus_tokens as corpus_module
-from bertcli.data.corpus_reading import SEPARATORS, read_documents, split_stream
+from bertcli.data.corpus_reading import SEPARATORS, read_documents, single_file_layout, split_stream
 from bertcli.data.corpus_sequences import (
     IS_NEXT,
     build_sentence_pairs,
@@ -24,8 +25,10 @@ from bertcli.data.corpus_sequences import (
     split_train_held_out,
 )
 from bertcli.data.corpus_tokens import SENTENCE_START, WORD_START, Corpus, corpus_key, load_corpus
+from bertcli.data.masking import sample_mask
 from bertcli.errors import DataError
 from bertcli.models.from_pretrained import ModelSource
+from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
 
 TABLE = pyarrow.BufferOutputStream()
@@ -138,6 +141,99 @@ def test_corpus_marks_documents_words_and_sentences(encoder: Path) -> None:
     assert ((corpus.flags[first] & WORD_START) > 0).tolist() == starts
     sentences = np.flatnonzero(corpus.flags[first] & SENTENCE_START).tolist()
     assert sentences == [0, output.char_to_token(13), output.char_to_token(22)]
+
+
+UNSPACED_TEXTS = {
+    "chinese": "今天天气很好。我们去公园玩吧！你喜欢什么？",
+    "japanese": "今日はとても天気がよかったので、公園までさんぽに行きました。「たのしかったです！」と言いました。",
+    "thai": "ฉันชอบกินข้าวผัดกับไข่ดาวทุกวันเพราะมันอร่อยมากและราคาไม่แพงเลย",
+    "mixed": "the GPT模型 is 很好用 , see https://example.org/a1b2c3d4e5f6g7h8i9j0k1l2m3n4o5p6 for 更多。",
+    "url": "aGVsbG8gd29ybGQhIHRoaXMgaXMgYmFzZTY0IGFuZCBub3QgYSB3b3Jk",
+}
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize("unit", ["whole_word", "span"])
+def test_whole_word_masking_of_chinese_thai_and_urls_masks_about_15_percent(kind: Any, unit: Any) -> None:
+    tokenizer = train_tokenizer(lambda: list(UNSPACED_TEXTS.values()), 500, kind)
+    texts = [(text * 20)[:600] for text in UNSPACED_TEXTS.values()]
+    corpus = load_corpus(section_of("\n\n".join(texts)), tokenizer, None)
+    offsets = chunk_documents(corpus, np.arange(len(texts)), 62).first[:, 0]
+    offsets = np.append(offsets, len(corpus.tokens))
+    maskable = corpus.tokens != tokenizer.unk_token_id
+    starts = (corpus.flags & WORD_START) > 0
+    groups = sample_mask(maskable, starts, offsets, 0.15, unit, np.random.default_rng(0))
+    for start, end in pairwise(offsets):
+        if (num_maskable := int(maskable[start:end].sum())) >= 30:
+            assert 0.03 <= (groups[start:end] >= 0).sum() / num_maskable <= 0.35
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_each_chinese_character_or_token_is_a_word(kind: Any) -> None:
+    tokenizer = train_tokenizer(lambda: ["今天 天气", "今天 公园", "gpt a b c"] * 5, 300, kind)
+    text = "今天公园𠀀 天gpt"
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    corpus = load_corpus(section_of(f"{text}\n\nb"), tokenizer, None)
+    flags = corpus.flags[: corpus.document_offsets[1]]
+    words = [encoding["offset_mapping"][index] for index in np.flatnonzero(flags & WORD_START)]
+    starts = [start + (text[start] == " ") for start, _ in words]
+    assert len(starts) == len(set(starts))  # parts of a character, and a space before it, are one word
+    assert {4, 6, 7} <= set(starts)
+    assert not {8, 9} & set(starts)
+
+
+@pytest.mark.parametrize(
+    ("text", "starts"),
+    [
+        ("今天很好。我们去！「走吧。」他说", ["今", "我", "「", "他"]),
+        ("真的吗？！是的……好", ["真", "是", "好"]),
+        ("वह आया। वह गया।", ["व", "व"]),
+        ("متى؟ الآن", ["م", "ا"]),
+        ("ab… cd… ef 3.5…6", ["a", "c", "e"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_full_stops_of_many_scripts_end_sentences(kind: Any, text: str, starts: list[str]) -> None:
+    tokenizer = train_tokenizer(lambda: ["ab" if kind == "bpe" else text], 400, kind)
+    corpus = load_corpus(section_of(f"{text}\n\n{text}"), tokenizer, None)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    end = corpus.document_offsets[1]
+    assert corpus.tokens[:end].tolist() == encoding["input_ids"]  # where a sentence ends changes no token
+    sentences = np.flatnonzero(corpus.flags[:end] & SENTENCE_START)
+    assert [text[encoding["offset_mapping"][index][0] :].strip()[0] for index in sentences] == starts
+
+
+def test_unknown_tokens_are_counted(encoder: Path) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
+    corpus = load_corpus(section_of("a film 今 天\n\na film"), tokenizer, None)
+    assert corpus.num_unknown == 2
+    assert corpus.unknown_share == pytest.approx(2 / len(corpus.tokens))
+
+
+WRAPPED = "\n".join(["the soup that anna had made for the old man", "was not as good as the bread of the other"] * 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "num_documents"),
+    [
+        ("a fine film .\nthe soup was awful\nbad train .", "lines", 3),
+        ("今天。\n明天天气很好。", "lines", 2),
+        (WRAPPED, "files", 1),
+        ("\n".join([WRAPPED] * 20), "files", 4),
+        ("word " * 5000, "files", 3),
+        (TEXT, None, 3),
+    ],
+)
+def test_single_text_file_without_empty_lines(text: str, layout: str | None, num_documents: int) -> None:
+    Path("big.txt").write_text(text, "utf-8")
+    assert single_file_layout(Source(files=("big.txt",))) == layout
+    assert len(list(read_documents(Source(files=("big.txt",)), None))) == num_documents
+
+
+def test_several_text_files_without_empty_lines_are_a_document_each() -> None:
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text("a fine film .\nbad train .")
+    assert len(list(read_documents(Source(files=("*.txt",)), None))) == 2
 
 
 def test_special_tokens_in_the_text_are_tokenized_as_text(encoder: Path) -> None:

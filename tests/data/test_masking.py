@@ -108,3 +108,35 @@ def test_mask_without_maskable_tokens(unit: MaskingUnit) -> None:
     groups = sample_mask(nothing, ~nothing, np.array([0, 3, 3]), 0.15, unit, np.random.default_rng(0))
     new, labels = apply_mask(np.array([1, 2, 1]), groups, MaskReplacement(MASK, VOCABULARY), np.random.default_rng(0))
     assert (new.tolist(), set(labels.tolist())) == ([1, 2, 1], {IGNORED_LABEL})
+
+
+@pytest.mark.parametrize("unit", ["whole_word", "span"])
+@pytest.mark.parametrize("num_tokens", [12, 24, 64, 200])
+@pytest.mark.parametrize("word_length", [1, 4, 1000])
+def test_mask_fraction_of_each_sequence_is_bounded(unit: MaskingUnit, num_tokens: int, word_length: int) -> None:
+    """Words of 1000 tokens are URLs, base64, or lines of a script without spaces: one word takes the sequence."""
+    offsets = np.arange(0, 300 * num_tokens + 1, num_tokens)
+    position = np.arange(offsets[-1]) % num_tokens
+    maskable = (position > 0) & (position < num_tokens - 1)
+    groups = sample_mask(maskable, (position - 1) % word_length == 0, offsets, 0.15, unit, np.random.default_rng(0))
+    fractions = (groups >= 0).reshape(-1, num_tokens).sum(1) / (num_tokens - 2)
+    assert fractions.min() > 0
+    assert fractions.max() <= (0.5 if num_tokens <= 24 else 0.31)
+    tolerance = {12: 0.13, 24: 0.03}.get(num_tokens, 0.01)  # a word may be larger than the budget of a short sequence
+    assert fractions.mean() == pytest.approx(0.15, abs=tolerance)
+
+
+@pytest.mark.parametrize("unit", ["whole_word", "span"])
+def test_mask_selects_at_least_one_token_of_short_sequences(unit: MaskingUnit) -> None:
+    offsets = np.arange(0, 301, 3)
+    maskable = np.arange(300) % 3 == 1
+    groups = sample_mask(maskable, np.ones(300, bool), offsets, 0.15, unit, np.random.default_rng(0))
+    assert ((groups >= 0) == maskable).all()
+
+
+@pytest.mark.parametrize("unit", ["whole_word", "span"])
+def test_mask_budget_of_a_long_sequence_is_not_used_up_by_short_ones(unit: MaskingUnit) -> None:
+    offsets = np.concatenate((np.arange(0, 303, 3), [502]))
+    maskable = (np.arange(502) % 3 == 1) | (np.arange(502) >= 302)
+    groups = sample_mask(maskable, np.ones(502, bool), offsets, 0.15, unit, np.random.default_rng(0))
+    assert 0.07 < (groups[302:] >= 0).mean() < 0.31

@@ -122,6 +122,29 @@ def test_tokenizer_alphabet_drops_rare_characters_if_the_vocabulary_is_small(siz
     assert {"w", "##w", "##s"} <= vocabulary.keys()
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "num_unknown"),
+    [("wordpiece", 3072, 0), ("unigram", 3072, 0), ("wordpiece", 2048, 475), ("unigram", 512, 1250)],
+)
+def test_tokenizer_knows_all_characters_that_fit_the_vocabulary(
+    kind: TokenizerKind, size: int, num_unknown: int
+) -> None:
+    signs = [chr(0x4E00 + number) for number in range(1500)]
+    texts = ["".join(signs[at : at + 20]) for at in range(0, 1500, 20)]
+    tokenizer = train_tokenizer(lambda: texts, size, kind)
+    assert len(tokenizer) <= size
+    encodings = tokenizer.backend_tokenizer.encode_batch(signs, add_special_tokens=False)
+    unknown = sum(tokenizer.unk_token_id in encoding.ids for encoding in encodings)
+    assert unknown == pytest.approx(num_unknown, abs=10)
+
+
+def test_tokenizer_alphabet_stays_at_1000_characters_if_they_cover_the_text() -> None:
+    signs = [chr(0x4E00 + number) for number in range(1200)]
+    texts = [*signs, *("".join(signs[:900]) for _ in range(300))]
+    vocabulary = train_tokenizer(lambda: texts, 8192).get_vocab()
+    assert len(vocabulary) == 1005
+
+
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_tokenizer_lowercase_is_kept_after_saving(lowercase: bool, tmp_path: Path) -> None:
     texts = ["A fine Film", "Élan and Film"] * 5
