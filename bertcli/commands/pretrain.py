@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from bertcli.console import Console, format_seconds
+from bertcli.console import Console, format_seconds, format_size
+from bertcli.data.corpus_reading import source_files
 from bertcli.models.from_scratch import build_from_config
 from bertcli.pretraining.batches import ResolvedPhase, packing_efficiency
 from bertcli.pretraining.job import PretrainJob
-from bertcli.pretraining.setup import PretrainSetup, resolve_phases, set_up
+from bertcli.pretraining.objective import Objective
+from bertcli.pretraining.setup import PretrainSetup, check_recipe, describe_layout, resolve_phases, set_up
 from bertcli.recipe.load import dump_recipe
-from bertcli.recipe.plan import Plan
+from bertcli.recipe.plan import Plan, complete_plan
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.runs.folder import RunOptions, claim_run
 from bertcli.runs.results import RunResults
 from bertcli.training.resources import check_disk
 from bertcli.training.startup import join_processes, open_run, report_finished
 from bertcli.training.trainer import train
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def pretrain(recipe: PretrainRecipe, run: Path, options: RunOptions) -> RunResults:
@@ -33,18 +39,17 @@ def pretrain(recipe: PretrainRecipe, run: Path, options: RunOptions) -> RunResul
     claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
     if claim.results is not None and not options.dry_run:
         return report_finished(processes, run, claim.results, console)
+    if options.dry_run:
+        _dry_run(recipe, run, options.mirror, console)
+        return RunResults(dry_run=True, run=str(run))
     with processes.main_process_first():  # the other processes read the cache it fills
         setup = set_up(recipe, options.mirror, console)
     plan, phases = resolve_phases(recipe, setup, processes.num_processes)
     job = PretrainJob(setup, plan, phases)
     _print_plan(console, setup, plan, phases, run)
-    with torch.device("meta"):
-        num_parameters = build_from_config(setup.config, setup.objective.model_class).num_parameters()
+    num_parameters = _count_parameters(setup.config, setup.objective)
     if processes.is_main_process:
         check_disk(run, recipe, num_parameters)
-    if options.dry_run:
-        console.say("dry run: recipe, corpus, tokenizer, model, run folder and disk are fine; nothing was trained")
-        return RunResults(dry_run=True, run=str(run))
     folder = open_run(processes, claim, console)
     results = train(job, folder, console)
     for name, value in results.mean_scores("validation").items():
@@ -55,13 +60,57 @@ def pretrain(recipe: PretrainRecipe, run: Path, options: RunOptions) -> RunResul
     return results
 
 
+def _dry_run(recipe: PretrainRecipe, run: Path, mirror: Path | None, console: Console) -> None:
+    """Check the recipe, the beginning of the corpus, the model and the disk, and print what a run would do."""
+    config, objective, vocab_size = check_recipe(recipe, mirror)
+    training = recipe.training
+    if training.max_steps is not None:
+        complete_plan(
+            recipe,
+            num_train_examples=0,
+            steps_per_epoch=1,
+            total_steps=training.max_steps,
+            global_batch_size=training.global_batch_size,
+            num_processes=1,
+        )
+    check_disk(run, recipe, _count_parameters(config, objective))
+    for source in recipe.corpus.sources:
+        paths = source_files(source)
+        size = f"{len(paths)} files, {format_size(sum(path.stat().st_size for path in paths))}" if paths else None
+        console.say(f"corpus    {size or source.dataset}, to be tokenized")
+        if (note := describe_layout(source)) is not None:
+            console.say(f"corpus    {note}")
+    trained = f"{recipe.tokenizer.kind}, up to {config.vocab_size:,} entries, to be trained on the corpus"
+    console.say(f"tokenizer {trained if vocab_size is None else f'{vocab_size:,} entries'}")
+    _print_model(console, recipe)
+    length = f"{training.epochs:g} epochs" if training.max_tokens is None else f"{training.max_tokens:,} tokens"
+    total = length if training.max_steps is None else f"{training.max_steps} steps"
+    for phase in recipe.phases:
+        batch_size = phase.global_batch_size or training.global_batch_size
+        console.say(
+            f"training  {batch_size} sequences per step, of up to {phase.max_length} tokens, "
+            f"for {phase.fraction:.0%} of {total}"
+        )
+    console.say(f"run       {run}, seed {training.seed[0]}")
+    console.say("dry run: recipe, corpus files, model, run folder and disk are fine; nothing was tokenized or trained")
+
+
+def _count_parameters(config: PretrainedConfig, objective: Objective) -> int:
+    with torch.device("meta"):
+        return int(build_from_config(config, objective.model_class).num_parameters())
+
+
+def _print_model(console: Console, recipe: PretrainRecipe) -> None:
+    new_model = f"{recipe.model.family} {recipe.model.size or 'with its default size'}, from scratch"
+    console.say(f"model     {recipe.model.name or new_model}")
+
+
 def _print_plan(console: Console, setup: PretrainSetup, plan: Plan, phases: list[ResolvedPhase], run: Path) -> None:
     recipe, corpus = setup.recipe, setup.corpus
     sizes = f"{len(corpus.document_offsets) - 1:,} documents, {len(corpus.tokens):,} tokens"
     console.say(f"corpus    {sizes}; {len(setup.held_out):,} held-out sequences")
-    console.say(f"tokenizer {len(setup.tokenizer):,} entries")
-    new_model = f"{recipe.model.family} {recipe.model.size or 'with its default size'}, from scratch"
-    console.say(f"model     {recipe.model.name or new_model}")
+    console.say(f"tokenizer {len(setup.tokenizer):,} entries; {corpus.unknown_share:.2%} of the tokens are unknown")
+    _print_model(console, recipe)
     if setup.first_position_id is not None:
         share = packing_efficiency(recipe, corpus, setup.train, setup.objective, phases[0].max_length)
         console.say(f"packing   {share:.1%} of the tokens are not padding")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKABLE = ("bert", "electra", "roberta", "camembert", "xlm-roberta")  # accept position_ids and a [B, 1, S, S] mask
+MAX_REASON_CHARACTERS = 160  # of another library's error
 VOCABULARY_MULTIPLE = 64  # so that matrix sizes are efficient on every device
 # layers, width, heads: https://github.com/google-research/bert (base and large 2018; the small ones, Turc et al. 2019)
 SIZES = {
@@ -34,7 +35,7 @@ def build_config(
     The vocabulary size is padded to a multiple of 64: the extra entries are never used.
 
     Raises:
-        ModelError: transformers has no such model family, or the family has no such field.
+        ModelError: transformers has no such model family, the family has no such field, or it rejects a value.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -51,9 +52,10 @@ def build_config(
     for name in section.config_overrides:
         if not hasattr(defaults, name):
             raise ModelError(f"{section.family} has no field {name!r}.{did_you_mean(name, vars(defaults))}")
-    config = AutoConfig.for_model(
-        section.family, **fields | section.config_overrides
-    )  # some defaults depend on other fields
+    try:  # some defaults depend on other fields
+        config = AutoConfig.for_model(section.family, **fields | section.config_overrides)
+    except Exception as error:  # the classes validate their fields in different ways
+        raise _invalid_config(section.family, error) from error
     config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if hasattr(config, name):
@@ -69,14 +71,25 @@ def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedM
     """Build a model of `model_class` (an `AutoModelFor…` name) with randomly initialized weights.
 
     Raises:
-        ModelError: the model family has no such class.
+        ModelError: the model family has no such class, or the configuration is invalid.
     """
     import transformers
 
+    auto_class: Any = getattr(transformers, model_class)
+    if type(config) not in auto_class._model_mapping:
+        raise ModelError(f"{config.model_type} has no model class for this objective ({model_class})")
     try:
-        return getattr(transformers, model_class).from_config(config)
-    except ValueError as error:
-        raise ModelError(f"{config.model_type} has no model class for this objective ({model_class})") from error
+        return auto_class.from_config(config)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise _invalid_config(config.model_type, error) from error
+
+
+def _invalid_config(family: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS].rstrip(".")
+    return ModelError(
+        f"cannot build a {family} model of this configuration ({type(error).__name__}: {reason}); change "
+        "model.config_overrides"
+    )
 
 
 def has_pair_head(config: PretrainedConfig) -> bool:

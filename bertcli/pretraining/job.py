@@ -154,6 +154,7 @@ class PretrainJob(Job):
             "vocab_size": len(self.tokenizer),
             "num_documents": len(corpus.document_offsets) - 1,
             "num_tokens": len(corpus.tokens),
+            "unknown_token_share": corpus.unknown_share,
             "unigram_cross_entropy": unigram_cross_entropy(corpus, self.setup.held_out, len(self.tokenizer)),
         }
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from bertcli.console import Console
 from bertcli.data.cache import cache_folder, get_or_create
-from bertcli.data.corpus_reading import read_documents
+from bertcli.data.corpus_reading import read_documents, single_file_layout
 from bertcli.data.corpus_sequences import (
     IS_NEXT,
     SequenceSpans,
@@ -26,22 +26,24 @@ from bertcli.data.corpus_sequences import (
     split_train_held_out,
 )
 from bertcli.data.corpus_tokens import Corpus, corpus_key, load_corpus
-from bertcli.errors import ModelError, RecipeError, did_you_mean
+from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.models.from_pretrained import ModelSource, check_vocabulary, first_position_id, max_input_length
 from bertcli.models.from_scratch import PACKABLE, VOCABULARY_MULTIPLE, build_config, has_pair_head
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.pretraining.batches import ResolvedPhase, build_sequences
 from bertcli.pretraining.objective import Objective
 from bertcli.recipe.plan import Plan, complete_plan
-from bertcli.recipe.pretrain_schema import PretrainRecipe
+from bertcli.recipe.pretrain_schema import PretrainRecipe, Source
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 EVAL_SEED = 3  # held-out pairs, sample and masks are the same in every run
+MAX_UNKNOWN_SHARE = 0.01  # of the corpus tokens; warn above it
+PLACEHOLDER_VOCAB_SIZE = 500  # of a tokenizer with the right special tokens, where the real one is yet to be trained
 MIN_PAIRS_TO_CHECK, MIN_POSITIVE_FRACTION = 20, 0.25  # warn below this fraction of positive pairs; it should be 0.5
 PLAN_SEED, PLAN_SAMPLE_TOKENS = 5, 200_000  # the sample of documents that the plan estimates the number of pairs from
-TOKENIZER_VERSION = 3  # increase if training gives another tokenizer, so that cached ones are not used
+TOKENIZER_VERSION = 4  # increase if training gives another tokenizer, so that cached ones are not used
 LOG_INTERVAL_TOKENS = 10_000_000
 
 
@@ -68,17 +70,13 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
         DataError: the corpus cannot be read or is too small.
         ModelError: a model or tokenizer cannot be loaded, or does not fit the rest of the recipe.
     """
-    source = None if recipe.model.name is None else ModelSource(recipe.model.name, mirror)
-    tokenizer = _load_or_train_tokenizer(recipe, source, mirror, console)
-    objective: Objective = recipe.objective.objective_class(recipe.objective, tokenizer)
-    best_by, score_names = recipe.evaluation.best_by, objective.score_names
-    if best_by is not None and best_by not in score_names:
-        cure = did_you_mean(best_by, score_names)
-        raise RecipeError([f"found evaluation.best_by {best_by!r}, expected one of {', '.join(score_names)}.{cure}"])
+    source = _model_source(recipe, mirror)
+    tokenizer = _load_tokenizer(recipe, source, mirror) or _train_tokenizer(recipe, mirror, console)
+    objective, config = _build_objective(recipe, source, tokenizer)
     max_length = max(phase.max_length for phase in recipe.phases)
-    config = _build_config(recipe, source, tokenizer, objective, max_length)
     with console.waiting("tokenizing the corpus"):
         corpus = load_corpus(recipe.corpus, tokenizer, mirror, _token_logger(console), console.warn)
+    _report_corpus(recipe, corpus, tokenizer, console)
     min_documents = 2 if recipe.objective.pairs == "next_sentence" else 1  # negatives come from another document
     train_documents, held_out_documents = split_train_held_out(corpus, recipe.corpus.held_out_fraction, min_documents)
     random = np.random.default_rng(EVAL_SEED)
@@ -92,20 +90,68 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     return PretrainSetup(recipe, tokenizer, objective, config, corpus, train_documents, held_out, first_id, source)
 
 
-def _load_or_train_tokenizer(
-    recipe: PretrainRecipe, source: ModelSource | None, mirror: Path | None, console: Console
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer named in the recipe, else that of the model, else one trained on the corpus (and cached)."""
+def check_recipe(recipe: PretrainRecipe, mirror: Path | None) -> tuple[PretrainedConfig, Objective, int | None]:
+    """Check what can be checked without training a tokenizer or tokenizing the corpus, and without writing anything.
+
+    Returns:
+        The model configuration, the objective, and the vocabulary size of the tokenizer; None: it is to be trained.
+
+    Raises:
+        RecipeError, DataError, ModelError: as `set_up`.
+    """
+    source = _model_source(recipe, mirror)
+    tokenizer = _load_tokenizer(recipe, source, mirror)
+    num_documents = sum(1 for corpus in recipe.corpus.sources for _ in islice(read_documents(corpus, mirror), 2))
+    if num_documents < 2:
+        raise DataError(f"found {num_documents} non-empty documents in the corpus, expected two or more")
+    if tokenizer is not None:
+        objective, config = _build_objective(recipe, source, tokenizer)
+        return config, objective, len(tokenizer)
+    sentinels = recipe.objective.objective_class.needs_sentinels
+    placeholder = train_tokenizer(lambda: ["a b"], PLACEHOLDER_VOCAB_SIZE, recipe.tokenizer.kind, sentinels=sentinels)
+    objective, config = _build_objective(recipe, source, placeholder)
+    config.vocab_size = _trained_vocab_size(recipe)
+    return config, objective, None
+
+
+def _model_source(recipe: PretrainRecipe, mirror: Path | None) -> ModelSource | None:
+    return None if recipe.model.name is None else ModelSource(recipe.model.name, mirror)
+
+
+def _build_objective(
+    recipe: PretrainRecipe, source: ModelSource | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Objective, PretrainedConfig]:
+    """Build the objective and the model configuration, and check that they fit the recipe."""
+    objective: Objective = recipe.objective.objective_class(recipe.objective, tokenizer)
+    best_by, score_names = recipe.evaluation.best_by, objective.score_names
+    if best_by is not None and best_by not in score_names:
+        cure = did_you_mean(best_by, score_names)
+        raise RecipeError([f"found evaluation.best_by {best_by!r}, expected one of {', '.join(score_names)}.{cure}"])
+    max_length = max(phase.max_length for phase in recipe.phases)
+    return objective, _build_config(recipe, source, tokenizer, objective, max_length)
+
+
+def _load_tokenizer(
+    recipe: PretrainRecipe, source: ModelSource | None, mirror: Path | None
+) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer named in the recipe, else that of the model; None: one is to be trained on the corpus."""
     if recipe.tokenizer.name is not None:
         source = ModelSource(recipe.tokenizer.name, mirror)
-    if source is not None:
-        return source.load_tokenizer()
+    return None if source is None else source.load_tokenizer()
+
+
+def _trained_vocab_size(recipe: PretrainRecipe) -> int:
+    return -(-recipe.tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def _train_tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> PreTrainedTokenizerBase:
+    """Train a tokenizer on the corpus, or load it from the cache."""
     from transformers import AutoTokenizer
 
     section, sentinels = recipe.tokenizer, recipe.objective.objective_class.needs_sentinels
 
     def train(folder: Path) -> None:
-        vocab_size = -(-section.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        vocab_size = _trained_vocab_size(recipe)
         console.say(f"tokenizer training on the corpus: {vocab_size} entries")
         texts = partial(_tokenizer_texts, recipe, mirror)
         tokenizer = train_tokenizer(texts, vocab_size, section.kind, lowercase=section.lowercase, sentinels=sentinels)
@@ -176,6 +222,32 @@ def _token_logger(console: Console) -> Callable[[int], None]:
             console.say(f"corpus    {num_tokens:,} tokens so far")
 
     return log
+
+
+def _report_corpus(
+    recipe: PretrainRecipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, console: Console
+) -> None:
+    """Print how a file without empty lines is divided into documents, and warn if many tokens are unknown."""
+    for source in recipe.corpus.sources:
+        if (note := describe_layout(source)) is not None:
+            console.say(f"corpus    {note}")
+    if corpus.unknown_share > MAX_UNKNOWN_SHARE:
+        is_trained = recipe.tokenizer.name is None and recipe.model.name is None
+        cure = (
+            "set tokenizer.kind=bpe, which knows every character, or increase tokenizer.vocab_size"
+            if is_trained
+            else "choose a model or tokenizer for this language, or train one with tokenizer.name=null"
+        )
+        console.warn(f"{corpus.unknown_share:.1%} of the corpus tokens are unknown ({tokenizer.unk_token}); {cure}")
+
+
+def describe_layout(source: Source) -> str | None:
+    """Describe how a source of one file without empty lines is divided into documents; None for any other source."""
+    layout = single_file_layout(source)
+    if layout is None:
+        return None
+    unit = "each line is a document" if layout == "lines" else "the file is one document, divided into pieces"
+    return f"{', '.join(source.files)} has no empty lines: {unit}"
 
 
 def _warn_about_few_positive_pairs(held_out: SequenceSpans, console: Console) -> None:

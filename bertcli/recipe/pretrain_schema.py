@@ -49,7 +49,9 @@ class Source(Section):
     )
     column: str = Field("text", description="text column of JSON Lines, Parquet files and datasets")
     documents: Literal["blocks", "lines", "files"] = Field(
-        "blocks", description="unit of a document in a text file: a block between empty lines, a line, or the file"
+        "blocks",
+        description="unit of a document in a text file: a block between empty lines (a line, if a single file has "
+        "none), a line, or the file",
     )
     weight: float = Field(
         1.0, gt=0, le=100_000, description="passes over this source per epoch; 0.5 is a random half of it"
@@ -111,6 +113,8 @@ class ArchitectureSection(Section):
             limit = MAX_LAYERS if name.endswith(("layers", "n_layer")) else MAX_CONFIG_SIZE
             if isinstance(value, int) and value > limit:
                 raise ValueError(f"found {value:.6g} for config_overrides.{name}, expected at most {limit}")
+            if isinstance(value, int) and value < 0 and name.endswith(("layers", "n_layer", "heads", "n_head", "size")):
+                raise ValueError(f"found {value} for config_overrides.{name}, expected at least 0")
         return self
 
 

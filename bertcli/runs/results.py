@@ -103,6 +103,7 @@ class RunResults(Results):
     vocab_size: int | None = None
     num_documents: int | None = None
     num_tokens: int | None = None
+    unknown_token_share: float | None = None
     unigram_cross_entropy: float | None = None
     # Of fine-tuning.
     thresholds: dict[str, float] | None = None

@@ -24,7 +24,7 @@ from bertcli.data.batching import GlobalBatch
 from bertcli.data.packing import pack_sequences
 from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.data.sample import NEUTRAL_SENTENCES, sample_documents
-from bertcli.errors import DataError, Interrupted, ModelError, RecipeError, TrainingError, UsageError
+from bertcli.errors import DataError, DiskError, Interrupted, ModelError, RecipeError, TrainingError, UsageError
 from bertcli.finetuning.run import finetune
 from bertcli.inference.fill_mask import has_masked_lm_head
 from bertcli.models.from_pretrained import ModelSource, first_position_id
@@ -553,3 +553,67 @@ def test_tokenizer_without_a_mask_token_is_rejected() -> None:
     tokenizer.save_pretrained("no-mask-token")
     with pytest.raises(ModelError, match="no mask token"):
         run(tokenizer="{name: ./no-mask-token}")
+
+
+@pytest.mark.parametrize("sections", [{}, {"tokenizer": "{kind: bpe, vocab_size: 400}", "packing": "true"}])
+def test_dry_run_neither_trains_a_tokenizer_nor_tokenizes_the_corpus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sections: dict[str, str]
+) -> None:
+    monkeypatch.setenv("BERTCLI_CACHE", str(Path("cache").resolve()))
+    results = pretrain(small_recipe(**sections), Path("run"), RunOptions(dry_run=True, console=Console()))
+    assert results.dry_run
+    assert {path.name for path in Path().iterdir()} == {"corpus.txt", "recipe.yaml"}
+    printed = capsys.readouterr().err
+    assert "to be tokenized" in printed
+    assert "to be trained on the corpus" in printed
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "message"),
+    [
+        ({"model": "{name: nowhere/none}"}, ModelError, "cannot load"),
+        ({"tokenizer": "{name: ./none}"}, ModelError, "cannot load"),
+        ({"corpus": "{sources: [{files: gone.txt}]}"}, DataError, "found no file"),
+        ({"corpus": "{sources: [{files: empty.txt}]}"}, DataError, "found 0 non-empty documents"),
+        ({"training": "{max_steps: 4, warmup_steps: 9}"}, RecipeError, "warmup_steps 9, expected at most 4"),
+        ({"tokenizer": "{vocab_size: 1000000000000}"}, RecipeError, "at most 2000000"),
+        ({"phases": "[{max_length: 1000000000}]"}, RecipeError, "at most 1000000"),
+        ({"model": "{config_overrides: {hidden_size: 33, num_attention_heads: 2}}"}, ModelError, "not a multiple"),
+        ({"model": "{config_overrides: {hidden_size: 0}}"}, ModelError, "change model.config_overrides"),
+        ({"model": "{config_overrides: {hidden_size: 1.5}}"}, ModelError, "change model.config_overrides"),
+        ({"model": "{config_overrides: {hidden_act: foo}}"}, ModelError, "KeyError: 'foo'"),
+        ({"model": "{config_overrides: {num_hidden_layers: -1}}"}, RecipeError, "expected at least 0"),
+        ({"model": "{config_overrides: {hidden_size: 9600000}}"}, DiskError, "the run needs up to"),
+        ({"model": "{family: t5}"}, ModelError, "no model class for this objective"),
+    ],
+)
+def test_dry_run_rejects_what_a_run_would_reject(
+    sections: dict[str, str], error: type[Exception], message: str
+) -> None:
+    Path("empty.txt").write_text("\n\n")
+    with pytest.raises(error, match=message):
+        pretrain(small_recipe(**sections), Path("run"), RunOptions(dry_run=True, console=QUIET))
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(("kind", "warns"), [("wordpiece", True), ("bpe", False)])
+def test_share_of_unknown_tokens_is_reported_and_a_large_one_warned_of(
+    capsys: pytest.CaptureFixture[str], kind: str, warns: bool
+) -> None:
+    signs = [chr(0x4E00 + number) for number in range(600)]
+    Path("corpus.txt").write_text("\n\n".join("".join(signs[at : at + 20]) for at in range(0, 600, 20)), "utf-8")
+    recipe = small_recipe("training.max_steps=1", tokenizer=f"{{kind: {kind}, vocab_size: 384}}")
+    results = pretrain(recipe, Path("run"), RunOptions(console=Console()))
+    printed = " ".join(capsys.readouterr().err.split())
+    assert results.unknown_token_share == pytest.approx(221 / 600 if warns else 0, abs=0.01)
+    assert ("of the corpus tokens are unknown ([UNK]); set tokenizer.kind=bpe" in printed) == warns
+    assert f"{results.unknown_token_share:.2%} of the tokens are unknown" in printed
+
+
+def test_file_without_empty_lines_is_read_line_by_line_and_that_is_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("corpus.txt").write_text("\n".join(document.replace("\n", " ") for document in sample_documents(300)))
+    setup = set_up(small_recipe(), None, Console())
+    assert len(setup.corpus.document_offsets) == 301
+    assert "corpus.txt has no empty lines: each line is a document" in " ".join(capsys.readouterr().err.split())
