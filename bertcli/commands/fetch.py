@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 from bertcli.console import Console, format_size, format_table
 from bertcli.errors import BertcliError, DataError, HubError, ModelError, UsageError, did_you_mean
-from bertcli.files import file_lock, replace_folder, write_text
+from bertcli.files import file_lock, replace_folder, write_json, write_text
 from bertcli.hub import HubFile, Kind, Repository, download, list_repository
 from bertcli.mirror import AnyRecipe, Requirement, requirements
 from bertcli.recipe.pretrain_schema import PretrainRecipe
@@ -26,6 +27,7 @@ TOKENIZER_FILES = (
     *("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 CARD = "README.md"
+REVISIONS = "revisions.json"  # in the mirror: the revision of each folder, from which further files are fetched
 DATASET_METADATA_FILES = (CARD, "dataset_infos.json")
 NON_DATA_FILES = ("*.py", "*.md", ".*", "dataset_infos.json")  # skipped in a dataset without configurations
 PARQUET_REVISION = "refs/convert/parquet"  # where the Hub keeps its Parquet conversion of script datasets
@@ -39,6 +41,7 @@ class MirrorFolder:
     files: tuple[HubFile, ...]
     missing: tuple[HubFile, ...]
     card: str | None  # a README.md to write if the repository has none
+    revisions: Mapping[str, str]  # to write to `REVISIONS`
 
     @property
     def path(self) -> str:
@@ -50,6 +53,8 @@ def fetch(
     recipes: Mapping[str, AnyRecipe], mirror: Path, *, dry_run: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
     """Download what the recipes (by name) require into `mirror`; files that are already there are verified and kept.
+
+    A folder stays at the revision it was first fetched at; delete it to fetch the newest one.
 
     Raises:
         HubError: the Hub is unreachable, or a download is incomplete or corrupt.
@@ -90,6 +95,7 @@ def fetch(
         if folder.missing:
             console.say(f"fetching  {folder.path}")
             _fetch_folder(folder, mirror, console)
+    _write_revisions(folders, mirror)
     num_files = sum(len(folder.missing) for folder in folders)
     console.say(f"mirror    {mirror}: {num_files} files fetched, {format_size(missing_bytes)}; complete and verified")
     first_name, first_recipe = next(iter(recipes.items()))
@@ -115,23 +121,47 @@ def _list_folders(required: Iterable[Requirement], mirror: Path) -> list[MirrorF
 
 
 def _list_folder(kind: Kind, name: str, parts: list[str | None], mirror: Path) -> MirrorFolder:
-    repository = list_repository(kind, name)
-    card = None
+    pinned = _read_revisions(mirror) if (mirror / kind / name).is_dir() else {}
+    key = f"{kind}/{name}"
+    repository = list_repository(kind, name, pinned.get(key))
+    revisions, card = {key: repository.revision}, None
     if kind == "models":
         files = _model_files(repository, weights="weights" in parts)
     else:
         if f"{name.rpartition('/')[2]}.py" in [file.path for file in repository.files]:  # a script dataset
-            repository, card = _parquet_conversion(list_repository(kind, name, PARQUET_REVISION))
+            key = f"{key}@{PARQUET_REVISION}"
+            repository, card = _parquet_conversion(list_repository(kind, name, pinned.get(key, PARQUET_REVISION)))
+            revisions[key] = repository.revision
         files = _dataset_files(repository, parts)
     local_paths = {file: mirror / kind / name / file.path for file in files}
     complete = {file for file, path in local_paths.items() if file.matches(path)}
     different = [str(path) for file, path in local_paths.items() if file not in complete and path.exists()]
+    if kind == "datasets" and different == [str(mirror / kind / name / CARD)] and len(complete) == len(files) - 1:
+        files, different = tuple(complete), []  # the local card describes the local files, and none is missing
     if different:
         raise UsageError(
             f"found files that differ from the Hub's, left unchanged: {', '.join(different)}. "
             "Move them away to fetch the Hub's."
         )
-    return MirrorFolder(repository, files, tuple(file for file in files if file not in complete), card)
+    return MirrorFolder(repository, files, tuple(file for file in files if file not in complete), card, revisions)
+
+
+def _read_revisions(mirror: Path) -> dict[str, str]:
+    path = mirror / REVISIONS
+    if not path.is_file():
+        return {}
+    try:
+        return {str(key): str(revision) for key, revision in json.loads(path.read_text("utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); delete it") from error
+
+
+def _write_revisions(folders: Iterable[MirrorFolder], mirror: Path) -> None:
+    with file_lock(mirror / f".{REVISIONS}.lock", lambda owner: None):
+        revisions = _read_revisions(mirror)
+        for folder in folders:
+            revisions |= folder.revisions
+        write_json(mirror / REVISIONS, dict(sorted(revisions.items())))
 
 
 def _model_files(repository: Repository, *, weights: bool) -> tuple[HubFile, ...]:

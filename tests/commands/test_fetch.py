@@ -62,7 +62,8 @@ class Hub:
     def info(self, kind: str, name: str, revision: str | None) -> dict[str, Any]:
         from huggingface_hub.repocard import metadata_load
 
-        files = self.repositories[kind, name, revision]
+        latest = None if revision == "1" * 40 else revision
+        files = self.repositories.get((kind, name, revision)) or self.repositories[kind, name, latest]
         Path("card.md").write_bytes(files.get("README.md", b"# no metadata\n"))
         siblings: list[dict[str, Any]] = []
         for path, content in files.items():
@@ -200,11 +201,32 @@ def test_fetch_rejects_a_corrupt_file_and_downloads_it_again(hub: Hub) -> None:
 
 def test_fetch_keeps_a_different_local_file(hub: Hub) -> None:
     fetch_mine()
-    local = Path("mirror/datasets/org/texts/README.md")
+    local = Path("mirror/datasets/org/texts/first/train-0.csv")
     local.write_text("mine")
-    with pytest.raises(UsageError, match=r"left unchanged: mirror/datasets/org/texts/README\.md"):
+    with pytest.raises(UsageError, match=r"left unchanged: mirror/datasets/org/texts/first/train-0\.csv"):
         fetch_mine()
     assert local.read_text() == "mine"
+
+
+def test_fetch_stays_at_the_revision_of_the_mirror_if_the_dataset_changes(hub: Hub) -> None:
+    fetch_mine("task.config=first")
+    assert json.loads(Path("mirror/revisions.json").read_text())["datasets/org/texts"] == "1" * 40
+    old = hub.repositories["dataset", "org/texts", None]
+    hub.repositories["dataset", "org/texts", "1" * 40] = old
+    hub.repositories["dataset", "org/texts", None] = {"README.md": b"another card"}
+    texts = fetch_mine()["folders"][0]
+    assert texts["revision"] == "1" * 40
+    assert "reviews/train-0.csv" in texts["fetched"]
+    assert Path("mirror/datasets/org/texts/README.md").read_bytes() == CARD
+
+
+def test_fetch_does_not_stop_at_a_changed_readme_if_no_file_is_missing(hub: Hub) -> None:
+    fetch_mine()
+    Path("mirror/revisions.json").unlink()  # as of a mirror that was filled by hand
+    readme = Path("mirror/datasets/org/texts/README.md")
+    readme.write_bytes(CARD + b"an older text\n")
+    assert fetch_mine()["folders"][0]["fetched"] == []
+    assert readme.read_bytes() == CARD + b"an older text\n"
 
 
 def test_fetch_reports_all_problems_together(hub: Hub) -> None:
