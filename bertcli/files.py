@@ -19,6 +19,7 @@ from bertcli.errors import UsageError
 
 MANIFEST = "manifest.json"
 MEGABYTE = 1 << 20
+FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # from file systems without locks
 
 
@@ -31,13 +32,24 @@ def write_chunks(path: Path, chunks: Iterable[str]) -> None:
     """Stream `chunks` of text to `path` atomically."""
     tmp = temporary_path(path)
     try:
-        with tmp.open("x", encoding="utf-8") as file:
+        with _named_in_errors(path), tmp.open("x", encoding="utf-8") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         tmp.replace(path)
     except BaseException:
         tmp.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    """Name `path` in the errors of a full disk, which come without the file they are about."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_ERRORS and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -187,7 +199,8 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     tmp = temporary_path(path)
     try:
         tmp.touch()
-        yield tmp
+        with _named_in_errors(path):
+            yield tmp
         check_output(path, overwrite=overwrite)  # another process may have created it meanwhile
         tmp.replace(path)
     finally:

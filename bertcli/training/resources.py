@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bertcli.console import format_size
 from bertcli.errors import DiskError, TrainingError
+from bertcli.files import FULL_ERRORS
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import nearest_folder
@@ -19,7 +20,6 @@ from bertcli.runs.folder import nearest_folder
 MODEL_BYTES = 4  # per parameter
 CHECKPOINT_BYTES = 12  # per parameter: the weight and its two moments
 MIN_INODES = 50  # of a run: files of its checkpoints, model and report
-FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DENIED_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 OS_ERROR = re.compile(r"os error (\d+)")
 

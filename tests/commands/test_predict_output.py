@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -141,6 +142,17 @@ def test_output_may_be_standard_output_a_named_pipe_or_a_device(run: str, capsys
     reader.join()
     assert received == [expected]
     assert predict(run, TEXTS, "/dev/null", console=QUIET) == 2
+
+
+def test_full_disk_names_the_output_and_leaves_nothing(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "write_predictions", fail)
+    result = CliRunner().invoke(app, ["predict", run, "--text", "a film", "--output", "out.csv", "--quiet"])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: cannot use {Path('out.csv').absolute()} (No space left on device)\n"
+    assert list(Path().iterdir()) == []
 
 
 ROWS: list[dict[str, Any]] = [
