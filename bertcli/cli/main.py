@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -241,17 +242,16 @@ def predict(
     """
     if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
         raise UsageError("give exactly one of --text (repeatable), --input FILE (`-` for stdin) and --split NAME")
-    if features and format_name:
-        raise UsageError("--features writes .parquet or .npy, as the name of --output says; leave out --format")
+    if labels and (features or format_name == "glue"):
+        raise UsageError("--labels has no effect with --features or --format glue; leave it out")
     if keep_columns and (features or text):
         raise UsageError(
             "--keep-columns keeps the columns of --input or --split; leave it out with --text or --features"
         )
-    if labels and (features or format_name == "glue"):
-        raise UsageError("--labels has no effect with --features or --format glue; leave it out")
     if input_file not in (None, "-") and not os.path.exists(input_file):
         raise UsageError(f"found no file {input_file} (from --input)")
     values = build_inputs(text, pair, choice)
+    format_name = _check_output(output, format_name, pooling if features else None, keep_columns, overwrite)
     mirror = check_mirror(mirror)
     hardware = hardware_section(device, precision)
     from bertcli.console import LOADING, Console
@@ -280,6 +280,26 @@ def predict(
 
 
 add_tools(app)
+
+
+def _check_output(
+    output: str, format_name: str | None, pooling: str | None, keep_columns: bool, overwrite: bool
+) -> str | None:
+    """Check where `predict` writes before the libraries are loaded; return the format, None for features.
+
+    Args:
+        pooling: of features; None: predictions are written.
+    """
+    from bertcli.data.prediction_outputs import check_feature_output, check_outputs, resolve_format
+
+    if pooling is None:
+        format_name = resolve_format(format_name, output)
+        check_outputs(format_name, output, keep_columns=keep_columns, overwrite=overwrite)
+        return format_name
+    if format_name is not None:
+        raise UsageError("--features writes .parquet or .npy, as the name of --output says; leave out --format")
+    check_feature_output(Path(output), pooling, overwrite=overwrite)
+    return None
 
 
 def _launch_processes(num_processes: int) -> None:

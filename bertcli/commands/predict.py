@@ -22,11 +22,12 @@ from bertcli.data.prediction_inputs import (
     read_inputs,
     with_input_columns,
 )
-from bertcli.errors import DataError, UsageError, did_you_mean
-from bertcli.files import check_output, new_file
-from bertcli.inference.embeddings import FeatureExtractor, check_feature_output, write_features
+from bertcli.data.prediction_outputs import STDOUT_NAMES, check_feature_output, check_outputs, resolve_format
+from bertcli.errors import DataError, UsageError
+from bertcli.files import new_file
+from bertcli.inference.embeddings import FeatureExtractor, write_features
 from bertcli.inference.fill_mask import MaskFiller, has_masked_lm_head
-from bertcli.inference.leaderboard import SQUAD_FILES, write_glue_files, write_squad_files
+from bertcli.inference.leaderboard import write_glue_files, write_squad_files
 from bertcli.inference.loaded_model import (
     CHUNK_SIZE,
     DEFAULT_DATA,
@@ -41,9 +42,6 @@ from bertcli.recipe.schema import HardwareSection, Recipe
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import HEADS, Task, load_class
 
-FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
-FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
-STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1")
 INPUT_PREFIX = "input_"  # of a kept column that is called like one of the prediction
 TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     "csv": {},
@@ -77,7 +75,7 @@ def predict(
         name: run folder (with several seeds: its best seed is used), model folder or Hub name.
         inputs: ignored for `glue`, which predicts the task's test rows.
         output: a new file, or `-` for standard output; for `glue` and `squad` a folder.
-        format_name: output format, one of `FORMATS`; None: that of the suffix of `output`, else JSON Lines.
+        format_name: one of `prediction_outputs.FORMATS`; None: that of the suffix of `output`, else JSON Lines.
         overwrite: replace existing files.
         as_zip: for `glue`, also write the files as one zip archive.
         top_k: tokens to predict per mask, for models with a masked-language-modeling head.
@@ -93,8 +91,8 @@ def predict(
         ModelError: the model cannot be loaded, or has no supported head.
     """
     console = console or Console()
-    format_name = _resolve_format(format_name, output)
-    _check_outputs(format_name, output, keep_columns=inputs.keep_columns, overwrite=overwrite)
+    format_name = resolve_format(format_name, output)
+    check_outputs(format_name, output, keep_columns=inputs.keep_columns, overwrite=overwrite)
     if format_name == "glue":
         files = write_glue_files(
             name, Path(output), as_zip=as_zip, overwrite=overwrite, mirror=mirror, hardware=hardware, console=console
@@ -117,50 +115,6 @@ def predict(
         return num_questions
     predictions = iter_predictions(loaded, task, rows, console, keep_columns=inputs.keep_columns)
     return _write_output(output, predictions, format_name, console, overwrite=overwrite)
-
-
-def _resolve_format(format_name: str | None, output: str) -> str:
-    """The output format: the given one, or that of the suffix of the output.
-
-    Raises:
-        UsageError: it is unknown, or contradicts the suffix.
-    """
-    suffix = Path(output).suffix.lower()
-    if format_name is None:
-        if suffix == ".parquet":
-            raise UsageError(f"found --output {output}, expected a name that ends in .jsonl, .csv or .tsv")
-        return FORMAT_OF_SUFFIX.get(suffix, "jsonl")
-    if format_name not in FORMATS:
-        hint = did_you_mean(format_name, FORMATS)
-        raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{hint}")
-    if format_name in ("glue", "squad"):
-        if output in STDOUT_NAMES:
-            raise UsageError(f"--format {format_name} writes several files; set --output to a folder for them")
-    elif suffix == ".parquet" or FORMAT_OF_SUFFIX.get(suffix, format_name) != format_name:
-        raise UsageError(f"found --format {format_name} for {output}; leave out --format, or choose another suffix")
-    return format_name
-
-
-def _check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrite: bool) -> None:
-    """Check that the output can be written, before the model is loaded.
-
-    Raises:
-        UsageError: it exists, or cannot be created.
-    """
-    if format_name not in ("glue", "squad"):
-        if output not in STDOUT_NAMES:
-            check_output(Path(output), overwrite=overwrite)
-        return
-    if keep_columns:
-        raise UsageError(
-            f"--keep-columns has no effect on --format {format_name}, whose columns are fixed; leave it out"
-        )
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{output} is a file, expected a folder for the files of --format {format_name}")
-    existing = [folder / f"{name}.json" for name in SQUAD_FILES] if format_name == "squad" and folder.is_dir() else []
-    for file in existing:
-        check_output(file, overwrite=overwrite)
 
 
 def _check_split(name: str, split: str | None, *, from_run: bool) -> None:
@@ -257,8 +211,7 @@ def predict_features(
         DataError: the input cannot be read.
         ModelError: the model cannot be loaded.
     """
-    check_feature_output(Path(output), pooling)
-    check_output(Path(output), overwrite=overwrite)
+    check_feature_output(Path(output), pooling, overwrite=overwrite)
     console, name = console or Console(), best_seed(name)
     recipe = finetuning_recipe(name)
     from_run = recipe is not None

@@ -17,7 +17,8 @@ import numpy as np
 from bertcli.data.encoding import Encoded, encode_texts
 from bertcli.data.formats import Row, join_words
 from bertcli.data.prediction_inputs import batched
-from bertcli.errors import UsageError, did_you_mean
+from bertcli.data.prediction_outputs import check_feature_output
+from bertcli.errors import UsageError
 from bertcli.files import new_file
 from bertcli.inference.forward import compute_logits
 from bertcli.models.from_pretrained import ModelSource, check_vocabulary, max_input_length
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     import pyarrow
     import torch
 
-POOLINGS = ("mean", "cls", "tokens")
-SUFFIXES = (".parquet", ".npy")
 CHUNK_SIZE = 256  # rows whose token features are in memory
 
 
@@ -88,22 +87,6 @@ def pool(hidden_states: np.ndarray, encoded: Encoded, pooling: str) -> np.ndarra
     return sums / encoded.lengths[:, None, None].astype(np.float32)
 
 
-def check_feature_output(output: Path, pooling: str) -> None:
-    """Check that features with this pooling can be written to a file of this name.
-
-    Raises:
-        UsageError: unknown pooling or suffix, or token features in `.npy`.
-    """
-    if pooling not in POOLINGS:
-        raise UsageError(
-            f"found pooling {pooling!r}, expected one of {', '.join(POOLINGS)}.{did_you_mean(pooling, POOLINGS)}"
-        )
-    if output.suffix not in SUFFIXES:
-        raise UsageError(f"found --output {output}, expected a file name that ends in {' or '.join(SUFFIXES)}")
-    if output.suffix == ".npy" and pooling == "tokens":
-        raise UsageError("texts differ in their number of tokens, which .npy cannot store; use a .parquet file")
-
-
 def write_features(
     extractor: FeatureExtractor,
     rows: Iterable[Row],
@@ -121,7 +104,7 @@ def write_features(
     Raises:
         UsageError: as `check_feature_output`, or the file exists (allowed with `overwrite`).
     """
-    check_feature_output(output, pooling)
+    check_feature_output(output, pooling, overwrite=overwrite)
     with new_file(output, overwrite=overwrite) as tmp:
         if output.suffix == ".npy":
             return _write_npy(_pooled_chunks(extractor, rows, columns, pooling), tmp, extractor.layers)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bertcli.console import Console
 from bertcli.data.formats import Row
+from bertcli.data.prediction_outputs import SQUAD_FILES
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, UsageError
 from bertcli.files import new_file
@@ -26,7 +27,6 @@ from bertcli.tasks import TASKS, get_task
 from bertcli.tasks.task import Task
 
 STSB_SCORE_RANGE = (0.0, 5.0)
-SQUAD_FILES = ("predictions", "nbest_predictions")
 
 
 def write_glue_files(

@@ -1,0 +1,76 @@
+"""Where `bertcli predict` writes: the formats, and checks of the output before a model is loaded. No heavy imports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bertcli.errors import UsageError, did_you_mean
+from bertcli.files import check_output
+
+FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
+FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1")
+SQUAD_FILES = ("predictions", "nbest_predictions")
+POOLINGS = ("mean", "cls", "tokens")
+FEATURE_SUFFIXES = (".parquet", ".npy")
+
+
+def resolve_format(format_name: str | None, output: str) -> str:
+    """The output format: the given one, or that of the suffix of the output.
+
+    Raises:
+        UsageError: it is unknown, or contradicts the suffix.
+    """
+    suffix = Path(output).suffix.lower()
+    if format_name is None:
+        if suffix == ".parquet":
+            raise UsageError(f"found --output {output}, expected a name that ends in .jsonl, .csv or .tsv")
+        return FORMAT_OF_SUFFIX.get(suffix, "jsonl")
+    if format_name not in FORMATS:
+        hint = did_you_mean(format_name, FORMATS)
+        raise UsageError(f"found format {format_name!r}, expected one of {', '.join(FORMATS)}.{hint}")
+    if format_name in ("glue", "squad"):
+        if output in STDOUT_NAMES:
+            raise UsageError(f"--format {format_name} writes several files; set --output to a folder for them")
+    elif suffix == ".parquet" or FORMAT_OF_SUFFIX.get(suffix, format_name) != format_name:
+        raise UsageError(f"found --format {format_name} for {output}; leave out --format, or choose another suffix")
+    return format_name
+
+
+def check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrite: bool) -> None:
+    """Check that the output can be written, before the model is loaded.
+
+    Raises:
+        UsageError: it exists, or cannot be created.
+    """
+    if format_name not in ("glue", "squad"):
+        if output not in STDOUT_NAMES:
+            check_output(Path(output), overwrite=overwrite)
+        return
+    if keep_columns:
+        raise UsageError(
+            f"--keep-columns has no effect on --format {format_name}, whose columns are fixed; leave it out"
+        )
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{output} is a file, expected a folder for the files of --format {format_name}")
+    existing = [folder / f"{name}.json" for name in SQUAD_FILES] if format_name == "squad" and folder.is_dir() else []
+    for file in existing:
+        check_output(file, overwrite=overwrite)
+
+
+def check_feature_output(output: Path, pooling: str, *, overwrite: bool) -> None:
+    """Check that features with this pooling can be written to this file.
+
+    Raises:
+        UsageError: unknown pooling or suffix, token features in `.npy`, or the file exists or cannot be created.
+    """
+    if pooling not in POOLINGS:
+        raise UsageError(
+            f"found pooling {pooling!r}, expected one of {', '.join(POOLINGS)}.{did_you_mean(pooling, POOLINGS)}"
+        )
+    if output.suffix not in FEATURE_SUFFIXES:
+        raise UsageError(f"found --output {output}, expected a file name that ends in {' or '.join(FEATURE_SUFFIXES)}")
+    if output.suffix == ".npy" and pooling == "tokens":
+        raise UsageError("texts differ in their number of tokens, which .npy cannot store; use a .parquet file")
+    check_output(output, overwrite=overwrite)
