@@ -137,6 +137,36 @@ def roberta_tokenizer() -> PreTrainedTokenizerBase:
     return RobertaTokenizer(vocab=state["vocab"], merges=merges, add_prefix_space=True)
 
 
+@pytest.fixture
+def xlnet_tokenizer(encoder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer like XLNet's: [CLS] is last, has a token type of its own, and padding is on the left."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    wordpiece: Any = AutoTokenizer.from_pretrained(encoder)
+    wordpiece.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A:0 [SEP]:0 [CLS]:2",
+        pair="$A:0 [SEP]:0 $B:1 [SEP]:1 [CLS]:2",
+        special_tokens=[(token, wordpiece.convert_tokens_to_ids(token)) for token in ("[SEP]", "[CLS]")],
+    )
+    names = {name: wordpiece.special_tokens_map[name] for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=wordpiece.backend_tokenizer, padding_side="left", model_input_names=inputs, **names
+    )
+
+
+@pytest.fixture
+def gpt2_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer like GPT-2's: it adds no special tokens, and the end of text is its only one."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(TEXTS, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
+
+
 @pytest.fixture(params=["wordpiece", "byte-level"])
 def tokenizer(
     request: pytest.FixtureRequest, encoder: Path, roberta_tokenizer: PreTrainedTokenizerBase

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from bertcli.console import Console, format_size
 from bertcli.errors import ModelError
 from bertcli.files import atomic_folder
-from bertcli.models.from_pretrained import ModelSource, check_vocabulary, has_head
+from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.onnx_export import check_packages, input_names, largest_difference, write_onnx
+from bertcli.models.tokenizer_matching import match_tokenizer, set_input_names
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import HEADS, load_class
 
@@ -38,7 +39,7 @@ def export(name: str, output: Path, *, mirror: Path | None = None, console: Cons
     name = best_seed(name)
     source = ModelSource(name, mirror)
     tokenizer = source.load_tokenizer()
-    check_vocabulary(tokenizer, source.config, name)
+    match_tokenizer(tokenizer, source.config, name)
     model = source.load_model(_model_class(source.config, name)).eval()
     names = input_names(model, tokenizer)
     console.say(f"model     {name}: {type(model).__name__}, {model.num_parameters():,} parameters")
@@ -50,7 +51,7 @@ def export(name: str, output: Path, *, mirror: Path | None = None, console: Cons
                 f"outputs of the ONNX graph of {name} differ from the model's by {difference:.1g}, expected at most "
                 f"{MAX_DIFFERENCE:.0e}; nothing was exported"
             )
-        tokenizer.model_input_names = names
+        set_input_names(tokenizer, names)
         model.config.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         size = sum(path.stat().st_size for path in tmp.iterdir())

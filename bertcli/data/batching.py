@@ -72,12 +72,19 @@ def length_grouped_batches(
     return [batches[index] for index in random.permutation(len(batches))]
 
 
-def token_budget_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
-    """Yield every row once, longest first, in batches of at most `max_tokens` padded tokens (but at least one row)."""
+def token_budget_batches(lengths: np.ndarray, max_tokens: int, *, same_length: bool = False) -> Iterator[np.ndarray]:
+    """Yield every row once, longest first, in batches of at most `max_tokens` padded tokens (but at least one row).
+
+    Args:
+        same_length: all rows of a batch have the same length, so that it needs no padding.
+    """
     order = np.argsort(-lengths, kind="stable")
+    num_up_to = np.searchsorted(-lengths[order], -lengths[order], side="right")  # rows at least as long as each
     start = 0
     while start < len(order):
         num_rows = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        if same_length:
+            num_rows = min(num_rows, int(num_up_to[start]) - start)
         yield order[start : start + num_rows]
         start += num_rows
 
@@ -116,9 +123,9 @@ def training_batches(
 
 
 def apply_token_cutoff(
-    batches: Iterable[GlobalBatch], cutoff: float, seed: int, start_step: int, process: int = 0
+    batches: Iterable[GlobalBatch], cutoff: float, seed: int, start_step: int, process: int = 0, kept_position: int = 0
 ) -> Iterator[GlobalBatch]:
-    """Mask out a random fraction `cutoff` of the tokens in each batch, never a sequence's first token.
+    """Mask out a random fraction `cutoff` of the tokens in each batch, never those at `kept_position`.
 
     The mask depends on (seed, step, process) alone. Token cutoff: Shen et al. 2020, https://arxiv.org/abs/2009.13818.
     """
@@ -129,7 +136,7 @@ def apply_token_cutoff(
         for micro in batch.micro_batches:
             mask = micro["attention_mask"]
             kept = torch.from_numpy(random.random(tuple(mask.shape)) >= cutoff)
-            kept[..., 0] = True
+            kept[..., kept_position] = True
             micro["attention_mask"] = mask * kept
         yield batch
 

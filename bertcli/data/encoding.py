@@ -44,6 +44,7 @@ class Encoded:
     rows: np.ndarray  # [N] int64, ascending: the dataset row of each item
     labels: np.ndarray | None  # [N …], or [T] if `labels_per_token`; None if unlabeled
     pad_token_id: int
+    padding_side: str = "right"  # or left
     num_choices: int = 1  # K
     labels_per_token: bool = False
     alignment: np.ndarray | None = None  # [T …] what each token aligns to in its row, as the head defines it
@@ -85,8 +86,8 @@ class Encoded:
         sequences = (items[:, None] * choices + np.arange(choices)).ravel()
         starts, lengths = self.offsets[sequences], self.offsets[sequences + 1] - self.offsets[sequences]
         width = -(-int(lengths.max()) // multiple_of) * multiple_of
-        positions = np.arange(width)
-        mask = positions < lengths[:, None]
+        positions = np.arange(width) - (width - lengths[:, None] if self.padding_side == "left" else 0)
+        mask = (positions >= 0) & (positions < lengths[:, None])
         source = (starts[:, None] + positions)[mask]
         shape = (len(items), choices, width) if choices > 1 else (len(items), width)
 
@@ -175,6 +176,7 @@ class SpecialTokensTemplate:
     separator: list[int]  # empty for a single text
     suffix: list[int]
     token_types: tuple[list[int], int, list[int], int, list[int]] | None  # None if the model has none
+    empty_text: list[int]  # what an empty text is read as: nothing, or one token if there are no special tokens
 
     @property
     def num_special_tokens(self) -> int:
@@ -208,11 +210,13 @@ def special_tokens_template(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -
     if not pair:  # everything after the text is the suffix
         slices = [slices[0], slice(0, 0), slices[1]]
     prefix, separator, suffix = (ids[part] for part in slices)
+    markers = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    empty_text = [] if prefix or separator or suffix else [token for token in markers if token is not None][:1]
     if types is None:
-        return SpecialTokensTemplate(prefix, separator, suffix, None)
+        return SpecialTokensTemplate(prefix, separator, suffix, None, empty_text)
     second_type = types[second[0]] if pair else 0
     token_types = (types[slices[0]], types[first[0]], types[slices[1]], second_type, types[slices[2]])
-    return SpecialTokensTemplate(prefix, separator, suffix, token_types)
+    return SpecialTokensTemplate(prefix, separator, suffix, token_types, empty_text)
 
 
 class EncodedBuilder:
@@ -224,7 +228,13 @@ class EncodedBuilder:
         self._token_type_ids: list[np.ndarray] = []
 
     def add(self, row: int, input_ids: list[int], token_type_ids: list[int] | None) -> None:
-        """Add a sequence of dataset row `row`."""
+        """Add a sequence of dataset row `row`.
+
+        Raises:
+            DataError: it has no tokens.
+        """
+        if not input_ids:
+            raise DataError(f"row {row + 1} is empty, and the tokenizer adds no special tokens; leave the row out")
         self.rows.append(row)
         self._input_ids.append(np.asarray(input_ids, dtype=np.int32))
         if token_type_ids is not None:
@@ -244,6 +254,7 @@ class EncodedBuilder:
             rows=np.asarray(self.rows[:: fields.get("num_choices", 1)], dtype=np.int64),
             labels=labels,
             pad_token_id=tokenizer.pad_token_id or 0,
+            padding_side=tokenizer.padding_side,
             **fields,
         )
 
@@ -381,11 +392,12 @@ def encode_texts(
     max_tokens = max_length - template.num_special_tokens
     if pairs is None:
         for row, ids in enumerate(iter_kept_ids(tokenizer, texts, max_tokens, long_inputs)):
-            for part in split_long_text(ids, max_tokens, long_inputs, doc_stride):
+            for part in split_long_text(ids or template.empty_text, max_tokens, long_inputs, doc_stride):
                 builder.add(row, *template.build_inputs(part))
     else:
         both = zip(iter_input_ids(tokenizer, texts), iter_input_ids(tokenizer, pairs), strict=True)
         for row, (first, second) in enumerate(both):
+            first = first if first or second else template.empty_text
             builder.add(row, *template.build_truncated_pair(first, second, max_tokens))
     return builder.build(tokenizer, None if labels is None else labels[builder.rows])
 

@@ -144,7 +144,10 @@ class FinetuneJob(Job):
         )
         if not training.token_cutoff:
             return batches
-        return apply_token_cutoff(batches, training.token_cutoff, self.seed, start_step, accelerator.process_index)
+        classifier_position = -1 if self._encoded_split("train").padding_side == "left" else 0
+        return apply_token_cutoff(
+            batches, training.token_cutoff, self.seed, start_step, accelerator.process_index, classifier_position
+        )
 
     def score(
         self,

@@ -28,9 +28,15 @@ from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
 from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
-from bertcli.models.from_pretrained import ModelSource, check_vocabulary, has_head, max_input_length
+from bertcli.models.from_pretrained import ModelSource, check_model_class, has_head
 from bertcli.models.from_scratch import build_bert
 from bertcli.models.missing_weights import MissingWeights
+from bertcli.models.tokenizer_matching import (
+    PADDING_SENSITIVE_FAMILIES,
+    PADDING_WARNING,
+    match_tokenizer,
+    max_input_length,
+)
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
@@ -158,6 +164,8 @@ class FinetuneSetup:
             return build_bert(section, self.tokenizer, model_class, fields), True
         source, training = self.source, self.recipe.training
         new_weights: list[str] = []
+        if source.config.model_type in PADDING_SENSITIVE_FAMILIES:
+            console.warn(PADDING_WARNING.format(source.config.model_type))
 
         def report(weights: MissingWeights) -> None:
             new_weights.append(weights.head)
@@ -346,7 +354,8 @@ def _match_head_to_model(
             labels.
     """
     name, config = source.name, source.config
-    check_vocabulary(tokenizer, config, name)
+    match_tokenizer(tokenizer, config, name)
+    check_model_class(config, head.model_class, name)
     max_length = max_input_length(tokenizer, config)
     if recipe.data.max_length > max_length:
         raise ModelError(

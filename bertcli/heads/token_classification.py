@@ -174,11 +174,12 @@ class TokenClassification(Head):
                 context_tokens = min(data.context_tokens, max_tokens - num_tokens)
                 windows = [_add_context(row_start, row_end, bounds[-1], context_tokens)]
             for (start, end), (first, last) in zip(windows, predicted_parts, strict=True):
-                input_ids, token_type_ids = template.build_inputs(ids[start:end])
+                unaligned = [] if end > start else template.empty_text
+                input_ids, token_type_ids = template.build_inputs(ids[start:end] or unaligned)
                 if token_types is not None:
                     token_type_ids = [*[0] * len(template.prefix), *token_types[start:end], *[0] * len(template.suffix)]
                 builder.add(row, input_ids, token_type_ids)
-                alignment += [UNALIGNED] * len(template.prefix)
+                alignment += [UNALIGNED] * (len(template.prefix) + len(unaligned))
                 alignment += (
                     word if first <= position < last else UNALIGNED
                     for position, word in enumerate(word_alignment[start:end], start)

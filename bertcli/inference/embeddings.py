@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.encoding import Encoded, encode_texts
+from bertcli.data.encoding import Encoded, encode_texts, special_tokens_template
 from bertcli.data.formats import Row, join_words
 from bertcli.data.prediction_inputs import batched
 from bertcli.data.prediction_outputs import check_feature_output
 from bertcli.errors import UsageError
 from bertcli.files import new_file
 from bertcli.inference.forward import compute_logits
-from bertcli.models.from_pretrained import ModelSource, check_vocabulary, max_input_length
+from bertcli.models.from_pretrained import ModelSource
+from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
 from bertcli.recipe.schema import DataSection, HardwareSection
 from bertcli.training.devices import build_accelerator
 
@@ -55,12 +56,20 @@ class FeatureExtractor:
                 )
         self.layers = layers
         self.tokenizer = source.load_tokenizer()
-        check_vocabulary(self.tokenizer, config, source.name)
+        match_tokenizer(self.tokenizer, config, source.name)
         hardware = hardware or HardwareSection()
         self.accelerator, self.max_tokens = build_accelerator(hardware), hardware.eval_batch_tokens
         model = source.load_model("AutoModel", {"output_hidden_states": True})
+        if config.is_encoder_decoder:
+            model = model.get_encoder()
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.max_length = min(data.max_length, max_input_length(self.tokenizer, config))
+
+    @property
+    def has_cls_token(self) -> bool:
+        """Whether texts start with a special token, or end with [CLS]."""
+        template = special_tokens_template(self.tokenizer, pair=False)
+        return bool(template.prefix) or self.tokenizer.cls_token_id in template.suffix
 
     def encode(self, texts: list[str], pairs: list[str] | None) -> Encoded:
         """Encode texts or pairs of texts, truncated to the maximum length."""
@@ -80,9 +89,9 @@ class FeatureExtractor:
 
 
 def pool(hidden_states: np.ndarray, encoded: Encoded, pooling: str) -> np.ndarray:
-    """Pool hidden states [T, L, H] to one vector per text: the mean over its tokens, or its first token's. [N, L, H]"""
-    if pooling == "cls":
-        return hidden_states[encoded.offsets[:-1]]
+    """Pool hidden states [T, L, H] to one vector per text: the mean over its tokens, or its [CLS] token's. [N, L, H]"""
+    if pooling == "cls":  # XLNet, the only family that is padded on the left, has [CLS] at the end
+        return hidden_states[encoded.offsets[1:] - 1 if encoded.padding_side == "left" else encoded.offsets[:-1]]
     sums = np.add.reduceat(hidden_states, encoded.offsets[:-1], axis=0)
     return sums / encoded.lengths[:, None, None].astype(np.float32)
 
@@ -102,9 +111,12 @@ def write_features(
     several layers.
 
     Raises:
-        UsageError: as `check_feature_output`, or the file exists (allowed with `overwrite`).
+        UsageError: as `check_feature_output`, pooling `cls` without such a token, or the file exists (allowed with
+            `overwrite`).
     """
     check_feature_output(output, pooling, overwrite=overwrite)
+    if pooling == "cls" and not extractor.has_cls_token:
+        raise UsageError("the tokenizer of this model adds no [CLS] token to a text; use --pooling mean")
     with new_file(output, overwrite=overwrite) as tmp:
         if output.suffix == ".npy":
             return _write_npy(_pooled_chunks(extractor, rows, columns, pooling), tmp, extractor.layers)

@@ -18,9 +18,10 @@ from bertcli.data.encoding import encode_texts
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import batched
 from bertcli.errors import DataError, ModelError
-from bertcli.models.from_pretrained import ModelSource, check_vocabulary, max_input_length
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.sparse_prediction import SparsePrediction
+from bertcli.models.tokenizer_matching import is_padding_sensitive, match_tokenizer, max_input_length
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training.devices import build_accelerator, pad_to_multiple_of, prepare_batch
 
@@ -79,7 +80,7 @@ class MaskFiller:
         hardware = hardware or HardwareSection()
         self.top_k, self.max_tokens = top_k, hardware.eval_batch_tokens
         self.tokenizer = source.load_tokenizer()
-        check_vocabulary(self.tokenizer, source.config, source.name)
+        match_tokenizer(self.tokenizer, source.config, source.name)
         self.text_tokenizer = with_masks_in_texts(self.tokenizer)
         self.accelerator = build_accelerator(hardware)
         pretrained = source.load_model(MODEL_CLASS)
@@ -87,6 +88,8 @@ class MaskFiller:
         model = SparsePrediction(pretrained)
         optimize_forward(model, self.accelerator.device)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True).eval()
+        self.same_length = is_padding_sensitive(model)
+        self.multiple_of = 1 if self.same_length else pad_to_multiple_of(self.accelerator)
 
     def fill(self, inputs: Iterable[Row], column: str) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each input row with the most probable tokens for each mask of the text in `column` (`masks`).
@@ -108,9 +111,10 @@ class MaskFiller:
         cumulative_masks = np.concatenate(([0], np.cumsum(encoded.input_ids == self.tokenizer.mask_token_id)))
         masked_texts = np.flatnonzero(np.diff(cumulative_masks[encoded.offsets]))
         predictions: dict[int, list[TokenPredictions]] = {}
-        for batch_indices in token_budget_batches(encoded.lengths[masked_texts], self.max_tokens):
+        lengths = encoded.lengths[masked_texts]
+        for batch_indices in token_budget_batches(lengths, self.max_tokens, same_length=self.same_length):
             items = masked_texts[batch_indices]
-            batch = encoded.batch(items, pad_to_multiple_of(self.accelerator))
+            batch = encoded.batch(items, self.multiple_of)
             predictions |= dict(zip(items.tolist(), self._fill_batch(batch), strict=True))
         return predictions
 

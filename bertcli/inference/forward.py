@@ -18,6 +18,7 @@ from bertcli.data.batching import token_budget_batches
 from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
 from bertcli.heads.base import Head
+from bertcli.models.tokenizer_matching import is_padding_sensitive, min_sequence_length
 from bertcli.training.devices import pad_to_multiple_of, prepare_batch
 from bertcli.training.fsdp import local_batches
 
@@ -50,7 +51,11 @@ def compute_logits(
         Logits [N, …] or, if `per_token`, [T, …] without padding; and the loss summed over all items.
     """
     model.eval()
-    batches = list(token_budget_batches(encoded.lengths, max(1, max_tokens // encoded.num_choices)))
+    same_length = is_padding_sensitive(model)
+    multiple_of = 1 if same_length else pad_to_multiple_of(accelerator)
+    min_length = min_sequence_length(model)
+    max_tokens = max(1, max_tokens // encoded.num_choices)
+    batches = list(token_budget_batches(encoded.lengths, max_tokens, same_length=same_length))
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     losses: list[torch.Tensor] = []
     pending: tuple[np.ndarray, torch.Tensor] | None = None  # computed by the device while the CPU pads the next batch
@@ -63,7 +68,7 @@ def compute_logits(
 
     with torch.inference_mode():
         for items, counts in local_batches(batches, accelerator, model):
-            batch = encoded.batch(items, pad_to_multiple_of(accelerator))
+            batch = encoded.batch(items, multiple_of if encoded.lengths[items].max() >= min_length else min_length)
             inputs = prepare_batch(batch, model, accelerator.device)
             labels = inputs.pop("labels", None)
             with accelerator.autocast():  # Accelerate wraps only whole models in autocast, not submodules

@@ -17,8 +17,9 @@ from bertcli.errors import DataError, ModelError, RecipeError, UsageError
 from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
 from bertcli.inference.forward import predict_logits
-from bertcli.models.from_pretrained import ModelSource, check_vocabulary, has_head, max_input_length
+from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.padding_free import optimize_forward
+from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
 from bertcli.recipe.load import load_any_recipe, load_recipe, recipe_task
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
@@ -91,7 +92,7 @@ def load_for_inference(
         head = head_class.from_config(task, config, recipe)
     hardware = (recipe.hardware if recipe else HardwareSection()).with_overrides(hardware)
     tokenizer = source.load_tokenizer(is_split_into_words=head_class.reads_words)
-    check_vocabulary(tokenizer, config, source.name)
+    match_tokenizer(tokenizer, source.config, source.name)
     data = recipe.data if recipe else DEFAULT_DATA
     accelerator = build_accelerator(hardware)
     model = source.load_model(head_class.model_class)
@@ -104,7 +105,7 @@ def load_for_inference(
         tokenizer=tokenizer,
         accelerator=accelerator,
         model=accelerator.prepare_model(model, evaluation_mode=True),
-        data=data.model_copy(update={"max_length": min(max_input_length(tokenizer, config), data.max_length)}),
+        data=data.model_copy(update={"max_length": min(max_input_length(tokenizer, source.config), data.max_length)}),
         max_tokens=hardware.eval_batch_tokens,
     )
 

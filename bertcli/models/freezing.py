@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from bertcli.errors import ModelError
 from bertcli.models.shared_encoder import find_encoders
@@ -144,14 +145,31 @@ def reinitialize_layers(model: PreTrainedModel, num_layers: int) -> None:
             model._init_weights(module)
 
 
+class _PrecomputedOutput(BaseModelOutputWithPooling):
+    """An encoder's output in which the fields that only some families have, such as `past_key_values`, are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class PrecomputedHiddenStates:
     """Makes a model read its encoder's last hidden states from the batch instead of computing them.
 
     `frozen_hidden_states` in the batch is [B, S, H], or [B, 1, H] for the first token only; with K choices per example
     [B, K, 1, H].
+
+    Raises:
+        ModelError: the head reads more of the encoder than its last hidden states, or changes what it attends to.
     """
 
     def __init__(self, model: PreTrainedModel):
+        config = model.config
+        if config.is_encoder_decoder or config.model_type == "longformer":
+            raise ModelError(
+                f"training.strategy=features does not work with {config.model_type} models, whose heads decide what "
+                "the encoder attends to; set training.freeze_layers instead"
+            )
         self._hidden_states: torch.Tensor | None = None
         model.register_forward_pre_hook(self._take_hidden_states, with_kwargs=True, prepend=True)
         base = model.base_model
@@ -163,11 +181,10 @@ class PrecomputedHiddenStates:
         return args, inputs
 
     def _encode(self, base: Any, forward: Any, *args: Any, **inputs: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
         if self._hidden_states is None:
             return forward(*args, **inputs)
         hidden = self._hidden_states.flatten(0, -3)
         pooler = getattr(base, "pooler", None)
-        pooled = None if pooler is None else pooler(hidden)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        if isinstance(pooler, nn.Linear):  # in BigBird, whose activation is a module next to it
+            return _PrecomputedOutput(hidden, base.activation(pooler(hidden[:, 0])))
+        return _PrecomputedOutput(hidden, None if pooler is None else pooler(hidden))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,15 +40,10 @@ DROPOUT_FIELDS = (
     "qa_dropout",  # DistilBERT
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"),  # GPT-2
 )
-POSITION_OFFSET_FAMILIES = (  # their positions start after the padding index
-    *("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet", "longformer", "ibert"),
-    *("xmod", "data2vec-text", "esm"),
-)
 WEIGHT_OPTIONS = {"dtype": "float32", "use_safetensors": True}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's file name
 ADAPTER_PREFIX = "base_model.model."  # peft's, of tensor names
 MAX_SHAPES_LISTED = 3  # in an error message
-UNLIMITED_LENGTH = 10**9
 
 
 class ModelSource:
@@ -73,7 +69,7 @@ class ModelSource:
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The configuration, read once; copy it before you change it.
+        """The configuration, read once; only `match_tokenizer` changes it, so copy it before you do.
 
         Raises:
             ModelError: there is no such model, its configuration is corrupt, or its folder has no weights.
@@ -93,22 +89,25 @@ class ModelSource:
         return has_head(self.config, model_class)
 
     def load_tokenizer(self, *, is_split_into_words: bool = False) -> PreTrainedTokenizerBase:
-        """Load the fast tokenizer.
+        """Load the fast tokenizer; `match_tokenizer` then makes it fit a model.
 
         Args:
             is_split_into_words: the inputs will be lists of words; a tokenizer that treats the space before a word as
                 part of it (RoBERTa's) then adds one before each word.
 
         Raises:
-            ModelError: there is no such tokenizer, it is corrupt, or it has no padding token.
+            ModelError: there is no such tokenizer, it is corrupt, or there is no fast version of it.
         """
         from transformers import AutoTokenizer
 
         tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", self.path)
         if is_split_into_words and getattr(tokenizer, "add_prefix_space", None) is False:
             tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", self.path, add_prefix_space=True)
-        if tokenizer.pad_token_id is None:
-            raise ModelError(f"the tokenizer of {self.name} has no padding token, which batching requires")
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"the tokenizer of {self.name}, a {type(tokenizer).__name__}, has no fast version (tokenizer.json), "
+                "which bertcli needs; use another model"
+            )
         return tokenizer
 
     def load_model(
@@ -130,11 +129,12 @@ class ModelSource:
                 those of a head that is to be trained; None: they are an error, except for the head if `new_head`.
 
         Raises:
-            ModelError: there is no such model, it has no weights, or they are incomplete, of another shape than its
-                configuration says, or not in safetensors format.
+            ModelError: there is no such model, its family has no such head, it has no weights, or they are incomplete,
+                of another shape than its configuration says, or not in safetensors format.
         """
         config = copy.deepcopy(self.config)
         set_config_fields(config, config_fields or {}, dropout)
+        check_model_class(config, model_class, self.name)
         with _quiet_transformers():
             model, missing, unexpected = self._load_weights(model_class, config, new_head=new_head)
         weights = describe_missing(model, missing, unexpected, model_class)
@@ -254,6 +254,35 @@ def has_head(config: PretrainedConfig, model_class: str) -> bool:
     return any(model_class.removeprefix("AutoModel") in name for name in config.architectures or ())
 
 
+def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> None:
+    """Check that transformers has a model of this family with the head of `model_class`, and that it can run.
+
+    Raises:
+        ModelError: the family has no such model, or the configuration lacks a field that it needs.
+    """
+    import transformers
+
+    if type(config) not in getattr(transformers, model_class)._model_mapping:
+        head = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", model_class.removeprefix("AutoModelFor")).lower()
+        raise ModelError(
+            f"found {name}, but {config.model_type} has no model for {head} ({model_class}); use a model of another "
+            "family"
+        )
+    has_classifier = model_class not in ("AutoModel", "AutoModelForSeq2SeqLM")
+    if config.is_encoder_decoder and has_classifier and getattr(config, "decoder_start_token_id", None) is None:
+        raise ModelError(f"the config.json of {name} lacks decoder_start_token_id, the ID of the decoder's first token")
+    if config.model_type == "nystromformer" and config.num_landmarks != config.segment_means_seq_len:
+        raise ModelError(
+            f"{name} reads only sequences of exactly {config.segment_means_seq_len} tokens, since its num_landmarks "
+            f"({config.num_landmarks}) differs from its segment_means_seq_len; bertcli needs other lengths too"
+        )
+    if config.model_type == "xmod" and config.default_language is None:
+        raise ModelError(
+            f"{name} has an adapter for each language, and no default; set default_language in its config.json to one "
+            f"of {', '.join(config.languages):.80}"
+        )
+
+
 def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], path: str) -> None:
     """Check that loading found no tensor of another shape.
 
@@ -314,34 +343,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     with _quiet_transformers():
         model.save_pretrained(folder, state_dict=state_dict_in_units(model, full_state_dict(model)))
         tokenizer.save_pretrained(folder)
-
-
-def max_input_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """Return the maximum number of tokens per sequence."""
-    num_positions = getattr(config, "max_position_embeddings", None) or UNLIMITED_LENGTH
-    return min(num_positions - first_position_id(config), tokenizer.model_max_length)
-
-
-def first_position_id(config: PretrainedConfig) -> int:
-    """Return the position id of a sequence's first token: 0, or in RoBERTa-like families the padding index + 1."""
-    return (config.pad_token_id or 0) + 1 if config.model_type in POSITION_OFFSET_FAMILIES else 0
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:
-    """Check that the model has an embedding for every entry of its tokenizer.
-
-    Args:
-        name: the name of the model.
-
-    Raises:
-        ModelError: the tokenizer has more entries.
-    """
-    num_embeddings = getattr(config, "vocab_size", None)
-    if num_embeddings is not None and num_embeddings < len(tokenizer):
-        raise ModelError(
-            f"found a tokenizer with {len(tokenizer)} entries, expected at most {num_embeddings}, the vocabulary size "
-            f"of {name}; use the tokenizer that the model was trained with"
-        )
 
 
 def set_config_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float | None) -> None:

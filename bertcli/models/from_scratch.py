@@ -6,7 +6,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from bertcli.errors import ModelError, did_you_mean
-from bertcli.models.from_pretrained import first_position_id, set_config_fields, set_dropout
+from bertcli.models.from_pretrained import check_model_class, set_config_fields, set_dropout
+from bertcli.models.tokenizer_matching import first_position_id
 from bertcli.recipe.pretrain_schema import ArchitectureSection
 from bertcli.recipe.schema import ModelSection
 
@@ -75,11 +76,9 @@ def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedM
     """
     import transformers
 
-    auto_class: Any = getattr(transformers, model_class)
-    if type(config) not in auto_class._model_mapping:
-        raise ModelError(f"{config.model_type} has no model class for this objective ({model_class})")
+    check_model_class(config, model_class, f"model.family {config.model_type}")
     try:
-        return auto_class.from_config(config)
+        return getattr(transformers, model_class).from_config(config)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AssertionError) as error:
         raise _invalid_config(config.model_type, error) from error
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.errors import BertcliError, ModelError
+from bertcli.models.tokenizer_matching import max_positions
 
 if TYPE_CHECKING:
     import torch
@@ -110,9 +111,9 @@ def has_choices(model: PreTrainedModel) -> bool:
 
 
 def _batches(model: PreTrainedModel, names: list[str]) -> Iterator[Mapping[str, torch.Tensor]]:
-    max_positions = getattr(model.config, "max_position_embeddings", None) or MAX_LENGTH
+    num_positions = max_positions(model.config) or MAX_LENGTH
     for rows, length in BATCH_SHAPES:
-        yield _batch(model, names, rows, min(length, max_positions - 2))  # RoBERTa's positions start at 2
+        yield _batch(model, names, rows, min(length, num_positions))
 
 
 def _batch(model: PreTrainedModel, names: list[str], rows: int, length: int) -> dict[str, Any]:

@@ -20,7 +20,10 @@ class SparsePrediction(torch.nn.Module):
         # A pooler also needs the first tokens: then the last layer has to process all tokens.
         self.output_tokens = "all" if getattr(model.base_model, "pooler", None) else "targets"
         self._target_positions: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select_targets)
+        projection: Any = model.get_output_embeddings()
+        if model.config.model_type == "mobilebert":  # multiplies by the weights of its output embeddings itself
+            projection = model.get_submodule("cls.predictions")
+        projection.register_forward_pre_hook(self._select_targets)
 
     def _select_targets(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = inputs[0].flatten(0, 1)  # [B * S, H]

@@ -23,6 +23,7 @@ from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.from_scratch import build_from_config
 from bertcli.models.missing_weights import MissingWeights
 from bertcli.models.padding_free import optimize_forward
+from bertcli.models.tokenizer_matching import is_padding_sensitive
 from bertcli.pretraining.batches import BatchStream, ResolvedPhase, read_texts
 from bertcli.pretraining.objective import TargetSequences
 from bertcli.pretraining.setup import EVAL_SEED, PretrainSetup, resolve_phases, set_up
@@ -113,11 +114,14 @@ class PretrainJob(Job):
         objective, held_out = self.setup.objective, self._held_out_targets
         sums: dict[str, np.ndarray] = {}  # sum and number of targets of each score
         model.eval()
-        batches = list(token_budget_batches(held_out.lengths, self.recipe.hardware.eval_batch_tokens))
+        same_length = is_padding_sensitive(model)
+        multiple_of = 1 if same_length else pad_to_multiple_of(accelerator)
+        max_tokens = self.recipe.hardware.eval_batch_tokens
+        batches = list(token_budget_batches(held_out.lengths, max_tokens, same_length=same_length))
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(EVAL_SEED)
             for items, counts in local_batches(batches, accelerator, model):
-                batch = held_out.batch(items, pad_to_multiple_of(accelerator))
+                batch = held_out.batch(items, multiple_of)
                 inputs = prepare_batch(batch, model, accelerator.device)
                 targets = {name: inputs.pop(name) for name in held_out.num_targets if name in inputs}
                 for name, sum_and_number in objective.score_batch(model(**inputs), targets).items():

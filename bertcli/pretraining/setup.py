@@ -27,8 +27,15 @@ from bertcli.data.corpus_sequences import (
 )
 from bertcli.data.corpus_tokens import Corpus, corpus_key, load_corpus
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
-from bertcli.models.from_pretrained import ModelSource, check_vocabulary, first_position_id, max_input_length
+from bertcli.models.from_pretrained import ModelSource, check_model_class
 from bertcli.models.from_scratch import PACKABLE, VOCABULARY_MULTIPLE, build_config, has_pair_head
+from bertcli.models.tokenizer_matching import (
+    PADDING_SENSITIVE_FAMILIES,
+    PADDING_WARNING,
+    first_position_id,
+    match_tokenizer,
+    max_input_length,
+)
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.pretraining.batches import ResolvedPhase, build_sequences
 from bertcli.pretraining.objective import Objective
@@ -74,6 +81,8 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     tokenizer = _load_tokenizer(recipe, source, mirror) or _train_tokenizer(recipe, mirror, console)
     objective, config = _build_objective(recipe, source, tokenizer)
     max_length = max(phase.max_length for phase in recipe.phases)
+    if config.model_type in PADDING_SENSITIVE_FAMILIES:
+        console.warn(PADDING_WARNING.format(config.model_type))
     with console.waiting("tokenizing the corpus"):
         corpus = load_corpus(recipe.corpus, tokenizer, mirror, _token_logger(console), console.warn)
     _report_corpus(recipe, corpus, tokenizer, console)
@@ -122,13 +131,16 @@ def _build_objective(
     recipe: PretrainRecipe, source: ModelSource | None, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Objective, PretrainedConfig]:
     """Build the objective and the model configuration, and check that they fit the recipe."""
+    config = _build_config(recipe, source, tokenizer, max(phase.max_length for phase in recipe.phases))
     objective: Objective = recipe.objective.objective_class(recipe.objective, tokenizer)
+    for field, value in objective.config_fields().items():
+        setattr(config, field, value)
+    check_model_class(config, objective.model_class, source.name if source else f"model.family {config.model_type}")
     best_by, score_names = recipe.evaluation.best_by, objective.score_names
     if best_by is not None and best_by not in score_names:
         cure = did_you_mean(best_by, score_names)
         raise RecipeError([f"found evaluation.best_by {best_by!r}, expected one of {', '.join(score_names)}.{cure}"])
-    max_length = max(phase.max_length for phase in recipe.phases)
-    return objective, _build_config(recipe, source, tokenizer, objective, max_length)
+    return objective, config
 
 
 def _load_tokenizer(
@@ -181,10 +193,9 @@ def _build_config(
     recipe: PretrainRecipe,
     source: ModelSource | None,
     tokenizer: PreTrainedTokenizerBase,
-    objective: Objective,
     max_length: int,
 ) -> PretrainedConfig:
-    """Build the model configuration, or copy that of the model to continue from, and check that it fits the recipe.
+    """Build the model configuration, or copy that of the model to continue from, and match the tokenizer to it.
 
     Raises:
         ModelError: the model is too small for the sequences or the vocabulary, or has no head for sentence pairs.
@@ -192,7 +203,9 @@ def _build_config(
     if source is None:
         config = build_config(recipe.model, tokenizer, max_length)
         tokenizer.model_max_length = max(max_length, tokenizer.model_max_length)
+        match_tokenizer(tokenizer, config, f"the new {config.model_type} model")
     else:
+        match_tokenizer(tokenizer, source.config, source.name)
         config = copy.deepcopy(source.config)
         model_max_length = max_input_length(tokenizer, config)
         if max_length > model_max_length:
@@ -200,14 +213,11 @@ def _build_config(
                 f"found a phase with max_length {max_length}, expected at most {model_max_length}, "
                 f"the limit of {source.name}"
             )
-        check_vocabulary(tokenizer, config, source.name)
     if recipe.objective.pairs is not None and not has_pair_head(config):
         raise ModelError(
             f"found objective.pairs, but {config.model_type} models have no head for sentence pairs; remove it, or use "
             "bert or albert"
         )
-    for field, value in objective.config_fields().items():
-        setattr(config, field, value)
     return config
 
 

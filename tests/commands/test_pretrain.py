@@ -27,8 +27,9 @@ from bertcli.data.sample import NEUTRAL_SENTENCES, sample_documents
 from bertcli.errors import DataError, DiskError, Interrupted, ModelError, RecipeError, TrainingError, UsageError
 from bertcli.finetuning.run import finetune
 from bertcli.inference.fill_mask import has_masked_lm_head
-from bertcli.models.from_pretrained import ModelSource, first_position_id
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.from_scratch import build_config, build_from_config
+from bertcli.models.tokenizer_matching import first_position_id
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.pretraining.batches import BatchStream, read_texts
 from bertcli.pretraining.job import PretrainJob

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bertcli.errors import ModelError
-from bertcli.models.from_pretrained import ModelSource, check_vocabulary, save_model
+from bertcli.models.from_pretrained import ModelSource, check_model_class, save_model
 from bertcli.models.missing_weights import MissingWeights, describe_tensors
 
 from ..conftest import allow_missing
@@ -162,11 +162,30 @@ def test_tensors_are_listed_by_module() -> None:
     assert describe_tensors(expected[::4], expected).endswith("layer.4.a.weight and 4 more")
 
 
-def test_tokenizer_with_more_entries_than_the_model_is_refused(encoder: Path) -> None:
-    tokenizer, config = ModelSource(str(encoder)).load_tokenizer(), ModelSource(str(encoder)).config
-    check_vocabulary(tokenizer, config, "small")
-    tokenizer.add_tokens(["newword"])
-    with pytest.raises(
-        ModelError, match=rf"with {len(tokenizer)} entries, expected at most {config.vocab_size}, .* of small"
-    ):
-        check_vocabulary(tokenizer, config, "small")
+@pytest.mark.parametrize(
+    ("family", "model_class", "head"),
+    [
+        ("deberta", "AutoModelForMultipleChoice", "multiple choice"),
+        ("nomic_bert", "AutoModelForQuestionAnswering", "question answering"),
+        ("bart", "AutoModelForTokenClassification", "token classification"),
+    ],
+)
+def test_head_that_the_family_does_not_have_is_refused(family: str, model_class: str, head: str) -> None:
+    Path("model").mkdir()
+    transformers.AutoConfig.for_model(family).save_pretrained("model")
+    save_file({"weight": torch.zeros(1)}, "model/model.safetensors")
+    with pytest.raises(ModelError, match=f"found model, but {family} has no model for {head} \\({model_class}\\)"):
+        ModelSource("model").load_model(model_class, on_missing=allow_missing)
+
+
+def test_classifier_of_an_encoder_decoder_needs_the_first_token_of_its_decoder() -> None:
+    check_model_class(transformers.T5Config(decoder_start_token_id=0), CLASSIFIER, "t5")
+    with pytest.raises(ModelError, match=r"config\.json of t5 lacks decoder_start_token_id"):
+        check_model_class(transformers.T5Config(), CLASSIFIER, "t5")
+
+
+def test_tokenizer_without_a_fast_version_is_refused() -> None:
+    transformers.CanineConfig().save_pretrained("canine")
+    transformers.CanineTokenizer().save_pretrained("canine")
+    with pytest.raises(ModelError, match="the tokenizer of canine, a CanineTokenizer, has no fast version"):
+        ModelSource("canine").load_tokenizer()
