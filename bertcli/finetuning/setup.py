@@ -29,7 +29,7 @@ from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
 from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
 from bertcli.models.from_pretrained import ModelSource, check_model_class, has_head
-from bertcli.models.from_scratch import build_bert
+from bertcli.models.from_scratch import build_bert, build_bert_config
 from bertcli.models.missing_weights import MissingWeights
 from bertcli.models.tokenizer_matching import (
     PADDING_SENSITIVE_FAMILIES,
@@ -44,7 +44,7 @@ from bertcli.tasks.task import Section, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks they are for; see `Head.supported_keys`
     "training.label_smoothing": "tasks with one correct label per prediction",
@@ -223,8 +223,11 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     head = task.head_class.from_data(task, rows["train"], recipe)
     source = None if recipe.model.name is None else ModelSource(recipe.model.name, mirror)
     tokenizer = _load_or_train_tokenizer(recipe, task, rows["train"], source, mirror)
-    if source is not None:
-        head = _match_head_to_model(recipe, task, head, tokenizer, source)
+    if source is None:
+        _match_tokenizer_to_model(recipe, tokenizer, build_bert_config(recipe.model, tokenizer), "a new BERT")
+    else:
+        _match_tokenizer_to_model(recipe, tokenizer, source.config, source.name)
+        head = _match_head_to_model(recipe, task, head, source)
     references = {split: head.references(task, split_rows) for split, split_rows in rows.items()}
     for split, gold in references.items():
         if gold is None:
@@ -344,18 +347,15 @@ def _texts(task: Task, rows: Dataset) -> Iterator[str]:
             yield from split_at_spaces(join_words(value), PART_CHARACTERS)
 
 
-def _match_head_to_model(
-    recipe: Recipe, task: Task, head: Head, tokenizer: PreTrainedTokenizerBase, source: ModelSource
-) -> Head:
-    """Check the pretrained model against the recipe; return the head with its labels in the order of a kept classifier.
+def _match_tokenizer_to_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str
+) -> None:
+    """Make the tokenizer fit the model `name`, and check that the model supports the inputs of the recipe.
 
     Raises:
-        ModelError: the tokenizer does not fit, the inputs are too long or unsupported, or the classifier has other
-            labels.
+        ModelError: the tokenizer does not fit, or the inputs are too long or unsupported.
     """
-    name, config = source.name, source.config
     match_tokenizer(tokenizer, config, name)
-    check_model_class(config, head.model_class, name)
     max_length = max_input_length(tokenizer, config)
     if recipe.data.max_length > max_length:
         raise ModelError(
@@ -363,6 +363,16 @@ def _match_head_to_model(
         )
     if recipe.data.casing_feature and getattr(config, "type_vocab_size", 1) < 2:
         raise ModelError(f"found data.casing_feature, but {name} has no token type 1; remove it")
+
+
+def _match_head_to_model(recipe: Recipe, task: Task, head: Head, source: ModelSource) -> Head:
+    """Check the head against the pretrained model; return it with its labels in the order of a kept classifier.
+
+    Raises:
+        ModelError: the model's family has no such head, or its classifier has other labels.
+    """
+    name, config = source.name, source.config
+    check_model_class(config, head.model_class, name)
     if recipe.model.new_head or not has_head(config, head.model_class):
         return head
     saved = labels_from_config(config)

@@ -102,14 +102,12 @@ def has_pair_head(config: PretrainedConfig) -> bool:
     return "next_sentence_label" in parameters or "sentence_order_label" in parameters
 
 
-def build_bert(
-    section: ModelSection, tokenizer: PreTrainedTokenizerBase, model_class: str, config_fields: dict[str, Any]
-) -> PreTrainedModel:
-    """Build a BERT of `section.size` with randomly initialized weights for the vocabulary of `tokenizer`."""
-    import transformers
+def build_bert_config(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Build the configuration of a BERT of `section.size` for the vocabulary of `tokenizer`."""
+    from transformers import BertConfig
 
     layers, width, heads = SIZES[section.size]
-    config = transformers.BertConfig(
+    return BertConfig(
         vocab_size=len(tokenizer),
         num_hidden_layers=layers,
         hidden_size=width,
@@ -117,5 +115,14 @@ def build_bert(
         intermediate_size=4 * width,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def build_bert(
+    section: ModelSection, tokenizer: PreTrainedTokenizerBase, model_class: str, config_fields: dict[str, Any]
+) -> PreTrainedModel:
+    """Build a BERT of `section.size` with randomly initialized weights for the vocabulary of `tokenizer`."""
+    import transformers
+
+    config = build_bert_config(section, tokenizer)
     set_config_fields(config, config_fields, section.dropout)
     return getattr(transformers, model_class).from_config(config)

@@ -142,3 +142,17 @@ def test_onnx_of_every_problem_type_matches_the_model(encoder: Path, problem: st
     save(Path("model"), encoder, "AutoModelForSequenceClassification", 2, num_labels=1, problem_type=problem)
     assert call("model", "--output", "exported").exit_code == 0
     assert_same_outputs(Path("model"), Path("exported"), "AutoModelForSequenceClassification")
+
+
+def test_onnx_of_a_model_without_token_types_ignores_those_of_its_tokenizer(encoder: Path) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer), type_vocab_size=1, max_position_embeddings=66, pad_token_id=0, **fields
+    )
+    save_model(transformers.RobertaForSequenceClassification(config), tokenizer, Path("roberta"))
+    result = call("roberta", "--output", "exported", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["inputs"] == ["input_ids", "attention_mask"]
+    exported_tokenizer = transformers.AutoTokenizer.from_pretrained("exported")
+    assert set(exported_tokenizer("good", "bad")) == {"input_ids", "attention_mask"}

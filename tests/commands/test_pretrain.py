@@ -228,6 +228,20 @@ def test_other_families_and_tokenizers(family: str, tokenizer_kind: str, masking
     assert np.isfinite(results.mean("loss"))
 
 
+def test_mobilebert_predicts_masked_tokens_with_two_output_matrices() -> None:
+    fields = (
+        "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intra_bottleneck_size: 16, embedding_size: 16}"
+    )
+    results = run("training.max_steps=2", model=f"{{family: mobilebert, size: null, config_overrides: {fields}}}")
+    assert np.isfinite(results.mean("loss"))
+    assert evaluate("run", console=QUIET).metrics["validation"]["loss"] == pytest.approx(results.mean("loss"), rel=1e-5)
+
+
+def test_objective_that_the_family_does_not_support_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"t5 has no model for masked lm \(AutoModelForMaskedLM\)"):
+        run(model="{family: t5, size: null}")
+
+
 @pytest.mark.parametrize("family", ["roberta", "mpnet"])
 def test_new_model_has_enough_positions_for_its_phases(encoder: Path, family: str) -> None:
     tokenizer = ModelSource(str(encoder)).load_tokenizer()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -121,3 +123,17 @@ def test_token_cutoff_hides_the_given_fraction_and_depends_on_the_step_alone(len
     assert all((micro["attention_mask"][:, 0] == 1).all() for micro in full)
     assert not seen[~real].any()
     assert 1 - seen[real].mean() == pytest.approx(0.15, abs=0.01)
+
+
+def test_encoded_batch_is_padded_on_the_left() -> None:
+    encoded = replace(encoded_rows(np.array([2, 3, 1])), padding_side="left")
+    batch = encoded.batch(np.array([2, 1]), multiple_of=4)
+    assert batch["input_ids"].tolist() == [[-1, -1, -1, 2], [-1, 1, 1, 1]]
+    assert batch["attention_mask"].tolist() == [[0, 0, 0, 1], [0, 1, 1, 1]]
+
+
+def test_batches_of_the_same_length_have_no_padding(lengths: np.ndarray) -> None:
+    batches = list(token_budget_batches(lengths, 512, same_length=True))
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert all(len({*lengths[batch]}) == 1 for batch in batches)
+    assert len(batches) < len(lengths)

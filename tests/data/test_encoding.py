@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bertcli.data.encoding import (
     Encoded,
+    EncodedBuilder,
     encode_texts,
     iter_input_ids,
     special_tokens_template,
@@ -249,3 +250,14 @@ def test_special_tokens_template_matches_the_tokenizer(roberta_tokenizer: PreTra
     start, end = roberta_tokenizer.bos_token_id, roberta_tokenizer.eos_token_id
     assert (template.prefix, template.separator, template.suffix) == ([start], [end, end], [end])
     assert template.num_special_tokens == 4
+
+
+def test_empty_text_is_one_token_if_the_tokenizer_adds_no_special_tokens(
+    gpt2_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    encoded = encode_texts(gpt2_tokenizer, ["a", "", "b"], None, 8)
+    assert encoded.lengths.tolist() == [1, 1, 1]
+    assert encoded.input_ids[1] == gpt2_tokenizer.eos_token_id
+    assert encode_texts(gpt2_tokenizer, ["", ""], ["", "b"], 8).lengths.tolist() == [1, 1]
+    with pytest.raises(DataError, match="row 3 is empty"):
+        EncodedBuilder().add(2, [], None)

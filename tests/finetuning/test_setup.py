@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import transformers
 
 from bertcli.console import Console
 from bertcli.data.sources import locate_rows
-from bertcli.errors import DataError, RecipeError
+from bertcli.errors import DataError, ModelError, RecipeError
 from bertcli.finetuning.run import finetune, note_duplicates
 from bertcli.finetuning.setup import check_recipe, set_up
+from bertcli.models.from_pretrained import ModelSource, save_model
 from bertcli.recipe.load import load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_finetuning, recipes_by_name
@@ -269,3 +271,27 @@ def test_small_validation_split_is_scored_or_rejected_before_training(
     results = finetune(recipe, Path("run"), options)  # the training rows fill only part of a batch
     assert results.total_steps == 1
     assert all(0 <= score <= 1 for name, score in results.metrics["validation"].items() if name != "loss")
+
+
+def test_model_must_have_a_head_for_the_task_and_positions_for_its_texts(encoder: Path) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
+    config = transformers.DebertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    save_model(transformers.DebertaModel(config), tokenizer, Path("deberta"))
+    choices = load_recipe("sample/choices", ["model.name=deberta"])
+    with pytest.raises(ModelError, match=r"deberta has no model for multiple choice \(AutoModelForMultipleChoice\)"):
+        set_up(choices, None)
+    with pytest.raises(ModelError, match=r"found data\.max_length 600, but a new BERT supports at most 512 tokens"):
+        set_up(load_recipe("sample/sentiment", ["model.name=null", "data.max_length=600"]), None)
+
+
+def test_training_a_model_that_mixes_padding_into_the_text_is_warned_about(
+    encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = ModelSource(str(encoder)).load_tokenizer()
+    config = transformers.FNetConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
+    save_model(transformers.FNetModel(config), tokenizer, Path("fnet"))
+    recipe = load_recipe("sample/sentiment", ["model.name=fnet", "data.max_length=32"])
+    set_up(recipe, None).build_model(Console(quiet=True))
+    assert "fnet models mix padding into the text" in " ".join(capsys.readouterr().err.split())

@@ -221,3 +221,33 @@ def test_precomputed_hidden_states_give_the_same_logits(family: str, head: str) 
         blank_batch = batch | {"input_ids": torch.zeros_like(batch["input_ids"])}
         torch.testing.assert_close(model(**blank_batch, frozen_hidden_states=hidden_states)[0], expected)
         torch.testing.assert_close(model(**batch)[0], expected)
+
+
+@pytest.mark.parametrize(("family", "head"), [("gpt2", "SequenceClassification"), ("big_bird", "MultipleChoice")])
+def test_precomputed_hidden_states_of_families_with_other_outputs_and_poolers(family: str, head: str) -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
+    fields = sizes if family == "gpt2" else sizes | {"intermediate_size": 32}
+    config = transformers.AutoConfig.for_model(family, vocab_size=50, pad_token_id=0, bos_token_id=1, **fields)
+    model = getattr(transformers, f"AutoModelFor{head}").from_config(config).eval()
+    shape = (2, 3, 5) if head == "MultipleChoice" else (2, 5)
+    input_ids = torch.randint(5, 50, shape)
+    with torch.no_grad():
+        expected = model(input_ids=input_ids)[0]
+        hidden = model.base_model(input_ids=input_ids.flatten(0, -2)).last_hidden_state
+        PrecomputedHiddenStates(model)
+        states = hidden.reshape(*shape, -1)
+        torch.testing.assert_close(model(input_ids=input_ids, frozen_hidden_states=states)[0], expected)
+
+
+def test_precomputed_hidden_states_are_refused_for_longformer() -> None:
+    config = transformers.LongformerConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        attention_window=8,
+    )
+    model = transformers.LongformerForSequenceClassification(config)
+    with pytest.raises(ModelError, match=r"strategy=features does not work with longformer .* training\.freeze_layers"):
+        PrecomputedHiddenStates(model)
