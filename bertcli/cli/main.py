@@ -245,9 +245,7 @@ def predict(
     if labels and (features or format_name == "glue"):
         raise UsageError("--labels has no effect with --features or --format glue; leave it out")
     if keep_columns and (features or text):
-        raise UsageError(
-            "--keep-columns keeps the columns of --input or --split; leave it out with --text or --features"
-        )
+        raise UsageError("--keep-columns has no effect with --text or --features; leave it out")
     if input_file not in (None, "-") and not os.path.exists(input_file):
         raise UsageError(f"found no file {input_file} (from --input)")
     values = build_inputs(text, pair, choice)
@@ -261,16 +259,8 @@ def predict(
         from bertcli.commands.predict import predict as run_predict
         from bertcli.commands.predict import predict_features
         from bertcli.data.prediction_inputs import PredictionInput
-    inputs = PredictionInput(
-        values,
-        input_file or "-",
-        input_format,
-        split,
-        split_names(columns),
-        keep_columns,
-        input_encoding,
-        input_delimiter,
-    )
+    source = (input_file or "-", input_format, split, split_names(columns), keep_columns)
+    inputs = PredictionInput(values, *source, input_encoding, input_delimiter)
     if features:
         write = partial(predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
     else:

@@ -73,7 +73,7 @@ def call(*arguments: str) -> Result:
         (("--output", "old.jsonl", "--format", "squad"), "old.jsonl is a file, expected a folder for the files of"),
         (("--output", "folder", "--format", "squad"), "folder/predictions.json already exists"),
         (("--output", "/dev/stdout", "--format", "squad"), "set --output to a folder"),
-        (("--output", "new", "--format", "squad", "--keep-columns"), "--keep-columns keeps the columns of --input"),
+        (("--output", "new", "--format", "squad", "--keep-columns"), "--keep-columns has no effect with --text"),
         (("--features", "--output", "old.npy"), "old.npy already exists"),
         (("--features", "--output", "a.csv"), "expected a file name that ends in .parquet or .npy"),
         (("--features", "--output", "a.npy", "--pooling", "tokens"), "use a .parquet file"),

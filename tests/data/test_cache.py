@@ -9,6 +9,7 @@ from dataclasses import astuple
 from pathlib import Path
 from threading import Barrier, Event
 
+import numpy as np
 import pytest
 
 from bertcli.data.cache import create_atomically, get_or_create
@@ -125,9 +126,9 @@ def test_cache_rebuilds_a_damaged_corpus(
     Path("corpus.txt").write_text("a fine film\n\nbad train\n")
     section = CorpusSection(sources=(Source(files=(str(tmp_path / "corpus.txt"),)),))
     tokenizer = ModelSource(str(encoder)).load_tokenizer()
-    before = [part.copy() for part in astuple(load_corpus(section, tokenizer, None))]
+    before = [np.array(part) for part in astuple(load_corpus(section, tokenizer, None))]
     (entry,) = (tmp_path / "cache" / "corpora").iterdir()
     CORRUPTIONS[harm](entry / name)
     with pytest.warns(UserWarning, match=f"{entry}.*damaged.*{name}"):
         after = astuple(load_corpus(section, tokenizer, None))
-    assert [part.tolist() for part in after] == [part.tolist() for part in before]
+    assert [np.array(part).tolist() for part in after] == [part.tolist() for part in before]

@@ -119,7 +119,10 @@ def test_ends_of_long_texts_are_those_of_the_full_tokenization(
         for long_inputs in get_args(LongInputs):
             encoded = encode_texts(tokenizer, texts, None, 9, long_inputs=long_inputs)
             template = special_tokens_template(tokenizer, pair=False)
-            parts = (split_long_text(ids, 9 - template.num_special_tokens, long_inputs, None) for ids in all_ids)
+            parts = (
+                split_long_text(ids or template.empty_text, 9 - template.num_special_tokens, long_inputs, None)
+                for ids in all_ids
+            )
             expected = [template.build_inputs(part)[0] for row in parts for part in row]
             found = [part.tolist() for part in np.split(encoded.input_ids, encoded.offsets[1:-1])]
             assert found == expected, (kind, long_inputs)
