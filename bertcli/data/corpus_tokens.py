@@ -26,6 +26,7 @@ import numpy as np
 
 from bertcli.data.cache import cache_folder, get_or_create
 from bertcli.data.corpus_reading import read_documents, source_files
+from bertcli.data.encoding import special_ids, without_special_pieces
 from bertcli.data.sources import load_rows
 from bertcli.errors import DataError
 from bertcli.malloc import trim_memory
@@ -199,13 +200,11 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> tuple
     """
     sentences_of = [list(_split_sentences(document)) for document in documents]
     sentences = list(chain.from_iterable(sentences_of))
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True  # a literal `[MASK]` in the text is text
-    encodings = backend.encode_batch(sentences, add_special_tokens=False)
-    backend.encode_special_tokens = False
+    encodings, ids = _encode(tokenizer, sentences)
+    if np.isin(ids, [*special_ids(tokenizer)]).any():  # a literal `[MASK]` in the text is text
+        encodings, ids = _encode(without_special_pieces(tokenizer), sentences)
     lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
     num_tokens = int(lengths.sum())
-    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64, num_tokens)
     words = np.fromiter(
         (-1 if word is None else word for encoding in encodings for word in encoding.word_ids), np.int64, num_tokens
     )
@@ -215,6 +214,15 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> tuple
     _mark_unspaced(sentences, encodings, flags)
     ends = np.concatenate(([0], np.cumsum(lengths)))[np.cumsum([0, *map(len, sentences_of)])]
     return ids, flags, np.diff(ends)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> tuple[list[tokenizers.Encoding], np.ndarray]:
+    """Return the encoding of each sentence, and the IDs [T] of all tokens."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    encodings = backend.encode_batch(sentences, add_special_tokens=False)
+    backend.encode_special_tokens = False
+    return encodings, np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64)
 
 
 def _mark_unspaced(sentences: list[str], encodings: list[tokenizers.Encoding], flags: np.ndarray) -> None:

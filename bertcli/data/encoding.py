@@ -339,15 +339,19 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any], **options
         "verbose": False,  # no warning about long texts: they are truncated later
     }
     output = tokenizer(texts, **options)
-    special_ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special_ids.discard(tokenizer.unk_token_id)
-    if all(map(special_ids.isdisjoint, output["input_ids"])):
+    if all(map(special_ids(tokenizer).isdisjoint, output["input_ids"])):
         return output
-    return _without_special_pieces(tokenizer)(texts, **options)
+    return without_special_pieces(tokenizer)(texts, **options)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the IDs of the special tokens other than `[UNK]`, which no text contains."""
+    ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return ids - {tokenizer.unk_token_id}
 
 
 @lru_cache(maxsize=4)
-def _without_special_pieces(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def without_special_pieces(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return a copy of a tokenizer whose model finds no special tokens in texts; all IDs are the same.
 
     A Unigram model has them in its vocabulary (in XLM-R's, `</s>` has the best score of all pieces), so that

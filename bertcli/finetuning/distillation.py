@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from bertcli.console import Console
-from bertcli.data.encoding import Encoded
+from bertcli.data.encoding import Encoded, special_tokens_template
 from bertcli.errors import ModelError
 from bertcli.finetuning.frozen_outputs import MAX_CHUNK_ITEMS, get_or_compute, outputs_key
 from bertcli.finetuning.setup import FinetuneSetup
@@ -40,8 +40,8 @@ def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
     """Load the teacher that the recipe names.
 
     Raises:
-        ModelError: it predicts something else, has other labels, or is smaller than the student although its hidden
-            states are to be distilled.
+        ModelError: it predicts something else, has other labels, or its hidden states are to be distilled although it
+            is smaller than the student or one of the two has no [CLS] at the start of a text.
     """
     section = setup.recipe.training
     name = section.teacher
@@ -56,6 +56,12 @@ def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
     if teacher.head.labels:
         check_labels(teacher.head.labels, setup.head.labels, name, "Use a teacher with the same labels.")
     if section.teacher_hidden_weight:
+        for role, tokenizer in (("teacher", teacher.tokenizer), ("student", setup.tokenizer)):
+            if not special_tokens_template(tokenizer, pair=False).prefix:
+                raise ModelError(
+                    f"the {role}'s texts do not begin with [CLS], whose hidden states are to be distilled; set "
+                    "training.teacher_hidden_weight=0"
+                )
         num_teacher_layers, teacher_size = _layers_and_hidden_size(_model(teacher))
         num_layers, hidden_size = _layers_and_hidden_size(student)
         if num_teacher_layers < num_layers or teacher_size < hidden_size:

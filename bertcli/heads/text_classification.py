@@ -385,8 +385,8 @@ def _check_spread(task: Task, gold: np.ndarray) -> None:
 
 
 def _parse_number(value: Any) -> float:
-    """Return the value as a number; NaN if it is not one."""
+    """Return the value as a number; NaN if it is not one. `1_5` is none, though Python reads it as 15."""
     try:
-        return math.nan if isinstance(value, list | dict) else float(value)
+        return math.nan if isinstance(value, list | dict) or "_" in str(value) else float(value)
     except (ValueError, TypeError):
         return math.nan

@@ -33,6 +33,7 @@ DEFAULT_MAX_LENGTH = 512  # model_max_length of a trained tokenizer
 ALPHABET_SIZE = 1000  # characters in a WordPiece vocabulary, as in BERT's; rarer ones are unknown
 MIN_ALPHABET_COVERAGE = 0.999  # of the text; below, the alphabet may be larger, as Chinese and Korean require …
 MAX_ALPHABET_SHARE = 0.5  # … and take this share of the vocabulary
+UNIGRAM_SCORE_STEP = 1e-4  # of the tokenizers library, for characters that it adds
 NUM_SENTINELS = 100  # as in T5
 
 
@@ -181,6 +182,13 @@ def _canonicalize(
     else:
         # Scores are sums of floats in arbitrary order: their last digits, and the order by score, vary between runs.
         scores = {text: round(score, 6) for text, score in json.loads(trained.to_str())["model"]["vocab"]}
+        # Characters that are kept only because the text contains them score 0.0001 more than one another, in arbitrary
+        # order, from the lowest score on.
+        lowest = min((score for text, score in scores.items() if text not in special), default=0.0)
+        step_range = UNIGRAM_SCORE_STEP * sum(len(text) == 1 for text in scores)
+        for text, score in scores.items():
+            if len(text) == 1 and score < lowest + step_range:
+                scores[text] = lowest
         trained_entries = sorted(entry for entry in scores.items() if entry[0] not in special)
         entries = [*((name, 0.0) for name in special), *trained_entries]
         tokenizer.model = models.Unigram(entries, special.index(BERT_TOKENS["unk_token"]))

@@ -236,11 +236,13 @@ def test_several_text_files_without_empty_lines_are_a_document_each() -> None:
     assert len(list(read_documents(Source(files=("*.txt",)), None))) == 2
 
 
-def test_special_tokens_in_the_text_are_tokenized_as_text(encoder: Path) -> None:
-    tokenizer = ModelSource(str(encoder)).load_tokenizer()
-    corpus = load_corpus(section_of("a fine [MASK] film [SEP]\n\nbad train [CLS]\n"), tokenizer, None)
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_special_tokens_in_the_text_are_tokenized_as_text(kind: Any) -> None:
+    tokenizer = train_tokenizer(lambda: ["a fine film bad train mask MASK sep"], 300, kind, lowercase=False)
+    mask, sep, cls = tokenizer.mask_token, tokenizer.sep_token, tokenizer.cls_token
+    corpus = load_corpus(section_of(f"a fine {mask} film {sep}\n\nbad train {cls}\n"), tokenizer, None)
     assert not set(corpus.tokens.tolist()) & {tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
-    assert tokenizer("[MASK]", add_special_tokens=False)["input_ids"] == [tokenizer.mask_token_id]
+    assert tokenizer(mask, add_special_tokens=False)["input_ids"] == [tokenizer.mask_token_id]
 
 
 def test_corpus_cache_is_keyed_by_content_and_tokenizer(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

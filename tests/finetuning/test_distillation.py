@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from bertcli.data.encoding import Encoded
 from bertcli.errors import Interrupted, ModelError
 from bertcli.finetuning import distillation as distillation_module
-from bertcli.finetuning.distillation import principal_components, with_teacher_outputs
+from bertcli.finetuning.distillation import load_teacher, principal_components, with_teacher_outputs
 from bertcli.finetuning.loss import build_loss, distillation_loss, hidden_states_loss
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import FinetuneSetup, set_up
@@ -120,6 +122,20 @@ def test_hidden_states_of_a_smaller_teacher_are_rejected(
     recipe = recipe_of("model.name=null", size, "model.tokenizer=teacher/model", *HIDDEN)
     with pytest.raises(ModelError, match=message):
         finetune(recipe, Path("run"), RunOptions(dry_run=True, console=QUIET))
+
+
+def test_hidden_states_need_cls_at_the_start_of_texts(recipe_of: Callable[..., Recipe]) -> None:
+    finetune(recipe_of("training.max_steps=2"), Path("teacher"), RunOptions(console=QUIET))
+    setup = set_up(recipe_of(*HIDDEN), None)
+    tokenizer = copy.deepcopy(setup.tokenizer)
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A [SEP] [CLS]", pair="$A [SEP] $B [SEP] [CLS]", special_tokens=special
+    )
+    student = setup.build_model(QUIET)
+    load_teacher(setup, student)
+    with pytest.raises(ModelError, match=r"the student's texts do not begin with \[CLS\]"):
+        load_teacher(replace(setup, tokenizer=tokenizer), student)
 
 
 def test_teacher_states_of_multiple_choice_are_per_choice(

@@ -93,9 +93,9 @@ def test_empty_cell_and_unlisted_minus_one_are_missing_labels(write_csv: Callabl
     assert multi_hot.tolist() == [[1, 1], [0, 0]]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_non_finite_or_missing_number_is_reported_with_its_row(value: float | None) -> None:
-    rows = Dataset.from_dict({"text": ["t", "t"], "label": [1.0, value]})
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1_5", "1,5", "one"])
+def test_non_finite_or_missing_number_is_reported_with_its_row(value: float | str | None) -> None:
+    rows = Dataset.from_dict({"text": ["t", "t"], "label": ["1.0" if isinstance(value, str) else 1.0, value]})
     with pytest.raises(DataError, match="row 2"):
         TextClassification("regression", ()).references(task_of(problem="regression"), rows)
 

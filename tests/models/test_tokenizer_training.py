@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,18 @@ def test_tokenizer_training_is_deterministic_across_processes() -> None:
     expected = [train_tokenizer(lambda: sample_documents(50), 300, kind).get_vocab() for kind in KINDS]
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert json.loads(output) == expected
+
+
+def test_unigram_scores_of_rare_characters_are_deterministic() -> None:
+    rng, letters = (
+        random.Random(0),
+        "αβγδεζηθικλμνξοπ",
+    )  # always two together: the pair is a piece, its letters are rare
+    texts = [*sample_documents(50)]
+    for pair in [letters[at : at + 2] for at in range(0, len(letters), 2)]:
+        texts += ["".join([*rng.choices("aeiou", k=3), pair, *rng.choices("aeiou", k=3)]) for _ in range(80)]
+    first, *others = (train_tokenizer(lambda: texts, 300, "unigram").backend_tokenizer.to_str() for _ in range(4))
+    assert [*others] == [first] * 3
 
 
 def test_tokenizer_keeps_no_special_tokens_from_training() -> None:
