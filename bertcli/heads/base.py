@@ -1,7 +1,7 @@
-"""The base class of heads: how rows of one kind of task become model inputs, and logits become predictions.
+"""The base class of heads, which turn the rows of one kind of task into model inputs, and logits into predictions.
 
-Shapes: R rows of a dataset, N items they are encoded as (N > R if long rows are split into windows), T tokens of all
-items, B items of a batch, S tokens of the longest item in a batch, C classes.
+Shapes: R rows of a dataset, N encoded items (N > R if long rows are split into windows), T tokens in all items, B items
+in a batch, S tokens in the longest item of a batch, C classes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Head(ABC):
         model_class: name of the transformers class, such as `AutoModelForSequenceClassification`.
         pipeline_tag: pipeline tag of the model on the Hub.
         has_pipeline: whether the transformers pipeline of that tag gives the same predictions.
-        default_columns: input columns of rows without a task, and alternatives to the task's columns in input files.
+        default_columns: input columns if there is no task; input files may use them in place of the task's columns.
         per_token: whether every token has logits.
         reads_words: whether inputs are lists of words, which the tokenizer must accept.
         prediction_kind: how reports show predictions: `label`, `tags` or `span`.
@@ -58,13 +58,13 @@ class Head(ABC):
 
     @classmethod
     def answer_kind_of(cls, task: Task) -> str:
-        """Return the kind of predictions that metrics of the task must support; by default the name of the head."""
+        """Return the kind of predictions that the task's metrics must support; by default, the name of the head."""
         return task.head
 
     @classmethod
     @abstractmethod
     def default_metrics(cls, task: Task) -> tuple[str, ...]:
-        """Return the metrics of tasks that do not list any."""
+        """Return the metrics for a task that does not list any."""
 
     @classmethod
     def supported_keys(cls, task: Task) -> frozenset[str]:
@@ -73,7 +73,7 @@ class Head(ABC):
 
     @classmethod
     def default_task(cls, name: str) -> Task:
-        """Return the task of a model without a run folder; `name` is the name of this head."""
+        """Return the task to assume for a model without a run folder; `name` is the name of this head."""
         return Task(head=name, dataset="unknown", text_columns=cls.default_columns)
 
     @classmethod
@@ -81,7 +81,7 @@ class Head(ABC):
         """Return the labels of a task, collected from all its training rows if they are not declared.
 
         Raises:
-            DataError: there are too few labels, or the task definition and the dataset disagree.
+            DataError: if there are too few labels, or the task definition and the dataset disagree.
         """
         return ()
 
@@ -91,7 +91,7 @@ class Head(ABC):
         """Create the head of a new model for `task`.
 
         Raises:
-            DataError: the training rows are unusable.
+            DataError: if the training rows are unusable.
         """
 
     @classmethod
@@ -106,23 +106,23 @@ class Head(ABC):
     @property
     @abstractmethod
     def answer_kind(self) -> str:
-        """The kind of predictions, which metrics and tasks must match: `Task.answer_kind`."""
+        """The kind of predictions, which must match `Task.answer_kind` and be supported by the metrics."""
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """Fields of the model's `config.json`, so that plain `transformers` interprets its logits the same way."""
+        """Fields for the model's `config.json` that make plain `transformers` interpret its logits in the same way."""
         return {}
 
     @property
     def config_extras(self) -> dict[str, Any]:
-        """Fields that are not standard in transformers; also written to `results.json`."""
+        """Fields that are not part of transformers; they are also written to `results.json`."""
         return {}
 
     def target_scale(self, gold: Any) -> tuple[float, float] | None:
-        """Return the mean and standard deviation to standardize targets by while training; None: they stay as they are.
+        """Return the mean and standard deviation for standardizing targets during training; None leaves them unchanged.
 
         Args:
-            gold: of the training rows, as returned by `references`.
+            gold: gold values of the training rows, as returned by `references`.
         """
         return None
 
@@ -148,7 +148,7 @@ class Head(ABC):
 
     @abstractmethod
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> Any:
-        """Decode logits [N, C], or [T, C] if `per_token`, to R predictions in the format that metrics take."""
+        """Decode logits [N, C], or [T, C] if `per_token`, to R predictions in the format that metrics expect."""
 
     @abstractmethod
     def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
@@ -158,6 +158,6 @@ class Head(ABC):
     def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
         """Return R predictions next to the gold values (`predicted`, `gold`), for reports and error analysis.
 
-        Optional keys: `confidence`, the probability of the prediction; `right`, whether it is correct; `loss`, how
-        wrong it is; `probabilities`, those of the most probable labels.
+        Optional keys: `confidence`, the probability of the prediction; `right`, whether it is correct; `loss`, a
+        measure of how wrong it is; `probabilities`, the most probable labels with their probabilities.
         """

@@ -1,4 +1,4 @@
-"""Label names: reading them from task definitions, datasets and model configurations, and their weights in the loss.
+"""Label names from task definitions, datasets and model configurations, and label weights in the loss.
 
 Shapes: R rows, C labels.
 """
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 MISSING_LABEL = -1  # in GLUE's test splits, whose labels are hidden
 OPTIONAL_CONFIG_FIELDS = ("thresholds", "tag_scheme", "casing_feature", "marks_capitals")
-"""Fields of config.json that not every head sets; the last is the name of `casing_feature` in earlier versions."""
+"""Fields of config.json that not every head sets; `marks_capitals` is the earlier name of `casing_feature`."""
 MAX_PROBABILITIES = 20  # labels listed with a prediction
 MAX_IDS_LISTED = 10  # in an error message
 MAX_EXCERPT_CHARS = 60  # of a row in an error message
 MAX_AUTO_WEIGHT = 100.0
-MAX_LISTED_CHARS = 80  # of the labels in an error message
+MAX_LISTED_CHARS = 80  # of a list of labels in an error message
 MULTI_HOT_PROBLEM = (
     "0 or 1 for each label, expected the names of the row's labels, or an object such as {'sports': 1, 'music': 0}"
 )
@@ -52,7 +52,7 @@ def labels_from_config(config: PretrainedConfig) -> tuple[str, ...]:
     """Return the label names in a model configuration, in the order of their ids.
 
     Raises:
-        ModelError: two labels have one name, or the ids do not count from 0.
+        ModelError: if two labels have the same name, or the ids are not consecutive from 0.
     """
     names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
     found = f"the id2label in config.json of {config.name_or_path or 'the model'}"
@@ -62,8 +62,8 @@ def labels_from_config(config: PretrainedConfig) -> tuple[str, ...]:
     for index, name in sorted(names.items()):
         if first_ids.setdefault(name, index) != index:
             raise ModelError(
-                f"{found} gives the labels {first_ids[name]} and {index} one name, {name[:80]!r}; give each label its "
-                "own name there"
+                f"{found} has the same name for labels {first_ids[name]} and {index}, {name[:80]!r}; give each label a "
+                "different name"
             )
     return tuple(names[index] for index in range(len(names)))
 
@@ -76,11 +76,11 @@ def check_labels(model_labels: Sequence[str], task_labels: Sequence[str], name: 
         cure: the last sentences of the error message, which say how to fix it.
 
     Raises:
-        ModelError: the labels differ; the message lists both.
+        ModelError: if the labels differ; the message lists both.
     """
     if task_labels and sorted(model_labels) != sorted(task_labels):
         found, expected = list(model_labels), list(task_labels)
-        raise ModelError(f"the labels disagree: model {name} has {found}, the task has {expected}. {cure}")
+        raise ModelError(f"the labels do not match: model {name} has {found}, the task has {expected}. {cure}")
 
 
 def declared_labels(feature: Any) -> list[str]:
@@ -93,7 +93,7 @@ def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
     """Return the labels that the task definition lists, else those that the dataset declares; empty if neither does.
 
     Raises:
-        DataError: the label column is missing, or the task definition and the dataset disagree.
+        DataError: if the label column is missing, or the task definition and the dataset disagree.
     """
     if task.label_column not in train.column_names:
         raise DataError(
@@ -113,7 +113,7 @@ def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
     """Return the label names in order: from the task definition, else the dataset, else the training rows, sorted.
 
     Raises:
-        DataError: the task definition and the dataset disagree, there are too few labels, or cells are not labels.
+        DataError: if the task definition and the dataset disagree, there are too few labels, or cells are not labels.
     """
     if task.problem == "regression":
         return ()
@@ -131,13 +131,13 @@ def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
             distinct |= {key.strip() for cell in map(parse_cell, values) if isinstance(cell, dict) for key in cell}
         labels = sort_labels(distinct)
     if len(labels) < (2 if task.problem == "single_label" else 1):
-        minimum = "two" if task.problem == "single_label" else "one"
-        raise DataError(f"{task.name}: found the labels {list(labels)}, expected at least {minimum}")
+        minimum = "two labels" if task.problem == "single_label" else "one label"
+        raise DataError(f"{task.name}: expected at least {minimum}, found {len(labels)}: {list(labels)}")
     return labels
 
 
 def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return labels in alphabetical order, or in numeric order if all are numbers: `f1` scores the second of two."""
+    """Return labels in numeric order if all are numbers, else alphabetically; `f1` scores the second of two labels."""
     labels = sorted(labels)
     return tuple(sorted(labels, key=float) if all(map(NUMBER.fullmatch, labels)) else labels)
 
@@ -145,11 +145,11 @@ def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
 def label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
     """Return the label of each row as a name (or a list of names); None if it is missing.
 
-    Names are stripped of surrounding white space. In local files -1 is an ordinary label if the task definition lists
+    Surrounding whitespace is stripped from names. In local files, -1 is an ordinary label if the task definition lists
     it.
 
     Raises:
-        DataError: a cell is not a label (or several), such as a list in a single-label task.
+        DataError: if a cell is not a label (or several), such as a list in a single-label task.
     """
     declared = declared_labels(rows.features[task.label_column])
     listed = () if declared else task.labels
@@ -170,11 +170,11 @@ def _single_labels(
             row = next(row for row, other in enumerate(values) if other == value)
             raise DataError(
                 f"{locate_rows(task, rows, [row])} has {value!r:.60} in column {task.label_column!r}, expected one "
-                "label, as text or number; several labels per row need problem: multi_label"
+                "label, as text or number; several labels per row require problem: multi_label"
             )
         return declared[value] if declared and isinstance(value, int) and 0 <= value < len(declared) else _strip(value)
 
-    names: dict[Any, str | None] = {}  # of the distinct values: all have the same type
+    names: dict[Any, str | None] = {}  # by distinct value; all values have the same type
     result = []
     for value in values:
         if isinstance(value, list | dict):
@@ -194,8 +194,8 @@ def _label_lists(
 ) -> list[list[str] | None]:
     """Return the labels of each row of a multi-label task.
 
-    A cell is a list, an object (label → whether the row has it), a text with commas, the printed form of a list or
-    object (as pandas writes to CSV), or a single label.
+    A cell is a list, an object (label → whether the row has it), comma-separated text, the printed form of a list or
+    object (as pandas writes it to CSV), or a single label.
     """
     result: list[list[str] | None] = []
     for row, value in enumerate(values):
@@ -213,15 +213,15 @@ def _label_lists(
 
 
 def _names_in_cell(cell: Any, declared: Sequence[str], listed: Sequence[str]) -> tuple[str, list[str]]:
-    """Return an error message, empty if there is none, and the labels in a cell of a multi-label task."""
+    """Return an error message (empty if there is no error) and the labels in a cell of a multi-label task."""
     if isinstance(cell, dict):
         if any(flag not in (None, 0, 1) for flag in cell.values()):
-            return "expected 0 or 1 (or false or true) for each label of an object", []
+            return "expected 0 or 1 (or false or true) for each label in the object", []
         return "", [key.strip() for key, flag in cell.items() if flag]
     if isinstance(cell, str):
         names = _split_labels(cell)
         if cell.strip()[:1] in ("[", "{") and not {*names} <= {*listed}:
-            problem = "cannot read the printed list, expected labels with commas between them"
+            problem = "cannot parse the printed list, expected comma-separated labels"
             return f"{problem}; if labels begin with a bracket, list them in task.labels", []
         return "", names
     names = []
@@ -231,7 +231,7 @@ def _names_in_cell(cell: Any, declared: Sequence[str], listed: Sequence[str]) ->
         if isinstance(value, list | dict | bytes) or (
             isinstance(cell, list) and isinstance(value, float) and not value.is_integer()
         ):
-            return "expected the names of labels in the list", []
+            return "expected a list of label names", []
         is_id = isinstance(value, int) and 0 <= value < len(declared)
         names.append(declared[value] if is_id else _strip(value))
     return "", names
@@ -240,10 +240,10 @@ def _names_in_cell(cell: Any, declared: Sequence[str], listed: Sequence[str]) ->
 def _check_not_multi_hot(
     task: Task, rows: Dataset, values: list[Any], names: list[list[str] | None], declared: Sequence[str]
 ) -> None:
-    """Check that lists of 0 and 1 are label ids, and not a 0 or 1 for each label.
+    """Check that lists of 0 and 1 are label ids, rather than a 0 or 1 for each label (multi-hot).
 
     Raises:
-        DataError: a row has a label twice, or all rows have the same number of labels, and all of these are 0 or 1.
+        DataError: if a row repeats a 0 or 1, or all rows have equally many labels and all of these are 0 or 1.
     """
     flags = {"0", "1", "false", "true"}
     lengths = set()
@@ -261,10 +261,10 @@ def _check_not_multi_hot(
 
 
 def parse_cell(value: Any) -> Any:
-    """Return the list or object that a text is the printed form of, in JSON or Python; other values unchanged.
+    """Parse text that is a list or object printed as JSON or Python; return other values unchanged.
 
-    A printed form that Python would print in another way is left as it is: `['x' 'y']`, a NumPy array, would be read as
-    one text.
+    Text that Python would print differently is left unchanged: `['x' 'y']`, a printed NumPy array, would be parsed as a
+    list of one string.
     """
     if not isinstance(value, str):
         return value
@@ -299,11 +299,11 @@ def match_labels(
     """Return the id of each distinct name in the rows. `True` is the label `true`, unless both are labels.
 
     Args:
-        labels: in the order of their ids.
-        names: the label of each row, or a list of labels.
+        labels: label names in the order of their ids.
+        names: the label or the list of labels of each row.
 
     Raises:
-        DataError: some are unknown; the message names the rows.
+        DataError: if some names are unknown; the message lists the rows.
     """
     label2id = {label: index for index, label in enumerate(labels)}
     by_key: dict[str, list[int]] = {}
@@ -340,7 +340,7 @@ def _unknown_label(task: Task, labels: Iterable[str], rows: Dataset, bad_rows: S
 
 
 def list_labels(labels: Iterable[str]) -> str:
-    """Return labels as a list for a message, at most `MAX_LISTED_CHARS` of them."""
+    """Return the labels as a list for an error message, truncated to `MAX_LISTED_CHARS` characters."""
     labels = list(labels)
     text = str(labels)
     return text if len(text) <= MAX_LISTED_CHARS else f"{text[:MAX_LISTED_CHARS]}… ({len(labels)} labels)"
@@ -359,7 +359,7 @@ def missing_labels(task: Task, rows: Dataset, bad_rows: Sequence[int], hint: str
 
 
 def labelled_rows(task: Task, rows: Dataset) -> Dataset:
-    """Return the rows that have a label (`data.skip_unlabelled`); all rows if none has."""
+    """Return the rows that have a label (`data.skip_unlabelled`), or all rows if none has one."""
     if task.label_column not in rows.column_names:
         return rows
     values = rows[task.label_column][:]
@@ -377,19 +377,19 @@ def labelled_rows(task: Task, rows: Dataset) -> Dataset:
 
 
 def label_name(declared: Sequence[str], value: Any) -> str:
-    """Return the name that the dataset declares for a label id; other values are names themselves."""
+    """Return the name that the dataset declares for a label id; other values are already names."""
     return declared[value] if isinstance(value, int) and 0 <= value < len(declared) else str(value)
 
 
 def is_missing_label(value: Any) -> bool:
-    """Whether a cell has no label: it is empty, NaN, or -1 as in GLUE's test splits."""
+    """Return whether a cell has no label: it is empty, NaN, or -1 as in GLUE's test splits."""
     if isinstance(value, str):
         return label_key(value) in ("", str(MISSING_LABEL))
     return value in (None, MISSING_LABEL) or (isinstance(value, float) and math.isnan(value))
 
 
 def is_missing_number(value: Any) -> bool:
-    """Whether a cell of a regression task has no number: it is empty or NaN."""
+    """Return whether a cell of a regression task has no number: it is empty or NaN."""
     is_blank = isinstance(value, str) and not value.strip()
     return value is None or is_blank or (isinstance(value, float) and math.isnan(value))
 
@@ -399,15 +399,15 @@ def compute_class_weights(
 ) -> list[float] | None:
     """Return the weight of each label in the loss.
 
-    `auto` is R / (C × rows with the label), as scikit-learn's `balanced`: the mean weight of the rows is 1. For
-    multi-label tasks it is the ratio of rows without the label to rows with it, at most 100.
+    `auto` is R / (C × rows with the label), like scikit-learn's `balanced`; the weights then average 1 over the rows.
+    For multi-label tasks, it is the ratio of rows without the label to rows with it, at most 100.
 
     Args:
         weights: `training.class_weights` of the recipe.
-        gold: as returned by `TextClassification.references`.
+        gold: gold labels, as returned by `TextClassification.references`.
 
     Raises:
-        DataError: the weights are not for these labels, or a label has no rows.
+        DataError: if the recipe's weights are not for exactly these labels, or a label has no rows.
     """
     if weights is None:
         return None
@@ -426,7 +426,7 @@ def weights_from_recipe(weights: dict[str, float], labels: tuple[str, ...]) -> l
     """Return the weights of a recipe in the order of the labels.
 
     Raises:
-        DataError: the weights are not for these labels.
+        DataError: if the weights are not for exactly these labels.
     """
     if set(weights) != set(labels):
         raise DataError(f"found training.class_weights for {list(weights)}, expected one for each of {list(labels)}")
@@ -437,7 +437,7 @@ def lookup_label_id(task: Task, label2id: Mapping[str, int], rows: Dataset, row:
     """Return the id of `label`, the label of row `row`.
 
     Raises:
-        DataError: the label is unknown.
+        DataError: if the label is unknown.
     """
     if label not in label2id:
         raise _unknown_label(task, label2id, rows, [row], label)
@@ -445,14 +445,14 @@ def lookup_label_id(task: Task, label2id: Mapping[str, int], rows: Dataset, row:
 
 
 def row_excerpt(task: Task, rows: Dataset, row: int) -> str:
-    """Return a sentence that quotes the start of a row: after a split, its index differs from that in the file."""
+    """Return a sentence that quotes the start of a row, whose index after a split differs from that in the file."""
     return f"It begins {join_words(rows[row][task.columns[0]])[:MAX_EXCERPT_CHARS]!r}."
 
 
 def labels_with_gold(
     labels: Sequence[str], logits: np.ndarray, predicted: np.ndarray, gold: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Return predictions next to gold labels as `Head.with_gold` does, for one label per row.
+    """Return predictions next to gold labels in the format of `Head.with_gold`, for tasks with one label per row.
 
     Args:
         logits: [R, C].
@@ -478,6 +478,6 @@ def labels_with_gold(
 
 
 def top_label_ids(scores: np.ndarray) -> np.ndarray:
-    """Return the ids of at most `MAX_PROBABILITIES` labels with the highest scores [C], in descending order."""
+    """Return the ids of the labels with the highest scores [C], at most `MAX_PROBABILITIES`, in descending order."""
     top = np.argpartition(-scores, min(MAX_PROBABILITIES, len(scores)) - 1)[:MAX_PROBABILITIES]
     return top[np.argsort(-scores[top], kind="stable")]

@@ -1,4 +1,4 @@
-"""Multiple choice: predicts which of K continuations or answers to a text is right.
+"""Multiple choice: predicts which of K answers to a text, or continuations of it, is correct.
 
 Shapes: N questions, K choices each (the same number for all questions).
 """
@@ -34,7 +34,7 @@ LETTERS = "ABCDEFGHIJ"
 
 
 class MultipleChoice(Head):
-    """One of K choices per row; each is encoded together with the text as a sentence pair."""
+    """A head that predicts one of K choices per row; each choice is encoded with the text as a sentence pair."""
 
     model_class = "AutoModelForMultipleChoice"
     pipeline_tag = "multiple-choice"
@@ -70,7 +70,7 @@ class MultipleChoice(Head):
         """Create the head of a new model.
 
         Raises:
-            DataError: the choices are invalid, or the answers are invalid or missing.
+            DataError: if the choices are invalid, or the answers are invalid or missing.
         """
         head = cls()
         if head.references(task, train) is None:
@@ -84,11 +84,11 @@ class MultipleChoice(Head):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of predictions, which metrics and tasks must match."""
+        """The kind of predictions, which must match those of metrics and tasks."""
         return "multiple_choice"
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
-        """Encode each question as K truncated pairs of the text and a choice."""
+        """Encode each question as K pairs of the text and a choice, truncated to the maximum length."""
         choices = row_choices(task, rows)
         num_choices = len(choices[0]) if choices else 1
         texts = rows[task.text_columns[0]][:]
@@ -106,7 +106,7 @@ class MultipleChoice(Head):
         """Return the index of each gold choice [N]; None if the rows are unlabeled.
 
         Raises:
-            DataError: an answer is not one of the choices.
+            DataError: if an answer is not one of the choices.
         """
         if task.label_column not in rows.column_names:
             return None
@@ -125,7 +125,7 @@ class MultipleChoice(Head):
             where, count = locate_rows(task, rows, bad_rows), counts[bad_rows[0]]
             answer = f"has the answer {values[bad_rows[0]]!r:.80}"
             if len(bad_rows) > 1:
-                answer = f"have answers that are not choices, the first {values[bad_rows[0]]!r:.80}"
+                answer = f"have answers that are not choices (the first is {values[bad_rows[0]]!r:.80})"
             raise DataError(f"{where} {answer}, expected the number of a choice (0 to {count - 1}) or its letter")
         return np.asarray(answers, dtype=np.int64)
 
@@ -153,7 +153,7 @@ class MultipleChoice(Head):
         ]
 
     def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Return R predicted choices next to the gold ones, as indices from 0."""
+        """Return the predicted choices next to the gold ones, as indices from 0."""
         gold = self.references(task, rows)
         assert gold is not None
         return labels_with_gold([str(index) for index in range(logits.shape[-1])], logits, logits.argmax(-1), gold)
@@ -163,7 +163,7 @@ def row_choices(task: Task, rows: Dataset) -> list[list[str]]:
     """Return the choices of each row: the texts of several columns, or the list in a single one.
 
     Raises:
-        DataError: a row has fewer than two choices, or another number of choices than the first row.
+        DataError: if a row has fewer than two choices, or not as many as the first row.
     """
     columns = task.choice_columns
     if len(columns) > 1:
@@ -179,7 +179,7 @@ def row_choices(task: Task, rows: Dataset) -> list[list[str]]:
 
 
 def _choice_list(cell: list[str] | str | None) -> list[str]:
-    """Return the choices in a cell: a list, or in CSV its printed form; other texts are a single choice."""
+    """Return the choices in a cell: a list, or its printed form in CSV files; any other text is a single choice."""
     if isinstance(cell, str):
         parsed = parse_cell(cell)
         is_list = isinstance(parsed, list) and all(isinstance(choice, str) for choice in parsed)

@@ -1,8 +1,8 @@
 """Extractive question answering: predicts the span of a passage that answers a question, or no answer.
 
-A long passage is split into overlapping windows, and the prediction is the best span of all windows. The null score is
-that of the first token (Devlin et al. 2019, section 4.3).
-Shapes: R rows, N windows, T tokens of all windows, P tokens of a passage.
+A long passage is split into overlapping windows, and the prediction is the best span in any window. The null score is
+the score of the first token (Devlin et al. 2019, section 4.3).
+Shapes: R rows, N windows, T tokens in all windows, P tokens in a passage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRUNCATED_QUESTION = "the question is longer than {} tokens (data.max_question_l
 
 
 class QuestionAnswering(Head):
-    """A span of the passage per question, or no answer; two logits per token, for start and end."""
+    """A head that predicts a span of the passage, or no answer, from two logits per token: start and end."""
 
     model_class = "AutoModelForQuestionAnswering"
     pipeline_tag = "question-answering"
@@ -50,16 +50,16 @@ class QuestionAnswering(Head):
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
-        """Return an error message if the task definition has labels, not two text columns, or keys of other heads."""
+        """Return an error message if the task definition has labels, keys of other heads, or not two text columns."""
         if task.labels:
             return "found `labels`, but question_answering tasks have none; remove them"
         if len(task.text_columns) != 2:
-            return "question_answering needs two `text_columns`: the question's and the passage's"
+            return "question_answering needs two `text_columns`: the question and the passage"
         return super().find_problem(task.model_copy(update={"unanswerable": False}))
 
     @classmethod
     def default_metrics(cls, task: Task) -> tuple[str, ...]:
-        """Return the official SQuAD scores: those of version 2.0 if questions may have no answer."""
+        """Return the official SQuAD metrics, or those of SQuAD 2.0 if questions may have no answer."""
         return ("squad_v2",) if task.unanswerable else ("squad",)
 
     @classmethod
@@ -67,7 +67,7 @@ class QuestionAnswering(Head):
         """Create the head of a new model.
 
         Raises:
-            DataError: the answers are missing or invalid (`check_answers`).
+            DataError: if the answers are missing or invalid (`check_answers`).
         """
         if task.label_column not in train.column_names:
             raise DataError(f"{task.name}: found columns {train.column_names}, expected {task.label_column!r}")
@@ -81,7 +81,7 @@ class QuestionAnswering(Head):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of predictions, which metrics and tasks must match."""
+        """The kind of predictions, which must match those of metrics and tasks."""
         return "question_answering"
 
     def echo_columns(self, task: Task) -> tuple[str, ...]:
@@ -89,9 +89,9 @@ class QuestionAnswering(Head):
         return task.text_columns[:1]
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
-        """Encode questions with windows of their passages; `alignment` [T, 2] has the character offsets of tokens.
+        """Encode questions with windows of their passages; `alignment` [T, 2] holds the character offsets of tokens.
 
-        Labels [N, 2] are the first and last token of the first answer, both 0 if the window does not contain all of it.
+        Labels [N, 2] are the first and last token of the first answer, both 0 if the window does not fully contain it.
         """
         template, builder = special_tokens_template(tokenizer, pair=True), EncodedBuilder()
         max_question_tokens = min(data.max_question_length, (data.max_length - template.num_special_tokens) // 2)
@@ -149,7 +149,7 @@ class QuestionAnswering(Head):
         return torch.stack((outputs.start_logits, outputs.end_logits), dim=-1)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Return the mean of the cross-entropies of start and end positions, summed over the windows."""
+        """Return the cross-entropy, averaged over start and end positions and summed over the windows."""
         from torch.nn import functional
 
         return functional.cross_entropy(logits, labels, reduction="sum") / 2
@@ -178,8 +178,8 @@ class QuestionAnswering(Head):
     def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
         """Return R predictions next to the gold answers.
 
-        `start` and `gold_start` are character offsets in the passage, None for no answer. `right` is an exact match
-        with any gold answer, `loss` is 1 minus the best F1.
+        `start` and `gold_start` are character offsets in the passage, None for no answer. `right` is whether the
+        prediction exactly matches any gold answer; `loss` is 1 minus the best F1.
         """
         from bertcli.metrics import exact_match, token_f1_v2
 
@@ -223,10 +223,11 @@ class QuestionAnswering(Head):
 
 
 def check_answers(task: Task, rows: Dataset) -> None:
-    """Check that rows can be trained on.
+    """Check that rows are suitable for training.
 
     Raises:
-        DataError: a question has no answer although the task is not `unanswerable`, or an answer is not in its passage.
+        DataError: if a question lacks an answer although the task is not `unanswerable`, or an answer is not in its
+            passage.
     """
     spans = answer_spans(task, rows)
     assert spans is not None
@@ -242,10 +243,10 @@ def check_answers(task: Task, rows: Dataset) -> None:
 def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | None:
     """Return the character offsets of each row's first answer, end exclusive; None for a row without an answer.
 
-    If an answer is not at `answer_start`, its nearest occurrence is used. White space at its ends is left out.
+    If an answer is not at `answer_start`, its nearest occurrence is used. Surrounding whitespace is excluded.
 
     Raises:
-        DataError: an answer is not in its passage.
+        DataError: if an answer is not in its passage.
     """
     if task.label_column not in rows.column_names:
         return None
@@ -267,12 +268,12 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
 
 
 def _row_answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
-    """Yield text and start offset (0 if it is not given) of each answer of each row.
+    """Yield, for each row, the text and start offset (0 if not given) of each of its answers.
 
     Reads the format of the Hub (a dictionary of lists) and that of SQuAD's JSON (a list of dictionaries).
 
     Raises:
-        DataError: a row has another format.
+        DataError: if a row has any other format.
     """
     for row, value in enumerate(rows[task.label_column][:]):
         answers = _parse_answers(value)
@@ -287,7 +288,7 @@ def _row_answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
 
 
 def _parse_answers(value: Any) -> list[tuple[Any, Any]] | None:
-    """Return text and start of each answer in a cell; None if the format is unknown."""
+    """Return the text and start of each answer in a cell; None if the format is unknown."""
     if isinstance(value, dict):
         texts, starts = (_as_list(value.get(key)) for key in ("text", "answer_start"))
         starts = starts or [None] * len(texts)
@@ -307,7 +308,7 @@ def _describe_row(task: Task, rows: Dataset, row: int) -> str:
 
 
 def _token_span(window_offsets: np.ndarray, span: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the first and last token of a character span; (0, 0) if it is None or not completely in the window."""
+    """Return the first and last token of a character span; (0, 0) if it is None or not fully in the window."""
     (passage_tokens,) = np.nonzero(window_offsets[:, 0] != NOT_IN_PASSAGE)
     if span is None or len(passage_tokens) == 0:
         return 0, 0

@@ -1,6 +1,6 @@
-"""Decoding of start and end logits to answer spans (question answering).
+"""Decode start and end logits into answer spans for question answering.
 
-Shapes: N windows, T tokens of all windows, W windows of a batch, S tokens of the longest of them, k spans per window.
+Shapes: N windows, T tokens in all windows, W windows in a batch, S tokens in its longest window, k spans per window.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def select_answer(
     Args:
         windows: the windows of the question.
         null_logits: [2] start and end logits of no answer, from the window where their sum is lowest.
-        unanswerable: whether no answer may be predicted.
+        unanswerable: whether the question may have no answer.
     """
     scores = spans.scores[windows].ravel()
     best_first = np.argsort(-scores, kind="stable")[: answers.n_best_size]
@@ -110,7 +110,7 @@ def select_answer(
     null_odds = NO_SPAN_ODDS
     for index in best_first[np.isfinite(scores[best_first])]:
         start, end = strip_span(passage, *spans.char_offsets[windows].reshape(-1, 2)[index].tolist())
-        if start == end:  # tokens of white space only
+        if start == end:  # only whitespace
             continue
         if not entries:
             null_odds = float(null_logits.sum() - scores[index])
@@ -124,9 +124,9 @@ def select_answer(
 
 
 def strip_span(passage: str, start: int, end: int) -> tuple[int, int]:
-    """Return the offsets of a span without white space at its ends; start equals end if there is nothing else.
+    """Return the offsets of a span without surrounding whitespace; start equals end if nothing is left.
 
-    The first token of an answer may hold the space before it (DeBERTa, ModernBERT, SentencePiece).
+    The first token of an answer may include the preceding space (DeBERTa, ModernBERT, SentencePiece).
     """
     text = passage[start:end]
     start += len(text) - len(text.lstrip())
@@ -142,7 +142,7 @@ def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _build_candidates(entries: dict[str, tuple[int, int, float, float]]) -> list[Candidate]:
-    """Return the candidates, best first, from start, end, start logit and end logit of each text."""
+    """Return the candidates, best first, given the start, end, start logit and end logit of each text."""
     scores = np.asarray([start_logit + end_logit for *_, start_logit, end_logit in entries.values()])
     exponentials = np.exp(scores - scores.max())
     probabilities = exponentials / exponentials.sum()

@@ -1,9 +1,9 @@
 """Constrained decoding of tags: which tags may follow each other, and the best valid sequence (Viterbi 1967).
 
-The position in an entity tag is that of the word in the entity: `B-` begins it, `I-` continues it and, in schemes with
-more prefixes, `E-` or `L-` ends it and `S-` or `U-` is a single-word entity. A model that scores each word separately
-can predict `I-` without `B-`. Sequences that are valid already are unchanged, at no cost.
-Shapes: W words of a row, C tags.
+The prefix of an entity tag is the position of the word in the entity: `B-` begins it, `I-` continues it and, in schemes
+with more prefixes, `E-` or `L-` ends it and `S-` or `U-` is a single-word entity. A model that scores each word
+separately can predict `I-` without `B-`. Sequences that are already valid are left unchanged, at no extra cost.
+Shapes: W words in a row, C tags.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bertcli.tasks.tags import split_tags
 
 TAG_SCHEMES = {"IOBES": "ES", "BILOU": "LU", "IOB2": ""}
 """Schemes, strictest first, and their prefixes for the last word of an entity and for single-word entities."""
-MAX_VIOLATION_RATE = 0.01  # violations per word in an entity: annotation errors
+MAX_VIOLATION_RATE = 0.01  # tolerated violations (annotation errors) per word in an entity
 
 
 def detect_tag_scheme(labels: Sequence[str], tags: Sequence[Sequence[str | None]]) -> str | None:
@@ -42,7 +42,7 @@ def detect_tag_scheme(labels: Sequence[str], tags: Sequence[Sequence[str | None]
 def allowed_transitions(labels: Sequence[str], scheme: str) -> np.ndarray:
     """Return whether each tag (row) may be followed by each other tag (column).
 
-    The last row is the start of a sequence and the last column its end. Tags without a prefix are outside entities.
+    The last row is for the start of a sequence, the last column for its end. Tags without a prefix are outside entities.
 
     Returns:
         A boolean array [C + 1, C + 1].
@@ -82,6 +82,6 @@ def viterbi_decode(scores: np.ndarray, allowed: np.ndarray | None) -> np.ndarray
 
 
 def _violations(tag_ids: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Return the positions of invalid transitions in a row of tag ids [W]: the word they lead to, W for the end."""
+    """Return the invalid transitions in a row of tag ids [W], as the index of the word that follows, or W at the end."""
     boundary = len(allowed) - 1
     return np.flatnonzero(~allowed[np.append(boundary, tag_ids), np.append(tag_ids, boundary)])

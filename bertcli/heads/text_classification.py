@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
-MAX_MODERATE = 10.0  # mean and standard deviation of targets that are learned without standardizing them
+MAX_MODERATE = 10.0  # largest mean and standard deviation of targets that are learned without standardization
 MIN_SIX_DECIMALS = 1e-3  # smaller predictions would lose most of their digits
-MAX_NUMBER = 1e15  # targets beyond it have squares whose sum overflows fp32
-MAX_MEAN_IN_STDS = 1e5  # fp32 has 7 digits: targets that differ only after the fifth are hardly told apart
+MAX_NUMBER = 1e15  # the summed squares of larger targets would overflow fp32
+MAX_MEAN_IN_STDS = 1e5  # fp32 has 7 digits, too few for targets that differ only after the fifth
 DEFAULT_METRICS: dict[Problem, tuple[str, ...]] = {
     "single_label": ("accuracy", "f1_macro"),
     "multi_label": ("f1_micro", "f1_macro", "exact_match"),
@@ -57,7 +57,7 @@ DEFAULT_METRICS: dict[Problem, tuple[str, ...]] = {
 
 
 class TextClassification(Head):
-    """One label, any number of labels, or a number per row, depending on `problem`."""
+    """A head that predicts one label, any number of labels, or a number per row, depending on `problem`."""
 
     model_class = "AutoModelForSequenceClassification"
     pipeline_tag = "text-classification"
@@ -74,7 +74,7 @@ class TextClassification(Head):
         self.problem = problem
         self.labels = tuple(labels)
         self.class_weights = class_weights  # [C]; None: all equal
-        self.thresholds = thresholds  # None: the most probable label, or in multi-label tasks those above 0.5
+        self.thresholds = thresholds  # None: predict the most probable label or, in multi-label tasks, those above 0.5
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
@@ -135,7 +135,7 @@ class TextClassification(Head):
         """Create the head of a trained model from its configuration.
 
         Raises:
-            ModelError: the configuration has an unknown `problem_type`.
+            ModelError: if the configuration has an unknown `problem_type`.
         """
         problem: Any = (config.problem_type or "single_label_classification").removesuffix("_classification")
         if problem not in PROBLEMS:
@@ -155,8 +155,8 @@ class TextClassification(Head):
         """Return this head with the thresholds that have the best F1 on R rows.
 
         Args:
-            logits: of the rows, [R, C].
-            gold: as returned by `references`.
+            logits: logits of the rows. [R, C]
+            gold: gold labels, as returned by `references`.
         """
         probabilities, thresholds = self.probabilities(logits), {}
         for label in default_thresholds(task, task.labels or self.labels):
@@ -167,12 +167,12 @@ class TextClassification(Head):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of predictions, which metrics and tasks must match."""
+        """The kind of predictions, which must match those of metrics and tasks."""
         return self.problem
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """Fields of the model's `config.json`: label names, `problem_type` and thresholds."""
+        """Fields for the model's `config.json`: label names, `problem_type` and thresholds."""
         problem_type = f"{self.problem}_classification" if self.problem != "regression" else "regression"
         fields = label_config_fields(self.labels or ("score",))
         return fields | {"problem_type": problem_type} | self.config_extras
@@ -183,9 +183,9 @@ class TextClassification(Head):
         return {} if self.thresholds is None else {"thresholds": self.thresholds}
 
     def target_scale(self, gold: np.ndarray) -> tuple[float, float] | None:
-        """Return mean and standard deviation of the numbers [R] of a regression.
+        """Return the mean and standard deviation of the gold numbers [R] of a regression task, or None.
 
-        None if the mean is within ±10 and the standard deviation from 0.1 to 10: a new output layer reaches these.
+        None if the mean is within ±10 and the standard deviation from 0.1 to 10, which a new output layer can learn.
         """
         if self.problem != "regression":
             return None
@@ -210,7 +210,7 @@ class TextClassification(Head):
         """Return the gold label ids [R], numbers [R] or multi-hot labels [R, C]; None if the rows are unlabeled.
 
         Raises:
-            DataError: only some rows have a label, or a label is unknown.
+            DataError: if only some rows have a label, or a label is unknown.
         """
         if task.label_column not in rows.column_names:
             return None
@@ -264,7 +264,7 @@ class TextClassification(Head):
         return np.where(self.probabilities(logits)[:, index] > threshold, index, 1 - index)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return probabilities [R, C] from logits [R, C]: softmax, or sigmoid for multi-label tasks."""
+        """Convert logits [R, C] to probabilities [R, C] with softmax, or with sigmoid for multi-label tasks."""
         from scipy.special import expit, softmax
 
         return softmax(logits, axis=-1) if self.problem == "single_label" else expit(logits)
@@ -317,7 +317,7 @@ class TextClassification(Head):
 
 
 def _round(value: float) -> float:
-    """Return a number with 6 decimals, or if it is small with 6 digits."""
+    """Round a number to 6 decimals, or to 6 significant digits if it is small."""
     return round(value, 6) if abs(value) >= MIN_SIX_DECIMALS else float(f"{value:.6g}")
 
 
@@ -344,7 +344,7 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
     """Return the gold numbers [R] of a regression task; None if all are missing or -1.
 
     Raises:
-        DataError: some rows have no number, or something else; the message names the rows.
+        DataError: if some rows have no number, or not a valid one; the message lists the rows.
     """
     values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
     missing = [row for row, value in enumerate(values) if is_missing_number(value)]
@@ -360,22 +360,22 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
         value = rows[bad_rows[0]][task.label_column]
         raise DataError(
             f"{locate_rows(task, rows, bad_rows)} {'has' if len(bad_rows) == 1 else 'have'} no finite number in column "
-            f"{task.label_column!r}, but {value!r:.60}; regression needs one number per row, such as 1.5, within "
+            f"{task.label_column!r}, found {value!r:.60}; regression needs one number per row, such as 1.5, within "
             f"±{MAX_NUMBER:g}"
         )
     return None if (numbers == MISSING_LABEL).all() else numbers
 
 
 def _check_spread(task: Task, gold: np.ndarray) -> None:
-    """Check that the numbers [R] of the training rows differ, by more than fp32 rounds.
+    """Check that the numbers [R] of the training rows differ by more than the rounding error of fp32.
 
     Raises:
-        DataError: they do not.
+        DataError: if they do not.
     """
     mean, std = float(np.mean(gold, dtype=np.float64)), float(np.std(gold, dtype=np.float64))
     if std == 0:
         raise DataError(
-            f"{task.name}: all training rows have the same number (as a 32-bit float), expected at least two"
+            f"{task.name}: all training rows have the same number (as a 32-bit float), expected at least two numbers"
         )
     if abs(mean) > MAX_MEAN_IN_STDS * std:
         raise DataError(

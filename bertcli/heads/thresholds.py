@@ -1,4 +1,4 @@
-"""Decision thresholds of labels: given in the recipe, or tuned for the best F1 on the validation split.
+"""Decision thresholds of labels, given in the recipe or tuned for the best F1 on the validation split.
 
 Shapes: R rows, C labels.
 """
@@ -14,20 +14,20 @@ from bertcli.tasks.task import Task
 
 DEFAULT_THRESHOLD = 0.5
 Thresholds = dict[str, float]
-"""Label → the probability it must exceed to be predicted. In binary classification only the second label has one."""
+"""Label → the probability it must exceed to be predicted; only the second label has one in binary classification."""
 
 
 def thresholds_from_recipe(thresholds: Mapping[str, float], task: Task, labels: Sequence[str]) -> Thresholds:
     """Return the thresholds of a recipe, completed with the default.
 
     Raises:
-        DataError: a threshold is for an unknown label, or the task is single-label with more than two labels.
+        DataError: if a threshold is for an unknown label, or the task is single-label with more than two labels.
     """
     defaults = default_thresholds(task, labels)
     for label in thresholds:
         if label not in defaults:
             cure = did_you_mean(label, defaults)
-            raise DataError(f"found answers.thresholds for {label!r}, expected it for {' or '.join(defaults)}.{cure}")
+            raise DataError(f"found {label!r} in answers.thresholds, expected {' or '.join(defaults)}.{cure}")
     return defaults | dict(thresholds)
 
 
@@ -35,7 +35,7 @@ def default_thresholds(task: Task, labels: Sequence[str]) -> Thresholds:
     """Return `DEFAULT_THRESHOLD` for each label that can have a threshold.
 
     Raises:
-        DataError: the task is single-label with more than two labels.
+        DataError: if the task is single-label with more than two labels.
     """
     if task.problem == "multi_label":
         return dict.fromkeys(labels, DEFAULT_THRESHOLD)
@@ -51,8 +51,8 @@ def best_f1_threshold(probabilities: np.ndarray, is_gold: np.ndarray) -> float:
     """Return the threshold with the best F1, midway between two probabilities; 0.5 if no row has the label.
 
     Args:
-        probabilities: of one label, [R].
-        is_gold: whether the row has that label, [R].
+        probabilities: probabilities of one label. [R]
+        is_gold: whether each row has that label. [R]
     """
     from sklearn.metrics import precision_recall_curve
 

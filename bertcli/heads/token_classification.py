@@ -4,7 +4,7 @@ The logits of a word are those of its first token, and the tags of a row are dec
 Long rows are split into overlapping windows; a word in several windows is predicted in the one where it is farthest
 from the edge, so every word has a prediction. Short rows can be encoded with neighboring rows as context, as in the
 original BERT experiments (Devlin et al. 2019, section 5.3, https://arxiv.org/abs/1810.04805).
-Shapes: R rows, N windows, T tokens of all windows, C tags.
+Shapes: R rows, N windows, T tokens in all windows, C tags.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class TokenClassification(Head):
-    """A tag per word; in named entity recognition the tags mark entities."""
+    """A head that predicts a tag for each word; in named entity recognition, tags mark entities."""
 
     model_class = "AutoModelForTokenClassification"
     pipeline_tag = "token-classification"
@@ -78,9 +78,9 @@ class TokenClassification(Head):
 
     @classmethod
     def default_metrics(cls, task: Task) -> tuple[str, ...]:
-        """Return precision, recall and F1 of entities; accuracy if the task has tags that are not of entities.
+        """Return precision, recall and F1 of entities, or accuracy if the task's tags do not mark entities.
 
-        Before the labels of a task are known, they are taken to be of entities.
+        Until the labels of a task are known, they are assumed to mark entities.
         """
         tag_set = read_tag_set(task.labels)
         return ("seqeval",) if not task.labels or tag_set.marks_entities or tag_set.problem else ("accuracy",)
@@ -101,7 +101,7 @@ class TokenClassification(Head):
         """Create the head of a new model, with the tags of the task or of the training rows.
 
         Raises:
-            DataError: the tags are missing or invalid, or there are fewer than two.
+            DataError: if the tags are missing or invalid, or there are fewer than two.
         """
         labels = cls.task_labels(task, train)
         tags = cls(labels).references(task, train)
@@ -115,7 +115,7 @@ class TokenClassification(Head):
     def from_config(cls, task: Task, config: PretrainedConfig, recipe: Recipe | None) -> Self:
         """Create the head of a trained model from its configuration; unknown tag schemes are ignored."""
         scheme = getattr(config, "tag_scheme", None)
-        # Models of earlier versions call the field `marks_capitals`; without it their answers would be wrong.
+        # Models saved by earlier versions have `marks_capitals` instead; ignoring it would make predictions wrong.
         casing_feature = getattr(config, "casing_feature", getattr(config, "marks_capitals", False))
         return cls(
             labels_from_config(config),
@@ -136,12 +136,12 @@ class TokenClassification(Head):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of predictions, which metrics and tasks must match."""
+        """The kind of predictions, which must match those of metrics and tasks."""
         return "token_classification"
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """Fields of the model's `config.json`: label names, tag scheme and casing feature."""
+        """Fields for the model's `config.json`: label names, tag scheme and casing feature."""
         return label_config_fields(self.labels) | self.config_extras
 
     @property
@@ -155,7 +155,7 @@ class TokenClassification(Head):
         return ()
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
-        """Encode rows as windows; `alignment` [T] has the word of its row that a token predicts, or `UNALIGNED`."""
+        """Encode rows as windows; `alignment` [T] holds the index of the word that a token predicts, or `UNALIGNED`."""
         all_words = row_words(task, rows)
         tags = self.references(task, rows)
         template, builder = special_tokens_template(tokenizer, pair=False), EncodedBuilder()
@@ -190,7 +190,7 @@ class TokenClassification(Head):
         return builder.build(tokenizer, labels, labels_per_token=labels is not None, alignment=alignment_array)
 
     def _token_labels(self, alignment: np.ndarray, tags: list[list[str | None]]) -> np.ndarray:
-        """Return the tag id of each aligned token, `IGNORED_LABEL` for the others and words without a tag. [T]"""
+        """Return the tag id of each aligned token, `IGNORED_LABEL` for others and for words without a tag. [T]"""
         label2id: dict[str | None, int] = {label: index for index, label in enumerate(self.labels)}
         label2id[None] = IGNORED_LABEL
         labels = np.full(len(alignment), IGNORED_LABEL, dtype=np.int64)
@@ -202,7 +202,7 @@ class TokenClassification(Head):
         """Return the gold tags of each row's words, None for words without one; None if all rows are unlabeled.
 
         Raises:
-            DataError: the number of tags differs from the number of words, or a tag is unknown.
+            DataError: if the number of tags differs from the number of words, or a tag is unknown.
         """
         if task.label_column not in rows.column_names:
             return None
@@ -220,14 +220,14 @@ class TokenClassification(Head):
 
     @staticmethod
     def _check_numbers_of_tags(task: Task, rows: Dataset, column: list[list[Any] | None]) -> None:
-        """Check that each row has a tag for each of its words; the message lists the rows that do not."""
+        """Check that each row has one tag per word; the error message lists the rows that do not."""
         num_words = [len(words) for words in row_words(task, rows)]
         num_tags = [-1 if values is None else len(values) for values in column]
         if bad := [row for row, counts in enumerate(zip(num_words, num_tags, strict=True)) if counts[0] != counts[1]]:
             words, tags = num_words[bad[0]], num_tags[bad[0]] if column[bad[0]] is not None else "no"
             found = f"has {words} words and {tags} tags"
             if len(bad) > 1:
-                found = f"have more or fewer tags than words, the first one {words} words and {tags} tags"
+                found = f"have more or fewer tags than words (the first has {words} words and {tags} tags)"
             raise DataError(f"{task.name}: {locate_rows(task, rows, bad)} {found}; give each word one tag")
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -288,25 +288,25 @@ def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
     """Return the tags in order: from the task definition, else the dataset, else the training rows, `O` first.
 
     Raises:
-        DataError: the task definition and the dataset disagree, or there are fewer than two tags.
+        DataError: if the task definition and the dataset disagree, or there are fewer than two tags.
     """
     labels = predefined_labels(task, train)
     if not labels:
         distinct = set(tag_names(task, train, train[task.label_column][:]).values())
         labels = tuple(sorted(distinct, key=lambda tag: (tag != "O", tag)))
     if len(labels) < 2:
-        raise DataError(f"{task.name}: found the tags {list(labels)}, expected at least two")
+        raise DataError(f"{task.name}: expected at least two tags, found {len(labels)}: {list(labels)}")
     return labels
 
 
 def tag_names(task: Task, rows: Dataset, column: list[list[Any] | None]) -> dict[Any, str]:
     """Return the name of each distinct tag in the label column of `rows`.
 
-    Empty cells, -1 (as in hidden test splits) and -100 (ignored in the loss) are not tags, except those numbers that
-    the task definition lists as labels.
+    Empty cells, -1 (as in hidden test splits) and -100 (ignored in the loss) are not tags, unless the task definition
+    lists these numbers as labels.
 
     Raises:
-        DataError: the column does not hold lists of tags.
+        DataError: if the column does not hold lists of tags.
     """
     feature = rows.features[task.label_column]
     is_list_of_tags = isinstance(getattr(getattr(feature, "feature", None), "dtype", None), str)
@@ -338,7 +338,7 @@ def compute_tag_weights(
         weights: `training.class_weights` of the recipe.
 
     Raises:
-        DataError: the weights are not for these tags.
+        DataError: if the recipe's weights are not for exactly these tags.
     """
     if weights is None:
         return None
@@ -353,13 +353,13 @@ def _add_context(start: int, end: int, num_tokens: int, context_tokens: int) -> 
     """Return the bounds of a row with `context_tokens` tokens of its neighbors, half on each side if possible.
 
     Args:
-        num_tokens: tokens of all rows.
+        num_tokens: number of tokens in all rows.
     """
     num_before = min(start, max(context_tokens // 2, context_tokens - (num_tokens - end)))
     return start - num_before, min(num_tokens, end + context_tokens - num_before)
 
 
 def _predicted_parts(windows: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the part of each window whose words it predicts: overlaps are divided in the middle."""
+    """Return the part of each window whose words are predicted in it; overlaps are split in the middle."""
     midpoints = [(later[0] + earlier[1]) // 2 for earlier, later in pairwise(windows)]
     return list(zip([windows[0][0], *midpoints], [*midpoints, windows[-1][1]], strict=True))

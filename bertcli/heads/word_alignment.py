@@ -1,6 +1,6 @@
 """Words of a row, their character offsets, and their alignment with tokens.
 
-Shapes: R rows, T tokens of all rows.
+Shapes: R rows, T tokens in all rows.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def tokenize_words(
     """Tokenize the words of all rows.
 
     Returns:
-        The token IDs [T]; the word alignment [T], the index in its row of the word that a token begins, `UNALIGNED` for
-        further tokens of a word; the row bounds [R + 1], the first token of each row and the end of the last.
+        The token IDs [T]; the word alignment [T]: the index, within its row, of the word that a token begins, or
+        `UNALIGNED` for a word's other tokens; the row bounds [R + 1]: the first token of each row, and the end of the
+        last row.
     """
     ids: list[int] = []
     alignment: list[int] = []
@@ -64,7 +65,7 @@ def casing_token_type_ids(all_words: list[list[str]], alignment: list[int], boun
     """Return token type IDs [T]: 1 for each token of a word that contains a capital letter, else 0.
 
     Args:
-        alignment: as returned by `tokenize_words`, like `bounds`.
+        alignment: word alignment returned by `tokenize_words`, as is `bounds`.
     """
     token_type_ids: list[int] = []
     for words, (start, end) in zip(all_words, pairwise(bounds), strict=True):

@@ -42,8 +42,8 @@ class FeatureExtractor:
         hardware: device, precision and batch size; None: the defaults.
 
     Raises:
-        UsageError: the model does not have one of the layers.
-        ModelError: the model lacks weights, or its tokenizer does not fit.
+        UsageError: if the model does not have one of the layers.
+        ModelError: if the model lacks weights, or its tokenizer does not fit.
     """
 
     def __init__(self, source: ModelSource, layers: list[int], data: DataSection, hardware: HardwareSection | None):

@@ -39,7 +39,7 @@ def has_masked_lm_head(source: ModelSource) -> bool:
     """Whether the saved model has a masked-language-modeling head.
 
     Raises:
-        ModelError: it is a pretrained ELECTRA discriminator, which has no such head.
+        ModelError: if it is a pretrained ELECTRA discriminator, which has no such head.
     """
     if source.has_head(MODEL_CLASS):
         return True
@@ -73,7 +73,7 @@ class MaskFiller:
         hardware: device, precision and batch size; None: the defaults.
 
     Raises:
-        ModelError: the model lacks weights, or its tokenizer does not fit.
+        ModelError: if the model lacks weights, or its tokenizer does not fit.
     """
 
     def __init__(self, source: ModelSource, top_k: int, hardware: HardwareSection | None):
@@ -95,7 +95,7 @@ class MaskFiller:
         """Yield each input row with the most probable tokens for each mask of the text in `column` (`masks`).
 
         Raises:
-            DataError: a text has no mask, or a mask beyond the maximum length.
+            DataError: if a text has no mask, or a mask beyond the maximum length.
         """
         for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
             texts = [str(row[column]).replace(MASK_PLACEHOLDER, self.tokenizer.mask_token) for row in chunk]

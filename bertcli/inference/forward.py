@@ -125,7 +125,7 @@ def predict_logits(
         Rows, their encoded items, the logits [N, C] ([T, C] if the head is per token), and the summed loss.
 
     Raises:
-        TrainingError: some logits are non-finite.
+        TrainingError: if some logits are non-finite.
     """
     for chunk_rows, chunk in encoded.chunks(MAX_CHUNK_ITEMS):
         logits, loss = compute_logits(
@@ -146,7 +146,7 @@ def check_finite(values: ArrayLike) -> None:
     """Check that logits or scores are finite.
 
     Raises:
-        TrainingError: some are NaN or infinite.
+        TrainingError: if some are NaN or infinite.
     """
     if not np.isfinite(values).all():
         raise TrainingError("the model predicts non-finite numbers; its weights are corrupt")

@@ -49,8 +49,8 @@ def write_glue_files(
         The written files.
 
     Raises:
-        UsageError: no run has a GLUE task, two have the same one, or a file exists.
-        DataError: a test split cannot be read.
+        UsageError: if no run has a GLUE task, two have the same one, or a file exists.
+        DataError: if a test split cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -109,8 +109,8 @@ def write_squad_files(
         The number of questions.
 
     Raises:
-        UsageError: the model does not extract answers, or a file exists.
-        DataError: two questions have the same id.
+        UsageError: if the model does not extract answers, or a file exists.
+        DataError: if two questions have the same id.
     """
     head = loaded.head
     if not isinstance(head, QuestionAnswering):

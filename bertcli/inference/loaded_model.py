@@ -73,8 +73,8 @@ def load_for_inference(
         labels: new names for the model's labels, in the order of their IDs; None: the saved names.
 
     Raises:
-        ModelError: the model does not exist, has no supported head, lacks weights, or its tokenizer does not fit.
-        UsageError: `labels` are not as many different names as the model has labels.
+        ModelError: if the model does not exist, has no supported head, lacks weights, or its tokenizer does not fit.
+        UsageError: if `labels` are not as many different names as the model has labels.
     """
     recipe = finetuning_recipe(source.name)
     config = copy.deepcopy(source.config)
@@ -136,7 +136,7 @@ def predict_inputs(
         Inputs, the same as dataset rows, their encoded items, and the logits.
 
     Raises:
-        DataError: a column has both texts and lists of texts.
+        DataError: if a column has both texts and lists of texts.
     """
     import pyarrow
     from datasets import Dataset
@@ -197,7 +197,7 @@ def find_task(name_or_recipe: str) -> Task:
     """Return the task of this name, or of this recipe.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: if it is neither.
     """
     if name_or_recipe in TASKS:
         return get_task(name_or_recipe)

@@ -36,7 +36,7 @@ def score(
     """The task's metrics and the mean loss (`loss`) of `model` on rows with the gold answers `references`.
 
     Raises:
-        TrainingError: some logits are not finite.
+        TrainingError: if some logits are not finite.
     """
     predictions: list[Any] = []
     total = 0.0

@@ -28,7 +28,7 @@ def compile_layers(model: nn.Module, *, suppress_errors: bool = False) -> int:
         suppress_errors: run parts that fail to compile in eager mode.
 
     Raises:
-        UsageError: this machine has no C++ compiler.
+        UsageError: if this machine has no C++ compiler.
     """
     if not has_compiler():
         raise UsageError(

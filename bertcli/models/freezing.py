@@ -23,7 +23,7 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the encoder's layers, lowest first.
 
     Raises:
-        ModelError: the model family shares one layer's weights, or its layers are not in a `ModuleList`.
+        ModelError: if the model family shares one layer's weights, or its layers are not in a `ModuleList`.
     """
     num_layers = getattr(model.config, "num_hidden_layers", None)
     stacks = [
@@ -94,7 +94,7 @@ class LayerFreezer:
     """Freezes parameters, and unfreezes them at the steps of the schedule; the rest is frozen for good.
 
     Raises:
-        ModelError: the model has fewer layers than `freeze_layers`.
+        ModelError: if the model has fewer layers than `freeze_layers`.
     """
 
     def __init__(self, model: PreTrainedModel, section: StrategySection, plan: Plan):
@@ -132,7 +132,7 @@ def reinitialize_layers(model: PreTrainedModel, num_layers: int) -> None:
     Zhang et al. 2021, https://arxiv.org/abs/2006.05987.
 
     Raises:
-        ModelError: the model has fewer layers.
+        ModelError: if the model has fewer layers.
     """
     layers = encoder_layers(model)
     if num_layers > len(layers):
@@ -160,7 +160,7 @@ class PrecomputedHiddenStates:
     [B, K, 1, H].
 
     Raises:
-        ModelError: the head reads more of the encoder than its last hidden states, or changes what it attends to.
+        ModelError: if the head reads more of the encoder than its last hidden states, or changes what it attends to.
     """
 
     def __init__(self, model: PreTrainedModel):

@@ -55,7 +55,7 @@ class ModelSource:
         path: folder of the model; the name itself if it is to be found in the cache or on the Hub.
 
     Raises:
-        ModelError: the name is a file, or a folder without a model.
+        ModelError: if the name is a file, or a folder without a model.
     """
 
     def __init__(self, name: str, mirror: Path | None = None):
@@ -72,7 +72,7 @@ class ModelSource:
         """The configuration, read once; only `match_tokenizer` changes it, so copy it before you do.
 
         Raises:
-            ModelError: there is no such model, its configuration is corrupt, or its folder has no weights.
+            ModelError: if there is no such model, its configuration is corrupt, or its folder has no weights.
         """
         from transformers import AutoConfig
 
@@ -96,7 +96,7 @@ class ModelSource:
                 part of it (RoBERTa's) then adds one before each word.
 
         Raises:
-            ModelError: there is no such tokenizer, it is corrupt, or there is no fast version of it.
+            ModelError: if there is no such tokenizer, it is corrupt, or there is no fast version of it.
         """
         from transformers import AutoTokenizer
 
@@ -129,7 +129,7 @@ class ModelSource:
                 those of a head that is to be trained; None: they are an error, except for the head if `new_head`.
 
         Raises:
-            ModelError: there is no such model, its family has no such head, it has no weights, or they are incomplete,
+            ModelError: if there is no such model, its family has no such head, it has no weights, or they are incomplete,
                 of another shape than its configuration says, or not in safetensors format.
         """
         config = copy.deepcopy(self.config)
@@ -188,7 +188,7 @@ class ModelSource:
             The model, and the names of the tensors that neither the adapter nor the base model has.
 
         Raises:
-            ModelError: the adapter or its base model cannot be read.
+            ModelError: if the adapter or its base model cannot be read.
         """
         import transformers
         from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -217,7 +217,7 @@ class ModelSource:
         """Check that no tensors of the adapter are missing.
 
         Raises:
-            ModelError: some are.
+            ModelError: if some are.
         """
         if missing:
             names, all_names = (
@@ -258,7 +258,7 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
     """Check that transformers has a model of this family with the head of `model_class`, and that it can run.
 
     Raises:
-        ModelError: the family has no such model, or the configuration lacks a field that it needs.
+        ModelError: if the family has no such model, or the configuration lacks a field that it needs.
     """
     import transformers
 
@@ -287,7 +287,7 @@ def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]
     """Check that loading found no tensor of another shape.
 
     Raises:
-        ModelError: it did; the message names the first few.
+        ModelError: if it did; the message names the first few.
     """
     listed = [
         f"{name} has the shape {list(found)}, expected {list(expected)}" for name, found, expected in sorted(mismatched)
@@ -386,7 +386,7 @@ def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: 
         path: a folder or a Hub name.
 
     Raises:
-        ModelError: loading failed.
+        ModelError: if loading failed.
     """
     options["trust_remote_code"] = False
     try:

@@ -36,7 +36,7 @@ def build_config(
     The vocabulary size is padded to a multiple of 64: the extra entries are never used.
 
     Raises:
-        ModelError: transformers has no such model family, the family has no such field, or it rejects a value.
+        ModelError: if transformers has no such model family, the family has no such field, or it rejects a value.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -72,7 +72,7 @@ def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedM
     """Build a model of `model_class` (an `AutoModelFor…` name) with randomly initialized weights.
 
     Raises:
-        ModelError: the model family has no such class, or the configuration is invalid.
+        ModelError: if the model family has no such class, or the configuration is invalid.
     """
     import transformers
 

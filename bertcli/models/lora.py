@@ -32,7 +32,7 @@ def add_lora(model: PreTrainedModel, section: StrategySection, base_name: str) -
         The model wrapped by peft; `model` itself is modified and computes with the adapters.
 
     Raises:
-        ModelError: the encoder has no linear layers, or the base model is itself a LoRA adapter.
+        ModelError: if the encoder has no linear layers, or the base model is itself a LoRA adapter.
     """
     from peft import LoraConfig, get_peft_model
 

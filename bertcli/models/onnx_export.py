@@ -31,7 +31,7 @@ def check_packages() -> None:
     """Check that the packages that write and run ONNX are installed.
 
     Raises:
-        BertcliError: one is missing; the message says how to install it.
+        BertcliError: if one is missing; the message says how to install it.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -52,7 +52,7 @@ def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> None:
     """Export a model in evaluation mode as an ONNX graph with dynamic batch size and length (and number of choices).
 
     Raises:
-        ModelError: this architecture cannot be exported.
+        ModelError: if this architecture cannot be exported.
     """
     import torch
 

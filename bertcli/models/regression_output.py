@@ -88,7 +88,7 @@ def standardize_targets(model: PreTrainedModel, mean: float, std: float, *, is_n
         is_new_head: whether the output layer is newly initialized; that of a trained model predicts in units already.
 
     Raises:
-        ModelError: the output layer cannot be identified.
+        ModelError: if the output layer cannot be identified.
     """
     names = _output_layers(model)
     if not names:

@@ -33,7 +33,7 @@ def match_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     * The tokenizer returns no token types if the model has no embeddings for them.
 
     Raises:
-        ModelError: the model lacks embeddings for some tokens or token types, or the two disagree on the padding token.
+        ModelError: if the model lacks embeddings for some tokens or token types, or the two disagree on the padding token.
     """
     _check_vocabulary(tokenizer, config, name)
     _match_padding_token(tokenizer, config, name)

@@ -54,7 +54,7 @@ def train_tokenizer(
         sentinels: add T5's sentinel tokens `<extra_id_0>` ….
 
     Raises:
-        DataError: the texts contain no words.
+        DataError: if the texts contain no words.
     """
     special = ROBERTA_TOKENS if kind == "bpe" else BERT_TOKENS
     names = list(dict.fromkeys(special.values()))

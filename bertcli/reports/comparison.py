@@ -36,7 +36,7 @@ def compare_runs(runs: Runs) -> dict[str, Any]:
     The target is the lowest best score of all runs and seeds. Values are means over seeds.
 
     Raises:
-        UsageError: the runs are of different tasks or selected by different metrics.
+        UsageError: if the runs are of different tasks or selected by different metrics.
     """
     kinds = {name: (seeds[0].task_or_objective, seeds[0].metric) for name, seeds in runs.items()}
     if len(set(kinds.values())) > 1:
@@ -61,7 +61,7 @@ def read_runs(names: Sequence[str]) -> Runs:
     """Read finished runs, each with all its seeds, from run folders.
 
     Raises:
-        UsageError: a folder is not a finished run.
+        UsageError: if a folder is not a finished run.
     """
     runs: Runs = {}
     for name in names:
@@ -76,7 +76,7 @@ def write_page(names: Sequence[str], page: Path) -> None:
     """Write the HTML page of one run, or a comparison of several runs or of the seeds of one run.
 
     Raises:
-        UsageError: a folder is not a finished run, or the runs cannot be compared.
+        UsageError: if a folder is not a finished run, or the runs cannot be compared.
     """
     runs = read_runs(names)
     first = runs[names[0]]
@@ -122,7 +122,7 @@ def write_plots(runs: Runs, folder: Path) -> None:
     """Save the charts of one run, or of a comparison of several, as PNG files in the new folder `folder`.
 
     Raises:
-        UsageError: the folder is not empty, or there are no runs.
+        UsageError: if the folder is not empty, or there are no runs.
     """
     from bertcli.reports.png import save_charts
 
@@ -164,7 +164,7 @@ def _steps_to(run: Run, target_score: float) -> int:
     """The step of the first evaluation that reached `target_score`.
 
     Raises:
-        UsageError: none did; the history does not belong to the results.
+        UsageError: if none did; the history does not belong to the results.
     """
     sign, key = -1 if is_better_lower(run.metric) else 1, f"{SCORE_PREFIX}{run.metric}"
     for record in run.eval_records:

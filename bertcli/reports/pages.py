@@ -107,7 +107,7 @@ def read_run(path: Path) -> Run:
     """Read the folder of a finished run.
 
     Raises:
-        UsageError: its results cannot be read, or do not say what selected the best model.
+        UsageError: if its results cannot be read, or do not say what selected the best model.
     """
     folder = RunFolder(path)
     results = folder.read_results()

@@ -282,7 +282,7 @@ def test_regression_with_decimal_commas_is_refused_with_its_row() -> None:
     Path("a.csv").write_bytes(b"text;label\na;1.5\nb;1,5\n")
     task = Task.model_validate({"files": {"test": "a.csv"}, "text_columns": ("text",), "problem": "regression"})
     with pytest.raises(
-        DataError, match=r"a\.csv: row 2 has no finite number in column 'label', but '1,5'.* such as 1\.5"
+        DataError, match=r"a\.csv: row 2 has no finite number in column 'label', found '1,5'.* such as 1\.5"
     ):
         TextClassification.from_data(task, load_split(task, "test"), None)  # type: ignore[arg-type]
 

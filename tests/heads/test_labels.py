@@ -112,7 +112,7 @@ def test_printed_objects_in_csv_are_objects(read_labels: Read) -> None:
 
 @pytest.mark.parametrize("cell", ["['x' 'y']", "['x', 'y'", "[x, y]", "{'x', 'y'}", "[nan]"])
 def test_printed_lists_that_cannot_be_read_are_refused(read_labels: Read, cell: str) -> None:
-    with pytest.raises(DataError, match=r"row 2 has .*cannot read the printed list"):
+    with pytest.raises(DataError, match=r"row 2 has .*cannot parse the printed list"):
         read_labels(["a", cell], "multi_label", "csv")
 
 
@@ -269,15 +269,15 @@ def test_regression_targets_that_are_not_numbers_are_refused_with_their_rows(rea
     with pytest.raises(DataError, match=r"rows?.jsonl: rows? 2.* (no label|no finite number|and other rows have)"):
         read_labels([1.0, cell], "regression")
     if isinstance(cell, list):
-        with pytest.raises(DataError, match=r"rows 1, 2 have no finite number in column 'label', but .*one number"):
+        with pytest.raises(DataError, match=r"rows 1, 2 have no finite number in column 'label', found .*one number"):
             read_labels([cell, cell], "regression")
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({0: "good", 1: "bad", 2: "good"}, "gives the labels 0 and 2 one name, 'good'"),
-        ({0: 1, 1: "1"}, "gives the labels 0 and 1 one name, '1'"),
+        ({0: "good", 1: "bad", 2: "good"}, "has the same name for labels 0 and 2, 'good'"),
+        ({0: 1, 1: "1"}, "has the same name for labels 0 and 1, '1'"),
         ({1: "good", 2: "bad"}, r"has the ids \[1, 2\], expected 0 to 1"),
     ],
 )

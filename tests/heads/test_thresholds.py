@@ -57,8 +57,8 @@ def test_thresholds_are_applied_to_probabilities() -> None:
 @pytest.mark.parametrize(
     ("labels", "thresholds", "message"),
     [
-        (("no", "yes"), {"yse": 0.2}, "expected it for yes. Did you mean yes"),
-        (("no", "yes"), {"no": 0.2}, "expected it for yes"),
+        (("no", "yes"), {"yse": 0.2}, "expected yes. Did you mean yes"),
+        (("no", "yes"), {"no": 0.2}, "expected yes"),
         (("a", "b", "c"), {"a": 0.2}, "found 3 labels"),
     ],
 )
