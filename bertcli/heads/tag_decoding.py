@@ -42,7 +42,8 @@ def detect_tag_scheme(labels: Sequence[str], tags: Sequence[Sequence[str | None]
 def allowed_transitions(labels: Sequence[str], scheme: str) -> np.ndarray:
     """Return whether each tag (row) may be followed by each other tag (column).
 
-    The last row is for the start of a sequence, the last column for its end. Tags without a prefix are outside entities.
+    The last row stands for the start of a sequence, the last column for its end. Tags without a prefix are outside
+    entities.
 
     Returns:
         A boolean array [C + 1, C + 1].
@@ -82,6 +83,6 @@ def viterbi_decode(scores: np.ndarray, allowed: np.ndarray | None) -> np.ndarray
 
 
 def _violations(tag_ids: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Return the invalid transitions in a row of tag ids [W], as the index of the word that follows, or W at the end."""
+    """Return the invalid transitions in a row of tag ids [W]: the index of the word that follows, or W at the end."""
     boundary = len(allowed) - 1
     return np.flatnonzero(~allowed[np.append(boundary, tag_ids), np.append(tag_ids, boundary)])

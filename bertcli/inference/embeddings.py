@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     import pyarrow
     import torch
 
-CHUNK_SIZE = 256  # rows whose token features are in memory
+CHUNK_SIZE = 256  # number of rows whose token features are in memory
 
 
 class FeatureExtractor:
     """An encoder that returns the hidden states of selected layers.
 
     Args:
-        layers: 0 is the embedding layer, 1 the first layer, -1 the last.
+        layers: layers to return; 0 is the embedding layer, 1 the first layer, -1 the last.
         data: only `max_length` is used.
         hardware: device, precision and batch size; None: the defaults.
 
     Raises:
         UsageError: if the model does not have one of the layers.
-        ModelError: if the model lacks weights, or its tokenizer does not fit.
+        ModelError: if the model lacks weights, or is incompatible with its tokenizer.
     """
 
     def __init__(self, source: ModelSource, layers: list[int], data: DataSection, hardware: HardwareSection | None):
@@ -107,12 +107,12 @@ def write_features(
 ) -> int:
     """Write the features of each row's text (or pair) and return the number of rows; rows are streamed.
 
-    Parquet files have the texts and a column `layer_<n>` per layer; `.npy` files an array [N, H], or [N, L, H] for
-    several layers.
+    Parquet files contain the texts and a column `layer_<n>` per layer; `.npy` files contain an array [N, H], or
+    [N, L, H] for several layers.
 
     Raises:
-        UsageError: as `check_feature_output`, pooling `cls` without such a token, or the file exists (allowed with
-            `overwrite`).
+        UsageError: if `check_feature_output` rejects the output, `pooling` is `cls` but the tokenizer adds no such
+            token, or the file exists and `overwrite` is not set.
     """
     check_feature_output(output, pooling, overwrite=overwrite)
     if pooling == "cls" and not extractor.has_cls_token:
@@ -126,7 +126,7 @@ def write_features(
 def _encoded_chunks(
     extractor: FeatureExtractor, rows: Iterable[Row], columns: tuple[str, ...]
 ) -> Iterator[tuple[dict[str, list[str]], Encoded, np.ndarray]]:
-    """Yield the texts of a chunk by column, their encoding, and their hidden states [T, L, H]."""
+    """Yield, for each chunk, its texts by column, their encoding, and their hidden states [T, L, H]."""
     for chunk in batched(rows, CHUNK_SIZE):
         texts = [[join_words(row[column]) for row in chunk] for column in columns[:2]]
         encoded = extractor.encode(texts[0], texts[1] if len(texts) > 1 else None)
@@ -141,7 +141,7 @@ def _pooled_chunks(
 
 
 def _write_npy(chunks: Iterator[np.ndarray], output: Path, layers: list[int]) -> int:
-    """Write an array of unknown length: first its values to a temporary file, then the header, then a copy of them."""
+    """Write an array of unknown length: its values to a temporary file, then the header and a copy of the values."""
     num_rows, hidden_size = 0, 0
     with tempfile.TemporaryFile(dir=output.parent) as body, output.open("wb") as file:
         for chunk in chunks:

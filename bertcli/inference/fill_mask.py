@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 MODEL_CLASS = "AutoModelForMaskedLM"
 MASK_PLACEHOLDER = "[MASK]"  # accepted in texts for every tokenizer, whatever its mask token
-CHUNK_SIZE = 1024  # texts in memory
+CHUNK_SIZE = 1024  # number of texts in memory
 
-TokenPredictions = list[dict[str, Any]]  # of one mask: token and probability, most probable first
+TokenPredictions = list[dict[str, Any]]  # tokens and probabilities for one mask, most probable first
 
 
 def has_masked_lm_head(source: ModelSource) -> bool:
-    """Whether the saved model has a masked-language-modeling head.
+    """Return whether the saved model has a masked-language-modeling head.
 
     Raises:
         ModelError: if it is a pretrained ELECTRA discriminator, which has no such head.
@@ -54,7 +54,7 @@ def has_masked_lm_head(source: ModelSource) -> bool:
 
 
 def with_masks_in_texts(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return a copy of the tokenizer that reads a mask token in a text as that token, unlike other special tokens."""
+    """Return a copy of the tokenizer that recognizes the mask token in a text, but no other special tokens."""
     from tokenizers import Tokenizer
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -73,7 +73,7 @@ class MaskFiller:
         hardware: device, precision and batch size; None: the defaults.
 
     Raises:
-        ModelError: if the model lacks weights, or its tokenizer does not fit.
+        ModelError: if the model lacks weights, or is incompatible with its tokenizer.
     """
 
     def __init__(self, source: ModelSource, top_k: int, hardware: HardwareSection | None):
@@ -92,7 +92,7 @@ class MaskFiller:
         self.multiple_of = 1 if self.same_length else pad_to_multiple_of(self.accelerator)
 
     def fill(self, inputs: Iterable[Row], column: str) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """Yield each input row with the most probable tokens for each mask of the text in `column` (`masks`).
+        """Yield each input row with `masks`, the most probable tokens for each mask in the text of `column`.
 
         Raises:
             DataError: if a text has no mask, or a mask beyond the maximum length.
@@ -106,7 +106,7 @@ class MaskFiller:
                 yield row, {"masks": masks}
 
     def _fill_texts(self, texts: list[str]) -> dict[int, list[TokenPredictions]]:
-        """Return the predictions for each mask of a text by the text's index; texts without masks are left out."""
+        """Return the predictions for each mask of a text, by the text's index; texts without masks are omitted."""
         encoded = encode_texts(self.text_tokenizer, texts, None, self.max_length)
         cumulative_masks = np.concatenate(([0], np.cumsum(encoded.input_ids == self.tokenizer.mask_token_id)))
         masked_texts = np.flatnonzero(np.diff(cumulative_masks[encoded.offsets]))
@@ -146,5 +146,5 @@ class MaskFiller:
         if num_filled < text.count(mask):
             raise DataError(
                 f"row {row} has {text.count(mask)} {mask}, but only {num_filled} among its first {self.max_length} "
-                "tokens; shorten it"
+                "tokens; shorten the text"
             )

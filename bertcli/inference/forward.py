@@ -1,6 +1,6 @@
 """Forward passes over encoded rows without gradients: batches sorted by length, logits in the original order.
 
-Shapes: N items, T tokens of all items, B batch, S sequence, C classes.
+Shapes: N items, T tokens in all items, B batch, S sequence, C classes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def compute_logits(
 
     Args:
         get_logits: returns the logits in a model output: [B, …] or, if `per_token`, [B, S, …].
-        get_loss: returns the summed loss of a batch from the model output and the labels; None, or no labels: 0.
+        get_loss: returns the summed loss of a batch, given the model output and the labels. If it is None, or there are
+            no labels, the loss is 0.
         max_tokens: maximum tokens per batch on one device, padding included.
         on_batch: called after each batch with its number of items.
 
@@ -119,10 +120,10 @@ def predict_logits(
     with_loss: bool = False,
     on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> Iterator[tuple[Dataset, Encoded, np.ndarray, float]]:
-    """Predict a chunk of rows at a time, so that memory holds only the logits of one chunk.
+    """Predict one chunk of rows at a time, so that memory holds only the logits of one chunk.
 
     Yields:
-        Rows, their encoded items, the logits [N, C] ([T, C] if the head is per token), and the summed loss.
+        A chunk's rows, their encoded items, the logits [N, C] ([T, C] if the head is per token), and the summed loss.
 
     Raises:
         TrainingError: if some logits are non-finite.
@@ -146,7 +147,7 @@ def check_finite(values: ArrayLike) -> None:
     """Check that logits or scores are finite.
 
     Raises:
-        TrainingError: if some are NaN or infinite.
+        TrainingError: if some of them are NaN or infinite.
     """
     if not np.isfinite(values).all():
         raise TrainingError("the model predicts non-finite numbers; its weights are corrupt")

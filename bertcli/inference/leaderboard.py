@@ -1,4 +1,4 @@
-"""Prediction files for leaderboards and official scorers: GLUE's TSV files, SQuAD's JSON files."""
+"""Prediction files for leaderboards and official scorers: GLUE's TSV files and SQuAD's JSON files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_glue_files(
         The written files.
 
     Raises:
-        UsageError: if no run has a GLUE task, two have the same one, or a file exists.
+        UsageError: if no run has a GLUE task, two runs have the same task, or a file exists.
         DataError: if a test split cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def write_glue_files(
 
 
 def _write_zip(files: list[Path], output: Path, console: Console, *, overwrite: bool) -> Path:
-    """Write the archive, and warn if it lacks files that the leaderboard requires."""
+    """Write the archive, and warn if it lacks any files that the leaderboard requires."""
     submissions = [task.submission for task in TASKS.values() if task.submission is not None]
     required = [f"{file}.tsv" for submission in submissions for file in submission.files.values()]
     missing = [file for file in required if output / file not in files]
@@ -103,13 +103,13 @@ def write_squad_files(
     """Write `predictions.json` and `nbest_predictions.json`, and for unanswerable questions `null_odds.json`.
 
     Args:
-        source: what the rows are read from, for messages.
+        source: where the rows were read from, for error messages.
 
     Returns:
         The number of questions.
 
     Raises:
-        UsageError: if the model does not extract answers, or a file exists.
+        UsageError: if the model is not a question-answering model, or a file exists.
         DataError: if two questions have the same id.
     """
     head = loaded.head
@@ -139,7 +139,7 @@ def write_squad_files(
 
 
 class _JsonObjectWriter:
-    """A JSON object written one entry at a time, so that it need not fit in memory."""
+    """A JSON file whose object is written one entry at a time, so that it need not fit in memory."""
 
     def __init__(self, path: Path):
         self._path, self._is_empty = path, True
@@ -182,9 +182,9 @@ def _nbest(answer: SpanPrediction) -> list[dict[str, Any]]:
 
 
 def _models_in(name: str) -> list[str]:
-    """Return the models of a run, or of each run in a suite's folder: a grid's best point, the best of several seeds.
+    """Return the models of a run, or of each run in a suite's folder.
 
-    Multitask runs have one model per task.
+    For grids it is the best point, and for several seeds the best one. Multitask runs have one model per task.
     """
     members = [name] if _is_run(name) else [str(path) for path in sorted(Path(name).glob("*/")) if _is_run(str(path))]
     runs = [best_seed(member) for member in members or [name]]
@@ -198,11 +198,11 @@ def _is_run(name: str) -> bool:
 def _write_glue_file(
     loaded: LoadedModel, task: Task, split: str, name: str, path: Path, mirror: Path | None, console: Console
 ) -> None:
-    """Write the predictions for a split to `path`, which will be called `name`."""
+    """Write the predictions for a split to `path`, a temporary file that will be renamed to `name`."""
     try:
         rows = load_split(task, split, mirror).select_columns(list(task.columns))
     except BertcliError as error:
-        raise DataError(f"{name} needs the test rows of {task.name}: {error}") from error
+        raise DataError(f"cannot write {name}, which needs the test rows of {task.name}: {error}") from error
     parts = predict_inputs(loaded, task, iter(rows), console)
     predictions = (
         prediction

@@ -1,4 +1,4 @@
-"""A fine-tuned model loaded for `eval` and `predict`, from a run folder, a model folder or a Hub name."""
+"""A fine-tuned model loaded for `eval` and `predict`, from a run folder, a model folder or the Hub."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 DEFAULT_DATA = DataSection(max_length=512)  # of models without a run folder; capped at the model's maximum length
-CHUNK_SIZE = 1024  # input rows in memory
+CHUNK_SIZE = 1024  # number of input rows in memory
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LoadedModel:
     """A model with its head and tokenizer, ready to predict.
 
     Attributes:
-        recipe: the recipe of the run; None for a model folder or hub model.
+        recipe: the recipe of the run; None for a model folder or a model from the Hub.
         task: the task of the recipe, else the head's default task.
         data: how inputs are encoded.
         max_tokens: maximum tokens per batch, padding included.
@@ -73,8 +73,9 @@ def load_for_inference(
         labels: new names for the model's labels, in the order of their IDs; None: the saved names.
 
     Raises:
-        ModelError: if the model does not exist, has no supported head, lacks weights, or its tokenizer does not fit.
-        UsageError: if `labels` are not as many different names as the model has labels.
+        ModelError: if the model does not exist, has no supported head, lacks weights, or is incompatible with its
+            tokenizer.
+        UsageError: if `labels` does not have a different name for each of the model's labels.
     """
     recipe = finetuning_recipe(source.name)
     config = copy.deepcopy(source.config)
@@ -82,7 +83,7 @@ def load_for_inference(
     head_class = load_class(HEADS, head_name) if head_name else None
     if head_name is None or head_class is None or not has_head(config, head_class.model_class):
         raise ModelError(
-            f"{source.name} has no fine-tuned head (its architecture: {', '.join(config.architectures or ['unknown'])}"
+            f"{source.name} has no fine-tuned head (architecture: {', '.join(config.architectures or ['unknown'])}"
             "); fine-tune it first with `bertcli finetune`"
         )
     task = recipe_task(recipe) if recipe else head_class.default_task(head_name)
@@ -111,7 +112,7 @@ def load_for_inference(
 
 
 def _rename_labels(config: PretrainedConfig, labels: Sequence[str], head: Head, name: str) -> None:
-    """Rename the labels in the configuration, also those that its thresholds belong to."""
+    """Rename the labels in the configuration, including those of its thresholds."""
     saved_labels = head.labels
     if not saved_labels:
         raise UsageError(f"{name} predicts {head.answer_kind}, which has no labels; leave out --labels")
@@ -130,10 +131,10 @@ def _rename_labels(config: PretrainedConfig, labels: Sequence[str], head: Head, 
 def predict_inputs(
     loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console
 ) -> Iterator[tuple[list[Row], Dataset, Encoded, np.ndarray]]:
-    """Predict a stream of inputs, a chunk at a time: memory does not grow with their number.
+    """Predict a stream of inputs one chunk at a time, so that memory use does not grow with their number.
 
     Yields:
-        Inputs, the same as dataset rows, their encoded items, and the logits.
+        The inputs of a chunk, the same inputs as dataset rows, their encoded items, and the logits.
 
     Raises:
         DataError: if a column has both texts and lists of texts.
@@ -163,13 +164,13 @@ def _find_head_name(config: PretrainedConfig) -> str | None:
 
 
 def finetuning_recipe(name: str) -> Recipe | None:
-    """Load the recipe of the fine-tuning run folder `name`; None if it is not one."""
+    """Load the recipe of the run folder `name`; return None if `name` is not a fine-tuning run."""
     recipe = _load_run_recipe(name)
     return recipe if isinstance(recipe, Recipe) else None
 
 
 def pretraining_recipe(name: str) -> PretrainRecipe | None:
-    """Load the recipe of the pretraining run folder `name`; None if it is not one."""
+    """Load the recipe of the run folder `name`; return None if `name` is not a pretraining run."""
     recipe = _load_run_recipe(name)
     return recipe if isinstance(recipe, PretrainRecipe) else None
 
@@ -181,23 +182,23 @@ def _load_run_recipe(name: str) -> Recipe | PretrainRecipe | None:
     try:
         return load_any_recipe(str(folder.recipe))
     except RecipeError as error:
-        cause = f"{name} is a run of another version, or its recipe.yaml was edited: this version cannot read it."
-        cure = f"Its model works without it: name {folder.model} (`bertcli eval` also needs --task)."
+        cause = f"{name} is a run of another version, or its recipe.yaml was edited; this version cannot read it."
+        cure = f"Its model works without the recipe: pass {folder.model} (`bertcli eval` also needs --task)."
         raise RecipeError([f"{cause} {cure}", *error.problems]) from error
 
 
 def multitask_models(name: str) -> dict[str, str]:
-    """Return the model folders of a multitask run by their task names in its recipe; empty for other runs."""
+    """Return the model folder of each task of a multitask run, by the task's name; empty for other runs."""
     run = RunFolder(Path(name))
     tasks = read_yaml_file(run.recipe, Recipe).values.get("suite", ()) if run.recipe.is_file() else ()
     return {task: str(run_folder(run.model, task)) for task in tasks}
 
 
 def find_task(name_or_recipe: str) -> Task:
-    """Return the task of this name, or of this recipe.
+    """Return the task with this name, or the task of this recipe.
 
     Raises:
-        UsageError: if it is neither.
+        UsageError: if there is no such task, nor a valid recipe.
     """
     if name_or_recipe in TASKS:
         return get_task(name_or_recipe)

@@ -1,4 +1,4 @@
-"""Predictions beside the gold answers, one line per row: the content of a run's `predictions/`, input of its report."""
+"""Predictions next to the gold answers, one line per row, as saved in a run's `predictions/` and used in its report."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def predictions_with_gold(
     *,
     max_tokens: int,
 ) -> Iterator[dict[str, Any]]:
-    """The model's predictions beside the gold answers: `Head.with_gold` plus `row` (from 1), `tokens` and `texts`.
+    """Yield predictions next to the gold answers: `Head.with_gold` plus `row` (from 1), `tokens` and `texts`.
 
-    If the rows are a part of a file, `row_in_file` is the number in the file.
+    If the rows are part of a file, `row_in_file` is the row's number in that file.
 
-    Of more than `MAX_ROWS` rows only every second, third … is kept; long texts are truncated.
+    If there are more than `MAX_ROWS` rows, only every second, third … is kept; long texts are truncated.
     """
     stride = -(-len(rows) // MAX_ROWS)
     first = 0
@@ -61,7 +61,7 @@ def _num_tokens_of_rows(encoded: Encoded) -> list[int]:
 
 
 def _truncated(value: Any, max_characters: int = MAX_CHARACTERS) -> Any:
-    """The value with long texts and lists truncated and numbers rounded to six digits."""
+    """Return the value with long texts and lists truncated, and numbers rounded to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, str):

@@ -33,10 +33,10 @@ def score(
     max_tokens: int,
     on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> dict[str, float]:
-    """The task's metrics and the mean loss (`loss`) of `model` on rows with the gold answers `references`.
+    """Return the task's metrics and the mean loss (`loss`) of `model` on rows with the gold answers `references`.
 
     Raises:
-        TrainingError: if some logits are not finite.
+        TrainingError: if some logits are non-finite.
     """
     predictions: list[Any] = []
     total = 0.0
@@ -53,12 +53,12 @@ def score(
 
 
 def positive_label_id(task: Task, head: Head) -> int:
-    """The model's id for the second of two labels of the task, which binary F1 is computed for."""
+    """Return the model's id for the second of the task's two labels, for which binary F1 is computed."""
     return head.labels.index(task.labels[1]) if len(task.labels) == len(head.labels) == 2 else 1
 
 
 def multitask_scores(recipes: Mapping[str, Recipe], each: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The scores of a multitask run, each prefixed with its task, and the mean over tasks (`average`)."""
+    """Return the scores of a multitask run, each prefixed with its task, and the mean over tasks (`average`)."""
     average = statistics.fmean(
         task_score(recipe_task(recipe), each[name], recipe.evaluation.best_by) for name, recipe in recipes.items()
     )

@@ -1,4 +1,4 @@
-"""Return the hidden states of each sequence's first token ([CLS]) from chosen layers in the model's output.
+"""Hidden states of each sequence's first token ([CLS]), recorded in chosen layers and added to the model's output.
 
 Shapes: B batch, S sequence, T unpadded tokens, L recorded layers, H hidden. With K choices per example, B is B * K.
 """
@@ -34,7 +34,7 @@ def record_cls_states(model: PreTrainedModel, depths: Sequence[int]) -> None:
             states.append(hidden[:, 0])  # hidden is [B, S, H]
 
     def add_to_outputs(_: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
-        """Use a field that every output class has: distributed wrappers rebuild outputs from their fields."""
+        """Add to a field that every output class has, since distributed wrappers rebuild outputs from their fields."""
         recorded = list(states)
         states.clear()  # also after a forward pass that ran out of memory
         if len(recorded) == len(depths) and outputs is not None:

@@ -41,7 +41,7 @@ def compile_layers(model: nn.Module, *, suppress_errors: bool = False) -> int:
     parts = _model_parts(model)
     for part in parts:
         for name, child in part.named_children():
-            if type(child) is CpuDropout:  # a custom autograd function on NumPy: it cannot be traced
+            if type(child) is CpuDropout:  # its autograd function uses NumPy and cannot be traced
                 setattr(part, name, nn.Dropout(child.p).train(child.training))
         part.compile(dynamic=True)
     return len(parts)

@@ -23,7 +23,7 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the encoder's layers, lowest first.
 
     Raises:
-        ModelError: if the model family shares one layer's weights, or its layers are not in a `ModuleList`.
+        ModelError: if all layers share one set of weights, or the layers are not in a `ModuleList`.
     """
     num_layers = getattr(model.config, "num_hidden_layers", None)
     stacks = [
@@ -91,7 +91,7 @@ def lowest_trainable_depth(section: StrategySection, num_layers: int, plan: Plan
 
 
 class LayerFreezer:
-    """Freezes parameters, and unfreezes them at the steps of the schedule; the rest is frozen for good.
+    """A schedule that unfreezes parameters at certain steps; parameters that never become trainable stay frozen.
 
     Raises:
         ModelError: if the model has fewer layers than `freeze_layers`.
@@ -102,7 +102,7 @@ class LayerFreezer:
         self._num_layers = len(encoder_layers(model))
         if section.freeze_layers > self._num_layers:
             raise ModelError(
-                f"found training.freeze_layers {section.freeze_layers}, but the model has {self._num_layers} layers"
+                f"training.freeze_layers is {section.freeze_layers}, but the model has {self._num_layers} layers"
             )
         depths = parameter_depths(model)
         final_lowest = lowest_trainable_depth(section, self._num_layers, plan, plan.total_steps - 1)
@@ -132,11 +132,11 @@ def reinitialize_layers(model: PreTrainedModel, num_layers: int) -> None:
     Zhang et al. 2021, https://arxiv.org/abs/2006.05987.
 
     Raises:
-        ModelError: if the model has fewer layers.
+        ModelError: if the model has fewer than `num_layers` layers.
     """
     layers = encoder_layers(model)
     if num_layers > len(layers):
-        raise ModelError(f"found training.reinit_layers {num_layers}, but the model has {len(layers)} layers")
+        raise ModelError(f"training.reinit_layers is {num_layers}, but the model has {len(layers)} layers")
     pooler = getattr(model.base_model, "pooler", None)
     for part in [*layers[len(layers) - num_layers :], *([] if pooler is None else [pooler])]:
         for module in part.modules():
@@ -154,10 +154,10 @@ class _PrecomputedOutput(BaseModelOutputWithPooling):
 
 
 class PrecomputedHiddenStates:
-    """Makes a model read its encoder's last hidden states from the batch instead of computing them.
+    """Hooks that make a model read its encoder's last hidden states from the batch instead of computing them.
 
-    `frozen_hidden_states` in the batch is [B, S, H], or [B, 1, H] for the first token only; with K choices per example
-    [B, K, 1, H].
+    `frozen_hidden_states` in the batch is [B, S, H], or [B, 1, H] for the first token only, or [B, K, 1, H] with K
+    choices per example.
 
     Raises:
         ModelError: if the head reads more of the encoder than its last hidden states, or changes what it attends to.

@@ -47,12 +47,12 @@ MAX_SHAPES_LISTED = 3  # in an error message
 
 
 class ModelSource:
-    """A model name resolved once, and what it leads to: path, configuration, tokenizer and weights.
+    """A model name that is resolved once, with access to the model's path, configuration, tokenizer and weights.
 
-    The name is looked up as a run folder and a model folder, in the mirror, in the local cache and on the Hub.
+    The name is looked up as a run folder or model folder, then in the mirror, in the local cache and on the Hub.
 
     Attributes:
-        path: folder of the model; the name itself if it is to be found in the cache or on the Hub.
+        path: folder of the model; the name itself if the model is in the cache or on the Hub.
 
     Raises:
         ModelError: if the name is a file, or a folder without a model.
@@ -69,10 +69,10 @@ class ModelSource:
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The configuration, read once; only `match_tokenizer` changes it, so copy it before you do.
+        """The configuration, read once. Only `match_tokenizer` may change it; all other code must copy it first.
 
         Raises:
-            ModelError: if there is no such model, its configuration is corrupt, or its folder has no weights.
+            ModelError: if the model does not exist, its configuration is corrupt, or its folder has no weights.
         """
         from transformers import AutoConfig
 
@@ -85,18 +85,18 @@ class ModelSource:
         return config
 
     def has_head(self, model_class: str) -> bool:
-        """Whether the saved model has the head of `model_class` (an `AutoModelFor…` name)."""
+        """Return whether the saved model has the head of `model_class` (an `AutoModelFor…` name)."""
         return has_head(self.config, model_class)
 
     def load_tokenizer(self, *, is_split_into_words: bool = False) -> PreTrainedTokenizerBase:
-        """Load the fast tokenizer; `match_tokenizer` then makes it fit a model.
+        """Load the fast tokenizer; `match_tokenizer` then makes it compatible with a model.
 
         Args:
-            is_split_into_words: the inputs will be lists of words; a tokenizer that treats the space before a word as
-                part of it (RoBERTa's) then adds one before each word.
+            is_split_into_words: whether the inputs will be lists of words; a tokenizer that treats the space before a
+                word as part of the word (RoBERTa's) then adds a space before each word.
 
         Raises:
-            ModelError: if there is no such tokenizer, it is corrupt, or there is no fast version of it.
+            ModelError: if the tokenizer does not exist, is corrupt, or has no fast version.
         """
         from transformers import AutoTokenizer
 
@@ -125,12 +125,12 @@ class ModelSource:
             config_fields: overrides for its configuration.
             dropout: sets all dropout rates; None keeps them.
             new_head: load only the encoder and initialize a new head, even if the model has one.
-            on_missing: called with the weights that are not saved with the model and were initialized at random, as
-                those of a head that is to be trained; None: they are an error, except for the head if `new_head`.
+            on_missing: called with the weights that are missing in the saved model and were initialized at random, such
+                as those of a new head; None: missing weights are an error, except those of the head if `new_head`.
 
         Raises:
-            ModelError: if there is no such model, its family has no such head, it has no weights, or they are incomplete,
-                of another shape than its configuration says, or not in safetensors format.
+            ModelError: if the model does not exist, its family has no such head, or its weights are missing,
+                incomplete, not in safetensors format, or of other shapes than its configuration says.
         """
         config = copy.deepcopy(self.config)
         set_config_fields(config, config_fields or {}, dropout)
@@ -150,10 +150,10 @@ class ModelSource:
     def _load_weights(
         self, model_class: str, config: PretrainedConfig, *, new_head: bool = False
     ) -> tuple[PreTrainedModel, set[str], set[str]]:
-        """Load the model; also return the names of the tensors that are missing and of those that it does not use.
+        """Load the model; also return the names of missing tensors, and of saved tensors that it does not use.
 
         Raises:
-            ModelError: as `load_model` does, except for missing weights.
+            ModelError: if the model cannot be loaded (see `load_model`), but not if weights are missing.
         """
         import transformers
 
@@ -217,7 +217,7 @@ class ModelSource:
         """Check that no tensors of the adapter are missing.
 
         Raises:
-            ModelError: if some are.
+            ModelError: if some are missing; the message lists the first few.
         """
         if missing:
             names, all_names = (
@@ -239,7 +239,7 @@ def _resolve(name: str, mirror: Path | None) -> str:
         cure = f"; use one of its models: {', '.join(task_models)}" if task_models else ""
         raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model{cure}")
     if folder.is_file():
-        raise ModelError(f"found file {folder}, expected a run folder, a saved model or a Hub name")
+        raise ModelError(f"found file {folder}, expected a run folder, a saved model or a Hub model ID")
     in_mirror = mirror / "models" / name if mirror and not {"..", "/"} & {*folder.parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
@@ -255,17 +255,17 @@ def has_head(config: PretrainedConfig, model_class: str) -> bool:
 
 
 def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> None:
-    """Check that transformers has a model of this family with the head of `model_class`, and that it can run.
+    """Check that transformers has a model of this family with the head of `model_class`, and that bertcli can run it.
 
     Raises:
-        ModelError: if the family has no such model, or the configuration lacks a field that it needs.
+        ModelError: if the family has no such model, or a field of the configuration is missing or not supported.
     """
     import transformers
 
     if type(config) not in getattr(transformers, model_class)._model_mapping:
         head = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", model_class.removeprefix("AutoModelFor")).lower()
         raise ModelError(
-            f"found {name}, but {config.model_type} has no model for {head} ({model_class}); use a model of another "
+            f"cannot use {name}: {config.model_type} has no model for {head} ({model_class}); use a model of another "
             "family"
         )
     has_classifier = model_class not in ("AutoModel", "AutoModelForSeq2SeqLM")
@@ -273,21 +273,21 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
         raise ModelError(f"the config.json of {name} lacks decoder_start_token_id, the ID of the decoder's first token")
     if config.model_type == "nystromformer" and config.num_landmarks != config.segment_means_seq_len:
         raise ModelError(
-            f"{name} reads only sequences of exactly {config.segment_means_seq_len} tokens, since its num_landmarks "
-            f"({config.num_landmarks}) differs from its segment_means_seq_len; bertcli needs other lengths too"
+            f"{name} accepts only sequences of exactly {config.segment_means_seq_len} tokens, since its num_landmarks "
+            f"({config.num_landmarks}) differs from its segment_means_seq_len; bertcli needs sequences of any length"
         )
     if config.model_type == "xmod" and config.default_language is None:
         raise ModelError(
-            f"{name} has an adapter for each language, and no default; set default_language in its config.json to one "
-            f"of {', '.join(config.languages):.80}"
+            f"{name} has an adapter for each language, but no default language; set default_language in its "
+            f"config.json to one of {', '.join(config.languages):.80}"
         )
 
 
 def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], path: str) -> None:
-    """Check that loading found no tensor of another shape.
+    """Check that no saved tensor has another shape than the model's.
 
     Raises:
-        ModelError: if it did; the message names the first few.
+        ModelError: if some have; the message lists the first few.
     """
     listed = [
         f"{name} has the shape {list(found)}, expected {list(expected)}" for name, found, expected in sorted(mismatched)
@@ -309,13 +309,13 @@ def _remove_missing_pooler(model: PreTrainedModel, missing: set[str]) -> None:
 
 
 def _copy_encoder(source: PreTrainedModel, target: PreTrainedModel, missing: Iterable[str]) -> set[str]:
-    """Copy the encoder of one model to another, and return the names of the other's tensors that are still random.
+    """Copy the encoder of `source` to `target`, and return the names of `target`'s tensors that are still random.
 
     Args:
         missing: names of the random tensors of `source`.
     """
     state: Any = source.base_model.state_dict()
-    incompatible = target.base_model.load_state_dict(state, strict=False)  # one of them may lack a pooler
+    incompatible = target.base_model.load_state_dict(state, strict=False)  # one of the models may lack a pooler
     prefix, source_prefix = encoder_prefix(target), encoder_prefix(source)
     names = {name for name in target.state_dict() if not is_encoder_tensor(target, name)}
     names |= {f"{prefix}{name}" for name in incompatible.missing_keys}
@@ -326,7 +326,7 @@ def _copy_encoder(source: PreTrainedModel, target: PreTrainedModel, missing: Ite
 def _copy_to_aligned_memory(model: PreTrainedModel) -> PreTrainedModel:
     """Move CPU weights out of the memory-mapped file into memory that torch allocates, and return the model.
 
-    Mapped tensors start at unaligned addresses, where matrix products round differently: the loaded model's outputs
+    Mapped tensors start at unaligned addresses, where matrix products round differently, so the loaded model's outputs
     would differ in the last digit from those before saving.
     """
     for tensor in (*model.parameters(), *model.buffers()):
@@ -336,7 +336,7 @@ def _copy_to_aligned_memory(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save model and tokenizer so that `from_pretrained(folder)` of plain transformers loads them."""
+    """Save a model and its tokenizer so that plain transformers can load them with `from_pretrained(folder)`."""
     from bertcli.models.regression_output import state_dict_in_units
     from bertcli.models.seen_embeddings import full_state_dict
 
@@ -346,7 +346,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def set_config_fields(config: PretrainedConfig, fields: dict[str, Any], dropout: float | None) -> None:
-    """Override fields of a configuration and, unless it is None, set all dropout rates."""
+    """Override fields of a configuration and, unless `dropout` is None, set all dropout rates."""
     for name, value in fields.items():
         setattr(config, name, value)
     if dropout is not None:
@@ -377,16 +377,16 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: Any) -> Any:
-    """Call a `from_pretrained` method: local folders and the local cache first, then the Hub.
+    """Call a `from_pretrained` method, trying local folders and the local cache before the Hub.
 
-    Code shipped with a model is never run: `trust_remote_code` is False, or transformers would prompt on stdin.
+    Code shipped with a model is never run; unless `trust_remote_code` is False, transformers would prompt on stdin.
 
     Args:
         kind: the noun for error messages, such as "tokenizer".
-        path: a folder or a Hub name.
+        path: a folder or a Hub model ID.
 
     Raises:
-        ModelError: if loading failed.
+        ModelError: if loading fails.
     """
     options["trust_remote_code"] = False
     try:

@@ -1,4 +1,4 @@
-"""Models with randomly initialized weights: BERT in its usual sizes, or any transformers architecture."""
+"""Models with randomly initialized weights: BERT in its standard sizes, or any transformers architecture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PACKABLE = ("bert", "electra", "roberta", "camembert", "xlm-roberta")  # accept position_ids and a [B, 1, S, S] mask
 MAX_REASON_CHARACTERS = 160  # of another library's error
-VOCABULARY_MULTIPLE = 64  # so that matrix sizes are efficient on every device
+VOCABULARY_MULTIPLE = 64  # for efficient matrix sizes on every device
 # layers, width, heads: https://github.com/google-research/bert (base and large 2018; the small ones, Turc et al. 2019)
 SIZES = {
     "tiny": (2, 128, 2),
@@ -33,10 +33,10 @@ def build_config(
 ) -> PretrainedConfig:
     """Build the configuration of a new model for pretraining with `tokenizer`.
 
-    The vocabulary size is padded to a multiple of 64: the extra entries are never used.
+    The vocabulary size is padded to a multiple of 64; the extra entries are never used.
 
     Raises:
-        ModelError: if transformers has no such model family, the family has no such field, or it rejects a value.
+        ModelError: if transformers lacks the model family, or the family lacks a field or rejects a value.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -86,7 +86,7 @@ def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedM
 def _invalid_config(family: str, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS].rstrip(".")
     return ModelError(
-        f"cannot build a {family} model of this configuration ({type(error).__name__}: {reason}); change "
+        f"cannot build a {family} model with this configuration ({type(error).__name__}: {reason}); change "
         "model.config_overrides"
     )
 

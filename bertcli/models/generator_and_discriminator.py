@@ -1,6 +1,6 @@
-"""ELECTRA in training: a generator and a discriminator with shared embeddings.
+"""ELECTRA pretraining: a generator and a discriminator with shared embeddings.
 
-Shapes: B sequences of a batch, S its longest sequence, M masked tokens of a batch, V vocabulary.
+Shapes: B sequences in a batch, S length of its longest sequence, M masked tokens in a batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from bertcli.models.sparse_prediction import SparsePrediction
 
 @dataclass
 class GeneratorAndDiscriminatorOutput:
-    """Logits of both models. `in` looks up field names, as in model outputs of transformers."""
+    """The logits of both models; `in` looks up field names, as for model outputs of transformers."""
 
-    logits: torch.Tensor  # [M, V] of the generator, for the masked tokens
+    logits: torch.Tensor  # [M, V] the generator's, for the masked tokens
     discriminator_logits: torch.Tensor  # [B, S]
     is_replaced: torch.Tensor  # [B, S] whether the generator's token differs from the original
     attention_mask: torch.Tensor  # [B, S]
@@ -28,7 +28,7 @@ class GeneratorAndDiscriminatorOutput:
 
 
 class GeneratorAndDiscriminator(torch.nn.Module):
-    """The generator predicts masked tokens, samples of it replace them, the discriminator classifies every token.
+    """A generator that predicts masked tokens, and a discriminator that detects tokens replaced by its samples.
 
     No gradient flows from the discriminator to the generator.
     """
@@ -47,7 +47,7 @@ class GeneratorAndDiscriminator(torch.nn.Module):
         target_positions: torch.Tensor,
         **inputs: torch.Tensor,
     ) -> GeneratorAndDiscriminatorOutput:
-        """Replace the masked tokens by samples of the generator, and classify the tokens of the result.
+        """Replace the masked tokens with samples from the generator, and classify every token as original or replaced.
 
         Args:
             input_ids: [B, S] with masked tokens.
@@ -73,8 +73,8 @@ def build_generator_and_discriminator(
     """Combine the discriminator with a new generator.
 
     Args:
-        config: a copy of the discriminator's configuration; it becomes the generator's.
-        generator_size: width of the generator relative to the discriminator; the size of a head stays the same.
+        config: a copy of the discriminator's configuration, changed in place to become the generator's.
+        generator_size: width of the generator relative to the discriminator; both have the same attention head size.
     """
     num_heads = max(1, round(config.num_attention_heads * generator_size))
     head_size = config.hidden_size // config.num_attention_heads

@@ -26,10 +26,10 @@ def add_lora(model: PreTrainedModel, section: StrategySection, base_name: str) -
     LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, as implemented in peft.
 
     Args:
-        base_name: name or absolute path of the base model, as recorded in a saved adapter.
+        base_name: name or absolute path of the base model, to be recorded in a saved adapter.
 
     Returns:
-        The model wrapped by peft; `model` itself is modified and computes with the adapters.
+        The model wrapped by peft; `model` itself is modified in place and uses the adapters.
 
     Raises:
         ModelError: if the encoder has no linear layers, or the base model is itself a LoRA adapter.

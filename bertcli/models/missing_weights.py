@@ -1,4 +1,4 @@
-"""Weights that a model needs and its saved files lack; `from_pretrained` initializes them at random."""
+"""Weights that a model needs but its saved files lack; `from_pretrained` initializes them at random."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 MAX_GROUPS_LISTED = 5
 POOLER_CLASSES = ("AutoModelForSequenceClassification", "AutoModelForMultipleChoice", "AutoModelForPreTraining")
-"""Classes whose heads may use the pooler; others have one only because their encoder builds it."""
+"""Classes whose heads may use the pooler; others have a pooler only because their encoder builds one."""
 
 
 @dataclass(frozen=True)
 class MissingWeights:
-    """What the saved weights of a model lack, as text for messages; empty where nothing is missing.
+    """Tensors that a saved model lacks or does not use, as text for messages; empty if there are none.
 
     Attributes:
-        encoder: tensors of the embeddings and layers.
-        head: tensors of the head and the pooler.
-        unused: saved tensors of the encoder that the configuration has no place for, such as further layers.
+        encoder: missing tensors of the embeddings and layers.
+        head: missing tensors of the head and the pooler.
+        unused: saved tensors of the encoder that the configuration has no place for, such as additional layers.
     """
 
     encoder: str = ""
@@ -35,7 +35,7 @@ class MissingWeights:
         return ", ".join(part for part in (self.encoder, self.head) if part)
 
     def report(self, console: Console, name: str) -> None:
-        """Say which head of the model `name` is new; warn if its encoder is incomplete."""
+        """Print which weights of the head are new; warn if the encoder of the model `name` does not match its files."""
         if self.head:
             console.say(f"model     newly initialized: {self.head}")
         if self.encoder:
@@ -47,10 +47,10 @@ class MissingWeights:
 def describe_missing(
     model: PreTrainedModel, missing: Iterable[str], unexpected: Iterable[str], model_class: str
 ) -> MissingWeights:
-    """Sort the tensors that loading `model` found missing or unexpected.
+    """Describe the tensors that were missing or unexpected when `model` was loaded.
 
-    Tied weights and buffers, which have a value without being saved, are not missing; nor is a pooler that the head
-    does not use.
+    Tied weights and buffers, which have a value without being saved, do not count as missing; nor does a pooler that
+    the head does not use.
 
     Args:
         model_class: the `AutoModelFor…` name that the model was loaded as.
@@ -77,7 +77,7 @@ def describe_missing(
 
 
 def encoder_prefix(model: PreTrainedModel) -> str:
-    """Return what the names of the encoder's tensors start with; empty if the model is an encoder without a head."""
+    """Return the prefix of the encoder's tensor names; empty if the model is an encoder without a head."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
@@ -93,18 +93,18 @@ def _is_layer_tensor(model: PreTrainedModel, name: str) -> bool:
 
 
 def _display_prefix(model: PreTrainedModel) -> str:
-    """Return what the saved file, if it has a head, puts before the names of an encoder without one."""
+    """Return the prefix of the encoder's tensors in the files of a model with a head, if it is loaded without one."""
     if encoder_prefix(model) or type(model).__name__ in (model.config.architectures or ()):
         return ""
     return f"{model.base_model_prefix}."
 
 
 def describe_tensors(names: Iterable[str], expected: Iterable[str], prefix: str = "") -> str:
-    """List names of tensors; a module that lacks all its tensors is listed once, as `encoder.layer.1.* (16 tensors)`.
+    """List tensor names; a module that lacks all its tensors is listed once, as `encoder.layer.1.* (16 tensors)`.
 
     Args:
-        expected: names of all tensors that the model has.
-        prefix: put before each name.
+        expected: names of all tensors of the model.
+        prefix: prefix to add to each name.
     """
     wanted = dict.fromkeys(names)
     ordered = [*dict.fromkeys(name for name in expected if name in wanted)]

@@ -31,7 +31,7 @@ def check_packages() -> None:
     """Check that the packages that write and run ONNX are installed.
 
     Raises:
-        BertcliError: if one is missing; the message says how to install it.
+        BertcliError: if a package is missing; the message says how to install it.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -76,7 +76,7 @@ def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> None:
             )
             assert program is not None
             for node in program.model.graph.all_nodes():
-                node.metadata_props.clear()  # source locations, with paths of this machine
+                node.metadata_props.clear()  # source locations, which contain paths on this machine
             program.save(path, external_data=4 * model.num_parameters() > MAX_ONNX_BYTES)
     except Exception as error:  # torch raises many types
         cause = str(error.__cause__ or error).strip().splitlines()[0]

@@ -33,10 +33,10 @@ FIRST_TOKEN_MODELS = ("ForSequenceClassification", "ForMultipleChoice")
 
 
 def optimize_forward(model: nn.Module, device: torch.device) -> None:
-    """Make a model skip unnecessary computation; its results stay the same, those of a regression in fp32.
+    """Make a model skip unnecessary computation without changing its results, and compute regressions in fp32.
 
-    It then accepts batches of `bertcli.data.token_index.add_token_index`. Models of families that are not in `STACKS`
-    only get faster dropout on a CPU.
+    The model then accepts batches from `bertcli.data.token_index.add_token_index`. Families that are not in `STACKS`
+    do not skip any computation, but use fp32 for regressions and, on a CPU, faster dropout.
     """
     for task_model in model.models if isinstance(model, SharedEncoder) else [model]:
         encoders = find_encoders(task_model)
@@ -52,7 +52,7 @@ def _is_supported(encoder: PreTrainedModel) -> bool:
 
 
 class PaddingFree:
-    """The hooks of a padding-free model, available as `model.padding_free`, with the token indices of its batch."""
+    """The hooks of a padding-free model (`model.padding_free`), with the token indices of the current batch."""
 
     def __init__(self, model: nn.Module, encoders: list[PreTrainedModel]):
         first_only = type(model).__name__.endswith(FIRST_TOKEN_MODELS)
@@ -142,7 +142,7 @@ def _bert_layer(layer: Any, tokens: torch.Tensor, hidden: torch.Tensor, attentio
 
 
 def _distilbert_layer(layer: Any, tokens: torch.Tensor, hidden: torch.Tensor, attention: Any) -> torch.Tensor:
-    """Compute a layer of DistilBERT likewise."""
+    """Compute a layer of DistilBERT in the same way."""
     self_attention = layer.attention
     query, key, value = self_attention.q_lin(tokens), self_attention.k_lin(hidden), self_attention.v_lin(hidden)
     context = _context(self_attention, query, key, value, attention)
@@ -153,7 +153,7 @@ def _distilbert_layer(layer: Any, tokens: torch.Tensor, hidden: torch.Tensor, at
 def _context(
     self_attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: Any
 ) -> torch.Tensor:
-    """Attend with the projected `query` [1, M, H] to `key` and `value` [B, S, H] or [1, T, H]: [1, M, H]."""
+    """Return the attention output [1, M, H] of the projected `query` over `key` and `value` [B, S, H] or [1, T, H]."""
     head_size = self_attention.attention_head_size
     heads = (part.unflatten(-1, (-1, head_size)).transpose(-3, -2) for part in (query, key, value))
     rate = self_attention.dropout.p if self_attention.training else 0.0

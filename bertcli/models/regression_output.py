@@ -1,8 +1,8 @@
 """The output layer of a regression model: computed in fp32, and trained on standardized targets.
 
 A new output layer predicts numbers near 0, and with the learning rates of fine-tuning it never reaches targets in the
-thousands. So while it trains, the layer computes standardized numbers and converts them to the units of the targets.
-Scale and shift are part of its weight and bias in the saved model, which therefore predicts in these units everywhere.
+thousands. Therefore, the layer computes standardized numbers during training and converts them to the units of the
+targets. In the saved model, scale and shift are merged into the layer's weight and bias.
 
 Shapes: B batch, F input features of the layer.
 """
@@ -22,23 +22,24 @@ from bertcli.models.missing_weights import is_encoder_tensor
 
 
 class RegressionOutput(nn.Linear):
-    """Replaces a linear layer, whose parameters it takes over; they are those of standardized targets.
+    """A replacement for a linear layer that takes over its parameters and uses them to predict standardized targets.
 
     Args:
-        mean: of the targets.
-        std: their standard deviation.
+        mean: mean of the targets.
+        std: standard deviation of the targets.
     """
 
     def __init__(self, layer: nn.Linear, mean: float = 0.0, std: float = 1.0):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
-        # Without a bias nothing can hold the mean: numbers are divided by their root mean square instead.
+        # Without a bias, the mean cannot be represented: divide numbers by their root mean square instead.
         self.mean, self.std = (mean, std) if layer.bias is not None else (0.0, math.hypot(mean, std))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Predict numbers [B, 1] in the units of the targets from features [B, F].
 
-        In fp32, as bf16 has no number between 2000 and 2008. Evaluation computes exactly what the saved model does.
+        This uses fp32, since bf16 has no number between 2000 and 2008. In evaluation mode, the layer computes exactly
+        what the saved model does.
         """
         with torch.autocast(features.device.type, enabled=False):
             if self.training:
@@ -56,17 +57,17 @@ class RegressionOutput(nn.Linear):
 
     @torch.no_grad()
     def from_units(self) -> None:
-        """Convert parameters that predict in the units of the targets, as those of a trained model, in place."""
+        """Convert, in place, parameters that predict in the units of the targets, such as those of a trained model."""
         self.weight.div_(self.std)
         if self.bias is not None:
             self.bias.sub_(self.mean).div_(self.std)
 
 
 class _ToUnits(torch.autograd.Function):
-    """Standardized numbers in the units of the targets, with the gradient of a squared error of standardized numbers.
+    """Conversion of standardized numbers to the units of the targets, with gradients of the standardized error.
 
-    The loss is in squared units, which the validation loss and the saved model share. Its gradient would be `std`
-    squared times that of the standardized loss, which learning rate, clipping and Adam's epsilon are meant for.
+    The loss is in squared units, as are the validation loss and that of the saved model. Its gradient would be `std`
+    squared times that of the standardized loss, which learning rate, clipping and Adam's epsilon are intended for.
     """
 
     @staticmethod
@@ -80,12 +81,12 @@ class _ToUnits(torch.autograd.Function):
 
 
 def standardize_targets(model: PreTrainedModel, mean: float, std: float, *, is_new_head: bool) -> None:
-    """Train a regression model on standardized targets; it still takes and predicts numbers in their units.
+    """Train a regression model on standardized targets; it still takes and predicts numbers in the original units.
 
     Args:
-        mean: of the targets in the training rows.
-        std: their standard deviation.
-        is_new_head: whether the output layer is newly initialized; that of a trained model predicts in units already.
+        mean: mean of the targets in the training rows.
+        std: standard deviation of the targets in the training rows.
+        is_new_head: whether the output layer is newly initialized; a trained one already predicts in original units.
 
     Raises:
         ModelError: if the output layer cannot be identified.
@@ -93,9 +94,9 @@ def standardize_targets(model: PreTrainedModel, mean: float, std: float, *, is_n
     names = _output_layers(model)
     if not names:
         raise ModelError(
-            f"cannot identify the output layer of a {model.config.model_type} model, which large or small numbers need "
-            "(the training rows have a mean beyond ±10, or a standard deviation beyond 0.1 to 10): standardize them in "
-            "the files, or choose another model"
+            f"cannot identify the output layer of a {model.config.model_type} model, which large or small targets "
+            "require (in the training rows, their mean is not within ±10, or their standard deviation not from 0.1 to "
+            "10); standardize the targets in the files, or choose another model"
         )
     for name in names:
         layer: Any = model.get_submodule(name)
@@ -113,7 +114,7 @@ def use_fp32_output(model: nn.Module) -> None:
 
 
 def _output_layers(model: nn.Module) -> list[str]:
-    """Return the names of the plain linear layers that predict the number of a regression model; empty for others."""
+    """Return the names of a regression model's plain linear output layers; empty for other models."""
     if not isinstance(model, PreTrainedModel) or not type(model).__name__.endswith("ForSequenceClassification"):
         return []
     return [
@@ -125,7 +126,7 @@ def _output_layers(model: nn.Module) -> list[str]:
 
 
 def state_dict_in_units(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state dict of a model with output layers that predict in the units of the targets, for saving."""
+    """Return a model's state dict for saving, with output layers that predict in the units of the targets."""
     state = dict(state)
     for name, part in module.named_modules():
         if isinstance(part, RegressionOutput):

@@ -1,9 +1,9 @@
 """Word embeddings that are trained only in the rows of tokens seen in training.
 
-A vocabulary serves all texts, but a dataset uses only part of it: SST-2 uses less than half of BERT's, monolingual
-texts a small part of a multilingual one. The other rows never have a gradient, and AdamW only applies weight decay to
-them, which scales them all by the same factor. So the gradient, the optimizer's moments and its update cover only the
-seen rows, plus one extra row of ones that never has a gradient either and records that factor: the result is the same.
+A dataset uses only part of the vocabulary: SST-2 uses less than half of BERT's, and monolingual texts use a small part
+of a multilingual one. The other rows never have a gradient, and AdamW only applies weight decay to them, which scales
+them all by the same factor. So the gradient, the optimizer's moments and its update cover only the seen rows, plus an
+extra row of ones that never has a gradient either, and so records that factor. The result is the same.
 Shapes: V vocabulary, R seen rows, H hidden, B sequences, S sequence length.
 """
 
@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from bertcli.models.shared_encoder import find_encoders
 
-MAX_SEEN_SHARE = 0.8  # of the vocabulary; if more is seen, there is too little to save
+MAX_SEEN_SHARE = 0.8  # of the vocabulary; if more of it is seen, there is little to save
 
 
 class SeenRowsEmbedding(nn.Module):
-    """Replaces an embedding table [V, H]; its parameter is taken over and cut down to the seen rows.
+    """A replacement for an embedding table [V, H] that takes over its parameter and reduces it to the seen rows.
 
     Args:
         seen_ids: the token ids that occur in training, in ascending order. [R]
@@ -46,7 +46,7 @@ class SeenRowsEmbedding(nn.Module):
         self.padding_idx = None if padding is None or padding >= self.num_seen else padding  # has no gradient
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Look up token ids [B, S]: [B, S, H]. Unseen ids get their correct row, without a gradient."""
+        """Return the embeddings [B, S, H] of token ids [B, S]; those of unseen ids are correct but have no gradient."""
         rows = self.row_indices[input_ids]
         seen = functional.embedding(rows.clamp(max=self.num_seen), self.weight, self.padding_idx)
         unseen = self.rest[(rows - self.num_seen).clamp(min=0)] * self.weight[-1].detach()
@@ -86,7 +86,7 @@ def train_seen_rows_only(module: nn.Module, seen_ids: np.ndarray) -> None:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Any]:
-    """Return the model's state dict for saving: word embeddings with all rows."""
+    """Return the model's state dict for saving, in which word embeddings have all rows."""
     state = model.state_dict()
     for name, part in model.named_modules():
         if isinstance(part, SeenRowsEmbedding):

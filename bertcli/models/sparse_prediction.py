@@ -1,6 +1,6 @@
-"""Masked-language-model logits for the target positions only: the large vocabulary projection skips other tokens.
+"""Masked-language-model logits for the target positions only; the large vocabulary projection skips other tokens.
 
-With BERT's masking, that is one token in seven. Shapes: B batch, S sequence, H hidden, M target tokens, V vocabulary.
+BERT's masking selects one token in seven. Shapes: B batch, S sequence, H hidden, M target tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 
 class SparsePrediction(torch.nn.Module):
-    """A language model with logits [M, V] of the target positions only, instead of [B, S, V]."""
+    """A language model that returns logits [M, V] of the target positions only, instead of [B, S, V]."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        # A pooler also needs the first tokens: then the last layer has to process all tokens.
+        # A pooler also needs the first tokens, so the last layer has to process all tokens.
         self.output_tokens = "all" if getattr(model.base_model, "pooler", None) else "targets"
         self._target_positions: torch.Tensor | None = None
         projection: Any = model.get_output_embeddings()

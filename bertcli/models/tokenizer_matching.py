@@ -1,4 +1,4 @@
-"""Make a model and a tokenizer fit one another: vocabulary, padding, token types and the maximum length."""
+"""Make a model and a tokenizer compatible: vocabulary, padding, token types and maximum length."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PADDING_SENSITIVE_FAMILIES = (  # they mix padding into tokens: Fourier transfor
     *("fnet", "convbert", "funnel", "mobilebert", "nystromformer", "reformer", "yoso"),
 )
 PADDING_WARNING = (
-    "{} models mix padding into the text: training pads each batch to its longest text, while evaluation and "
-    "predictions use batches of one length, without padding"
+    "{} models mix padding into the text; training pads each batch to its longest text, while evaluation and "
+    "prediction use batches of texts of the same length, without padding"
 )
 UNLIMITED_LENGTH = 10**9
 
 
 def match_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:
-    """Make a tokenizer and the configuration of the model `name` fit one another; both are changed in place.
+    """Make a tokenizer and the configuration of the model `name` compatible; both are changed in place.
 
-    * The tokenizer gets a padding token if it has none (the configuration's, else its end of text), and the
+    * The tokenizer gets a padding token if it has none (the configuration's, else its own end-of-text token), and the
       configuration gets the ID of the padding token if it has none.
     * The tokenizer pads on the side that leaves the model's outputs unchanged, whatever side it was saved with.
     * The tokenizer returns no token types if the model has no embeddings for them.
 
     Raises:
-        ModelError: if the model lacks embeddings for some tokens or token types, or the two disagree on the padding token.
+        ModelError: if the model lacks embeddings for some tokens or token types, or the padding tokens do not match.
     """
     _check_vocabulary(tokenizer, config, name)
     _match_padding_token(tokenizer, config, name)
@@ -99,20 +99,20 @@ def _match_token_types(tokenizer: PreTrainedTokenizerBase, config: PretrainedCon
 
 
 def set_input_names(tokenizer: PreTrainedTokenizerBase, names: list[str]) -> None:
-    """Set the inputs that a tokenizer returns, also after it is saved and loaded."""
+    """Set the inputs that a tokenizer returns, including after it is saved and loaded."""
     tokenizer.model_input_names = names
     tokenizer.init_kwargs["model_input_names"] = names
 
 
 def max_input_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """Return the maximum number of tokens per sequence, `UNLIMITED_LENGTH` if there is none."""
+    """Return the maximum number of tokens per sequence, or `UNLIMITED_LENGTH` if there is no limit."""
     limits = (max_positions(config), tokenizer.model_max_length, UNLIMITED_LENGTH)
     return min(limit for limit in limits if limit and limit > 0)
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
     """Return the number of tokens that the model has positions for; None if its positions are relative."""
-    num_positions = getattr(config, "max_position_embeddings", None) or 0  # in XLNet -1
+    num_positions = getattr(config, "max_position_embeddings", None) or 0  # -1 in XLNet
     return num_positions - first_position_id(config) if num_positions > 0 else None
 
 
@@ -127,7 +127,7 @@ def reads_last_position(config: PretrainedConfig) -> bool:
 
 
 def min_sequence_length(model: torch.nn.Module) -> int:
-    """Return the number of positions below which a model fails: 1, but more for Funnel, which halves the sequence."""
+    """Return the minimum sequence length that a model supports: 1, but more for Funnel, which halves the sequence."""
     from bertcli.models.shared_encoder import find_encoders
 
     configs = [encoder.config for encoder in find_encoders(model)]
@@ -137,7 +137,7 @@ def min_sequence_length(model: torch.nn.Module) -> int:
 
 
 def is_padding_sensitive(model: torch.nn.Module) -> bool:
-    """Return whether padding changes the outputs of a model, so that only sequences of one length may share a batch."""
+    """Return whether padding changes a model's outputs, so only sequences of the same length may share a batch."""
     from bertcli.models.shared_encoder import find_encoders
 
     return any(encoder.config.model_type in PADDING_SENSITIVE_FAMILIES for encoder in find_encoders(model))

@@ -1,7 +1,7 @@
 """Train a tokenizer on text: WordPiece (BERT), byte-level BPE (RoBERTa, GPT-2) or Unigram (SentencePiece).
 
 Texts are streamed; only the counts of distinct words are kept in memory. Training is deterministic: the same texts
-always give the same vocabulary with the same ids, which the tokenizers library guarantees for BPE only.
+always yield the same vocabulary with the same ids (the tokenizers library alone guarantees this only for BPE).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ROBERTA_TOKENS = {
     "sep_token": "</s>",
 }
 DEFAULT_MAX_LENGTH = 512  # model_max_length of a trained tokenizer
-ALPHABET_SIZE = 1000  # characters in a WordPiece vocabulary, as in BERT's; rarer ones are unknown
-MIN_ALPHABET_COVERAGE = 0.999  # of the text; below, the alphabet may be larger, as Chinese and Korean require …
+ALPHABET_SIZE = 1000  # characters in a WordPiece vocabulary, as in BERT's; rarer ones become the unknown token
+MIN_ALPHABET_COVERAGE = 0.999  # of the text; below this, the alphabet may be larger, as for Chinese and Korean …
 MAX_ALPHABET_SHARE = 0.5  # … and take this share of the vocabulary
 UNIGRAM_SCORE_STEP = 1e-4  # of the tokenizers library, for characters that it adds
 NUM_SENTINELS = 100  # as in T5
@@ -49,7 +49,7 @@ def train_tokenizer(
 
     Args:
         texts: returns a new iterator over all texts on each call.
-        vocab_size: the maximum, including special tokens; a small corpus gives fewer entries.
+        vocab_size: maximum number of entries, including special tokens; a small corpus yields fewer.
         lowercase: ignore case and accents (has no effect on `bpe`, which keeps every byte).
         sentinels: add T5's sentinel tokens `<extra_id_0>` ….
 
@@ -68,9 +68,9 @@ def train_tokenizer(
         known = _replace_rare_characters(texts, tokenizer, max_entries) if kind == "unigram" else texts()
         tokenizer.train_from_iterator(known, trainer=trainer)
     except Exception as error:  # the Rust library raises plain `Exception`
-        raise DataError(f"cannot train a {kind} vocabulary of {vocab_size} entries ({error})") from error
+        raise DataError(f"cannot train a {kind} tokenizer with {vocab_size} entries ({error})") from error
     if tokenizer.get_vocab_size() <= len(names) + 1:  # Unigram always keeps its space marker
-        raise DataError("cannot train a vocabulary: the corpus contains no words")
+        raise DataError("cannot train a tokenizer: the corpus contains no words")
     tokenizer = _canonicalize(kind, tokenizer, names, lowercase)
     tokenizer.post_processor = _post_processor(kind, tokenizer)
     return _wrap(kind, tokenizer, special, extra, lowercase=lowercase)
@@ -101,8 +101,8 @@ def _empty_tokenizer(kind: TokenizerKind, lowercase: bool) -> tokenizers.Tokeniz
 def _alphabet(texts: Iterable[str], tokenizer: tokenizers.Tokenizer, max_entries: int) -> dict[str, bool]:
     """Return the most frequent normalized characters of the texts, and whether each can continue a word.
 
-    They take at most `max_entries` in the vocabulary. Punctuation and CJK characters are always whole words and take
-    one entry; the others take two, as `x` and `##x`.
+    They take up at most `max_entries` vocabulary entries. Punctuation and CJK characters are always whole words and
+    take up one entry; the others take up two, as `x` and `##x`.
     """
     _, counts = _count_characters(texts, tokenizer)
     characters = _by_frequency(counts)
@@ -126,7 +126,7 @@ def _replace_rare_characters(
 ) -> Iterable[str]:
     """Return the texts for training Unigram, which fails unless the vocabulary can hold all of their characters.
 
-    If it cannot, the rare ones are replaced by spaces, and are unknown.
+    If it cannot, rare characters are replaced with spaces in training, and become the unknown token.
     """
     normalized, counts = _count_characters(texts(), tokenizer)
     if len(counts) < max_entries:

@@ -1,6 +1,7 @@
 """Error analysis of predictions: confusion matrix, per-label scores, calibration, worst mistakes.
 
-Pure functions of rows. A row is a line of `predictions/`: `gold`, `predicted` and what its kind of answer adds.
+The functions are pure. A row is a line of a file in `predictions/`: `gold`, `predicted`, and keys that depend on the
+kind of prediction.
 
 Shapes: N rows, C labels.
 """
@@ -32,16 +33,16 @@ class ConfusionMatrix:
 
     labels: list[str]
     counts: list[list[int]]
-    num_omitted: int  # labels not shown
+    num_omitted: int  # number of labels not shown
 
     def shade(self, row: int, column: int) -> int:
-        """A cell's share of its row in tenths, rounded up."""
+        """Return a cell's share of its row in tenths, rounded up."""
         total = sum(self.counts[row])
         return math.ceil(10 * self.counts[row][column] / total) if total else 0
 
 
 def confusion_matrix(pairs: Iterable[tuple[str, str]]) -> ConfusionMatrix:
-    """The confusion matrix of (gold, predicted) pairs; if there are many labels, of those with the most errors."""
+    """Return the confusion matrix of (gold, predicted) pairs; of many labels, only those with the most errors."""
     counts = Counter(pairs)
     labels = sorted({label for pair in counts for label in pair}, key=lambda label: (label == NO_ENTITY, label))
     if len(labels) > MAX_LABELS:
@@ -59,7 +60,7 @@ def confusion_matrix(pairs: Iterable[tuple[str, str]]) -> ConfusionMatrix:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Precision, recall, F1 and support of one label."""
+    """The precision, recall, F1 and support of one label."""
 
     label: str
     precision: float
@@ -69,11 +70,11 @@ class LabelScores:
 
 
 def per_label_scores(gold: Sequence[set[Any]], predicted: Sequence[set[Any]]) -> list[LabelScores]:
-    """Precision, recall and F1 of each label, lowest F1 first.
+    """Return the precision, recall and F1 of each label, lowest F1 first.
 
     Args:
         gold: N sets of labels, or of entities (tuples that start with their type).
-        predicted: likewise.
+        predicted: N sets of predicted labels or entities.
     """
     num_correct: Counter[str] = Counter()
     num_gold: Counter[str] = Counter()
@@ -96,17 +97,17 @@ def _item_label(item: Any) -> str:
 
 
 def to_label_set(answer: str | list[str]) -> set[str]:
-    """The labels of an answer: one, or several."""
+    """Return the set of labels in an answer, which is a label or a list of labels."""
     return {answer} if isinstance(answer, str) else set(answer)
 
 
 def extract_entities(tags: Sequence[str | None], tag_set: TagSet | None = None) -> set[tuple[str, int, int]]:
-    """The entities (type, first word, last word) of a row of tags.
+    """Return the entities (type, first word, last word) in a row of tags.
 
-    Tags that do not mark entities, such as parts of speech, give one entity per word.
+    Tags that do not mark entities, such as parts of speech, count as one entity per word.
 
     Args:
-        tags: None for words without a tag.
+        tags: tags of the words; None for words without a tag.
         tag_set: how the tags mark entities; None: infer it from this row.
     """
     tag_set = tag_set or infer_tag_set([tags])
@@ -116,12 +117,12 @@ def extract_entities(tags: Sequence[str | None], tag_set: TagSet | None = None) 
 
 
 def infer_row_tags(rows: Rows) -> TagSet:
-    """The tag set of rows of tags whose model is unknown."""
+    """Infer the tag set from the tags in the rows, for predictions whose model is unknown."""
     return infer_tag_set([tags for row in rows for tags in (row["gold"], row["predicted"])])
 
 
 def with_gold_only(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without the words that have no gold tag (None), which do not count."""
+    """Return the row without the words that have no gold tag (None), which are not evaluated."""
     kept = [index for index, tag in enumerate(row["gold"]) if tag is not None]
     if len(kept) == len(row["gold"]):
         return row
@@ -129,7 +130,7 @@ def with_gold_only(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def entity_pairs(rows: Rows, tag_set: TagSet | None = None) -> list[tuple[str, str]]:
-    """(gold type, predicted type) of each gold or predicted entity span.
+    """Return the pair (gold type, predicted type) of each gold or predicted entity span.
 
     Args:
         tag_set: how the tags mark entities; None: infer it from the rows.
@@ -147,7 +148,7 @@ def entity_pairs(rows: Rows, tag_set: TagSet | None = None) -> list[tuple[str, s
 
 @dataclass(frozen=True)
 class Calibration:
-    """Reliability of the predicted probabilities."""
+    """The reliability of the predicted probabilities."""
 
     accuracies: list[float | None]  # of each confidence bin, from 0 to 1; None for an empty bin
     expected_calibration_error: float
@@ -165,7 +166,7 @@ class Calibration:
 def measure_calibration(
     confidences: Sequence[float], is_correct: Sequence[bool], num_bins: int = NUM_BINS
 ) -> Calibration:
-    """Accuracy in equal-width confidence bins (low, high], and the expected calibration error.
+    """Measure the accuracy in equal-width confidence bins (low, high], and the expected calibration error.
 
     The error is the mean, over the N predictions, of |accuracy - mean confidence| of their bin
     (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
@@ -179,13 +180,13 @@ def measure_calibration(
 
 
 def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """The softmax temperature that minimizes the cross-entropy of the gold labels.
+    """Return the softmax temperature that minimizes the cross-entropy of the gold labels.
 
-    Above 1, the model is overconfident.
+    If it is above 1, the model is overconfident.
 
     Args:
-        probabilities: [N, C], rows sum to 1.
-        gold: [N], ids of the gold labels.
+        probabilities: probabilities of the labels; each row sums to 1. [N, C]
+        gold: ids of the gold labels. [N]
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -200,7 +201,7 @@ def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
 
 
 def fit_row_temperature(rows: Rows) -> float | None:
-    """The temperature of rows that hold the probability of every label; None if some rows lack one."""
+    """Return the temperature fitted to rows with the probability of every label; None if some rows lack one."""
     labels = sorted(rows[0]["probabilities"])
     if any(row["gold"] not in labels or len(row["probabilities"]) != len(labels) for row in rows):
         return None
@@ -213,6 +214,6 @@ def fit_row_temperature(rows: Rows) -> float | None:
 
 
 def worst_mistakes(rows: Rows) -> list[dict[str, Any]]:
-    """The wrong predictions with the highest loss, highest first; regression rows all count as wrong."""
+    """Return the wrong predictions with the highest loss, highest first; all regression rows count as wrong."""
     wrong = [row for row in rows if not row.get("right", False)]
     return sorted(wrong, key=lambda row: (-row["loss"], -row.get("confidence", 0.0), row["row"]))[:MAX_MISTAKES]

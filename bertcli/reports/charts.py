@@ -19,7 +19,7 @@ SCORE_PREFIX = "eval/validation/"
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name and color."""
+    """A named series of points in one color."""
 
     name: str
     points: list[Point]
@@ -57,12 +57,12 @@ class Chart:
 
 
 def _nonempty(low: float, high: float) -> tuple[float, float]:
-    """The range itself, widened if it is empty."""
+    """Return the range itself, widened if it is empty."""
     return (low, high) if high > low else (low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2)
 
 
 def curve_points(records: Records, key: str) -> list[Point]:
-    """(step, value) of each record with a finite value; long curves are averaged over consecutive points."""
+    """Return (step, value) of each record with a finite value; long curves are averaged over consecutive points."""
     points = [(float(record["step"]), record[key]) for record in records if _is_finite(record.get(key))]
     size = -(-len(points) // MAX_CURVE_POINTS) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
@@ -74,7 +74,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def history_charts(train: Records, evaluations: Records) -> list[Chart]:
-    """The curves of a run that have points: loss, scores, learning rate, gradient norm, speed."""
+    """Return the charts of a run that have points: loss, scores, learning rate, gradient norm, speed."""
     names = list(dict.fromkeys(key for record in evaluations for key in record if key.startswith(SCORE_PREFIX)))
     losses = [name for name in names if name.endswith("loss")]
     perplexities = [name for name in names if name.endswith("perplexity")]
@@ -105,10 +105,10 @@ def _chart(
 
 
 def overlay_charts(histories: Sequence[tuple[str, int, Records, Records]], metric: str) -> list[Chart]:
-    """Charts that overlay the curves of several runs.
+    """Return charts that overlay the curves of several runs.
 
     Args:
-        histories: name, color, training and evaluation records of each run; runs of one color share a name.
+        histories: name, color, training and evaluation records of each run; runs of the same color share a name.
         metric: the score to plot along with the losses.
     """
     specs = [
@@ -132,14 +132,14 @@ def overlay_charts(histories: Sequence[tuple[str, int, Records, Records]], metri
 
 
 def scatter_chart(pairs: Sequence[Point]) -> Chart:
-    """Gold against predicted values of a regression."""
+    """Return a chart of predicted against gold values of a regression task."""
     stride = -(-len(pairs) // MAX_DOTS) or 1
     dots = Series("rows", list(pairs[::stride]), "dots")
     return Chart("scatter", "Predicted vs. gold", "gold", "predicted", [dots], diagonal=True)
 
 
 def length_histogram(values: Sequence[int]) -> Chart:
-    """Number of rows by length in tokens."""
+    """Return a histogram of the lengths of rows in tokens."""
     low, high = min(values), max(values)
     width = max(1, math.ceil((high - low + 1) / MAX_BARS))
     counts = [0] * ((high - low) // width + 1)
@@ -151,7 +151,7 @@ def length_histogram(values: Sequence[int]) -> Chart:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between `low` and `high`: multiples of 1, 2 or 5 times a power of ten."""
+    """Return round numbers between `low` and `high`: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / MAX_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -188,14 +188,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class Shape:
-    """One series as SVG path, dots and bars (x, y, width, height), in picture units."""
+    """One series as an SVG path, dots and bars (x, y, width, height), in picture coordinates."""
 
     name: str
     color: int
     path: str
     dots: list[Point]
     bars: list[tuple[float, float, float, float]]
-    is_dashed: bool = False  # once every color is used
+    is_dashed: bool = False  # whether an earlier series has the same color
 
 
 @dataclass(frozen=True)

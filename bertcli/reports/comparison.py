@@ -1,4 +1,4 @@
-"""Compares finished runs: a table of scores, speed of learning and time; report pages and plots."""
+"""Compare finished runs: a table of scores, learning speed and training time, report pages and plots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bertcli.runs.folder import RunFolder, chosen_run, seed_runs
 from bertcli.runs.history import is_better_lower
 
 Runs = dict[str, list[Run]]
-"""The seeds of each run, by name of the run."""
+"""The seeds of each run, by the run's name."""
 
 
 def compare_runs(runs: Runs) -> dict[str, Any]:
@@ -36,12 +36,12 @@ def compare_runs(runs: Runs) -> dict[str, Any]:
     The target is the lowest best score of all runs and seeds. Values are means over seeds.
 
     Raises:
-        UsageError: if the runs are of different tasks or selected by different metrics.
+        UsageError: if the runs have different tasks, or different metrics for selecting the best model.
     """
     kinds = {name: (seeds[0].task_or_objective, seeds[0].metric) for name, seeds in runs.items()}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{name}: {task} by {metric}" for name, (task, metric) in kinds.items())
-        raise UsageError(f"the runs cannot be compared ({listed}); name runs of one task")
+        raise UsageError(f"the runs cannot be compared ({listed}); choose runs of the same task and metric")
     _, metric = next(iter(kinds.values()))
     best_scores = [run.best_score for seeds in runs.values() for run in seeds]
     target_score = (max if is_better_lower(metric) else min)(best_scores)
@@ -53,7 +53,7 @@ def compare_runs(runs: Runs) -> dict[str, Any]:
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
-    """The result of `compare_runs` as a text table."""
+    """Return the result of `compare_runs` as a text table."""
     return format_table(*_comparison_rows(comparison))
 
 
@@ -96,7 +96,7 @@ def write_page(names: Sequence[str], page: Path) -> None:
 
 
 def page_links(folders: Mapping[str, Path], page: Path) -> dict[str, str]:
-    """Relative links from `page` to the report pages of runs in or below its folder, if they exist."""
+    """Return relative links from `page` to the report pages of runs in or below its folder, if they exist."""
     links = {}
     for name, folder in folders.items():
         target = RunFolder(folder.resolve()).report
@@ -106,7 +106,7 @@ def page_links(folders: Mapping[str, Path], page: Path) -> dict[str, str]:
 
 
 def write_run_pages(name: str) -> Path:
-    """Write the report pages of a run and of each of its seeds; return the path of the page of the run."""
+    """Write the report pages of a run and of each of its seeds; return the path of the run's page."""
     for run in dict.fromkeys([*seed_runs(name), name]):  # the seeds first: the last page links to theirs
         write_page([run], RunFolder(Path(run)).report)
     return RunFolder(Path(name)).report
@@ -127,7 +127,7 @@ def write_plots(runs: Runs, folder: Path) -> None:
     from bertcli.reports.png import save_charts
 
     if not runs:
-        raise UsageError("a suite has no charts; name the run folder of one of its tasks")
+        raise UsageError("a suite has no charts; pass the run folder of one of its tasks")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; choose another for the plots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def write_plots(runs: Runs, folder: Path) -> None:
 
 
 def _by_seed(runs: Runs) -> Runs:
-    """The seeds of one run as runs, then all of them together."""
+    """Return the seeds of one run as separate runs, followed by all of them as one run."""
     (seeds,) = runs.values()
     return {_seed_name(run): [run] for run in seeds} | {"all": seeds}
 
@@ -154,17 +154,17 @@ def _is_single(runs: Runs) -> bool:
 
 def _read_finished(name: str) -> Run:
     if not RunFolder(Path(name)).results.is_file():
-        raise UsageError(f"found no finished run in {name}: no results.json; name run folders")
+        raise UsageError(f"found no finished run in {name} (no results.json); pass folders of finished runs")
     if not RunFolder(Path(name)).recipe.is_file():
         raise UsageError(f"{name} is a grid or a suite; pass it on its own, or pass its individual runs")
     return read_run(Path(name))
 
 
 def _steps_to(run: Run, target_score: float) -> int:
-    """The step of the first evaluation that reached `target_score`.
+    """Return the step of the first evaluation that reached `target_score`.
 
     Raises:
-        UsageError: if none did; the history does not belong to the results.
+        UsageError: if none did, which means that the history and the results are of different runs.
     """
     sign, key = -1 if is_better_lower(run.metric) else 1, f"{SCORE_PREFIX}{run.metric}"
     for record in run.eval_records:
@@ -177,7 +177,7 @@ def _steps_to(run: Run, target_score: float) -> int:
 
 
 def _compare_run(name: str, seeds: list[Run], target_score: float) -> dict[str, Any]:
-    """The entry of one run in a comparison."""
+    """Return the entry of one run in a comparison."""
     values, first = [run.best_score for run in seeds], seeds[0].results
     return {
         "run": name,
@@ -196,7 +196,7 @@ def _cell(count: int | None) -> str:
 
 
 def _comparison_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the comparison table."""
+    """Return the header and rows of the comparison table."""
     header = ["run", "model", "examples", comparison["metric"], f"steps to {comparison['weakest']:.4f}", "time"]
     rows = []
     for run in comparison["runs"]:

@@ -28,10 +28,10 @@ class Excerpt:
 
 
 def build_excerpts(kind: str, rows: Sequence[dict[str, Any]], tag_set: TagSet | None = None) -> list[Excerpt]:
-    """The rows as shown on a page.
+    """Return the rows as shown on a page.
 
     Args:
-        kind: of the predictions, as in `Run.kind`.
+        kind: kind of the predictions, as in `Run.kind`.
         tag_set: how tags mark entities; None: infer it from the rows.
     """
     if kind == "tags" and tag_set is None:
@@ -55,7 +55,7 @@ def _format_answer(kind: str, row: dict[str, Any], side: str, tag_set: TagSet | 
         return f"{answer:.4g}"
     if kind == "tags":
         words = next(iter(row["texts"].values()))
-        if isinstance(words, list):  # without the words that do not count
+        if isinstance(words, list):  # without the words that are not evaluated
             answer, words = (
                 with_gold_only(row)[side],
                 list(itertools.compress(words, [tag is not None for tag in row["gold"]])),
@@ -74,7 +74,7 @@ def _join_words(words: Any, first: int, last: int) -> str:
 
 
 def truncate_text(text: str) -> str:
-    """The start of a long text, followed by an ellipsis."""
+    """Truncate a long text and append an ellipsis."""
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
@@ -94,7 +94,7 @@ def _texts(kind: str, row: dict[str, Any], tag_set: TagSet | None) -> list[tuple
 
 
 def mark_passage(passage: str, row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The part of a passage around its answers, split into (text, mark).
+    """Return the part of a passage around its answers, split into (text, mark).
 
     Marks: `missed` (gold only), `extra` (predicted only), `both`, or "".
     """
@@ -119,11 +119,11 @@ def mark_passage(passage: str, row: dict[str, Any]) -> list[tuple[str, str]]:
 def mark_words(
     words: Sequence[str], gold: Sequence[str | None], predicted: Sequence[str], tag_set: TagSet | None = None
 ) -> list[tuple[str, str]]:
-    """Words with marks: `both` (correct), `missed`, `extra`, `confused` (wrong type), or "" outside entities.
+    """Return words with marks: `both` (correct), `missed`, `extra`, `confused` (wrong type), or "" outside entities.
 
     Args:
-        gold: tags; a word without one (None) has no mark.
-        tag_set: how the tags mark entities; None: infer it from these.
+        gold: gold tags; a word without a gold tag (None) has no mark.
+        tag_set: how the tags mark entities; None: infer it from these tags.
     """
     tag_set = tag_set or infer_tag_set([gold, predicted])
     parts = []

@@ -58,7 +58,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run folder."""
+        """The name of the run folder."""
         return self.path.resolve().name
 
     @property
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def best_score(self) -> float:
-        """Validation score of the best model by `metric`."""
+        """The validation score of the best model, by `metric`."""
         return self.results.best_score
 
     @cached_property
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """The kind of a prediction: label, labels, number, tags or span; `nothing` without predictions."""
+        """The kind of the predictions: label, labels, number, tags or span; `nothing` if there are none."""
         if not self.predictions:
             return "nothing"
         gold, head = self.predictions[0]["gold"], self.results.head
@@ -107,7 +107,7 @@ def read_run(path: Path) -> Run:
     """Read the folder of a finished run.
 
     Raises:
-        UsageError: if its results cannot be read, or do not say what selected the best model.
+        UsageError: if its results cannot be read, or lack the metric that selected the best model.
     """
     folder = RunFolder(path)
     results = folder.read_results()
@@ -128,7 +128,7 @@ def read_run(path: Path) -> Run:
 
 
 def run_charts(run: Run) -> list[Chart]:
-    """All charts of a run: learning curves, then charts of its predictions."""
+    """Return all charts of a run: learning curves, then charts of its predictions."""
     charts = history_charts(run.train_records, run.eval_records)
     if run.kind == "number":
         charts.append(scatter_chart([(row["gold"], row["predicted"]) for row in run.predictions]))
@@ -140,14 +140,14 @@ def run_charts(run: Run) -> list[Chart]:
 
 
 def run_confusion_matrix(run: Run) -> Any:
-    """The confusion matrix of labels or entity types; None for other predictions."""
+    """Return the confusion matrix of labels or entity types; None for other predictions."""
     if run.kind == "label":
         return confusion_matrix((row["gold"], row["predicted"]) for row in run.predictions)
     return confusion_matrix(entity_pairs(run.predictions, run.tag_set)) if run.kind == "tags" else None
 
 
 def run_page(run: Run) -> str:
-    """The HTML page of one run."""
+    """Return the HTML page of one run."""
     labels = _label_scores(run)
     confidences = _confidences(run)
     calibration = measure_calibration(*confidences) if confidences else None
@@ -171,7 +171,7 @@ def run_page(run: Run) -> str:
 
 
 def comparison_charts(runs: Mapping[str, Sequence[Run]]) -> list[Chart]:
-    """Overlaid curves: one color per run if there are several, else one color per seed."""
+    """Return charts of overlaid curves: one color per run if there are several runs, else one color per seed."""
     is_single = len(runs) == 1
     histories = [
         (
@@ -195,14 +195,14 @@ def comparison_page(
     links: Mapping[str, str] | None = None,
     failed: Mapping[str, str] | None = None,
 ) -> str:
-    """The HTML page that compares several runs.
+    """Return the HTML page that compares several runs.
 
     Args:
-        table: scores; the first cell of a row is its name.
-        runs: by name, the seeds of each run whose curves to draw; empty if the runs are not of one task.
+        table: scores; the first cell of each row is its name.
+        runs: seeds of each run whose curves are drawn, by the run's name; empty if the runs have different tasks.
         differences: recipe keys, each with its value in every run; None omits the section.
-        links: by row name, the path of its page relative to this one.
-        failed: by name, the reason a run failed.
+        links: path of each row's page, relative to this page, by the row's name.
+        failed: reason why each failed run failed, by the run's name.
     """
     return _render(
         "comparison.html.j2",
@@ -217,7 +217,7 @@ def comparison_page(
 
 
 def _confidences(run: Run) -> tuple[list[float], list[bool]] | None:
-    """The confidence of each prediction and whether it is correct; None if predictions have no confidence."""
+    """Return the confidence of each prediction and whether it is correct; None if predictions have no confidence."""
     if not run.predictions or "confidence" not in run.predictions[0]:
         return None
     return [row["confidence"] for row in run.predictions], [row["right"] for row in run.predictions]
@@ -234,7 +234,7 @@ def _label_scores(run: Run) -> list[Any]:
 
 
 def _summary(results: RunResults) -> list[tuple[str, str]]:
-    """Names and values of the key facts shown below the scores."""
+    """Return the names and values of the key facts shown below the scores."""
     size = f", {results.size}" if results.size else ""
     return [
         ("base model", results.model or f"randomly initialized{size}"),

@@ -53,5 +53,5 @@ def test_run_of_an_earlier_version_names_its_model(command: str) -> None:
     assert result.exit_code == 2
     first, second = result.stderr.splitlines()
     assert first.startswith("error: run is a run of another version, or its recipe.yaml was edited")
-    assert "Its model works without it: name run/model" in first
+    assert "Its model works without the recipe: pass run/model" in first
     assert "Did you mean answers.constrained_decoding?" in second

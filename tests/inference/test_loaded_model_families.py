@@ -191,7 +191,7 @@ def test_cls_features_without_a_cls_token_are_refused(gpt2_tokenizer: PreTrained
     ("family", "fields", "message"),
     [
         ("xmod", {"languages": ["en", "de"]}, "set default_language in its config.json to one of en, de"),
-        ("nystromformer", {"num_landmarks": 4}, "reads only sequences of exactly 64 tokens"),
+        ("nystromformer", {"num_landmarks": 4}, "accepts only sequences of exactly 64 tokens"),
     ],
 )
 def test_models_that_cannot_read_any_text_are_refused(

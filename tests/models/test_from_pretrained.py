@@ -174,7 +174,7 @@ def test_head_that_the_family_does_not_have_is_refused(family: str, model_class:
     Path("model").mkdir()
     transformers.AutoConfig.for_model(family).save_pretrained("model")
     save_file({"weight": torch.zeros(1)}, "model/model.safetensors")
-    with pytest.raises(ModelError, match=f"found model, but {family} has no model for {head} \\({model_class}\\)"):
+    with pytest.raises(ModelError, match=f"cannot use model: {family} has no model for {head} \\({model_class}\\)"):
         ModelSource("model").load_model(model_class, on_missing=allow_missing)
 
 
