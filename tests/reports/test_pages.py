@@ -156,7 +156,7 @@ def test_page_of_many_rows_and_labels_is_small_and_reports_omissions(write_run: 
     page = page_of(write_run(predictions))
     assert len(page) < 100_000
     words = Reader(page).words
-    assert "one in 20 rows: 5,000 rows" in words
+    assert "one in 20 rows (5,000 rows)" in words
     assert "4,985 labels are omitted" in words
     assert "4,960 labels with higher F1 are omitted" in words
 
