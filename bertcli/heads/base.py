@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Head(ABC):
-    """One kind of prediction: encodes rows, computes the loss and decodes logits.
+    """The base class of heads, each of which encodes rows, computes the loss and decodes logits.
 
     A new head is a subclass in its own file, a line in `bertcli.tasks.task.HEADS`, and its tests.
 
@@ -53,7 +53,7 @@ class Head(ABC):
         if task.unanswerable:
             return f"`unanswerable` requires the head question_answering, found {task.head}"
         if task.choice_columns:
-            return "the head multiple_choice needs `choice_columns`, and no other head uses them"
+            return f"`choice_columns` requires the head multiple_choice, found {task.head}"
         return None
 
     @classmethod

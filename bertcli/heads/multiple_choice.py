@@ -46,7 +46,7 @@ class MultipleChoice(Head):
         if task.labels:
             return "found `labels`, but multiple_choice tasks have none; remove them"
         if not task.choice_columns:
-            return "the head multiple_choice needs `choice_columns`, and no other head uses them"
+            return "the head multiple_choice requires `choice_columns`"
         return super().find_problem(task.model_copy(update={"choice_columns": ()}))
 
     @classmethod

@@ -38,7 +38,7 @@ def add_lora(model: PreTrainedModel, section: StrategySection, base_name: str) -
 
     if not section.lora_merge and (Path(base_name) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(
-            f"{base_name} is a LoRA adapter, and adapters cannot be stacked; train either of the two with "
+            f"{base_name} is a LoRA adapter, and adapters cannot be stacked; train one of the two with "
             "training.lora_merge=true, which saves a full model"
         )
     base = model.base_model

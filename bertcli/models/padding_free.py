@@ -33,10 +33,10 @@ FIRST_TOKEN_MODELS = ("ForSequenceClassification", "ForMultipleChoice")
 
 
 def optimize_forward(model: nn.Module, device: torch.device) -> None:
-    """Make a model skip unnecessary computation without changing its results, and compute regressions in fp32.
+    """Make a model skip unnecessary computation without changing its results; those of a regression are in fp32.
 
     The model then accepts batches from `bertcli.data.token_index.add_token_index`. Families that are not in `STACKS`
-    do not skip any computation, but use fp32 for regressions and, on a CPU, faster dropout.
+    do not skip any computation, but have regression results in fp32 and, on a CPU, faster dropout.
     """
     for task_model in model.models if isinstance(model, SharedEncoder) else [model]:
         encoders = find_encoders(task_model)
@@ -82,7 +82,7 @@ class PaddingFree:
         return args, inputs
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-        """Mask the span logits of padding: they were not computed and must not compete with those of real tokens."""
+        """Mask the span logits of padding, which were not computed and must not compete with those of real tokens."""
         mask, self.unpadded, self.output_positions, self._mask = self._mask, None, None, None
         if mask is not None and "start_logits" in (outputs or ()):
             for name in ("start_logits", "end_logits"):
@@ -90,7 +90,7 @@ class PaddingFree:
         return outputs
 
     def _remove_mask(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Drop a mask that is not needed: building the attention mask from it would synchronize with the device."""
+        """Drop a redundant mask, since building the attention mask from it would synchronize with the device."""
         is_redundant = self._is_full or self.unpadded is not None
         return (args, {**inputs, "attention_mask": None}) if is_redundant else None
 

@@ -32,9 +32,9 @@ def varlen_attention_forward(
     output_positions: Any = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention: [B, S, N, E], or [1, T, N, E] with `unpadded`, or [1, M, N, E] with `output_positions`.
+    """Return the attention output: [B, S, N, E], [1, T, N, E] if `unpadded`, or [1, M, N, E] if `output_positions`.
 
-    Where flash attention is available (CUDA, half precision), unpadded sequences are processed as they are. Elsewhere,
+    If flash attention is available (CUDA, half precision), unpadded sequences are processed without padding. Otherwise,
     and with attention dropout, which that kernel lacks, they are padded first.
 
     Args:

@@ -164,7 +164,7 @@ def _steps_to(run: Run, target_score: float) -> int:
     """Return the step of the first evaluation that reached `target_score`.
 
     Raises:
-        UsageError: if none did, which means that the history and the results are of different runs.
+        UsageError: if none did, which means that the history does not match the results.
     """
     sign, key = -1 if is_better_lower(run.metric) else 1, f"{SCORE_PREFIX}{run.metric}"
     for record in run.eval_records:
