@@ -25,10 +25,10 @@ class Batchable(Protocol):
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each item. [N]"""
+        """Number of tokens in each item. [N]"""
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """Collate some items into padded tensors."""
+        """Collate the given items into padded tensors."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class GlobalBatch:
 
     micro_batches: list[dict[str, torch.Tensor]]
     num_examples: int  # over all processes
-    num_targets: dict[str, int]  # over all processes: what the summed loss of each kind of target is divided by
+    num_targets: dict[str, int]  # over all processes: the divisor of the summed loss, by kind of target
     num_tokens: int  # real tokens of this process
     num_padded_tokens: int  # tokens processed by this process, padding included
-    num_dummy_batches: int = 0  # last micro-batches to ignore in the loss: other processes have more items than this
+    num_dummy_batches: int = 0  # trailing micro-batches to ignore in the loss: other processes have more items
 
     def split(self, max_items: int) -> GlobalBatch:
         """Return the same batch with at most `max_items` items per micro-batch."""
@@ -76,10 +76,10 @@ def token_budget_batches(lengths: np.ndarray, max_tokens: int, *, same_length: b
     """Yield every row once, longest first, in batches of at most `max_tokens` padded tokens (but at least one row).
 
     Args:
-        same_length: all rows of a batch have the same length, so that it needs no padding.
+        same_length: require all rows of a batch to have the same length, so that the batch needs no padding.
     """
     order = np.argsort(-lengths, kind="stable")
-    num_up_to = np.searchsorted(-lengths[order], -lengths[order], side="right")  # rows at least as long as each
+    num_up_to = np.searchsorted(-lengths[order], -lengths[order], side="right")  # number of rows at least as long
     start = 0
     while start < len(order):
         num_rows = max(1, max_tokens // max(1, int(lengths[order[start]])))
@@ -101,7 +101,7 @@ def training_batches(
     num_processes: int = 1,
     multiple_of: int = 1,
 ) -> Iterator[GlobalBatch]:
-    """Yield one process's batches of steps `start_step` to `total_steps` - 1."""
+    """Yield one process's batches for steps `start_step` to `total_steps` - 1."""
     steps_per_epoch = -(-len(encoded) // global_batch_size)
     num_targets = encoded.num_targets
     teacher = {"teacher_logits": encoded.teacher_logits, "teacher_states": encoded.teacher_states}
@@ -113,7 +113,7 @@ def training_batches(
             yield build_global_batch(
                 encoded,
                 rows,
-                # A batch without any labeled token has no targets; do not divide by 0.
+                # A batch without labeled tokens has no targets; avoid dividing by 0.
                 dict.fromkeys(kinds, max(1, int(num_targets[rows].sum()))),
                 micro_batch_size=micro_batch_size,
                 process=process,
@@ -151,7 +151,7 @@ def build_global_batch(
     num_processes: int,
     multiple_of: int,
 ) -> GlobalBatch:
-    """Collate one process's part of `items`, in micro-batches."""
+    """Collate one process's share of `items` into micro-batches."""
     local_items = np.array_split(items, num_processes)[process]
     num_batches = -(-len(items) // (num_processes * micro_batch_size))  # the same on every process
     parts = [part for part in np.array_split(local_items, num_batches) if len(part)]

@@ -1,7 +1,7 @@
-"""On-disk cache of folders that are expensive to create: each is complete or absent, and corrupt ones are rebuilt.
+"""On-disk cache of folders that are expensive to create. An entry is complete or absent; a corrupt one is rebuilt.
 
-A folder is filled under a temporary name and then renamed, so interrupted processes do no harm. Each entry has a lock
-file, so that of several processes one creates or repairs it and the others wait.
+A folder is filled under a temporary name and then renamed, so an interrupted process leaves no partial entry. An entry
+has a lock file: one process creates or repairs it while the others wait.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from pathlib import Path
 
 from bertcli.files import file_lock, manifest_problem, temporary_path, write_manifest
 
-# On every access, sizes and the first megabytes are verified: all of JSON files and array headers, but not gigabytes
-# of tokens.
+# Each access verifies the sizes and first megabytes of the files. This covers JSON files and array headers completely,
+# without reading gigabytes of tokens.
 VERIFIED_MEGABYTES = 16
 STALE_AFTER_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
-    """The cache's root: `BERTCLI_CACHE`, or `bertcli` in the user's cache folder."""
+    """Return the cache's root: `BERTCLI_CACHE`, or `bertcli` in the user's cache folder."""
     given = os.environ.get("BERTCLI_CACHE")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertcli"
 
 
 def get_or_create(folder: Path, create: Callable[[Path], None], warn: Callable[[str], None]) -> Path:
-    """Return `folder`, created first if it is missing or damaged, by one process at a time.
+    """Return `folder`; if it is missing or damaged, create it first, in one process at a time.
 
     Args:
-        create: fills the folder whose path it gets.
+        create: called with the path of a folder to fill.
         warn: called with a message if the folder is damaged, or if another process is creating it.
     """
     if manifest_problem(folder, VERIFIED_MEGABYTES) is not None:
         with _entry_lock(folder, warn):
-            if not is_valid_entry(folder, warn):  # now; while waiting, another process may have created it
+            if not is_valid_entry(folder, warn):  # another process may have created it in the meantime
                 with _filled_folder(folder, create) as tmp:
                     _move_into_place(tmp, folder)
     return folder
@@ -51,7 +51,7 @@ def _entry_lock(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
 
 def is_valid_entry(folder: Path, warn: Callable[[str], None]) -> bool:
-    """Check that `folder` exists and matches its manifest; warn if it exists and does not."""
+    """Return whether `folder` exists and matches its manifest; warn if it exists but does not match."""
     if not folder.is_dir():
         return False
     problem = manifest_problem(folder, VERIFIED_MEGABYTES)
@@ -61,7 +61,7 @@ def is_valid_entry(folder: Path, warn: Callable[[str], None]) -> bool:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove temporary folders of killed processes that were last written to more than a day ago."""
+    """Remove temporary folders left by killed processes, if last written to more than a day ago."""
     for tmp in [path for path in folder.parent.glob(f".{folder.name}.*") if path.is_dir()]:
         with suppress(FileNotFoundError):  # its process has finished, or another process removes it
             last_write = max(path.stat().st_mtime for path in (tmp, *tmp.rglob("*")))
@@ -81,7 +81,7 @@ def create_atomically(folder: Path, create: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _filled_folder(folder: Path, create: Callable[[Path], None]) -> Iterator[Path]:
-    """A temporary folder next to `folder` with its content and a manifest; removed at the end if it is still there."""
+    """Yield a temporary folder next to `folder`, filled and with a manifest; remove it at the end if still there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     tmp = temporary_path(folder)
@@ -100,6 +100,6 @@ def _move_into_place(tmp: Path, folder: Path) -> None:
         folder.rename(folder.with_name(f"{folder.name}.damaged{tmp.suffix}"))
     try:
         tmp.rename(folder)
-    except OSError:  # on a file system without locks another process was faster, and its result is the same
+    except OSError:  # without file locks, another process may have been faster; its result is the same
         if not folder.is_dir():
             raise

@@ -1,6 +1,6 @@
-"""Corpus documents as a stream, from text, JSON Lines and Parquet files (also compressed), datasets and the sample.
+"""Stream corpus documents from text, JSON Lines and Parquet files (plain or compressed), datasets and the sample data.
 
-No file is loaded whole, and very long lines are split, so memory use does not depend on the size of a file.
+No file is loaded whole and very long lines are split, so memory use does not depend on the size of a file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bertcli.recipe.pretrain_schema import Source
 MAX_DOCUMENT_CHARACTERS = 8_000_000  # longer documents are split
 PIECE_CHARACTERS = 10_000  # of a file that is one document, such as a book
 READ_SIZE_CHARACTERS = 1 << 20
-MAX_WRAPPED_WIDTH, MIN_WRAPPED_FILL = 200, 0.8  # characters of a line, and its usual share of the longest
+MAX_WRAPPED_WIDTH, MIN_WRAPPED_FILL = 200, 0.8  # of hard-wrapped lines: characters, and median / longest line
 PARQUET_BATCH_SIZE = 1000  # rows
 NUM_SAMPLE_DOCUMENTS = 20_000
 UNSUPPORTED = (".json", ".csv", ".tsv", ".arrow", ".xz", ".zip", ".tar", ".tgz", ".7z", ".npy", ".pdf", ".docx")
@@ -36,10 +36,10 @@ SEPARATORS = {"blocks": re.compile(r"\n[ \t\r]*\n\s*"), "lines": re.compile(r"\n
 
 
 def source_files(source: Source) -> list[Path]:
-    """Return the files of a source, in the order of its patterns, each pattern's files sorted, without duplicates.
+    """Return the files of a source without duplicates: in the order of its patterns, sorted within each pattern.
 
     Raises:
-        DataError: a pattern matches no file.
+        DataError: a pattern does not match any file.
     """
     paths: list[Path] = []
     for pattern in source.files:
@@ -63,7 +63,7 @@ def read_documents(source: Source, mirror: Path | None) -> Iterator[str]:
     elif source.dataset is not None:
         rows = load_rows(source.dataset, source.config, source.split, mirror)
         if source.column not in rows.column_names:
-            raise DataError(f"{source.dataset}: found columns {rows.column_names}, expected {source.column!r}")
+            raise DataError(f"{source.dataset}: found columns {rows.column_names}, expected column {source.column!r}")
         yield from _nonempty(rows[source.column], f"{source.dataset}: row", source.column)
     else:
         for path in source_files(source):
@@ -71,7 +71,7 @@ def read_documents(source: Source, mirror: Path | None) -> Iterator[str]:
 
 
 def _read_file(path: Path, source: Source) -> Iterator[str]:
-    """Yield the documents of one file; any error names the file."""
+    """Yield the documents of one file; every error message names the file."""
     import pyarrow
 
     uncompressed = without_compression_suffix(path)
@@ -97,10 +97,10 @@ def _text_options(source: Source) -> TextOptions:
 
 
 def single_file_layout(source: Source) -> Literal["lines", "files"] | None:
-    """Return the unit of documents in a source of one text file without empty lines; None for any other source.
+    """Return the document unit of a source that is one text file without empty lines; None for any other source.
 
-    The unit is a line, unless the file has a single line or its lines are parts of a running text. Then the file is one
-    document, which is divided into pieces of `PIECE_CHARACTERS`. Only the beginning of the file is read.
+    The unit is a line, unless the file has a single line or is hard-wrapped running text. In that case the file is one
+    document, which is split into pieces of `PIECE_CHARACTERS`. Only the beginning of the file is read.
     """
     if source.documents != "blocks" or not source.files or len(paths := source_files(source)) != 1:
         return None
@@ -120,10 +120,10 @@ def single_file_layout(source: Source) -> Literal["lines", "files"] | None:
 
 
 def _nonempty(texts: Iterable[object], location: str, column: str) -> Iterator[str]:
-    """Yield the texts that are not empty.
+    """Yield the non-empty texts.
 
     Raises:
-        DataError: a value is not text.
+        DataError: a value is not a string.
     """
     for number, text in enumerate(texts, start=1):
         if text is not None and not isinstance(text, str):
@@ -136,7 +136,7 @@ def _read_text(path: Path, options: TextOptions) -> Iterator[str]:
     """Yield the text of a file in parts.
 
     Raises:
-        DataError: it is not text, or has another encoding; the message names the line.
+        DataError: the file is not text, or has a different encoding; the message names the line.
     """
     with open_text(path, options) as file:
         try:
@@ -152,7 +152,7 @@ def _read_text(path: Path, options: TextOptions) -> Iterator[str]:
 def split_stream(
     parts: Iterable[str], separator: re.Pattern[str], max_characters: int = MAX_DOCUMENT_CHARACTERS
 ) -> Iterator[str]:
-    """Split a text that arrives in parts at `separator`; texts over `max_characters` are split at a space."""
+    """Split a text that arrives in parts at `separator`; split texts over `max_characters` at a space or line break."""
     rest = ""
     for part in parts:
         *complete, rest = separator.split(rest + part)

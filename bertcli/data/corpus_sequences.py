@@ -1,4 +1,4 @@
-"""From documents to one epoch's training sequences: chunks of single documents, or pairs of texts.
+"""Turn documents into one epoch's training sequences: chunks of single documents, or pairs of texts.
 
 A sequence is one or two spans of the corpus tokens. Shapes: P sequences, D documents, T tokens of the corpus.
 """
@@ -15,7 +15,7 @@ from bertcli.errors import DataError
 from bertcli.recipe.pretrain_schema import Pairs, Source
 
 HELD_OUT_SEED = 13  # the held-out documents are the same for every training seed
-IS_NEXT, NOT_NEXT = 0, 1  # as transformers' `next_sentence_label`
+IS_NEXT, NOT_NEXT = 0, 1  # as in transformers' `next_sentence_label`
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class SequenceSpans:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence, without special tokens. [P]"""
+        """Number of tokens in each sequence, without special tokens. [P]"""
         return (np.diff(self.first) + np.diff(self.second)).ravel()
 
 
 def split_train_held_out(
     corpus: Corpus, held_out_fraction: float, min_documents: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split the documents into training and held-out ones, always the same way; return their indices.
+    """Return the indices of the training and of the held-out documents; the split is deterministic.
 
     Args:
         min_documents: minimum number of documents in each part.
@@ -49,7 +49,7 @@ def split_train_held_out(
     num_documents = len(corpus.document_offsets) - 1
     if num_documents < 2 * min_documents:
         raise DataError(
-            f"found {num_documents} documents, expected {2 * min_documents} or more for training and held-out text"
+            f"found {num_documents} documents, expected at least {2 * min_documents} for training and held-out text"
         )
     order = np.random.default_rng(HELD_OUT_SEED).permutation(num_documents)
     num_held_out = max(min_documents, round(held_out_fraction * num_documents))
@@ -60,7 +60,7 @@ def split_train_held_out(
 def sample_epoch_documents(
     corpus: Corpus, train: np.ndarray, sources: tuple[Source, ...], random: np.random.Generator
 ) -> np.ndarray:
-    """Return the training documents of one epoch, repeated or sampled by their source's weight.
+    """Return the training documents of one epoch, repeated or sampled according to the weight of their source.
 
     A weight of 2 repeats each document twice; 0.5 samples half of them.
     """
@@ -72,13 +72,13 @@ def sample_epoch_documents(
         documents = train[start:end]
         num_repeats, fraction = divmod(source.weight, 1.0)
         parts += [documents] * int(num_repeats)
-        num_sampled = int(fraction * len(documents) + random.random())  # rounded at random: right on average
+        num_sampled = int(fraction * len(documents) + random.random())  # stochastic rounding: unbiased on average
         parts.append(np.sort(random.choice(documents, num_sampled, replace=False)))
     return np.concatenate(parts)
 
 
 def document_weights(corpus: Corpus, documents: np.ndarray, sources: tuple[Source, ...]) -> np.ndarray:
-    """Return how often an epoch uses each of the documents, on average."""
+    """Return how often an epoch uses each document on average."""
     source_indices = np.searchsorted(corpus.source_offsets, documents, side="right") - 1
     return np.array([source.weight for source in sources])[source_indices]
 
@@ -86,7 +86,7 @@ def document_weights(corpus: Corpus, documents: np.ndarray, sources: tuple[Sourc
 def split_into_shards(
     corpus: Corpus, documents: np.ndarray, max_tokens: int, random: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Assign the documents at random to as many shards as it takes for each to have about `max_tokens` at most."""
+    """Assign the documents at random to the fewest shards that have about `max_tokens` tokens or fewer each."""
     num_shards = -(-int(corpus.document_lengths(documents).sum()) // max_tokens)
     if num_shards <= 1:
         yield documents
@@ -122,10 +122,10 @@ def build_sentence_pairs(
     follows the first, or the two are swapped (Lan et al. 2020).
 
     Raises:
-        DataError: there is only one document, so there are no negative next-sentence pairs.
+        DataError: next-sentence pairs are requested, but there is only one document to sample from.
     """
     if kind == "next_sentence" and len(np.unique(documents)) < 2:
-        raise DataError("next-sentence pairs need two or more documents; add more, or set objective.pairs=null")
+        raise DataError("next-sentence pairs require at least two documents; add more, or set objective.pairs=null")
     builder = _PairBuilder(corpus, documents, max_tokens, kind, random)
     for document in documents:
         bounds = builder.sentence_bounds(int(document))
@@ -141,7 +141,7 @@ def build_sentence_pairs(
 
 
 class _PairBuilder:
-    """Collects sentence pairs, keeping the numbers of positive and negative ones equal."""
+    """A builder of sentence pairs that keeps the numbers of positive and negative pairs equal."""
 
     def __init__(
         self, corpus: Corpus, documents: np.ndarray, max_tokens: int, kind: Pairs, random: np.random.Generator
@@ -154,13 +154,13 @@ class _PairBuilder:
         self._balance = 0  # positive pairs minus negative ones
 
     def sentence_bounds(self, document: int) -> list[int]:
-        """Return where each sentence of a document starts, and where the document ends."""
+        """Return the start of each sentence of a document, and the document's end."""
         start, end = self.corpus.document_offsets[document : document + 2]
         starts = np.flatnonzero(self.corpus.flags[start:end] & SENTENCE_START) + start
         return [*starts.tolist(), int(end)]
 
     def add(self, document: int, bounds: list[int], start: int, end: int, target_length: int) -> int:
-        """Build a pair from the sentences `start` to `end` - 1; return the sentence to continue from."""
+        """Build a pair from sentences `start` to `end` - 1; return the index of the sentence to continue from."""
         middle = int(self.random.integers(start + 1, end)) if end - start > 1 else end
         is_next = self._balance < 0 or (self._balance == 0 and self.random.random() < 0.5)
         first = (bounds[start], bounds[middle])
@@ -178,9 +178,9 @@ class _PairBuilder:
         return middle
 
     def _sample_other(self, document: int, target_length: int) -> tuple[int, int]:
-        """Sample sentences of another document: from a random one on, at least one, until `target_length` tokens.
+        """Sample consecutive sentences of another document, at least one, until they have `target_length` tokens.
 
-        Only `_append` truncates them, just as it truncates positive pairs; otherwise lengths would give the label away.
+        They are truncated only in `_append`, like positive pairs; otherwise the lengths would reveal the label.
         """
         other = document
         while other == document:
@@ -193,7 +193,7 @@ class _PairBuilder:
         return bounds[start], bounds[end]
 
     def _append(self, first: tuple[int, int], second: tuple[int, int], is_next: bool) -> None:
-        """Truncate the longer text, at its start and end at random, until the pair fits; then add the pair."""
+        """Truncate the longer text, at random at its start or end, until the pair fits; then add the pair."""
         texts = [list(first), list(second)]
         while (excess := sum(end - start for start, end in texts) - self.max_tokens) > 0:
             longer = max(texts, key=lambda text: text[1] - text[0])
@@ -210,6 +210,6 @@ class _PairBuilder:
         self._balance += 1 if is_next else -1
 
     def build(self) -> SequenceSpans:
-        """Return all pairs."""
+        """Return all pairs that were added."""
         firsts, seconds = (np.asarray(texts, dtype=np.int64).reshape(-1, 2) for texts in (self.firsts, self.seconds))
         return SequenceSpans(firsts, seconds, np.asarray(self.labels, dtype=np.int64))

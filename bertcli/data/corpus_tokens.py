@@ -1,10 +1,10 @@
-"""The tokenized corpus on disk: created once, memory-mapped, cached by content.
+"""The tokenized corpus on disk: created once, memory-mapped, and cached by content.
 
 <cache>/corpora/<key>/
   tokens.bin       uint16 or uint32, all documents concatenated
-  flags.bin        uint8 per token: 1 starts a word, 2 starts a sentence
-  documents.npy    int64, the start of each document, and the end
-  corpus.json      token type, sources, number of tokens and of unknown ones
+  flags.bin        uint8 per token: 1 if it starts a word, plus 2 if it starts a sentence
+  documents.npy    int64, the start of each document, and the end of the last one
+  corpus.json      data type of the tokens, sources, numbers of tokens and of unknown tokens
   manifest.json    size and hash of each of these files
 """
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerBase
 
-FORMAT_VERSION = 3  # increase if tokens or flags change, so that cached corpora are not used
+FORMAT_VERSION = 3  # increase when tokens or flags change, to invalidate cached corpora
 WORD_START, SENTENCE_START = 1, 2
 CHUNK_CHARACTERS = 1_000_000  # tokenized in one call, on all cores
 UNSPACED_LETTER, UNSPACED_MARK, SPACE = 1, 2, 3  # kinds of characters
 MAX_SENTENCE_CHARACTERS = 20_000  # longer sentences are split before tokenization
 SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s+\S)|(?<=\n)(?=\S)")
-# Full stops of Chinese and Japanese, Khmer, Devanagari, Burmese, Ethiopic, Arabic and Urdu, often without a space after
-# them, and the quotation marks and brackets that close there.
+# Full stops of Chinese and Japanese, Khmer, Devanagari, Burmese, Ethiopic, Arabic and Urdu, often not followed by a
+# space, and any closing quotation marks and brackets after them.
 FULL_STOP = re.compile(r"(?:[。！？｡។॥।။።؟۔]|……)[。！？｡។॥।။።؟۔…」』”’）】》]*")
 # Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan …, their punctuation, and the full stops above.
 UNSPACED = re.compile(
@@ -61,15 +61,15 @@ class Corpus:
     flags: np.ndarray  # [T] memory-mapped
     document_offsets: np.ndarray  # [D + 1] int64
     source_offsets: np.ndarray  # [number of sources + 1] first document of each source, and the end
-    num_unknown: int = 0  # tokens of T that are the tokenizer's unknown token
+    num_unknown: int = 0  # how many of the T tokens are the tokenizer's unknown token
 
     @property
     def unknown_share(self) -> float:
-        """Share of the tokens that are unknown."""
+        """Fraction of the tokens that are unknown tokens."""
         return self.num_unknown / max(1, len(self.tokens))
 
     def document_lengths(self, documents: np.ndarray) -> np.ndarray:
-        """Tokens of the documents with these indices."""
+        """Return the number of tokens in each of the documents with these indices."""
         return self.document_offsets[documents + 1] - self.document_offsets[documents]
 
 
@@ -80,7 +80,7 @@ def load_corpus(
     on_tokens: Callable[[int], None] = lambda num_tokens: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Corpus:
-    """Load the tokenized corpus from the cache, tokenizing it first if it is not there or is damaged.
+    """Load the tokenized corpus from the cache; tokenize it first if it is not cached or damaged.
 
     Args:
         on_tokens: called during tokenization with the number of tokens so far.
@@ -100,7 +100,7 @@ def load_corpus(
 
 
 def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None, mirror: Path | None) -> str:
-    """Return the cache key of the corpus text, or of its tokens with a tokenizer.
+    """Return the cache key of the tokenized corpus, or of the corpus text if `tokenizer` is None.
 
     Keys are equal if and only if contents and options are equal.
     """
@@ -163,7 +163,7 @@ def _write_corpus(
                 on_tokens(num_tokens)
             source_offsets.append(len(document_offsets) - 1)
     if len(document_offsets) < 3:
-        raise DataError(f"found {len(document_offsets) - 1} non-empty documents in the corpus, expected two or more")
+        raise DataError(f"found {len(document_offsets) - 1} non-empty documents in the corpus, expected at least two")
     np.save(folder / "documents.npy", np.frombuffer(document_offsets, dtype=np.int64))
     metadata = {
         "dtype": np.dtype(dtype).name,
@@ -194,7 +194,7 @@ def _chunks(documents: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the IDs [T] and flags [T] of all tokens, and the length of each document [D].
+    """Return the IDs [T] and flags [T] of all tokens, and the number of tokens in each document [D].
 
     Documents are split into sentences so that the tokenizer can use all cores.
     """
@@ -226,10 +226,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> tuple[l
 
 
 def _mark_unspaced(sentences: list[str], encodings: list[tokenizers.Encoding], flags: np.ndarray) -> None:
-    """Mark the starts of words and sentences in scripts that do not separate them by spaces, in `flags` [T].
+    """Mark in `flags` [T] the starts of words and sentences in scripts that do not separate them by spaces.
 
-    In these scripts each token is a word, and so are tokens that share a character: parts of it, or a space and it.
-    (WordPiece vocabularies have one token per Chinese character, as in BERT's whole-word masking.)
+    In these scripts each token counts as a word; tokens that share a character (parts of it, or a space and it)
+    form one word. (WordPiece vocabularies have one token per Chinese character, as in BERT's whole-word masking.)
     """
     unspaced = [index for index, sentence in enumerate(sentences) if UNSPACED.search(sentence)]
     if not unspaced:
@@ -270,7 +270,7 @@ def _character_kinds(text: str) -> np.ndarray:
 
 
 def _split_sentences(document: str) -> Iterator[str]:
-    """Split a document at line breaks and after sentence punctuation, into at most `MAX_SENTENCE_CHARACTERS` each."""
+    """Split a document at line breaks and sentence ends, into parts of at most `MAX_SENTENCE_CHARACTERS`."""
     for sentence in SENTENCE_END.split(document):
         rest = sentence
         while len(rest) > MAX_SENTENCE_CHARACTERS:

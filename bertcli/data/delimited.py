@@ -1,4 +1,4 @@
-"""CSV and TSV: the separator by evidence, and the rows with their lines, or the line of what is wrong with them."""
+"""Read CSV and TSV: detect the separator, and yield rows with their line numbers or an error that names the line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bertcli.data.text_files import DEFAULT_OPTIONS, TextOptions
 from bertcli.errors import DataError
 from bertcli.tasks.task import DELIMITERS
 
-SAMPLED_LINES = 100  # in which the separator is searched
-SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?')  # the first line in some files of Excel
-BLOCK_BYTES = 1 << 20  # compared at once, so that temporary arrays are small
+SAMPLED_LINES = 100  # used to detect the separator
+SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?')  # the first line of some files saved by Excel
+BLOCK_BYTES = 1 << 20  # compared at once, to keep temporary arrays small
 csv.field_size_limit(sys.maxsize)  # a document may exceed Python's default of 131,072 characters
 Cells = tuple[int, list[str]]
-"""The line on which a row begins, and its values."""
+"""The line number on which a row begins, and its values."""
 
 
 def read_csv(
@@ -30,11 +30,11 @@ def read_csv(
     """Yield the rows of a CSV file, the header first; blank lines are skipped.
 
     Args:
-        lines: with their ends.
-        columns: names that the header should have, if they are known.
+        lines: lines of the file, with their line ends.
+        columns: names that the header should contain, if known.
 
     Raises:
-        DataError: the separator is ambiguous; a row has more or fewer values than the header; a quote is out of place.
+        DataError: the separator is ambiguous, a row has more or fewer values than the header, or a quote is misplaced.
     """
     lines = iter(lines)
     sample = list(islice(lines, SAMPLED_LINES))
@@ -58,14 +58,14 @@ def find_delimiter(
 ) -> tuple[str, int]:
     """Return the separator of a CSV file, and the number of lines before its header.
 
-    It is the one that `options` name, or Excel's first line `sep=;`. Otherwise it separates the header, into as many of
-    `columns` as possible; if several do, it is the one that gives all rows as many values as the header.
+    The separator is the one set in `options` or in a first line such as Excel's `sep=;`. Otherwise it is the one with
+    the most `columns` in the header, and among several, the one with which every row has as many values as the header.
 
     Args:
-        sample: the first lines, with their ends.
+        sample: the first lines, with their line ends.
 
     Raises:
-        DataError: none or several do.
+        DataError: the separator is ambiguous.
     """
     line = SEPARATOR_LINE.fullmatch(sample[0].strip("\r\n")) if sample else None
     if options.delimiter is not None:
@@ -85,7 +85,7 @@ def find_delimiter(
 
 
 def _rows(sample: Sequence[str], delimiter: str) -> Iterator[list[str]]:
-    """Yield the rows of a sample that are not blank, up to the first that is not CSV."""
+    """Yield the non-blank rows of a sample, up to the first that is not valid CSV."""
     with suppress(csv.Error):
         for row in csv.reader(sample, delimiter=delimiter):
             if len(row) > 1 or "".join(row).strip(" \t"):
@@ -94,15 +94,15 @@ def _rows(sample: Sequence[str], delimiter: str) -> Iterator[list[str]]:
 
 def _widths_agree(sample: Sequence[str], delimiter: str) -> bool:
     widths = [len(row) for row in _rows(sample, delimiter)]
-    if len(sample) == SAMPLED_LINES:  # the last row may go on after the sample
+    if len(sample) == SAMPLED_LINES:  # the last row may continue after the sample
         del widths[-1]
     return len({*widths}) == 1
 
 
 def is_sound(content: bytes, delimiter: str, *, is_quoted: bool) -> bool:
-    """Whether readers of CSV agree on a file.
+    """Return whether all CSV readers parse a file alike.
 
-    Then every \\r is before a \\n, and every quote opens or closes a value, or is doubled within one.
+    This is so if every \\r precedes a \\n, and every quote opens or closes a value or is doubled within one.
 
     Args:
         content: UTF-8 without a byte order mark.
@@ -126,7 +126,7 @@ def _positions(codes: np.ndarray, character: str) -> np.ndarray:
 
 
 def _all_in(codes: np.ndarray, positions: np.ndarray, characters: str) -> bool:
-    """Whether one of the characters is at each position; the start and the end of the file count as one."""
+    """Return whether one of the characters is at each position; positions outside the file are allowed."""
     is_allowed = np.zeros(256, bool)
     is_allowed[[ord(character) for character in characters]] = True
     return bool(is_allowed[codes[positions[(positions >= 0) & (positions < len(codes))]]].all())
@@ -155,7 +155,7 @@ def _split_csv(lines: Iterable[str], first_line: int, path: str, delimiter: str)
 
 
 def _explain_quotes(record: str, first_line: int, path: str, delimiter: str) -> str:
-    """Return the message for a row that is not CSV."""
+    """Return the error message for a row that is not valid CSV."""
     value = re.compile(rf'(?P<quoted>"(?:[^"]|"")*+(?P<close>"?))|[^{re.escape(delimiter)}\r\n]*+')
     start = 0
     while match := value.match(record, start):
@@ -176,7 +176,7 @@ def _explain_quotes(record: str, first_line: int, path: str, delimiter: str) -> 
 
 
 def _with_header(rows: Iterable[Cells], path: str, delimiter: str) -> Iterator[Cells]:
-    """Yield the rows that are not blank; the header is the first, and has as many names as each row values."""
+    """Yield the non-blank rows, the header first; check that every row has as many values as the header."""
     width = 0
     for number, row in rows:
         if not row or (width != 1 and len(row) == 1 and not row[0].strip(" \t")):
@@ -192,4 +192,4 @@ def _with_header(rows: Iterable[Cells], path: str, delimiter: str) -> Iterator[C
             )
         yield number, row
     if width == 0:
-        raise DataError(f"{path} is empty, expected a line with the names of the columns")
+        raise DataError(f"{path} is empty, expected a header line with the column names")

@@ -1,7 +1,7 @@
 """Texts encoded as token IDs in ragged arrays: no padding is stored, so a million short texts fit in memory.
 
-A *row* of a dataset becomes one *item*, or several (windows) if it is longer than the model's input. An item is one
-sequence, or K of them that are scored together (the choices of a question).
+A *row* of a dataset becomes one *item*, or several (windows) if it exceeds the model's input length. An item is one
+sequence, or K sequences that are scored together (the choices of a question).
 Shapes: R rows, N items, K sequences per item, T tokens of all sequences, B items of a batch, S its longest sequence.
 """
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZE_BATCH_SIZE = 2000  # texts per call of the tokenizer
-CHARACTERS_PER_TOKEN, GROWTH_FACTOR = 16, 8  # of the parts of long texts that are tokenized first, and after that
-CUT = re.compile(r"(?<=[^\W_]) (?=[^\W_])")  # before one space between letters or digits, where no normalizer joins
+CHARACTERS_PER_TOKEN, GROWTH_FACTOR = 16, 8  # initial size of the parts of long texts to tokenize, and its growth
+CUT = re.compile(r"(?<=[^\W_]) (?=[^\W_])")  # before a single space between letters or digits: safe for normalizers
 ENDS_AFTER_CUT = re.compile(r"[^\W_] (?:[^\W_]|$)")  # in an added token
 IGNORED_LABEL = -100
 RowWarning = tuple[int, str]
@@ -47,10 +47,10 @@ class Encoded:
     padding_side: str = "right"  # or left
     num_choices: int = 1  # K
     labels_per_token: bool = False
-    alignment: np.ndarray | None = None  # [T …] what each token aligns to in its row, as the head defines it
+    alignment: np.ndarray | None = None  # [T …] the part of its row each token aligns to, as defined by the head
     teacher_logits: np.ndarray | None = None  # [N, C]
-    teacher_states: np.ndarray | None = None  # [N * K, L, H] float16: L of the teacher's hidden states, first tokens
-    frozen_hidden_states: np.ndarray | None = None  # a frozen encoder's last ones: [N * K, H] first tokens, or [T, H]
+    teacher_states: np.ndarray | None = None  # [N * K, L, H] float16: first tokens' hidden states in L teacher layers
+    frozen_hidden_states: np.ndarray | None = None  # last layer of a frozen encoder: [N * K, H] first tokens, or [T, H]
     row_warnings: tuple[RowWarning, ...] = ()
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Encoded:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of the longest sequence of each item. [N]"""
+        """Number of tokens in the longest sequence of each item. [N]"""
         return np.diff(self.offsets).reshape(-1, self.num_choices).max(1)
 
     @cached_property
@@ -68,7 +68,7 @@ class Encoded:
 
     @cached_property
     def num_targets(self) -> np.ndarray:
-        """Training targets of each item: one, or one for each labeled token. [N]"""
+        """Number of training targets in each item: one, or one per labeled token. [N]"""
         if not self.labels_per_token:
             return np.ones(len(self), dtype=np.int64)
         assert self.labels is not None
@@ -76,9 +76,10 @@ class Encoded:
         return np.diff(counts[self.offsets])
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """Collate `items` [B] into padded tensors [B, S] ([B, K, S] with K choices), under Hugging Face's names.
+        """Collate `items` [B] into padded tensors [B, S] ([B, K, S] with K choices), named as in transformers.
 
-        S is the length of the longest of these sequences, rounded up to `multiple_of` (8 suits tensor cores).
+        S is the length of the longest of these sequences, rounded up to a multiple of `multiple_of` (8 suits tensor
+        cores).
         """
         import torch
 
@@ -127,7 +128,7 @@ class Encoded:
         return replace(self, input_ids=input_ids, labels=labels, labels_per_token=True)
 
     def chunks(self, max_items: int) -> Iterator[tuple[slice, Encoded]]:
-        """Split into chunks of about `max_items` items, as views, keeping the items of a row together.
+        """Split into chunks (views) of about `max_items` items, keeping the items of a row together.
 
         Yields:
             The slice of rows in a chunk, and its items with rows numbered from 0.
@@ -170,17 +171,17 @@ class Encoded:
 
 @dataclass(frozen=True)
 class SpecialTokensTemplate:
-    """The special tokens a tokenizer adds around a text or pair of texts, and the token type of each part."""
+    """The special tokens that a tokenizer adds to a text or pair of texts, and the token type of each part."""
 
     prefix: list[int]
     separator: list[int]  # empty for a single text
     suffix: list[int]
     token_types: tuple[list[int], int, list[int], int, list[int]] | None  # None if the model has none
-    empty_text: list[int]  # what an empty text is read as: nothing, or one token if there are no special tokens
+    empty_text: list[int]  # token IDs of an empty text: none, or one if the tokenizer adds no special tokens
 
     @property
     def num_special_tokens(self) -> int:
-        """Special tokens in each sequence."""
+        """Number of special tokens in each sequence."""
         return len(self.prefix) + len(self.separator) + len(self.suffix)
 
     def build_inputs(self, first: list[int], second: list[int] | None = None) -> tuple[list[int], list[int] | None]:
@@ -195,13 +196,13 @@ class SpecialTokensTemplate:
     def build_truncated_pair(
         self, first: list[int], second: list[int], max_tokens: int
     ) -> tuple[list[int], list[int] | None]:
-        """Build the inputs of a pair of at most `max_tokens` tokens (without special ones); shorten the longer."""
+        """Build the inputs of a pair truncated to `max_tokens` tokens (without special tokens), longer text first."""
         num_first, num_second = truncate_pair(len(first), len(second), max_tokens)
         return self.build_inputs(first[:num_first], second[:num_second])
 
 
 def special_tokens_template(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -> SpecialTokensTemplate:
-    """Return the template for single texts or for pairs, derived from how the tokenizer encodes a short one."""
+    """Return the template for single texts or for pairs, derived from how the tokenizer encodes a short example."""
     output = tokenizer("a", "a" if pair else None)
     sequence_ids, ids, types = output.sequence_ids(0), output["input_ids"], output.get("token_type_ids")
     first = [index for index, sequence in enumerate(sequence_ids) if sequence == 0]
@@ -220,7 +221,7 @@ def special_tokens_template(tokenizer: PreTrainedTokenizerBase, *, pair: bool) -
 
 
 class EncodedBuilder:
-    """Collects sequences one at a time and concatenates them into an `Encoded`."""
+    """A builder that collects sequences one at a time and concatenates them into an `Encoded`."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -231,10 +232,10 @@ class EncodedBuilder:
         """Add a sequence of dataset row `row`.
 
         Raises:
-            DataError: it has no tokens.
+            DataError: the sequence has no tokens.
         """
         if not input_ids:
-            raise DataError(f"row {row + 1} is empty, and the tokenizer adds no special tokens; leave the row out")
+            raise DataError(f"row {row + 1} is empty, and the tokenizer adds no special tokens; remove the row")
         self.rows.append(row)
         self._input_ids.append(np.asarray(input_ids, dtype=np.int32))
         if token_type_ids is not None:
@@ -268,9 +269,9 @@ def iter_input_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
 def iter_kept_ids(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, long_inputs: LongInputs
 ) -> Iterator[list[int]]:
-    """Yield token IDs of each text from which `split_long_text` returns the same as from all of them.
+    """Yield, for each text, enough token IDs for `split_long_text` to return the same as for the whole text.
 
-    Only the ends of a long text are tokenized: they are extended until they have `max_tokens` tokens.
+    Only the ends of a long text are tokenized, extended until they have `max_tokens` tokens.
     """
     if long_inputs == "windows" or not splits_at_spaces(tokenizer):
         yield from iter_input_ids(tokenizer, texts)
@@ -292,7 +293,7 @@ def iter_kept_ids(
 
 
 def _text_ends(text: str, num_characters: int, long_inputs: LongInputs) -> list[str]:
-    """Return the parts of a text that `long_inputs` keeps, each of at least about `num_characters`, or all of it."""
+    """Return the whole text, or the ends that `long_inputs` keeps, each of at least about `num_characters`."""
     if len(text) <= 2 * num_characters:
         return [text]
     head, tail = CUT.search(text, num_characters), CUT.search(text, len(text) - num_characters)
@@ -303,7 +304,7 @@ def _text_ends(text: str, num_characters: int, long_inputs: LongInputs) -> list[
 
 
 def split_at_spaces(text: str, num_characters: int) -> Iterator[str]:
-    """Yield the text in parts of at least `num_characters`, cut at `CUT`: their words are those of the text."""
+    """Yield the text in parts of at least `num_characters`, cut only at `CUT`, so no word is split."""
     start = 0
     while cut := CUT.search(text, start + num_characters):
         yield text[start : cut.start()]
@@ -312,9 +313,9 @@ def split_at_spaces(text: str, num_characters: int) -> Iterator[str]:
 
 
 def splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokens of a text that is cut at `CUT` are those of its two parts, as if it had not been cut.
+    """Return whether cutting a text at `CUT` leaves its tokens unchanged.
 
-    That holds if the tokenizer divides a text into words first, and a space belongs to the following word or to none.
+    That holds if the tokenizer first splits a text into words, and a space belongs to the following word or to none.
     """
     ordinary = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
     if any(token.rstrip or ENDS_AFTER_CUT.search(token.content) for token in ordinary):
@@ -328,7 +329,7 @@ def splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any], **options: Any) -> Any:
-    """Call the tokenizer without special tokens, truncation or padding; a `[SEP]` written in a text is text."""
+    """Call the tokenizer without special tokens, truncation or padding; a literal `[SEP]` in a text is ordinary text."""
     options |= {
         "add_special_tokens": False,
         "split_special_tokens": True,
@@ -352,10 +353,10 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 @lru_cache(maxsize=4)
 def without_special_pieces(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return a copy of a tokenizer whose model finds no special tokens in texts; all IDs are the same.
+    """Return a copy of a tokenizer, with the same IDs, whose model does not find special tokens in texts.
 
-    A Unigram model has them in its vocabulary (in XLM-R's, `</s>` has the best score of all pieces), so that
-    `split_special_tokens` alone does not keep them out.
+    `split_special_tokens` alone is not enough for a Unigram model, which has the special tokens in its vocabulary (in
+    XLM-R's, `</s>` has the best score of all pieces).
     """
     from tokenizers import Tokenizer
 
@@ -364,7 +365,7 @@ def without_special_pieces(tokenizer: PreTrainedTokenizerBase) -> PreTrainedToke
     special = {token.content for token in copied.added_tokens_decoder.values() if token.special} - {copied.unk_token}
     state = json.loads(backend.to_str())
     vocab = state["model"]["vocab"]
-    if isinstance(vocab, list):  # of pieces and scores, by ID
+    if isinstance(vocab, list):  # pieces and scores, indexed by ID
         vocab = [["" if piece in special else piece, score] for piece, score in vocab]
     else:
         vocab = {piece: index for piece, index in vocab.items() if piece not in special}
@@ -390,7 +391,7 @@ def encode_texts(
         pairs: R second texts, or None. Pairs that are too long are truncated at the end, the longer text first.
         labels: [R] or [R, C]; each window of a row gets the row's label.
         long_inputs: how to handle single texts that are too long.
-        doc_stride: tokens shared by two consecutive windows; None: a third of a window.
+        doc_stride: number of tokens shared by consecutive windows; None: a third of a window.
     """
     template, builder = special_tokens_template(tokenizer, pair=pairs is not None), EncodedBuilder()
     max_tokens = max_length - template.num_special_tokens
@@ -409,20 +410,20 @@ def encode_texts(
 def split_long_text(
     ids: list[int], max_tokens: int, long_inputs: LongInputs, doc_stride: int | None
 ) -> Iterator[list[int]]:
-    """Yield the text truncated to `max_tokens`, or overlapping windows that cover it, as `long_inputs` says."""
+    """Yield the text truncated to `max_tokens`, or overlapping windows that cover it, depending on `long_inputs`."""
     if len(ids) <= max_tokens or long_inputs == "keep_head":
         yield ids[:max_tokens]
     elif long_inputs == "keep_tail":
         yield ids[len(ids) - max_tokens :]
     elif long_inputs == "keep_head_and_tail":
-        num_head = max_tokens // 4  # as Sun et al. 2019 (128 of 510), https://arxiv.org/abs/1905.05583
+        num_head = max_tokens // 4  # as in Sun et al. 2019 (128 of 510), https://arxiv.org/abs/1905.05583
         yield ids[:num_head] + ids[len(ids) - (max_tokens - num_head) :]
     else:
         yield from (ids[start:end] for start, end in window_bounds(len(ids), max_tokens, doc_stride))
 
 
 def truncate_pair(first: int, second: int, max_tokens: int) -> tuple[int, int]:
-    """Return how many tokens to keep of each text of a pair of lengths `first` and `second`.
+    """Return the number of tokens to keep of each text of a pair with `first` and `second` tokens.
 
     Follows the tokenizers' `longest_first` strategy.
     """
@@ -438,7 +439,7 @@ def window_bounds(length: int, window_size: int, doc_stride: int | None) -> list
     """Return the start and end of each window of at most `window_size` tokens over a text of `length` tokens.
 
     Args:
-        doc_stride: tokens shared by two consecutive windows; None: a third of a window.
+        doc_stride: number of tokens shared by consecutive windows; None: a third of a window.
 
     Raises:
         DataError: `doc_stride` is not smaller than the window.
@@ -449,7 +450,7 @@ def window_bounds(length: int, window_size: int, doc_stride: int | None) -> list
         doc_stride = window_size // 3
     if doc_stride >= window_size:
         raise DataError(
-            f"found data.doc_stride {doc_stride}, expected less than the window of {window_size} tokens; set a smaller "
+            f"data.doc_stride is {doc_stride}, expected less than the window of {window_size} tokens; set a smaller "
             "doc_stride or a larger data.max_length"
         )
     starts = range(0, length - doc_stride, window_size - doc_stride)

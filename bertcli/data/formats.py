@@ -1,4 +1,4 @@
-"""File formats as plain rows: JSON Lines, SQuAD's nested JSON, CoNLL's columns."""
+"""Read file formats as plain rows: JSON Lines, SQuAD's nested JSON and CoNLL columns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bertcli.errors import DataError
 
 Row = dict[str, Any]
 MAX_LINE_EXCERPT = 50  # characters of a line in an error message
-MAX_JSON_DEPTH = 2000  # several times this crashes pyarrow's reader
+MAX_JSON_DEPTH = 2000  # a few times this depth crashes pyarrow's reader
 TOO_DEEP = "JSON nested too deeply"
 JSON_BLANKS = " \t\r\n"
-NOT_UNICODE = "half of a character (a lone surrogate such as \\ud83d) in column {!r}; fix or remove it"
+NOT_UNICODE = "a lone surrogate (half of a character, such as \\ud83d) in column {!r}; fix or remove it"
 BETWEEN_ENTRIES = re.compile(r"[ \t\r\n,]*")
 SAMPLED_BYTES = 1 << 12
 JSON_STRING = re.compile(rb'"(?:[^"\\\n]|\\.)*+"')
@@ -27,10 +27,10 @@ def join_words(value: str | list[str]) -> str:
 
 
 def read_jsonl(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
-    """Yield each object of a JSON Lines file with its location, `file:line`; a JSON list is read as `read_json` does.
+    """Yield each object of a JSON Lines file with its location, `file:line`; read a JSON list with `read_json`.
 
     Raises:
-        DataError: a line is not a JSON object, or has a key twice.
+        DataError: a line is not a JSON object, or an object has a duplicate key.
     """
     lines, is_first = iter(lines), True
     for number, line in enumerate(lines, start=1):
@@ -48,10 +48,10 @@ def read_jsonl(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
 
 
 def read_json(text: str, path: str) -> Iterator[tuple[str, Row]]:
-    """Yield each object of a JSON list, of SQuAD's JSON or of JSON Lines, which often end in .json, with its location.
+    """Yield each object with its location from a JSON list, SQuAD's JSON, or JSON Lines (which often end in .json).
 
     Raises:
-        DataError: the text is none of these, or an object has a key twice.
+        DataError: the text is in none of these formats, or an object has a duplicate key.
     """
     try:
         content = STRICT_JSON.decode(text)
@@ -68,7 +68,7 @@ def read_json(text: str, path: str) -> Iterator[tuple[str, Row]]:
 
 
 def parse_json(text: str) -> Any:
-    """Parse a JSON value; None if the text is not a single one."""
+    """Return the parsed JSON value; None if the text is not a single valid one."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -76,7 +76,7 @@ def parse_json(text: str) -> Any:
 
 
 class _RepeatedKeyError(ValueError):
-    """A key of a JSON object is there twice."""
+    """A JSON object with a duplicate key."""
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
@@ -95,7 +95,7 @@ def _not_json(error: Exception, path: str, line: int, cure: str = "") -> DataErr
     """Return the error for JSON that cannot be parsed.
 
     Args:
-        line: number of the first line of what was parsed.
+        line: number of the line in the file at which the parsed text starts.
     """
     if isinstance(error, json.JSONDecodeError):
         return DataError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg}){cure}")
@@ -106,7 +106,7 @@ def _not_json(error: Exception, path: str, line: int, cure: str = "") -> DataErr
 
 
 def _line_of_repeated_key(text: str) -> int:
-    """Return the line of the first entry of a JSON list in which a key is there twice; 1 if it is not a list."""
+    """Return the line of the first entry of a JSON list with a duplicate key; 1 if the text is not a list."""
     position = text.find("[") + 1
     try:
         while text.lstrip(JSON_BLANKS).startswith("["):
@@ -120,10 +120,10 @@ def _line_of_repeated_key(text: str) -> int:
 def check_json_depth(file: BinaryIO, path: str) -> None:
     """Check that JSON or JSON Lines are not nested so deeply that pyarrow's reader would crash the process.
 
-    Brackets are only counted, every few kilobytes; the file is taken apart only if many more open than close.
+    A first pass only counts brackets, in blocks of a few kilobytes; lines are parsed only if many more open than close.
 
     Raises:
-        DataError: with the line.
+        DataError: the nesting is too deep; the message names the line.
     """
     depth = 0
     while depth <= MAX_JSON_DEPTH and (part := file.read(SAMPLED_BYTES)):
@@ -140,7 +140,7 @@ def check_json_depth(file: BinaryIO, path: str) -> None:
 
 
 def is_unicode(value: Any) -> bool:
-    """Whether a value has no lone surrogates, halves of characters that escapes in JSON may leave."""
+    """Return whether a value is free of lone surrogates (halves of characters), which JSON escapes may produce."""
     try:
         (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError:
@@ -149,10 +149,10 @@ def is_unicode(value: Any) -> bool:
 
 
 def require_object(row: object, location: str) -> Row:
-    """Return `row`, which must be a JSON object.
+    """Return `row` unchanged if it is a JSON object.
 
     Raises:
-        DataError: it is something else.
+        DataError: it is not an object.
     """
     if not isinstance(row, dict):
         raise DataError(f"{location}: found {type(row).__name__}, expected an object")
@@ -160,22 +160,22 @@ def require_object(row: object, location: str) -> Row:
 
 
 def check_column_names(names: Iterable[str], path: str) -> None:
-    """Check that no two columns have the same name; columns without a name are not used.
+    """Check that no two columns have the same name; columns without a name are ignored.
 
     Raises:
-        DataError: two have, or a name is not text.
+        DataError: a name occurs twice or contains a NUL character.
     """
     seen: set[str] = set()
     for name in names:
         if "\0" in name:
-            raise DataError(f"{path} has a NUL character in the name of a column; it is not a text file")
+            raise DataError(f"{path} has a NUL character in a column name; it is not a text file")
         if name and name in seen:
             raise DataError(f"{path} has the column {name[:80]!r} twice; rename or remove one of them")
         seen.add(name)
 
 
 def read_squad(content: Any, location: str) -> Iterator[Row]:
-    """Yield a row for each question of SQuAD's official JSON, in the columns of the Hugging Face dataset.
+    """Yield a row for each question of SQuAD's official JSON, with the columns of the Hugging Face dataset.
 
     Raises:
         DataError: the content does not have SQuAD's structure.
@@ -200,7 +200,7 @@ def read_squad(content: Any, location: str) -> Iterator[Row]:
 
 
 def is_squad(content: Any) -> bool:
-    """Whether JSON content has SQuAD's structure: an object whose `data` is a list of articles with paragraphs."""
+    """Return whether JSON content is structured like SQuAD: an object whose `data` lists articles with paragraphs."""
     data = content.get("data") if isinstance(content, dict) else None
     return isinstance(data, list) and all(isinstance(article, dict) and "paragraphs" in article for article in data)
 
@@ -209,7 +209,7 @@ CONLL_TAB = re.compile(r" *\t[ \t]*")
 CONLL_BLANKS = " \t\r\n"
 DOCUMENT_START = "-DOCSTART-"
 CONLL_COMMENT = re.compile(r"#+(?:[ \t]|$)|#(?:begin|end) |#[\w.:-]+[ \t]*=")
-CONLL_KEY = re.compile(r"#+[ \t]*[\w.:-]+[ \t]*=")  # of a comment such as `# sent_id = 1`
+CONLL_KEY = re.compile(r"#+[ \t]*[\w.:-]+[ \t]*=")  # the start of a comment such as `# sent_id = 1`
 WORD_INDEX = re.compile(r"(?:[0-9]+-)?([0-9]+)(?:\.[0-9]+)?")  # 3; 1-2 and 1.1 in CoNLL-U; 4-3 in WebAnno's TSV
 MIN_CONLL_2012_COLUMNS = 10
 
@@ -223,11 +223,11 @@ def read_conll(lines: Iterable[str], location: str) -> Iterator[Row]:
     Spaces and tabs separate columns, blank lines separate sentences, and comments before a sentence are skipped.
 
     Args:
-        lines: as an editor shows them, with or without their line breaks.
+        lines: lines as an editor counts them, with or without line breaks.
 
     Raises:
-        DataError: a line has another number of columns than the first, or fewer than two; or the first column is not
-            the word.
+        DataError: a line has fewer than two columns or not as many as the first line, or the words are not in the
+            first column.
     """
     sentences = _conll_sentences(lines, location)
     first = list(islice(sentences, 1))
@@ -239,10 +239,10 @@ def read_conll(lines: Iterable[str], location: str) -> Iterator[Row]:
 
 
 def _conll_sentences(lines: Iterable[str], location: str) -> Iterator[list[list[str]]]:
-    """Yield the columns of each word of each sentence.
+    """Yield each sentence as the columns of its words.
 
     Raises:
-        DataError: a line has another number of columns than the first, or fewer than two.
+        DataError: a line has fewer than two columns, or not as many as the first line.
     """
     sentence: list[list[str]] = []
     num_columns = 0
@@ -268,19 +268,20 @@ def _conll_sentences(lines: Iterable[str], location: str) -> Iterator[list[list[
 
 
 def _split_columns(text: str) -> list[str]:
-    """Split at spaces and tabs; other white space, such as U+00A0 or U+3000, belongs to a word."""
+    """Split at spaces and tabs; other whitespace, such as U+00A0 or U+3000, is part of a word."""
     columns = text.replace("\t", " ").split(" ")
     return [column for column in columns if column] if "" in columns else columns
 
 
 def _skip_comments(lines: Iterator[tuple[int, str]]) -> Iterator[ConllLine]:
-    """Yield the lines without comments, which stand before a sentence.
+    """Yield the lines, skipping comments before sentences.
 
-    A `#` may also be the first word of a sentence: then its line has as many columns as the others, and the last one is
-    a tag that other lines have. So the rest of the file is read at the first line that may be a comment.
+    A `#` may also be the first word of a sentence. In that case its line has as many columns as the others, and its last
+    column is a tag that also occurs in other lines. To decide, the first possible comment triggers reading the whole
+    rest of the file.
 
     Args:
-        lines: with their numbers.
+        lines: lines with their numbers.
     """
     num_columns, tags = 0, {"O"}
     at_start = True
@@ -299,12 +300,12 @@ def _skip_comments(lines: Iterator[tuple[int, str]]) -> Iterator[ConllLine]:
 
 
 def _skip_comments_of(lines: Sequence[tuple[int, str]], num_columns: int, tags: set[str]) -> Iterator[ConllLine]:
-    """Yield the lines without comments.
+    """Yield the lines, skipping comments before sentences.
 
     Args:
-        lines: the rest of a file, from the start of a sentence, with their numbers.
-        num_columns: of the lines before, 0 if there are none.
-        tags: of the lines before.
+        lines: remaining lines of a file with their numbers, from the start of a sentence.
+        num_columns: number of columns of the preceding lines, 0 if there are none.
+        tags: tags of the preceding lines.
     """
     at_start = True
     for _, text in lines:
@@ -326,7 +327,7 @@ def _skip_comments_of(lines: Sequence[tuple[int, str]], num_columns: int, tags: 
 
 
 def _word_column(sentence: list[list[str]]) -> int:
-    """Return the index of the column that holds the words: the first, or the one after a column that numbers them."""
+    """Return the index of the column of words: the first, or the one after a column of word numbers."""
     first, *others = zip(*sentence, strict=True)
     if _counts_words(first):
         return 1
@@ -337,11 +338,11 @@ def _word_column(sentence: list[list[str]]) -> int:
 
 
 def _counts_words(column: Sequence[str]) -> bool:
-    """Whether a column of a sentence numbers its words."""
+    """Return whether a column of a sentence numbers its words."""
     matches = [WORD_INDEX.fullmatch(value) for value in column]
     if not all(matches):
         return False
-    # Lines of CoNLL-U with a range (1-2) or an empty node (1.1) do not count; in WebAnno's TSV all are 1-1, 1-2, ….
+    # Skip the ranges (1-2) and empty nodes (1.1) of CoNLL-U, unless all lines look like that (1-1, 1-2, … in WebAnno).
     plain = [int(value) for value in column if value.isdecimal()]
     numbers = plain or [int(match[1]) for match in matches if match]
     return numbers[0] in (0, 1) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
@@ -351,7 +352,7 @@ def _check_word_column(sentences: list[list[list[str]]], location: str) -> None:
     """Check that the words are in the first column, judging by the first two sentences.
 
     Raises:
-        DataError: another column holds the words.
+        DataError: the words are in another column.
     """
     columns = {_word_column(sentence) for sentence in sentences}
     if 0 in columns or max(map(len, sentences), default=0) < 2:

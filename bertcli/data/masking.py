@@ -1,7 +1,7 @@
 """Masking for masked language modeling, as pure functions on ragged arrays.
 
 Nothing here depends on a tokenizer: words are given by their first tokens, so whole-word and span masking work the same
-for WordPiece, byte-level BPE and Unigram vocabularies. Shapes: T tokens of all sequences, concatenated, N sequences.
+for WordPiece, byte-level BPE and Unigram vocabularies. Shapes: N sequences, T tokens of all sequences, concatenated.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.recipe.pretrain_schema import MaskingUnit
 
 SPAN_LENGTH_PROB = 0.2  # SpanBERT's geometric distribution of span lengths, in words (https://arxiv.org/abs/1907.10529)
-MAX_SPAN_LENGTH = 10  # and its limit: 3.8 words on average
-MAX_WORD_TOKENS = 10  # longer words, such as URLs, are divided into pieces that fit the budget of their sequence
+MAX_SPAN_LENGTH = 10  # where SpanBERT clips that distribution; the mean is 3.8 words
+MAX_WORD_TOKENS = 10  # longer words, such as URLs, are divided into pieces within the budget of their sequence
 
 
 @dataclass(frozen=True)
 class MaskReplacement:
-    """How a selected token is replaced: by the mask token, by a random token, or not at all."""
+    """The replacement of selected tokens: by the mask token, by a random token, or not at all."""
 
     mask_token_id: int
     random_token_ids: np.ndarray  # tokens to sample replacements from: the vocabulary without special tokens
@@ -37,14 +37,16 @@ def sample_mask(
     unit: MaskingUnit,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """Select the tokens to predict, in groups that are replaced alike. [T] int64, -1: not selected
+    """Select the tokens to predict; return the group of each token, whose tokens are replaced alike. [T] int64
+
+    The group of tokens that are not selected is -1.
 
     Args:
         maskable: [T] whether a token may be selected; never true for special tokens.
         word_starts: [T] whether a token starts a word.
-        offsets: [N + 1] of the sequences.
-        probability: fraction of the maskable tokens to select. With words and spans, each sequence has about this
-            fraction, and at least one word.
+        offsets: [N + 1] offsets of the sequences.
+        probability: fraction of the maskable tokens to select. With words and spans, about this fraction of each
+            sequence is selected, and at least one word.
         unit: single tokens, whole words (each token is its own group), or spans of words (a span is a group).
     """
     if unit == "token":
@@ -59,24 +61,24 @@ def sample_mask(
 def word_indices(maskable: np.ndarray, word_starts: np.ndarray) -> np.ndarray:
     """Return the index of each token's word, counted over all sequences; -1 for tokens that are not maskable. [T]
 
-    A word also starts after each special token, so that no word extends into the next sequence.
+    A new word also starts after each special token, so no word extends into the next sequence.
     """
     after_special = np.concatenate(([True], ~maskable[:-1]))
     return np.where(maskable, np.cumsum(maskable & (word_starts | after_special)) - 1, -1)
 
 
 def _budgets(words: np.ndarray, offsets: np.ndarray, probability: float) -> np.ndarray:
-    """Return the number of tokens to select in each sequence, not rounded. [N]"""
+    """Return the number of tokens to select in each sequence, unrounded. [N]"""
     return probability * np.diff(np.concatenate(([0], np.cumsum(words >= 0)))[offsets])
 
 
 def _divide_long_words(
     maskable: np.ndarray, word_starts: np.ndarray, offsets: np.ndarray, probability: float
 ) -> np.ndarray:
-    """Return `word_starts` with further starts in words that exceed their sequence's budget by far. [T]
+    """Return `word_starts` with additional starts in words that far exceed their sequence's budget. [T]
 
-    These are words over `MAX_WORD_TOKENS`, or over half of a short sequence. Undivided, they would be masked with most
-    of their context, or never.
+    These are words of more than `MAX_WORD_TOKENS`, or more than half of a short sequence. Undivided, they would be
+    masked together with most of their context, or never.
     """
     words = word_indices(maskable, word_starts)
     sizes = np.bincount(words[words >= 0])
@@ -95,7 +97,7 @@ def _sample_words(
 ) -> np.ndarray:
     """Sample words up to each sequence's budget, at least one; each of their tokens is a group.
 
-    A word that exceeds the rest of a budget is selected with a probability that gives the right number on average.
+    A word that exceeds the rest of a budget is selected with a probability that meets the budget on average.
     """
     first_tokens = np.flatnonzero((words >= 0) & (np.diff(words, prepend=-1) != 0))
     if len(first_tokens) == 0:
@@ -120,7 +122,7 @@ def _sample_spans(
 ) -> np.ndarray:
     """Sample spans of whole words up to each sequence's budget, at least one word.
 
-    What is left of a budget, or was too much, is made up for in the next sequence.
+    The unused or exceeded part of a budget is carried over to the next sequence.
     """
     groups = np.full(len(words), -1)
     rest, num_spans = 0.0, 0
@@ -132,7 +134,7 @@ def _sample_spans(
         ends = np.append(starts[1:], np.flatnonzero(sequence >= 0)[-1] + 1)
         budget = own_budget + min(max(rest, -own_budget / 2), own_budget)
         free = np.ones(len(starts), dtype=bool)
-        for _ in range(4 * len(starts)):  # enough attempts to find free words where there are any
+        for _ in range(4 * len(starts)):  # enough attempts to find free words if there are any
             if budget < 1 or not free.any():
                 break
             first = int(random.integers(len(starts)))
@@ -153,7 +155,7 @@ def _sample_spans(
             budget -= ends[shortest] - starts[shortest]
             num_spans += 1
         rest = budget
-    return np.where(words >= 0, groups, -1)  # a special token may stand between two words of a span
+    return np.where(words >= 0, groups, -1)  # there may be a special token between two words of a span
 
 
 def apply_mask(

@@ -1,7 +1,7 @@
-"""Best-fit packing: short sequences are packed side by side into rows of one length, with almost no padding.
+"""Best-fit packing: concatenate short sequences into rows of about the same length, with almost no padding.
 
 Krell et al. 2021, https://arxiv.org/abs/2107.02027. Attention stays within each sequence and position IDs restart, so
-a packed sequence is learned as it would be alone. Shapes: P sequences, N rows, B rows of a batch, S its longest row.
+packing does not change what is learned. Shapes: P sequences, N rows, B rows of a batch, S its longest row.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def pack_sequences(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Pack sequences into rows of at most `capacity` tokens: longest first, each into the fullest row it fits.
+    """Pack sequences into rows of at most `capacity` tokens: longest first, each into the fullest row that has room.
 
     Args:
-        lengths: [P] tokens of each sequence, at most `capacity`.
+        lengths: [P] number of tokens in each sequence, at most `capacity`.
 
     Returns:
-        The indices of the sequences in each row; every sequence is in exactly one.
+        The indices of the sequences in each row; every sequence is in exactly one row.
     """
     rows: list[list[int]] = []
     spaces: list[tuple[int, int]] = []  # free tokens and index of each row that is not full, sorted
@@ -55,24 +55,24 @@ class PackedSequences:
 
     @cached_property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each row. [N]"""
+        """Number of tokens in each row. [N]"""
         lengths = self.sequences.lengths
         return np.asarray([lengths[row].sum() for row in self.rows], dtype=np.int64)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row. [N]"""
+        """Number of tokens in each row. [N]"""
         return self.num_tokens
 
     @property
     def num_targets(self) -> np.ndarray:
-        """Labeled tokens of each sequence. [P]"""
+        """Number of labeled tokens in each sequence. [P]"""
         return self.sequences.num_targets
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
         """Collate the rows `items` into padded tensors [B, S].
 
-        The attention mask numbers a row's sequences from 1; it is 0 for padding.
+        The attention mask holds the number of each token's sequence in its row, from 1; it is 0 for padding.
         """
         import torch
 

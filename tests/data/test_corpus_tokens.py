@@ -285,7 +285,7 @@ def test_interrupted_tokenization_leaves_no_files(encoder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("text", ["", "\n \n\n", "one document only"])
 def test_corpus_needs_two_documents(encoder: Path, text: str) -> None:
-    with pytest.raises(DataError, match="expected two or more"):
+    with pytest.raises(DataError, match="expected at least two"):
         load_corpus(section_of(text), ModelSource(str(encoder)).load_tokenizer(), None)
 
 
@@ -393,5 +393,5 @@ def test_sentence_order_swaps_half_of_the_pairs() -> None:
 
 
 def test_next_sentence_pairs_need_two_documents() -> None:
-    with pytest.raises(DataError, match="two or more documents"):
+    with pytest.raises(DataError, match="at least two documents"):
         build_sentence_pairs(synthetic_corpus(), np.array([5, 5]), 61, "next_sentence", 0.1, np.random.default_rng(1))

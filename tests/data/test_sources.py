@@ -63,7 +63,7 @@ def test_mirror_is_used_before_the_hub(tmp_path: Path) -> None:
     [
         ("txt,label\na,b\n", "no column 'text'"),
         ("text,label\n", "no rows"),
-        ("", r"bad\.csv is empty, expected a line with the names of the columns"),
+        ("", r"bad\.csv is empty, expected a header line with the column names"),
         ("text,label\na,b,c\n", r"bad\.csv:2: found 3 values, separated by comma, expected 2"),
         ("text,label\nna\xefve,x\n", r"bad\.csv:2: .*task\.files\.encoding=windows-1252"),
     ],

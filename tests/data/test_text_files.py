@@ -225,7 +225,7 @@ CSV = b"text,label\na,x\n"
         ("a.json", b'{"text": "a"}\n{"text": "a" "b"}\n', "a.json:2: not JSON"),
         ("a.json", b'{\n "text": "a" "b"}\n', "a.json:2: not JSON"),
         # other files
-        ("a.csv", b"", "a.csv is empty, expected a line with the names of the columns"),
+        ("a.csv", b"", "a.csv is empty, expected a header line with the column names"),
         ("a.csv", b"\xef\xbb\xbf\n \n\n", "a.csv is empty"),
         ("a.csv", b"PK\x03\x04\x14\0", r"a.csv is not a text file, but a zip archive or an Excel workbook \(.xlsx\)"),
         ("a.jsonl", b"PAR1\x15\x04", "a.jsonl is not a text file, but a Parquet file"),
