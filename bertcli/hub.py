@@ -27,7 +27,7 @@ class HubFile:
     blob_id: str | None  # of other files: git's SHA-1
 
     def matches(self, path: Path) -> bool:
-        """Whether the local file at `path` has the listed size and checksum."""
+        """Return whether the local file at `path` has the listed size and checksum."""
         if not path.is_file() or path.stat().st_size != self.size:
             return False
         expected = self.sha256 or self.blob_id
@@ -52,7 +52,7 @@ class Repository:
 
 
 def is_cached(kind: Kind, name: str) -> bool:
-    """Whether the local Hugging Face cache has an entry for a model or dataset."""
+    """Return whether the local Hugging Face cache has an entry for a model or dataset."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name

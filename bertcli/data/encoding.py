@@ -329,7 +329,7 @@ def splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any], **options: Any) -> Any:
-    """Call the tokenizer without special tokens, truncation or padding; a literal `[SEP]` in a text is ordinary text."""
+    """Call the tokenizer without special tokens, truncation or padding; literal `[SEP]` is ordinary text."""
     options |= {
         "add_special_tokens": False,
         "split_special_tokens": True,

@@ -276,7 +276,7 @@ def _split_columns(text: str) -> list[str]:
 def _skip_comments(lines: Iterator[tuple[int, str]]) -> Iterator[ConllLine]:
     """Yield the lines, skipping comments before sentences.
 
-    A `#` may also be the first word of a sentence. In that case its line has as many columns as the others, and its last
+    A `#` may also be the first word of a sentence. Then its line has as many columns as the others, and its last
     column is a tag that also occurs in other lines. To decide, the first possible comment triggers reading the whole
     rest of the file.
 

@@ -1,4 +1,4 @@
-"""Prediction inputs, read as a stream of rows: plain lines, JSON Lines, JSON, CSV, TSV, CoNLL or Parquet."""
+"""Stream prediction inputs as rows from plain lines, JSON Lines, JSON, CSV, TSV, CoNLL or Parquet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Value = str | list[str]
 
 @dataclass(frozen=True)
 class PredictionInput:
-    """Where inputs to predict come from: values, a split of the model's task, or a file.
+    """The source of inputs to predict: values, a split of the model's task, or a file.
 
     Attributes:
         values: one sequence per input, with the values of the task's columns in order; None: read `split` or `path`.
@@ -42,8 +42,8 @@ class PredictionInput:
         split: split of the model's task to read instead of `path`.
         columns: names of the input columns; None: those of the task.
         keep_columns: whether rows keep the columns that are not inputs.
-        encoding: of a text file without a byte order mark; None: UTF-8.
-        delimiter: separator of CSV, a key of `DELIMITERS`; None: found in the file.
+        encoding: encoding of a text file without a byte order mark; None: UTF-8.
+        delimiter: separator of CSV, a key of `DELIMITERS`; None: detect it.
 
     Raises:
         UsageError: on construction, if the encoding or separator is unknown or has no effect, or a value is not text.
@@ -75,21 +75,21 @@ class PredictionInput:
                 raise UsageError(f"{found}, expected one of {', '.join(DELIMITERS)}")
         for number, texts in enumerate(self.values or (), start=1):
             if not all(map(is_unicode, texts)):
-                raise UsageError(f"input {number} has half of a character (a lone surrogate) or is not UTF-8; fix it")
+                raise UsageError(f"input {number} has a lone surrogate (half of a character) or is not UTF-8; fix it")
 
     @property
     def resolved_format(self) -> str:
-        """The format of the file, inferred if it is not set."""
+        """The format of the file, inferred from `path` if not set."""
         return self.file_format or infer_format(self.path)
 
     @property
     def text_options(self) -> TextOptions:
-        """How to read a text file."""
+        """The options for reading a text file."""
         return replace(INPUT_OPTIONS, encoding=self.encoding, delimiter=self.delimiter)
 
 
 def infer_format(path: str) -> str:
-    """Infer the input format from the file's suffix; plain lines for standard input and unknown suffixes."""
+    """Return the input format for the file's suffix; plain lines for standard input and unknown suffixes."""
     return FORMAT_OF_SUFFIX.get(without_compression_suffix(path).suffix.lower(), "text")
 
 
@@ -109,14 +109,13 @@ def read_inputs(
         input_format: one of `FORMATS`. A plain line holds a row's values, separated by tabs. `json` is a list of
             objects or SQuAD's official file.
         columns: names of the columns to read; their values are texts.
-        default_columns: names to read instead, in the same order, if a row has no column named as the first of
-            `columns`.
-        list_columns: those of the columns whose values may be lists of texts (words, choices).
-        extra_columns: further columns to keep where they exist, such as an ID; None: all.
+        default_columns: names to read instead, in the same order, if a row does not have the first of `columns`.
+        list_columns: columns whose values may be lists of texts (words, choices).
+        extra_columns: additional columns to keep if they exist, such as an ID; None: all.
         options: how to read text files.
 
     Raises:
-        DataError: the file is missing or not in its format or encoding, or a row lacks a value.
+        DataError: the file is missing or not in this format or encoding, or a row lacks a value.
         UsageError: the format is unknown.
     """
     if input_format not in FORMATS:
@@ -143,7 +142,7 @@ def read_inputs(
 def _read_rows(
     path: str, input_format: str, columns: Sequence[str], needed: set[str] | None, options: TextOptions
 ) -> Iterator[tuple[str, Row]]:
-    """Yield each row with its location; columns that are not `needed` (None: all are) may be missing."""
+    """Yield each row with its location; columns that are not in `needed` may be missing (None: all are needed)."""
     if input_format == "parquet":
         yield from _read_parquet(path, needed)
     elif input_format == "json":
@@ -175,7 +174,7 @@ def _read_plain(lines: Iterable[str], path: str, columns: Sequence[str]) -> Iter
         values = text.split("\t") if len(columns) > 1 else [text]
         if len(values) != len(columns):
             raise DataError(
-                f"{path}:{number}: found {len(values)} values, expected {len(columns)} with tabs between them "
+                f"{path}:{number}: found {len(values)} values, expected {len(columns)}, separated by tabs "
                 f"({', '.join(columns)})"
             )
         yield f"{path}:{number}", dict(zip(columns, values, strict=True))
@@ -186,7 +185,7 @@ def _read_parquet(path: str, needed: set[str] | None) -> Iterator[tuple[str, Row
     from pyarrow.parquet import ParquetFile
 
     if path == "-":
-        raise UsageError("Parquet cannot be read from standard input; name the file")
+        raise UsageError("Parquet cannot be read from standard input; pass the file's path")
     number = 0
     try:
         with ParquetFile(path) as file:
@@ -209,7 +208,7 @@ def _read_conll(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
 
 
 def _json_value(value: Any) -> Any:
-    """Convert the value of an extra column, such as an ID, to one that JSON can hold."""
+    """Convert the value of an extra column, such as an ID, to one that JSON can represent."""
     return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
 
 
@@ -231,9 +230,9 @@ def load_inputs(
 
     Args:
         task: from `with_input_columns`.
-        default_columns: columns to read if a file does not have the task's and `inputs` names none.
-        from_run: the task comes from a run folder. If it does not, and `inputs` names no columns, it is not known
-            whether the model takes pairs: a file with a second text column raises an error.
+        default_columns: columns to read if a file does not have the task's columns and `inputs` does not name any.
+        from_run: whether the task comes from a run folder. Otherwise, unless `inputs` names columns, it is unknown
+            whether the model takes pairs, and a file with a second text column raises an error.
     """
     if inputs.values is not None:
         return (_row_from_values(task, values) for values in inputs.values)
@@ -269,17 +268,17 @@ def _reject_pairs(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         if second in row:
             raise UsageError(
-                f"the input has a column {second!r} beside {first!r}, and a model without a run folder does not say "
-                f"whether it reads pairs; say --columns {first},{second} or --columns {first}"
+                f"the input has a column {second!r} besides {first!r}, and it is unknown if this model reads pairs "
+                f"(it has no run folder); set --columns {first},{second} or --columns {first}"
             )
         yield row
 
 
 def with_input_columns(task: Task, inputs: PredictionInput, *, from_run: bool) -> Task:
-    """Return the task with the column names of `inputs`, and without a run folder also its number of texts per input.
+    """Return the task with the column names (and, without a run folder, the number of texts per input) of `inputs`.
 
     Args:
-        from_run: the task comes from a run folder, so the number of its columns is fixed.
+        from_run: whether the task comes from a run folder, which fixes the number of its columns.
 
     Raises:
         UsageError: the number of named columns is wrong.
@@ -297,7 +296,7 @@ def with_input_columns(task: Task, inputs: PredictionInput, *, from_run: bool) -
 def _rename_columns(task: Task, columns: Sequence[str], *, from_run: bool) -> Task:
     if from_run and len(columns) != len(task.columns):
         raise UsageError(
-            f"found {len(columns)} names in --columns, expected {len(task.columns)}, for {', '.join(task.columns)}"
+            f"found {len(columns)} names in --columns, expected {len(task.columns)}: for {', '.join(task.columns)}"
         )
     num_texts = len(task.text_columns) if task.choice_columns or from_run else len(columns)
     names = {"text_columns": tuple(columns[:num_texts]), "choice_columns": tuple(columns[num_texts:])}
@@ -305,7 +304,7 @@ def _rename_columns(task: Task, columns: Sequence[str], *, from_run: bool) -> Ta
 
 
 def _row_from_values(task: Task, values: Sequence[str]) -> Row:
-    """Build a row from values given on the command line; values after the texts are choices.
+    """Build a row from values given on the command line; any values after the texts are choices.
 
     Raises:
         UsageError: there are too few or too many values.
@@ -313,8 +312,8 @@ def _row_from_values(task: Task, values: Sequence[str]) -> Row:
     num_texts = len(task.text_columns)
     if len(values) != len(task.columns) and not (len(task.choice_columns) == 1 and len(values) > num_texts + 1):
         raise UsageError(
-            f"found {len(values)} texts for one input, expected {', '.join(task.columns)}; the second text of a pair "
-            "(or the passage of a question) goes with --pair, choices with --choice"
+            f"found {len(values)} texts for one input, expected {', '.join(task.columns)}; pass the second text of a "
+            "pair (or the passage of a question) with --pair, choices with --choice"
         )
     if len(task.choice_columns) == 1:
         return dict(zip(task.text_columns, values, strict=False)) | {task.choice_columns[0]: list(values[num_texts:])}

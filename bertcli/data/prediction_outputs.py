@@ -1,4 +1,4 @@
-"""Where `bertcli predict` writes: the formats, and checks of the output before a model is loaded. No heavy imports."""
+"""Output formats of `bertcli predict`, and checks of the output before a model is loaded. No heavy imports."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FEATURE_SUFFIXES = (".parquet", ".npy")
 
 
 def resolve_format(format_name: str | None, output: str) -> str:
-    """The output format: the given one, or that of the suffix of the output.
+    """Return the output format: the given one, or the one for the suffix of `output`.
 
     Raises:
-        UsageError: it is unknown, or contradicts the suffix.
+        UsageError: the format is unknown or contradicts the suffix.
     """
     suffix = Path(output).suffix.lower()
     if format_name is None:
@@ -41,7 +41,7 @@ def check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrit
     """Check that the output can be written, before the model is loaded.
 
     Raises:
-        UsageError: it exists, or cannot be created.
+        UsageError: the output exists or cannot be created, or an option has no effect on the format.
     """
     if format_name not in ("glue", "squad"):
         if output not in STDOUT_NAMES:
@@ -63,7 +63,8 @@ def check_feature_output(output: Path, pooling: str, *, overwrite: bool) -> None
     """Check that features with this pooling can be written to this file.
 
     Raises:
-        UsageError: unknown pooling or suffix, token features in `.npy`, or the file exists or cannot be created.
+        UsageError: the pooling or suffix is unknown, `.npy` cannot store the features, or the file exists or cannot be
+            created.
     """
     if pooling not in POOLINGS:
         raise UsageError(
@@ -72,5 +73,5 @@ def check_feature_output(output: Path, pooling: str, *, overwrite: bool) -> None
     if output.suffix not in FEATURE_SUFFIXES:
         raise UsageError(f"found --output {output}, expected a file name that ends in {' or '.join(FEATURE_SUFFIXES)}")
     if output.suffix == ".npy" and pooling == "tokens":
-        raise UsageError("texts differ in their number of tokens, which .npy cannot store; use a .parquet file")
+        raise UsageError(".npy cannot store token features of texts of different lengths; use a .parquet file")
     check_output(output, overwrite=overwrite)

@@ -1,8 +1,8 @@
 """The built-in sample data: a seeded generator of a small synthetic language, independent of any dataset.
 
-Its sentences follow rules that a small encoder can learn: negation flips polarity and the clause after `but` decides;
-a dog is an animal; nouns reveal the topic. The unlabeled documents use words in the same positions as the labeled rows
-(persons where persons are), so pretraining on them transfers.
+Its sentences follow rules that a small encoder can learn: negation flips polarity, and the clause after `but` decides;
+a dog is an animal; nouns reveal the topic. In unlabeled documents, words occur in the same contexts as in labeled rows
+(names of persons where persons are mentioned), so pretraining on them transfers.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ Row = dict[str, object]
 
 
 def sample_rows(config: str, split: str) -> list[Row]:
-    """Generate the rows of one split of a configuration, one of `GENERATORS`; the same on every machine.
+    """Generate the rows of one split of a configuration (one of `GENERATORS`), the same on every machine.
 
-    All texts of a configuration are distinct, so its splits do not overlap. They are cached: callers must not
-    change them.
+    All texts of a configuration are distinct, so its splits do not overlap. The rows are cached: callers must not
+    modify them.
 
     Raises:
         DataError: the configuration or split does not exist.
@@ -119,7 +119,7 @@ def _rows_of_all_splits(config: str) -> list[Row]:
 
 
 def sample_documents(num_documents: int, seed: int = 0) -> Iterator[str]:
-    """Generate documents of three to six sentences: opinions of one polarity and events of one topic, and news."""
+    """Generate documents of three to six sentences: opinions (of one polarity) and events on one topic, and news."""
     random = Random(f"bertcli documents {seed}")
     for _ in range(num_documents):
         topic, is_positive = random.choice(TOPICS), random.random() < 0.5
@@ -136,7 +136,7 @@ def sample_documents(num_documents: int, seed: int = 0) -> Iterator[str]:
 
 
 def _opinion(random: Random, is_positive: bool, noun: str) -> str:
-    """Generate a clause about `noun` with the given polarity, sometimes by negating a word of the opposite one."""
+    """Generate a clause about `noun` with the given polarity, sometimes by negating a word of opposite polarity."""
     is_negated = random.random() < 0.2
     has_positive_word = is_positive != is_negated
     if random.random() < 0.3:
@@ -169,7 +169,7 @@ def _sentiment(random: Random) -> Row:
 
 
 def _inference(random: Random) -> Row:
-    """Generate entailment by a more general noun, contradiction by negation, neutral by another name or detail."""
+    """Generate entailment (same or more general noun), contradiction (negation) or neutral (new name or detail)."""
     name, verb, noun, time = (random.choice(part) for part in (NAMES, VERBS, list(KIND_OF), TIMES))
     premise = f"{name} {verb} a {noun} {time} ."
     label = random.choice(("entailment", "neutral", "contradiction"))
@@ -186,7 +186,7 @@ def _inference(random: Random) -> Row:
 
 
 def _similarity(random: Random) -> Row:
-    """Generate two sentences of five slots; each slot they share (for the adjective: its class) adds a point."""
+    """Generate two sentences of five slots; each shared slot (for the adjective, a shared class) adds a point."""
     slots = [NAMES, VERBS, list(CLASS_OF), list(KIND_OF), TIMES]
     first = [random.choice(choices) for choices in slots]
     num_kept = random.randint(0, 5)
@@ -225,7 +225,7 @@ def _location(random: Random) -> list[tuple[str, str]]:
 
 
 def _entities(random: Random) -> Row:
-    """Generate tagged persons, organizations and locations; the words in their names also occur outside of names."""
+    """Generate tagged persons, organizations and locations; words of their names also occur outside of names."""
     words = [*_news(random), ("." if random.random() < 0.9 else "!", "O")]
     return {"tokens": [word for word, _ in words], "tags": [tag for _, tag in words]}
 
@@ -260,7 +260,7 @@ def _passage(random: Random) -> tuple[list[tuple[str, str, str, str]], str]:
 
 
 def _question(random: Random) -> Row:
-    """Generate a question who did something, or when; the answer is next to the noun in the passage."""
+    """Generate a question about who did something, or when; the answer is near the noun in the passage."""
     events, passage = _passage(random)
     name, verb, noun, time = random.choice(events)
     start = passage.index(f"{name} {verb} the {noun} {time} .")
@@ -273,7 +273,7 @@ def _question(random: Random) -> Row:
 
 
 def _open_question(random: Random) -> Row:
-    """Generate a question as `_question` does; a third ask about a noun that is not in the passage."""
+    """Generate a question as `_question` does; a third of them ask about a noun that is not in the passage."""
     row = _question(random)
     if random.random() < 1 / 3:
         events, _ = _passage(random)
@@ -286,7 +286,7 @@ def _open_question(random: Random) -> Row:
 
 
 def _choice(random: Random) -> Row:
-    """Generate an event; the choices are categories of its noun."""
+    """Generate an event; the choices are categories, of which one is that of its noun."""
     name, verb, noun, time = (random.choice(part) for part in (NAMES, VERBS, list(KIND_OF), TIMES))
     kinds = [KIND_OF[noun], *random.sample([kind for kind in KINDS if kind != KIND_OF[noun]], 3)]
     random.shuffle(kinds)

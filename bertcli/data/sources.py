@@ -1,6 +1,6 @@
-"""Loading datasets: the built-in sample, the user's files, a mirror folder, the Hugging Face cache, the Hub.
+"""Load datasets from the built-in sample, the user's files, a mirror folder, the Hugging Face cache or the Hub.
 
-The Hub is tried last, so data that is already on the disk needs no network.
+The Hub is tried last, so data that is already on disk needs no network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-SCAN_BATCH_SIZE = 1000  # rows in memory, when reading all of them once
+SCAN_BATCH_SIZE = 1000  # rows in memory when scanning all rows
 HELD_OUT_SEED = 13  # the held-out rows are the same for every training seed
 MAX_LISTED_ROWS = 10  # in a message
 
@@ -32,7 +32,7 @@ MAX_LISTED_ROWS = 10  # in a message
 def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
     """Load one split: `train`, `validation`, `test`, or a split name of the dataset.
 
-    For a task without a validation split, `held_out_fraction` of its training rows (always the same ones) are the
+    If a task has no validation split, `held_out_fraction` of its training rows (always the same ones) become the
     validation split, and the remaining rows the training split.
 
     Raises:
@@ -44,7 +44,7 @@ def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
 
 
 def load_training_rows(task: Task, mirror: Path | None = None) -> Dataset:
-    """Load the training rows, including those that `hold_out_rows` takes for validation.
+    """Load the training rows, including those that `hold_out_rows` holds out for validation.
 
     Raises:
         DataError: as `load_split`.
@@ -61,26 +61,26 @@ def _load_all_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
 
 
 def _origin(task: Task, split: str) -> str:
-    """Return what messages about a split name: its files, or the task."""
+    """Return the origin of a split for messages: its files, or the task's name."""
     return ", ".join(getattr(task.files, split)) if task.files and split in SPLITS else task.name
 
 
 def holds_out_rows(task: Task) -> bool:
-    """Whether the task has no validation split, so that some training rows are held out."""
+    """Return whether training rows are held out for validation because the task has no validation split."""
     return not (task.files.validation if task.files else task.splits.validation)
 
 
 def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:
-    """Split the rows into `train` and `validation`, the held-out rows: always the same ones.
+    """Split the rows deterministically into `train` and the held-out rows, `validation`.
 
-    Rows of a group (`task.group_by`) stay together. Otherwise, in tasks with one label per row, each label has the same
-    share of both splits as far as possible, and no label is held out entirely.
+    Rows of a group (`task.group_by`) stay together. Without groups, if each row has one label, the split is stratified
+    by label as far as possible, and no label is held out entirely.
 
     Raises:
         DataError: there are too few rows or groups, or a row has no group.
     """
     if len(rows) == 1:
-        raise DataError(f"{task.name}: found one training row, expected two or more to hold some out")
+        raise DataError(f"{task.name}: found one training row, expected at least two to hold some out for validation")
     rows = with_row_numbers(rows)
     if task.group_by is not None:
         held_out = _held_out_groups(task, rows)
@@ -104,12 +104,12 @@ def _strata(task: Task, rows: Dataset) -> list[str] | None:
         return None
     values = rows[task.label_column][:]
     if any(isinstance(value, list | dict) for value in values):
-        return None  # `Head.references` raises an error
+        return None  # `Head.references` raises the error
     return [str(value).strip() for value in values]
 
 
 def _stratified_sample(labels: Sequence[str], num_rows: int) -> set[int]:
-    """Draw rows so that each label has its share, and if possible at least one row of each label is not drawn."""
+    """Draw a stratified sample of rows; if possible, leave at least one row of each label undrawn."""
     by_label: dict[str, list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
         by_label[label].append(row)
@@ -131,21 +131,21 @@ def _stratified_sample(labels: Sequence[str], num_rows: int) -> set[int]:
 
 def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
     if task.group_by not in rows.column_names:
-        raise DataError(f"{task.name}: found no column {task.group_by!r} (task.group_by), only {column_names(rows)}")
+        raise DataError(f"{task.name}: found columns {column_names(rows)}, expected {task.group_by!r} (task.group_by)")
     values = rows[task.group_by][:]
     if None in values:
         where = locate_rows(task, rows, [values.index(None)])
         raise DataError(f"{where} has no value in column {task.group_by!r}; add one")
     groups = sorted(set(values))
     if len(groups) < 2:
-        raise DataError(f"{task.name}: column {task.group_by!r} has one value, expected two or more to hold some out")
+        raise DataError(f"{task.name}: column {task.group_by!r} has one value, expected at least two to hold some out")
     Random(HELD_OUT_SEED).shuffle(groups)
     held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_fraction * len(groups))))])
     return {row for row, value in enumerate(values) if value in held_out}
 
 
 def with_row_numbers(rows: Dataset) -> Dataset:
-    """Return the rows with their numbers in the file, for messages about rows that are selected from these."""
+    """Return the rows with their row numbers in the file, for messages about rows selected from them."""
     if ROW_COLUMN in rows.column_names:
         return rows
     return rows.add_column(ROW_COLUMN, list(range(1, len(rows) + 1)))
@@ -157,10 +157,10 @@ def column_names(rows: Dataset) -> list[str]:
 
 
 def hash_texts(task: Task, rows: Dataset) -> np.ndarray:
-    """Return a hash of the texts of each row, the same for rows that differ only in white space. [R]
+    """Return a 64-bit hash of the texts of each row, ignoring differences in whitespace. [R]
 
-    All text columns together are one text: a question about another passage is another one. Hashes of 64 bits are the
-    same only within a process.
+    It covers all text columns, so the same question about another passage has another hash. Hashes are comparable only
+    within a process.
     """
 
     def hash_row(cells: Sequence[str | list[str]]) -> int:
@@ -177,9 +177,9 @@ def row_number(rows: Dataset, row: int) -> int:
 
 
 def locate_rows(task: Task, rows: Dataset, indices: Sequence[int]) -> str:
-    """Return where rows are, for messages: `reviews.csv: row 7`, or `reviews.csv: rows 3, 7, … (12 rows)`.
+    """Return the location of rows for messages: `reviews.csv: row 7`, or `reviews.csv: rows 3, 7, … (12 rows)`.
 
-    The numbers are those in the file, whatever part of it `rows` is. At most `MAX_LISTED_ROWS` are listed.
+    Rows are numbered as in the file, even if `rows` is only a part of it. At most `MAX_LISTED_ROWS` are listed.
     """
     files = getattr(task.files, str(rows.split)) if task.files and str(rows.split) in SPLITS else (task.name,)
     by_file: dict[str, list[int]] = defaultdict(list)
@@ -200,7 +200,7 @@ def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
     if task.files is not None:
         if split not in SPLITS or not getattr(task.files, split):
             given = [name for name in SPLITS if getattr(task.files, name)]
-            raise DataError(f"{task.name}: found no files for split {split!r}, expected one of {given}")
+            raise DataError(f"{task.name}: split {split!r} has no files, expected one of {given}")
         return read_files(getattr(task.files, split), task, split)
     name = getattr(task.splits, split) if split in SPLITS else split
     if name is None:
@@ -238,13 +238,13 @@ def load_rows(dataset: str, config: str | None, split: str, mirror: Path | None)
     if split not in splits:
         raise DataError(
             f"found splits {list(splits)} in {path}, expected {split!r}.{did_you_mean(split, splits)} "
-            "Name the right one in the recipe."
+            "Set the right one in the recipe."
         )
     return splits[split]
 
 
 def resolve_dataset(name: str, mirror: Path | None) -> str:
-    """Return the dataset's folder in the mirror if there is one, else `name` itself (a folder or a Hub name)."""
+    """Return the dataset's folder in the mirror if it has one, else `name` itself (a folder or a Hub dataset ID)."""
     in_mirror = mirror / "datasets" / name if mirror and not {"..", "/"} & {*Path(name).parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
@@ -276,7 +276,7 @@ def _load_dataset(path: str, config: str | None) -> dict[str, Dataset]:
 
 
 def _unreadable_file(folder: str, config: str | None) -> str | None:
-    """Return the first file of a dataset that cannot be read by itself; None if all can, or cannot be listed."""
+    """Return the first file of a dataset that cannot be read by itself; None if all can be read, or none listed."""
     import datasets
 
     try:
@@ -308,10 +308,10 @@ def _offline() -> Iterator[None]:
 
 
 def _check_columns(task: Task, split: str, rows: Dataset) -> None:
-    """Check that the task's columns exist and hold text (or lists of text).
+    """Check that the task's columns exist and contain text (or lists of text).
 
     Raises:
-        DataError: a column is missing, or has a missing value or another type.
+        DataError: a column is missing, has a missing value or is not of this type.
     """
     names = column_names(rows)
     missing = [column for column in task.columns if column not in names]

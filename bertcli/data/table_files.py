@@ -1,4 +1,4 @@
-"""Datasets from the user's files: CSV, TSV, JSON Lines, JSON, Parquet, SQuAD's JSON and CoNLL, by suffix."""
+"""Read datasets from the user's files: CSV, TSV, JSON Lines, JSON, Parquet, SQuAD's JSON and CoNLL, by suffix."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 20, 2**31 - 1  # that pyarrow reads at once
-NULL_LINE = re.compile(r"^\s*null", re.MULTILINE)  # crashes the process in pyarrow's reader
-FIRST_LINE = re.compile(r"\S.*")  # that is not blank
-GENERIC_MESSAGE = "An error occurred while generating the dataset"  # from `datasets`, for any cause
+BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 20, 2**31 - 1  # read by pyarrow at once
+NULL_LINE = re.compile(r"^\s*null", re.MULTILINE)  # such a line crashes the process in pyarrow's reader
+FIRST_LINE = re.compile(r"\S.*")  # the first non-blank line
+GENERIC_MESSAGE = "An error occurred while generating the dataset"  # raised by `datasets` whatever the cause
 READ_ERRORS = (OSError, ValueError, TypeError, OverflowError, RecursionError, csv.Error)
-ROW_COLUMN = "__row__"  # number of a row in its file, from 1; where rows are only a part of it
-FILE_COLUMN = "__file__"  # path of the file of a row, if there are several
+ROW_COLUMN = "__row__"  # number of a row in its file, from 1; added if the rows are only a part of the file
+FILE_COLUMN = "__file__"  # path of a row's file; added if there are several files
 
 
 def read_files(paths: Sequence[str], task: Task | None = None, split: str | None = None) -> Dataset:
-    """Read CSV (quoted), TSV (unquoted, as GLUE's), JSON Lines, JSON, Parquet, SQuAD or CoNLL files, by suffix.
+    """Read CSV (quoted), TSV (unquoted, as in GLUE), JSON Lines, JSON, Parquet, SQuAD or CoNLL files, by suffix.
 
-    Text files may be compressed and in other encodings, see `text_files`.
+    Text files may be compressed and in other encodings; see `text_files`.
 
     Args:
-        paths: files with the same columns, which are concatenated.
-        task: reads only the columns that the task uses, whatever the others hold, and reads its texts, labels and ids
-            as written, without guessing types: `007` stays `007`.
-        split: name of the split, which the rows keep.
+        paths: files with the same columns; their rows are concatenated.
+        task: if given, read only the columns that this task uses, ignoring the others, and read its texts, labels and
+            IDs as written, without type inference: `007` stays `007`.
+        split: name of the split, which is recorded in the returned rows.
 
     Raises:
-        DataError: a file is missing, unreadable, of an unknown encoding or format, or has other columns.
+        DataError: a file is missing, unreadable, in an unknown encoding or format, or its columns differ.
     """
     import pyarrow
     from datasets import Dataset, NamedSplit
@@ -85,12 +85,12 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
     table = tables[0] if len(tables) == 1 else _concatenate(tables, paths, task)
     try:
         return Dataset(table, split=None if split is None else NamedSplit(split))
-    except (ValueError, TypeError, NotImplementedError, pyarrow.ArrowException) as error:  # a type without support
+    except (ValueError, TypeError, NotImplementedError, pyarrow.ArrowException) as error:  # an unsupported type
         raise DataError(f"cannot read {', '.join(map(str, paths))}: {summarize_error(error)}") from error
 
 
 def _concatenate(tables: Sequence[pyarrow.Table], paths: Sequence[str], task: Task | None) -> pyarrow.Table:
-    """Concatenate the tables of several files, with the file of each row and its number there."""
+    """Concatenate the tables of several files, adding each row's file and its row number in that file."""
     import pyarrow
 
     label = task.label_column if task is not None else None
@@ -116,7 +116,7 @@ def _with_label_texts(table: pyarrow.Table, column: str) -> pyarrow.Table:
 
 
 def label_text(value: Any) -> str | None:
-    """Return a value as the text of a label: `true`, `1` (also for 1.0) or the text; None if it is missing or NaN."""
+    """Return a label's value as text: `true`, `1` (also for 1.0), or text unchanged; None if it is missing or NaN."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -127,7 +127,7 @@ def label_text(value: Any) -> str | None:
 
 
 def summarize_error(error: BaseException) -> str:
-    """Return the first line of an error's message, or of its cause's if the message is generic or empty."""
+    """Return the first line of an error's message, or that of its cause if the message is generic or empty."""
     message = str(error).removeprefix(GENERIC_MESSAGE).strip()
     if not message and error.__cause__ is not None:
         return summarize_error(error.__cause__)
@@ -141,13 +141,13 @@ def _explain(error: Exception) -> str:
 
 
 def _used_columns(task: Task) -> list[str]:
-    """Return the columns that a task uses, if they exist."""
+    """Return the names of the columns that a task uses, whether or not they exist."""
     names = (*task.columns, task.label_column, task.id_column, task.group_by)
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def _select_columns(table: pyarrow.Table, task: Task | None) -> pyarrow.Table:
-    """Return the columns that the task uses, in its order, with types that `datasets` reads."""
+    """Return the columns that the task uses, in the task's order, with types supported by `datasets`."""
     import pyarrow
 
     if task is None:
@@ -160,7 +160,7 @@ def _select_columns(table: pyarrow.Table, task: Task | None) -> pyarrow.Table:
         kind = field.type.value_type if pyarrow.types.is_dictionary(field.type) else field.type
         if pyarrow.types.is_string_view(kind):
             kind = pyarrow.string()
-        if kind != field.type:  # of categories in pandas, or of text in Polars
+        if kind != field.type:  # categories in pandas, text in Polars
             table = table.set_column(index, field.name, table.column(index).cast(kind))
     return table
 
@@ -179,12 +179,12 @@ def _read_table(path: Path, task: Task | None) -> pyarrow.Table:
 
         return pyarrow.Table.from_pylist(list(read_conll(read_lines(path, options), str(path))))
     raise DataError(
-        f"found {path}, expected a file that ends in .csv, .tsv, .jsonl, .json, .parquet or .conll, also with .gz"
+        f"found {path}, expected a file that ends in .csv, .tsv, .jsonl, .json, .parquet or .conll (also with .gz)"
     )
 
 
 def text_options(task: Task | None) -> TextOptions:
-    """Return what a task says about its text files."""
+    """Return the options for reading a task's text files."""
     files = task.files if task is not None else None
     return TextOptions(files.encoding, files.delimiter) if files is not None else DEFAULT_OPTIONS
 
@@ -199,14 +199,14 @@ def _read_parquet(path: Path, task: Task | None) -> pyarrow.Table:
 
 
 def _columns_to_read(names: Sequence[str], task: Task | None) -> list[str] | None:
-    """Return the columns of a file that a task uses; None to read all: without a task, or if a column is missing."""
+    """Return the columns of a file that a task uses; None (read all) without a task or if a column is missing."""
     if task is None or not {*task.columns, task.label_column} <= {*names}:
         return None
     return [name for name in _used_columns(task) if name in names]
 
 
 def _read_delimited(path: Path, task: Task | None, options: TextOptions, *, is_csv: bool) -> pyarrow.Table:
-    """Read CSV or TSV with pyarrow; what it cannot read or would misread is read row by row, and quoted for it."""
+    """Read CSV or TSV with pyarrow; if pyarrow would fail or misread it, parse it row by row and requote it first."""
     import pyarrow
 
     columns = (*task.columns, task.label_column) if task is not None else ()
@@ -260,7 +260,7 @@ def _read_json(path: Path, task: Task | None, options: TextOptions) -> pyarrow.T
     schema = _schema_of_first_row(text, task) if task is not None and is_table and not NULL_LINE.search(text) else None
     if schema is not None:
         parse_options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-        with suppress(pyarrow.ArrowInvalid):  # a row has another type than the first, or is invalid: see below
+        with suppress(pyarrow.ArrowInvalid):  # a row is invalid or differs from the first in type: see below
             return _read_in_blocks(
                 content,
                 lambda file, size: arrow_json.read_json(file, arrow_json.ReadOptions(block_size=size), parse_options),
@@ -271,7 +271,7 @@ def _read_json(path: Path, task: Task | None, options: TextOptions) -> pyarrow.T
 def _schema_of_first_row(text: str, task: Task) -> pyarrow.Schema | None:
     """Return the types of the columns that the task uses in JSON Lines; None if the first row does not determine them.
 
-    With them pyarrow reads dates as text, and ignores all other columns.
+    Given this schema, pyarrow reads dates as text and ignores all other columns.
     """
     import pyarrow
 
@@ -283,14 +283,14 @@ def _schema_of_first_row(text: str, task: Task) -> pyarrow.Schema | None:
         kinds = {name: pyarrow.infer_type([first[name]]) for name in _used_columns(task) if name in first}
     except (pyarrow.ArrowException, OverflowError, UnicodeError):
         return None
-    # The keys of an object may be the labels: pyarrow ignores those that are not in the first row.
+    # The keys of an object may be the labels, and pyarrow would ignore those that are not in the first row.
     has_label_keys = task.head != "question_answering" and pyarrow.types.is_struct(kinds[task.label_column])
     is_determined = len(kinds) == len(_used_columns(task)) and not any("null" in str(kind) for kind in kinds.values())
     return pyarrow.schema(kinds) if is_determined and not has_label_keys else None
 
 
 def _table_of_rows(rows: Sequence[Row], path: Path, task: Task | None) -> pyarrow.Table:
-    """Build a table of the columns that the task uses; labels of several types, such as 1 and "1", become text.
+    """Build a table of the columns that the task uses; labels of mixed types, such as 1 and "1", become text.
 
     Raises:
         DataError: the values of a column have different types; the message names the row.
@@ -328,15 +328,15 @@ def _column_of_values(name: str, rows: Sequence[Row], path: Path, task: Task | N
                 lists = (value if isinstance(value, list) or value is None else [value] for value in values)
                 texts = [None if value is None else [_list_item_text(item) for item in value] for value in lists]
                 return pyarrow.array(texts, pyarrow.list_(pyarrow.string()))
-            if kinds == {dict}:  # 1 and 1.0 and true in objects of labels
+            if kinds == {dict}:  # 1, 1.0 and true in objects of labels
                 return pyarrow.array([_with_float_flags(value) for value in values])
         first = next(value for value in values if value is not None)
         other = next((row for row, value in enumerate(values) if type(value) not in (type(None), type(first))), None)
         if other is None:
             raise
         raise DataError(
-            f"{path}: row {other + 1} has {_json_kind(values[other])} in column {name!r}, and other rows have "
-            f"{_json_kind(first)}; use one of them"
+            f"{path}: row {other + 1} has {_json_kind(values[other])} in column {name!r}, but other rows have "
+            f"{_json_kind(first)}; use the same type in all rows"
         ) from None
 
 
@@ -349,13 +349,13 @@ def _with_float_flags(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _json_kind(value: Any) -> str:
-    """Return what JSON calls a value, with its article."""
-    kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+    """Return the JSON type of a value, with an article."""
+    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
     return kinds.get(type(value), "an object")
 
 
 def _read_in_blocks(content: bytes, read: Callable[[pyarrow.BufferReader, int], pyarrow.Table]) -> pyarrow.Table:
-    """Call `read` with a block size in bytes; if a row is longer than a block, read the content as one block."""
+    """Call `read` with the default block size in bytes, or with one block for all content if a row exceeds it."""
     import pyarrow
 
     buffer = pyarrow.py_buffer(content)

@@ -1,8 +1,8 @@
-"""Text files as people save them: encodings, compression and line ends.
+"""Read text files as people save them: encodings, compression and line ends.
 
-A byte order mark decides the encoding; without one it is `TextOptions.encoding`, else UTF-8. Gzip, bzip2 and Zstandard
-are recognized by their first bytes, as are files that hold no text. Lines end in \\n or \\r\\n, and in \\r in a file
-without any \\n (classic Mac OS). U+2028, U+0085, form feeds and a \\r elsewhere belong to the text.
+A byte order mark determines the encoding; without one, it is `TextOptions.encoding` or UTF-8. Gzip, bzip2 and Zstandard
+are recognized by their first bytes, as are files that are not text. Lines end in \\n or \\r\\n, or in \\r in a file
+without any \\n (classic Mac OS). U+2028, U+0085, form feeds and any other \\r are part of the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bertcli.errors import DataError
 
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark is its start
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
@@ -43,12 +43,12 @@ UTF_8, WINDOWS_1252 = "utf-8", "windows-1252"
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What a user says about text files, and where, for messages.
+    """The user's settings for text files, and how messages refer to these settings.
 
     Attributes:
-        encoding: of files without a byte order mark; None: UTF-8.
-        delimiter: name of the separator of CSV, a key of `delimited.DELIMITERS`; None: found in the file.
-        setting: how to set one of the above, with `{key}` and `{value}`.
+        encoding: encoding of files without a byte order mark; None: UTF-8.
+        delimiter: name of the separator of CSV, a key of `delimited.DELIMITERS`; None: detect it.
+        setting: how to set one of the above, a template with `{key}` and `{value}`.
     """
 
     encoding: str | None = None
@@ -56,7 +56,7 @@ class TextOptions:
     setting: str = "task.files.{key}={value}"
 
     def cure(self, key: str, value: str) -> str:
-        """Return how to set a value."""
+        """Return an instruction to set `key` to `value`, for a message."""
         return f"set {self.setting.format(key=key, value=value)}"
 
 
@@ -71,10 +71,10 @@ def without_compression_suffix(path: str | Path) -> Path:
 
 @contextmanager
 def open_binary(path: str | Path) -> Iterator[io.BufferedReader]:
-    """Open a file (`-` is standard input) for reading, decompressed.
+    """Open a file (`-` is standard input) for reading; decompress it if necessary.
 
     Raises:
-        DataError: it is missing, unreadable or damaged, or holds something other than text.
+        DataError: the file is missing, unreadable or damaged, or is not a text file.
     """
     try:
         if str(path) == "-":
@@ -102,7 +102,7 @@ def _decompressed(file: io.BufferedReader, path: str | Path) -> io.BufferedReade
 
             return _buffered(pyarrow.input_stream(file, compression=compression))
     if Path(path).suffix.lower() in COMPRESSION_SUFFIXES:
-        raise DataError(f"cannot read {path}: it is damaged, or not compressed as its name says; rename it then")
+        raise DataError(f"cannot read {path}: it is damaged, or not compressed despite its suffix; fix or rename it")
     return file
 
 
@@ -119,9 +119,9 @@ def _skip_mark(file: io.BufferedReader, options: TextOptions) -> str:
 
 @contextmanager
 def open_text(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Iterator[io.TextIOWrapper]:
-    """Open a text file for reading in parts, with every line end as \\n.
+    """Open a text file for reading in parts, with every line end converted to \\n.
 
-    Reading raises UnicodeDecodeError if the file has another encoding; `check_text` then names the line.
+    Reading raises UnicodeDecodeError if the file has a different encoding; `check_text` then names the line.
 
     Raises:
         DataError: as `open_binary`.
@@ -132,10 +132,10 @@ def open_text(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Itera
 
 
 def read_lines(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Iterator[str]:
-    """Yield the lines of a text file (`-` is standard input) as an editor counts them, with their ends.
+    """Yield the lines of a text file (`-` is standard input) as an editor counts them, with their line ends.
 
     Raises:
-        DataError: as `open_binary`; or the file has another encoding or NUL characters, with the line.
+        DataError: as `open_binary`; or the file has a different encoding or NUL characters (with the line number).
     """
     with open_binary(path) as file:
         encoding = _skip_mark(file, options)
@@ -173,12 +173,12 @@ def _wrong_encoding(location: str, content: bytes | None, encoding: str, options
     """Return the error for bytes that are not in `encoding`.
 
     Args:
-        content: bytes whose first odd one may be a letter of an encoding with one byte per letter; None: it is damage.
+        content: the undecodable bytes, possibly in a single-byte encoding; None: the file is damaged.
     """
     try:
         if content is not None and content.decode(WINDOWS_1252):
             cure = options.cure("encoding", WINDOWS_1252)
-            return DataError(f"{location}: not UTF-8, but seemingly {WINDOWS_1252}; {cure}, or convert it to UTF-8")
+            return DataError(f"{location}: not UTF-8, probably {WINDOWS_1252}; {cure}, or convert the file to UTF-8")
     except UnicodeDecodeError:
         pass
     return DataError(f"{location}: not {encoding}; fix this line, or {options.cure('encoding', 'NAME')}")
@@ -187,7 +187,7 @@ def _wrong_encoding(location: str, content: bytes | None, encoding: str, options
 def _has_nul(location: str, line: str, options: TextOptions) -> DataError:
     if "\0" in line[:2] and line.count("\0") * 3 > len(line):
         cure = options.cure("encoding", "utf-16-be" if line.startswith("\0") else "utf-16-le")
-        return DataError(f"{location}: has NUL characters, seemingly of UTF-16 without a byte order mark; {cure}")
+        return DataError(f"{location}: has NUL characters, probably UTF-16 without a byte order mark; {cure}")
     return DataError(f"{location}: has a NUL character; remove it, or check whether this is a text file")
 
 
@@ -204,7 +204,7 @@ def check_text(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> None
 def read_utf8(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> bytes:
     """Return the content of a text file in UTF-8 without a byte order mark; lines end in \\n or \\r\\n.
 
-    The bytes of a file that is in UTF-8 already are not checked.
+    A file assumed to be in UTF-8 is not validated.
 
     Raises:
         DataError: as `read_lines`.
@@ -220,7 +220,7 @@ def read_utf8(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> bytes
 
 
 def read_text(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> str:
-    """Return a text file as one text; its lines end in \\n or \\r\\n.
+    """Return the content of a text file as a string; its lines end in \\n or \\r\\n.
 
     Raises:
         DataError: as `read_lines`.
@@ -232,7 +232,7 @@ def decode(content: bytes, encoding: str, path: str | Path, options: TextOptions
     """Decode the content of a file.
 
     Raises:
-        DataError: it has another encoding; the message names the line.
+        DataError: the file has a different encoding; the message names the line.
     """
     try:
         return content.decode(encoding)

@@ -1,7 +1,7 @@
-"""Indices of the tokens a padding-free model processes and outputs, built on the host before a batch is sent.
+"""Indices of the tokens that a padding-free model processes and outputs, built on the host before a batch is sent.
 
-Computing them on the device would force a synchronization at each step. Shapes: B rows of a batch, S positions in each,
-D sequences in them (D > B if rows are packed), T unpadded tokens, M output tokens.
+Computing them on the device would force a synchronization at each step. Shapes: B rows of a batch with S positions
+each, D sequences in these rows (D > B if rows are packed), T unpadded tokens, M output tokens.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 MAX_REAL_FRACTION = 0.9  # on a CPU, batches with a larger fraction of real tokens run as fast with their padding
-SIZES_PER_OCTAVE = 16  # distinct token counts on a CPU, whose library compiles bf16 products for each of them
+SIZES_PER_OCTAVE = 16  # distinct token counts per power of two on a CPU, where each compiles its own bf16 matmuls
 OutputTokens = Literal["all", "first", "targets"]
-"""The tokens whose last hidden state the head uses: all, each sequence's first, or those in `target_positions`."""
+"""The tokens whose last hidden states the head uses: all, the first of each sequence, or `target_positions`."""
 
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """Some tokens of a batch, sequence after sequence: n tokens, at most L of them in one sequence.
+    """An index of n tokens of a batch, ordered by sequence, with at most L tokens per sequence.
 
-    They may be followed by f padding tokens, which are processed as well and belong to no sequence.
+    They may be followed by f padding tokens, which are also processed but do not belong to any sequence.
     """
 
     indices: torch.Tensor  # [n + f] into the flattened batch [B * S], or into the T unpadded tokens
@@ -53,8 +53,8 @@ def build_token_index(
     """Build the index of the tokens at `indices` [n].
 
     Args:
-        sequence_ids: [n] ascending, the sequence of each token, below `num_sequences`.
-        padding: [f] indices of padding tokens to process as well.
+        sequence_ids: [n] the sequence of each token, ascending, less than `num_sequences`.
+        padding: [f] indices of padding tokens that are also processed.
     """
     import torch
 
@@ -73,13 +73,13 @@ def build_token_index(
 
 
 def add_token_index(batch: dict[str, Any], output_tokens: OutputTokens, *, on_cpu: bool) -> dict[str, Any]:
-    """Add what a padding-free model needs: `unpadded` and `output_positions` where they save work, `is_full`.
+    """Return the batch with the inputs of a padding-free model: `unpadded`, `output_positions` and `is_full`.
 
-    `is_full` is added only if the batch has no padding.
+    The first two are added only where they save work, `is_full` only if the batch has no padding.
 
     Args:
-        batch: its `attention_mask` [B, S] (or [B, K, S]) is 0 for padding; other numbers distinguish the sequences
-            packed into a row.
+        batch: collated tensors. `attention_mask` [B, S] (or [B, K, S]) is 0 for padding; other numbers distinguish the
+            sequences packed into a row.
     """
     mask = batch["attention_mask"].numpy()
     mask = mask.reshape(-1, mask.shape[-1])
@@ -109,9 +109,9 @@ def add_token_index(batch: dict[str, Any], output_tokens: OutputTokens, *, on_cp
 
 
 def add_block_mask(batch: dict[str, Any]) -> dict[str, Any]:
-    """Replace a packed batch's mask of sequence numbers [B, S] by a block-diagonal attention mask [B, 1, S, S]."""
+    """Replace a packed batch's mask of sequence numbers [B, S] with a block-diagonal attention mask [B, 1, S, S]."""
     mask = batch["attention_mask"]
-    # Padding attends to padding: a position that attends to nothing has no softmax.
+    # Let padding attend to padding: the softmax of a position that attends to nothing is undefined.
     return batch | {"attention_mask": (mask[:, :, None] == mask[:, None, :])[:, None]}
 
 
@@ -121,17 +121,17 @@ def _should_unpad(mask: np.ndarray, output_tokens: OutputTokens, *, is_packed: b
         return not on_cpu
     if num_real == mask.size or (on_cpu and num_real > MAX_REAL_FRACTION * mask.size):
         return False
-    # A token masked out within a sequence can be dropped only if its output is not used either.
+    # A token masked out within a sequence can be dropped only if its output is not used.
     return output_tokens == "first" or not (mask[:, 1:] > mask[:, :-1]).any()
 
 
 def _num_fill_tokens(num_tokens: int) -> int:
-    """Padding tokens that round `num_tokens` up to one of `SIZES_PER_OCTAVE` sizes between two powers of two."""
+    """Return the number of padding tokens that round `num_tokens` up to one of `SIZES_PER_OCTAVE` sizes per octave."""
     return -num_tokens % max(1, 2 ** (num_tokens.bit_length() - 1) // SIZES_PER_OCTAVE)
 
 
 def _real_tokens(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the real tokens in the flattened batch, and the sequence each belongs to. [T]"""
+    """Return the index of each real token in the flattened batch, and the sequence it belongs to. [T]"""
     flat = mask.ravel()
     indices = np.flatnonzero(flat)
     is_start = (np.diff(indices // mask.shape[1]) != 0) | (np.diff(flat[indices]) != 0)

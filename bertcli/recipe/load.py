@@ -92,7 +92,7 @@ def load_any_recipe(name_or_path: str) -> Recipe | PretrainRecipe:
 
 
 def is_pretraining(name_or_path: str) -> bool:
-    """Whether a recipe is for `bertcli pretrain`."""
+    """Return whether a recipe is for `bertcli pretrain`."""
     return "corpus" in read_with_extends(find_recipe(name_or_path), Recipe).values
 
 

@@ -100,7 +100,7 @@ def read_yaml_file(path: Path, schema: type[BaseModel]) -> RecipeLayer:
 
 
 def _has_known_key(node: Node | None) -> bool:
-    """Whether a node is a mapping with at least one top-level key of any kind of recipe."""
+    """Return whether a node is a mapping with at least one top-level key of any kind of recipe."""
     return isinstance(node, MappingNode) and any(
         isinstance(key, ScalarNode) and key.value in TOP_LEVEL_KEYS for key, _ in node.value
     )
@@ -303,7 +303,7 @@ def _parse_number(text: str) -> Any:
 
 
 def _is_text_field(schema: type[BaseModel], keys: KeyPath) -> bool:
-    """Whether the field at `keys` accepts text (or a list of texts) but no number."""
+    """Return whether the field at `keys` accepts text (or a list of texts) but no number."""
     model = schema
     names = [key for key in keys if isinstance(key, str)]
     for depth, key in enumerate(names):

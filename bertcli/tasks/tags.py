@@ -49,7 +49,7 @@ class TagSet:
     problem: str | None = None
 
     def is_outside(self, tag: str | None) -> bool:
-        """Whether a word with this tag is outside all entities; false for tags that do not mark entities."""
+        """Return whether a word with this tag is outside all entities; false for tags that do not mark entities."""
         return self.marks_entities and tag not in self.parts
 
     def to_iobes(self, tags: Iterable[str]) -> list[str]:
@@ -154,7 +154,7 @@ def _positions(parts: Parts) -> set[str]:
 
 
 def _is_scheme(notation: re.Pattern[str], parts: Parts) -> bool:
-    """Whether tags that all match a notation can be of a tagging scheme, rather than types that look like it."""
+    """Return whether tags that all match a notation can be of a tagging scheme, rather than types that look like it."""
     if notation not in COMMON_NOTATIONS:
         return _has_begin_and_more(parts)
     positions = _positions(parts)
@@ -162,7 +162,7 @@ def _is_scheme(notation: re.Pattern[str], parts: Parts) -> bool:
 
 
 def _has_begin_and_more(parts: Parts) -> bool:
-    """Whether some entity type has tags for the first word and for another one."""
+    """Return whether some entity type has tags for the first word and for another one."""
     kinds: dict[str, set[str]] = {}
     for position, kind in parts.values():
         kinds.setdefault(kind, set()).add(position)

@@ -209,13 +209,13 @@ CSV = b"text,label\na,x\n"
         ("a.csv", b"t,n;l\na,1;x\n", "a.csv: the separator may be comma or semicolon; set task.files.delimiter=comma"),
         ("a.csv", b"text,text\na,b\n", "a.csv has the column 'text' twice"),
         # encodings
-        ("a.csv", CSV + b"na\xefve,x\n", "a.csv:3: not UTF-8, but seemingly windows-1252; set .*=windows-1252"),
+        ("a.csv", CSV + b"na\xefve,x\n", "a.csv:3: not UTF-8, probably windows-1252; set .*=windows-1252"),
         ("a.csv", CSV + "é,x\n".encode() + b"na\xefve,x\n", "a.csv:4: not utf-8; fix this line, or set .*=NAME"),
-        ("a.tsv", b"text\tlabel\nna\xefve\tx\n", "a.tsv:2: not UTF-8, but seemingly windows-1252"),
-        ("a.jsonl", b'{"text": "na\xefve", "label": "x"}\n', "a.jsonl:1: not UTF-8, but seemingly windows-1252"),
-        ("a.json", b'[\n{"text": "na\xefve", "label": "x"}]', "a.json:2: not UTF-8, but seemingly windows-1252"),
-        ("a.conll", b"a O\nna\xefve O\n", "a.conll:2: not UTF-8, but seemingly windows-1252"),
-        ("a.csv", CSV.decode().encode("utf-16-le"), "a.csv:1: has NUL characters, seemingly of UTF-16 .*=utf-16-le"),
+        ("a.tsv", b"text\tlabel\nna\xefve\tx\n", "a.tsv:2: not UTF-8, probably windows-1252"),
+        ("a.jsonl", b'{"text": "na\xefve", "label": "x"}\n', "a.jsonl:1: not UTF-8, probably windows-1252"),
+        ("a.json", b'[\n{"text": "na\xefve", "label": "x"}]', "a.json:2: not UTF-8, probably windows-1252"),
+        ("a.conll", b"a O\nna\xefve O\n", "a.conll:2: not UTF-8, probably windows-1252"),
+        ("a.csv", CSV.decode().encode("utf-16-le"), "a.csv:1: has NUL characters, probably UTF-16 .*=utf-16-le"),
         ("a.csv", CSV + b"a\0,x\n", "a.csv:3: has a NUL character"),
         ("a.jsonl", b'\n{"text": "a\0", "label": "x"}\n', "a.jsonl:2: has a NUL character"),
         # JSON
@@ -230,7 +230,7 @@ CSV = b"text,label\na,x\n"
         ("a.csv", b"PK\x03\x04\x14\0", r"a.csv is not a text file, but a zip archive or an Excel workbook \(.xlsx\)"),
         ("a.jsonl", b"PAR1\x15\x04", "a.jsonl is not a text file, but a Parquet file"),
         ("a.tsv", b"\xd0\xcf\x11\xe0\xa1", r"a.tsv is not a text file, but an Excel workbook \(.xls\)"),
-        ("a.csv.gz", CSV, "cannot read a.csv.gz: it is damaged, or not compressed as its name says"),
+        ("a.csv.gz", CSV, "cannot read a.csv.gz: it is damaged, or not compressed despite its suffix"),
         ("a.csv.gz", gzip.compress(CSV * 99, mtime=0)[:40], "cannot read a.csv.gz: it may be damaged or truncated"),
     ],
 )  # fmt: skip
@@ -249,7 +249,7 @@ def test_lone_surrogate_is_refused_with_its_row(suffix: str) -> None:
     path = f"a.{suffix}"
     good, bad = '{"text": "\\ud83d\\ude00", "label": "x"}', '{"text": "\\ud83d", "label": "x"}'
     Path(path).write_text(f"{good}\n{bad}\n" if suffix == "jsonl" else f"[{good}, {bad}]")
-    half = r"has half of a character \(a lone surrogate such as \\ud83d\) in column 'text'"
+    half = r"has a lone surrogate \(half of a character, such as \\ud83d\) in column 'text'"
     assert re.match(rf"{path}: row 2 {half}", str(train_rows(path)))
     assert re.match(rf"{path}(:2:|, entry 2:) {half}", str(predict_texts(path)))
     Path("a.jsonl").write_text(f"{good}\n{bad}\n")
@@ -258,7 +258,7 @@ def test_lone_surrogate_is_refused_with_its_row(suffix: str) -> None:
 
 
 def test_lone_surrogate_in_a_given_text_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"input 2 has half of a character"):
+    with pytest.raises(UsageError, match=r"input 2 has a lone surrogate \(half of a character\)"):
         PredictionInput([("fine",), ("a \ud83d",)])
 
 
@@ -350,7 +350,7 @@ def test_corpus_in_another_encoding_is_refused_or_read(name: str) -> None:
     Path(name).write_bytes(compress(text.encode("utf-16")))
     assert list(read_documents(Source(files=(name,)), None)) == documents
     Path(name).write_bytes(compress(text.encode("utf-16-le")))
-    with pytest.raises(DataError, match=rf"{name}:1: has NUL characters, seemingly of UTF-16"):
+    with pytest.raises(DataError, match=rf"{name}:1: has NUL characters, probably UTF-16"):
         list(read_documents(Source(files=(name,)), None))
 
 
