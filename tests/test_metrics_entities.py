@@ -154,5 +154,5 @@ def test_entity_f1_of_any_tag_sequence_is_that_of_conlleval_in_every_dialect(
 def test_parts_of_speech_are_scored_by_accuracy_of_the_tagged_words() -> None:
     gold, predicted = [["NOUN", None, "VERB"], ["X"]], [["NOUN", "X", "NOUN"], ["X"]]
     assert compute_metrics(("accuracy",), "token_classification", predicted, gold) == {"accuracy": pytest.approx(2 / 3)}
-    with pytest.raises(DataError, match=r"mark no entities.*set task.metrics to \[accuracy\]"):
+    with pytest.raises(DataError, match=r"do not mark entities.*set task.metrics to \[accuracy\]"):
         compute_metrics(("seqeval",), "token_classification", predicted, gold)

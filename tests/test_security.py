@@ -113,7 +113,7 @@ def test_grid_points_are_inside_the_run_folder(hostile: str) -> None:
 
 
 def test_runs_with_the_same_folder_are_rejected() -> None:
-    with pytest.raises(RecipeError, match="two points called 'teacher=a-b'"):
+    with pytest.raises(RecipeError, match="two grid points named 'teacher=a-b'"):
         load_recipe_or_grid("sample/sentiment", ["training.teacher=[a/b, a-b]"])
     for name in ("a.yaml", "a.yml"):
         Path(name).write_text("task: sample/topics\n")

@@ -1,4 +1,4 @@
-"""Recipes as documents: list, show, check, compare, copy, and a JSON schema for editors."""
+"""Recipes as documents: list, show, check, compare and copy them, and generate a JSON schema for editors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Pretr
     """Load a recipe, grid or suite by built-in name, from a file or from a run folder, with `key=value` overrides.
 
     Raises:
-        RecipeError: with all errors.
+        RecipeError: the recipe is invalid; the message lists every error.
     """
     path = run_recipe_path(name_or_path)
     if is_pretraining(path):
@@ -51,15 +51,15 @@ def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Pretr
 
 
 def run_recipe_path(name_or_path: str) -> str:
-    """The path of the recipe inside a run folder; any other name or path unchanged."""
+    """Return the path of the recipe inside a run folder; return any other name or path unchanged."""
     inside = Path(name_or_path) / "recipe.yaml"
     return str(inside) if inside.is_file() else name_or_path
 
 
 def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str | None]]:
-    """The built-in recipes whose name or header contains all words: name, command, description, expected result.
+    """List the built-in recipes whose name or header contains all words: name, command, description, expected result.
 
-    The expected result is `score`, `time` and `conditions`; None if not measured.
+    The expected result consists of `score`, `time` and `conditions`, each None if not measured.
     """
     recipes: list[dict[str, str | None]] = []
     for name, path in shipped_recipes().items():
@@ -72,20 +72,20 @@ def list_recipes(words: Sequence[str] = ()) -> list[dict[str, str | None]]:
 
 
 def show_recipe(name_or_path: str, overrides: Sequence[str] = (), *, comments: bool = True) -> str:
-    """The resolved recipe as YAML; for a suite or a grid, one document per recipe.
+    """Return the resolved recipe as YAML; for a suite or a grid, one document per recipe.
 
     Args:
         name_or_path: a built-in recipe, a file or a run folder.
         overrides: `key=value` arguments.
-        comments: add the description of each key as a comment.
+        comments: whether to add the description of each key as a comment.
 
     Raises:
-        UsageError: overrides for a multitask run, whose recipes cannot be changed.
+        UsageError: overrides are given for a multitask run, whose recipes cannot be changed.
     """
     path = Path(run_recipe_path(name_or_path))
     if str(path) != name_or_path and (text := path.read_text("utf-8")).startswith("suite:"):
         if overrides:
-            raise UsageError(f"{name_or_path} is a multitask run, which is shown as it is; leave out the overrides")
+            raise UsageError(f"{name_or_path} is a multitask run, which is shown unchanged; leave out the overrides")
         return text
     dump = dump_annotated if comments else dump_recipe
     recipe = load_any(name_or_path, overrides)
@@ -95,17 +95,17 @@ def show_recipe(name_or_path: str, overrides: Sequence[str] = (), *, comments: b
 
 
 def dump_annotated(recipe: BaseModel) -> str:
-    """Write a recipe as YAML that reads back to an equal recipe: each key has its description as a comment."""
+    """Return a recipe as YAML, with the description of each key as a comment; it loads back to an equal recipe."""
     return to_yaml(_annotate(recipe, 0)).lstrip("\n")
 
 
 def _annotate(section: BaseModel, depth: int, *, comments: bool = True) -> CommentedMap:
-    """A section as a YAML mapping: trailing comments for values, comments above for sections.
+    """Convert a section to a YAML mapping, with comments after values and above sections.
 
     Args:
-        section: the section, whose schema has the descriptions.
+        section: the section; its schema has the descriptions.
         depth: nesting depth, for the indentation of the comments above sections.
-        comments: False for the second and later items of a list, which have the keys of the first.
+        comments: False for all but the first item of a list, to describe each key only once.
     """
     mapping = CommentedMap()
     for name, field in type(section).model_fields.items():
@@ -136,7 +136,7 @@ def _capitalized(text: str) -> str:
 
 
 def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
-    """Copy a built-in recipe with its comments to a new file.
+    """Copy a built-in recipe, including its comments, to a new file.
 
     Args:
         name: the built-in recipe.
@@ -145,7 +145,7 @@ def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
             and reference it in the first line of the copy, for editors.
 
     Raises:
-        UsageError: the file exists, or another file has the schema's name.
+        UsageError: the file exists, or the schema's path is a different file.
     """
     text = find_recipe(name).read_text("utf-8")
     if with_schema:
@@ -154,19 +154,19 @@ def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
         text = f"# yaml-language-server: $schema={schema.name}\n{text}"
         new_schema = schema_text(kind)
         if schema.exists() and schema.read_text("utf-8") != new_schema:
-            raise UsageError(f"{schema} exists and is not the schema of this version; move it or name another folder")
+            raise UsageError(f"{schema} exists and is not this version's schema; move it or choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UsageError(f"{target} exists; name another file") from None
+        raise UsageError(f"{target} already exists; choose another file") from None
     if with_schema:
         schema.write_text(new_schema, "utf-8")
 
 
 def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The errors of each recipe; an empty list if it is valid."""
+    """Return the errors of each recipe; an empty list if it is valid."""
     problems: dict[str, list[str]] = {}
     for name in names:
         try:
@@ -178,12 +178,12 @@ def check_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[s
 
 
 def compare_recipes(*names: str) -> list[tuple[str, ...]]:
-    """Each key in which recipes or runs differ, with the value of each of them; `-` where the key is absent."""
+    """Return each key in which recipes or runs differ, and its value in each of them; `-` if the key is absent."""
     return compare_recipe_texts(*map(_dump_single, names))
 
 
 def compare_recipe_texts(*texts: str) -> list[tuple[str, ...]]:
-    """Like `compare_recipes`, for the texts of resolved recipes."""
+    """Compare the YAML texts of resolved recipes, like `compare_recipes`."""
     recipes = [dict(_flatten(YAML(typ="safe").load(io.StringIO(text)))) for text in texts]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     rows = ((key, *(str(recipe.get(key, "-")) for recipe in recipes)) for key in keys)
@@ -191,18 +191,18 @@ def compare_recipe_texts(*texts: str) -> list[tuple[str, ...]]:
 
 
 def schema_text(kind: str) -> str:
-    """The JSON schema of finetune or pretrain recipes, as the text of a file."""
+    """Return the JSON schema of finetune or pretrain recipes as file content."""
     return json.dumps(json_schema(kind), indent=2) + "\n"
 
 
 def json_schema(kind: str) -> dict[str, Any]:
-    """The JSON schema of finetune or pretrain recipes, generated from the typed recipe; no key is required.
+    """Return the JSON schema of finetune or pretrain recipes, generated from the typed recipe; no key is required.
 
     Raises:
-        UsageError: unknown kind.
+        UsageError: the kind is unknown.
     """
     if kind not in SCHEMAS:
-        raise UsageError(f"found the kind {kind!r}, expected one of {', '.join(SCHEMAS)}")
+        raise UsageError(f"found recipe kind {kind!r}, expected one of {', '.join(SCHEMAS)}")
     schema = SCHEMAS[kind].model_json_schema()
     schema["properties"]["extends"] = {"type": "string", "description": "recipe that this one extends"}
     if kind == "finetune":
@@ -217,7 +217,7 @@ def json_schema(kind: str) -> dict[str, Any]:
 
 
 def _value_or_list(property_schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a key that accepts a value or, for a grid, a list of values."""
+    """Return the schema of a key that accepts a value or, for a grid, a list of values."""
     annotations = ("title", "description", "default")
     value = {name: inner for name, inner in property_schema.items() if name not in annotations}
     kept = {name: inner for name, inner in property_schema.items() if name in annotations}
@@ -234,25 +234,25 @@ def _dump_single(name: str) -> str:
 
 
 def _expected_result(path: Path) -> dict[str, str | None]:
-    """Score, time and conditions in the `# expected:` line of a recipe's header."""
+    """Return score, time and conditions from the `# expected:` line of a recipe's header."""
     lines = (line for line in _header_lines(path) if line != NOT_MEASURED)
     match = next(filter(None, map(EXPECTED.fullmatch, lines)), None)
     return match.groupdict() if match else dict.fromkeys(EXPECTED.groupindex)
 
 
 def _header_lines(path: Path) -> list[str]:
-    """The lines of the comment at the start of a recipe."""
+    """Return the lines of the comment at the start of a recipe."""
     return list(takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines()))
 
 
 def _header_text(path: Path) -> str:
-    """The prose of the comment at the start of a recipe, without commands and the expected result."""
+    """Return the prose of the comment at the start of a recipe, without commands and the expected result."""
     lines = (line for line in _header_lines(path) if not line.startswith(("#   ", "# expected:")))
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
+    """Yield each dotted key and its value."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
@@ -261,23 +261,23 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Names of built-in recipes, for shell completion."""
+    """Return the matching names of built-in recipes, for shell completion."""
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """Recipe keys, each with `=`, for shell completion."""
+    """Return the matching recipe keys, each followed by `=`, for shell completion."""
     keys = dict.fromkeys(key for schema in SCHEMAS.values() for key in _dotted_keys(schema))
     return [f"{key}=" for key in keys if key.startswith(incomplete)]
 
 
 def complete_task(incomplete: str) -> list[str]:
-    """Names of task definitions, for shell completion."""
+    """Return the matching names of task definitions, for shell completion."""
     return [name for name in TASKS if name.startswith(incomplete)]
 
 
 def _dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All keys with dots; a key that may be a section or a value is listed as both."""
+    """Yield all dotted keys; a key that may be a section or a value is yielded as both."""
     for name, field in section.model_fields.items():
         kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
         sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -1,4 +1,4 @@
-"""Validation errors as readable messages: what was found, what was expected, and where a misplaced key belongs."""
+"""Readable messages for validation errors: what was found, what was expected, and where a misplaced key belongs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ EXPECTED_BY_ERROR_TYPE = {
     "string_pattern_mismatch": "letters, digits, `.`, `_` and `-` (a task's name may also contain one `/`)",
 }
 LIMITS = ("gt", "ge", "lt", "le")
-EXPECTED_BY_KEY = {  # union types, for which pydantic reports one error per branch
+EXPECTED_BY_KEY = {  # keys with union types, for which pydantic reports one error per branch
     "hardware.micro_batch_size": "`auto` or an integer of at least 1",
     "hardware.compile": "`auto`, true or false",
     "model.config_overrides": "a mapping from field to a finite number, true, false or text",
     "training.class_weights": "`auto`, or a mapping from label to number",
     "answers.thresholds": "`tuned`, or a mapping from label to number",
 }
-KEY_ALIASES = {  # names of keys in transformers' example scripts and in earlier versions → the key here
+KEY_ALIASES = {  # key in transformers' example scripts or in earlier versions → current key
     "batch_size": "training.global_batch_size",
     "bf16": "hardware.precision=bf16",
     "data_seed": "training.seed",
@@ -91,7 +91,7 @@ KEY_ALIASES = {  # names of keys in transformers' example scripts and in earlier
     "mark_capitals": "data.casing_feature",
     "reinitialise_layers": "training.reinit_layers",
 }
-PRETRAIN_KEY_ALIASES = {  # those whose key is another one in a recipe for `bertcli pretrain`
+PRETRAIN_KEY_ALIASES = {  # aliases that differ in recipes for `bertcli pretrain`
     "block_size": "phases=[{max_length: …}]",
     "config_name": "model.family",
     "dataset_config_name": "corpus.sources=[{dataset: …, config: …}]",
@@ -104,7 +104,7 @@ PRETRAIN_KEY_ALIASES = {  # those whose key is another one in a recipe for `bert
     "train_file": "corpus.sources=[{files: …}]",
     "validation_split_percentage": "corpus.held_out_fraction",
 }
-UNSUPPORTED_KEYS = {  # of other programs → what to do instead
+UNSUPPORTED_KEYS = {  # key of another program → what to do instead
     "auto_find_batch_size": "hardware.micro_batch_size=auto, the default, does this; leave it out",
     "cache_dir": "caches are set by the environment variables BERTCLI_CACHE and HF_HOME",
     "delimiter": "the separator of CSV files is task.files.delimiter",
@@ -135,8 +135,8 @@ UNSUPPORTED_KEYS = {  # of other programs → what to do instead
     "run_name": "the run folder is an option, not a key; use --run",
     "trust_remote_code": "code from the Hub is never run; use a model that transformers supports",
 }
-MAIN_KEYS = {"model": "name", "tokenizer": "name", "objective": "kind"}  # of sections that are given as a text
-ALIASES_BY_SECTION = {  # earlier names whose new key depends on the section (`*`: an item of a list)
+MAIN_KEYS = {"model": "name", "tokenizer": "name", "objective": "kind"}  # the key meant if a section is set to a string
+ALIASES_BY_SECTION = {  # former names whose new key depends on the section (`*`: an item of a list)
     "task": {"held_out_by": "group_by", "held_out_share": "held_out_fraction"},
     "task.splits": {"more_validation": "extra_validation"},
     "task.submission": {"also": "extra_tasks"},
@@ -157,7 +157,7 @@ ALIASES_BY_SECTION = {  # earlier names whose new key depends on the section (`*
     "multitask": {"kind": "sampling", "cap": "max_examples"},
     "": {"together": "multitask"},
 }
-VALUE_ALIASES = {  # earlier names of values
+VALUE_ALIASES = {  # former names of values
     "objective.masking": {"tokens": "token", "words": "whole_word", "spans": "span"},
     "objective.kind": {"replaced_tokens": "replaced_token_detection"},
 }
@@ -191,7 +191,7 @@ def describe_problem(keys: KeyPath, error: dict[str, Any]) -> str:
 
 
 def _value_hint(keys: KeyPath, error_type: str, value: object) -> str:
-    """The correct form of a text that stands for a section or a list: `model=X`, `training.seed=1,2,3`."""
+    """Suggest the correct form of a string for a section or list, such as `model=X` or `training.seed=1,2,3`."""
     if not isinstance(value, str) or len(value) > MAX_QUOTED_CHARS:
         return ""
     name = ".".join(map(str, keys))
@@ -203,10 +203,10 @@ def _value_hint(keys: KeyPath, error_type: str, value: object) -> str:
 
 
 def find_key(name: str, *, pretraining: bool = False) -> str | None:
-    """The recipe key for the name of an option of another program, such as `model_name_or_path`; None without one.
+    """Return the recipe key for an option name of another program, such as `model_name_or_path`; None if there is none.
 
     Args:
-        pretraining: prefer the keys of a recipe for `bertcli pretrain`.
+        pretraining: whether to prefer the keys of recipes for `bertcli pretrain`.
     """
     for schema in (PretrainRecipe, Recipe) if pretraining else (Recipe, PretrainRecipe):
         owner = next(_sections_with_key(schema, name), None)
@@ -216,12 +216,12 @@ def find_key(name: str, *, pretraining: bool = False) -> str | None:
 
 
 def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: bool = True) -> str:
-    """Describe in one line a key that its section does not have: where it belongs, or the nearest names.
+    """Describe in one line an unknown key of a section: where the key belongs, or which names are similar.
 
     Args:
-        schema: the recipe's schema, in which other sections are searched for the key.
+        schema: the recipe's schema; the key is also searched for in its other sections.
         keys: the path of the unknown key.
-        suggest: search for similar keys, which is slow for thousands of unknown ones.
+        suggest: whether to search for similar keys, which is slow for thousands of unknown keys.
     """
     section, key = ".".join(map(str, keys[:-1])), str(keys[-1])
     name = key.replace("-", "_")
@@ -250,7 +250,7 @@ def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: boo
 
 
 def _alias(schema: type[BaseModel], section: str, keys: KeyPath) -> str | None:
-    """The key here for a name that other programs or earlier versions use, if the schema has it."""
+    """Return the current key for a name used by other programs or earlier versions, if the schema has that key."""
     key = str(keys[-1])
     pattern = ".".join("*" if isinstance(part, int) else part for part in keys[:-1])
     if key in (aliases := ALIASES_BY_SECTION.get(pattern, {})):
@@ -265,7 +265,7 @@ def _alias(schema: type[BaseModel], section: str, keys: KeyPath) -> str | None:
 
 
 def _command_with_key(schema: type[BaseModel], key: str) -> str | None:
-    """The other of `finetune` and `pretrain` if its recipes have a key that this schema does not have."""
+    """Return the other command, `finetune` or `pretrain`, if the key exists in the recipes of that command."""
     if schema not in (Recipe, PretrainRecipe):
         return None
     other, command = (PretrainRecipe, "pretrain") if schema is Recipe else (Recipe, "finetune")
@@ -274,7 +274,7 @@ def _command_with_key(schema: type[BaseModel], key: str) -> str | None:
 
 
 def _sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The sections of a recipe schema by name; a recipe's task may be one."""
+    """Return the sections of a recipe schema by name, including an inline `task` definition."""
     sections: dict[str, type[BaseModel]] = {"task": Task} if schema is Recipe else {}
     for name, field in schema.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

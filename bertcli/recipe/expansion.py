@@ -1,4 +1,4 @@
-"""Grids: lists under keys of `training` expand to one recipe per combination of values."""
+"""Expand grids: lists under keys of `training` become one recipe per combination of values."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from bertcli.recipe.load import apply_overrides, read_finetune_recipe, resolve_r
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.yaml_layers import RecipeLayer
 
-NON_GRID_KEYS = ("seed",)  # a list of seeds is a set of runs of one grid point
-UNSAFE_IN_NAME = re.compile(r"(?:\.*[/\x00-\x1f\x7f]\.*)+")  # not allowed in the name of a folder
+NON_GRID_KEYS = ("seed",)  # a list of seeds means several runs of one grid point
+UNSAFE_IN_NAME = re.compile(r"(?:\.*[/\x00-\x1f\x7f]\.*)+")  # not allowed in a folder name
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Recipes that differ in some keys of `training`, by a name that is safe as a folder name.
+    """Recipes that differ only in some keys of `training`.
 
     Attributes:
-        points: recipes by name, such as `learning_rate=2e-05,epochs=3`.
+        points: recipes by name, such as `learning_rate=2e-05,epochs=3`; names are safe as folder names.
     """
 
     points: dict[str, Recipe]
 
     @property
     def first(self) -> Recipe:
-        """The first point, for everything that all points share."""
+        """The recipe of the first point, used for everything that all points share."""
         return next(iter(self.points.values()))
 
 
@@ -39,16 +39,16 @@ def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Rec
     """Load a built-in recipe or a YAML file: a recipe, or a grid if keys of `training` hold lists.
 
     Raises:
-        RecipeError: with all errors, each as `file:line: found … expected …`.
+        RecipeError: the recipe is invalid; the message lists every error as `file:line: found … expected …`.
     """
     return expand_recipe(read_finetune_recipe(name_or_path), overrides)
 
 
 def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid:
-    """Resolve a layer with `key=value` overrides to a recipe, or to a grid if keys of `training` hold lists.
+    """Resolve a partial recipe with `key=value` overrides to a recipe, or to a grid if keys of `training` hold lists.
 
     Raises:
-        RecipeError: with all errors.
+        RecipeError: the recipe is invalid; the message lists every error.
     """
     merged = copy.deepcopy(layer)
     apply_overrides(merged, overrides)
@@ -77,7 +77,7 @@ def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid
             name = UNSAFE_IN_NAME.sub("-", ",".join(settings).replace('"', ""))
             if name in points:
                 raise RecipeError(
-                    [f"found two points called {name!r}, expected distinct folder names: give each value once"]
+                    [f"found two grid points named {name!r}, expected distinct folder names: list each value once"]
                 )
             points[name] = recipe
         except RecipeError as error:

@@ -1,4 +1,4 @@
-"""Load a recipe: from a name or file and `key=value` overrides to a typed recipe, or to all errors at once."""
+"""Load a typed recipe from a name or file and `key=value` overrides, or report all errors at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from bertcli.recipe.yaml_layers import (
 from bertcli.tasks import TASKS, get_task
 from bertcli.tasks.task import SPLITS, Task
 
-FORMER_RECIPES = {  # names of built-in recipes in earlier versions → their names here
+FORMER_RECIPES = {  # former name of a built-in recipe → current name
     "ner/own-conll": "ner/custom-conll",
     "sentiment/own-csv": "sentiment/custom-csv",
     "strategies/distil": "strategies/distillation",
@@ -43,12 +43,12 @@ FORMER_RECIPES = {  # names of built-in recipes in earlier versions → their na
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a fine-tuning recipe by built-in name (`glue/sst2`) or from a YAML file, with `key=value` overrides.
 
-    Precedence, lowest first: defaults, the file it `extends`, the file, the command line. Relative paths under
+    Precedence, lowest first: defaults, the file that it `extends`, the file, the command line. Relative paths under
     `task.files` are resolved against the folder of the file that contains them (on the command line: the current
-    folder); `task.dataset` and `model.name` may be Hub names, so they are kept as given.
+    folder); `task.dataset` and `model.name` may be Hub IDs, so they are kept as given.
 
     Raises:
-        RecipeError: with all errors, each as `file:line: found … expected …`.
+        RecipeError: the recipe is invalid; the message lists every error as `file:line: found … expected …`.
     """
     recipe = resolve_recipe(read_finetune_recipe(name_or_path), overrides)
     assert isinstance(recipe, Recipe)
@@ -56,10 +56,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_finetune_recipe(name_or_path: str) -> RecipeLayer:
-    """Read a fine-tuning recipe as a layer.
+    """Read a fine-tuning recipe without validating its values.
 
     Raises:
-        RecipeError: no such recipe, or it is a suite or a pretraining recipe.
+        RecipeError: the recipe does not exist, or is a suite or a pretraining recipe.
     """
     layer = read_with_extends(find_recipe(name_or_path), Recipe)
     _reject_key(layer, "suite", f"{name_or_path} is a suite, expected a single recipe; specify one of its recipes")
@@ -73,7 +73,7 @@ def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pr
     Relative paths under `corpus.sources` are resolved against the folder of the file that contains them.
 
     Raises:
-        RecipeError: with all errors, each as `file:line: found … expected …`.
+        RecipeError: the recipe is invalid; the message lists every error as `file:line: found … expected …`.
     """
     layer = read_with_extends(find_recipe(name_or_path), PretrainRecipe)
     _reject_key(layer, "task", f"{name_or_path} is a recipe for `bertcli finetune`, expected one with a corpus")
@@ -86,7 +86,7 @@ def load_any_recipe(name_or_path: str) -> Recipe | PretrainRecipe:
     """Load a fine-tuning or pretraining recipe by built-in name or from a YAML file.
 
     Raises:
-        RecipeError: with all errors.
+        RecipeError: the recipe is invalid; the message lists every error.
     """
     return (load_pretrain_recipe if is_pretraining(name_or_path) else load_recipe)(name_or_path)
 
@@ -97,16 +97,16 @@ def is_pretraining(name_or_path: str) -> bool:
 
 
 def _reject_key(layer: RecipeLayer, key: str, message: str) -> None:
-    """Raise `RecipeError` if the layer has a top-level key that marks a different kind of recipe."""
+    """Raise `RecipeError` if there is a top-level key that marks a different kind of recipe."""
     if key in layer.values:
         raise RecipeError([f"{layer.location((key,))}: {message}"])
 
 
 def resolve_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | PretrainRecipe:
-    """Validate a layer with `key=value` overrides.
+    """Merge `key=value` overrides into a partial recipe and validate it.
 
     Raises:
-        RecipeError: with all errors.
+        RecipeError: the recipe is invalid; the message lists every error.
     """
     problems = [*layer.problems, *apply_overrides(layer, overrides)]
     if problems and not layer.values:
@@ -118,7 +118,7 @@ def resolve_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Pre
 
 
 def apply_overrides(layer: RecipeLayer, overrides: Sequence[str]) -> list[str]:
-    """Merge `key=value` arguments into a layer, in place; return error messages."""
+    """Merge `key=value` arguments into a partial recipe, in place; return error messages."""
     problems: list[str] = []
     for argument in overrides:
         override = parse_overrides([argument], layer.schema)
@@ -131,12 +131,12 @@ def apply_overrides(layer: RecipeLayer, overrides: Sequence[str]) -> list[str]:
 
 
 def dump_recipe(recipe: Recipe | PretrainRecipe) -> str:
-    """Write the resolved recipe as YAML text that `load_recipe` reads back to an equal recipe."""
+    """Return the resolved recipe as YAML text, which `load_recipe` loads back to an equal recipe."""
     return to_yaml(to_yaml_value(recipe.model_dump()))
 
 
 def to_yaml(value: Any) -> str:
-    """Write plain values as YAML, without line wrapping and with an explicit `null`."""
+    """Return plain values as YAML, without line wrapping and with an explicit `null`."""
     yaml = YAML()
     yaml.width = 4096
     yaml.representer.add_representer(
@@ -148,28 +148,28 @@ def to_yaml(value: Any) -> str:
 
 
 def recipe_task(recipe: Recipe) -> Task:
-    """The recipe's task: a shipped row, or the one in the recipe."""
+    """Return the recipe's task: a built-in definition, or the inline definition in the recipe."""
     return get_task(recipe.task) if isinstance(recipe.task, str) else recipe.task
 
 
 def shipped_recipes_folder() -> Path:
-    """The folder of the built-in recipes: in the package if installed, next to it in a checkout."""
+    """Return the folder of the built-in recipes: inside the package if installed, next to it in a checkout."""
     package = Path(bertcli.__file__).parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The built-in recipes by name."""
+    """Return the paths of the built-in recipes by name."""
     folder = shipped_recipes_folder()
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
-    """The file of a built-in recipe, or of a path relative to `base_folder`.
+    """Return the file of a recipe, given by built-in name or by a path relative to `base_folder`.
 
     Raises:
-        RecipeError: no such recipe.
+        RecipeError: the recipe does not exist.
     """
     path = base_folder / name_or_path
     if os.path.isfile(path):  # unlike Path.is_file, False for a path that is too long or not accessible
@@ -189,10 +189,10 @@ def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
 
 
 def read_with_extends(path: Path, schema: type[BaseModel], children: tuple[Path, ...] = ()) -> RecipeLayer:
-    """Read a file merged into the files it extends; errors are collected in the layer's `problems`.
+    """Read a file and merge it into the files that it extends; errors are collected in `problems` of the result.
 
     Raises:
-        RecipeError: one of the files is not a recipe, but data.
+        RecipeError: one of the files contains data, not a recipe.
     """
     layer = read_yaml_file(path, schema)
     _make_file_paths_absolute(layer, path.parent)
@@ -209,7 +209,7 @@ def read_with_extends(path: Path, schema: type[BaseModel], children: tuple[Path,
         layer.problems += [f"{location}: {problem}" for problem in error.problems]
         return layer
     if parent_path.resolve() in [child.resolve() for child in (*children, path)]:
-        layer.problems.append(f"{location}: {parent} extends this recipe in turn; remove one `extends` of the cycle")
+        layer.problems.append(f"{location}: {parent} in turn extends this recipe; remove one `extends` from the cycle")
         return layer
     try:
         base = read_with_extends(parent_path, schema, (*children, path))
@@ -222,7 +222,7 @@ def read_with_extends(path: Path, schema: type[BaseModel], children: tuple[Path,
 
 
 def _non_section_parent(layer: RecipeLayer, argument: str) -> list[str]:
-    """The error of a `key=value` with a parent key that is not a section, such as `task` with a task's name."""
+    """Return an error if a parent key in `key=value` is not a section, such as `task` set to a task's name."""
     keys = argument.partition("=")[0].split(".")
     value: Any = layer.values
     for end, key in enumerate(keys[:-1], start=1):
@@ -258,7 +258,7 @@ def _make_file_paths_absolute(layer: RecipeLayer, folder: Path) -> None:
 
 
 def _validate_recipe(layer: RecipeLayer) -> tuple[Recipe | PretrainRecipe | None, list[str]]:
-    """Validate merged values: the recipe, or None and one message per error."""
+    """Validate merged values; return the recipe, or None and one message per error."""
     values = dict(layer.values)
     if layer.schema is PretrainRecipe:
         pretraining, problems = validate_section(PretrainRecipe, values, layer, ())
@@ -269,7 +269,7 @@ def _validate_recipe(layer: RecipeLayer) -> tuple[Recipe | PretrainRecipe | None
         row, problems = validate_section(Task, task, layer, ("task",))
         if isinstance(row, Task) and (problem := row.head_class.find_problem(row)) is not None:
             problems.append(f"{layer.location(('task',))}: in task: {problem}")
-        values["task"] = next(iter(TASKS))  # the row is validated separately, for readable messages
+        values["task"] = next(iter(TASKS))  # the task is validated separately, for readable messages
         recipe, recipe_problems = validate_section(Recipe, values, layer, ())
         if isinstance(recipe, Recipe) and isinstance(row, Task) and not problems:
             return recipe.model_copy(update={"task": row}), recipe_problems
@@ -293,18 +293,18 @@ def _validate_recipe(layer: RecipeLayer) -> tuple[Recipe | PretrainRecipe | None
 def validate_section(
     model: type[BaseModel], values: dict[str, Any], layer: RecipeLayer, prefix: KeyPath
 ) -> tuple[BaseModel | None, list[str]]:
-    """Validate a section: the section, or None and one message with its location per error.
+    """Validate a section; return the section, or None and one message with a location per error.
 
     Args:
         model: the section's schema.
         values: the section's values.
-        layer: the layer they come from, for the locations.
-        prefix: the path of the section in the recipe.
+        layer: the partial recipe that the values come from, for the locations.
+        prefix: the key path of the section in the recipe.
     """
     try:
         return model.model_validate(values), []
     except ValidationError as error:
-        problems: dict[str, None] = {}  # an ordered set: the branches of a union give one message
+        problems: dict[str, None] = {}  # an ordered set: all branches of a union yield the same message
         for details in error.errors(include_url=False):
             if details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]:
                 continue  # pydantic does not count invalid items, and each of them has its own message
@@ -312,7 +312,7 @@ def validate_section(
             location = layer.location(keys)
             if details["type"] == "extra_forbidden":
                 schema = layer.schema if prefix else model
-                suggest = len(problems) < MAX_PROBLEMS  # the others are not shown
+                suggest = len(problems) < MAX_PROBLEMS  # further problems are not shown
                 problems[f"{location}: {describe_unknown_key(schema, keys, suggest=suggest)}"] = None
             else:
                 problems[f"{location}: {describe_problem(keys, dict(details))}"] = None
@@ -328,5 +328,5 @@ def to_yaml_value(value: Any) -> Any:
         flow.fa.set_flow_style()
         return flow
     if isinstance(value, str) and "\x85" in value:
-        return DoubleQuotedScalarString(value)  # elsewhere a YAML reader takes \x85 for a line break
+        return DoubleQuotedScalarString(value)  # unquoted, YAML readers treat \x85 as a line break
     return value

@@ -1,4 +1,4 @@
-"""The plan: numbers derived from a recipe and the data before training starts. No torch."""
+"""The training plan: step and batch counts derived from a recipe and the data before training starts. No torch."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def complete_plan(
     """Derive warmup, evaluation interval, micro-batch size and gradient accumulation from the number of steps.
 
     Args:
-        global_batch_size: examples in the largest step, over all processes.
+        global_batch_size: number of examples in the largest step, over all processes.
 
     Raises:
         RecipeError: there are more warmup steps than training steps.
@@ -64,7 +64,7 @@ def complete_plan(
     warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total_steps)
     if warmup > total_steps:
         raise RecipeError(
-            [f"found training.warmup_steps {warmup}, expected at most {total_steps}, the number of training steps"]
+            [f"training.warmup_steps is {warmup}, expected at most {total_steps}, the number of training steps"]
         )
     if evaluation.every_steps is not None:
         eval_every = evaluation.every_steps

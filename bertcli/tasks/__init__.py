@@ -1,4 +1,4 @@
-"""The shipped task definitions by name."""
+"""The built-in task definitions by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TASKS: dict[str, Task] = {row.name: row for row in ROWS}
 
 
 def get_task(name: str) -> Task:
-    """The shipped task definition called `name`.
+    """Return the built-in task definition with this name.
 
     Raises:
-        RecipeError: unknown name; the message suggests the nearest ones.
+        RecipeError: the name is unknown; the message suggests similar ones.
     """
     if name not in TASKS:
         cure = did_you_mean(name, TASKS) or f" Known: {', '.join(TASKS)}."

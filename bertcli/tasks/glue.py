@@ -24,13 +24,13 @@ def _row(
     extra_tasks: tuple[str, ...] = (),
     **rest: object,
 ) -> Task:
-    """Build a row of GLUE.
+    """Build the row of a GLUE task.
 
     Args:
         files: test split → name of its submission file.
-        label_names: whether the submission has label names instead of ids.
+        label_names: whether the submission contains label names instead of IDs.
         published: scores of `REFERENCE_MODEL` on the validation split.
-        extra_tasks: further rows whose test split this task's model predicts.
+        extra_tasks: additional tasks whose test splits are predicted by this task's model.
     """
     fields: dict[str, object] = {"dataset": "nyu-mll/glue", "config": name, "text_columns": text_columns}
     fields["submission"] = {
@@ -137,7 +137,7 @@ ROWS = (
     _row(
         "ax",
         PREMISE_HYPOTHESIS,
-        "diagnostic inference set, predicted by MNLI's model; its labels are hidden",
+        "diagnostic inference set, predicted by the MNLI model; its labels are hidden",
         {"test": "AX"},
         label_names=True,
         labels=THREE_WAY_NLI,

@@ -1,16 +1,16 @@
-"""Tag sets: how the tags of a task mark entities. Metrics, predictions, reports and decoding all read tags with this.
+"""Tag sets: how the tags of a task mark entities. Metrics, predictions, reports and decoding all use this module.
 
-Which words are entities depends on all tags of a task, not on each by itself: `S-PER` is a single-word entity where
-`B-PER` exists, `E-mail` beside `PERSON` is an entity type, and `B` is a position beside `I` and a part of speech beside
-`NOUN`. Supported are
+Which words are entities depends on all tags of a task, not on each tag alone: `S-PER` is a single-word entity if
+`B-PER` exists, `E-mail` alongside `PERSON` is an entity type, and `B` is a position alongside `I`, but a part of speech
+alongside `NOUN`. Supported are
 
 * positions and types: `B-PER`, `b-per`, `B_PER`, also with the position last (`PER-B`) and with `:`, `.`, `/` or `|`.
   The positions are those of IOB1 and IOB2 (B I), IOBES (B I E S), BILOU (B I L U) and BMES (B M E S or W);
 * positions alone: `B`, `I`, …, for entities of one type;
-* types alone beside `O`: consecutive words with the same tag are one entity;
+* types alone, alongside `O`: consecutive words with the same tag are one entity;
 * tags without `O` and without positions, such as parts of speech: they mark no entities.
 
-Anything else is ambiguous, which `TagSet.problem` explains.
+Anything else is ambiguous; `TagSet.problem` explains why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import cache, cached_property
 from bertcli.errors import DataError
 
 POSITIONS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "L", "U": "U", "M": "I", "W": "S"}
-"""Position letters, and the letter with the same meaning in IOBES or BILOU."""
+"""Position letters, each with its equivalent in IOBES or BILOU."""
 BILOU_TO_IOBES = {"L": "E", "U": "S"}
 OUTSIDE_TAGS = ("O", "o")
 SPECIAL_TOKEN_TAGS = frozenset({"[CLS]", "[SEP]", "[PAD]", "<s>", "</s>", "<pad>"})  # labels of some models on the Hub
@@ -36,10 +36,10 @@ Parts = dict[str, tuple[str, str]]
 
 @dataclass(frozen=True)
 class TagSet:
-    """How the tags of a task mark entities; see `read_tag_set`.
+    """The interpretation of a task's tags as entity marks; see `read_tag_set`.
 
     Attributes:
-        parts: position and type of each entity tag. A tag that is a type alone continues the entity of its type (I).
+        parts: position and type of each entity tag. A tag without a position continues an entity of its type (I).
         marks_entities: whether the tags mark entities; false for parts of speech, and if there is a `problem`.
         problem: why it is unclear which words are entities; None if it is clear.
     """
@@ -53,7 +53,7 @@ class TagSet:
         return self.marks_entities and tag not in self.parts
 
     def to_iobes(self, tags: Iterable[str]) -> list[str]:
-        """Return a row of tags as seqeval reads them: `B-`, `I-`, `E-` or `S-` and the type, or `O`."""
+        """Convert a row of tags to seqeval's IOBES notation: `B-`, `I-`, `E-` or `S-` and the type, or `O`."""
         return [self._iobes_tags.get(tag, "O") for tag in tags]
 
     @cached_property
@@ -61,7 +61,7 @@ class TagSet:
         return {tag: f"{BILOU_TO_IOBES.get(letter, letter)}-{kind}" for tag, (letter, kind) in self.parts.items()}
 
     def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Return the entities of a row of tags: type, first word, last word; none if the tags do not mark entities."""
+        """Return (type, first word, last word) of each entity in a row of tags; none if tags do not mark entities."""
         if not self.marks_entities:
             return []
         from seqeval.metrics.sequence_labeling import get_entities
@@ -85,13 +85,13 @@ COMMON_NOTATIONS = [NOTATIONS[0], NOTATIONS[2], NOTATIONS[4], NOTATIONS[6]]  # B
 
 
 def split_tag(tag: str) -> tuple[str, str]:
-    """Split `B-PER` into `B` and `PER`; two empty strings for `O` and anything that is not written like that."""
+    """Split `B-PER` into `B` and `PER`; return two empty strings for `O` and any tag not in this notation."""
     match = STANDARD_NOTATION.fullmatch(tag)
     return (POSITIONS[match["position"]], match["type"]) if match else ("", "")
 
 
 def split_tags(tags: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the position and type of each tag of a tag set, two empty strings for tags outside entities."""
+    """Return the position and type of each tag of a tag set; two empty strings for tags outside entities."""
     tag_set = read_tag_set(tuple(tags))
     if tag_set.problem is not None:
         return [split_tag(tag) for tag in tags]
@@ -100,7 +100,7 @@ def split_tags(tags: Sequence[str]) -> list[tuple[str, str]]:
 
 @cache
 def read_tag_set(tags: tuple[str, ...]) -> TagSet:
-    """Find out how `tags`, all tags of a task or model, mark entities."""
+    """Determine how `tags`, all tags of a task or model, mark entities."""
     outside = next((tag for tag in OUTSIDE_TAGS if tag in tags), None)
     others = [tag for tag in tags if tag != outside and tag not in SPECIAL_TOKEN_TAGS]
     mixed: Parts = {}
@@ -127,20 +127,20 @@ def read_tag_set(tags: tuple[str, ...]) -> TagSet:
 
 
 def infer_tag_set(rows: Iterable[Iterable[str | None]]) -> TagSet:
-    """Return the tag set of rows of tags whose task is unknown."""
+    """Return the tag set of all tags that occur in the rows, for rows of an unknown task."""
     distinct = {tag for row in rows for tag in row if tag is not None}
     return read_tag_set(tuple(sorted(distinct)))
 
 
 def require_readable(tag_set: TagSet) -> TagSet:
-    """Return the tag set, which must mark entities.
+    """Return the tag set unchanged if it marks entities.
 
     Raises:
-        DataError: it does not, or how it does is unclear.
+        DataError: it does not mark entities, or it is unclear how.
     """
     if tag_set.marks_entities:
         return tag_set
-    cause = tag_set.problem or "the tags mark no entities: there is no O, and none has a position such as B- or I-"
+    cause = tag_set.problem or "the tags do not mark entities: there is no O, and none has a position such as B- or I-"
     raise DataError(f"{cause}. To score tags instead of entities, set task.metrics to [accuracy].")
 
 
@@ -154,7 +154,7 @@ def _positions(parts: Parts) -> set[str]:
 
 
 def _is_scheme(notation: re.Pattern[str], parts: Parts) -> bool:
-    """Return whether tags that all match a notation can be of a tagging scheme, rather than types that look like it."""
+    """Return whether tags in this notation form a tagging scheme, rather than being types that only look like it."""
     if notation not in COMMON_NOTATIONS:
         return _has_begin_and_more(parts)
     positions = _positions(parts)
@@ -162,7 +162,7 @@ def _is_scheme(notation: re.Pattern[str], parts: Parts) -> bool:
 
 
 def _has_begin_and_more(parts: Parts) -> bool:
-    """Return whether some entity type has tags for the first word and for another one."""
+    """Return whether some entity type has tags both for its first word and for another word."""
     kinds: dict[str, set[str]] = {}
     for position, kind in parts.values():
         kinds.setdefault(kind, set()).add(position)
@@ -174,6 +174,6 @@ def _describe_mixed(parts: Parts, rest: Sequence[str]) -> str:
         ", ".join(repr(tag[:MAX_QUOTED_CHARS]) for tag in [*tags][:MAX_QUOTED_TAGS]) for tags in (parts, rest)
     )
     return (
-        f"found the tags {with_position} with a position and {without} without, so it is unclear which words are "
-        "entities; write all tags alike, and O for words outside entities"
+        f"found the tags {with_position} with a position and {without} without one, so it is unclear which words are "
+        "entities; write all tags in the same notation, and O for words outside entities"
     )

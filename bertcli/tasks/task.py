@@ -1,4 +1,4 @@
-"""The task definition: dataset, columns, labels and metrics of a task. Data only; no code per task."""
+"""The task definition: a task's dataset, columns, labels and metrics. Data only; no code per task."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ HEADS: dict[str, str | type] = {
     "question_answering": "bertcli.heads.question_answering:QuestionAnswering",
     "multiple_choice": "bertcli.heads.multiple_choice:MultipleChoice",
 }
-"""The heads by name: a class, or where it is, so that a recipe can be read without importing any."""
+"""Each head's class by name, or the import path of the class, so recipes can be read without importing any head."""
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of CSV files
 MAIN_SCORES = {"seqeval": "f1", "squad": "f1", "squad_v2": "f1"}  # of metrics that compute several scores
 
 
 def load_class(table: Mapping[str, str | type], name: str) -> Any:
-    """The class called `name` in a table such as `HEADS`."""
+    """Return the class registered as `name` in a table such as `HEADS`."""
     entry = table[name]
     return pkgutil.resolve_name(entry) if isinstance(entry, str) else entry
 
 
 def known_name(table: Mapping[str, str | type]) -> AfterValidator:
-    """A validator of the names in a table such as `HEADS`; an unknown one is an error that lists them."""
+    """Return a validator for names in a table such as `HEADS`; the error for an unknown name lists the known ones."""
 
     def check(name: str) -> str:
         if name not in table:
@@ -55,10 +55,10 @@ HeadName = Annotated[str, known_name(HEADS), WithJsonSchema({"type": "string", "
 
 
 def check_encoding(name: str) -> str:
-    """Return the name of a text encoding unchanged.
+    """Return `name` unchanged if it is the name of a text encoding.
 
     Raises:
-        ValueError: there is no such encoding.
+        ValueError: the encoding is unknown.
     """
     try:
         "".encode(name)
@@ -83,7 +83,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Files(Section):
-    """Data files per split, one or a list; the format follows from the ending."""
+    """The data files of each split, a path or a list of paths; the suffix determines the format."""
 
     train: Paths = Field((), description="training files: CSV, TSV, JSON, JSON Lines, Parquet or CoNLL")
     validation: Paths = Field((), description="validation files, which select the best checkpoint")
@@ -91,7 +91,7 @@ class Files(Section):
     encoding: Encoding | None = Field(
         None, description="encoding of text files without a byte order mark, such as windows-1252; null: UTF-8"
     )
-    delimiter: Delimiter | None = Field(None, description="separator of .csv files; null: found in each file")
+    delimiter: Delimiter | None = Field(None, description="separator of .csv files; null: detected in each file")
 
     @field_validator("train", "validation", "test", mode="before")
     @classmethod
@@ -100,13 +100,13 @@ class Files(Section):
 
 
 class Splits(Section):
-    """Names of the splits in the dataset; null if there is no such split."""
+    """The names of the splits in the dataset; null for a split that does not exist."""
 
     train: str | None = Field("train", description="training split")
     validation: str | None = Field("validation", description="validation split, which selects the best checkpoint")
     test: str | None = Field("test", description="test split; its labels may be hidden")
     extra_validation: Names = Field(
-        (), description="further splits scored with the best model, never used to select it"
+        (), description="additional splits scored with the best model, never used to select it"
     )
 
 
@@ -114,12 +114,12 @@ class Submission(Section):
     """The leaderboard's submission format."""
 
     files: dict[str, FileName] = Field(description="split of the dataset → name of its file without the extension")
-    answers: Literal["numbers", "names"] = Field("numbers", description="labels as ids or as names")
-    extra_tasks: Names = Field((), description="further task definitions that this task's model predicts")
+    answers: Literal["numbers", "names"] = Field("numbers", description="write labels as IDs or as names")
+    extra_tasks: Names = Field((), description="additional task definitions that this task's model predicts")
 
 
 class Reference(Section):
-    """Published scores for comparison; they come from other models and are not upper bounds."""
+    """Published scores of other models, for comparison; they are not upper bounds."""
 
     model: str = Field(description="the model that was scored")
     scores: dict[str, float] = Field(description="score name → value, in the same unit as ours")
@@ -128,11 +128,11 @@ class Reference(Section):
 
 
 class Task(Section):
-    """One task definition. Built-in tasks are in `bertcli.tasks.TASKS`; a recipe may contain an inline definition."""
+    """A task definition. Built-in tasks are in `bertcli.tasks.TASKS`; a recipe may contain an inline definition."""
 
     name: str = Field("custom", pattern=r"^[\w.-]+(/[\w.-]+)?$", description="name, or `group/name`")
     head: HeadName = Field("text_classification", description="kind of prediction")
-    dataset: str | None = Field(None, description="Hub name, folder in the Hub's layout, or `sample` (built in)")
+    dataset: str | None = Field(None, description="Hub dataset ID, folder in the Hub's layout, or `sample` (built in)")
     config: str | None = Field(None, description="configuration (subset) of the dataset")
     files: Files | None = Field(None, description="data files, instead of `dataset`")
     splits: Splits = Field(Splits(), description="names of the splits in the dataset")
@@ -144,25 +144,26 @@ class Task(Section):
     )
     group_by: str | None = Field(
         None,
-        description="column whose equal values stay in one split when rows are held out, such as an article's title",
+        description="column by which held-out rows are grouped, such as an article's title: rows with the same value "
+        "stay in one split",
     )
     text_columns: Names = Field(
         min_length=1,
         max_length=2,
         description="the text, or a pair of texts; the words (token_classification); question and passage "
-        "(question_answering); the text before the choices, and how each begins (multiple_choice)",
+        "(question_answering); the text before the choices, and the beginning of each choice (multiple_choice)",
     )
     choice_columns: Names = Field((), description="columns of the choices, or one that holds a list (multiple_choice)")
     label_column: str = Field("label", description="column of the label or answer")
-    id_column: str | None = Field(None, description="column of the question id; null: the row number")
+    id_column: str | None = Field(None, description="column of the question ID; null: the row number")
     problem: Problem = Field(
         "single_label", description="single_label, multi_label (a list per row; in CSV, comma-separated) or regression"
     )
     unanswerable: bool = Field(False, description="whether questions may have no answer in the passage")
-    labels: Names = Field((), description="label names, as in the data; empty: as the dataset declares them")
+    labels: Names = Field((), description="label names, as in the data; empty: as declared by the dataset")
     metrics: Names = Field((), description="metrics to compute; empty: the defaults of the head")
     main_metric: str | None = Field(
-        None, description="score that selects the best model; null: that of the first metric"
+        None, description="score that selects the best model; null: the main score of the first metric"
     )
     submission: Submission | None = Field(
         None, description="the leaderboard's submission format (`predict --format glue`)"
@@ -195,12 +196,12 @@ class Task(Section):
 
     @property
     def list_columns(self) -> tuple[str, ...]:
-        """The columns whose cells may be lists of texts: words or choices."""
+        """The columns whose values may be lists of texts: words or choices."""
         return self.text_columns if self.head_class.reads_words else self.choice_columns
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The metrics to compute: those of the row, or the defaults of its head."""
+        """The metrics to compute: those of the task definition, or the defaults of its head."""
         return self.metrics or self.head_class.default_metrics(self)
 
     @property

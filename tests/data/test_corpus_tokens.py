@@ -326,7 +326,7 @@ def test_held_out_documents_are_fixed_and_not_trained_on() -> None:
 def test_held_out_split_has_a_minimum_number_of_documents() -> None:
     assert [len(part) for part in split_train_held_out(synthetic_corpus(40), 0.001, 2)] == [38, 2]
     assert [len(part) for part in split_train_held_out(synthetic_corpus(4), 0.9, 2)] == [2, 2]
-    with pytest.raises(DataError, match="found 3 documents, expected 4 or more"):
+    with pytest.raises(DataError, match="found 3 documents, expected at least 4"):
         split_train_held_out(synthetic_corpus(3), 0.5, 2)
 
 

@@ -121,7 +121,7 @@ def test_missing_file_unknown_format_and_missing_split_are_named(tmp_path: Path,
     (tmp_path / "a.xlsx").write_bytes(gzip.compress(b"x"))
     with pytest.raises(DataError, match=r"expected a file that ends in"):
         load_split(task_of(tmp_path / "a.xlsx"), "train")
-    with pytest.raises(DataError, match="no files for split 'test'"):
+    with pytest.raises(DataError, match="split 'test' has no files"):
         load_split(task_of(reviews), "test")
 
 

@@ -124,7 +124,7 @@ def test_json_list_reads_columns_that_the_first_entry_lacks(tmp_path: Path) -> N
 
 def test_text_that_is_a_number_in_some_rows_is_refused_with_its_row(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": "x"}, {"text": 5, "label": "x"}])
-    message = r"rows\.jsonl: row 2 has a number in column 'text', and other rows have a text"
+    message = r"rows\.jsonl: row 2 has a number in column 'text', but other rows have text"
     with pytest.raises(DataError, match=message):
         read_files([path], task_of())
 

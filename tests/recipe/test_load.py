@@ -210,7 +210,7 @@ def test_missing_recipe_gets_a_did_you_mean() -> None:
 def test_extends_cycle_is_an_error(write_recipe: Write) -> None:
     write_recipe("extends: b.yaml\ntask: glue/rte\n", "a.yaml")
     write_recipe("extends: a.yaml\n", "b.yaml")
-    assert "extends this recipe in turn" in problems_of("a.yaml")[0]
+    assert "in turn extends this recipe" in problems_of("a.yaml")[0]
 
 
 def test_scalars_follow_yaml_1_2(write_recipe: Write) -> None:

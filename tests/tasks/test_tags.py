@@ -154,7 +154,7 @@ def test_tags_are_read_as_a_set(tags: str, entities: list[Entity]) -> None:
         ("O B-PER I-PER MISC", "'B-PER', 'I-PER' with a position and 'MISC' without"),
         ("O B I PER", "'B', 'I' with a position and 'PER' without"),
         ("OTHER B_PER I_PER", "'B_PER', 'I_PER' with a position and 'OTHER' without"),
-        ("NOUN VERB", "the tags mark no entities"),
+        ("NOUN VERB", "the tags do not mark entities"),
     ],
 )
 def test_tags_whose_entities_are_unclear_are_refused_by_name(tags: str, named: str) -> None:
