@@ -118,7 +118,7 @@ def test_runs_with_the_same_folder_are_rejected() -> None:
     for name in ("a.yaml", "a.yml"):
         Path(name).write_text("task: sample/topics\n")
     Path("suite.yaml").write_text("suite: [a.yaml, glue/rte, a.yml]\n")
-    with pytest.raises(RecipeError, match=r"found a\.yaml and a\.yml, whose runs would both be in a:"):
+    with pytest.raises(RecipeError, match=r"the runs of a\.yaml and a\.yml would both use the folder a;"):
         load_suite("suite.yaml")
 
 

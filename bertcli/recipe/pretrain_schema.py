@@ -27,11 +27,11 @@ OBJECTIVES: dict[str, str | type] = {
     "causal_lm": "bertcli.pretraining.causal_lm:CausalLM",
     "span_corruption": "bertcli.pretraining.span_corruption:SpanCorruption",
 }
-"""The objectives by name: a class, or where it is, so that a recipe can be read without importing any."""
+"""Each objective's class by name, or its import path, so recipes can be read without importing any objective."""
 ObjectiveName = Annotated[str, known_name(OBJECTIVES), WithJsonSchema({"type": "string", "enum": list(OBJECTIVES)})]
 Pairs = Literal["next_sentence", "sentence_order"]
-SHARED_KEYS = ("kind", "pairs", "short_seq_prob")  # of the objective section; the others belong to some objectives
-MAX_LAYERS, MAX_CONFIG_SIZE = 1000, 10**7  # in `config_overrides`; catch typing errors before they exhaust memory
+SHARED_KEYS = ("kind", "pairs", "short_seq_prob")  # of the objective section; the other keys are objective-specific
+MAX_LAYERS, MAX_CONFIG_SIZE = 1000, 10**7  # in `config_overrides`; catch typos before they exhaust memory
 TokenizerKind = Literal["wordpiece", "bpe", "unigram"]
 
 
@@ -39,9 +39,9 @@ class Source(Section):
     """One source of documents: text files or a dataset."""
 
     files: Paths = Field(
-        (), description="text, JSON Lines or Parquet files, also .gz, .zst, .bz2; `*` and `**` are wildcards"
+        (), description="text, JSON Lines or Parquet files, also as .gz, .zst or .bz2; `*` and `**` are wildcards"
     )
-    dataset: str | None = Field(None, description="Hub name, folder in the Hub's layout, or `sample` (built in)")
+    dataset: str | None = Field(None, description="Hub dataset ID, folder in the Hub's layout, or `sample` (built in)")
     config: str | None = Field(None, description="configuration (subset) of the dataset")
     split: str = Field("train", description="split of the dataset")
     encoding: Encoding | None = Field(
@@ -50,11 +50,11 @@ class Source(Section):
     column: str = Field("text", description="text column of JSON Lines, Parquet files and datasets")
     documents: Literal["blocks", "lines", "files"] = Field(
         "blocks",
-        description="unit of a document in a text file: a block between empty lines (a line, if a single file has "
-        "none), a line, or the file",
+        description="document unit in a text file: a block between empty lines (a line, if a single file has no empty "
+        "lines), a line, or the whole file",
     )
     weight: float = Field(
-        1.0, gt=0, le=100_000, description="passes over this source per epoch; 0.5 is a random half of it"
+        1.0, gt=0, le=100_000, description="passes over this source per epoch; 0.5: a random half of its documents"
     )
 
     @field_validator("files", mode="before")
@@ -81,7 +81,9 @@ class CorpusSection(Section):
 class TokenizerSection(Section):
     """The tokenizer: an existing one, or one trained on the corpus."""
 
-    name: str | None = Field(None, description="Hub name, model folder or run folder; null: train one")
+    name: str | None = Field(
+        None, description="Hub model ID, model folder or run folder; null: train a tokenizer on the corpus"
+    )
     kind: TokenizerKind = Field("wordpiece", description="algorithm of a trained tokenizer (bpe: byte-level)")
     vocab_size: VocabSize = Field(
         30522, ge=300, description="vocabulary size of a trained tokenizer, rounded up to a multiple of 64"
@@ -93,17 +95,17 @@ class TokenizerSection(Section):
 
 
 class ArchitectureSection(Section):
-    """The model: randomly initialized, or a pretrained one to continue from."""
+    """The model: randomly initialized, or a pretrained model to continue from."""
 
     name: str | None = Field(
-        None, description="Hub name, model folder or run folder to continue from; null: randomly initialized"
+        None, description="Hub model ID, model folder or run folder to continue from; null: randomly initialized"
     )
     family: str = Field(
-        "bert", description="model type of transformers: bert, roberta, electra, modernbert, gpt2, t5 …"
+        "bert", description="model type in transformers: bert, roberta, electra, modernbert, gpt2, t5 …"
     )
     size: Size | None = Field("base", description="BERT size; null: the family's default configuration")
     config_overrides: dict[str, int | float | bool | str] = Field(
-        {}, description="further fields of the model's configuration"
+        {}, description="additional fields of the model's configuration"
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="all dropout rates; null: the model's")
 
@@ -132,12 +134,12 @@ class ObjectiveSection(Section):
         0.8, ge=0, le=1, description="fraction of the selected tokens replaced by the mask token"
     )
     random_replace_prob: float = Field(
-        0.1, ge=0, le=1, description="fraction replaced by a random token; the rest is unchanged"
+        0.1, ge=0, le=1, description="fraction of the selected tokens replaced by a random token; the rest is unchanged"
     )
     pairs: Pairs | None = Field(
         None, description="second objective on sentence pairs: next_sentence (BERT) or sentence_order (ALBERT)"
     )
-    short_seq_prob: float = Field(0.1, ge=0, le=1, description="fraction of pairs with a random shorter length")
+    short_seq_prob: float = Field(0.1, ge=0, le=1, description="fraction of pairs with a random, shorter length")
 
     generator_size: float = Field(
         0.25, gt=0, le=1, description="generator width relative to the discriminator (replaced_token_detection)"
@@ -181,7 +183,7 @@ class ObjectiveSection(Section):
 
 
 class Phase(Section):
-    """A part of the training with one sequence length."""
+    """A phase of training with its own sequence length."""
 
     max_length: Length = Field(ge=16, description="maximum sequence length in tokens")
     fraction: float = Field(1.0, gt=0, le=1, description="fraction of all steps")
@@ -191,14 +193,14 @@ class Phase(Section):
 
 
 class PretrainingSection(OptimizationSection):
-    """Training hyperparameters. The length is `max_steps`, else `max_tokens`, else `epochs`."""
+    """Training hyperparameters. `max_steps` sets the length of training, else `max_tokens`, else `epochs`."""
 
     epochs: Epochs = Field(1.0, description="passes over the corpus")
-    max_tokens: Count | None = Field(None, ge=1, description="training tokens; overrides `epochs`")
+    max_tokens: Count | None = Field(None, ge=1, description="number of training tokens; overrides `epochs`")
     budget: str | None = Field(
         None,
         pattern=r"^(0*[1-9]\d*(\.\d+)?|0+\.\d*[1-9]\d*)[smh]$",
-        description="time limit, such as 30m or 2h; schedule and phases are scaled to end with it",
+        description="time limit, such as 30m or 2h; schedule and phases are scaled to fit it",
     )
     global_batch_size: BatchSize = Field(256, ge=1, description="sequences per optimizer step, over all processes")
     learning_rate: LearningRate = Field(1e-4, description="peak learning rate")
@@ -213,13 +215,13 @@ class PretrainRecipe(Section):
         TokenizerSection(), description="the tokenizer: an existing one, or one trained on the corpus"
     )
     model: ArchitectureSection = Field(
-        ArchitectureSection(), description="the model: randomly initialized, or a pretrained one to continue from"
+        ArchitectureSection(), description="the model: randomly initialized, or a pretrained model to continue from"
     )
     objective: ObjectiveSection = Field(ObjectiveSection(), description="the pretraining objective")
     phases: Annotated[tuple[Phase, ...], Strict(False)] = Field(
         (Phase(max_length=128),),
         min_length=1,
-        description="phases of the training, each with its sequence length and batch size",
+        description="phases of training, each with its own sequence length and batch size",
     )
     packing: bool = Field(
         False, description="pack several short documents into one row, without attention between them"

@@ -15,7 +15,7 @@ Tracker = Literal[
     "tensorboard", "wandb", "mlflow", "trackio", "aim", "comet_ml", "clearml", "dvclive", "swanlab"
 ]  # supported by Accelerate
 RESUME_MAY_CHANGE = {"hardware"}  # sections that may differ when a run is resumed
-# Upper bounds catch typing errors before they exhaust memory or overflow.
+# Upper bounds catch typos before they exhaust memory or overflow.
 Count = Annotated[int, Field(le=10**12)]
 Length = Annotated[int, Field(le=10**6)]  # in tokens, of one sequence
 BatchSize = Annotated[int, Field(le=10**6)]
@@ -27,13 +27,13 @@ Seeds = Annotated[tuple[Seed, ...], Strict(False), Field(min_length=1), WithJson
 
 
 class ModelSection(Section):
-    """The encoder to fine-tune: a pretrained one (`name`), or randomly initialized weights of a given `size`."""
+    """The encoder to fine-tune: a pretrained one (`name`), or a randomly initialized one of a given `size`."""
 
-    name: str | None = Field(None, description="Hub name, model folder or run folder; null: randomly initialized")
+    name: str | None = Field(None, description="Hub model ID, model folder or run folder; null: randomly initialized")
     size: Size = Field("base", description="BERT size if randomly initialized")
     tokenizer: str | None = Field(
         None,
-        description="tokenizer, if not the model's; null if randomly initialized: trained on the training texts",
+        description="tokenizer; null: the model's, or trained on the training texts if randomly initialized",
     )
     vocab_size: VocabSize = Field(
         8192, ge=64, description="vocabulary size of a tokenizer trained on the training texts"
@@ -46,21 +46,21 @@ class DataSection(Section):
     """How rows are converted to model inputs."""
 
     max_length: Length = Field(
-        128, ge=8, description="maximum sequence length in tokens; of a pair, the longer text is truncated first"
+        128, ge=8, description="maximum sequence length in tokens; in a pair, the longer text is truncated first"
     )
     long_inputs: LongInputs = Field(
         "keep_head",
-        description="part of a single text to keep if it exceeds `max_length`; windows: all of it, logits averaged",
+        description="part of a single text to keep if it exceeds `max_length`; windows: all of it, averaging logits",
     )
     doc_stride: Length | None = Field(
         None, ge=0, description="overlap in tokens of neighboring windows of a long text; null: a third of a window"
     )
     context_tokens: Length = Field(
-        0, ge=0, description="tokens of neighboring rows added as context (token classification)"
+        0, ge=0, description="number of tokens from neighboring rows added as context (token classification)"
     )
     casing_feature: bool = Field(
         False,
-        description="mark capitalized words by token type 1 for an uncased model (token classification)",
+        description="mark capitalized words with token type 1 for an uncased model (token classification)",
     )
     max_question_length: Length = Field(
         64, ge=1, description="maximum question length in tokens; longer ones are truncated (question answering)"
@@ -70,23 +70,23 @@ class DataSection(Section):
     max_eval_examples: Count | None = Field(
         None,
         ge=1,
-        description="size of a random subset of each evaluation split, the same for every seed; its rows stay in order "
+        description="size of a random subset of each evaluation split, the same for every seed, in the original order "
         "(with `context_tokens`: the first rows)",
     )
 
 
 class OptimizationSection(Section):
-    """Hyperparameters of optimization, for fine-tuning and pretraining."""
+    """Optimization hyperparameters shared by fine-tuning and pretraining."""
 
     epochs: Epochs = Field(3.0, description="passes over the training rows")
-    max_steps: Count | None = Field(None, ge=1, description="optimizer steps; overrides `epochs`")
+    max_steps: Count | None = Field(None, ge=1, description="number of optimizer steps; overrides `epochs`")
     global_batch_size: BatchSize = Field(32, ge=1, description="examples per optimizer step, over all processes")
     learning_rate: LearningRate = Field(2e-5, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
         "linear", description="learning rate schedule after the warmup"
     )
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="fraction of the steps used for warmup")
-    warmup_steps: Count | None = Field(None, ge=0, description="warmup steps; overrides `warmup_ratio`")
+    warmup_steps: Count | None = Field(None, ge=0, description="number of warmup steps; overrides `warmup_ratio`")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; not applied to biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW beta2")
@@ -112,10 +112,10 @@ class StrategySection(Section):
         "by layer from the top) or lora (low-rank adapters)",
     )
     unfreeze_every_epochs: float | None = Field(
-        None, gt=0, description="gradual: epochs until the next layer is unfrozen; null: all after half of the steps"
+        None, gt=0, description="gradual: epochs between unfreezing layers; null: all unfrozen after half of the steps"
     )
     unfreeze_every_steps: Count | None = Field(
-        None, ge=1, description="gradual: steps until the next layer is unfrozen; overrides `unfreeze_every_epochs`"
+        None, ge=1, description="gradual: steps between unfreezing layers; overrides `unfreeze_every_epochs`"
     )
     freeze_embeddings: bool = Field(False, description="freeze the embeddings")
     freeze_layers: Count = Field(0, ge=0, description="freeze the embeddings and this many of the lowest layers")
@@ -123,7 +123,7 @@ class StrategySection(Section):
         0, ge=0, description="reinitialize the pooler and this many of the highest layers (Zhang et al. 2021)"
     )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor on the learning rate of each layer relative to the layer above"
+        1.0, gt=0, le=1, description="ratio of each layer's learning rate to that of the layer above"
     )
     head_learning_rate: LearningRate | None = Field(
         None, description="peak learning rate of the head; null: `learning_rate`"
@@ -131,17 +131,17 @@ class StrategySection(Section):
     lora_rank: int = Field(8, ge=1, le=10_000, description="rank of the LoRA matrices")
     lora_alpha: Count = Field(16, ge=1, description="LoRA alpha: adapters are scaled by alpha / rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the adapters")
-    lora_merge: bool = Field(False, description="save the full model with merged adapters instead of the adapters only")
+    lora_merge: bool = Field(False, description="save the full model with merged adapters, not only the adapters")
 
 
 class TrainingSection(OptimizationSection, StrategySection):
-    """Training hyperparameters. A list makes a grid: one run per combination of values."""
+    """Training hyperparameters. Lists of values define a grid: one run per combination."""
 
     teacher: str | None = Field(
-        None, description="run or model of the same task to distill from: its outputs are targets next to the labels"
+        None, description="run or model of the same task to distill from: its outputs are targets besides the labels"
     )
     teacher_weight: float = Field(
-        0.5, gt=0, le=1, description="weight of the distillation loss; the labels get the rest"
+        0.5, gt=0, le=1, description="weight of the distillation loss; the loss on the labels gets the rest"
     )
     teacher_temperature: float = Field(2.0, gt=0, description="temperature of the distillation loss")
     teacher_hidden_weight: float = Field(
@@ -160,20 +160,20 @@ class TrainingSection(OptimizationSection, StrategySection):
 
 
 class AnswersSection(Section):
-    """How logits are decoded to predictions."""
+    """How logits are decoded into predictions."""
 
     thresholds: Literal["tuned"] | dict[str, float] | None = Field(
         None,
-        description="probability threshold per label (multi-label, or the second of two labels); tuned: best F1 on the "
-        "validation split; null: 0.5",
+        description="probability threshold per label (multi-label, or the second of two labels); tuned: for the best "
+        "F1 on the validation split; null: 0.5",
     )
 
     constrained_decoding: bool = Field(
         True,
-        description="decode the most probable valid tag sequence (IOB2, IOBES, BILOU); false: best tag per word",
+        description="decode the most probable valid tag sequence (IOB2, IOBES, BILOU); false: the best tag per word",
     )
     n_best_size: Count = Field(
-        20, ge=1, description="start and end positions considered per window, and size of the n-best list"
+        20, ge=1, description="number of start and end positions considered per window, and size of the n-best list"
     )
     max_answer_length: Length = Field(30, ge=1, description="maximum answer length in tokens")
     null_score_diff_threshold: float = Field(
@@ -202,26 +202,26 @@ class HardwareSection(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="device; auto: a GPU if available")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="mixed precision; auto: bf16 if the device has it, else fp16 on a GPU and fp32 on a CPU"
+        "auto", description="mixed precision; auto: bf16 if the device supports it, else fp16 on a GPU, fp32 on a CPU"
     )
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="examples per forward pass and device; gradient accumulation makes up the global batch"
+        "auto", description="examples per forward pass and device; gradients are accumulated over the global batch"
     )
     compile: Literal["auto"] | bool = Field(
         "auto",
-        description="use torch.compile (needs a C++ compiler); auto: on a GPU, if a trial in a long run is faster",
+        description="use torch.compile (requires a C++ compiler); auto: in long runs on a GPU, if a trial is faster",
     )
     shard: bool = Field(
         False, description="shard weights, gradients and optimizer states over processes (FSDP), for large models"
     )
     eval_batch_tokens: Count = Field(8192, ge=16, description="tokens per batch for evaluation and prediction")
-    log_every_steps: Count = Field(20, ge=1, description="steps between lines of train.jsonl")
+    log_every_steps: Count = Field(20, ge=1, description="steps between lines in train.jsonl")
     trackers: Annotated[tuple[Tracker, ...], Strict(False)] = Field(
         (), description="experiment trackers that also receive the logged metrics; installed separately"
     )
 
     def with_overrides(self, overrides: Self | None) -> Self:
-        """A copy with the keys that are set explicitly in `overrides`, such as on the command line."""
+        """Return a copy with the keys that are explicitly set in `overrides`, such as on the command line."""
         return self.model_copy(update=overrides.model_dump(exclude_unset=True)) if overrides else self
 
 
@@ -232,14 +232,14 @@ class Recipe(Section):
     model: ModelSection = Field(ModelSection(), description="the encoder to fine-tune")
     data: DataSection = Field(DataSection(), description="how rows are converted to model inputs")
     training: TrainingSection = Field(TrainingSection(), description="training hyperparameters")
-    answers: AnswersSection = Field(AnswersSection(), description="how logits are decoded to predictions")
+    answers: AnswersSection = Field(AnswersSection(), description="how logits are decoded into predictions")
     evaluation: EvaluationSection = Field(
         EvaluationSection(), description="when to evaluate, and which checkpoint is best"
     )
     hardware: HardwareSection = Field(HardwareSection(), description="how the run executes, not what it learns")
 
     def with_seed(self, seed: int) -> Self:
-        """A copy with a single seed."""
+        """Return a copy with a single seed."""
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": (seed,)})})
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Suites: several recipes run one after the other or trained jointly, with shared keys that override each of them."""
+"""Suites: several recipes, run one after another or trained jointly, with shared keys that override each of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MultitaskSection(Section):
         16384, ge=1, description="cap on the number of training rows counted per task; null: no cap"
     )
     temperature: float = Field(
-        2.0, ge=1, description="temperature of `sampling: temperature`: 1 is proportional, larger is closer to equal"
+        2.0, ge=1, description="temperature for `sampling: temperature`: 1 is proportional, larger is closer to equal"
     )
 
 
@@ -41,7 +41,7 @@ class SuiteKeys(Section):
 
     suite: Names = Field(min_length=1, description="recipes to run, by name or path")
     start_from: dict[str, str] | None = Field(
-        None, description="recipe → recipe of the suite (or finished run) whose encoder it starts from"
+        None, description="recipe → the recipe of the suite (or finished run) whose encoder it starts from"
     )
     multitask: MultitaskSection | None = Field(
         None, description="train one encoder on all recipes jointly, with one head per task"
@@ -61,18 +61,18 @@ def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe 
     """Load anything that `bertcli finetune` accepts: a recipe, a grid or a suite.
 
     Raises:
-        RecipeError: with all errors.
+        RecipeError: a recipe is invalid; the message lists every error.
     """
     return load_suite(name_or_path, overrides) or load_recipe_or_grid(name_or_path, overrides)
 
 
 def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None:
-    """Load a suite by built-in name (`glue`) or from a YAML file; None if it is a recipe and not a suite.
+    """Load a suite by built-in name (`glue`) or from a YAML file; return None for a recipe that is not a suite.
 
     Precedence, lowest first: the recipe, the suite's sections, the command line. `suite=[cola, rte]` runs a subset.
 
     Raises:
-        RecipeError: with all errors, each as `file:line: found … expected …`.
+        RecipeError: the suite is invalid; the message lists every error as `file:line: found … expected …`.
     """
     path = find_recipe(name_or_path)
     layer = read_with_extends(path, Recipe)
@@ -117,13 +117,13 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
 
 
 def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides of the suite's top-level keys, and those of its recipes."""
+    """Return the overrides of the suite's top-level keys, and those of its recipes."""
     of_suite = [word for word in overrides if word.partition("=")[0].split(".")[0] in SUITE_KEYS]
     return of_suite, [word for word in overrides if word not in of_suite]
 
 
 def _multitask_conflicts(recipes: dict[str, Recipe | Grid], start_from: dict[str, str]) -> list[str]:
-    """Reasons why recipes cannot be trained jointly."""
+    """Return the reasons why recipes cannot be trained jointly."""
     problems = [
         "found start_from with multitask: multitask training starts from one model; leave one of them out"
     ] * bool(start_from)
@@ -142,22 +142,22 @@ def _multitask_conflicts(recipes: dict[str, Recipe | Grid], start_from: dict[str
 
 
 def _folder_conflicts(names: list[str]) -> Iterator[str]:
-    """One message for each pair of recipes whose runs would use the same folder."""
+    """Yield a message for each pair of recipes whose runs would use the same folder."""
     owners: dict[Path, str] = {}
     for name in dict.fromkeys(names):
         folder = run_folder(Path(), name)
         if folder in owners:
-            yield f"found {owners[folder]} and {name}, whose runs would both be in {folder}: rename one of them"
+            yield f"the runs of {owners[folder]} and {name} would both use the folder {folder}; rename one recipe"
         owners.setdefault(folder, name)
 
 
 def run_folder(folder: Path, name: str) -> Path:
-    """The run folder of the recipe `name` of a suite whose run is in `folder`."""
+    """Return the run folder of recipe `name` in a suite that runs in `folder`."""
     return folder / Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
 
 
 def _dependency_order(names: list[str], start_from: dict[str, str]) -> Iterator[str]:
-    """The names in their given order, except that a recipe comes after the one it starts from.
+    """Yield the names in the given order, except that a recipe comes after the one it starts from.
 
     Raises:
         RecipeError: recipes start from each other in a cycle.
@@ -172,7 +172,7 @@ def _dependency_order(names: list[str], start_from: dict[str, str]) -> Iterator[
 
 
 def recipes_by_name(suite_or_grid: Suite | Grid) -> dict[str, Recipe]:
-    """All recipes of a suite or a grid by name; a grid inside a suite is expanded to its points."""
+    """Return all recipes of a suite or a grid by name; a grid inside a suite is expanded to its points."""
     if isinstance(suite_or_grid, Grid):
         return suite_or_grid.points
     recipes: dict[str, Recipe] = {}
@@ -185,7 +185,7 @@ def recipes_by_name(suite_or_grid: Suite | Grid) -> dict[str, Recipe]:
 
 
 def recipes_by_folder(suite_or_grid: Suite | Grid, folder: Path) -> dict[Path, Recipe]:
-    """All recipes of a suite or a grid by their run folders inside `folder`."""
+    """Return all recipes of a suite or a grid by their run folders inside `folder`."""
     if isinstance(suite_or_grid, Grid):
         return {folder / point: recipe for point, recipe in suite_or_grid.points.items()}
     recipes: dict[Path, Recipe] = {}
@@ -196,7 +196,7 @@ def recipes_by_folder(suite_or_grid: Suite | Grid, folder: Path) -> dict[Path, R
 
 
 def independent_recipes_by_folder(suite_or_grid: Suite | Grid, folder: Path) -> dict[Path, Recipe]:
-    """Like `recipes_by_folder`, but only the recipes that can start at once: they start from no other recipe."""
+    """Return, by run folder, the recipes that can start at once because they do not start from another recipe."""
     if isinstance(suite_or_grid, Suite):
         independent = {
             name: member for name, member in suite_or_grid.recipes.items() if name not in suite_or_grid.start_from

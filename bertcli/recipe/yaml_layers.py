@@ -1,6 +1,6 @@
-"""Recipe sources as layers of plain values that remember where each key was set: YAML 1.2 files and the command line.
+"""Partial recipes from YAML 1.2 files and the command line: plain values, and the location where each key was set.
 
-Only mappings, lists and scalars are read: no YAML tag can construct an object.
+Only mappings, lists and scalars are read; YAML tags cannot construct objects.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from bertcli.tasks.task import Task
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
 MAX_QUOTED_CHARS = 80
-MAX_BYTES = 1_000_000  # of a recipe file
-MAX_VALUES, MAX_DEPTH = 100_000, 20  # of a recipe, with its aliases replaced by their values
+MAX_BYTES = 1_000_000  # in a recipe file
+MAX_VALUES, MAX_DEPTH = 100_000, 20  # in a recipe, after aliases are expanded
 DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".conll", ".gz", ".zst", ".bz2", ".zip"}
 RECIPE_SUFFIXES = {".yaml", ".yml"}
 TOP_LEVEL_KEYS = {*Recipe.model_fields, "extends", "suite", "corpus", "tokenizer", "objective"}
@@ -39,7 +39,7 @@ TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels, which is too deep for a reci
 
 @dataclass
 class RecipeLayer:
-    """The values of one source, and the location of each key (`file:line`, or the command line)."""
+    """A partial recipe: the values of one source, and the location of each key (`file:line` or the command line)."""
 
     schema: type[BaseModel] = Recipe
     values: dict[str, Any] = field(default_factory=dict)
@@ -47,27 +47,27 @@ class RecipeLayer:
     problems: list[str] = field(default_factory=list)
 
     def location(self, keys: KeyPath) -> str:
-        """The location of `keys`, or of the nearest enclosing section."""
+        """Return the location of `keys`, or of the nearest enclosing section."""
         while keys and keys not in self.locations:
             keys = keys[:-1]
         return self.locations.get(keys, COMMAND_LINE)
 
 
 def quoted(value: object) -> str:
-    """The `repr` of a value from a recipe, truncated for an error message."""
+    """Return the `repr` of a value from a recipe, truncated for an error message."""
     return shortened(repr(value))
 
 
 def shortened(text: str) -> str:
-    """A text, truncated for an error message."""
+    """Return the text, truncated for an error message."""
     return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
 
 
 def read_yaml_file(path: Path, schema: type[BaseModel]) -> RecipeLayer:
-    """Read a YAML file as a recipe of the given schema; errors are collected in the layer's `problems`.
+    """Read a YAML file as a partial recipe of the given schema; errors are collected in its `problems`.
 
     Raises:
-        RecipeError: the file is not a recipe, but data.
+        RecipeError: the file contains data, not a recipe.
     """
     layer = RecipeLayer(schema, locations={(): f"{path}:1"})
     if path.suffix.lower() in DATA_SUFFIXES:
@@ -107,7 +107,7 @@ def _has_known_key(node: Node | None) -> bool:
 
 
 def _data_problem(path: Path, schema: type[BaseModel]) -> str:
-    """The message for a file that is not a recipe, with the command for such a file."""
+    """Return the message for a data file given as a recipe, which suggests a command for such a file."""
     if schema is not Recipe or path.suffix.lower() == ".txt":
         command = f'bertcli pretrain pretrain/domain "corpus.sources=[{{files: {path}}}]"'
         cure = f"Pretrain on it with `{command}`"
@@ -115,15 +115,15 @@ def _data_problem(path: Path, schema: type[BaseModel]) -> str:
         cure = f"Fine-tune on it with `bertcli finetune ner/custom-conll task.files.train={path}`"
     else:
         cure = (
-            "Create a recipe with `bertcli recipes copy sentiment/custom-csv mine.yaml`, name this file and its "
-            "columns there, and run `bertcli finetune mine.yaml`"
+            "Create a recipe with `bertcli recipes copy sentiment/custom-csv mine.yaml`, set this file and its "
+            "columns in it, and run `bertcli finetune mine.yaml`"
         )
     return f"{path} is data, not a recipe. {cure}."
 
 
-@lru_cache(maxsize=8)  # a recipe is read once to see its kind and once to load it
+@lru_cache(maxsize=8)  # a recipe is read once to determine its kind and once to load it
 def _compose(text: str, path: str | None) -> tuple[str | None, Node | None]:
-    """Parse YAML: the problem, if there is one, and the root node; None without content."""
+    """Parse YAML; return the problem, if any, and the root node (None if there is no content)."""
     location = f"{path}:1" if path else COMMAND_LINE
     try:
         node = YAML(typ="rt", pure=True).compose(text)
@@ -142,7 +142,7 @@ def _compose(text: str, path: str | None) -> tuple[str | None, Node | None]:
 
 
 def _deep_line(text: str) -> str:
-    """`:line` of the first value that is nested too deeply."""
+    """Return `:line` of the first value that is nested too deeply."""
     depth = 0
     with suppress(YAMLError, RecursionError):
         for event in YAML(typ="rt", pure=True).parse(text):
@@ -153,22 +153,22 @@ def _deep_line(text: str) -> str:
 
 
 class _TooLargeError(Exception):
-    """A few aliases, or much nesting, make more than a recipe may hold."""
+    """Aliases or nesting that exceed the size limits of a recipe."""
 
 
 def _measure(node: Node, path: str | None, depth: int, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """The number of values and levels in a node, its aliases replaced by their values.
+    """Return the number of values and levels in a node after its aliases are expanded.
 
     Args:
-        sizes: results by the nodes' ids; an alias is its anchor's node again, so that each is counted only once.
+        sizes: results by `id(node)`; an alias is the same node as its anchor, so each node is measured only once.
 
     Raises:
-        _TooLargeError: an alias stands inside its own anchor, or there are too many values or levels.
+        _TooLargeError: an alias refers to a node that contains it, or there are too many values or levels.
     """
     if id(node) in sizes:
         num_values, num_levels = sizes[id(node)]
         if not num_levels:
-            raise _TooLargeError(f"{_location(path, node)}: found an alias inside of itself, expected plain values")
+            raise _TooLargeError(f"{_location(path, node)}: found an alias inside its anchor, expected plain values")
     else:
         sizes[id(node)] = (0, 0)  # until it is complete
         num_values, num_levels = 1, 1
@@ -184,14 +184,14 @@ def _measure(node: Node, path: str | None, depth: int, sizes: dict[int, tuple[in
         raise _TooLargeError(f"{_location(path, node)}: {TOO_DEEP}")
     if num_values > MAX_VALUES:
         raise _TooLargeError(
-            f"{_location(path, node)}: found aliases or lists that make more than {MAX_VALUES} values, "
+            f"{_location(path, node)}: found aliases or lists that expand to more than {MAX_VALUES} values, "
             "which is too many for a recipe"
         )
     return num_values, num_levels
 
 
 def parse_overrides(overrides: Iterable[str], schema: type[BaseModel]) -> RecipeLayer:
-    """Parse `key=value` arguments of the command line into one layer; later arguments win."""
+    """Parse `key=value` arguments of the command line into one partial recipe; later arguments take precedence."""
     layer = RecipeLayer(schema, locations={(): COMMAND_LINE})
     for argument in overrides:
         dotted, equals, text = argument.partition("=")
@@ -241,7 +241,7 @@ def _merge_values(base: dict[str, Any], override: dict[str, Any], prefix: KeyPat
 
 
 def _to_plain_value(node: Node, keys: KeyPath, path: str | None, layer: RecipeLayer) -> Any:
-    """Convert a node to plain values; the layer records its location and those of its children."""
+    """Convert a node to plain values; record its location and those of its children in the layer."""
     if not str(node.tag).startswith("tag:yaml.org,2002:") or "python" in str(node.tag):
         layer.problems.append(
             f"{_location(path, node)}: found the tag {shortened(str(node.tag))}, expected plain values without tags"
@@ -278,7 +278,7 @@ def _dotted(keys: KeyPath) -> str:
 
 
 def _parse_scalar(node: ScalarNode, as_text: bool) -> Any:
-    """Parse a scalar by YAML 1.2's core schema; with `as_text`, `007`, `1` and `true` stay text."""
+    """Parse a scalar according to YAML 1.2's core schema; with `as_text`, `007`, `1` and `true` stay text."""
     tag = str(node.tag).rpartition(":")[2]
     text = node.value
     if tag == "null":
@@ -322,7 +322,7 @@ def _is_text_field(schema: type[BaseModel], keys: KeyPath) -> bool:
 
 
 def _flatten_type(annotation: Any) -> Iterator[Any]:
-    """The plain types inside an annotation: `tuple[str, ...] | None` → str, NoneType."""
+    """Yield the plain types inside an annotation: `tuple[str, ...] | None` → str, NoneType."""
     if get_origin(annotation) in (Union, UnionType, tuple):
         for inner in get_args(annotation):
             yield from _flatten_type(inner)

@@ -122,7 +122,7 @@ def test_finetune_reports_an_unwritable_path_even_to_root(small: Path) -> None:
 
 def test_eval_reports_missing_splits_and_different_labels(small: Path, write_csv: Callable[..., Path]) -> None:
     call("finetune", str(small))
-    assert "no files for split 'test'" in call("eval", "runs/small", "--split", "test").stderr
+    assert "split 'test' has no files" in call("eval", "runs/small", "--split", "test").stderr
     other = call("eval", "runs/small", "--task", "sample/inference")
     assert other.exit_code == 1
     assert "labels disagree" in other.stderr

@@ -137,7 +137,7 @@ def test_list_in_a_single_label_column_is_refused(read_labels: Read, cells: list
 
 
 def test_list_after_texts_in_a_single_label_column_is_refused(read_labels: Read) -> None:
-    with pytest.raises(DataError, match=r"row 2 has a list in column 'label', and other rows have a text"):
+    with pytest.raises(DataError, match=r"row 2 has a list in column 'label', but other rows have text"):
         read_labels(["x", ["y"]], "single_label")
 
 
@@ -266,7 +266,7 @@ def test_regression_targets_in_lists_of_one_and_texts_are_numbers(read_labels: R
     "cell", [[1.0, 2.0], [], ["a"], "a", "1,5", {"a": 1.0}, float("inf"), "nan"], ids=lambda cell: str(cell)
 )
 def test_regression_targets_that_are_not_numbers_are_refused_with_their_rows(read_labels: Read, cell: Any) -> None:
-    with pytest.raises(DataError, match=r"rows?.jsonl: rows? 2.* (no label|no finite number|and other rows have)"):
+    with pytest.raises(DataError, match=r"rows?.jsonl: rows? 2.* (no label|no finite number|but other rows have)"):
         read_labels([1.0, cell], "regression")
     if isinstance(cell, list):
         with pytest.raises(DataError, match=r"rows 1, 2 have no finite number in column 'label', found .*one number"):
