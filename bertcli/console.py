@@ -1,6 +1,6 @@
-"""Messages and progress on stderr; stdout is reserved for results.
+"""Print messages and progress to stderr; stdout is reserved for results.
 
-A terminal gets a Rich progress bar. Elsewhere (logs, batch jobs) long-running work prints a line every few seconds.
+A terminal shows a Rich progress bar. Elsewhere (logs, batch jobs), long-running work prints a line every few seconds.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LOG_INTERVAL_SECONDS = 10.0
 MAX_ROWS_SHOWN = 5
 LOADING = "loading the libraries"
-STDOUT = "standard output"  # its name in errors
+STDOUT = "standard output"  # the name of stdout in errors
 UNSAFE_CHARS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Item = TypeVar("Item")
 
 
 class Display:
-    """Progress of one piece of work; `advance` is cheap enough to call at every step.
+    """The progress of one piece of work; `advance` is cheap enough to call at every step.
 
     Without a `total`, only the number of completed units is shown.
     """
@@ -41,7 +41,7 @@ class Display:
         self._started_at = self._line_at = console.clock()
 
     def start_at(self, done: int) -> None:
-        """Start at `done` units, which were completed earlier (a resumed run); they do not count for the time left."""
+        """Start at `done` units completed earlier (in a resumed run), which do not count for the time left."""
         self._done = self._start = done
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done)
@@ -58,7 +58,7 @@ class Display:
             self._console.say("  ".join(filter(None, (f"{self._title} {self._done}{total}", note, self._left(now)))))
 
     def _left(self, now: float) -> str:
-        """The estimated time left; empty while the total or the speed is not known."""
+        """Return the estimated time left; empty while the total or the speed is unknown."""
         done, seconds = self._done - self._start, now - self._started_at
         if self._total is None or not done or not seconds:
             return ""
@@ -67,7 +67,7 @@ class Display:
     def track(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield `items`, advancing by one for each; the wait for the first does not count for the time left.
 
-        The first item may come only when much of the work is done, as from a model that predicts in chunks.
+        The first item may arrive only after much of the work is done, for example if a model predicts in chunks.
         """
         is_first = True
         for item in items:
@@ -77,7 +77,7 @@ class Display:
             yield item
 
     def nested_counter(self, title: str) -> Callable[[int], None]:
-        """A callback that adds up units of a nested task, such as an evaluation during training, in the note."""
+        """Return a callback that counts units of a nested task, such as an evaluation during training, in the note."""
         done = 0
 
         def advance(units: int) -> None:
@@ -89,10 +89,12 @@ class Display:
 
 
 class Console:
-    """Prints messages. `quiet` shows only warnings and errors; `mute` nothing (every process but the first).
+    """A printer of messages and progress.
 
     Args:
-        clock: seconds, from any starting point.
+        quiet: print only warnings and errors.
+        mute: print nothing, as in every process but the first.
+        clock: returns the time in seconds, from any starting point.
     """
 
     def __init__(self, *, quiet: bool = False, mute: bool = False, clock: Callable[[], float] = time.monotonic):
@@ -111,12 +113,12 @@ class Console:
         self._rich.print(f"warning: {escape_control(text)}", markup=False, style="yellow")
 
     def warn_about_rows(self, notes: Iterable[tuple[int, str]], *, first_row: int = 0, where: str = "rows") -> None:
-        """Print one warning per distinct message, with the rows it is about.
+        """Print one warning per distinct message, with the numbers of the rows that it concerns.
 
         Args:
-            notes: (row, message); rows count from 0, printed row numbers from 1.
-            first_row: number of rows before the first of these.
-            where: what the rows are called in the warning.
+            notes: (row, message); rows are counted from 0, printed row numbers from 1.
+            first_row: number of rows that precede row 0.
+            where: the word for the rows in the warning.
         """
         by_message: dict[str, list[int]] = {}
         for row, message in notes:
@@ -127,7 +129,7 @@ class Console:
 
     @contextmanager
     def waiting(self, message: str) -> Iterator[None]:
-        """Show `message` during work without countable units; a log gets it only if the work takes a while."""
+        """Show `message` during work without countable units; print it to a log only if the work takes a while."""
         if self.quiet:
             yield
         elif self._rich.is_terminal:
@@ -144,7 +146,7 @@ class Console:
 
     @contextmanager
     def display(self, title: str, total: int | None = None) -> Iterator[Display]:
-        """Show the progress of `total` units of work; None if the total is not known."""
+        """Show the progress of `total` units of work (None if unknown)."""
         if self.quiet or not self._rich.is_terminal:
             yield Display(self, title, total, None)
             return
@@ -158,7 +160,7 @@ class Console:
 def escape_control(text: str) -> str:
     """Replace control characters, bidirectional marks and lone surrogates with `\\uXXXX` escapes.
 
-    Nothing a file contains can then drive the terminal; the value of JSON text does not change.
+    This prevents the content of a file from controlling the terminal; JSON text keeps its value.
     """
     return UNSAFE_CHARS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -185,7 +187,7 @@ def format_size(num_bytes: float) -> str:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table as aligned Markdown, readable as plain text too."""
+    """Format a table as aligned Markdown that is also readable as plain text."""
     rows = [[escape_control(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
@@ -198,7 +200,7 @@ def print_result(text: str) -> None:
     """Print a result to stdout, from the first process only.
 
     Raises:
-        OSError: stdout is closed, or a file on a full disk.
+        OSError: stdout is closed, or is a file on a full disk.
     """
     if os.environ.get("RANK", "0") != "0":
         return
@@ -223,5 +225,5 @@ def ignore_broken_pipe() -> Iterator[None]:
 
 
 def discard_stdout() -> None:
-    """Send to /dev/null what Python has still to write to stdout, which it would try again at exit."""
+    """Redirect stdout to /dev/null, so Python does not retry writing its buffered output at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

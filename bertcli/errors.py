@@ -1,10 +1,10 @@
-"""Exceptions, by kind of failure; each class has the exit code of the program.
+"""Exceptions by kind of failure; each class defines the program's exit code.
 
-A message names what was found, what was expected and how to fix it. The command line prints only the message; `--debug`
+A message says what was found, what was expected and how to fix it. The command line prints only the message; `--debug`
 adds the traceback.
 
 Exit codes: 0 success · 1 failure · 2 invalid usage or recipe · 130 interrupted by Ctrl-C · 143 by SIGTERM · 85 by
-SIGUSR1, which batch systems send shortly before a job's time limit: requeue the job.
+SIGUSR1, which batch systems send shortly before a job's time limit (requeue the job).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 from collections.abc import Iterable
 
 REQUEUE_EXIT_CODE = 85
-MAX_PROBLEMS = 50  # of a recipe that its error message lists
+MAX_PROBLEMS = 50  # listed in the error message for a recipe
 
 
 class BertcliError(Exception):
@@ -30,7 +30,7 @@ class UsageError(BertcliError):
 
 
 class RecipeError(BertcliError):
-    """An invalid recipe; `problems` lists every problem with its location, the message the first ones."""
+    """An invalid recipe; `problems` lists every problem with its location, and the message shows the first ones."""
 
     exit_code = 2
 
@@ -49,7 +49,7 @@ class ModelError(BertcliError):
 
 
 class HubError(BertcliError):
-    """The Hub is unreachable or rejects a request."""
+    """An unreachable Hub, or a request that it rejected."""
 
 
 class RunFolderError(BertcliError):
@@ -63,15 +63,15 @@ class DiskError(BertcliError):
 
 
 class ClusterError(BertcliError):
-    """The cluster rejects a job."""
+    """A job that was rejected by the cluster."""
 
 
 class TrainingError(BertcliError):
-    """Training cannot continue, for example because of a non-finite loss."""
+    """A condition that prevents training from continuing, such as a non-finite loss."""
 
 
 class Interrupted(BertcliError):  # noqa: N818 - an interruption, not an error
-    """A signal stopped the program; progress up to that point is saved."""
+    """A signal that stopped the program; progress up to that point has been saved."""
 
     def __init__(self, signal_number: int, message: str):
         self.exit_code = signal_exit_code(signal_number)
@@ -79,7 +79,7 @@ class Interrupted(BertcliError):  # noqa: N818 - an interruption, not an error
 
 
 class ProcessError(BertcliError):
-    """A failure of another process that this one started, with that process's message and exit code."""
+    """A failure of a process started by this one, with the message and exit code of that process."""
 
     def __init__(self, message: str, exit_code: int):
         self.exit_code = exit_code
@@ -87,7 +87,7 @@ class ProcessError(BertcliError):
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended, from its return code: `exit code 3`, or for a negative one the signal that ended it."""
+    """Describe how a process ended, given its return code: `exit code 3`, or the signal if the code is negative."""
     if code >= 0:
         return f"exit code {code}"
     if code == -signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder appears complete or not at all. Manifests that detect corruption."""
+"""Atomic writes (a file or folder appears complete or not at all), and manifests that detect corruption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bertcli.errors import UsageError
 MANIFEST = "manifest.json"
 MEGABYTE = 1 << 20
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # from file systems without locks
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # raised on file systems without locks
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,7 +44,7 @@ def write_chunks(path: Path, chunks: Iterable[str]) -> None:
 
 @contextmanager
 def _named_in_errors(path: Path) -> Iterator[None]:
-    """Name `path` in the errors of a full disk, which come without the file they are about."""
+    """Add `path` to the errors raised on a full disk, which do not name the file."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def _named_in_errors(path: Path) -> Iterator[None]:
 
 
 def temporary_path(path: Path) -> Path:
-    """A hidden path next to `path` that does not exist: what is created there gets the permissions of the umask."""
+    """Return a hidden path next to `path` that does not exist; unlike in `tempfile`, files there follow the umask."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
@@ -75,12 +75,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def file_lock(path: Path, on_busy: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock file `path` until the block ends or this process dies; wait for it if another process holds it.
+    """Hold the lock file `path` until the block ends or this process dies; wait if another process holds it.
 
-    File systems without locks let everyone in.
+    On file systems without locks, the block runs without waiting.
 
     Args:
-        on_busy: called with the process that holds the lock, before waiting; it may raise an error instead.
+        on_busy: called before waiting, with a description of the process that holds the lock; it may raise an error.
     """
     from filelock import FileLock, Timeout
 
@@ -103,8 +103,8 @@ def file_lock(path: Path, on_busy: Callable[[str], None]) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
         yield
     finally:
-        # Unlinked while it is locked: a process that has it open finds that out and opens a new one. The file may have
-        # been removed with its folder, and another process may hold a new one.
+        # Unlink the file while it is locked: a process that has it open notices and opens a new one. If the file was
+        # removed with its folder, another process may hold a new lock file, which must stay.
         with suppress(OSError):
             if os.path.samestat(path.stat(), locked):
                 path.unlink()
@@ -119,7 +119,7 @@ def _lock_owner(path: Path) -> str:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; it is moved to `path` on success and removed on error.
+    """Yield a temporary folder to fill; move it to `path` on success, remove it on error.
 
     Raises:
         UsageError: `path` already exists, or cannot be created.
@@ -139,13 +139,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except OSError as error:
             if not path.exists():
                 raise
-            raise UsageError(f"{path} was created by another process meanwhile; choose another --output") from error
+            raise UsageError(
+                f"{path} was created by another process in the meantime; choose another --output"
+            ) from error
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move the complete folder `source` to `target`; a previous `target` is removed only after that."""
+    """Move the complete folder `source` to `target`; remove a previous `target` only afterwards."""
     old = _backup_path(target)
     restore_folder(target)
     shutil.rmtree(old, ignore_errors=True)
@@ -166,31 +168,33 @@ def _backup_path(target: Path) -> Path:
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """Check that `new_file` can write to `path`, before work starts.
+    """Check that `new_file` can write to `path`, before any work starts.
 
     Raises:
-        UsageError: it exists (allowed with `overwrite`), is a folder, or cannot be created.
+        UsageError: the file exists (allowed with `overwrite`), is a folder, or cannot be created.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, expected the name of a file")
     if path.is_file() and not overwrite:
         raise UsageError(f"{path} already exists; choose another --output, or replace it with --overwrite")
     if not path.parent.is_dir():
-        raise UsageError(f"cannot write {path}: found no folder {path.parent}; create it, or choose another --output")
+        raise UsageError(
+            f"cannot write {path}: folder {path.parent} does not exist; create it, or choose another --output"
+        )
     if not os.access(path if _is_device(path) else path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}: {os.strerror(errno.EACCES)}")
 
 
 @contextmanager
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary path to write; it is moved to `path` on success and removed on error.
+    """Yield a temporary path to write; move it to `path` on success, remove it on error.
 
     A pipe or a device, such as a named pipe or `/dev/null`, is written directly.
 
     Raises:
         UsageError: as `check_output`.
     """
-    path = Path(os.path.realpath(path))  # not the link, but what it leads to
+    path = Path(os.path.realpath(path))  # replace the target of a symbolic link, not the link
     check_output(path, overwrite=overwrite)
     if _is_device(path):
         with suppress(BrokenPipeError):
@@ -201,7 +205,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         tmp.touch()
         with _named_in_errors(path):
             yield tmp
-        check_output(path, overwrite=overwrite)  # another process may have created it meanwhile
+        check_output(path, overwrite=overwrite)  # another process may have created it in the meantime
         tmp.replace(path)
     finally:
         tmp.unlink(missing_ok=True)
@@ -212,10 +216,10 @@ def _is_device(path: Path) -> bool:
 
 
 def write_manifest(folder: Path, first_megabytes: int | None = None) -> None:
-    """Write `manifest.json`, the size and hash of each file in `folder` and its subfolders, into it.
+    """Write `manifest.json` in `folder`, with the size and hash of each file in the folder and its subfolders.
 
     Args:
-        first_megabytes: hash only this many megabytes at the start of each file; None hashes all of it.
+        first_megabytes: hash only this many megabytes at the start of each file; None: hash the whole file.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = {name: _fingerprint(path, first_megabytes) for name, path in files.items() if name != MANIFEST}
@@ -224,9 +228,9 @@ def write_manifest(folder: Path, first_megabytes: int | None = None) -> None:
 
 @contextmanager
 def manifest_update(folder: Path, name: str) -> Iterator[None]:
-    """Let the file `name` change inside the block; if the process dies there, the manifest still matches the folder.
+    """Allow the file `name` to change inside the block; if the process dies there, the manifest still matches.
 
-    Meanwhile the manifest does not list the file. A folder without a manifest does not get one.
+    Inside the block, the manifest does not list the file. No manifest is created if the folder does not have one.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -239,7 +243,7 @@ def manifest_update(folder: Path, name: str) -> Iterator[None]:
 
 
 def manifest_problem(folder: Path, first_megabytes: int | None = None) -> str | None:
-    """The first mismatch of `folder` with its manifest (written with the same `first_megabytes`); None if intact."""
+    """Return the first mismatch of `folder` with its manifest (written with the same `first_megabytes`), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if not manifest:

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: list, download and upload repositories, with its errors translated into `HubError`."""
+"""List, download and upload repositories on the Hugging Face Hub; its errors are translated into `HubError`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HASH_CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository, as the Hub lists it."""
+    """A file in a repository, as listed by the Hub."""
 
     path: str
     size: int  # bytes
-    sha256: str | None  # of LFS files
-    blob_id: str | None  # of other files: git's SHA-1
+    sha256: str | None  # set for LFS files
+    blob_id: str | None  # set for other files: git's SHA-1
 
     def matches(self, path: Path) -> bool:
         """Return whether the local file at `path` has the listed size and checksum."""
@@ -69,8 +69,8 @@ def list_repository(kind: Kind, name: str, revision: str | None = None) -> Repos
     """List the files and metadata of a model or dataset on the Hub.
 
     Raises:
-        UsageError: `name` is not a valid repository name.
-        HubError: the repository does not exist or needs authorization, or the Hub is unreachable.
+        UsageError: `name` is not a valid repository ID.
+        HubError: the repository does not exist or requires authorization, or the Hub is unreachable.
     """
     from huggingface_hub import HfApi
 
@@ -114,14 +114,14 @@ def download(repository: Repository, files: Sequence[HubFile], folder: Path, *, 
 
 
 def check_name(name: str) -> None:
-    """Raise `UsageError` unless `name` is a valid repository name."""
+    """Raise `UsageError` unless `name` is a valid repository ID."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UsageError(f"found {name!r}, expected a name on the Hub: ORGANIZATION/NAME") from error
+        raise UsageError(f"invalid Hub repository ID {name!r}: expected ORGANIZATION/NAME") from error
 
 
 def upload(name: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
@@ -130,7 +130,7 @@ def upload(name: str, files: Mapping[str, Path | bytes], *, private: bool, messa
     Earlier files stay in the repository's history. The token is the one saved by `hf auth login`.
 
     Args:
-        files: path in the repository → local file or content.
+        files: path in the repository → local file, or content as bytes.
         message: commit message.
 
     Returns:
@@ -153,7 +153,7 @@ def upload(name: str, files: Mapping[str, Path | bytes], *, private: bool, messa
 
 @contextmanager
 def translate_hub_errors(subject: str) -> Iterator[None]:
-    """Turn exceptions of huggingface_hub into a `HubError` about `subject` that says how to fix it."""
+    """Convert exceptions of huggingface_hub into a `HubError` about `subject` that suggests a fix."""
     from huggingface_hub import errors
 
     try:
@@ -162,9 +162,9 @@ def translate_hub_errors(subject: str) -> Iterator[None]:
         raise HubError(f"{subject} is gated: accept its terms on the Hub, then run `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
-            f"{subject} was not found on the Hub, or it is private: check the name, or run `hf auth login`"
+            f"{subject} was not found on the Hub, or is private: check the name, or run `hf auth login`"
         ) from error
-    except Exception as error:  # huggingface_hub raises many kinds, from OSError to HTTP errors
+    except Exception as error:  # huggingface_hub raises many types, from OSError to HTTP errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubError(
             f"request to the Hub failed for {subject} ({reason.rstrip('.')}). Check network access and permissions, "

@@ -12,8 +12,8 @@ TOP_PAD_BYTES = 2**28
 def retain_freed_memory() -> None:
     """Keep the memory of freed tensors in this process.
 
-    Each training step allocates and frees the same hundreds of megabytes. If they went back to the operating system in
-    between, it would have to clear and map every page again, which takes a tenth of a step.
+    Each training step allocates and frees the same hundreds of megabytes. If they were returned to the operating system
+    in between, it would have to clear and map every page again, which takes a tenth of a step.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc only
@@ -25,7 +25,7 @@ def retain_freed_memory() -> None:
 def trim_memory() -> None:
     """Return all memory that this process no longer uses to the operating system.
 
-    Otherwise memory that is allocated by several threads and freed by another one stays with the process and adds up.
+    Otherwise, memory allocated by several threads and freed by another thread stays with the process and accumulates.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc only

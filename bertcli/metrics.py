@@ -1,4 +1,4 @@
-"""Metrics by name, as bundled `evaluate.Metric` classes (`evaluate.load` by name needs a network).
+"""Metrics by name, as bundled `evaluate.Metric` classes (`evaluate.load` by name requires network access).
 
 scikit-learn, SciPy and seqeval do the arithmetic. For every metric, higher is better.
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import evaluate
 
 ScoreFunction = Callable[..., float | dict[str, float]]
-"""(N predictions, N references) → the score, or several by name."""
+"""(N predictions, N references) → the score, or several scores by name."""
 
 
 def _f1(average: str) -> ScoreFunction:
@@ -42,7 +42,7 @@ def _f1(average: str) -> ScoreFunction:
 
 
 def _accuracy(predictions: Any, references: Any) -> float:
-    """The fraction of correct predictions; of tags (lists of lists), those of words with a gold tag count."""
+    """Return the fraction of correct predictions; for tags (lists of lists), only words with a gold tag count."""
     if not isinstance(references, np.ndarray):
         predictions, references = (list(itertools.chain(*rows)) for rows in _tagged(predictions, references))
         return sum(map(operator.eq, predictions, references)) / max(1, len(references))
@@ -66,7 +66,7 @@ def _correlation(name: str) -> ScoreFunction:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.ConstantInputWarning)
             correlation = getattr(stats, name)(predictions, references).statistic
-        # Undefined for constant predictions; score them 0, as Matthews correlation does.
+        # Undefined for constant predictions; score them as 0, like the Matthews correlation.
         return 0.0 if np.isnan(correlation) else correlation
 
     return score
@@ -75,12 +75,12 @@ def _correlation(name: str) -> ScoreFunction:
 def _seqeval(
     predictions: list[list[str]], references: list[list[str | None]], labels: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Entity-level precision, recall and F1 as in conlleval, and token-level accuracy.
+    """Return entity-level precision, recall and F1 as in conlleval, and token-level accuracy.
 
     Args:
         predictions: N rows of tags.
-        references: likewise; None for words without a gold tag, which do not count.
-        labels: all tags, which say how they mark entities (`bertcli.tasks.tags`); None: those that occur.
+        references: N rows of gold tags; None for words without one, which are ignored.
+        labels: all tags, which determine how they mark entities (`bertcli.tasks.tags`); None: the tags that occur.
 
     Raises:
         DataError: the tags do not mark entities, or it is unclear how.
@@ -98,7 +98,7 @@ def _seqeval(
 
 
 def _tagged(predictions: Any, references: Any) -> tuple[list[list[str]], list[list[str]]]:
-    """Rows of tags without the words that have no gold tag (None)."""
+    """Return the rows of predicted and gold tags without the words that lack a gold tag (None)."""
     if not any(None in row for row in references):
         return predictions, references
     kept = [[index for index, tag in enumerate(row) if tag is not None] for row in references]
@@ -118,12 +118,12 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(answer: str, gold: str) -> float:
-    """1 if both are equal after normalization, else 0."""
+    """Return 1 if the answers are equal after normalization, else 0."""
     return float(normalize_answer(answer) == normalize_answer(gold))
 
 
 def token_f1(answer: str, gold: str) -> float:
-    """Token-level F1 by the rules of SQuAD 1.1: 0 if no token is shared or either answer is empty."""
+    """Return token-level F1 by the rules of SQuAD 1.1: 0 if no token is shared or either answer is empty."""
     answer_tokens, gold_tokens = normalize_answer(answer).split(), normalize_answer(gold).split()
     num_shared = sum((Counter(answer_tokens) & Counter(gold_tokens)).values())
     if num_shared == 0:
@@ -133,31 +133,31 @@ def token_f1(answer: str, gold: str) -> float:
 
 
 def token_f1_v2(answer: str, gold: str) -> float:
-    """Token-level F1 by the rules of SQuAD 2.0: if either answer is empty, 1 if both are, else 0."""
+    """Return token-level F1 by the rules of SQuAD 2.0: 1 if both answers are empty, 0 if only one is."""
     if not normalize_answer(answer).split() or not normalize_answer(gold).split():
         return float(normalize_answer(answer).split() == normalize_answer(gold).split())
     return token_f1(answer, gold)
 
 
 def score_squad(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD 1.1 `exact_match` and `f1` in percent: the maximum over each question's gold answers."""
+    """Return SQuAD 1.1 `exact_match` and `f1` in percent, with the maximum over each question's gold answers."""
     texts = [answer["text"] for answer in predictions]
     golds = [list(answers) or [""] for answers in references]
     values = {
         name: _max_over_golds(rule, texts, golds) for name, rule in (("exact_match", exact_match), ("f1", token_f1))
     }
-    # The script adds with `+=`; `sum` and NumPy's `mean` may differ in the last digits.
+    # The official script accumulates with `+=`; `sum` and NumPy's `mean` may differ in the last digits.
     return {name: 100.0 * functools.reduce(operator.add, scores, 0) / len(scores) for name, scores in values.items()}
 
 
 def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD 2.0 scores in percent, under the names of the official script and equal to its in every digit.
+    """Return SQuAD 2.0 scores in percent, with the names of the official script and identical in every digit.
 
-    `exact` and `f1` score the answers as predicted. `best_exact` and `best_f1` are the scores at the best no-answer
-    threshold for these questions, `…_thresh`. Those thresholds are tuned on the gold answers: use them to choose one
-    for the recipe, do not report the scores.
+    `exact` and `f1` score the answers as predicted. `best_exact` and `best_f1` are the scores at the threshold
+    for "no answer" that is best for these questions (`…_thresh`). These thresholds are tuned on the gold answers: use them to choose the
+    recipe's threshold, but do not report the scores.
     """
-    # Gold answers that are empty after normalization are not compared with, but their questions count as answerable.
+    # Gold answers that are empty after normalization are ignored, but their questions still count as answerable.
     golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
     has_answer = [bool(answers) for answers in references]
     texts = [answer["text"] for answer in predictions]
@@ -183,15 +183,15 @@ def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[S
 def best_no_answer_threshold(
     scores: Sequence[float], answers: Sequence[str], null_odds: np.ndarray, has_answer: np.ndarray
 ) -> tuple[float, float]:
-    """The best score, in percent, over all no-answer thresholds, and that threshold.
+    """Return the best score in percent over all no-answer thresholds, and the threshold that achieves it.
 
     Null odds above the threshold mean "no answer".
 
     Args:
-        scores: N scores, one for each best span.
-        answers: N best spans.
-        null_odds: [N], log odds of "no answer".
-        has_answer: [N], whether the question has an answer.
+        scores: N scores, one for the best span of each question.
+        answers: N texts of the best spans.
+        null_odds: [N] log odds of "no answer".
+        has_answer: [N] whether the question has an answer.
     """
     order = np.argsort(null_odds, kind="stable")
     # Answering an unanswerable question loses the point that "no answer" would have scored.
@@ -208,7 +208,7 @@ def _max_over_golds(
 
 
 def _percent(scores: Sequence[float]) -> float:
-    """The mean in percent, in the arithmetic of the SQuAD 2.0 script: other orders differ in the last digits."""
+    """Return the mean in percent, computed as in the SQuAD 2.0 script: another order changes the last digits."""
     return 100.0 * sum(scores) / len(scores)
 
 
@@ -227,7 +227,7 @@ METRICS: dict[str, tuple[ScoreFunction, str]] = {  # name → function, answer k
 }
 
 CORRELATIONS = ("pearson", "spearman")
-SCORE_NAMES = {  # of the metrics that return several scores
+SCORE_NAMES = {  # for the metrics that compute several scores
     "seqeval": ("precision", "recall", "f1", "accuracy"),
     "squad": ("exact_match", "f1"),
     "squad_v2": ("exact", "f1", "best_exact", "best_f1"),
@@ -236,7 +236,7 @@ SCORE_NAMES = {  # of the metrics that return several scores
 
 @cache
 def _bundled_metric_class() -> type[evaluate.Metric]:
-    """Return the class of `METRICS` with the `evaluate` interface; `evaluate` takes seconds to import."""
+    """Return the `evaluate.Metric` class for `METRICS`, defined here because `evaluate` takes seconds to import."""
     import evaluate
     from datasets import Features, List, Value
 
@@ -276,7 +276,7 @@ def _bundled_metric_class() -> type[evaluate.Metric]:
 
 
 def load_metric(name: str, answer_kind: str) -> evaluate.Metric:
-    """Load a metric by name for answers of one kind.
+    """Load a metric by name for one kind of answer.
 
     Raises:
         DataError: as `check_metric`.
@@ -286,7 +286,7 @@ def load_metric(name: str, answer_kind: str) -> evaluate.Metric:
 
 
 def check_metric(name: str, answer_kind: str) -> None:
-    """Check that a metric is for answers of one kind; imports nothing.
+    """Check that a metric applies to one kind of answer, without importing anything.
 
     Raises:
         DataError: the metric does not exist, or does not apply to this kind of answer.
@@ -301,7 +301,7 @@ def check_binary_f1(task: Task) -> None:
     """Reject the binary metric `f1` for a task with more than two labels.
 
     Raises:
-        DataError: names the metrics to use instead.
+        DataError: the task uses it; the message names the metrics to use instead.
     """
     if "f1" in task.metric_names and task.answer_kind == "single_label" and len(task.labels) > 2:
         raise DataError(
@@ -311,10 +311,10 @@ def check_binary_f1(task: Task) -> None:
 
 
 def check_num_rows(task: Task, split: str, num_rows: int) -> None:
-    """Check that a split has enough rows for the metrics: a correlation needs two.
+    """Check that a split has enough rows for the metrics: a correlation requires two.
 
     Raises:
-        DataError: it has fewer.
+        DataError: the split has fewer rows.
     """
     correlations = [name for name in task.metric_names if name in CORRELATIONS]
     if correlations and num_rows < 2:
@@ -327,7 +327,7 @@ def check_entity_metrics(task: Task) -> None:
     """Reject the metric `seqeval` for tags that do not mark entities, or if it is unclear how they do.
 
     Raises:
-        DataError: names the metric to use instead.
+        DataError: the task uses it; the message names the metric to use instead.
     """
     if "seqeval" in task.metric_names and task.labels:
         try:
@@ -347,8 +347,8 @@ def compute_metrics(
     """Compute metrics by name over N predictions and references.
 
     Args:
-        pos_label: id of the positive label, for `f1`.
-        labels: all labels of the model, for `seqeval`; None: those that occur.
+        pos_label: ID of the positive label, for `f1`.
+        labels: all labels of the model, for `seqeval`; None: the labels that occur.
     """
     scores: dict[str, float] = {}
     for name in names:
@@ -358,22 +358,22 @@ def compute_metrics(
 
 
 def score_names(names: Iterable[str]) -> list[str]:
-    """The names of the scores that these metrics return."""
+    """Return the names of the scores that these metrics compute."""
     return [score for name in names for score in SCORE_NAMES.get(name, (name,))]
 
 
 def task_score(task: Task, scores: Mapping[str, float], best_by: str | None = None) -> float:
-    """A task's score for averages over tasks, as a fraction.
+    """Return a task's score, as a fraction, for averages over tasks.
 
-    For a task with several metrics it is the mean of the main score of each, as in GLUE; otherwise the primary metric.
+    For a task with several metrics, it is the mean of their main scores, as in GLUE; otherwise the primary metric.
 
     Args:
-        scores: by name; question answering scores are in percent.
-        best_by: the score to use instead.
+        scores: scores by name; those for question answering are in percent.
+        best_by: name of the score to use instead.
     """
     main_scores = [MAIN_SCORES.get(name, name) for name in task.metrics]
     selected = [best_by] if best_by else main_scores if len(main_scores) > 1 else [task.primary_metric]
     if not task.metrics and not task.labels and task.primary_metric not in scores:
-        selected = ["accuracy"]  # of tags that mark no entities, which their names in the data decide
+        selected = ["accuracy"]  # the tags in the data turned out not to mark entities
     value = statistics.fmean(scores[name] for name in selected)
     return value / 100 if task.answer_kind == "question_answering" else value

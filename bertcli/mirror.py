@@ -1,4 +1,4 @@
-"""Which datasets and models a recipe requires, and which of them are not available offline."""
+"""Determine which datasets and models a recipe requires, and which of them are not available offline."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ AnyRecipe = Recipe | PretrainRecipe | Grid | Suite
 
 @dataclass(frozen=True)
 class Requirement:
-    """A dataset or model that a recipe loads by its name on the Hub."""
+    """A dataset or model that a recipe loads by its Hub ID."""
 
     kind: Kind
     name: str
-    part: str | None  # dataset: its configuration; model: "weights", or None for the tokenizer alone
+    part: str | None  # of a dataset: its configuration; of a model: "weights", or None for the tokenizer only
 
 
 def requirements(recipe: AnyRecipe) -> Iterator[Requirement]:
-    """Yield the datasets and models that a recipe loads by name, except local folders and the built-in sample."""
+    """Yield the datasets and models that a recipe loads by Hub ID, not local folders or the built-in sample data."""
     if isinstance(recipe, Suite | Grid):
         for member in recipes_by_name(recipe).values():
             yield from requirements(member)
@@ -47,7 +47,7 @@ def requirements(recipe: AnyRecipe) -> Iterator[Requirement]:
 
 
 def missing_requirements(recipe: AnyRecipe, mirror: Path | None) -> list[Requirement]:
-    """List a recipe's requirements for which neither the mirror nor the local Hugging Face cache has an entry."""
+    """Return a recipe's requirements that are neither in the mirror nor in the local Hugging Face cache."""
     return [
         requirement
         for requirement in dict.fromkeys(requirements(recipe))
@@ -57,7 +57,7 @@ def missing_requirements(recipe: AnyRecipe, mirror: Path | None) -> list[Require
 
 
 def _tasks(recipe: Recipe) -> Iterator[Task]:
-    """Yield the recipe's task, and the additional tasks that its leaderboard submission predicts."""
+    """Yield the recipe's task, and the additional tasks predicted for its leaderboard submission."""
     task = recipe_task(recipe)
     yield task
     if task.submission:

@@ -280,7 +280,7 @@ def test_requirements_of_each_kind_of_recipe() -> None:
 
 
 def test_fetch_rejects_names_outside_the_mirror(hub: Hub) -> None:
-    with pytest.raises(UsageError, match="expected a name on the Hub"):
+    with pytest.raises(UsageError, match="invalid Hub repository ID"):
         fetch_mine("model.name=../../secret")
     hub.repositories["model", "org/encoder", None] = {"../../secret": b""}
     with pytest.raises(HubError, match="is outside its folder"):

@@ -64,7 +64,7 @@ def call(*arguments: str) -> Result:
         ),
         (("--output", "folder"), "folder is a folder, expected the name of a file"),
         (("--output", "folder", "--overwrite"), "folder is a folder, expected the name of a file"),
-        (("--output", "none/a.csv"), "found no folder none; create it, or choose another --output"),
+        (("--output", "none/a.csv"), "none does not exist; create it, or choose another --output"),
         (("--output", "a.csv", "--format", "jsonl"), "found --format jsonl for a.csv; leave out --format"),
         (("--output", "a.JSONL", "--format", "tsv"), "found --format tsv for a.JSONL; leave out --format"),
         (("--output", "a.parquet"), "expected a name that ends in .jsonl, .csv or .tsv"),

@@ -197,7 +197,7 @@ def test_copy_with_schema_references_the_file_next_to_it(name: str, kind: str) -
     schema.write_text("{}", "utf-8")
     refused = call(["recipes", "copy", name, "new/three.yaml", "--schema"])
     assert (refused.exit_code, schema.read_text("utf-8")) == (2, "{}")
-    assert "not the schema of this version" in refused.stderr
+    assert "not this version's schema" in refused.stderr
     assert not Path("new/three.yaml").exists()
 
 
