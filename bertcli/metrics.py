@@ -153,9 +153,9 @@ def score_squad(predictions: Sequence[dict[str, Any]], references: Sequence[Sequ
 def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return SQuAD 2.0 scores in percent, with the names of the official script and identical in every digit.
 
-    `exact` and `f1` score the answers as predicted. `best_exact` and `best_f1` are the scores at the threshold
-    for "no answer" that is best for these questions (`…_thresh`). These thresholds are tuned on the gold answers: use them to choose the
-    recipe's threshold, but do not report the scores.
+    `exact` and `f1` score the answers as predicted. `best_exact` and `best_f1` are the scores at the no-answer
+    threshold that is best for these questions, `…_thresh`. These thresholds are tuned on the gold answers: use them to
+    choose the recipe's threshold, but do not report the scores.
     """
     # Gold answers that are empty after normalization are ignored, but their questions still count as answerable.
     golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
