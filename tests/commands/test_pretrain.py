@@ -594,7 +594,7 @@ def test_dry_run_neither_trains_a_tokenizer_nor_tokenizes_the_corpus(
         ({"tokenizer": "{name: ./none}"}, ModelError, "cannot load"),
         ({"corpus": "{sources: [{files: gone.txt}]}"}, DataError, "found no file"),
         ({"corpus": "{sources: [{files: empty.txt}]}"}, DataError, "found 0 non-empty documents"),
-        ({"training": "{max_steps: 4, warmup_steps: 9}"}, RecipeError, "warmup_steps 9, expected at most 4"),
+        ({"training": "{max_steps: 4, warmup_steps: 9}"}, RecipeError, "warmup_steps is 9, expected at most 4"),
         ({"tokenizer": "{vocab_size: 1000000000000}"}, RecipeError, "at most 2000000"),
         ({"phases": "[{max_length: 1000000000}]"}, RecipeError, "at most 1000000"),
         ({"model": "{config_overrides: {hidden_size: 33, num_attention_heads: 2}}"}, ModelError, "not a multiple"),
