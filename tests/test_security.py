@@ -71,7 +71,7 @@ def test_predictions_escape_control_characters_in_json_and_formulas_in_tables() 
     assert not {"\x1b", "\x9b", "\u202e"} & {*file.getvalue()}
     for kind, delimiter in (("csv", ","), ("tsv", "\t")):
         file = io.StringIO()
-        with pytest.warns(UserWarning, match="cells that differ from their texts: 6; .*an apostrophe precedes"):
+        with pytest.warns(UserWarning, match="cells that differ from the original text: 6; .*an apostrophe precedes"):
             write_predictions(rows, file, kind)
         cells = [row["text"] for row in csv.DictReader(io.StringIO(file.getvalue()), delimiter=delimiter)]
         escaped = ["'" + text for text in FORMULAS]

@@ -1,4 +1,4 @@
-"""Report an exception as one message on stderr, with `--json` also as an object on stdout, and an exit code."""
+"""Report an exception as one message on stderr and an exit code; with `--json`, also as an object on stdout."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 
 from bertcli.errors import BertcliError
 
-MAX_UNEXPECTED_CHARS = 200  # of the message of a library
-OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "MPS backend out of memory")  # from torch
+MAX_UNEXPECTED_CHARS = 200  # of a library's error message
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "MPS backend out of memory")  # torch's messages
 FOLDER_VARIABLES = ("BERTCLI_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR", "HOME")
 
 
@@ -40,7 +40,7 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
 
             message, exit_code = _message_and_exit_code(error, debug=bool(options.get("debug")))
             prefix = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-            with suppress(OSError):  # nobody reads it (`2>&1 | head`)
+            with suppress(OSError):  # the reader has closed the pipe (`2>&1 | head`)
                 if options.get("debug"):
                     print(textwrap.indent(escape_control(traceback.format_exc()), prefix), file=sys.stderr, end="")
                 report_failure(message.removeprefix("error: "), exit_code)
@@ -53,19 +53,19 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class Commands(TyperGroup):
-    """The program's commands; for an unknown option it names the recipe key, and `--json` has errors of usage, too."""
+    """The program's commands; an unknown option is reported with its recipe key, and `--json` covers usage errors."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Remember the arguments."""
+        """Parse the arguments, and remember them for error messages."""
         ctx.meta["bertcli.arguments"] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; extend the message of a usage error, and print it as JSON with `--json`."""
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if not hasattr(error, "format_message"):  # an error of usage
+            if not hasattr(error, "format_message"):  # not a usage error
                 raise
             arguments = ctx.meta["bertcli.arguments"]
             if (name := getattr(error, "option_name", None)) is not None:
@@ -76,7 +76,7 @@ class Commands(TyperGroup):
 
 
 def _key_hint(option: str, arguments: list[str]) -> str:
-    """The recipe key for an option that this program does not have, such as `--learning_rate 3e-5`."""
+    """Return a hint at the recipe key for an unknown option such as `--learning_rate 3e-5`; empty if there is none."""
     if not {"finetune", "pretrain", "submit", "check", "show"} & set(arguments):
         return ""
     from bertcli.recipe.error_messages import UNSUPPORTED_KEYS, find_key
@@ -86,7 +86,7 @@ def _key_hint(option: str, arguments: list[str]) -> str:
         return f": {UNSUPPORTED_KEYS[name]}"
     if (key := find_key(name, pretraining="pretrain" in arguments)) is None:
         return ""
-    if "=" in key:  # with its value
+    if "=" in key:  # the key includes its value
         return f". Recipe keys have no dashes: {key}"
     position = next((index for index, word in enumerate(arguments) if word.partition("=")[0] == option), len(arguments))
     value = "=".join(arguments[position : position + 1]).partition("=")[2] or "".join(
@@ -99,7 +99,7 @@ def _print_json_error(message: str, exit_code: int) -> None:
     from bertcli.console import print_result
 
     error = {"error": message.removeprefix("error: "), "exit_code": exit_code}
-    with suppress(OSError):  # stdout cannot be written, which may be this very error
+    with suppress(OSError):  # stdout may be unwritable, which may be the error itself
         print_result(json.dumps(error, ensure_ascii=False))
 
 
@@ -115,18 +115,18 @@ def _message_and_exit_code(error: BaseException, *, debug: bool) -> tuple[str, i
     lines = str(error).strip().splitlines()
     first_line = lines[0][:MAX_UNEXPECTED_CHARS] if lines else ""
     if first_line.startswith("Could not determine home directory"):
-        return "error: found no home folder; set HOME, or BERTCLI_CACHE and HF_HOME, to a folder that can be written", 1
+        return "error: found no home folder; set HOME, or BERTCLI_CACHE and HF_HOME, to a writable folder", 1
     cure = "" if debug else " (use --debug for the traceback)"
     return f"error: unexpected {type(error).__name__}: {first_line}{cure}", 1
 
 
 def _system_message(error: OSError) -> str:
-    """What the system refused, and the environment variable that names the folder."""
+    """Return which path cannot be used and why, and the environment variable that sets its folder."""
     if error.filename is None or error.strerror is None:
         is_temporary = "temporary directory" in str(error)
-        return "found no folder for temporary files; set TMPDIR to one that can be written" if is_temporary else ""
+        return "found no folder for temporary files; set TMPDIR to a writable folder" if is_temporary else ""
     path = Path(os.fsdecode(error.filename))
     for name in FOLDER_VARIABLES:
         if (folder := os.environ.get(name)) and Path(folder) in (path, *path.parents):
-            return f"cannot use {path} ({error.strerror}): set {name}, now {folder}, to a folder that can be written"
+            return f"cannot use {path} ({error.strerror}): set {name} (now {folder}) to a writable folder"
     return f"cannot use {path} ({error.strerror})"

@@ -62,7 +62,7 @@ from bertcli.errors import UsageError
 DEFAULT_ENVIRONMENT = {  # libraries read these at import; variables that are already set are left unchanged
     "TOKENIZERS_PARALLELISM": "true",
     "THP_MEM_ALLOC_ENABLE": "1",  # torch on CPU: transparent huge pages, so far fewer page faults
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # bf16 on CPU: one kernel of about 0.7 MB per number of tokens
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # bf16 on CPU: one kernel of about 0.7 MB per distinct number of tokens
     "HF_HUB_VERBOSITY": "error",  # hide the retry warnings; the final error is reported once
 }
 
@@ -102,8 +102,8 @@ def finetune(
 ) -> None:
     """Fine-tune a model from a recipe.
 
-    If a `training` key other than `seed` is a list, a grid search is run: one run per combination, of which the one
-    with the best validation score is chosen.
+    If a `training` key other than `seed` is a list, a grid search trains one run per combination and chooses the
+    one with the best validation score.
     Re-run the same command to resume.
 
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
@@ -275,10 +275,10 @@ add_tools(app)
 def _check_output(
     output: str, format_name: str | None, pooling: str | None, keep_columns: bool, overwrite: bool
 ) -> str | None:
-    """Check where `predict` writes before the libraries are loaded; return the format, None for features.
+    """Check the output of `predict` before the libraries are imported; return its format, or None for features.
 
     Args:
-        pooling: of features; None: predictions are written.
+        pooling: how features are pooled; None: predictions are written.
     """
     from bertcli.data.prediction_outputs import check_feature_output, check_outputs, resolve_format
 
@@ -287,7 +287,7 @@ def _check_output(
         check_outputs(format_name, output, keep_columns=keep_columns, overwrite=overwrite)
         return format_name
     if format_name is not None:
-        raise UsageError("--features writes .parquet or .npy, as the name of --output says; leave out --format")
+        raise UsageError("--features writes .parquet or .npy, by the extension of --output; leave out --format")
     check_feature_output(Path(output), pooling, overwrite=overwrite)
     return None
 

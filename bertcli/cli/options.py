@@ -108,11 +108,11 @@ InputFormat = Annotated[
 ]
 InputEncoding = Annotated[
     str | None,
-    typer.Option(help="Encoding of --input, such as windows-1252 [default: by its byte order mark, else UTF-8]."),
+    typer.Option(help="Encoding of --input, such as windows-1252 [default: from its byte order mark, else UTF-8]."),
 ]
 InputDelimiter = Annotated[
     str | None,
-    typer.Option(help="Separator of a CSV --input: comma, semicolon, tab or pipe [default: found in the file]."),
+    typer.Option(help="Separator of a CSV --input: comma, semicolon, tab or pipe [default: detected]."),
 ]
 PredictSplit = Annotated[str | None, typer.Option(help="Run prediction on this split of the run's task.")]
 Columns = Annotated[str | None, typer.Option(help="Comma-separated names of the input columns [default: the task's].")]
@@ -133,8 +133,8 @@ KeepColumns = Annotated[
     bool,
     typer.Option(
         "--keep-columns",
-        help="Write all columns of the input beside the predictions; one called like a prediction's gets `input_` "
-        "before its name.",
+        help="Write all input columns alongside the predictions; a column with the same name as a prediction's gets "
+        "the prefix `input_`.",
     ),
 ]
 Zip = Annotated[bool, typer.Option("--zip", help="With --format glue: also write the files as one zip archive.")]
@@ -173,7 +173,7 @@ def build_inputs(texts: list[str] | None, pairs: list[str] | None, choices: list
 
 
 def split_names(value: str | None) -> list[str] | None:
-    """Split a comma-separated option; None if it was not given."""
+    """Split the value of a comma-separated option; None if it was not given."""
     return [name.strip() for name in value.split(",")] if value else None
 
 
@@ -186,7 +186,7 @@ def parse_integers(option: str, value: str) -> list[int]:
 
 
 def default_run_folder(recipe: str) -> Path:
-    """`runs/glue-sst2` for `glue/sst2`, `runs/mine` for `path/to/mine.yaml`."""
+    """Return the default run folder: `runs/glue-sst2` for `glue/sst2`, `runs/mine` for `path/to/mine.yaml`."""
     is_file = recipe.endswith((".yaml", ".yml"))
     return Path("runs") / (Path(recipe).stem if is_file else recipe.replace("/", "-").lstrip("."))
 
@@ -195,7 +195,7 @@ def check_mirror(mirror: Path | None) -> Path | None:
     """Return `mirror` unchanged.
 
     Raises:
-        UsageError: it is not a folder.
+        UsageError: `mirror` is not a folder.
     """
     if mirror is not None and not mirror.is_dir():
         raise UsageError(f"found no mirror folder {mirror} (from --mirror or BERTCLI_MIRROR)")

@@ -43,7 +43,7 @@ def list_shipped(
 
 
 def _format_recipes(recipes: Iterable[Mapping[str, str | None]]) -> str:
-    """A table of recipes as wide as the terminal."""
+    """Format recipes as a table as wide as the terminal."""
     import io
     import shutil
 

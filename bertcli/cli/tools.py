@@ -154,7 +154,7 @@ def fetch(
     Example: `bertcli fetch glue/sst2 glue/rte --mirror /data/mirror`
     """
     if mirror is None:
-        raise UsageError("found no mirror folder to fill, expected one from --mirror or BERTCLI_MIRROR")
+        raise UsageError("found no mirror folder to download into; set --mirror or BERTCLI_MIRROR")
     from bertcli.recipe.catalogue import load_any
 
     names, overrides = split_overrides(arguments)

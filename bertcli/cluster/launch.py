@@ -27,11 +27,11 @@ MIN_PORT, NUM_PORTS = 20_000, 10_000  # below the ephemeral ports that an operat
 FAILURE_VARIABLE = "BERTCLI_FAILURE_FILE"  # where a process that `launch` started writes its error
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 POLL_SECONDS = 0.05
-KILL_AFTER_SECONDS = 30.0  # the other processes of one that failed; they may wait for it in a collective
+KILL_AFTER_SECONDS = 30.0  # after one process fails: the others may be waiting for it in a collective
 
 
 def is_worker_process() -> bool:
-    """Whether a launcher (`launch`, `torchrun` or `srun`) started this process as one of several."""
+    """Return whether a launcher (`launch`, `torchrun` or `srun`) started this process as one of several."""
     return "RANK" in os.environ
 
 
@@ -64,12 +64,12 @@ def first_node(node_list: str) -> str:
 def launch(num_processes: int, arguments: Sequence[str]) -> None:
     """Run `bertcli` with these arguments in `num_processes` processes.
 
-    A signal is passed on to all of them, and they have the time they need to save a checkpoint. If one fails, the
+    A signal is passed on to all of them, and they get the time they need to save a checkpoint. If one fails, the
     others are stopped. The cores of this machine are divided equally among them unless `OMP_NUM_THREADS` is set.
 
     Raises:
         Interrupted: a signal arrived.
-        ProcessError: a process failed, with the message and the exit code of the first one.
+        ProcessError: a process failed; the error has the message and exit code of the first failure.
     """
     environment = os.environ | {
         "WORLD_SIZE": str(num_processes),
@@ -95,7 +95,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> None:
 
 
 def free_port() -> int:
-    """A port on this machine that no program listens on."""
+    """Return a port on this machine that no program listens on."""
     while True:
         port = random.randrange(MIN_PORT, MIN_PORT + NUM_PORTS)
         with socket.socket() as candidate:
@@ -107,14 +107,14 @@ def free_port() -> int:
 
 
 def start_process(rank: int, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start the process `rank`, in a session of its own: Ctrl-C reaches it only if it is passed on."""
+    """Start the process `rank` in a new session, where Ctrl-C reaches it only if it is passed on."""
     command = [sys.executable, "-m", "bertcli", *arguments]
     variables = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     return subprocess.Popen(command, env=variables, start_new_session=True)
 
 
 def report_failure(message: str, exit_code: int) -> None:
-    """In a process that `launch` started: leave the error to it, which prints only the first one, and exit.
+    """Report an error to the `launch` that started this process, which prints only the first error, and exit.
 
     Does nothing in any other process.
     """
@@ -135,7 +135,7 @@ def wait_for_all(
 
     Args:
         failures: the files of `report_failure`.
-        received: the signals that were passed on; from the first one on, no process is stopped.
+        received: the signals that were passed on; once there is one, no process is stopped.
     """
     failed_rank, deadline = None, 0.0
     while True:
@@ -179,7 +179,7 @@ def _read_failure(file: Path) -> dict[str, Any] | None:
 
 
 def _failure_time(file: Path) -> float:
-    """When a process reported its error; minus infinity if it died without a word, so that others followed it."""
+    """Return when a process reported its error; minus infinity if it died silently, which made the others fail."""
     failure = _read_failure(file)
     return -math.inf if failure is None else failure["time"]
 

@@ -144,7 +144,7 @@ def _select_arguments(commands: Sequence[JobCommand]) -> list[str]:
 
 
 def signal_lead_seconds(time: str | None) -> int:
-    """How long before its time limit a job is asked to stop, in seconds: 10 % of the limit, at most ten minutes.
+    """Return how many seconds before its time limit a job is asked to stop: 10 % of the limit, at most 600.
 
     Raises:
         UsageError: `time` is not in Slurm's format.

@@ -39,17 +39,18 @@ def evaluate(
     hardware: HardwareSection | None = None,
     console: Console | None = None,
 ) -> Results:
-    """Score a run folder (each of its seeds), a model folder or a Hub model; a pretraining run on its held-out text.
+    """Score a run folder (each of its seeds), a model folder or a Hub model.
 
-    In a multitask run every task is scored with its own model, under the names that `results.json` uses.
+    A pretraining run is scored on its held-out text. In a multitask run, every task is scored with its own model, under
+    the names that `results.json` uses.
 
     Args:
-        task_name: a task definition or recipe; None: the task of the run.
-        split: `train`, `validation`, `test`, or a split name of the dataset.
+        task_name: a task definition or recipe; None: the run's task.
+        split: `train`, `validation`, `test`, or the name of another split of the dataset.
         labels: names for the model's labels, in the order of their ids, if the task spells them differently.
 
     Raises:
-        UsageError: the model's task is unknown and none was named, or one was named for several models.
+        UsageError: the model's task is unknown and `task_name` is None, or it is given for a run with several models.
         DataError: the split is missing or its labels are hidden.
         ModelError: the labels of the model and the task differ.
     """
@@ -80,7 +81,8 @@ def _evaluate_run(
     if not models:
         return evaluate_one(name, task)
     if task is not None:
-        raise UsageError(f"{name} holds a model per task; name one together with --task: {', '.join(models.values())}")
+        choice = ", ".join(models.values())
+        raise UsageError(f"{name} holds one model per task; with --task, evaluate one of them: {choice}")
     each = {task_name: evaluate_one(model, None) for task_name, model in models.items()}
     recipes = {
         task_name: recipe for task_name, model in models.items() if (recipe := finetuning_recipe(model)) is not None
@@ -133,23 +135,23 @@ def _evaluate_model(
 
 
 def _note_limit(loaded: LoadedModel, task: Task, split: str, num_rows: int, console: Console) -> None:
-    """Note if the scores in the run folder were computed on fewer rows."""
+    """Print a note if the scores in the run folder were computed on fewer rows."""
     limit = loaded.recipe.data.max_eval_examples if loaded.recipe else None
     scored_splits = ("validation", *task.splits.extra_validation) if task is loaded.task else ()
     if limit is not None and limit < num_rows and split in scored_splits:
-        note = f"the scores in the run folder are of {limit} (data.max_eval_examples)"
+        note = f"the scores in the run folder are from {limit} rows (data.max_eval_examples)"
         console.say(f"data      all {num_rows} rows of {split}; {note}")
 
 
 def _with_checked_labels(loaded: LoadedModel, task: Task, mirror: Path | None) -> Task:
-    """Return the task with all its labels, checked to be those of the model in any order.
+    """Return the task with all its labels, after checking that the model has the same labels in any order.
 
     Raises:
-        ModelError: they are not, or the model predicts another kind of answer.
+        ModelError: the labels differ, or the model predicts another kind of answer.
     """
     if task.answer_kind != loaded.head.answer_kind:
         raise ModelError(
-            f"{loaded.name} was trained for {loaded.head.answer_kind}, task {task.name} is {task.answer_kind}"
+            f"{loaded.name} was trained for {loaded.head.answer_kind}, but task {task.name} is {task.answer_kind}"
         )
     if not loaded.head.labels:
         return task
@@ -160,7 +162,7 @@ def _with_checked_labels(loaded: LoadedModel, task: Task, mirror: Path | None) -
         except DataError:
             if task is not loaded.task:
                 raise
-    labels = labels or loaded.head.labels  # there is no training data, or it is gone
+    labels = labels or loaded.head.labels  # there is no training data, or it is no longer available
     same_number = len(labels) == len(loaded.head.labels)
     renaming = "If they mean the same, set --labels to the task's names for them; otherwise f" if same_number else "F"
     cure = f"{renaming}ine-tune it on this task, or evaluate it on a task with the same labels."

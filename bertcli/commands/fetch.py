@@ -57,7 +57,7 @@ def fetch(
     A folder stays at the revision it was first fetched at; delete it to fetch the newest one.
 
     Raises:
-        HubError: the Hub is unreachable, or a download is incomplete or corrupt.
+        HubError: the Hub cannot be reached, or a download is incomplete or corrupt.
         DataError, ModelError: a repository cannot be used.
         UsageError: the mirror holds a different file under the same name, or its disk is too small.
     """
@@ -173,7 +173,7 @@ def _model_files(repository: Repository, *, weights: bool) -> tuple[HubFile, ...
     files = _matching_files(repository.files, (*TOKENIZER_FILES, *(WEIGHT_FILES if weights else ())))
     if weights and not any(file.path.endswith(".safetensors") for file in files):
         raise ModelError(
-            f"{repository.name} has no weights as safetensors on the Hub, the only format that is loaded; choose "
+            f"{repository.name} has no safetensors weights on the Hub, the only supported format; choose "
             "another model, or convert it on a trusted machine and give the path of its folder"
         )
     return files
@@ -229,7 +229,7 @@ def _matching_files(files: Iterable[HubFile], patterns: Iterable[str]) -> tuple[
 
 
 def _parquet_conversion(repository: Repository) -> tuple[Repository, str]:
-    """Add to a script dataset's Parquet files (`config/split/0000.parquet`) a card that lists its configurations."""
+    """Return a script dataset's Parquet files (`config/split/0000.parquet`) and a card listing its configurations."""
     from huggingface_hub import DatasetCardData
 
     data_files: dict[str, list[dict[str, str]]] = {}
@@ -245,7 +245,7 @@ def _parquet_conversion(repository: Repository) -> tuple[Repository, str]:
 
 
 def _fetch_folder(folder: MirrorFolder, mirror: Path, console: Console) -> None:
-    """Download what a folder still lacks, one process at a time: another one may fetch into the same mirror."""
+    """Download the missing files of a folder under a lock, because another process may fetch into the same mirror."""
     target = mirror / folder.path
     target.parent.mkdir(parents=True, exist_ok=True)
 

@@ -20,7 +20,7 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
     """Fine-tune as the recipe, grid or suite says; return the content of `results.json`.
 
     Args:
-        jobs: how many runs (seeds, grid points, recipes of a suite) to train in parallel, each in its own process.
+        jobs: number of runs (seeds, grid points, recipes of a suite) to train in parallel, each in its own process.
 
     Raises:
         BertcliError: any of its subclasses; the message says how to fix the problem.
@@ -29,7 +29,7 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
     if jobs > 1 and is_multitask:
         raise UsageError("--jobs trains several runs in parallel, but multitask training is one run; use --processes")
     if isinstance(recipe, Recipe):
-        check_recipe(recipe, recipe_task(recipe))  # `set_up` does, too, but seconds later: it loads the libraries
+        check_recipe(recipe, recipe_task(recipe))  # `set_up` repeats this, after seconds of imports
     with options.console.waiting(LOADING):
         from bertcli.experiments.collection import claim_collection
         from bertcli.experiments.grid import finetune_grid

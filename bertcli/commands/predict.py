@@ -42,14 +42,14 @@ from bertcli.recipe.schema import HardwareSection, Recipe
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import HEADS, Task, load_class
 
-INPUT_PREFIX = "input_"  # of a kept column that is called like one of the prediction
+INPUT_PREFIX = "input_"  # of a kept column whose name the prediction also has
 TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     "csv": {},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None},
 }
-SEPARATOR = re.compile(r"\r\n|[\t\r\n]")  # in a text, which TSV cannot hold
+SEPARATOR = re.compile(r"\r\n|[\t\r\n]")  # characters in a text that TSV cannot represent
 CSV_CHANGES = "an apostrophe precedes = + - @ at the start, and control characters are \\uXXXX"
-TABLE_CHANGES = {"csv": CSV_CHANGES, "tsv": f"tabs and line breaks are spaces, {CSV_CHANGES}"}
+TABLE_CHANGES = {"csv": CSV_CHANGES, "tsv": f"tabs and line breaks become spaces, {CSV_CHANGES}"}
 STDIN = PredictionInput()
 
 Prediction = dict[str, Any]
@@ -72,21 +72,21 @@ def predict(
     """Write a prediction for each input, in order, and return their number.
 
     Args:
-        name: run folder (with several seeds: its best seed is used), model folder or Hub name.
+        name: run folder (with several seeds: its best seed is used), model folder or Hub model ID.
         inputs: ignored for `glue`, which predicts the task's test rows.
         output: a new file, or `-` for standard output; for `glue` and `squad` a folder.
-        format_name: one of `prediction_outputs.FORMATS`; None: that of the suffix of `output`, else JSON Lines.
+        format_name: one of `prediction_outputs.FORMATS`; None: from the suffix of `output`, else JSON Lines.
         overwrite: replace existing files.
         as_zip: for `glue`, also write the files as one zip archive.
-        top_k: tokens to predict per mask, for models with a masked-language-modeling head.
+        top_k: number of tokens to predict per mask, for models with a masked-language-modeling head.
         labels: new names for the model's labels, in the order of their IDs; None: the saved names.
 
     Returns:
-        The number of predictions; for `glue`, of files.
+        The number of predictions; for `glue`, the number of files.
 
     Raises:
-        UsageError: the format is unknown or contradicts the suffix, an option does not fit the model, or the output
-            file exists.
+        UsageError: the format is unknown or contradicts the suffix, an option does not apply to the model, or the
+            output file exists.
         DataError: the input cannot be read.
         ModelError: the model cannot be loaded, or has no supported head.
     """
@@ -126,7 +126,7 @@ def _check_fill_mask_options(name: str, inputs: PredictionInput, format_name: st
     """Check that every option applies to masked language models.
 
     Raises:
-        UsageError: one does not.
+        UsageError: an option does not apply.
     """
     has_pairs = inputs.values is not None and any(len(values) != 1 for values in inputs.values)
     unsupported = {"--split": inputs.split is not None, "--format squad": format_name == "squad", "--pair": has_pairs}
@@ -172,16 +172,18 @@ def iter_predictions(
 
 
 def _rename_clashes(row: Row, prediction: Prediction) -> Row:
-    """The row, with `input_` before the names that the prediction has, too, such as a gold label's.
+    """Return the row, with `input_` before each name that the prediction also has, such as that of the gold label.
 
     Raises:
-        DataError: such a name is taken as well.
+        DataError: the row already has a column with the new name.
     """
     taken = {*prediction, *_table_row({}, prediction)}
     renamed = {f"{INPUT_PREFIX}{name}" if name in taken else name: value for name, value in row.items()}
     if len(renamed) < len(row) or taken & renamed.keys():
         clash = next(name for name in row if name in taken)
-        raise DataError(f"cannot keep the column {clash!r} as {INPUT_PREFIX + clash!r}, which exists, too; rename one")
+        raise DataError(
+            f"cannot keep the column {clash!r}: {INPUT_PREFIX + clash!r} already exists; rename one of them"
+        )
     return renamed
 
 
@@ -207,7 +209,7 @@ def predict_features(
         overwrite: replace an existing file.
 
     Raises:
-        UsageError: an option does not fit the model or the output format, or the output file exists.
+        UsageError: an option does not apply to the model or the output format, or the output file exists.
         DataError: the input cannot be read.
         ModelError: the model cannot be loaded.
     """
@@ -246,7 +248,7 @@ def _write_output(
 ) -> int:
     """Write the predictions to a file or standard output and return their number."""
     to_stdout = output in STDOUT_NAMES
-    # Predictions on a terminal themselves show progress.
+    # Predictions printed to a terminal already show progress.
     progress = Console(mute=True) if to_stdout and sys.stdout.isatty() else console
     num_predictions = 0  # if the reader closes the pipe early, the block below ends without a result
     with _open_output(output, overwrite=overwrite) as file, progress.display("predictions") as display:
@@ -265,10 +267,10 @@ def write_predictions(
     """Stream predictions to `file` as JSON Lines, or as a table with the columns of the first one.
 
     Args:
-        warn: called with a message if a table cannot hold all texts as they are.
+        warn: called with a message if a table cannot represent all texts unchanged.
 
     Raises:
-        DataError: a later prediction has other columns.
+        DataError: the columns of a prediction differ from those of the first one.
     """
     num_predictions = num_changed = 0
     table: Any = None
@@ -299,8 +301,8 @@ def write_predictions(
             file.flush()
     file.flush()
     if num_changed:
-        changes = f"cells that differ from their texts: {num_changed}; {TABLE_CHANGES[format_name]}"
-        warn(f"{changes}; --format jsonl keeps all texts as they are")
+        changes = f"cells that differ from the original text: {num_changed}; {TABLE_CHANGES[format_name]}"
+        warn(f"{changes}; --format jsonl keeps all texts unchanged")
     return num_predictions
 
 

@@ -33,8 +33,8 @@ def push(
 
     Raises:
         UsageError: the run is not finished, its model is an adapter (LoRA) for a base model that exists only on this
-            machine, or `name` is not a valid repository name.
-        HubError: not logged in, or the Hub rejects the upload.
+            machine, or `name` is not a valid repository ID.
+        HubError: you are not logged in, or the Hub rejects the upload.
     """
     console = console or Console()
     check_name(name)
@@ -91,7 +91,7 @@ def _adapter_base_model(model: Path) -> str | None:
 
 
 def _card(path: Path, name: str, license_name: str | None, languages: Sequence[str]) -> str:
-    """Build the card for the Hub: its code example loads the model by its name there."""
+    """Build the card for the Hub, with a code example that loads the model by its repository ID."""
     from huggingface_hub import ModelCard
 
     card = ModelCard(path.read_text("utf-8"))

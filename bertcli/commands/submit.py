@@ -52,11 +52,11 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class SlurmSubmission:
-    """What was submitted.
+    """The jobs that were submitted, and their scripts.
 
     Attributes:
         scripts: the text of each batch script: `job`, and after an array `gather`.
-        jobs: run folder, and ID, script and log of each job; empty if nothing was submitted.
+        jobs: the run folder, and the ID, script and log of each job; empty if nothing was submitted.
     """
 
     scripts: Mapping[str, str]
@@ -287,7 +287,7 @@ def _run_slurm(*command: str) -> str:
     """Run a Slurm program and return its output.
 
     Raises:
-        ClusterError: it fails.
+        ClusterError: the program fails.
     """
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:

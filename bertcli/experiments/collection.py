@@ -25,11 +25,11 @@ def claim_collection(
     Args:
         overwrite: remove a single run that is in the folder.
         dry_run: remove nothing.
-        check: called before a run is removed; raises if the new runs could not start.
+        check: called before a run is removed; raises an error if the new runs could not start.
 
     Raises:
-        RunFolderError: it holds a run (with `overwrite`: one in progress), or files that no run wrote and that would be
-            replaced.
+        RunFolderError: `folder` holds a run (with `overwrite`, a run in progress), or files that no run wrote and that
+            would be replaced.
     """
     run = RunFolder(folder)
     if run.recipe.is_file():
@@ -61,22 +61,22 @@ def write_collection(folder: Path, results: CollectionResults, console: Console)
 
 
 def read_collection(name: str) -> CollectionResults | None:
-    """The results of the finished grid or suite in the folder `name`; None if it holds neither.
+    """Return the results of the finished grid or suite in the folder `name`; None if it holds neither.
 
     Raises:
-        UsageError: they cannot be read.
+        UsageError: the results cannot be read.
     """
     results = RunFolder(Path(name)).read_results()
     return results if isinstance(results, CollectionResults) else None
 
 
 def collection_table(results: CollectionResults) -> str:
-    """The table of a grid or suite as text."""
+    """Format the table of a grid or suite as text."""
     return format_table(*_table(results))
 
 
 def write_pages(name: str) -> Path:
-    """Rewrite the page of a run, grid or suite and of every run in it; return the path of the first."""
+    """Rewrite the page of a run, grid or suite and the pages of the runs in it; return the path of the former."""
     results = read_collection(name)
     if results is None:
         return write_run_pages(name)
@@ -88,7 +88,7 @@ def write_pages(name: str) -> Path:
 
 
 def write_collection_page(folder: Path, results: CollectionResults, page: Path) -> None:
-    """Write the page of a grid or suite: its table with links, the curves of a grid's points, and what failed.
+    """Write the page of a grid or suite: its table with links, the curves of a grid's points, and the failures.
 
     Raises:
         UsageError: a point of the grid cannot be read.
@@ -103,7 +103,7 @@ def write_collection_page(folder: Path, results: CollectionResults, page: Path) 
 
 
 def best_point_runs(results: CollectionResults, folder: Path) -> Runs:
-    """The points of a grid with the best means, by name; empty for a suite, whose tasks share no metric.
+    """Return the points of a grid with the best means, by name; empty for a suite, whose tasks share no metric.
 
     Raises:
         UsageError: a point cannot be read.
@@ -119,7 +119,7 @@ def best_point_runs(results: CollectionResults, folder: Path) -> Runs:
 
 
 def _member_folders(results: CollectionResults, folder: Path) -> dict[str, Path]:
-    """The folders of the finished points or tasks, by name."""
+    """Return the folders of the finished points or tasks, by name."""
     if results.points is not None:
         return {name: folder / name for name in results.points}
     return {name: run_folder(folder, name) for name in results.tasks or {}}

@@ -25,10 +25,10 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     """Fine-tune each point of the grid in its own run folder in `folder`; return the content of `results.json`.
 
     The point with the best validation score, averaged over its seeds, is chosen. A point that fails is reported and
-    skipped (with several processes, the first failure ends all); re-running the command trains only what is missing.
+    skipped (with several processes, the first failure ends the grid); re-running the command trains only what is left.
 
     Raises:
-        RunFolderError: the folder holds something else.
+        RunFolderError: the folder holds other files.
         Interrupted: a signal arrived; the run in progress is saved.
         TrainingError: a point failed; the others are finished.
     """

@@ -1,4 +1,4 @@
-"""Several fine-tuning runs: one after another in this process, or several in parallel in child processes."""
+"""Train several fine-tuning runs: one after another in this process, or several in parallel in child processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bertcli.runs.results import RunResults
 from bertcli.training.signals import StopRequest, stop_on_signals
 
 POLL_SECONDS = 0.1
-LOG_LINES = 5  # shown of the log of a run that died without a message
+LOG_LINES = 5  # number of log lines shown if a run died without a message
 
 
 def run_each(
@@ -34,11 +34,11 @@ def run_each(
 ) -> tuple[dict[str, RunResults], dict[str, str]]:
     """Call the runs one after another; return the results of those that finished and the errors of the others, by name.
 
-    With several processes the first failure ends all: a process that continued alone would wait for the others forever.
+    With several processes, the first failure ends all runs, because a process that continued alone would wait forever.
 
     Raises:
         Interrupted: a signal arrived.
-        Exception: any error of a run, if there are several processes.
+        Exception: a run failed and there are several processes.
     """
     finished: dict[str, RunResults] = {}
     failed: dict[str, str] = {}
@@ -76,9 +76,9 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
         The errors of the runs that failed, by run folder.
 
     Raises:
-        BertcliError: with `overwrite`, an error of one of the recipes.
-        RunFolderError: a folder holds something else, or cannot be written.
-        Interrupted: a signal arrived; it was passed on, and all runs have saved.
+        BertcliError: `overwrite` is set and a recipe has an error.
+        RunFolderError: a folder holds other files, or cannot be written.
+        Interrupted: a signal arrived and was passed on; all runs are saved.
     """
     console = options.console
     for recipe in recipes.values() if options.overwrite else ():
@@ -109,7 +109,7 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
                 code = _wait(child, stop)
                 if code != 0 and stop.signal_number is None:
                     failed[folder] = _run_error(folder, code, file.with_suffix(".json"))
-            except BertcliError as error:  # of the folder
+            except BertcliError as error:  # from claiming the folder
                 failed[folder] = ProcessError(str(error), error.exit_code)
             finally:
                 slots.put(slot)
@@ -123,18 +123,18 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
                 child.kill()
             raise
     if stop.signal_number is not None:
-        raise Interrupted(stop.signal_number, "stopped, all runs are saved; re-run the same command to resume")
+        raise Interrupted(stop.signal_number, "stopped and saved all runs; re-run the same command to resume")
     return failed
 
 
 def start_run(
     recipe: Recipe, folder: Path, file: Path, mirror: Path | None, environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start `bertcli finetune` in a child process, whose messages are appended to the log in the run folder.
+    """Start `bertcli finetune` in a child process; its messages are appended to the log in the run folder.
 
     Args:
         folder: the run folder, which exists.
-        file: where to write its recipe; its results or error are written beside it, as JSON.
+        file: where to write the recipe; the results or the error are written next to it as JSON.
     """
     file.write_text(dump_recipe(recipe), "utf-8")
     command = [sys.executable, "-m", "bertcli", "finetune", str(file), "--run", str(folder)]
@@ -145,7 +145,7 @@ def start_run(
 
 
 def _run_error(folder: Path, code: int, output: Path) -> ProcessError:
-    """The error of a run that failed: its own message, or if it died without one, the last lines of its log."""
+    """Return the error of a failed run: its own message, or the last lines of its log if it died without one."""
     log = RunFolder(folder).log
     try:
         error = json.loads(output.read_text("utf-8"))

@@ -29,11 +29,11 @@ HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "time")
 def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> CollectionResults:
     """Fine-tune each recipe of the suite in its own run folder in `folder`; return the content of `results.json`.
 
-    A recipe that fails is reported and skipped (with several processes, the first failure ends all); re-running the
-    command trains only what is missing.
+    A recipe that fails is reported and skipped (with several processes, the first failure ends the suite); re-running
+    the command trains only what is left.
 
     Raises:
-        RunFolderError: the folder holds something else.
+        RunFolderError: the folder holds other files.
         Interrupted: a signal arrived; the run in progress is saved.
         TrainingError: a recipe failed; the others are finished.
     """
@@ -57,7 +57,7 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
     if processes.is_main_process:
         write_collection(folder, results, console)
     if results.average is not None:
-        console.say(f"average   {results.average:.4f}, of {len(finished)} tasks\nrun       {folder}")
+        console.say(f"average   {results.average:.4f}, over {len(finished)} tasks\nrun       {folder}")
         console.say(f'next      bertcli predict {run_folder(folder, next(iter(finished)))} --text "…"')
     raise_if_failed(failed, len(suite.recipes), "tasks")
     return results
@@ -67,7 +67,7 @@ def _source_run(suite: Suite, name: str, folder: Path) -> str:
     """Return the run whose encoder the recipe `name` starts from.
 
     Raises:
-        TrainingError: it is a recipe of the suite and has not finished.
+        TrainingError: this run belongs to the suite and has not finished.
     """
     source = suite.start_from[name]
     run = run_folder(folder, source) if source in suite.recipes or run_folder(folder, source).is_dir() else Path(source)

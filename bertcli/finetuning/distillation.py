@@ -40,17 +40,17 @@ def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
     """Load the teacher that the recipe names.
 
     Raises:
-        ModelError: it predicts something else, has other labels, or its hidden states are to be distilled although it
-            is smaller than the student or one of the two has no [CLS] at the start of a text.
+        ModelError: the teacher predicts another kind of answer or has other labels; or its hidden states are to be
+            distilled, and it is smaller than the student, or one of the two has no [CLS] at the start of a text.
     """
     section = setup.recipe.training
     name = section.teacher
     assert name is not None
-    with torch.random.fork_rng():  # loading draws random numbers, and a resumed run needs the generator unchanged
+    with torch.random.fork_rng():  # loading draws random numbers, but a resumed run needs an unchanged generator
         teacher = load_for_inference(ModelSource(best_seed(name), setup.mirror), setup.recipe.hardware)
     if teacher.head.answer_kind != setup.head.answer_kind:
         raise ModelError(
-            f"the teacher {name} was trained for {teacher.head.answer_kind}, task {setup.task.name} is "
+            f"the teacher {name} was trained for {teacher.head.answer_kind}, but task {setup.task.name} is "
             f"{setup.head.answer_kind}"
         )
     if teacher.head.labels:
@@ -66,8 +66,8 @@ def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
         num_layers, hidden_size = _layers_and_hidden_size(student)
         if num_teacher_layers < num_layers or teacher_size < hidden_size:
             raise ModelError(
-                f"the teacher {name} has {num_teacher_layers} layers of hidden size {teacher_size}, the student "
-                f"{num_layers} of {hidden_size}: use a larger teacher, or set training.teacher_hidden_weight=0"
+                f"the teacher {name} has {num_teacher_layers} layers of hidden size {teacher_size}, but the student "
+                f"has {num_layers} of {hidden_size}: use a larger teacher, or set training.teacher_hidden_weight=0"
             )
     return teacher
 
@@ -85,12 +85,12 @@ def with_teacher_outputs(
 ) -> Encoded:
     """Return the training rows with the outputs of the recipe's teacher, the targets of the distillation losses.
 
-    These are its logits, with labels in the student's order, and, if they have a weight, its [CLS] hidden states: of as
-    many layers as the student has, evenly spaced and including the highest. For a student with a smaller hidden size
-    they are projected onto their principal components.
+    The outputs are the logits, with labels in the student's order, and, if their loss has a weight, the [CLS] hidden
+    states of as many layers as the student has, evenly spaced and including the last. If the student's hidden size is
+    smaller, the states are projected onto their principal components.
 
     Raises:
-        ModelError: as `load_teacher` does, or the teacher splits long rows into different windows.
+        ModelError: as in `load_teacher`, or the teacher splits long rows into different windows.
     """
     teacher = load_teacher(setup, student)
     name, head = teacher.name, teacher.head
@@ -117,7 +117,7 @@ def with_teacher_outputs(
 
 
 def _teacher_depths(teacher: LoadedModel, student: PreTrainedModel) -> list[int]:
-    """Return the depth of the teacher's layer for each layer of the student; 1 is the lowest."""
+    """Return the depth of the teacher's layer for each layer of the student; 1 is the first layer."""
     num_teacher_layers, num_layers = len(encoder_layers(_model(teacher))), len(encoder_layers(student))
     return [depth * num_teacher_layers // num_layers for depth in range(1, num_layers + 1)]
 
@@ -141,7 +141,7 @@ def _compute_outputs(
         record_cls_states(model, depths)
 
     def logits_and_states(outputs: Any) -> torch.Tensor:
-        """Return [B, C], or with hidden states [B, C + K * L * H]."""
+        """Return the logits [B, C], or logits and hidden states [B, C + K * L * H]."""
         logits = teacher.head.logits(outputs).float()
         return torch.cat([logits, cls_hidden_states(outputs).reshape(len(logits), -1)], 1) if depths else logits
 

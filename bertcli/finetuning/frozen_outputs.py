@@ -49,7 +49,7 @@ def get_or_compute(
         warn: called with a message if the cached folder is damaged.
     """
     folder = cache_folder() / kind / key
-    if not all(gather_object([is_valid_entry(folder, warn)])):  # all processes compute their share, or none does
+    if not all(gather_object([is_valid_entry(folder, warn)])):  # either all processes compute their share, or none
         if accelerator.is_local_main_process:
             create_atomically(folder, compute)
         else:
@@ -77,7 +77,7 @@ def with_frozen_outputs(
     """
     padding_free: Any = getattr(model, "padding_free", None)
     first_only = padding_free is not None and padding_free.output_tokens == "first"
-    # The pooler comes after the encoder, and is trained.
+    # The pooler comes after the encoder and is trained.
     encoder = {name: part for name, part in model.base_model.state_dict().items() if "pooler" not in name}
     key = outputs_key(encoder, encoded, type(model).__name__, first_only, accelerator.mixed_precision)
 

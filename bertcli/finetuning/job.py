@@ -61,7 +61,7 @@ class FinetuneJob(Job):
         self.best_by = setup.recipe.evaluation.best_by or setup.task.primary_metric
         self._lora: PeftModel | None = None
         self._freezer: LayerFreezer | None = None
-        self._encoded: dict[str, Encoded] = {}  # splits that have outputs of a teacher or a frozen encoder
+        self._encoded: dict[str, Encoded] = {}  # splits with outputs of a teacher or a frozen encoder
 
     def build_model(self, console: Console) -> PreTrainedModel:
         """Build the model, and reinitialize layers, add LoRA or freeze parameters as the recipe says."""
@@ -103,7 +103,7 @@ class FinetuneJob(Job):
             self._freezer.set_step(step)
 
     def on_train_start(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
-        """Compute the outputs of the teacher and of the frozen encoder, if the recipe has them."""
+        """Compute the outputs of the teacher and of the frozen encoder, if there are any."""
         setup, model = self.setup, cast("PreTrainedModel", module)
         if setup.recipe.training.teacher is not None:
             encoded = self._encoded_split("train")
@@ -174,7 +174,7 @@ class FinetuneJob(Job):
         return self._encoded.get(split) or self.setup.encode(split)
 
     def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
-        """Score the extra validation splits, predict the validation rows, and tune thresholds if the recipe says so."""
+        """Score the extra validation splits, predict the validation rows, and tune thresholds if enabled."""
         setup, task = self.setup, self.setup.task
         scores: Scores = {}
         best = ModelSource(str(model), setup.mirror).load_model(setup.head.model_class)
@@ -215,7 +215,7 @@ def with_tuned_thresholds(
 ) -> tuple[FinetuneSetup, dict[str, float]]:
     """Return the setup with the thresholds that maximize F1 on the validation split, and the metrics with them.
 
-    They are also written to `config.json` of the model in `folder`, where `eval` and `predict` read them.
+    The thresholds are also written to `config.json` of the model in `folder`, where `eval` and `predict` read them.
     """
     head, task = cast("TextClassification", setup.head), setup.task
     rows, encoded, gold = setup.rows["validation"], setup.encode("validation"), setup.references["validation"]

@@ -18,7 +18,7 @@ from bertcli.training.loop import Loss, Targets
 def build_loss(head: Head, training: TrainingSection | None = None) -> Loss:
     """Return the loss function for the training loop, computed in fp32.
 
-    If the targets include a teacher's outputs, it is the weighted sum of the head's loss and the distillation losses.
+    With a teacher's outputs among the targets, it is the weighted sum of the head's loss and the distillation losses.
     """
     training = training or TrainingSection()
 
@@ -37,9 +37,9 @@ def build_loss(head: Head, training: TrainingSection | None = None) -> Loss:
 
 
 def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the KL divergence of the student's from the teacher's softened probabilities, summed over the batch.
+    """Return the KL divergence between the softened probabilities of teacher and student, summed over the batch.
 
-    It is multiplied by the squared temperature, which keeps its gradients as large as those of the labels (Hinton et
+    It is multiplied by the squared temperature, so its gradients are on the scale of those from the labels (Hinton et
     al. 2015, https://arxiv.org/abs/1503.02531).
 
     Args:
@@ -52,9 +52,9 @@ def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temper
 
 
 def hidden_states_loss(states: torch.Tensor, teacher_states: torch.Tensor) -> torch.Tensor:
-    """Return the squared distance of L2-normalized hidden states from the teacher's, summed over the batch.
+    """Return the squared distance between L2-normalized hidden states of student and teacher, summed over the batch.
 
-    It is averaged over layers (and K choices): patient knowledge distillation (Sun et al. 2019,
+    It is averaged over layers (and K choices), as in patient knowledge distillation (Sun et al. 2019,
     https://arxiv.org/abs/1908.09355).
 
     Args:

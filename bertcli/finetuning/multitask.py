@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-MIXING_SALT = 5  # makes the sampling of tasks independent of what else is drawn from the seed
-LABELS_PREFIX = "labels_of_task_"  # followed by the index of the task, so that a batch names its loss
+MIXING_SALT = 5  # makes the sampling of tasks independent of other draws from the same seed
+LABELS_PREFIX = "labels_of_task_"  # followed by the index of the task, by which the loss is chosen
 
 
 def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResults:
@@ -95,21 +95,21 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
 
 
 def _check_multitask(recipes: Collection[Recipe]) -> None:
-    """Check for keys that are only for a single task.
+    """Check that the recipes set only keys that multitask training supports.
 
     Raises:
-        RecipeError: with every problem found.
+        RecipeError: a key is not supported; the error lists every problem.
     """
     recipe, problems = next(iter(recipes)), []
     training = recipe.training
     if training.strategy in ("features", "lora"):
-        problems.append(f"training.strategy={training.strategy} is for a single task, not for multitask training")
+        problems.append(f"training.strategy={training.strategy} is not supported in multitask training")
     if training.teacher is not None:
-        problems.append("training.teacher is for a single task, not for multitask training")
+        problems.append("training.teacher is not supported in multitask training")
     if any(task_recipe.answers.thresholds is not None for task_recipe in recipes):
-        problems.append("answers.thresholds is for a single task, not for multitask training")
+        problems.append("answers.thresholds is not supported in multitask training")
     if recipe.model.name is None and recipe.model.tokenizer is None:
-        problems.append("multitask training needs one vocabulary: set model.name or model.tokenizer")
+        problems.append("multitask training requires a shared vocabulary: set model.name or model.tokenizer")
     if problems:
         raise RecipeError(problems)
 
@@ -155,7 +155,7 @@ class MultitaskJob(Job):
 
     @property
     def has_unused_parameters(self) -> bool:
-        """True: a step does not use the heads of the other tasks."""
+        """Always True: a step uses only the head of its own task."""
         return True
 
     def seen_token_ids(self) -> np.ndarray:
@@ -187,7 +187,7 @@ class MultitaskJob(Job):
         return mean_loss
 
     def batches(self, accelerator: Accelerator, start_step: int, clock: RunClock) -> Iterator[GlobalBatch]:
-        """Yield a batch of one task for each step; seed and step determine the task."""
+        """Yield one batch per step, each from a single task that seed and step determine."""
         start_steps = np.bincount(self._step_tasks[:start_step], minlength=len(self.jobs))
         streams = [
             job.batches(accelerator, int(task_start_step), clock)
@@ -237,7 +237,7 @@ class MultitaskJob(Job):
 
 
 def _with_task_index(batch: GlobalBatch, index: int) -> GlobalBatch:
-    """Return the batch with the index of its task, as the input `task` and in the name of the labels."""
+    """Add the index of its task to a batch, as the input `task` and in the name of the labels."""
     import torch
 
     labels_name = f"{LABELS_PREFIX}{index}"

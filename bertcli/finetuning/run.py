@@ -18,15 +18,15 @@ from bertcli.training.seeds import log_scores, train_seeds
 from bertcli.training.startup import join_processes, open_run, report_finished
 
 MAX_LABELS_SHOWN = 10
-MANY_ROWS = 20_000  # tokenizing more than this takes seconds, so it is announced
+MANY_ROWS = 20_000  # tokenizing more rows than this takes seconds, so it is announced
 
 
 def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     """Fine-tune as the recipe says, once per seed; return the content of `results.json`.
 
     With one seed `run` is the run folder; with several it holds one run folder per seed (`seed-1` …) and a
-    `results.json` with mean and standard deviation. An existing run is resumed; for a finished one, its results are
-    read.
+    `results.json` with mean and standard deviation. An existing run is resumed; if it is finished, its results
+    are returned.
 
     Raises:
         BertcliError: any of its subclasses; the message says how to fix the problem.
@@ -72,7 +72,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
 
 
 def note_duplicates(console: Console, setup: FinetuneSetup) -> None:
-    """Warn about texts that occur twice in the user's files; in published datasets they are only noted."""
+    """Warn about texts that occur twice in the user's files; for published datasets, only print a note."""
     with console.waiting("comparing the splits"):
         notes = list(setup.duplicate_notes())
     for note in notes:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks they are for; see `Head.supported_keys`
+HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks that have them; see `Head.supported_keys`
     "training.label_smoothing": "tasks with one correct label per prediction",
     "training.class_weights": "text and token classification",
     "training.teacher": "tasks with one correct label per text",
@@ -56,23 +56,23 @@ HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks they ar
     "data.context_tokens": "token classification",
     "data.casing_feature": "token classification",
 }
-PART_CHARACTERS = 100_000  # of a text that a vocabulary is trained on: the library takes 150 bytes per character
+PART_CHARACTERS = 100_000  # per piece of text in tokenizer training, which takes 150 bytes per character
 SUBSET_SEED = 13  # subsets of rows are the same for every training seed
 
 
 @dataclass(frozen=True)
 class FinetuneSetup:
-    """The task, head, tokenizer and rows of a fine-tuning recipe; all its seeds share them."""
+    """The task, head, tokenizer and rows of a fine-tuning recipe; shared by all its seeds."""
 
     recipe: Recipe
     task: Task
     head: Head
     tokenizer: PreTrainedTokenizerBase
     rows: dict[str, Dataset]  # by split: train, validation and the task's extra validation splits
-    references: dict[str, Any]  # their gold values
+    references: dict[str, Any]  # gold values of the rows, by split
     source: ModelSource | None  # of the encoder; None: randomly initialized
     mirror: Path | None
-    num_skipped: int = 0  # rows without a label, in all splits (`data.skip_unlabelled`)
+    num_skipped: int = 0  # number of rows without a label, in all splits (`data.skip_unlabelled`)
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def encode(self, split: str) -> Encoded:
@@ -83,19 +83,19 @@ class FinetuneSetup:
 
     @property
     def target_scale(self) -> tuple[float, float] | None:
-        """Mean and standard deviation that the targets are standardized by while training; None: they are not."""
+        """Mean and standard deviation by which targets are standardized in training; None: not standardized."""
         return self.head.target_scale(self.references["train"])
 
     @property
     def target_note(self) -> str:
-        """The plan's note on the scale of the targets; empty if they stay as they are."""
+        """The plan's note on the scale of the targets; empty if they are not standardized."""
         if self.target_scale is None:
             return ""
         mean, std = self.target_scale
         return f"targets standardized (mean {mean:,.6g}, standard deviation {std:,.6g})"
 
     def row_warnings(self, split: str) -> list[tuple[int, str]]:
-        """Return the warnings about rows of a split, with the index that each row has in its file."""
+        """Return the warnings about rows of a split, each with the row's index in its file."""
         rows, warnings = self.rows[split], self.encode(split).row_warnings
         if not warnings or ROW_COLUMN not in rows.column_names:
             return list(warnings)
@@ -103,7 +103,7 @@ class FinetuneSetup:
         return [(numbers[row] - 1, message) for row, message in warnings]
 
     def duplicate_notes(self) -> Iterator[str]:
-        """Yield a note on each split that shares texts with the training rows, and on texts with two labels there."""
+        """Yield notes on splits that share texts with the training rows, and on training texts with two labels."""
         train_hashes = hash_texts(self.task, self.rows["train"])
         for split in self.rows:
             if split != "train":
@@ -120,8 +120,8 @@ class FinetuneSetup:
             example, training_row = locate_rows(task, rows, shared[:1]), locate_rows(task, self.rows["train"], [twin])
             is_held_out = split == "validation" and holds_out_rows(task)
             yield (
-                f"{len(shared)} of {len(rows)} {split} rows ({len(shared) / len(rows):.1%}) have the text of a "
-                f"training row, so their scores are not those of new texts; for example {example} of {split} and "
+                f"{len(shared)} of {len(rows)} {split} rows ({len(shared) / len(rows):.1%}) have the same text as a "
+                f"training row, so their scores say little about unseen texts; for example {example} of {split} and "
                 f"{training_row} of train"
                 + (f". task.group_by={task.text_columns[0]} keeps equal texts in one split" if is_held_out else "")
             )
@@ -143,10 +143,10 @@ class FinetuneSetup:
         """Build the model to fine-tune; new weights come from torch's global generator, so seed that first.
 
         Args:
-            console: says which weights of a pretrained model are new.
+            console: used to report which weights of a pretrained model are newly initialized.
 
         Raises:
-            ModelError: weights of the encoder are missing, and LoRA would neither train nor save them.
+            ModelError: weights of the encoder are missing, which LoRA would neither train nor save.
         """
         model, is_new_head = self._build_unscaled_model(console)
         if self.target_scale is not None:
@@ -172,7 +172,7 @@ class FinetuneSetup:
             if weights.encoder and training.strategy == "lora" and not training.lora_merge:
                 raise ModelError(
                     f"{source.name} lacks weights of its encoder ({weights.encoder}), which a LoRA adapter does not "
-                    "save; restore its files, or set training.lora_merge=true to train from random ones"
+                    "save; restore its files, or set training.lora_merge=true to train randomly initialized ones"
                 )
             weights.report(console, source.name)
 
@@ -196,7 +196,7 @@ class FinetuneSetup:
 
 
 def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
-    """Load and check everything the recipe names; nothing expensive is computed, and nothing is written.
+    """Load and check everything the recipe names, without computing anything expensive or writing anything.
 
     Raises:
         RecipeError: a key is invalid for the task or strategy.
@@ -209,7 +209,7 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     rows = hold_out_rows(task, training_rows) if holds_out_rows(task) else {"train": training_rows}
     for split in ("validation", *task.splits.extra_validation):
         rows[split] = rows.get(split) or load_split(task, split, mirror)
-    # Labels are collected from all rows: a subset, or those that are not held out, may lack some.
+    # Labels are collected from all rows, because a subset, or the rows that are not held out, may lack some.
     task = task.model_copy(update={"labels": task.head_class.task_labels(task, training_rows)})
     check_binary_f1(task)
     check_entity_metrics(task)
@@ -241,17 +241,17 @@ def check_recipe(recipe: Recipe, task: Task) -> None:
     """Check the metrics and the keys that depend on the task or the strategy.
 
     Raises:
-        RecipeError: with every problem found.
+        RecipeError: the recipe is invalid; the error lists every problem.
     """
     problems = [*_metric_problems(recipe, task), *_head_key_problems(recipe, task), *_strategy_problems(recipe)]
     if task.files is None and task.splits.train is None:
-        problems.append(f"{task.name} has no training split; it is only for `eval` and `predict`")
+        problems.append(f"{task.name} has no training split; use it only with `eval` and `predict`")
     if problems:
         raise RecipeError(problems)
 
 
 def _metric_problems(recipe: Recipe, task: Task) -> Iterator[str]:
-    """Yield metrics that are unknown, invalid for the task, or meant to select the best model but not computed."""
+    """Yield a problem for each metric that is unknown, invalid for the task, or selects models but is not computed."""
     for name in task.metric_names:
         try:
             check_metric(name, task.answer_kind)
@@ -265,32 +265,32 @@ def _metric_problems(recipe: Recipe, task: Task) -> Iterator[str]:
 
 
 def _head_key_problems(recipe: Recipe, task: Task) -> Iterator[str]:
-    """Yield keys that have no effect on the head of the task."""
+    """Yield a problem for each key that the head of the task does not support."""
     supported = task.head_class.supported_keys(task)
     for key, tasks in HEAD_KEYS.items():
         section, _, name = key.partition(".")
         if key not in supported and _non_default_keys(getattr(recipe, section), [name]):
             kind = f"{task.answer_kind} of pairs" if len(task.text_columns) > 1 else task.answer_kind
-            yield f"{key} is for {tasks}, and {task.name} is {kind}; remove it"
+            yield f"{key} is only for {tasks}, but {task.name} is {kind}; remove it"
 
 
 def _strategy_problems(recipe: Recipe) -> Iterator[str]:
-    """Yield keys that the chosen strategy does not support."""
+    """Yield a problem for each key that the chosen strategy does not support."""
     training = recipe.training
     if training.teacher is None:
         teacher_keys = _non_default_keys(training, ("teacher_weight", "teacher_temperature", "teacher_hidden_weight"))
-        yield from (f"training.{key} needs a training.teacher" for key in teacher_keys)
+        yield from (f"training.{key} requires a training.teacher" for key in teacher_keys)
     if training.strategy in ("features", "lora") and recipe.model.name is None:
-        yield f"training.strategy={training.strategy} needs a pretrained encoder: set model.name"
+        yield f"training.strategy={training.strategy} requires a pretrained encoder: set model.name"
     for strategy, keys in {
         "gradual": ("unfreeze_every_epochs", "unfreeze_every_steps"),
         "lora": ("lora_rank", "lora_alpha", "lora_dropout", "lora_merge"),
     }.items():
         if training.strategy != strategy:
             unused = _non_default_keys(training, keys)
-            yield from (f"training.{key} is for training.strategy={strategy}" for key in unused)
+            yield from (f"training.{key} requires training.strategy={strategy}" for key in unused)
     if recipe.hardware.shard and training.strategy != "full":
-        yield f"hardware.shard is for training.strategy=full, found {training.strategy}"
+        yield f"hardware.shard requires training.strategy=full, found {training.strategy}"
     if training.strategy == "lora" and training.reinit_layers:
         yield "training.reinit_layers changes weights that training.strategy=lora does not save"
     if training.strategy == "features":
@@ -306,8 +306,8 @@ def _non_default_keys(section: Section, keys: Iterable[str]) -> list[str]:
 def _select_subsets(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Dataset]:
     """Return each split with at most as many rows as `max_train_examples` or `max_eval_examples` allows.
 
-    Files are often sorted by label, so the first rows are not a sample of an evaluation split. Only if rows are context
-    of their neighbors are the first rows used, whose neighbors are those in the file.
+    Rows are sampled at random, because files are often sorted by label. If rows serve as context for their neighbors,
+    the first rows of an evaluation split are used instead, so that each row keeps its neighbors.
     """
     limits = dict.fromkeys(rows, recipe.data.max_eval_examples) | {"train": recipe.data.max_train_examples}
     subsets = {}
@@ -326,7 +326,7 @@ def _select_subsets(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Datas
 
 
 def sample_rows(rows: Dataset, num_rows: int) -> Dataset:
-    """Return a random sample of rows, always the same one, in their order."""
+    """Return a random sample of rows in their original order; it is always the same sample."""
     return rows.select(sorted(Random(SUBSET_SEED).sample(range(len(rows)), num_rows)))
 
 
@@ -341,7 +341,7 @@ def _load_or_train_tokenizer(
 
 
 def _texts(task: Task, rows: Dataset) -> Iterator[str]:
-    """Yield all texts of the rows; lists of words are joined, and long texts divided between words."""
+    """Yield all texts of the rows; lists of words are joined, and long texts are divided between words."""
     for column in task.columns:
         for value in rows[column]:
             yield from split_at_spaces(join_words(value), PART_CHARACTERS)
@@ -350,19 +350,19 @@ def _texts(task: Task, rows: Dataset) -> Iterator[str]:
 def _match_tokenizer_to_model(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str
 ) -> None:
-    """Make the tokenizer fit the model `name`, and check that the model supports the inputs of the recipe.
+    """Match the tokenizer to the model `name`, and check that the model supports the inputs of the recipe.
 
     Raises:
-        ModelError: the tokenizer does not fit, or the inputs are too long or unsupported.
+        ModelError: the tokenizer is incompatible, or the inputs are too long or unsupported.
     """
     match_tokenizer(tokenizer, config, name)
     max_length = max_input_length(tokenizer, config)
     if recipe.data.max_length > max_length:
         raise ModelError(
-            f"found data.max_length {recipe.data.max_length}, but {name} supports at most {max_length} tokens"
+            f"data.max_length is {recipe.data.max_length}, but {name} supports at most {max_length} tokens"
         )
     if recipe.data.casing_feature and getattr(config, "type_vocab_size", 1) < 2:
-        raise ModelError(f"found data.casing_feature, but {name} has no token type 1; remove it")
+        raise ModelError(f"data.casing_feature is set, but {name} has no token type 1; remove it")
 
 
 def _match_head_to_model(recipe: Recipe, task: Task, head: Head, source: ModelSource) -> Head:
@@ -378,7 +378,7 @@ def _match_head_to_model(recipe: Recipe, task: Task, head: Head, source: ModelSo
     saved = labels_from_config(config)
     if head.answer_kind == "regression" and len(saved) != 1:
         raise ModelError(
-            f"{name} has a classifier for {list(saved)}, and {task.name} is regression; set model.new_head=true"
+            f"{name} has a classifier for {list(saved)}, but {task.name} is regression; set model.new_head=true"
         )
     if not head.labels:
         return head

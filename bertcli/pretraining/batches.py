@@ -1,6 +1,6 @@
 """Batches of a pretraining run, as a stream over epochs, shards and phases; targets are resampled in every epoch.
 
-Everything is a function of (seed, epoch, step), and a resumed run builds only the shards from its position on.
+Everything is a function of (seed, epoch, step), so a resumed run builds only the shards from its position on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bertcli.pretraining.objective import Objective, TargetSequences, Text, Toke
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.training.meters import RunClock
 
-SHARD_TOKENS = 2**25  # maximum tokens of a shard, approximately; the sequences of two shards are in memory
+SHARD_TOKENS = 2**25  # approximate maximum number of tokens in a shard; two shards are in memory at a time
 PAIRS_SALT, MASK_SALT, SHARDS_SALT = 1, 2, 3  # make the random numbers of different purposes independent
 
 
@@ -37,8 +37,8 @@ StreamPosition = tuple[int, int, int]
 class ResolvedPhase:
     """A phase of the recipe with its derived numbers."""
 
-    start_step: int  # unless there is a time budget
-    end_share: float  # share of the run that is done when the phase ends
+    start_step: int  # not used with a time budget
+    end_share: float  # share of the run completed when the phase ends
     max_length: int
     global_batch_size: int
     has_time_budget: bool = False
@@ -46,7 +46,7 @@ class ResolvedPhase:
 
 @dataclass(frozen=True)
 class Shard:
-    """The sequences of a part of an epoch, their packing into rows, and the rows of each batch."""
+    """The sequences of one part of an epoch, their packing into rows, and the rows of each batch."""
 
     spans: SequenceSpans
     packed_rows: list[np.ndarray] | None  # indices of the sequences in each row; None: one sequence per row
@@ -54,7 +54,7 @@ class Shard:
 
 
 class BatchStream:
-    """Streams the training batches of a corpus.
+    """The stream of training batches of a corpus.
 
     Args:
         documents: indices of the training documents.
@@ -119,7 +119,7 @@ class BatchStream:
     def _shards(
         self, phase: ResolvedPhase, start_step: int, position: StreamPosition | None
     ) -> Iterator[tuple[StreamPosition, Shard]]:
-        """Yield the shards of a phase with their positions, epoch after epoch, starting with that of `start_step`."""
+        """Yield the shards of a phase with their positions, epoch after epoch, starting at `start_step`."""
         epoch, first_shard, step = position or (0, 0, phase.start_step)
         if phase.has_time_budget:  # seed the order with the step instead of the epoch
             epoch, first_shard, step = start_step, 0, start_step
@@ -143,7 +143,7 @@ class BatchStream:
         yield from split_into_shards(self.corpus, documents, SHARD_TOKENS, random)
 
     def _num_batches(self, documents: np.ndarray, phase: ResolvedPhase) -> int | None:
-        """Return the number of batches in a shard of these documents; None if that takes building it."""
+        """Return the number of batches in a shard of these documents; None if the shard must be built to know."""
         if self.first_position_id is not None or self.recipe.objective.pairs is not None:
             return None
         max_tokens = self.objective.max_text_tokens(phase.max_length)
@@ -151,7 +151,7 @@ class BatchStream:
         return -(-num_sequences // phase.global_batch_size)
 
     def build_shard(self, documents: np.ndarray, phase: ResolvedPhase, epoch: int, index: int) -> Shard:
-        """Build the sequences of a shard's documents, pack them if the recipe says so, and divide them into batches."""
+        """Build the sequences of a shard's documents, pack them if enabled, and divide them into batches."""
         max_length, batch_size = phase.max_length, phase.global_batch_size
         random = np.random.default_rng((self.seed, epoch, PAIRS_SALT, index))
         spans = build_sequences(self.recipe, self.corpus, documents, self.objective, max_length, random)
@@ -174,7 +174,7 @@ class BatchStream:
 
 
 def _prefetch(shards: Iterator[tuple[StreamPosition, Shard]]) -> Iterator[tuple[StreamPosition, Shard]]:
-    """Build each shard in a thread while the one before it is in use; building takes seconds."""
+    """Build each shard in a thread while the previous one is in use, because building takes seconds."""
     pool = ThreadPoolExecutor(1)
     try:
         upcoming = pool.submit(next, shards)

@@ -19,11 +19,11 @@ class CausalLM(TokenObjective):
     has_pipeline = True
 
     def config_fields(self) -> dict[str, Any]:
-        """BERT-like encoders attend to earlier tokens only if `is_decoder` is set."""
+        """Return `is_decoder`, with which BERT-like encoders attend only to earlier tokens."""
         return {"is_decoder": True}
 
     def build_targets(self, texts: Sequence[Text], random: np.random.Generator) -> TokenTargets:
-        """Label each token with the next one. Nothing is random."""
+        """Label each token with the next one; `random` is not used."""
         encoded, _, _ = self.with_special_tokens(texts)
         labels = np.append(encoded.input_ids[1:], IGNORED_LABEL).astype(np.int64)
         labels[encoded.offsets[1:] - 1] = IGNORED_LABEL  # the last token of a sequence has no next token

@@ -1,6 +1,6 @@
 """Cross-entropy over a large vocabulary that needs no memory besides its logits. Shapes: M target tokens, V vocabulary.
 
-PyTorch's keeps the log-probabilities and allocates a gradient, each as large as the logits. This one processes the
+PyTorch's version keeps the log-probabilities and allocates a gradient, each as large as the logits. This one processes
 tokens in chunks and overwrites their logits with the gradient (Liger Kernel, Hsu et al. 2024,
 https://arxiv.org/abs/2410.10989).
 """

@@ -43,8 +43,8 @@ from bertcli.training.meters import RunClock
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MAX_LOSS_FOR_PERPLEXITY = 100.0  # exp of much more overflows
-COUNT_CHUNK_TOKENS = 2**24  # counted in one call, to limit memory
+MAX_LOSS_FOR_PERPLEXITY = 100.0  # exp of larger losses would overflow
+COUNT_CHUNK_TOKENS = 2**24  # number of tokens counted per call, to limit memory
 
 
 class PretrainJob(Job):
@@ -82,7 +82,7 @@ class PretrainJob(Job):
         return self.setup.objective.loss
 
     def batches(self, accelerator: Accelerator, start_step: int, clock: RunClock) -> Iterator[GlobalBatch]:
-        """Yield this process's batches of all phases from `start_step` on; updates `stream_position` (phase first)."""
+        """Yield this process's batches of all phases from `start_step` on, updating `stream_position` (phase first)."""
         step, position = start_step, self.stream_position
         for index, phase in enumerate(self.phases):
             for batch in self._stream.batches(
@@ -112,7 +112,7 @@ class PretrainJob(Job):
             TrainingError: a score is not finite.
         """
         objective, held_out = self.setup.objective, self._held_out_targets
-        sums: dict[str, np.ndarray] = {}  # sum and number of targets of each score
+        sums: dict[str, np.ndarray] = {}  # for each score, its sum and number of targets
         model.eval()
         same_length = is_padding_sensitive(model)
         multiple_of = 1 if same_length else pad_to_multiple_of(accelerator)
@@ -168,7 +168,7 @@ class PretrainJob(Job):
 
 
 def unigram_cross_entropy(corpus: Corpus, held_out: SequenceSpans, vocab_size: int) -> float:
-    """Unigram cross-entropy of the held-out text, in nats per token: a baseline for the loss.
+    """Return the unigram cross-entropy of the held-out text, in nats per token, as a baseline for the loss.
 
     Raises:
         DataError: the held-out text has no tokens.
@@ -194,7 +194,7 @@ def score_held_out(
         hardware: overrides of the recipe's hardware section.
 
     Raises:
-        ModelError: only a part of the trained model was saved (ELECTRA's discriminator).
+        ModelError: only part of the trained model was saved (ELECTRA's discriminator).
     """
     recipe = recipe.model_copy(update={"hardware": recipe.hardware.with_overrides(hardware)})
     setup = set_up(recipe, mirror, console)

@@ -30,7 +30,7 @@ class PairTargets(TokenTargets):
 
     @cached_property
     def num_targets(self) -> dict[str, int]:
-        """Number of target tokens, and of pairs."""
+        """Number of target tokens and number of pairs."""
         return super().num_targets | {PAIR_LABELS: len(self.pair_labels)}
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
@@ -71,7 +71,7 @@ class MaskedLM(TokenObjective):
         return PairTargets(masked, np.asarray([text.pair_label for text in texts], dtype=np.int64))
 
     def mask(self, texts: Sequence[Text], random: np.random.Generator) -> Encoded:
-        """Add special tokens to the texts, and mask some of the other tokens; those are the labels."""
+        """Add special tokens to the texts, and mask some of the other tokens; the labels are the original tokens."""
         encoded, maskable, word_starts = self.with_special_tokens(texts)
         section = self.section
         groups = sample_mask(maskable, word_starts, encoded.offsets, section.mlm_probability, section.masking, random)

@@ -1,7 +1,7 @@
-"""The interface of a pretraining objective: from plain text to inputs and targets, the loss, the held-out scores.
+"""The interface of a pretraining objective: from plain text to inputs and targets, the loss and the held-out scores.
 
-Shapes: N sequences, T tokens of all sequences, concatenated, B sequences of a batch, S its longest sequence, M target
-tokens of a batch, V vocabulary.
+Shapes: N sequences, T tokens of all sequences together, B sequences of a batch, S length of its longest sequence, M
+target tokens of a batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TargetSequences(Batchable, Protocol):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence that count for padding. [N]"""
+        """Number of tokens in each sequence that count for padding. [N]"""
 
     @property
     def num_targets(self) -> dict[str, int]:
@@ -60,12 +60,12 @@ class TokenTargets:
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each sequence, or of each row of packed sequences. [N]"""
+        """Number of tokens in each sequence, or in each row of packed sequences. [N]"""
         return self.encoded.num_tokens
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence, or of each row of packed sequences. [N]"""
+        """Number of tokens in each sequence, or in each row of packed sequences. [N]"""
         return self.encoded.lengths
 
     @cached_property
@@ -87,7 +87,7 @@ class Objective(ABC):
     Attributes:
         model_class: auto class of transformers, such as `AutoModelForMaskedLM`.
         pipeline_tag: pipeline tag of the model card.
-        has_pipeline: whether the transformers pipeline of that tag does what the model was trained for.
+        has_pipeline: whether the transformers pipeline with this tag performs the task the model was trained for.
         supported_keys: keys of the recipe's `objective` section that the objective uses.
         supports_pairs: whether texts may be sentence pairs with a pair label.
         supports_packing: whether several sequences may be packed into one row.
@@ -111,15 +111,15 @@ class Objective(ABC):
         self.template: SpecialTokensTemplate = special_tokens_template(tokenizer, pair=section.pairs is not None)
 
     def max_text_tokens(self, max_length: int) -> int:
-        """Maximum number of text tokens in a sequence of `max_length` tokens, special tokens included."""
+        """Return the maximum number of text tokens in a sequence of `max_length` tokens, special tokens included."""
         return max_length - self.template.num_special_tokens
 
     def with_special_tokens(self, texts: Sequence[Text]) -> tuple[Encoded, np.ndarray, np.ndarray]:
         """Add special tokens to the texts.
 
         Returns:
-            The sequences; whether each token may be masked [T], which special and unknown tokens may not; whether each
-            token starts a word [T].
+            The sequences; whether each token may be masked, i.e. is neither special nor unknown [T]; whether each token
+            starts a word [T].
         """
         template, builder = self.template, EncodedBuilder()
         word_starts: list[np.ndarray] = []
@@ -145,7 +145,7 @@ class Objective(ABC):
         return model
 
     def config_fields(self) -> dict[str, Any]:
-        """Fields to set in the model's configuration."""
+        """Return the fields to set in the model's configuration."""
         return {}
 
     @abstractmethod

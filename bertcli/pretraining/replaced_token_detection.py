@@ -1,7 +1,7 @@
 """Replaced token detection (ELECTRA, Clark et al. 2020, https://arxiv.org/abs/2003.10555).
 
 A small generator fills in masked tokens; the discriminator classifies every token as original or replaced.
-Shapes: B sequences of a batch, S its longest sequence.
+Shapes: B sequences of a batch, S length of its longest sequence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ReplacedTokenTargets(TokenTargets):
 
     @cached_property
     def num_targets(self) -> dict[str, int]:
-        """Number of masked tokens, for the generator, and of all tokens, for the discriminator."""
+        """Number of masked tokens (for the generator) and of all tokens (for the discriminator)."""
         return super().num_targets | {ALL_TOKENS: int(self.num_tokens.sum())}
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
@@ -56,13 +56,13 @@ class ReplacedTokenDetection(MaskedLM):
         """Combine the discriminator `model` with a new, narrower generator that shares its embeddings.
 
         Raises:
-            ModelError: the model is not an ELECTRA.
+            ModelError: `model` is not an ELECTRA model.
         """
         from bertcli.models.generator_and_discriminator import build_generator_and_discriminator
 
         if model.config.model_type != "electra":
             raise ModelError(
-                f"found model.family {model.config.model_type}, expected electra for replaced_token_detection"
+                f"found {model.config.model_type} for model.family, expected electra for replaced_token_detection"
             )
         config: Any = copy.deepcopy(model.config)
         return build_generator_and_discriminator(model, config, self.section.generator_size)
@@ -89,7 +89,7 @@ class ReplacedTokenDetection(MaskedLM):
         return (*super().score_names, "generator_loss", "generator_accuracy")
 
     def score_batch(self, outputs: Any, targets: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
-        """Return loss and accuracy of the discriminator, and those of the generator as `generator_…`."""
+        """Return loss and accuracy of the discriminator, and of the generator (as `generator_…`)."""
         is_token = outputs.attention_mask.bool()
         losses = _discriminator_losses(outputs)[is_token]
         correct = ((outputs.discriminator_logits > 0) == outputs.is_replaced)[is_token]

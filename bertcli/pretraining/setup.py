@@ -45,12 +45,12 @@ from bertcli.recipe.pretrain_schema import PretrainRecipe, Source
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-EVAL_SEED = 3  # held-out pairs, sample and masks are the same in every run
+EVAL_SEED = 3  # makes held-out pairs, sample and masks the same in every run
 MAX_UNKNOWN_SHARE = 0.01  # of the corpus tokens; warn above it
-PLACEHOLDER_VOCAB_SIZE = 500  # of a tokenizer with the right special tokens, where the real one is yet to be trained
-MIN_PAIRS_TO_CHECK, MIN_POSITIVE_FRACTION = 20, 0.25  # warn below this fraction of positive pairs; it should be 0.5
-PLAN_SEED, PLAN_SAMPLE_TOKENS = 5, 200_000  # the sample of documents that the plan estimates the number of pairs from
-TOKENIZER_VERSION = 4  # increase if training gives another tokenizer, so that cached ones are not used
+PLACEHOLDER_VOCAB_SIZE = 500  # of a stand-in with the right special tokens, until the real tokenizer is trained
+MIN_PAIRS_TO_CHECK, MIN_POSITIVE_FRACTION = 20, 0.25  # warn below this fraction of positive pairs, expected to be 0.5
+PLAN_SEED, PLAN_SAMPLE_TOKENS = 5, 200_000  # the sample of documents for estimating the number of pairs
+TOKENIZER_VERSION = 4  # increase when training produces a different tokenizer, to invalidate cached ones
 LOG_INTERVAL_TOKENS = 10_000_000
 
 
@@ -75,7 +75,7 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     Raises:
         RecipeError: `evaluation.best_by` is not a score of the objective.
         DataError: the corpus cannot be read or is too small.
-        ModelError: a model or tokenizer cannot be loaded, or does not fit the rest of the recipe.
+        ModelError: a model or tokenizer cannot be loaded, or is incompatible with the rest of the recipe.
     """
     source = _model_source(recipe, mirror)
     tokenizer = _load_tokenizer(recipe, source, mirror) or _train_tokenizer(recipe, mirror, console)
@@ -103,10 +103,10 @@ def check_recipe(recipe: PretrainRecipe, mirror: Path | None) -> tuple[Pretraine
     """Check what can be checked without training a tokenizer or tokenizing the corpus, and without writing anything.
 
     Returns:
-        The model configuration, the objective, and the vocabulary size of the tokenizer; None: it is to be trained.
+        The model configuration, the objective, and the tokenizer's vocabulary size, None if it is yet to be trained.
 
     Raises:
-        RecipeError, DataError, ModelError: as `set_up`.
+        RecipeError, DataError, ModelError: as in `set_up`.
     """
     source = _model_source(recipe, mirror)
     tokenizer = _load_tokenizer(recipe, source, mirror)
@@ -130,7 +130,7 @@ def _model_source(recipe: PretrainRecipe, mirror: Path | None) -> ModelSource | 
 def _build_objective(
     recipe: PretrainRecipe, source: ModelSource | None, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Objective, PretrainedConfig]:
-    """Build the objective and the model configuration, and check that they fit the recipe."""
+    """Build the objective and the model configuration, and check that they match the recipe."""
     config = _build_config(recipe, source, tokenizer, max(phase.max_length for phase in recipe.phases))
     objective: Objective = recipe.objective.objective_class(recipe.objective, tokenizer)
     for field, value in objective.config_fields().items():
@@ -146,7 +146,7 @@ def _build_objective(
 def _load_tokenizer(
     recipe: PretrainRecipe, source: ModelSource | None, mirror: Path | None
 ) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer named in the recipe, else that of the model; None: one is to be trained on the corpus."""
+    """Load the tokenizer named in the recipe, else the model's; return None if one is to be trained on the corpus."""
     if recipe.tokenizer.name is not None:
         source = ModelSource(recipe.tokenizer.name, mirror)
     return None if source is None else source.load_tokenizer()
@@ -168,7 +168,9 @@ def _train_tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Conso
         texts = partial(_tokenizer_texts, recipe, mirror)
         tokenizer = train_tokenizer(texts, vocab_size, section.kind, lowercase=section.lowercase, sentinels=sentinels)
         if len(tokenizer) < vocab_size:
-            console.warn(f"the corpus is too small for {vocab_size} vocabulary entries; it gave {len(tokenizer)}")
+            console.warn(
+                f"the corpus is too small for {vocab_size} vocabulary entries; the tokenizer has {len(tokenizer)}"
+            )
         tokenizer.save_pretrained(folder)
 
     options = json.dumps([TOKENIZER_VERSION, section.model_dump(), sentinels], sort_keys=True)
@@ -210,19 +212,19 @@ def _build_config(
         model_max_length = max_input_length(tokenizer, config)
         if max_length > model_max_length:
             raise ModelError(
-                f"found a phase with max_length {max_length}, expected at most {model_max_length}, "
+                f"found {max_length} for the max_length of a phase, expected at most {model_max_length}, "
                 f"the limit of {source.name}"
             )
     if recipe.objective.pairs is not None and not has_pair_head(config):
         raise ModelError(
-            f"found objective.pairs, but {config.model_type} models have no head for sentence pairs; remove it, or use "
-            "bert or albert"
+            f"objective.pairs is set, but {config.model_type} models have no head for sentence pairs; remove it, or "
+            "use bert or albert"
         )
     return config
 
 
 def _token_logger(console: Console) -> Callable[[int], None]:
-    """Return a callback that prints the number of tokens now and then."""
+    """Return a callback that prints the number of tokens from time to time."""
     last_logged = 0
 
     def log(num_tokens: int) -> None:
@@ -244,7 +246,7 @@ def _report_corpus(
     if corpus.unknown_share > MAX_UNKNOWN_SHARE:
         is_trained = recipe.tokenizer.name is None and recipe.model.name is None
         cure = (
-            "set tokenizer.kind=bpe, which knows every character, or increase tokenizer.vocab_size"
+            "set tokenizer.kind=bpe, which covers every character, or increase tokenizer.vocab_size"
             if is_trained
             else "choose a model or tokenizer for this language, or train one with tokenizer.name=null"
         )
@@ -267,7 +269,7 @@ def _warn_about_few_positive_pairs(held_out: SequenceSpans, console: Console) ->
     fraction = float((held_out.pair_labels == IS_NEXT).mean())
     if fraction < MIN_POSITIVE_FRACTION:
         console.warn(
-            f"only {fraction:.0%} of the sentence pairs are positive, because most documents have a single sentence; "
+            f"only {fraction:.0%} of the sentence pairs are positive, because most documents have only one sentence; "
             "set `documents: blocks` to read consecutive lines as one document, or remove objective.pairs"
         )
 

@@ -1,7 +1,7 @@
 """Span corruption for encoder-decoder models (T5, Raffel et al. 2020, https://arxiv.org/abs/1910.10683).
 
 In the input, a sentinel token replaces each masked span. The target is the sequence of sentinels, each followed by the
-tokens of its span. Shapes: N texts, B texts of a batch, S their longest input, L their longest target.
+tokens of its span. Shapes: N texts, B texts of a batch, S length of the longest input, L of the longest target.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class SpanTargets:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each input. [N]"""
+        """Number of tokens in each input. [N]"""
         return self.inputs.lengths
 
     @cached_property
     def num_targets(self) -> dict[str, int]:
-        """Number of tokens of all target sequences, at least 1."""
+        """Number of tokens in all target sequences, at least 1."""
         return {"labels": max(1, len(self.targets.input_ids))}
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
@@ -78,7 +78,7 @@ class SpanCorruption(TokenObjective):
             )
 
     def config_fields(self) -> dict[str, Any]:
-        """The decoder starts from the padding token, as T5's does."""
+        """Return the start token of the decoder: the padding token, as in T5."""
         return {"decoder_start_token_id": self.tokenizer.pad_token_id}
 
     def build_targets(self, texts: Sequence[Text], random: np.random.Generator) -> SpanTargets:
@@ -103,7 +103,7 @@ def sample_span_mask(
 
     As in T5, the masked and the unmasked tokens are each divided at random into as many segments as there are spans.
     """
-    num_masked = int(mask_fraction * length + random.random())  # rounded at random: right on average
+    num_masked = int(mask_fraction * length + random.random())  # stochastic rounding: exact on average
     num_spans = min(max(1, round(num_masked / mean_span_length)), max_spans, num_masked, length - num_masked)
     if num_spans < 1:
         return np.zeros(length, dtype=bool)

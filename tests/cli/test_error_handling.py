@@ -98,7 +98,7 @@ def test_unusable_folder_of_a_variable_is_reported_with_its_name(
     monkeypatch.setenv(name, str(tmp_path / "file"))
     error = NotADirectoryError(errno.ENOTDIR, "Not a directory", str(tmp_path / "file" / "hub"))
     stderr = fail_with(monkeypatch, error).stderr
-    assert f"(Not a directory): set {name}, now {tmp_path / 'file'}, to a folder that can be written" in stderr
+    assert f"(Not a directory): set {name} (now {tmp_path / 'file'}) to a writable folder" in stderr
 
 
 def test_broken_cache_variable_is_named_by_a_command(monkeypatch: pytest.MonkeyPatch) -> None:

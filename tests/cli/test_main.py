@@ -196,7 +196,7 @@ from typer.testing import CliRunner
 from bertcli.cli.main import app
 for arguments, message in (
     (["finetune", {str(recipe)!r}, "evaluation.best_by=f2"], "evaluation.best_by 'f2', expected one of"),
-    (["finetune", {str(recipe)!r}, "training.strategy=lora"], "needs a pretrained encoder"),
+    (["finetune", {str(recipe)!r}, "training.strategy=lora"], "requires a pretrained encoder"),
     (["finetune", {str(recipe)!r}, "data.context_tokens=4"], "data.context_tokens is for token classification"),
     (["predict", "nowhere", "--input", "nothing.csv"], "found no file nothing.csv"),
 ):

@@ -124,7 +124,7 @@ def test_tsv_has_spaces_for_tabs_and_line_breaks_and_says_so(run: Path, capsys: 
     predict(str(run), PredictionInput([(text,) for text in texts]), "out.tsv", "tsv", console=QUIET)
     assert [row["text"] for row in read_inputs("out.tsv", "tsv", ["text"])] == ["a b", "a b ", 'say "hi"']
     message = " ".join(capsys.readouterr().err.split())
-    assert "warning: cells that differ from their texts: 2; tabs and line breaks are spaces" in message
+    assert "warning: cells that differ from the original text: 2; tabs and line breaks become spaces" in message
     assert "--format jsonl" in message
 
 
@@ -135,7 +135,7 @@ def test_tables_say_how_many_texts_they_escape(format_name: str) -> None:
     rows = [({"text": text}, {"label": "a"}) for text in texts]
     write_predictions(rows, io.StringIO(), format_name, messages.append)
     assert len(messages) == 1
-    assert messages[0].startswith("cells that differ from their texts: 9; ")
+    assert messages[0].startswith("cells that differ from the original text: 9; ")
 
 
 def test_existing_output_and_unknown_format_raise_errors(run: Path) -> None:

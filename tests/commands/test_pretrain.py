@@ -553,7 +553,9 @@ def test_invalid_recipe_is_rejected_in_one_message_before_the_run_folder_exists(
 def test_vocabulary_too_large_for_the_corpus_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = small_recipe("training.max_steps=1", tokenizer="{vocab_size: 30000}")
     pretrain(recipe, Path("run"), RunOptions(console=Console()))
-    warning = re.search(r"the corpus is too small for 30016 vocabulary entries; it gave (\d+)", capsys.readouterr().err)
+    warning = re.search(
+        r"the corpus is too small for 30016 vocabulary entries; the tokenizer has (\d+)", capsys.readouterr().err
+    )
     assert warning is not None
     assert json.loads(Path("run/model/config.json").read_text())["vocab_size"] == -(-int(warning[1]) // 64) * 64
 

@@ -53,7 +53,7 @@ def test_suite_failed_recipe_does_not_stop_the_others_and_is_resumed(capsys: pyt
     second = finetune_suite(load(text), Path("all"), RunOptions(console=Console()))
     *_, average, run, next_command = capsys.readouterr().err.splitlines()
     assert second.average is not None
-    assert (average, run) == (f"average   {second.average:.4f}, of 3 tasks", "run       all")
+    assert (average, run) == (f"average   {second.average:.4f}, over 3 tasks", "run       all")
     assert next_command == 'next      bertcli predict all/sample-topics --text "…"'
     assert not second.failed
     assert Path("all/sample-topics/seed-1/results.json").stat().st_mtime_ns == finished_at

@@ -193,16 +193,16 @@ def test_resumed_run_ends_where_an_uninterrupted_one_ends(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.lora_rank=4"], "training.lora_rank is for training.strategy=lora"),
+        (["training.lora_rank=4"], "training.lora_rank requires training.strategy=lora"),
         (["training.unfreeze_every_steps=4"], "training.strategy=gradual"),
         (["training.strategy=features", "training.token_cutoff=0.1"], "training.token_cutoff changes the encoder"),
         (["training.strategy=lora", "training.reinit_layers=1"], "does not save"),
-        (["training.teacher_hidden_weight=1"], "needs a training.teacher"),
+        (["training.teacher_hidden_weight=1"], "requires a training.teacher"),
         (
             ["training.strategy=features", "training.teacher=t", "training.teacher_hidden_weight=1"],
             "hidden_weight changes",
         ),
-        (["training.strategy=lora", "model.name=null", "model.size=tiny"], "needs a pretrained encoder"),
+        (["training.strategy=lora", "model.name=null", "model.size=tiny"], "requires a pretrained encoder"),
     ],
 )
 def test_keys_that_the_strategy_does_not_support_are_rejected(

@@ -61,7 +61,7 @@ def test_multitask_each_task_is_scored_saved_and_used_separately(
     evaluated = evaluate("run", console=QUIET)
     assert evaluated.metrics["validation"] == pytest.approx(scores)
     assert evaluated.num_examples == 4 * 400
-    with pytest.raises(UsageError, match=r"name one together with --task: run/model/sample-sentiment, "):
+    with pytest.raises(UsageError, match=r"with --task, evaluate one of them: run/model/sample-sentiment, "):
         evaluate("run", task_name="sample/sentiment", console=QUIET)
     with pytest.raises(ModelError, match=r"use one of its models: run/model/sample-choices, "):
         predict("run", PredictionInput([["a fine film"]]), console=QUIET)

@@ -191,7 +191,8 @@ def test_leaked_validation_texts_are_counted_and_located(recipe_of: Callable[...
     write_rows("validation.jsonl", [*new, {"text": "four", "label": "a"}, {"text": " two", "label": "a"}])
     (note,) = notes_on(recipe_of(FILES))
     assert note == (
-        "2 of 8 validation rows (25.0%) have the text of a training row, so their scores are not those of new texts; "
+        "2 of 8 validation rows (25.0%) have the same text as a training row, so their scores say little about unseen "
+        "texts; "
         "for example validation.jsonl: row 7 of validation and train.jsonl: row 4 of train"
     )
     write_rows("validation.jsonl", [*new])
@@ -241,7 +242,7 @@ def test_duplicates_are_a_warning_for_files_and_a_line_of_the_plan_for_datasets(
     write_rows("validation.jsonl", [{"text": "a", "label": "a"}])
     finetune(recipe_of(FILES), Path("run"), RunOptions(dry_run=True, console=Console(quiet=True)))
     assert capsys.readouterr().err.startswith(
-        "warning: 1 of 1 validation rows (100.0%) have the text of a training row"
+        "warning: 1 of 1 validation rows (100.0%) have the same text as a training row"
     )
     note_duplicates(Console(quiet=True), set_up(recipe_of(NUMBER), None))
     assert capsys.readouterr().err == ""

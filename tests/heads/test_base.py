@@ -61,7 +61,7 @@ def test_evaluate_gives_the_scores_of_the_run_and_reports_a_different_number_of_
     runs: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = json.loads((runs[name] / "results.json").read_text())["metrics"]["validation"]
-    note = "all 400 rows of validation; the scores in the run folder are of 60 (data.max_eval_examples)"
+    note = "all 400 rows of validation; the scores in the run folder are from 60 rows (data.max_eval_examples)"
     assert evaluate(str(runs[name]), console=Console()).num_examples == 400
     assert note in " ".join(capsys.readouterr().err.split())
 
