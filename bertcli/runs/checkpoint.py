@@ -1,11 +1,11 @@
 """Checkpoints: everything needed to resume a run exactly.
 
 checkpoints/step-00001000/
-  progress.json       position and counters, readable
+  progress.json       position and counters, human-readable
   model.safetensors   weights
   optimizer.pt        AdamW moments, gradient scaler
-  random.pt           random generator states of each process
-  manifest.json       size and hash of each of these; written last
+  random.pt           random number generator states of each process
+  manifest.json       size and hash of each of the other files; written last
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bertcli.files import fsync, manifest_problem, replace_folder, write_json, w
 
 @dataclass
 class Progress:
-    """Position and counters of a run: what resuming needs besides tensors."""
+    """Position and counters of a run: everything that resuming needs besides tensors."""
 
     step: int = 0
     best_score: float | None = None
@@ -41,7 +41,7 @@ class Progress:
     num_padded_tokens: int = 0
     num_skipped_steps: int = 0
     num_overflowed_steps: int = 0  # skipped by the fp16 gradient scaler
-    micro_batch_size: int | None = None  # if reduced after running out of memory
+    micro_batch_size: int | None = None  # set if reduced after running out of memory
     stream_position: list[int] | None = None  # position in the training data, as the job defines it
     step_meter: dict[str, float] | None = None  # totals of the steps since the last line of the training history
 
@@ -87,17 +87,17 @@ def save_checkpoint(
 
 
 def checkpoint_of_step(folder: Path, step: int) -> Path:
-    """The path of the checkpoint after `step`, whether it is kept or not."""
+    """Return the path of the checkpoint after `step`, whether or not it exists."""
     return folder / f"step-{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
+    """Return the checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest intact checkpoint; None if there are no checkpoints.
+    """Return the newest intact checkpoint, or None if there are no checkpoints.
 
     Args:
         warn: called with a message for each newer checkpoint that is corrupt.
@@ -120,20 +120,20 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """Contents of a checkpoint, without the weights."""
+    """The contents of a checkpoint, without the weights."""
 
     progress: Progress
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
-    rng_states: list[dict[str, Any]]  # of each process
+    rng_states: list[dict[str, Any]]  # by process
 
     def restore_rng_states(self, process: int = 0) -> None:
-        """Restore the random generators of one process."""
+        """Restore the random number generators of one process."""
         _restore_rng_states(self.rng_states[process])
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """The position and counters that `checkpoint` was saved with."""
+    """Return the position and counters saved in `checkpoint`."""
     return Progress(**json.loads((checkpoint / "progress.json").read_text("utf-8")))
 
 
@@ -141,7 +141,7 @@ def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> LoadedCheckpoin
     """Load the weights of `checkpoint` into `model` and return the rest.
 
     Raises:
-        RunFolderError: the weights do not fit the model.
+        RunFolderError: the weights do not match the model.
     """
     load_weights(checkpoint, model)
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
@@ -153,19 +153,19 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Load the weights of `checkpoint` into `model`.
 
     Raises:
-        RunFolderError: the weights do not fit the model, which may depend on the training rows (their vocabulary).
+        RunFolderError: the weights do not match the model, which may depend on the words in the training rows.
     """
     try:
         load_model(model, str(checkpoint / "model.safetensors"))
     except RuntimeError as error:
         raise RunFolderError(
-            f"{checkpoint} does not fit: the model or the training rows have changed since it was saved. Restore them, "
+            f"{checkpoint} cannot be loaded: the model or the training rows have changed since then. Restore them, "
             f"choose another --run, or use --overwrite to start over ({str(error).splitlines()[-1].strip()})"
         ) from error
 
 
 def get_rng_states() -> dict[str, Any]:
-    """The states of all random generators of this process."""
+    """Return the states of all random number generators of this process."""
     version, numbers, gauss = random.getstate()
     legacy: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = legacy

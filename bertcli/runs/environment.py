@@ -28,7 +28,7 @@ SECRET = re.compile(
     r"|xox[a-z]-[\w-]+|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
     r"|eyJ[\w-]{10,}\.[\w-]+\.[\w-]+"  # JSON web tokens
 )
-RANDOM_KEY = re.compile(  # a full value; 40 characters, also with a slash: AWS
+RANDOM_KEY = re.compile(  # an entire value; AWS keys have 40 characters, possibly with slashes
     r"[0-9a-fA-F]{32,}|(?=.*\d)(?=.*[a-z])(?=.*[A-Z])(?:[A-Za-z0-9+]{32,}={0,2}|[A-Za-z0-9+/]{40})"
 )
 URL_PASSWORD = re.compile(r"(\w://[^/@:\s]*:)[^/\s]+@")
@@ -36,14 +36,14 @@ URL_TOKEN = re.compile(r"(\bhttps?://)[^/@:\s]+@")
 
 
 def num_cores() -> int:
-    """Number of CPU cores available to this process; all cores where the system has no affinity (macOS)."""
+    """Return the number of CPU cores available to this process; on systems without affinity (macOS), all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def mask_secrets(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments without what looks like a token, key or password.
+    """Mask everything in command-line arguments that looks like a token, key or password.
 
-    That is what `mask_text` masks, the value of an option or key with the name of a secret, and a long random value.
+    Masked are the matches of `mask_text`, values of options or keys named like a secret, and long random values.
     """
     masked, is_secret = [], False
     for argument in arguments:
@@ -58,17 +58,17 @@ def mask_secrets(arguments: Sequence[str]) -> list[str]:
 
 
 def mask_text(text: str) -> str:
-    """The text, such as a recipe, without what looks like a token, key or password.
+    """Mask everything in a text, such as a recipe, that looks like a token, key or password.
 
-    That is a value after the name of a secret, a text in the format of a well-known service, and the password or token
-    of a URL.
+    Masked are values after the name of a secret, tokens in the format of a well-known service, and passwords or tokens
+    in URLs.
     """
     text = NAMED_SECRET.sub(rf"\1{MASK}", SECRET.sub(MASK, text))
     return URL_TOKEN.sub(rf"\1{MASK}@", URL_PASSWORD.sub(rf"\1{MASK}@", text))
 
 
 def describe_environment() -> dict[str, Any]:
-    """Command, versions and hardware as JSON data, without environment variables or secrets."""
+    """Return command, versions and hardware as JSON data, without environment variables or secrets."""
     import torch
 
     return {

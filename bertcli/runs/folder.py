@@ -1,13 +1,13 @@
-"""The run folder: everything a run produces. Nothing in it is overwritten unless `--overwrite` asks for it.
+"""The run folder: everything a run produces. Nothing in it is overwritten without `--overwrite`.
 
 runs/<name>/
   recipe.yaml         resolved recipe              environment.json   versions, machine, command
   train.jsonl         loss, learning rate, speed   eval.jsonl         metrics of each evaluation
   checkpoints/step-…  resumable                    model/             loads with `from_pretrained`
-  predictions/        predictions beside gold      results.json       final scores
+  predictions/        predictions next to gold     results.json       final scores
   report.html         curves, mistakes             README.md          model card
-  slurm/              batch scripts, logs          trackers/          what TensorBoard reads, if the recipe names it
-  log.txt             messages of a run of `--jobs`
+  slurm/              batch scripts, logs          trackers/          TensorBoard event files, if enabled
+  log.txt             messages of a run started by `--jobs`
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.recipe.schema import RESUME_MAY_CHANGE
 from bertcli.runs.results import RunResults
 
-SUMMARY = "summary.csv"  # of a grid
-MAX_LISTED = 5  # runs that a message names
+SUMMARY = "summary.csv"  # the table of a grid
+MAX_LISTED = 5  # maximum number of runs named in a message
 LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run that its recipe does not hold.
+    """Options of a run that are not part of its recipe.
 
     Attributes:
-        mirror: folder in which datasets and models are looked up first.
+        mirror: folder that is searched for datasets and models first.
         dry_run: check everything and print the plan, but train nothing and write nothing.
         overwrite: replace an earlier run in the run folder.
-        failed: errors of runs, by folder, that have just failed in another process; they are not tried again.
+        failed: errors, by folder, of runs that have just failed in another process; they are not tried again.
     """
 
     mirror: Path | None = None
@@ -115,7 +115,7 @@ class RunFolder:
 
     @property
     def predictions(self) -> Path:
-        """Predictions of the best model beside the gold answers."""
+        """Predictions of the best model next to the gold answers."""
         return self.path / "predictions"
 
     @property
@@ -125,11 +125,11 @@ class RunFolder:
 
     @property
     def trackers(self) -> Path:
-        """What trackers write, such as TensorBoard event files."""
+        """Folder that trackers write to, such as TensorBoard event files."""
         return self.path / "trackers"
 
     def read_results(self) -> RunResults | None:
-        """The final scores; None if the run is not finished.
+        """Return the final scores, or None if the run is not finished.
 
         Raises:
             UsageError: the file cannot be read.
@@ -146,10 +146,10 @@ class RunFolder:
         return results
 
     def read_results_json(self) -> dict[str, Any]:
-        """The content of `results.json`, unchecked, for those who need little of it; empty without one.
+        """Return the content of `results.json` unvalidated, for callers that need little of it; empty without the file.
 
         Raises:
-            UsageError: it is not a JSON object.
+            UsageError: the file is not a JSON object.
         """
         try:
             return {**json.loads(self.results.read_text("utf-8"))} if self.results.is_file() else {}
@@ -157,9 +157,9 @@ class RunFolder:
             raise UsageError(f"cannot read the run in {self.path}: {error} (results.json)") from error
 
     def model_problem(self) -> str | None:
-        """What has changed in `model/` since it was saved; None if it is intact.
+        """Return what has changed in `model/` since it was saved, or None if it is intact.
 
-        In runs of versions that wrote no manifest, only lost weights are noticed.
+        In runs of versions that wrote no manifest, only missing weights are noticed.
         """
         if not self.model.is_dir():
             return "the folder is missing"
@@ -168,12 +168,12 @@ class RunFolder:
         return None if any(self.model.rglob("*.safetensors")) else "it has no weights"
 
     def has_started(self) -> bool:
-        """Whether a run has written more here than its recipe, or is queued on a cluster."""
+        """Return whether a run has written more than its recipe here, or is queued on a cluster."""
         outputs = (self.train_history, self.eval_history, self.checkpoints, self.model, self.results, self.slurm)
         return any(path.exists() for path in outputs)
 
     def clean_up(self) -> None:
-        """Remove what an interrupted save has left."""
+        """Remove files left by an interrupted save."""
         restore_folder(self.model)
         for leftover in (*self.checkpoints.glob(".step-*"), self.path / ".model.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -186,7 +186,7 @@ RUN_FILES = {LOCK, SUMMARY} | {
 
 
 def chosen_run(name: str) -> str:
-    """The best point of a finished grid; any other name unchanged.
+    """Return the best point of a finished grid, or any other name unchanged.
 
     Raises:
         UsageError: the results of the grid cannot be read.
@@ -197,24 +197,24 @@ def chosen_run(name: str) -> str:
 
 
 def seed_run(parent: Path, seed: int) -> Path:
-    """The run folder of one of several seeds."""
+    """Return the run folder of one of several seeds."""
     return parent / f"seed-{seed}"
 
 
 def seed_folders(parent: Path, seeds: Sequence[int]) -> list[Path]:
-    """The run folder of each seed of a recipe: `parent` itself if there is only one."""
+    """Return the run folder of each seed of a recipe: `parent` itself if there is only one seed."""
     return [seed_run(parent, seed) for seed in seeds] if len(seeds) > 1 else [parent]
 
 
 def seed_runs(name: str) -> list[str]:
-    """The run folders of each seed if `name` holds several; else just `name`. For a grid, those of the chosen point."""
+    """Return the run folder of each seed if `name` holds several, else `name`; for a grid, use its chosen point."""
     name = chosen_run(name)
     children = sorted(Path(name).glob("seed-*/recipe.yaml"), key=lambda path: (len(path.parent.name), path.parent.name))
     return [str(path.parent) for path in children] or [name]
 
 
 def best_seed(name: str) -> str:
-    """The seed with the best validation score if `name` holds several; else `name`.
+    """Return the run folder of the seed with the best validation score if `name` holds several seeds, else `name`.
 
     Raises:
         UsageError: the run, its seeds or the grid are not finished, or the results of a seed cannot be read.
@@ -237,7 +237,7 @@ def check_finished(name: str) -> None:
     """Check that the folder `name`, if it holds a run, a grid or a suite, has a model to use.
 
     Raises:
-        UsageError: it is not finished, or its runs have a model each; the message names those that can be used.
+        UsageError: it is not finished, or each of its runs has its own model; the message lists the usable ones.
     """
     folder = RunFolder(Path(chosen_run(name)))
     is_run, is_finished = folder.recipe.is_file(), folder.results.is_file()
@@ -246,8 +246,8 @@ def check_finished(name: str) -> None:
     members = [recipe.parent for recipe in sorted(folder.path.glob("*/recipe.yaml"))]
     usable = [str(member) for member in members if RunFolder(member).results.is_file()]
     if not members and not is_run:
-        return  # no run wrote it
-    choice = f"name one of them: {', '.join(usable[:MAX_LISTED])}{', …' * (len(usable) > MAX_LISTED)}"
+        return  # not written by a run
+    choice = f"choose one of them: {', '.join(usable[:MAX_LISTED])}{', …' * (len(usable) > MAX_LISTED)}"
     if is_finished:
         raise UsageError(f"{name} holds {len(members)} runs with a model each; {choice}")
     state = f"{len(usable)} of the {len(members)} runs in it" if members else "it has no model yet"
@@ -267,14 +267,14 @@ class RunClaim:
     overwrite: bool = False
 
     def open(self, say: Callable[[str], None]) -> RunFolder:
-        """Create the folder and write `recipe.yaml`; a finished run stays as it is.
+        """Create the folder and write `recipe.yaml`; a finished run is left unchanged.
 
         Args:
             say: called with the keys that differ from the recipe of the run that is resumed.
 
         Raises:
-            RunFolderError: it cannot be written, `overwrite` would remove a run in progress, or a run with a different
-                recipe has used the folder since it was claimed.
+            RunFolderError: the folder cannot be written, `overwrite` would remove a run in progress, or a run with a
+                different recipe has used the folder since it was claimed.
             UsageError: the results of a run that has finished there since cannot be read.
         """
         path, folder = self.folder.path, self.folder
@@ -302,22 +302,22 @@ class RunClaim:
 
 
 def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunClaim:
-    """Whether a run of this recipe may use the folder `path`, and as what; nothing is written.
+    """Check whether and how a run of this recipe may use the folder `path`, without writing anything.
 
-    A run of the same recipe is resumed. Sections of the recipe that only change the speed may differ.
+    A run of the same recipe is resumed. Recipe sections that affect only speed may differ.
 
     Args:
-        recipe_text: the resolved recipe, as it will stand in `recipe.yaml`.
+        recipe_text: the resolved recipe, as it will be written to `recipe.yaml`.
         overwrite: claim the folder of an earlier run as fresh; `RunClaim.open` removes that run, and nothing else.
 
     Raises:
-        RunFolderError: the folder holds something else or a run with a different recipe, or cannot be written.
+        RunFolderError: the folder holds other files or a run with a different recipe, or cannot be written.
         UsageError: the results of a finished run cannot be read.
     """
     _check_writable(path)
     folder = RunFolder(path)
     if not path.is_dir() or all(_is_seed_run(entry) or entry.name == folder.slurm.name for entry in path.iterdir()):
-        # empty, or runs of single seeds, or the script of a queued job
+        # the folder is empty, or holds runs of single seeds or the script of a queued job
         return RunClaim(folder, recipe_text, overwrite=overwrite)
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and is not a run (no recipe.yaml); choose another with --run")
@@ -341,17 +341,17 @@ def _check_writable(path: Path) -> None:
         raise RunFolderError(f"{path} is a file, expected a folder for the run. Choose another with --run.")
     nearest = nearest_folder(path)
     if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
-        raise RunFolderError(f"cannot write to {nearest}, where the run folder goes. Choose another with --run.")
+        raise RunFolderError(f"cannot create the run folder in {nearest}. Choose another with --run.")
 
 
 def check_is_run(path: Path, recipe_text: str = "") -> None:
-    """Check that a run wrote the recipe in the folder `path`, so that it may be replaced.
+    """Check that the recipe in the folder `path` was written by a run, so the folder may be replaced.
 
     Args:
-        recipe_text: another text that counts as written by a run.
+        recipe_text: a text that also counts as written by a run.
 
     Raises:
-        RunFolderError: a person wrote it.
+        RunFolderError: the recipe was not written by a run.
     """
     folder = RunFolder(path)
     histories = (folder.environment, folder.train_history, folder.eval_history, folder.results, folder.slurm)
@@ -363,7 +363,7 @@ def remove_run(path: Path) -> None:
     """Remove what a run and its seeds wrote in a folder, and the folder if nothing else is in it.
 
     Raises:
-        RunFolderError: a run is in progress in it, or in a folder below.
+        RunFolderError: a run is in progress in the folder or in one below it.
     """
     with ExitStack() as locks:
         for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
@@ -371,7 +371,7 @@ def remove_run(path: Path) -> None:
         for folder in (*filter(_is_seed_run, path.iterdir()), path):
             _remove_run_files(folder)
     for folder in (*filter(Path.is_dir, path.glob("seed-*")), path):
-        with suppress(OSError):  # something else is in it
+        with suppress(OSError):  # the folder holds other files
             folder.rmdir()
 
 
@@ -384,7 +384,7 @@ def _remove_run_files(path: Path) -> None:
 
 
 def _is_run_file(path: Path) -> bool:
-    """Whether an entry of a run folder has a name that only runs write, other than the lock."""
+    """Return whether an entry of a run folder, other than the lock, has a name that only runs use."""
     return path.name in RUN_FILES - {LOCK} or path.name.startswith(f".{RunFolder(path).model.name}.")
 
 
@@ -393,14 +393,14 @@ def _is_seed_run(path: Path) -> bool:
 
 
 def nearest_folder(path: Path) -> Path:
-    """`path`, or its nearest parent that exists: the disk and permissions of what is created at `path`."""
+    """Return `path` or its nearest existing parent, whose disk and permissions apply to what is created at `path`."""
     while not path.exists():
         path = path.parent
     return path
 
 
 def _is_resolved(recipe: Path, expected: str) -> bool:
-    """Whether a recipe in a run folder was written by a run, not by a person."""
+    """Return whether a recipe in a run folder was written by a run, not by a person."""
     text = recipe.read_text("utf-8")
     try:
         return text == expected or text == dump_recipe(load_any_recipe(str(recipe)))
@@ -409,17 +409,17 @@ def _is_resolved(recipe: Path, expected: str) -> bool:
 
 
 def resolved_text(recipe: Path) -> str:
-    """The text of a resolved recipe, with keys that are newer than the file at their defaults."""
+    """Return the text of a resolved recipe; keys that were added after it was written have their defaults."""
     try:
         return dump_recipe(load_any_recipe(str(recipe)))
-    except RecipeError:  # of a suite, or of a version whose keys are no longer known
+    except RecipeError:  # it is a suite, or has keys that this version no longer supports
         return recipe.read_text("utf-8")
 
 
 def first_recipe(text: str) -> str:
-    """The recipe of a run; of a multitask run, whose recipes stand in it as comments, the first.
+    """Return the recipe of a run, or the first recipe of a multitask run, whose recipes are YAML comments.
 
-    Those have all sections but the task in common.
+    The recipes of a multitask run share every section except `task`.
     """
     if not text.startswith("suite:"):
         return text
@@ -427,7 +427,7 @@ def first_recipe(text: str) -> str:
 
 
 def _without_sections(recipe_text: str, sections: set[str]) -> list[str]:
-    """The lines of block-style YAML mappings, commented out or not, without the given top-level sections."""
+    """Return the lines of block-style YAML mappings, commented out or not, without the given top-level sections."""
     kept, skipping = [], False
     for commented in recipe_text.splitlines():
         line = commented.removeprefix("# ")
@@ -440,9 +440,9 @@ def _without_sections(recipe_text: str, sections: set[str]) -> list[str]:
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder` until the block ends or this process dies; one process at a time works in a run.
+    """Hold the lock of `folder`, which one process at a time can have, until the block ends or this process dies.
 
-    File systems without locks let everyone in.
+    On file systems without locks, nothing is locked.
 
     Raises:
         RunFolderError: another process holds the lock, or the folder cannot be written.

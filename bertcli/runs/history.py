@@ -16,11 +16,11 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
-        os.fsync(file.fileno())  # a later checkpoint relies on this line, also after a power loss
+        os.fsync(file.fileno())  # later checkpoints rely on this line, even after a power failure
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read all records of a history; an incomplete last line is ignored, a missing file has no records.
+    """Read all records of a history; an incomplete last line is ignored, and a missing file has no records.
 
     Raises:
         RunFolderError: another line is corrupt.
@@ -41,12 +41,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drop the records after `step`, which a resumed run writes again."""
+    """Drop the records after `step`, which a resumed run will write again."""
     kept = [record for record in read_records(path) if record["step"] <= step]
     if path.is_file():
         write_chunks(path, (json.dumps(record) + "\n" for record in kept))
 
 
 def is_better_lower(score: str) -> bool:
-    """Whether a lower value of this score is better."""
+    """Return whether lower values of this score are better."""
     return score.endswith(("loss", "perplexity"))

@@ -19,9 +19,9 @@ from bertcli.tasks.task import Task
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-MODEL_ARGUMENT = '"model")'  # ends the calls in the code: the folder next to the card; `push` replaces it
+MODEL_ARGUMENT = '"model")'  # last argument of the calls in the code: the folder next to the card; `push` replaces it
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-HUB_METRICS = {  # metric name here → on the Hub, where they differ
+HUB_METRICS = {  # our metric name → the Hub's, where they differ
     "f1_macro": "f1",
     "f1_micro": "f1",
     "matthews": "matthews_correlation",
@@ -36,7 +36,7 @@ SAMPLE = "built-in sample"
 def build_model_card(
     results: RunResults, recipe: Recipe, task: Task, environment: Mapping[str, Any], base: str | None = None
 ) -> str:
-    """The card of a fine-tuned model: Hub metadata, scores, training summary, usage and recipe.
+    """Return the card of a fine-tuned model: Hub metadata, scores, training summary, usage and recipe.
 
     Args:
         results: content of `results.json`.
@@ -78,7 +78,7 @@ Fine-tuned with [bertcli](https://pypi.org/project/bertcli) from {start} on {exa
 
 
 def build_pretraining_card(results: RunResults, recipe: PretrainRecipe, environment: Mapping[str, Any]) -> str:
-    """The card of a pretrained model: Hub metadata, held-out scores, training summary, usage and recipe."""
+    """Return the card of a pretrained model: Hub metadata, held-out scores, training summary, usage and recipe."""
     objective = recipe.objective.objective_class
     pipeline = objective.pipeline_tag
     datasets = _hub_ids([source.dataset for source in recipe.corpus.sources])
@@ -110,11 +110,11 @@ Step {results.best_step} of {results.total_steps}. {_training_summary(results, e
 
 
 def build_multitask_card(results: RunResults, recipes: Mapping[str, Recipe]) -> str:
-    """The README of a multitask run: the folder of each model, scores and recipes.
+    """Return the README of a multitask run: the folder of each model, scores and recipes.
 
     Args:
         results: content of `results.json`.
-        recipes: by folder of each model.
+        recipes: the recipe of each model, by its folder.
     """
     models = "\n".join(f"* `model/{folder}`" for folder in recipes)
     texts = "\n".join(_recipe_section(recipe) for recipe in recipes.values())
@@ -129,7 +129,7 @@ def _metadata(
     evaluations: Sequence[EvalResult],
     library: str = "transformers",
 ) -> str:
-    """The YAML front matter, as `huggingface_hub` writes it. License and language are left for the author to add."""
+    """Return the YAML front matter as `huggingface_hub` writes it; the author can add license and language."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
@@ -156,14 +156,14 @@ def _eval_results(scores: Mapping[str, float], **dataset: Any) -> list[EvalResul
 
 
 def _split_name(task: Task, split: str) -> str:
-    """The name of a split in the dataset."""
+    """Return the name of a split in the dataset."""
     if split == "validation" and not (task.files.validation if task.files else task.splits.validation):
         return "held out from training rows"
     return str(getattr(task.splits, split, None) or split)
 
 
 def _hub_ids(names: Sequence[str | None]) -> list[str]:
-    """The names that are Hub repositories, not local folders or the built-in sample."""
+    """Return the names that are Hub repositories, not local folders or the built-in sample."""
     candidates = [name for name in names if name and HUB_ID.fullmatch(name) and name != "sample"]
     return list(dict.fromkeys(name for name in candidates if not Path(name).exists()))
 
@@ -184,7 +184,7 @@ def _training_summary(results: RunResults, environment: Mapping[str, Any]) -> st
 
 
 def _usage(kind: Any) -> str:
-    """Code that loads the full model; `kind` is the class of its head or pretraining objective."""
+    """Return code that loads the full model; `kind` is the class of its head or pretraining objective."""
     if kind.has_pipeline:
         lines = ["from transformers import pipeline", ""]
         lines.append(f'answer = pipeline("{kind.pipeline_tag}", model={MODEL_ARGUMENT}')
@@ -197,7 +197,7 @@ def _usage(kind: Any) -> str:
 
 
 def _adapter_usage(head: Any, base: str, *, has_new_head: bool) -> str:
-    """Code that merges a LoRA adapter into the model `base`; `has_new_head`: the head of `base` was replaced."""
+    """Return code that merges a LoRA adapter into `base`, whose head was replaced if `has_new_head`."""
     names = ["AutoConfig", head.model_class, "AutoTokenizer", *["pipeline"] * head.has_pipeline]
     options = ", config=config" + (", ignore_mismatched_sizes=True" if has_new_head else "")
     lines = [
@@ -215,23 +215,23 @@ def _adapter_usage(head: Any, base: str, *, has_new_head: bool) -> str:
 
 
 def _thresholds_note(thresholds: Mapping[str, float] | None) -> str:
-    """A note that plain transformers ignores the thresholds; empty without thresholds."""
+    """Return a note that plain transformers ignores the thresholds; empty if there are none."""
     if not thresholds:
         return ""
     listed = ", ".join(f"{_code(label)}: {value:.4g}" for label, value in thresholds.items())
     return (
         f"\n\n`bertcli` applies probability thresholds ({listed}), saved in `config.json`. Plain `transformers` "
-        "ignores them: the code above gives the same probabilities, but its predictions can differ."
+        "ignores them: the code above returns the same probabilities, but its predictions can differ."
     )
 
 
 def _tags_note(results: RunResults) -> str:
-    """A note on what `bertcli` does beyond plain transformers when tagging; empty if nothing."""
+    """Return a note on what `bertcli` does beyond plain transformers when tagging; empty if nothing."""
     notes = []
     if scheme := getattr(results, "tag_scheme", None):
         notes.append(f"`bertcli` uses constrained decoding to valid {scheme} tag sequences; the code above does not.")
     if getattr(results, "casing_feature", None):
-        notes.append("Capitalized words are marked by `token_type_ids` of 1, which the code above omits.")
+        notes.append("Capitalized words have `token_type_ids` of 1, which the code above does not set.")
     return "\n\n" + " ".join([*notes, "Predictions can differ."]) if notes else ""
 
 
@@ -240,13 +240,13 @@ def _recipe_section(recipe: Recipe | PretrainRecipe) -> str:
 
 
 def _block(kind: str, text: str) -> str:
-    """A fenced code block whose fence does not occur in `text`."""
+    """Return a fenced code block whose fence does not occur in `text`."""
     fence = "`" * max(3, _longest_backtick_run(text) + 1)
     return f"{fence}{kind}\n{text}\n{fence}"
 
 
 def _code(text: str) -> str:
-    """`text` as inline code, safe for any content."""
+    """Format `text` as inline code, whatever it contains."""
     line = " ".join(text.split())
     fence = "`" * (_longest_backtick_run(line) + 1)
     inside = f" {line} " if line.startswith("`") or line.endswith("`") else line
@@ -254,5 +254,5 @@ def _code(text: str) -> str:
 
 
 def _longest_backtick_run(text: str) -> int:
-    """Length of the longest sequence of backticks."""
+    """Return the length of the longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)

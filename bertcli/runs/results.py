@@ -1,4 +1,4 @@
-"""What `results.json` holds: the scores of a run, of its seeds, of a grid or a suite, and how they were reached."""
+"""What `results.json` holds: the scores of a run, its seeds, a grid or a suite, and how they were achieved."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Metrics = dict[str, dict[str, Score]]
 
 
 class Results(BaseModel):
-    """Scores of a model, from a training run or `bertcli eval`.
+    """The scores of a model, from a training run or `bertcli eval`.
 
-    Extra keys, which a head or an objective adds, are preserved.
+    Extra keys added by a head or an objective are preserved.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -41,43 +41,43 @@ class Results(BaseModel):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
-        """The results in the content of a `results.json`: of a run, or of a grid or suite.
+        """Parse the content of the `results.json` of a run, grid or suite.
 
         Raises:
-            pydantic.ValidationError: it is not what `to_json` gives.
+            pydantic.ValidationError: `content` is not an output of `to_json`.
         """
         return (CollectionResults if "table" in content or "points" in content else RunResults).model_validate(content)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `results.json`: the keys that were set."""
+        """Return the content of `results.json`: the keys that were set."""
         return self.model_dump(exclude_unset=True)
 
     def values(self, metric: str, split: str = "validation") -> list[float]:
-        """A metric's value of each seed."""
+        """Return a metric's value for each seed."""
         score = self.metrics[split][metric]
         return score.values if isinstance(score, SeedScore) else [score]
 
     def mean(self, metric: str, split: str = "validation") -> float:
-        """A metric's mean over the seeds."""
+        """Return a metric's mean over the seeds."""
         return statistics.fmean(self.values(metric, split))
 
     def mean_scores(self, split: str) -> dict[str, float]:
-        """The mean of each metric of a split over the seeds."""
+        """Return the mean of each metric of a split over the seeds."""
         return {metric: self.mean(metric, split) for metric in self.metrics[split]}
 
     def mean_metrics(self) -> dict[str, dict[str, float]]:
-        """The mean of each metric over the seeds, by split."""
+        """Return the mean of each metric over the seeds, by split."""
         return {split: self.mean_scores(split) for split in self.metrics}
 
 
 class EvalResults(Results):
-    """What `bertcli eval` prints."""
+    """The results that `bertcli eval` prints."""
 
     num_examples: int | None = None
 
 
 class RunResults(Results):
-    """What one training run reached, or all seeds of one recipe (`runs`, metrics as `SeedScore`)."""
+    """The results of a training run, or of all seeds of a recipe (listed in `runs`, with metrics as `SeedScore`)."""
 
     size: str | None = None
     seed: int | None = None
@@ -98,14 +98,14 @@ class RunResults(Results):
     precision: str | None = None
     dry_run: bool = False
     runs: list[str] | None = None
-    # Of pretraining.
+    # Only for pretraining.
     family: str | None = None
     vocab_size: int | None = None
     num_documents: int | None = None
     num_tokens: int | None = None
     unknown_token_share: float | None = None
     unigram_cross_entropy: float | None = None
-    # Of fine-tuning.
+    # Only for fine-tuning.
     thresholds: dict[str, float] | None = None
 
     @property
@@ -113,7 +113,7 @@ class RunResults(Results):
         """The validation score that selected the best model, averaged over the seeds.
 
         Raises:
-            ValueError: a key that it needs is missing; the message names it.
+            ValueError: a required key is missing; the message names it.
         """
         if self.best_by is None:
             raise ValueError("no best_by, expected the metric that selected the best model")
@@ -127,11 +127,11 @@ def _member(content: Any) -> Any:
 
 
 Member = Annotated[SerializeAsAny[RunResults], BeforeValidator(_member)]
-"""The results of a point or task; those of a grid in a suite are a collection, and stay one."""
+"""The results of a point or task; the results of a grid in a suite remain a collection."""
 
 
 class CollectionResults(RunResults):
-    """The results of a grid (`points`, `chosen`), which repeats those of its chosen point, or a suite (`tasks`)."""
+    """The results of a grid (`points`, and those of the `chosen` point at the top level) or of a suite (`tasks`)."""
 
     table: list[dict[str, str]] = []
     points: dict[str, Member] | None = None
@@ -159,7 +159,7 @@ SHARED_BY_SEEDS = (
 
 
 def summarize_seeds(results: Sequence[Results], run: str) -> RunResults:
-    """The results of several seeds as one: each metric's mean, standard deviation and values."""
+    """Combine the results of several seeds: each metric's mean, standard deviation and values."""
     first = results[0]
     metrics: Metrics = {}
     for split, scores in first.metrics.items():

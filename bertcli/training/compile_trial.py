@@ -13,12 +13,12 @@ from bertcli.models.compile import has_compiler
 from bertcli.training.loop import StepRecord
 from bertcli.training.meters import broadcast_from_main
 
-MIN_SECONDS_LEFT = 1800.0  # compiling takes a minute or two, which a short run does not earn back
+MIN_SECONDS_LEFT = 1800.0  # compiling takes a minute or two, which does not pay off in a short run
 WARMUP_STEPS, TIMED_STEPS = 20, 30  # the layers are compiled during warmup
 
 
 def reason_not_to_compile(device: torch.device) -> str:
-    """Why a run on `device` does not even try compiled layers; empty if it does."""
+    """Return why a run on `device` does not try compiled layers; empty if it does."""
     if device.type != "cuda":
         return "compiling brings no speedup on a CPU"  # tests/benchmarks/RESULTS.md
     return "" if has_compiler() else "found no C++ compiler"
@@ -33,21 +33,21 @@ def compile_if_faster(
     say: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[StepRecord]:
-    """Yield the same steps: first some uncompiled, then some with compiled layers, the rest in the faster way.
+    """Yield the same steps: first some uncompiled, then some with compiled layers, the rest whichever way is faster.
 
     Compares median tokens per second of steps that synchronize with the device; the main process decides for all.
 
     Args:
         seconds_left: estimated time to the end of the run; called before anything is compiled.
-        compile_layers: returns the number of compiled parts.
-        clock: seconds, from any starting point.
+        compile_layers: compiles the layers and returns the number of compiled parts.
+        clock: returns the time in seconds, from any starting point.
     """
     uncompiled = yield from _tokens_per_second(steps, accelerator, clock)
     if uncompiled is None:
         return
     left = broadcast_from_main(accelerator, seconds_left())
     if left < MIN_SECONDS_LEFT:
-        say(f"layers are not compiled: {left:.0f} seconds of training left are too few for it to pay off")
+        say(f"layers are not compiled: {left:.0f} seconds of training left are too few for that to pay off")
     elif not compile_layers():
         say("layers are not compiled: the layers of this model are not supported")
     else:
@@ -56,7 +56,7 @@ def compile_if_faster(
             return
         if compiled <= uncompiled:
             undo()
-        decision = "keeping them" if compiled > uncompiled else "back to uncompiled ones"
+        decision = "kept" if compiled > uncompiled else "not kept"
         say(f"compiled layers process {compiled / uncompiled:.2f} times as many tokens per second: {decision}")
     yield from steps
 
@@ -64,7 +64,7 @@ def compile_if_faster(
 def _tokens_per_second(
     steps: Iterator[StepRecord], accelerator: Accelerator, clock: Callable[[], float]
 ) -> Generator[StepRecord, None, float | None]:
-    """The main process's median tokens per second over the next steps, after warmup; None if the run ends first."""
+    """Return the main process's median tokens per second in the next steps after warmup; None if the run ends first."""
     rates: list[float] = []
     for _ in range(WARMUP_STEPS + TIMED_STEPS):
         start = clock()

@@ -20,10 +20,10 @@ ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def choose_precision(hardware: HardwareSection) -> str:
-    """The precision to train in: `fp32`, `bf16` or `fp16`; `auto` is the fastest one that the device supports natively.
+    """Return `fp32`, `bf16` or `fp16`; `auto` selects the fastest precision that the device supports natively.
 
     Raises:
-        UsageError: fp16 on a CPU, where training diverges.
+        UsageError: the precision is fp16 on a CPU, where training diverges.
     """
     if hardware.precision == "fp16" and not _uses_gpu(hardware):
         raise UsageError("hardware.precision=fp16 is not supported on a CPU; use fp32 or bf16")
@@ -31,7 +31,7 @@ def choose_precision(hardware: HardwareSection) -> str:
 
 
 def native_precisions(hardware: HardwareSection) -> list[str]:
-    """The precisions that the recipe's device supports natively, fastest first."""
+    """Return the precisions that the recipe's device supports natively, fastest first."""
     if _uses_gpu(hardware):
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return [*(["bf16"] if bf16 else []), "fp16", "fp32"]
@@ -39,7 +39,7 @@ def native_precisions(hardware: HardwareSection) -> list[str]:
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether this CPU has bf16 matrix instructions; without them bf16 is far slower than fp32."""
+    """Return whether this CPU has bf16 matrix instructions; without them bf16 is far slower than fp32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -49,21 +49,21 @@ def build_accelerator(
     """Build the Accelerator for the recipe's device and precision.
 
     Args:
-        has_unused_parameters: some steps leave parameters without gradient that other steps train.
+        has_unused_parameters: whether some steps leave trainable parameters without a gradient.
         logging_folder: where the recipe's trackers write; None: no trackers.
 
     Raises:
         UsageError: the device is not available.
     """
     if hardware.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("found hardware.device cuda, but no CUDA device is available; use auto or cpu")
+        raise UsageError("hardware.device is cuda, but no CUDA device is available; use auto or cpu")
     if hardware.device == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("found hardware.device mps, but MPS is not available; use auto or cpu")
+        raise UsageError("hardware.device is mps, but MPS is not available; use auto or cpu")
     if _uses_cpu(hardware):
         retain_freed_memory()
     precision = ACCELERATE_NAMES[choose_precision(hardware)]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        # Accelerate shares one state per process; replace it, so that runs of one process can differ in precision.
+        # Accelerate shares one state per process; replace it, so that runs in one process can differ in precision.
         AcceleratorState._shared_state = {}
     return Accelerator(
         cpu=_uses_cpu(hardware),
@@ -112,12 +112,12 @@ def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device
 
 
 def pad_to_multiple_of(accelerator: Accelerator) -> int:
-    """The multiple that padded lengths are rounded up to: 8 for the tensor cores of a GPU, else 1."""
+    """Return the multiple that padded lengths are rounded up to: 8 for the tensor cores of a GPU, else 1."""
     return 8 if accelerator.device.type == "cuda" else 1
 
 
 def _uses_cpu(hardware: HardwareSection) -> bool:
-    """Whether to set `cpu=True`; without it Accelerate would not join the processes of a machine without a GPU."""
+    """Return whether to set `cpu=True`, without which Accelerate would not join processes on a machine without GPUs."""
     no_gpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
     return hardware.device == "cpu" or (hardware.device == "auto" and no_gpu)
 

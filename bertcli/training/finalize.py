@@ -20,10 +20,10 @@ from bertcli.training.job import Job, Scores
 def finalize(
     job: Job, folder: RunFolder, accelerator: Accelerator, progress: Progress, setup: dict[str, Any]
 ) -> RunResults:
-    """Write everything a finished run leaves, `results.json` last but for the report; return the results.
+    """Write all outputs of a finished run, `results.json` last except for the report; return the results.
 
     Args:
-        setup: how the run was computed, such as its device and precision.
+        setup: how the run was executed, such as its device and precision.
     """
     accelerator.wait_for_everyone()  # the main process may still be writing the model
     more_scores, predictions = job.evaluate_best(accelerator, folder.model)
@@ -43,7 +43,7 @@ def finalize(
 def _summarize(
     job: Job, folder: RunFolder, progress: Progress, more_scores: Scores, setup: dict[str, Any]
 ) -> RunResults:
-    """What was trained, its scores, and how much work it took."""
+    """Collect what was trained, its scores, and the amount of computation."""
     evaluations = read_records(folder.eval_history)
     best = next(record for record in evaluations if record["step"] == progress.best_step)
     prefix = "eval/validation/"

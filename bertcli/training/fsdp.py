@@ -51,9 +51,9 @@ def no_gradient_sync(accelerator: Accelerator, model: nn.Module) -> Iterator[Non
 def local_batches(
     batches: list[np.ndarray], accelerator: Accelerator, model: nn.Module
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """The batches that this process evaluates, each with whether it counts.
+    """Yield the batches that this process evaluates, each with whether it counts.
 
-    All processes have to run a sharded model together, so a process without a batch left runs a dummy one, which does
+    All processes must run a sharded model together, so a process that has no batch left runs a dummy batch, which does
     not count.
     """
     local = batches[accelerator.process_index :: accelerator.num_processes]
@@ -68,14 +68,14 @@ def full_tensor(value: Any) -> Any:
 
 
 def copy_full_parameters(model: nn.Module, target: nn.Module) -> None:
-    """Copy the parameters of a sharded model into an unsharded one; all processes have to call it together."""
+    """Copy the parameters of a sharded model into an unsharded one; all processes must call it together."""
     with torch.no_grad():
         for source, copy in zip(model.parameters(), target.parameters(), strict=True):
             copy.copy_(full_tensor(source))
 
 
 def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state dict with full tensors; all processes have to call it together."""
+    """Return the optimizer's state dict with full tensors; all processes must call it together."""
     state = optimizer.state_dict()
     moments = {
         index: {name: full_tensor(value) for name, value in values.items()} for index, values in state["state"].items()
@@ -84,7 +84,7 @@ def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict of full tensors; an optimizer of sharded parameters keeps its shards of them."""
+    """Load a state dict of full tensors; an optimizer of sharded parameters keeps only its shards."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def shard_like_parameter(index: int, value: Any) -> Any:

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 Scores = dict[str, dict[str, float]]
 """Scores by split and metric name."""
 Predictions = dict[str, list[dict[str, Any]]]
-"""Predictions beside the gold answers, by the name of their file in `predictions/`."""
+"""Predictions with the gold answers, by the name of their file in `predictions/`."""
 OnBatch = Callable[[int], None]
 """Called with the number of items done after each batch."""
 
 
 class Job(ABC):
-    """What one run with one seed trains: its model, batches and loss, how it is evaluated, what its results say."""
+    """What a run with one seed trains: its model, batches and loss, its evaluation, and its entries in the results."""
 
     recipe: Recipe | PretrainRecipe
     plan: Plan
@@ -43,40 +43,40 @@ class Job(ABC):
 
     @property
     def seed(self) -> int:
-        """The seed of everything random."""
+        """The random seed."""
         return self.recipe.training.seed[0]
 
     @abstractmethod
     def build_model(self, console: Console) -> torch.nn.Module:
-        """The module to train. New weights come from torch's global generator, so seed that first.
+        """Build the module to train; new weights come from torch's global generator, so seed that first.
 
         Args:
-            console: says which weights of a pretrained model are new.
+            console: used to report which weights of a pretrained model are newly initialized.
         """
 
     def lr_scales(self, module: torch.nn.Module) -> dict[str, float]:
-        """Learning-rate scale by parameter name; 1 for parameters that are not in it."""
+        """Return the learning-rate scale by parameter name; parameters that are not in it have scale 1."""
         return {}
 
     @property
     def has_unused_parameters(self) -> bool:
-        """Whether some steps leave parameters without gradient that other steps train."""
+        """Whether some steps leave trainable parameters without a gradient."""
         return False
 
     def seen_token_ids(self) -> np.ndarray | None:
-        """The distinct token ids of the training data; None if any id may occur."""
+        """Return the distinct token ids of the training data; None if any id may occur."""
         return None
 
     def set_trainable(self, step: int) -> None:
-        """Set which parameters are trainable in optimizer step `step` (from 0). Default: all of them."""
+        """Set which parameters are trainable in optimizer step `step` (from 0). By default, all are."""
         return
 
     def on_train_start(self, accelerator: Accelerator, module: torch.nn.Module, console: Console) -> None:
-        """Called once before the first step, to compute what every epoch reuses."""
+        """Compute what every epoch reuses; called once before the first step."""
         return
 
     def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
-        """The part of the trained module that `model/` holds."""
+        """Return the part of the trained module that is saved in `model/`."""
         saved: Any = module
         return saved
 
@@ -91,7 +91,7 @@ class Job(ABC):
 
     @abstractmethod
     def batches(self, accelerator: Accelerator, start_step: int, clock: RunClock) -> Iterator[GlobalBatch]:
-        """The batches of this process from `start_step` on, until the clock says that the run is over."""
+        """Yield the batches of this process from `start_step` on, until the clock says that the run is over."""
 
     @abstractmethod
     def score(
@@ -101,20 +101,20 @@ class Job(ABC):
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
     ) -> dict[str, float]:
-        """The metrics of a model on a split."""
+        """Return the metrics of a model on a split."""
 
     def selection_score(self, scores: dict[str, float]) -> float:
-        """The number that selects the best model; higher is better."""
+        """Return the number that selects the best model; higher is better."""
         return scores[self.best_by]
 
     def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
-        """The best model's scores on splits that did not select it, and its predictions beside the gold answers."""
+        """Return the best model's scores on splits not used to select it, and its predictions with the gold answers."""
         return {}, {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The keys of `results.json` that describe the job, such as task and model."""
+        """Return the keys of `results.json` that describe the job, such as task and model."""
 
     @abstractmethod
     def card(self, results: RunResults) -> str:
-        """The text of the model card."""
+        """Return the text of the model card."""

@@ -34,7 +34,7 @@ class StepRecord:
     num_tokens: int
     num_padded_tokens: int
     overflowed: bool = False  # whether the fp16 gradient overflowed, so that the scaler skipped the step
-    micro_batch_size: int | None = None  # examples, if micro-batches were limited or halved; None: as batched
+    micro_batch_size: int | None = None  # number of examples if micro-batches were limited or halved; None: as batched
 
 
 def train_steps(
@@ -54,23 +54,23 @@ def train_steps(
 
     The loss of a step is the sum over its targets (examples, or labeled tokens) divided by their number in the global
     batch, however they are distributed over micro-batches and processes. Gradient accumulation and uneven last batches
-    therefore do not change what is learned. A step with a non-finite gradient leaves weights and moments unchanged.
+    therefore do not change the result. A step with a non-finite gradient leaves weights and moments unchanged.
 
     Args:
         optimizer: from `training.optimizer.build_optimizer`; each parameter group has an `lr_scale`.
         learning_rate_at: learning rate of the optimizer step with the given index (from 0).
         compute_loss: the micro-batch's share of the mean loss of the global batch.
         max_grad_norm: clip the gradient to this norm; None: no clipping.
-        start_step: steps already completed.
+        start_step: number of steps already completed.
         micro_batch_size: maximum number of examples per micro-batch; None: as batched.
         halve_on_oom: halve the micro-batches, for this and all later steps, when the device runs out of memory.
 
     Raises:
-        torch.OutOfMemoryError: a micro-batch does not fit and must not, or cannot, be halved.
+        torch.OutOfMemoryError: a micro-batch does not fit in memory, and halving it is disabled or impossible.
     """
     parameters = list(model.parameters())
     for step, batch in enumerate(batches, start=start_step):
-        if not model.training:  # an evaluation between two steps leaves it in eval mode
+        if not model.training:  # an evaluation between two steps has left it in eval mode
             model.train()
         learning_rate = learning_rate_at(step)
         for group in optimizer.param_groups:
@@ -104,7 +104,7 @@ def _clip_gradient(
     max_norm: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clip the gradient, or have the optimizer do it; return its norm, and 1 if the step is to be skipped, else 0."""
-    if accelerator.scaler is not None:  # fp16: the scaler skips such steps itself, and overflows now and then by design
+    if accelerator.scaler is not None:  # fp16: the scaler skips such steps itself, and occasionally overflows by design
         return accelerator.clip_grad_norm_(parameters, max_norm), (~torch.isfinite(loss)).float()
     if accelerator.device.type == "mps":  # its fused AdamW ignores both `found_inf` and `grad_scale`
         norm = accelerator.clip_grad_norm_(parameters, max_norm)

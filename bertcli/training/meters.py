@@ -29,7 +29,7 @@ class RunClock:
         return self._previous_seconds + time.monotonic() - self._started_at
 
     def share(self, step: int) -> float:
-        """The completed share of the run before step `step` (from 0); the same on every process."""
+        """Return the completed share of the run before step `step` (from 0); the same on every process."""
         if self._budget_seconds is None:
             return step / self._total_steps
         if self._last_share[0] != step:
@@ -47,10 +47,10 @@ def broadcast_from_main(accelerator: Accelerator, value: float) -> float:
 
 
 class StepMeter:
-    """Sums of the step records since the last log line, and the time they took.
+    """The sums of the step records since the last log line, and the time that these steps took.
 
     Args:
-        state: `state()` of a meter in a checkpoint, to continue from.
+        state: `state()` of an earlier meter, from a checkpoint, to continue from.
     """
 
     def __init__(self, device: torch.device, state: dict[str, float] | None = None):
@@ -65,7 +65,7 @@ class StepMeter:
         )
 
     def state(self) -> dict[str, float]:
-        """The sums as plain numbers, for a checkpoint. Synchronizes with the device."""
+        """Return the sums as plain numbers, for a checkpoint. Synchronizes with the device."""
         return {
             "loss": self._loss.item(),
             "skipped": self._skipped.item(),
@@ -98,7 +98,7 @@ class StepMeter:
         self._loss, self.num_tokens, self.num_padded_tokens = loss, int(tokens), int(padded)
 
     def summary(self, steps_per_epoch: int) -> dict[str, Any]:
-        """One line of `train.jsonl`; its loss is the mean over the steps not skipped. Synchronizes with the device."""
+        """Return a line of `train.jsonl`, with the mean loss of the steps not skipped. Synchronizes with the device."""
         assert self._last is not None, "a meter without steps has no summary"
         num_skipped = int(self._skipped.item())
         num_counted = self.num_steps - num_skipped

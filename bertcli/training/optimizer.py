@@ -12,10 +12,10 @@ from torch import nn
 def parameter_groups(
     model: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Parameter groups: one per learning-rate scale; biases and normalization weights have no weight decay.
+    """Return one or two parameter groups per learning-rate scale; biases and normalization weights are not decayed.
 
     Args:
-        lr_scales: learning-rate scale by parameter name; 1 for parameters that are not in it.
+        lr_scales: learning-rate scale by parameter name; parameters that are not in it have scale 1.
     """
     norm_layers = tuple(
         name for name, module in model.named_modules() if "norm" in type(module).__name__.lower() and name

@@ -19,13 +19,13 @@ from bertcli.runs.folder import nearest_folder
 
 MODEL_BYTES = 4  # per parameter
 CHECKPOINT_BYTES = 12  # per parameter: the weight and its two moments
-MIN_INODES = 50  # of a run: files of its checkpoints, model and report
+MIN_INODES = 50  # that a run needs for its checkpoints, model and report
 DENIED_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def max_run_bytes(recipe: Recipe | PretrainRecipe, num_parameters: int) -> int:
-    """Upper bound on the size of a run: its checkpoints plus one being written, its model plus the previous one."""
+    """Return the maximum size of a run: its checkpoints plus one being written, its model plus the previous one."""
     checkpoints = (recipe.evaluation.keep_checkpoints + 1) * CHECKPOINT_BYTES
     return num_parameters * (checkpoints + 2 * MODEL_BYTES)
 
@@ -37,7 +37,7 @@ def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int)
     nearest = nearest_folder(path)
     needed = max_run_bytes(recipe, num_parameters) * len(recipe.training.seed)
     disk = shutil.disk_usage(nearest)
-    if disk.total and disk.free < needed:  # file systems that are not on a disk, such as /proc, have no size
+    if disk.total and disk.free < needed:  # file systems without a disk, such as /proc, have no size
         raise DiskError(
             f"the disk of {nearest} has {format_size(disk.free)} free, the run needs up to {format_size(needed)}. "
             "Free some space or choose another folder with --run."
@@ -82,7 +82,7 @@ def report_full_disk(path: Path, max_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def report_out_of_memory() -> Iterator[None]:
-    """Turn a device's out-of-memory error into a `TrainingError` with the cure."""
+    """Turn a device's out-of-memory error into a `TrainingError` that suggests a fix."""
     import torch
 
     try:
@@ -95,13 +95,13 @@ def report_out_of_memory() -> Iterator[None]:
 
 
 def free_inodes(path: Path) -> int | None:
-    """The number of files that can still be created on the disk of `path`; None if its file system has no limit."""
+    """Return the number of files that can still be created on the disk of `path`; None if there is no limit."""
     disk = os.statvfs(path)
     return disk.f_favail if disk.f_files else None
 
 
 def _max_file_bytes() -> int | None:
-    """The limit on the size of a file that this process may write; None without one."""
+    """Return the maximum size of a file that this process may write; None if there is no limit."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -109,13 +109,13 @@ def _max_file_bytes() -> int | None:
 
 
 def _write_errno(error: BaseException | None, path: Path) -> int | None:
-    """The system's error number if Python, safetensors or torch failed to write to `path`; else None."""
+    """Return the system's error number if Python, safetensors or torch failed to write to `path`; else None."""
     if error is None:
         return None
     if isinstance(error, OSError) and error.errno is not None:
         is_in_run = error.filename is not None and path.resolve() in Path(os.fsdecode(error.filename)).resolve().parents
         return error.errno if error.errno in FULL_ERRORS or (error.errno in DENIED_ERRORS and is_in_run) else None
-    if "inline_container.cc" in str(error):  # torch names no reason
+    if "inline_container.cc" in str(error):  # torch does not report the cause
         return errno.ENOSPC if _max_file_bytes() is None or shutil.disk_usage(path).free == 0 else errno.EFBIG
     if (numbers := OS_ERROR.search(str(error))) is not None:  # safetensors
         number = int(numbers[1])

@@ -6,11 +6,11 @@ import math
 
 
 def lr_scale(schedule: str, step: float, warmup_steps: float, total_steps: float) -> float:
-    """Fraction (0 … 1) of the peak learning rate in optimizer step `step` (from 0).
+    """Return the fraction (0 … 1) of the peak learning rate in optimizer step `step` (from 0).
 
     The learning rate rises linearly from 0 over `warmup_steps`, then decays to 0 linearly (`linear`) or as half a
     cosine (`cosine`), stays (`constant`), or decays as sqrt(warmup_steps / step) (`inverse_sqrt`, Vaswani et al. 2017).
-    A run with a time budget passes time instead of steps.
+    For a run with a time budget, the arguments are times instead of steps.
     """
     if step < warmup_steps:
         return step / warmup_steps

@@ -24,7 +24,7 @@ def train_seeds(
     processes: PartialState,
     console: Console,
 ) -> RunResults:
-    """Train a single seed in `parent`; several in one run folder each (`seed-1` …), summarized in `parent`.
+    """Train a single seed in `parent`, or each of several in its own folder (`seed-1` …) with a summary in `parent`.
 
     Args:
         recipe_text: the content of a seed's `recipe.yaml`.
@@ -47,7 +47,7 @@ def train_seeds(
 
 
 def log_scores(console: Console, results: RunResults, folder: RunFolder, model: str | None = None) -> None:
-    """Print the validation scores, where they are, and the command to predict with `model` (default: the run)."""
+    """Print the validation scores, the paths of the run and its report, and the command to predict with `model`."""
     scores = results.metrics["validation"]
     width = max(20, *(len(name) + 2 for name in scores))
     for name, score in scores.items():

@@ -22,8 +22,8 @@ class StopRequest:
 def exit_on_requeue(say: Callable[[], None]) -> None:
     """Outside of the training loop, exit on SIGUSR1 with the code that requests a requeue.
 
-    The handler raises `SystemExit` rather than an `Exception`, which calls into libraries would catch and report as
-    something else.
+    The handler raises `SystemExit` rather than an `Exception`, which libraries might catch and report as something
+    else.
 
     Args:
         say: called before the program exits, to print a message.
@@ -41,7 +41,7 @@ def exit_on_requeue(say: Callable[[], None]) -> None:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within the block, Ctrl-C, SIGTERM and SIGUSR1 only set the request; a second Ctrl-C interrupts at once.
 
-    After a Ctrl-C any other signal interrupts too, because torch's launcher turns a second Ctrl-C into a SIGTERM.
+    After a Ctrl-C, any other signal also interrupts, because torch's launcher turns a second Ctrl-C into a SIGTERM.
     """
     request = StopRequest()
 

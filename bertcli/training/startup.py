@@ -1,4 +1,4 @@
-"""Start a run: which process this is, and what the run folder already holds."""
+"""Start a run: join its processes, and handle a run folder that is finished or to be resumed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def join_processes(hardware: HardwareSection, console: Console) -> tuple[Partial
     check_trackers(hardware)
     processes = init_processes(hardware)
     console = console if processes.is_main_process else Console(mute=True)
-    exit_on_requeue(lambda: console.warn("stopped outside of the training steps; re-run the same command to resume"))
+    exit_on_requeue(lambda: console.warn("stopped outside the training loop; re-run the same command to resume"))
     return processes, console
 
 
 def report_finished(processes: PartialState, path: Path, results: RunResults, console: Console) -> RunResults:
-    """Say that the run in `path` is finished, and write its page if it has none; return its results."""
+    """Say that the run in `path` is finished, and write its page if that is missing; return its results."""
     console.say(f"{path} is already finished; showing its results (--overwrite trains again)")
     if processes.is_main_process:
         write_missing_pages(path)
@@ -38,7 +38,7 @@ def report_finished(processes: PartialState, path: Path, results: RunResults, co
 
 
 def open_run(processes: PartialState, claim: RunClaim, console: Console) -> RunFolder:
-    """Open the folder on the main process, after every process has claimed it and before any other uses it."""
+    """Open the folder on the main process, after every process has claimed it and before the others use it."""
     processes.wait_for_everyone()
     if processes.is_main_process:
         claim.open(console.say)

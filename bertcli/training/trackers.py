@@ -18,14 +18,14 @@ def check_trackers(hardware: HardwareSection) -> None:
     """Check that the recipe's trackers are installed; Accelerate ignores missing ones silently.
 
     Raises:
-        UsageError: one is not installed.
+        UsageError: a tracker is not installed.
     """
     available = set(map(str, get_available_trackers()))
     missing = [name for name in hardware.trackers if name not in available]
     if missing:
         raise UsageError(
-            f"found hardware.trackers {', '.join(missing)}, which this Python cannot import: "
-            f"run `pip install {' '.join(missing)}` or remove it from hardware.trackers"
+            f"cannot import {', '.join(missing)}, from hardware.trackers: "
+            f"run `pip install {' '.join(missing)}` or remove it from the recipe"
         )
 
 
@@ -33,7 +33,7 @@ def check_trackers(hardware: HardwareSection) -> None:
 def track_run(accelerator: Accelerator, step: int) -> Iterator[None]:
     """Within the block, send everything the accelerator logs to its trackers, starting after `step`.
 
-    TensorBoard discards what an interrupted run logged for later steps.
+    TensorBoard discards what an interrupted run logged after `step`.
     """
     accelerator.init_trackers(PROJECT, init_kwargs={"tensorboard": {"purge_step": step + 1}})
     try:

@@ -49,20 +49,18 @@ class TrainState:
             train_seen_rows_only(self.module, seen_ids)
         self._full_module: torch.nn.Module | None = None  # for saving, if the module is sharded
         self.progress = read_progress(checkpoint) if checkpoint else Progress()
-        self.ensure_best_model()  # before the weights are loaded, as it may load others
+        self.ensure_best_model()  # before the weights are loaded, because it may load different ones
         saved = load_checkpoint(checkpoint, self.module) if checkpoint else None
         is_sharded = hardware.shard and accelerator.num_processes > 1
         if hardware.shard and not is_sharded:
-            console.warn(
-                "hardware.shard shards a model over several processes; this is a single one, nothing is sharded"
-            )
+            console.warn("hardware.shard has no effect in a single process; nothing is sharded")
         if is_sharded and precision == "fp16":
-            raise UsageError("found hardware.shard with fp16, expected hardware.precision=bf16 or fp32")
+            raise UsageError("hardware.shard does not support fp16; set hardware.precision=bf16 or fp32")
         if is_sharded:
             self._full_module = copy.deepcopy(self.module)
         optimize_forward(self.module, accelerator.device)
         if hardware.compile is True and not compile_layers(self.module):
-            console.warn("hardware.compile does not know the layers of this model: nothing is compiled")
+            console.warn("hardware.compile does not support the layers of this model; nothing is compiled")
         if is_sharded:
             shard(self.module, all_encoder_layers(self.module), accelerator.device, precision)
         optimizer = build_optimizer(
@@ -81,7 +79,7 @@ class TrainState:
                 accelerator.scaler.load_state_dict(saved.scaler)
             if accelerator.process_index < len(saved.rng_states):
                 saved.restore_rng_states(accelerator.process_index)
-            else:  # a new process; with the state of another one both would draw the same dropout masks
+            else:  # a new process: with another one's state, both would draw the same dropout masks
                 set_seed(job.seed + self.progress.step, device_specific=True)
             console.say(f"resuming {folder.path} after step {self.progress.step}")
         else:
@@ -89,7 +87,7 @@ class TrainState:
             set_seed(job.seed, device_specific=True)
 
     def save_model(self) -> None:
-        """Replace the best model by this one. All processes have to call it together."""
+        """Replace the saved best model with this one. All processes must call it together."""
         module = self._full()
         if not self._accelerator.is_main_process:
             return
@@ -107,10 +105,10 @@ class TrainState:
     def ensure_best_model(self) -> None:
         """Check the saved best model; if it is damaged, restore it from the checkpoint of its step.
 
-        Restoring replaces the weights in memory. All processes have to call it together.
+        Restoring replaces the weights in memory. All processes must call it together.
 
         Raises:
-            DiskError: it is damaged, and there is no intact checkpoint of its step.
+            DiskError: the model is damaged, and there is no intact checkpoint of its step.
         """
         step = self.progress.best_step
         if step is None:
@@ -124,7 +122,7 @@ class TrainState:
         problem, can_restore = broadcast_object_list([problem, can_restore])
         if problem is None:
             return
-        message = f"the best model in {self._folder.model}, of step {step}, is damaged ({problem})"
+        message = f"the best model in {self._folder.model} (step {step}) is damaged ({problem})"
         if not can_restore:
             raise DiskError(
                 f"{message}, and there is no intact checkpoint of that step. To start over, remove the run or use "
@@ -138,7 +136,7 @@ class TrainState:
         self._accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint. All processes have to call it together."""
+        """Write a checkpoint. All processes must call it together."""
         states: list[dict[str, Any]] = gather_object([get_rng_states()])
         module, optimizer = self._full(), full_optimizer_state(self.optimizer.optimizer)
         scaler = self._accelerator.scaler
@@ -155,7 +153,7 @@ class TrainState:
         self._accelerator.wait_for_everyone()
 
     def _full(self) -> torch.nn.Module:
-        """The trained module with full, unsharded weights."""
+        """Return the trained module with full, unsharded weights."""
         if self._full_module is None:
             return self.module
         copy_full_parameters(self.module, self._full_module)

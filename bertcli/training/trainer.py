@@ -37,11 +37,11 @@ BUDGET_TICKS = 10_000  # with a time budget the schedule counts ticks of the bud
 
 
 def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
-    """Train the job in its run folder to the end, from its newest checkpoint if it has one; return the results.
+    """Train the job in its run folder to the end, resuming from its newest checkpoint if any; return the results.
 
     Raises:
         Interrupted: a signal arrived; the run is saved, and the same command resumes it.
-        TrainingError: a non-finite gradient, or out of memory; the last good checkpoint is kept.
+        TrainingError: a gradient is non-finite, or memory runs out; the last good checkpoint is kept.
         DiskError: the disk is full, all checkpoints are corrupt, or the best model is damaged and cannot be restored.
         RunFolderError: another process uses the folder.
     """
@@ -55,7 +55,7 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
                 trainer.state.ensure_best_model()
                 results = finalize(job, folder, trainer.accelerator, trainer.progress, trainer.setup)
     if trainer.stopped_by is not None:
-        raise Interrupted(trainer.stopped_by, f"{folder.path} is finished; re-run the same command for what follows it")
+        raise Interrupted(trainer.stopped_by, f"{folder.path} is finished; re-run the same command for the rest")
     return results
 
 
@@ -77,14 +77,14 @@ class Trainer:
         self.stopped_by: int | None = None  # the signal that arrived during the last step
         budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
         self.clock = RunClock(self.accelerator, job.plan.total_steps, budget, elapsed)
-        if self.is_main_process:  # steps after the checkpoint are computed again
+        if self.is_main_process:  # steps after the checkpoint will be repeated
             truncate_after(folder.train_history, self.progress.step)
             truncate_after(folder.eval_history, self.progress.step)
             folder.clean_up()
             write_json(folder.environment, describe_environment())
 
     def fit(self) -> None:
-        """Run the remaining optimizer steps, and log, evaluate, save and stop between them."""
+        """Run the remaining optimizer steps; log, evaluate, save and stop between them."""
         progress, plan = self.progress, self.plan
         if self._should_stop_early():
             return
@@ -126,7 +126,7 @@ class Trainer:
                 meter = StepMeter(self.accelerator.device)
 
     def _steps(self) -> Iterator[StepRecord]:
-        """The remaining optimizer steps, computed lazily."""
+        """Return the remaining optimizer steps, which run as they are iterated over."""
         progress, hardware, module = self.progress, self.recipe.hardware, self.state.module
         steps = train_steps(
             self.accelerator,
@@ -149,13 +149,13 @@ class Trainer:
         return compile_if_faster(steps, self.accelerator, self._remaining_seconds, compiled, undone, self.console.say)
 
     def _remaining_seconds(self) -> float:
-        """The time the rest takes at the average speed so far."""
+        """Estimate the remaining time from the average speed so far."""
         share = self.clock.share(self.progress.step)
         return self.clock.elapsed_seconds * (1 - share) / share
 
     @property
     def setup(self) -> dict[str, Any]:
-        """The keys of `results.json` that say how the run was computed."""
+        """The keys of `results.json` that say how the run was executed."""
         return {
             "num_parameters": self.state.num_parameters,
             "num_trainable_parameters": self.state.num_trainable_parameters,
@@ -164,7 +164,7 @@ class Trainer:
         }
 
     def _agree_on_signal(self, request: StopRequest, step: int) -> int | None:
-        """The stop signal that arrived, if any; several processes agree on it, so that all stop at the same step."""
+        """Return the stop signal that arrived, if any; processes agree on it, so that all stop at the same step."""
         number = request.signal_number
         if self.accelerator.num_processes == 1:
             return number
@@ -174,7 +174,7 @@ class Trainer:
         return int(self.accelerator.gather(signals).max()) or None
 
     def _learning_rate(self, step: int) -> float:
-        """The learning rate of optimizer step `step` (from 0)."""
+        """Return the learning rate of optimizer step `step` (from 0)."""
         training, plan = self.recipe.training, self.plan
         current, warmup, total = float(step), float(plan.warmup_steps), float(plan.total_steps)
         peak = training.learning_rate

@@ -106,7 +106,7 @@ def test_broken_cache_variable_is_named_by_a_command(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("BERTCLI_CACHE", str(Path("file").absolute()))
     result = call("pretrain", "pretrain/tiny", "training.max_steps=1", "--run", "run", "--quiet")
     assert result.exit_code == 1
-    assert "set BERTCLI_CACHE, now " in result.stderr
+    assert "set BERTCLI_CACHE (now " in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ from bertcli.cli.main import app
 for arguments, message in (
     (["finetune", {str(recipe)!r}, "evaluation.best_by=f2"], "evaluation.best_by 'f2', expected one of"),
     (["finetune", {str(recipe)!r}, "training.strategy=lora"], "requires a pretrained encoder"),
-    (["finetune", {str(recipe)!r}, "data.context_tokens=4"], "data.context_tokens is for token classification"),
+    (["finetune", {str(recipe)!r}, "data.context_tokens=4"], "data.context_tokens is only for token classification"),
     (["predict", "nowhere", "--input", "nothing.csv"], "found no file nothing.csv"),
 ):
     result = CliRunner().invoke(app, arguments)

@@ -115,10 +115,10 @@ def test_unfinished_seeds_or_grid_are_reported_with_what_can_be_used() -> None:
         ):
             best_seed(parent)
         Path(parent, members[0], "results.json").write_text("{}")
-        with pytest.raises(UsageError, match=rf"1 of the 2 runs .*, or name one of them: {parent}/{members[0]}$"):
+        with pytest.raises(UsageError, match=rf"1 of the 2 runs .*, or choose one of them: {parent}/{members[0]}$"):
             best_seed(parent)
     Path("grid/results.json").write_text('{"tasks": {}}')
-    with pytest.raises(UsageError, match="grid holds 2 runs with a model each; name one of them: grid/epochs=1"):
+    with pytest.raises(UsageError, match="grid holds 2 runs with a model each; choose one of them: grid/epochs=1"):
         best_seed("grid")
     Path("run").mkdir()
     Path("run/model").mkdir()

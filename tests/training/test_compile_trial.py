@@ -63,7 +63,7 @@ def messages_of_trial(
 def test_compile_trial_keeps_faster_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = FakeLayers(speedup=2.0)
     assert messages_of_trial(layers, monkeypatch) == [
-        "compiled layers process 2.00 times as many tokens per second: keeping them"
+        "compiled layers process 2.00 times as many tokens per second: kept"
     ]
     assert layers.calls == ["compile"]
 
@@ -71,7 +71,7 @@ def test_compile_trial_keeps_faster_layers(monkeypatch: pytest.MonkeyPatch) -> N
 def test_compile_trial_undoes_slower_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = FakeLayers(speedup=0.5)
     assert messages_of_trial(layers, monkeypatch) == [
-        "compiled layers process 0.50 times as many tokens per second: back to uncompiled ones"
+        "compiled layers process 0.50 times as many tokens per second: not kept"
     ]
     assert layers.calls == ["compile", "undo"]
 
@@ -79,7 +79,7 @@ def test_compile_trial_undoes_slower_layers(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("layers", "seconds_left", "message"),
     [
-        (FakeLayers(2.0), 60.0, "60 seconds of training left are too few for it to pay off"),
+        (FakeLayers(2.0), 60.0, "60 seconds of training left are too few for that to pay off"),
         (FakeLayers(2.0, num_parts=0), 1e6, "the layers of this model are not supported"),
     ],
 )

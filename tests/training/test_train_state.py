@@ -79,7 +79,7 @@ def test_damaged_best_model_is_restored_from_its_checkpoint(
     DAMAGES[damage](Path("run"))
     results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
     message = " ".join(capsys.readouterr().err.split())
-    assert "the best model in run/model, of step 3, is damaged (" in message
+    assert "the best model in run/model (step 3) is damaged (" in message
     assert "restored it from step-00000003" in message
     assert results.best_step == 3
     after = read_weights(Path("run") / WEIGHTS)
@@ -92,7 +92,7 @@ def test_damaged_best_model_is_restored_from_its_checkpoint(
 def test_damaged_best_model_without_a_checkpoint_is_refused(stopped: Callable[..., Recipe], damage: str) -> None:
     recipe = stopped(1, "evaluation.keep_checkpoints=1")
     DAMAGES[damage](Path("run"))
-    with pytest.raises(DiskError, match=r"run/model, of step 1, is damaged \(.*no intact checkpoint.*--overwrite"):
+    with pytest.raises(DiskError, match=r"run/model \(step 1\) is damaged \(.*no intact checkpoint.*--overwrite"):
         finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert not Path("run/results.json").exists()
     finetune(recipe, Path("run"), RunOptions(console=QUIET, overwrite=True))

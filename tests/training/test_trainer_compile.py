@@ -26,7 +26,7 @@ def test_compile_warns_about_unsupported_layers(
     for run, overrides in (("uncompiled", []), ("compiled", ["hardware.compile=true"])):
         finetune(recipe_of("training.max_steps=1", *overrides), Path(run), RunOptions(console=Console()))
     assert [type(model).__name__ for model in models] == ["BertForSequenceClassification"]
-    assert "hardware.compile does not know the layers of this model: nothing is compiled" in capsys.readouterr().err
+    assert "hardware.compile does not support the layers of this model; nothing is compiled" in capsys.readouterr().err
 
 
 def test_compile_auto_reports_why_it_does_not_compile(
