@@ -231,7 +231,7 @@ def test_fetch_does_not_stop_at_a_changed_readme_if_no_file_is_missing(hub: Hub)
 
 def test_fetch_reports_all_problems_together(hub: Hub) -> None:
     del hub.repositories["model", "org/encoder", None]["model.safetensors"]
-    with pytest.raises(ModelError, match="no weights as safetensors"):
+    with pytest.raises(ModelError, match="no safetensors weights"):
         fetch_mine()
     with pytest.raises(BertcliError, match=r"expected 'reviws'. Did you mean reviews\?\n.*no weights") as caught:
         fetch_mine("task.config=reviws")

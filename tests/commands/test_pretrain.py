@@ -204,7 +204,7 @@ def test_pair_objective_warns_about_single_sentence_documents(
     corpus = f"{{sources: [{{files: corpus.txt, documents: {documents}}}], held_out_fraction: 0.1}}"
     set_up(small_recipe(corpus=corpus, objective="{pairs: next_sentence}"), None, Console())
     printed = capsys.readouterr().err
-    assert ("of the sentence pairs are positive, because most documents have a single sentence" in printed) == warns
+    assert ("of the sentence pairs are positive, because most documents have only one sentence" in printed) == warns
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,9 @@ def test_time_budget_keeps_the_number_of_warmup_steps(warmup_steps: str, expecte
 def test_trained_tokenizer_saves_the_models_maximum_length() -> None:
     run("training.max_steps=1", phases="[{max_length: 600}]")
     assert json.loads(Path("run/model/tokenizer_config.json").read_text())["model_max_length"] == 600
-    with pytest.raises(ModelError, match="found a phase with max_length 700, expected at most 600, the limit of run"):
+    with pytest.raises(
+        ModelError, match="found 700 for the max_length of a phase, expected at most 600, the limit of run"
+    ):
         run("training.max_steps=1", model="{name: run}", phases="[{max_length: 700}]", folder="longer")
 
 

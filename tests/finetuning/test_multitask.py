@@ -132,8 +132,8 @@ def test_multitask_resumed_run_ends_where_an_uninterrupted_one_ends(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.strategy=lora"], "for a single task, not for multitask training"),
-        (["model.name=null"], "needs one vocabulary"),
+        (["training.strategy=lora"], "is not supported in multitask training"),
+        (["model.name=null"], "requires a shared vocabulary"),
         (["training.epochs=[1, 2]"], "found a list under training with multitask"),
         (["start_from={sentiment: choices}"], "found start_from with multitask"),
     ],
