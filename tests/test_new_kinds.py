@@ -124,7 +124,7 @@ def test_new_head_trains_evaluates_predicts_reports_and_has_a_card(
     assert "AutoModelForSequenceClassification" in card
     refused = CliRunner().invoke(app, ["finetune", "rating.yaml", "training.label_smoothing=0.1", "--run", "other"])
     assert refused.exit_code == 2
-    assert "training.label_smoothing is for" in refused.stderr
+    assert "training.label_smoothing is only for" in refused.stderr
 
 
 def test_new_objective_trains_evaluates_predicts_reports_and_has_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_finetune_reports_a_read_only_folder(small: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "access", lambda path, mode: bool(path.stat().st_mode & 0o200))  # root can write anywhere
     result = call("finetune", str(small), "--run", "readonly/run")
     assert result.exit_code == 2
-    assert "cannot write to readonly" in result.stderr
+    assert "cannot create the run folder in readonly" in result.stderr
 
 
 def test_finetune_reports_an_unwritable_path_even_to_root(small: Path) -> None:

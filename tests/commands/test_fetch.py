@@ -233,7 +233,9 @@ def test_fetch_reports_all_problems_together(hub: Hub) -> None:
     del hub.repositories["model", "org/encoder", None]["model.safetensors"]
     with pytest.raises(ModelError, match="no safetensors weights"):
         fetch_mine()
-    with pytest.raises(BertcliError, match=r"expected 'reviws'. Did you mean reviews\?\n.*no weights") as caught:
+    with pytest.raises(
+        BertcliError, match=r"expected 'reviws'. Did you mean reviews\?\n.*no safetensors weights"
+    ) as caught:
         fetch_mine("task.config=reviws")
     assert caught.value.exit_code == 1
 

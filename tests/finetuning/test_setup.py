@@ -163,7 +163,7 @@ def test_all_invalid_keys_are_reported_at_once(recipe_of: Callable[..., Recipe])
     recipe = recipe_of(QUESTION, *overrides)
     with pytest.raises(RecipeError) as error:
         set_up(recipe, None)
-    expected = ["evaluation.best_by 'f2'", "class_weights", "context_tokens", "training.lora_rank is"]
+    expected = ["evaluation.best_by 'f2'", "class_weights", "context_tokens", "training.lora_rank requires"]
     for words, problem in zip(expected, error.value.problems, strict=True):
         assert words in problem
 
@@ -283,7 +283,7 @@ def test_model_must_have_a_head_for_the_task_and_positions_for_its_texts(encoder
     choices = load_recipe("sample/choices", ["model.name=deberta"])
     with pytest.raises(ModelError, match=r"deberta has no model for multiple choice \(AutoModelForMultipleChoice\)"):
         set_up(choices, None)
-    with pytest.raises(ModelError, match=r"found data\.max_length 600, but a new BERT supports at most 512 tokens"):
+    with pytest.raises(ModelError, match=r"data\.max_length is 600, but a new BERT supports at most 512 tokens"):
         set_up(load_recipe("sample/sentiment", ["model.name=null", "data.max_length=600"]), None)
 
 

@@ -113,5 +113,5 @@ def test_threshold_of_the_recipe_applies_to_every_evaluation(encoder: Path) -> N
 
 @pytest.mark.parametrize("name", ["similarity", "entities", "questions", "choices"])
 def test_thresholds_are_rejected_for_other_heads(encoder: Path, name: str) -> None:
-    with pytest.raises(RecipeError, match=r"answers\.thresholds is for"):
+    with pytest.raises(RecipeError, match=r"answers\.thresholds is only for"):
         finetune(recipe(encoder, name, "answers.thresholds=tuned"), Path("run"), RunOptions(console=QUIET))
