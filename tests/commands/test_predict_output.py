@@ -213,7 +213,11 @@ def test_kept_columns_of_a_split_include_its_labels(run: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
-        ([{"text": "a", "label": 1, "input_label": 2}], DataError, "cannot keep the column 'label' as 'input_label'"),
+        (
+            [{"text": "a", "label": 1, "input_label": 2}],
+            DataError,
+            "cannot keep the column 'label': 'input_label' already exists",
+        ),
         (
             [{"text": "a"}, {"text": "b", "more": 1}],
             DataError,
