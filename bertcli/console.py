@@ -200,7 +200,7 @@ def print_result(text: str) -> None:
     """Print a result to stdout, from the first process only.
 
     Raises:
-        OSError: stdout is closed, or is a file on a full disk.
+        OSError: if stdout is closed, or is a file on a full disk.
     """
     if os.environ.get("RANK", "0") != "0":
         return

@@ -122,7 +122,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; move it to `path` on success, remove it on error.
 
     Raises:
-        UsageError: `path` already exists, or cannot be created.
+        UsageError: if `path` already exists, or cannot be created.
     """
     if path.exists():
         raise UsageError(f"{path} already exists; choose another --output or remove it")
@@ -171,7 +171,7 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
     """Check that `new_file` can write to `path`, before any work starts.
 
     Raises:
-        UsageError: the file exists (allowed with `overwrite`), is a folder, or cannot be created.
+        UsageError: if the file exists (allowed with `overwrite`), is a folder, or cannot be created.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, expected the name of a file")

@@ -69,8 +69,8 @@ def list_repository(kind: Kind, name: str, revision: str | None = None) -> Repos
     """List the files and metadata of a model or dataset on the Hub.
 
     Raises:
-        UsageError: `name` is not a valid repository ID.
-        HubError: the repository does not exist or requires authorization, or the Hub is unreachable.
+        UsageError: if `name` is not a valid repository ID.
+        HubError: if the repository does not exist or requires authorization, or the Hub is unreachable.
     """
     from huggingface_hub import HfApi
 
@@ -91,7 +91,7 @@ def download(repository: Repository, files: Sequence[HubFile], folder: Path, *, 
     """Download files of a repository into `folder`, resuming partial downloads.
 
     Raises:
-        HubError: the download fails.
+        HubError: if the download fails.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -137,7 +137,7 @@ def upload(name: str, files: Mapping[str, Path | bytes], *, private: bool, messa
         The URL of the model.
 
     Raises:
-        HubError: there is no token, or the Hub rejects the upload.
+        HubError: if there is no token, or the Hub rejects the upload.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 

@@ -83,7 +83,7 @@ def _seqeval(
         labels: all tags, which determine how they mark entities (`bertcli.tasks.tags`); None: the tags that occur.
 
     Raises:
-        DataError: the tags do not mark entities, or it is unclear how.
+        DataError: if the tags do not mark entities, or it is unclear how.
     """
     from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
@@ -289,7 +289,7 @@ def check_metric(name: str, answer_kind: str) -> None:
     """Check that a metric applies to one kind of answer, without importing anything.
 
     Raises:
-        DataError: the metric does not exist, or does not apply to this kind of answer.
+        DataError: if the metric does not exist, or does not apply to this kind of answer.
     """
     supported = [metric for metric, (_, kinds) in METRICS.items() if answer_kind in kinds.split()]
     if name not in supported:
@@ -301,7 +301,7 @@ def check_binary_f1(task: Task) -> None:
     """Reject the binary metric `f1` for a task with more than two labels.
 
     Raises:
-        DataError: the task uses it; the message names the metrics to use instead.
+        DataError: if the task uses it; the message names the metrics to use instead.
     """
     if "f1" in task.metric_names and task.answer_kind == "single_label" and len(task.labels) > 2:
         raise DataError(
@@ -314,7 +314,7 @@ def check_num_rows(task: Task, split: str, num_rows: int) -> None:
     """Check that a split has enough rows for the metrics: a correlation requires two.
 
     Raises:
-        DataError: the split has fewer rows.
+        DataError: if the split has fewer rows.
     """
     correlations = [name for name in task.metric_names if name in CORRELATIONS]
     if correlations and num_rows < 2:
@@ -327,7 +327,7 @@ def check_entity_metrics(task: Task) -> None:
     """Reject the metric `seqeval` for tags that do not mark entities, or if it is unclear how they do.
 
     Raises:
-        DataError: the task uses it; the message names the metric to use instead.
+        DataError: if the task uses it; the message names the metric to use instead.
     """
     if "seqeval" in task.metric_names and task.labels:
         try:

@@ -195,7 +195,7 @@ def check_mirror(mirror: Path | None) -> Path | None:
     """Return `mirror` unchanged.
 
     Raises:
-        UsageError: `mirror` is not a folder.
+        UsageError: if `mirror` is not a folder.
     """
     if mirror is not None and not mirror.is_dir():
         raise UsageError(f"found no mirror folder {mirror} (from --mirror or BERTCLI_MIRROR)")
@@ -206,7 +206,7 @@ def hardware_section(device: str | None, precision: str | None) -> HardwareSecti
     """Build the hardware section from `--device` and `--precision`; None if neither was given.
 
     Raises:
-        UsageError: a value is not one of the choices.
+        UsageError: if a value is not one of the choices.
     """
     from pydantic import ValidationError
 

@@ -68,8 +68,8 @@ def launch(num_processes: int, arguments: Sequence[str]) -> None:
     others are stopped. The cores of this machine are divided equally among them unless `OMP_NUM_THREADS` is set.
 
     Raises:
-        Interrupted: a signal arrived.
-        ProcessError: a process failed; the error has the message and exit code of the first failure.
+        Interrupted: if a signal arrived.
+        ProcessError: if a process failed; the error has the message and exit code of the first failure.
     """
     environment = os.environ | {
         "WORLD_SIZE": str(num_processes),

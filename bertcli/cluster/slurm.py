@@ -76,7 +76,7 @@ def batch_script(
         about: what the script is for, written as a comment at its top.
 
     Raises:
-        UsageError: a requested resource is not valid for Slurm.
+        UsageError: if a requested resource is not valid for Slurm.
     """
     is_array = len(commands) > 1
     job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if is_array else "$SLURM_JOB_ID"
@@ -147,7 +147,7 @@ def signal_lead_seconds(time: str | None) -> int:
     """Return how many seconds before its time limit a job is asked to stop: 10 % of the limit, at most 600.
 
     Raises:
-        UsageError: `time` is not in Slurm's format.
+        UsageError: if `time` is not in Slurm's format.
     """
     if time is None:
         return DEFAULT_SIGNAL_LEAD_SECONDS

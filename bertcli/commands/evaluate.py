@@ -50,9 +50,10 @@ def evaluate(
         labels: names for the model's labels, in the order of their ids, if the task spells them differently.
 
     Raises:
-        UsageError: the model's task is unknown and `task_name` is None, or it is given for a run with several models.
-        DataError: the split is missing or its labels are hidden.
-        ModelError: the labels of the model and the task differ.
+        UsageError: if the model's task is unknown and `task_name` is None, or `task_name` is given for a run with
+            several models.
+        DataError: if the split is missing or its labels are hidden.
+        ModelError: if the labels of the model and the task differ.
     """
     console, started_at = console or Console(), time.monotonic()
     pretraining = pretraining_recipe(name)
@@ -147,7 +148,7 @@ def _with_checked_labels(loaded: LoadedModel, task: Task, mirror: Path | None) -
     """Return the task with all its labels, after checking that the model has the same labels in any order.
 
     Raises:
-        ModelError: the labels differ, or the model predicts another kind of answer.
+        ModelError: if the labels differ, or the model predicts another kind of answer.
     """
     if task.answer_kind != loaded.head.answer_kind:
         raise ModelError(

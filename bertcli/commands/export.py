@@ -29,10 +29,10 @@ def export(name: str, output: Path, *, mirror: Path | None = None, console: Cons
     and the model give the same outputs.
 
     Raises:
-        ModelError: the architecture cannot be exported, the model lacks weights, its tokenizer is incompatible,
+        ModelError: if the architecture cannot be exported, the model lacks weights, its tokenizer is incompatible,
             or the outputs differ.
-        UsageError: `output` exists.
-        BertcliError: a package is not installed.
+        UsageError: if `output` exists.
+        BertcliError: if a package is not installed.
     """
     console = console or Console()
     check_packages()
@@ -65,7 +65,7 @@ def _model_class(config: PretrainedConfig, name: str) -> str:
     """Return the transformers class whose weights were all saved with the model, so that none is newly initialized.
 
     Raises:
-        ModelError: the model has a head that cannot be exported.
+        ModelError: if the model has a head that cannot be exported.
     """
     supported = (*(load_class(HEADS, head).model_class for head in HEADS), *PRETRAINING_CLASSES)
     model_class = next((candidate for candidate in supported if has_head(config, candidate)), None)

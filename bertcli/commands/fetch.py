@@ -57,9 +57,9 @@ def fetch(
     A folder stays at the revision it was first fetched at; delete it to fetch the newest one.
 
     Raises:
-        HubError: the Hub cannot be reached, or a download is incomplete or corrupt.
-        DataError, ModelError: a repository cannot be used.
-        UsageError: the mirror holds a different file under the same name, or its disk is too small.
+        HubError: if the Hub cannot be reached, or a download is incomplete or corrupt.
+        DataError, ModelError: if a repository cannot be used.
+        UsageError: if the mirror holds a different file under the same name, or its disk is too small.
     """
     console = console or Console()
     unique_requirements = dict.fromkeys(
@@ -168,7 +168,7 @@ def _model_files(repository: Repository, *, weights: bool) -> tuple[HubFile, ...
     """Select the configuration, the tokenizer and optionally the safetensors weights.
 
     Raises:
-        ModelError: there are no safetensors weights.
+        ModelError: if there are no safetensors weights.
     """
     files = _matching_files(repository.files, (*TOKENIZER_FILES, *(WEIGHT_FILES if weights else ())))
     if weights and not any(file.path.endswith(".safetensors") for file in files):
@@ -187,7 +187,7 @@ def _dataset_files(repository: Repository, configs: list[str | None]) -> tuple[H
     `data_files`.
 
     Raises:
-        DataError: a configuration does not exist.
+        DataError: if a configuration does not exist.
     """
     available = {config["config_name"]: config for config in repository.card.get("configs", ())}
     if not available:

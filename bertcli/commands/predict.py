@@ -85,10 +85,10 @@ def predict(
         The number of predictions; for `glue`, the number of files.
 
     Raises:
-        UsageError: the format is unknown or contradicts the suffix, an option does not apply to the model, or the
+        UsageError: if the format is unknown or contradicts the suffix, an option does not apply to the model, or the
             output file exists.
-        DataError: the input cannot be read.
-        ModelError: the model cannot be loaded, or has no supported head.
+        DataError: if the input cannot be read.
+        ModelError: if the model cannot be loaded, or has no supported head.
     """
     console = console or Console()
     format_name = resolve_format(format_name, output)
@@ -126,7 +126,7 @@ def _check_fill_mask_options(name: str, inputs: PredictionInput, format_name: st
     """Check that every option applies to masked language models.
 
     Raises:
-        UsageError: an option does not apply.
+        UsageError: if an option does not apply.
     """
     has_pairs = inputs.values is not None and any(len(values) != 1 for values in inputs.values)
     unsupported = {"--split": inputs.split is not None, "--format squad": format_name == "squad", "--pair": has_pairs}
@@ -175,7 +175,7 @@ def _rename_clashes(row: Row, prediction: Prediction) -> Row:
     """Return the row, with `input_` before each name that the prediction also has, such as that of the gold label.
 
     Raises:
-        DataError: the row already has a column with the new name.
+        DataError: if the row already has a column with the new name.
     """
     taken = {*prediction, *_table_row({}, prediction)}
     renamed = {f"{INPUT_PREFIX}{name}" if name in taken else name: value for name, value in row.items()}
@@ -209,9 +209,9 @@ def predict_features(
         overwrite: replace an existing file.
 
     Raises:
-        UsageError: an option does not apply to the model or the output format, or the output file exists.
-        DataError: the input cannot be read.
-        ModelError: the model cannot be loaded.
+        UsageError: if an option does not apply to the model or the output format, or the output file exists.
+        DataError: if the input cannot be read.
+        ModelError: if the model cannot be loaded.
     """
     check_feature_output(Path(output), pooling, overwrite=overwrite)
     console, name = console or Console(), best_seed(name)
@@ -270,7 +270,7 @@ def write_predictions(
         warn: called with a message if a table cannot represent all texts unchanged.
 
     Raises:
-        DataError: the columns of a prediction differ from those of the first one.
+        DataError: if the columns of a prediction differ from those of the first one.
     """
     num_predictions = num_changed = 0
     table: Any = None

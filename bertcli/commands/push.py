@@ -32,9 +32,9 @@ def push(
     The card is uploaded as it is in the run folder, with license and languages added to its metadata if given.
 
     Raises:
-        UsageError: the run is not finished, its model is an adapter (LoRA) for a base model that exists only on this
+        UsageError: if the run is not finished, its model is an adapter (LoRA) for a base model that exists only on this
             machine, or `name` is not a valid repository ID.
-        HubError: you are not logged in, or the Hub rejects the upload.
+        HubError: if you are not logged in, or the Hub rejects the upload.
     """
     console = console or Console()
     check_name(name)
@@ -76,7 +76,7 @@ def _adapter_base_model(model: Path) -> str | None:
     """Return the base model of an adapter; None if the saved model is not an adapter.
 
     Raises:
-        UsageError: the base model exists only on this machine.
+        UsageError: if the base model exists only on this machine.
     """
     file = model / "adapter_config.json"
     if not file.is_file():

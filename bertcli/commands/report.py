@@ -30,7 +30,7 @@ def report(
         plots: folder to write the charts to as PNG files; it must be empty or not exist.
 
     Raises:
-        UsageError: a folder is not a finished run, the runs cannot be compared, or an output file exists.
+        UsageError: if a folder is not a finished run, the runs cannot be compared, or an output file exists.
     """
     console = console or Console()
     if html is not None and html.exists():

@@ -88,11 +88,11 @@ def submit(
         command_line: this program's command line, written as a comment at the top of each script.
 
     Raises:
-        RecipeError: the recipe is invalid; every problem is listed.
-        UsageError: a resource is not valid for Slurm, `array` with a single run, this machine has no Slurm, or an
+        RecipeError: if the recipe is invalid; every problem is listed.
+        UsageError: if a resource is not valid for Slurm, `array` with a single run, this machine has no Slurm, or an
             earlier job of this run folder has not finished.
-        RunFolderError: the run folder holds other files, or a run with a different recipe.
-        ClusterError: the cluster rejects a job.
+        RunFolderError: if the run folder holds other files, or a run with a different recipe.
+        ClusterError: if the cluster rejects a job.
     """
     console = console or Console()
     plan = plan_jobs(name, overrides, run)
@@ -117,7 +117,7 @@ def plan_jobs(name: str, overrides: Sequence[str], run: Path) -> JobPlan:
     Only a job for a whole grid or suite, or for multitask training, reads the original file.
 
     Raises:
-        RecipeError: the recipe is invalid; every problem is listed.
+        RecipeError: if the recipe is invalid; every problem is listed.
     """
     name = run_recipe_path(name)
     recipe = load_any(name, overrides)
@@ -153,7 +153,7 @@ def _build_scripts(
     """Build the text of each batch script by name: `job`, and after an array `gather`.
 
     Raises:
-        UsageError: `array` with a single run, or a resource is not valid for Slurm.
+        UsageError: if `array` with a single run, or a resource is not valid for Slurm.
     """
     if not array:
         return {"job": batch_script(command_line, [plan.command], resources, environment)}
@@ -228,7 +228,7 @@ def _prepare_run_folders(plan: JobPlan, run: Path, console: Console, *, overwrit
     """Check every run folder, then write each recipe to its run folder.
 
     Raises:
-        RunFolderError: a folder holds other files, or a run with a different recipe.
+        RunFolderError: if a folder holds other files, or a run with a different recipe.
     """
     if plan.is_multitask:
         if overwrite and run.is_dir():
@@ -271,7 +271,7 @@ def _test_submission(scripts: Mapping[str, str]) -> None:
     """Check that the cluster accepts the jobs (`sbatch --test-only`), before an existing run is removed.
 
     Raises:
-        ClusterError: the cluster rejects a job.
+        ClusterError: if the cluster rejects a job.
     """
     with tempfile.TemporaryDirectory() as folder:
         for name, text in scripts.items():
@@ -287,7 +287,7 @@ def _run_slurm(*command: str) -> str:
     """Run a Slurm program and return its output.
 
     Raises:
-        ClusterError: the program fails.
+        ClusterError: if the program fails.
     """
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:

@@ -39,7 +39,7 @@ def source_files(source: Source) -> list[Path]:
     """Return the files of a source without duplicates: in the order of its patterns, sorted within each pattern.
 
     Raises:
-        DataError: a pattern does not match any file.
+        DataError: if a pattern does not match any file.
     """
     paths: list[Path] = []
     for pattern in source.files:
@@ -54,7 +54,7 @@ def read_documents(source: Source, mirror: Path | None) -> Iterator[str]:
     """Yield the documents of a source, skipping empty ones.
 
     Raises:
-        DataError: a file or dataset is missing, unreadable, damaged or not UTF-8.
+        DataError: if a file or dataset is missing, unreadable, damaged or not UTF-8.
     """
     if source.dataset == "sample":
         from bertcli.data.sample import sample_documents
@@ -123,7 +123,7 @@ def _nonempty(texts: Iterable[object], location: str, column: str) -> Iterator[s
     """Yield the non-empty texts.
 
     Raises:
-        DataError: a value is not a string.
+        DataError: if a value is not a string.
     """
     for number, text in enumerate(texts, start=1):
         if text is not None and not isinstance(text, str):
@@ -136,7 +136,7 @@ def _read_text(path: Path, options: TextOptions) -> Iterator[str]:
     """Yield the text of a file in parts.
 
     Raises:
-        DataError: the file is not text, or has a different encoding; the message names the line.
+        DataError: if the file is not text, or has a different encoding; the message names the line.
     """
     with open_text(path, options) as file:
         try:

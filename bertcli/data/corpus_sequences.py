@@ -44,7 +44,7 @@ def split_train_held_out(
         min_documents: minimum number of documents in each part.
 
     Raises:
-        DataError: the corpus has too few documents.
+        DataError: if the corpus has too few documents.
     """
     num_documents = len(corpus.document_offsets) - 1
     if num_documents < 2 * min_documents:
@@ -122,7 +122,7 @@ def build_sentence_pairs(
     follows the first, or the two are swapped (Lan et al. 2020).
 
     Raises:
-        DataError: next-sentence pairs are requested, but there is only one document to sample from.
+        DataError: if next-sentence pairs are requested, but there is only one document to sample from.
     """
     if kind == "next_sentence" and len(np.unique(documents)) < 2:
         raise DataError("next-sentence pairs require at least two documents; add more, or set objective.pairs=null")

@@ -87,7 +87,7 @@ def load_corpus(
         warn: called with a message if the cached corpus is damaged.
 
     Raises:
-        DataError: a source cannot be read, or the corpus has fewer than two documents.
+        DataError: if a source cannot be read, or the corpus has fewer than two documents.
     """
     key = corpus_key(section, tokenizer, mirror)
     return _read_corpus(

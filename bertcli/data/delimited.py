@@ -34,7 +34,8 @@ def read_csv(
         columns: names that the header should contain, if known.
 
     Raises:
-        DataError: the separator is ambiguous, a row has more or fewer values than the header, or a quote is misplaced.
+        DataError: if the separator is ambiguous, a row has more or fewer values than the header, or a quote is
+            misplaced.
     """
     lines = iter(lines)
     sample = list(islice(lines, SAMPLED_LINES))
@@ -47,7 +48,7 @@ def read_tsv(lines: Iterable[str], path: str) -> Iterator[Cells]:
     """Yield the rows of an unquoted TSV file, the header first; blank lines are skipped.
 
     Raises:
-        DataError: a row has more or fewer values than the header.
+        DataError: if a row has more or fewer values than the header.
     """
     rows = ((number, line.removesuffix("\n").removesuffix("\r")) for number, line in enumerate(lines, start=1))
     yield from _with_header(((number, row.split("\t") if row else []) for number, row in rows), path, "\t")
@@ -65,7 +66,7 @@ def find_delimiter(
         sample: the first lines, with their line ends.
 
     Raises:
-        DataError: the separator is ambiguous.
+        DataError: if the separator is ambiguous.
     """
     line = SEPARATOR_LINE.fullmatch(sample[0].strip("\r\n")) if sample else None
     if options.delimiter is not None:

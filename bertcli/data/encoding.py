@@ -232,7 +232,7 @@ class EncodedBuilder:
         """Add a sequence of dataset row `row`.
 
         Raises:
-            DataError: the sequence has no tokens.
+            DataError: if the sequence has no tokens.
         """
         if not input_ids:
             raise DataError(f"row {row + 1} is empty, and the tokenizer adds no special tokens; remove the row")
@@ -442,7 +442,7 @@ def window_bounds(length: int, window_size: int, doc_stride: int | None) -> list
         doc_stride: number of tokens shared by consecutive windows; None: a third of a window.
 
     Raises:
-        DataError: `doc_stride` is not smaller than the window.
+        DataError: if `doc_stride` is not smaller than the window.
     """
     if length <= window_size:
         return [(0, length)]

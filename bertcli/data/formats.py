@@ -30,7 +30,7 @@ def read_jsonl(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
     """Yield each object of a JSON Lines file with its location, `file:line`; read a JSON list with `read_json`.
 
     Raises:
-        DataError: a line is not a JSON object, or an object has a duplicate key.
+        DataError: if a line is not a JSON object, or an object has a duplicate key.
     """
     lines, is_first = iter(lines), True
     for number, line in enumerate(lines, start=1):
@@ -51,7 +51,7 @@ def read_json(text: str, path: str) -> Iterator[tuple[str, Row]]:
     """Yield each object with its location from a JSON list, SQuAD's JSON, or JSON Lines (which often end in .json).
 
     Raises:
-        DataError: the text is in none of these formats, or an object has a duplicate key.
+        DataError: if the text is in none of these formats, or an object has a duplicate key.
     """
     try:
         content = STRICT_JSON.decode(text)
@@ -123,7 +123,7 @@ def check_json_depth(file: BinaryIO, path: str) -> None:
     A first pass only counts brackets, in blocks of a few kilobytes; lines are parsed only if many more open than close.
 
     Raises:
-        DataError: the nesting is too deep; the message names the line.
+        DataError: if the nesting is too deep; the message names the line.
     """
     depth = 0
     while depth <= MAX_JSON_DEPTH and (part := file.read(SAMPLED_BYTES)):
@@ -152,7 +152,7 @@ def require_object(row: object, location: str) -> Row:
     """Return `row` unchanged if it is a JSON object.
 
     Raises:
-        DataError: it is not an object.
+        DataError: if it is not an object.
     """
     if not isinstance(row, dict):
         raise DataError(f"{location}: found {type(row).__name__}, expected an object")
@@ -163,7 +163,7 @@ def check_column_names(names: Iterable[str], path: str) -> None:
     """Check that no two columns have the same name; columns without a name are ignored.
 
     Raises:
-        DataError: a name occurs twice or contains a NUL character.
+        DataError: if a name occurs twice or contains a NUL character.
     """
     seen: set[str] = set()
     for name in names:
@@ -178,7 +178,7 @@ def read_squad(content: Any, location: str) -> Iterator[Row]:
     """Yield a row for each question of SQuAD's official JSON, with the columns of the Hugging Face dataset.
 
     Raises:
-        DataError: the content does not have SQuAD's structure.
+        DataError: if the content does not have SQuAD's structure.
     """
     try:
         for article in content["data"]:
@@ -226,7 +226,7 @@ def read_conll(lines: Iterable[str], location: str) -> Iterator[Row]:
         lines: lines as an editor counts them, with or without line breaks.
 
     Raises:
-        DataError: a line has fewer than two columns or not as many as the first line, or the words are not in the
+        DataError: if a line has fewer than two columns or not as many as the first line, or the words are not in the
             first column.
     """
     sentences = _conll_sentences(lines, location)
@@ -242,7 +242,7 @@ def _conll_sentences(lines: Iterable[str], location: str) -> Iterator[list[list[
     """Yield each sentence as the columns of its words.
 
     Raises:
-        DataError: a line has fewer than two columns, or not as many as the first line.
+        DataError: if a line has fewer than two columns, or not as many as the first line.
     """
     sentence: list[list[str]] = []
     num_columns = 0
@@ -352,7 +352,7 @@ def _check_word_column(sentences: list[list[list[str]]], location: str) -> None:
     """Check that the words are in the first column, judging by the first two sentences.
 
     Raises:
-        DataError: the words are in another column.
+        DataError: if the words are in another column.
     """
     columns = {_word_column(sentence) for sentence in sentences}
     if 0 in columns or max(map(len, sentences), default=0) < 2:

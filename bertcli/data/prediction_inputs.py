@@ -115,8 +115,8 @@ def read_inputs(
         options: how to read text files.
 
     Raises:
-        DataError: the file is missing or not in this format or encoding, or a row lacks a value.
-        UsageError: the format is unknown.
+        DataError: if the file is missing or not in this format or encoding, or a row lacks a value.
+        UsageError: if the format is unknown.
     """
     if input_format not in FORMATS:
         raise UsageError(
@@ -262,7 +262,7 @@ def _reject_pairs(rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows unchanged.
 
     Raises:
-        UsageError: a row has a second text.
+        UsageError: if a row has a second text.
     """
     first, second = DEFAULT_TEXT_COLUMNS
     for row in rows:
@@ -281,7 +281,7 @@ def with_input_columns(task: Task, inputs: PredictionInput, *, from_run: bool) -
         from_run: whether the task comes from a run folder, which fixes the number of its columns.
 
     Raises:
-        UsageError: the number of named columns is wrong.
+        UsageError: if the number of named columns is wrong.
     """
     if inputs.columns is not None:
         task = _rename_columns(task, inputs.columns, from_run=from_run)
@@ -307,7 +307,7 @@ def _row_from_values(task: Task, values: Sequence[str]) -> Row:
     """Build a row from values given on the command line; any values after the texts are choices.
 
     Raises:
-        UsageError: there are too few or too many values.
+        UsageError: if there are too few or too many values.
     """
     num_texts = len(task.text_columns)
     if len(values) != len(task.columns) and not (len(task.choice_columns) == 1 and len(values) > num_texts + 1):

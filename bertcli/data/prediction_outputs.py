@@ -19,7 +19,7 @@ def resolve_format(format_name: str | None, output: str) -> str:
     """Return the output format: the given one, or the one for the suffix of `output`.
 
     Raises:
-        UsageError: the format is unknown or contradicts the suffix.
+        UsageError: if the format is unknown or contradicts the suffix.
     """
     suffix = Path(output).suffix.lower()
     if format_name is None:
@@ -41,7 +41,7 @@ def check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrit
     """Check that the output can be written, before the model is loaded.
 
     Raises:
-        UsageError: the output exists or cannot be created, or an option has no effect on the format.
+        UsageError: if the output exists or cannot be created, or an option has no effect on the format.
     """
     if format_name not in ("glue", "squad"):
         if output not in STDOUT_NAMES:
@@ -63,8 +63,8 @@ def check_feature_output(output: Path, pooling: str, *, overwrite: bool) -> None
     """Check that features with this pooling can be written to this file.
 
     Raises:
-        UsageError: the pooling or suffix is unknown, `.npy` cannot store the features, or the file exists or cannot be
-            created.
+        UsageError: if the pooling or suffix is unknown, `.npy` cannot store the features, or the file exists or cannot
+            be created.
     """
     if pooling not in POOLINGS:
         raise UsageError(

@@ -91,7 +91,7 @@ def sample_rows(config: str, split: str) -> list[Row]:
     modify them.
 
     Raises:
-        DataError: the configuration or split does not exist.
+        DataError: if the configuration or split does not exist.
     """
     if config not in GENERATORS:
         raise DataError(

@@ -36,7 +36,7 @@ def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
     validation split, and the remaining rows the training split.
 
     Raises:
-        DataError: the dataset, split or column does not exist, is unreadable, or has no rows.
+        DataError: if the dataset, split or column does not exist, is unreadable, or has no rows.
     """
     if split in ("train", "validation") and holds_out_rows(task):
         return hold_out_rows(task, load_training_rows(task, mirror))[split]
@@ -77,7 +77,7 @@ def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:
     by label as far as possible, and no label is held out entirely.
 
     Raises:
-        DataError: there are too few rows or groups, or a row has no group.
+        DataError: if there are too few rows or groups, or a row has no group.
     """
     if len(rows) == 1:
         raise DataError(f"{task.name}: found one training row, expected at least two to hold some out for validation")
@@ -224,7 +224,7 @@ def load_rows(dataset: str, config: str | None, split: str, mirror: Path | None)
     """Load a split of a dataset: from the mirror, a folder, the local cache or the Hub, in this order.
 
     Raises:
-        DataError: the dataset or split does not exist or is unreadable.
+        DataError: if the dataset or split does not exist or is unreadable.
     """
     path = resolve_dataset(dataset, mirror)
     if Path(path).is_dir():
@@ -311,7 +311,7 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
     """Check that the task's columns exist and contain text (or lists of text).
 
     Raises:
-        DataError: a column is missing, has a missing value or is not of this type.
+        DataError: if a column is missing, has a missing value or is not of this type.
     """
     names = column_names(rows)
     missing = [column for column in task.columns if column not in names]

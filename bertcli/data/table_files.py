@@ -69,7 +69,7 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
         split: name of the split, which is recorded in the returned rows.
 
     Raises:
-        DataError: a file is missing, unreadable, in an unknown encoding or format, or its columns differ.
+        DataError: if a file is missing, unreadable, in an unknown encoding or format, or its columns differ.
     """
     import pyarrow
     from datasets import Dataset, NamedSplit
@@ -293,7 +293,7 @@ def _table_of_rows(rows: Sequence[Row], path: Path, task: Task | None) -> pyarro
     """Build a table of the columns that the task uses; labels of mixed types, such as 1 and "1", become text.
 
     Raises:
-        DataError: the values of a column have different types; the message names the row.
+        DataError: if the values of a column have different types; the message names the row.
     """
     import pyarrow
 

@@ -74,7 +74,7 @@ def open_binary(path: str | Path) -> Iterator[io.BufferedReader]:
     """Open a file (`-` is standard input) for reading; decompress it if necessary.
 
     Raises:
-        DataError: the file is missing, unreadable or damaged, or is not a text file.
+        DataError: if the file is missing, unreadable or damaged, or is not a text file.
     """
     try:
         if str(path) == "-":
@@ -232,7 +232,7 @@ def decode(content: bytes, encoding: str, path: str | Path, options: TextOptions
     """Decode the content of a file.
 
     Raises:
-        DataError: the file has a different encoding; the message names the line.
+        DataError: if the file has a different encoding; the message names the line.
     """
     try:
         return content.decode(encoding)

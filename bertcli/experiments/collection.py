@@ -28,8 +28,8 @@ def claim_collection(
         check: called before a run is removed; raises an error if the new runs could not start.
 
     Raises:
-        RunFolderError: `folder` holds a run (with `overwrite`, a run in progress), or files that no run wrote and that
-            would be replaced.
+        RunFolderError: if `folder` holds a run (with `overwrite`, a run in progress), or files that no run wrote and
+            that would be replaced.
     """
     run = RunFolder(folder)
     if run.recipe.is_file():
@@ -64,7 +64,7 @@ def read_collection(name: str) -> CollectionResults | None:
     """Return the results of the finished grid or suite in the folder `name`; None if it holds neither.
 
     Raises:
-        UsageError: the results cannot be read.
+        UsageError: if the results cannot be read.
     """
     results = RunFolder(Path(name)).read_results()
     return results if isinstance(results, CollectionResults) else None
@@ -91,7 +91,7 @@ def write_collection_page(folder: Path, results: CollectionResults, page: Path) 
     """Write the page of a grid or suite: its table with links, the curves of a grid's points, and the failures.
 
     Raises:
-        UsageError: a point of the grid cannot be read.
+        UsageError: if a point of the grid cannot be read.
     """
     members = _member_folders(results, folder)
     runs = best_point_runs(results, folder)
@@ -106,7 +106,7 @@ def best_point_runs(results: CollectionResults, folder: Path) -> Runs:
     """Return the points of a grid with the best means, by name; empty for a suite, whose tasks share no metric.
 
     Raises:
-        UsageError: a point cannot be read.
+        UsageError: if a point cannot be read.
     """
     if results.points is None:
         return {}

@@ -28,9 +28,9 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     skipped (with several processes, the first failure ends the grid); re-running the command trains only what is left.
 
     Raises:
-        RunFolderError: the folder holds other files.
-        Interrupted: a signal arrived; the run in progress is saved.
-        TrainingError: a point failed; the others are finished.
+        RunFolderError: if the folder holds other files.
+        Interrupted: if a signal arrived; the run in progress is saved.
+        TrainingError: if a point failed; the others are finished.
     """
     processes, console = join_processes(grid.first.hardware, options.console)
     if processes.is_main_process:

@@ -37,8 +37,8 @@ def run_each(
     With several processes, the first failure ends all runs, because a process that continued alone would wait forever.
 
     Raises:
-        Interrupted: a signal arrived.
-        Exception: a run failed and there are several processes.
+        Interrupted: if a signal arrived.
+        Exception: if a run failed and there are several processes.
     """
     finished: dict[str, RunResults] = {}
     failed: dict[str, str] = {}
@@ -76,9 +76,9 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
         The errors of the runs that failed, by run folder.
 
     Raises:
-        BertcliError: `overwrite` is set and a recipe has an error.
-        RunFolderError: a folder holds other files, or cannot be written.
-        Interrupted: a signal arrived and was passed on; all runs are saved.
+        BertcliError: if `overwrite` is set and a recipe has an error.
+        RunFolderError: if a folder holds other files, or cannot be written.
+        Interrupted: if a signal arrived and was passed on; all runs are saved.
     """
     console = options.console
     for recipe in recipes.values() if options.overwrite else ():

@@ -33,9 +33,9 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
     the command trains only what is left.
 
     Raises:
-        RunFolderError: the folder holds other files.
-        Interrupted: a signal arrived; the run in progress is saved.
-        TrainingError: a recipe failed; the others are finished.
+        RunFolderError: if the folder holds other files.
+        Interrupted: if a signal arrived; the run in progress is saved.
+        TrainingError: if a recipe failed; the others are finished.
     """
     processes, console = join_processes(next(iter(recipes_by_name(suite).values())).hardware, options.console)
     if processes.is_main_process:
@@ -67,7 +67,7 @@ def _source_run(suite: Suite, name: str, folder: Path) -> str:
     """Return the run whose encoder the recipe `name` starts from.
 
     Raises:
-        TrainingError: this run belongs to the suite and has not finished.
+        TrainingError: if this run belongs to the suite and has not finished.
     """
     source = suite.start_from[name]
     run = run_folder(folder, source) if source in suite.recipes or run_folder(folder, source).is_dir() else Path(source)

@@ -40,7 +40,7 @@ def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
     """Load the teacher that the recipe names.
 
     Raises:
-        ModelError: the teacher predicts another kind of answer or has other labels; or its hidden states are to be
+        ModelError: if the teacher predicts another kind of answer or has other labels; or its hidden states are to be
             distilled, and it is smaller than the student, or one of the two has no [CLS] at the start of a text.
     """
     section = setup.recipe.training

@@ -98,7 +98,7 @@ def _check_multitask(recipes: Collection[Recipe]) -> None:
     """Check that the recipes set only keys that multitask training supports.
 
     Raises:
-        RecipeError: a key is not supported; the error lists every problem.
+        RecipeError: if a key is not supported; the error lists every problem.
     """
     recipe, problems = next(iter(recipes)), []
     training = recipe.training

@@ -146,7 +146,7 @@ class FinetuneSetup:
             console: used to report which weights of a pretrained model are newly initialized.
 
         Raises:
-            ModelError: weights of the encoder are missing, which LoRA would neither train nor save.
+            ModelError: if weights of the encoder are missing, which LoRA would neither train nor save.
         """
         model, is_new_head = self._build_unscaled_model(console)
         if self.target_scale is not None:
@@ -199,9 +199,9 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     """Load and check everything the recipe names, without computing anything expensive or writing anything.
 
     Raises:
-        RecipeError: a key is invalid for the task or strategy.
-        DataError: a split is missing, unlabeled or unusable.
-        ModelError: the model does not match the task or recipe.
+        RecipeError: if a key is invalid for the task or strategy.
+        DataError: if a split is missing, unlabeled or unusable.
+        ModelError: if the model does not match the task or recipe.
     """
     task = recipe_task(recipe)
     check_recipe(recipe, task)
@@ -241,7 +241,7 @@ def check_recipe(recipe: Recipe, task: Task) -> None:
     """Check the metrics and the keys that depend on the task or the strategy.
 
     Raises:
-        RecipeError: the recipe is invalid; the error lists every problem.
+        RecipeError: if the recipe is invalid; the error lists every problem.
     """
     problems = [*_metric_problems(recipe, task), *_head_key_problems(recipe, task), *_strategy_problems(recipe)]
     if task.files is None and task.splits.train is None:
@@ -353,7 +353,7 @@ def _match_tokenizer_to_model(
     """Match the tokenizer to the model `name`, and check that the model supports the inputs of the recipe.
 
     Raises:
-        ModelError: the tokenizer is incompatible, or the inputs are too long or unsupported.
+        ModelError: if the tokenizer is incompatible, or the inputs are too long or unsupported.
     """
     match_tokenizer(tokenizer, config, name)
     max_length = max_input_length(tokenizer, config)
@@ -369,7 +369,7 @@ def _match_head_to_model(recipe: Recipe, task: Task, head: Head, source: ModelSo
     """Check the head against the pretrained model; return it with its labels in the order of a kept classifier.
 
     Raises:
-        ModelError: the model's family has no such head, or its classifier has other labels.
+        ModelError: if the model's family has no such head, or its classifier has other labels.
     """
     name, config = source.name, source.config
     check_model_class(config, head.model_class, name)

@@ -109,7 +109,7 @@ class PretrainJob(Job):
         """Compute the objective's scores on the held-out text, with the same masks in every evaluation.
 
         Raises:
-            TrainingError: a score is not finite.
+            TrainingError: if a score is not finite.
         """
         objective, held_out = self.setup.objective, self._held_out_targets
         sums: dict[str, np.ndarray] = {}  # for each score, its sum and number of targets
@@ -171,7 +171,7 @@ def unigram_cross_entropy(corpus: Corpus, held_out: SequenceSpans, vocab_size: i
     """Return the unigram cross-entropy of the held-out text, in nats per token, as a baseline for the loss.
 
     Raises:
-        DataError: the held-out text has no tokens.
+        DataError: if the held-out text has no tokens.
     """
     counts = np.ones(vocab_size)  # add-one smoothing
     for start in range(0, len(corpus.tokens), COUNT_CHUNK_TOKENS):
@@ -194,7 +194,7 @@ def score_held_out(
         hardware: overrides of the recipe's hardware section.
 
     Raises:
-        ModelError: only part of the trained model was saved (ELECTRA's discriminator).
+        ModelError: if only part of the trained model was saved (ELECTRA's discriminator).
     """
     recipe = recipe.model_copy(update={"hardware": recipe.hardware.with_overrides(hardware)})
     setup = set_up(recipe, mirror, console)

@@ -56,7 +56,7 @@ class ReplacedTokenDetection(MaskedLM):
         """Combine the discriminator `model` with a new, narrower generator that shares its embeddings.
 
         Raises:
-            ModelError: `model` is not an ELECTRA model.
+            ModelError: if `model` is not an ELECTRA model.
         """
         from bertcli.models.generator_and_discriminator import build_generator_and_discriminator
 

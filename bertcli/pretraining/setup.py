@@ -73,9 +73,9 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     """Load or create the tokenizer, the tokenized corpus, the model configuration and the held-out text of a recipe.
 
     Raises:
-        RecipeError: `evaluation.best_by` is not a score of the objective.
-        DataError: the corpus cannot be read or is too small.
-        ModelError: a model or tokenizer cannot be loaded, or is incompatible with the rest of the recipe.
+        RecipeError: if `evaluation.best_by` is not a score of the objective.
+        DataError: if the corpus cannot be read or is too small.
+        ModelError: if a model or tokenizer cannot be loaded, or is incompatible with the rest of the recipe.
     """
     source = _model_source(recipe, mirror)
     tokenizer = _load_tokenizer(recipe, source, mirror) or _train_tokenizer(recipe, mirror, console)
@@ -200,7 +200,7 @@ def _build_config(
     """Build the model configuration, or copy that of the model to continue from, and match the tokenizer to it.
 
     Raises:
-        ModelError: the model is too small for the sequences or the vocabulary, or has no head for sentence pairs.
+        ModelError: if the model is too small for the sequences or the vocabulary, or has no head for sentence pairs.
     """
     if source is None:
         config = build_config(recipe.model, tokenizer, max_length)
@@ -289,7 +289,7 @@ def resolve_phases(
     """Derive the plan of a run, and the first step and the end of each phase.
 
     Raises:
-        RecipeError: there are more warmup steps than training steps.
+        RecipeError: if there are more warmup steps than training steps.
     """
     training, phases = recipe.training, recipe.phases
     batch_sizes = [phase.global_batch_size or training.global_batch_size for phase in phases]

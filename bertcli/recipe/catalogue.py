@@ -42,7 +42,7 @@ def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Pretr
     """Load a recipe, grid or suite by built-in name, from a file or from a run folder, with `key=value` overrides.
 
     Raises:
-        RecipeError: the recipe is invalid; the message lists every error.
+        RecipeError: if the recipe is invalid; the message lists every error.
     """
     path = run_recipe_path(name_or_path)
     if is_pretraining(path):
@@ -80,7 +80,7 @@ def show_recipe(name_or_path: str, overrides: Sequence[str] = (), *, comments: b
         comments: whether to add the description of each key as a comment.
 
     Raises:
-        UsageError: overrides are given for a multitask run, whose recipes cannot be changed.
+        UsageError: if overrides are given for a multitask run, whose recipes cannot be changed.
     """
     path = Path(run_recipe_path(name_or_path))
     if str(path) != name_or_path and (text := path.read_text("utf-8")).startswith("suite:"):
@@ -145,7 +145,7 @@ def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
             and reference it in the first line of the copy, for editors.
 
     Raises:
-        UsageError: the file exists, or the schema's path is a different file.
+        UsageError: if the file exists, or the schema's path is a different file.
     """
     text = find_recipe(name).read_text("utf-8")
     if with_schema:
@@ -199,7 +199,7 @@ def json_schema(kind: str) -> dict[str, Any]:
     """Return the JSON schema of finetune or pretrain recipes, generated from the typed recipe; no key is required.
 
     Raises:
-        UsageError: the kind is unknown.
+        UsageError: if the kind is unknown.
     """
     if kind not in SCHEMAS:
         raise UsageError(f"found recipe kind {kind!r}, expected one of {', '.join(SCHEMAS)}")

@@ -39,7 +39,7 @@ def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Rec
     """Load a built-in recipe or a YAML file: a recipe, or a grid if keys of `training` hold lists.
 
     Raises:
-        RecipeError: the recipe is invalid; the message lists every error as `file:line: found … expected …`.
+        RecipeError: if the recipe is invalid; the message lists every error as `file:line: found … expected …`.
     """
     return expand_recipe(read_finetune_recipe(name_or_path), overrides)
 
@@ -48,7 +48,7 @@ def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid
     """Resolve a partial recipe with `key=value` overrides to a recipe, or to a grid if keys of `training` hold lists.
 
     Raises:
-        RecipeError: the recipe is invalid; the message lists every error.
+        RecipeError: if the recipe is invalid; the message lists every error.
     """
     merged = copy.deepcopy(layer)
     apply_overrides(merged, overrides)

@@ -48,7 +48,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     folder); `task.dataset` and `model.name` may be Hub IDs, so they are kept as given.
 
     Raises:
-        RecipeError: the recipe is invalid; the message lists every error as `file:line: found … expected …`.
+        RecipeError: if the recipe is invalid; the message lists every error as `file:line: found … expected …`.
     """
     recipe = resolve_recipe(read_finetune_recipe(name_or_path), overrides)
     assert isinstance(recipe, Recipe)
@@ -59,7 +59,7 @@ def read_finetune_recipe(name_or_path: str) -> RecipeLayer:
     """Read a fine-tuning recipe without validating its values.
 
     Raises:
-        RecipeError: the recipe does not exist, or is a suite or a pretraining recipe.
+        RecipeError: if the recipe does not exist, or is a suite or a pretraining recipe.
     """
     layer = read_with_extends(find_recipe(name_or_path), Recipe)
     _reject_key(layer, "suite", f"{name_or_path} is a suite, expected a single recipe; specify one of its recipes")
@@ -73,7 +73,7 @@ def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pr
     Relative paths under `corpus.sources` are resolved against the folder of the file that contains them.
 
     Raises:
-        RecipeError: the recipe is invalid; the message lists every error as `file:line: found … expected …`.
+        RecipeError: if the recipe is invalid; the message lists every error as `file:line: found … expected …`.
     """
     layer = read_with_extends(find_recipe(name_or_path), PretrainRecipe)
     _reject_key(layer, "task", f"{name_or_path} is a recipe for `bertcli finetune`, expected one with a corpus")
@@ -86,7 +86,7 @@ def load_any_recipe(name_or_path: str) -> Recipe | PretrainRecipe:
     """Load a fine-tuning or pretraining recipe by built-in name or from a YAML file.
 
     Raises:
-        RecipeError: the recipe is invalid; the message lists every error.
+        RecipeError: if the recipe is invalid; the message lists every error.
     """
     return (load_pretrain_recipe if is_pretraining(name_or_path) else load_recipe)(name_or_path)
 
@@ -106,7 +106,7 @@ def resolve_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Pre
     """Merge `key=value` overrides into a partial recipe and validate it.
 
     Raises:
-        RecipeError: the recipe is invalid; the message lists every error.
+        RecipeError: if the recipe is invalid; the message lists every error.
     """
     problems = [*layer.problems, *apply_overrides(layer, overrides)]
     if problems and not layer.values:
@@ -169,7 +169,7 @@ def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
     """Return the file of a recipe, given by built-in name or by a path relative to `base_folder`.
 
     Raises:
-        RecipeError: the recipe does not exist.
+        RecipeError: if the recipe does not exist.
     """
     path = base_folder / name_or_path
     if os.path.isfile(path):  # unlike Path.is_file, False for a path that is too long or not accessible
@@ -192,7 +192,7 @@ def read_with_extends(path: Path, schema: type[BaseModel], children: tuple[Path,
     """Read a file and merge it into the files that it extends; errors are collected in `problems` of the result.
 
     Raises:
-        RecipeError: one of the files contains data, not a recipe.
+        RecipeError: if one of the files contains data, not a recipe.
     """
     layer = read_yaml_file(path, schema)
     _make_file_paths_absolute(layer, path.parent)

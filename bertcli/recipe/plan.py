@@ -28,7 +28,7 @@ def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -
     """Derive the plan of a run over `num_train_examples` rows.
 
     Raises:
-        RecipeError: there are more warmup steps than training steps.
+        RecipeError: if there are more warmup steps than training steps.
     """
     training = recipe.training
     steps_per_epoch = math.ceil(num_train_examples / training.global_batch_size)
@@ -58,7 +58,7 @@ def complete_plan(
         global_batch_size: number of examples in the largest step, over all processes.
 
     Raises:
-        RecipeError: there are more warmup steps than training steps.
+        RecipeError: if there are more warmup steps than training steps.
     """
     training, evaluation, requested_size = recipe.training, recipe.evaluation, recipe.hardware.micro_batch_size
     warmup = training.warmup_steps if training.warmup_steps is not None else round(training.warmup_ratio * total_steps)

@@ -61,7 +61,7 @@ def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe 
     """Load anything that `bertcli finetune` accepts: a recipe, a grid or a suite.
 
     Raises:
-        RecipeError: a recipe is invalid; the message lists every error.
+        RecipeError: if a recipe is invalid; the message lists every error.
     """
     return load_suite(name_or_path, overrides) or load_recipe_or_grid(name_or_path, overrides)
 
@@ -72,7 +72,7 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
     Precedence, lowest first: the recipe, the suite's sections, the command line. `suite=[cola, rte]` runs a subset.
 
     Raises:
-        RecipeError: the suite is invalid; the message lists every error as `file:line: found … expected …`.
+        RecipeError: if the suite is invalid; the message lists every error as `file:line: found … expected …`.
     """
     path = find_recipe(name_or_path)
     layer = read_with_extends(path, Recipe)
@@ -160,7 +160,7 @@ def _dependency_order(names: list[str], start_from: dict[str, str]) -> Iterator[
     """Yield the names in the given order, except that a recipe comes after the one it starts from.
 
     Raises:
-        RecipeError: recipes start from each other in a cycle.
+        RecipeError: if recipes start from each other in a cycle.
     """
     waiting = list(names)
     while waiting:

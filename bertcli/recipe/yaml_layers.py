@@ -67,7 +67,7 @@ def read_yaml_file(path: Path, schema: type[BaseModel]) -> RecipeLayer:
     """Read a YAML file as a partial recipe of the given schema; errors are collected in its `problems`.
 
     Raises:
-        RecipeError: the file contains data, not a recipe.
+        RecipeError: if the file contains data, not a recipe.
     """
     layer = RecipeLayer(schema, locations={(): f"{path}:1"})
     if path.suffix.lower() in DATA_SUFFIXES:
@@ -163,7 +163,7 @@ def _measure(node: Node, path: str | None, depth: int, sizes: dict[int, tuple[in
         sizes: results by `id(node)`; an alias is the same node as its anchor, so each node is measured only once.
 
     Raises:
-        _TooLargeError: an alias refers to a node that contains it, or there are too many values or levels.
+        _TooLargeError: if an alias refers to a node that contains it, or there are too many values or levels.
     """
     if id(node) in sizes:
         num_values, num_levels = sizes[id(node)]

@@ -103,7 +103,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
         warn: called with a message for each newer checkpoint that is corrupt.
 
     Raises:
-        DiskError: all checkpoints are corrupt.
+        DiskError: if all checkpoints are corrupt.
     """
     corrupt: list[str] = []
     for checkpoint in reversed(list_checkpoints(folder)):
@@ -141,7 +141,7 @@ def load_checkpoint(checkpoint: Path, model: torch.nn.Module) -> LoadedCheckpoin
     """Load the weights of `checkpoint` into `model` and return the rest.
 
     Raises:
-        RunFolderError: the weights do not match the model.
+        RunFolderError: if the weights do not match the model.
     """
     load_weights(checkpoint, model)
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location="cpu")
@@ -153,7 +153,7 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Load the weights of `checkpoint` into `model`.
 
     Raises:
-        RunFolderError: the weights do not match the model, which may depend on the words in the training rows.
+        RunFolderError: if the weights do not match the model, which may depend on the words in the training rows.
     """
     try:
         load_model(model, str(checkpoint / "model.safetensors"))

@@ -132,7 +132,7 @@ class RunFolder:
         """Return the final scores, or None if the run is not finished.
 
         Raises:
-            UsageError: the file cannot be read.
+            UsageError: if the file cannot be read.
         """
         if not self.results.is_file():
             return None
@@ -149,7 +149,7 @@ class RunFolder:
         """Return the content of `results.json` unvalidated, for callers that need little of it; empty without the file.
 
         Raises:
-            UsageError: the file is not a JSON object.
+            UsageError: if the file is not a JSON object.
         """
         try:
             return {**json.loads(self.results.read_text("utf-8"))} if self.results.is_file() else {}
@@ -189,7 +189,7 @@ def chosen_run(name: str) -> str:
     """Return the best point of a finished grid, or any other name unchanged.
 
     Raises:
-        UsageError: the results of the grid cannot be read.
+        UsageError: if the results of the grid cannot be read.
     """
     folder = RunFolder(Path(name))
     chosen = None if folder.recipe.is_file() else folder.read_results_json().get("chosen")
@@ -217,7 +217,7 @@ def best_seed(name: str) -> str:
     """Return the run folder of the seed with the best validation score if `name` holds several seeds, else `name`.
 
     Raises:
-        UsageError: the run, its seeds or the grid are not finished, or the results of a seed cannot be read.
+        UsageError: if the run, its seeds or the grid are not finished, or the results of a seed cannot be read.
     """
     check_finished(name)
     runs = seed_runs(name)
@@ -237,7 +237,7 @@ def check_finished(name: str) -> None:
     """Check that the folder `name`, if it holds a run, a grid or a suite, has a model to use.
 
     Raises:
-        UsageError: it is not finished, or each of its runs has its own model; the message lists the usable ones.
+        UsageError: if it is not finished, or each of its runs has its own model; the message lists the usable ones.
     """
     folder = RunFolder(Path(chosen_run(name)))
     is_run, is_finished = folder.recipe.is_file(), folder.results.is_file()
@@ -273,9 +273,9 @@ class RunClaim:
             say: called with the keys that differ from the recipe of the run that is resumed.
 
         Raises:
-            RunFolderError: the folder cannot be written, `overwrite` would remove a run in progress, or a run with a
+            RunFolderError: if the folder cannot be written, `overwrite` would remove a run in progress, or a run with a
                 different recipe has used the folder since it was claimed.
-            UsageError: the results of a run that has finished there since cannot be read.
+            UsageError: if the results of a run that has finished there since cannot be read.
         """
         path, folder = self.folder.path, self.folder
         if self.results is not None:
@@ -311,8 +311,8 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
         overwrite: claim the folder of an earlier run as fresh; `RunClaim.open` removes that run, and nothing else.
 
     Raises:
-        RunFolderError: the folder holds other files or a run with a different recipe, or cannot be written.
-        UsageError: the results of a finished run cannot be read.
+        RunFolderError: if the folder holds other files or a run with a different recipe, or cannot be written.
+        UsageError: if the results of a finished run cannot be read.
     """
     _check_writable(path)
     folder = RunFolder(path)
@@ -351,7 +351,7 @@ def check_is_run(path: Path, recipe_text: str = "") -> None:
         recipe_text: a text that also counts as written by a run.
 
     Raises:
-        RunFolderError: the recipe was not written by a run.
+        RunFolderError: if the recipe was not written by a run.
     """
     folder = RunFolder(path)
     histories = (folder.environment, folder.train_history, folder.eval_history, folder.results, folder.slurm)
@@ -363,7 +363,7 @@ def remove_run(path: Path) -> None:
     """Remove what a run and its seeds wrote in a folder, and the folder if nothing else is in it.
 
     Raises:
-        RunFolderError: a run is in progress in the folder or in one below it.
+        RunFolderError: if a run is in progress in the folder or in one below it.
     """
     with ExitStack() as locks:
         for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
@@ -445,7 +445,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     On file systems without locks, nothing is locked.
 
     Raises:
-        RunFolderError: another process holds the lock, or the folder cannot be written.
+        RunFolderError: if another process holds the lock, or the folder cannot be written.
     """
 
     def refuse(owner: str) -> None:

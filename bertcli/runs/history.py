@@ -23,7 +23,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """Read all records of a history; an incomplete last line is ignored, and a missing file has no records.
 
     Raises:
-        RunFolderError: another line is corrupt.
+        RunFolderError: if another line is corrupt.
     """
     if not path.is_file():
         return []

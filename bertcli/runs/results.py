@@ -113,7 +113,7 @@ class RunResults(Results):
         """The validation score that selected the best model, averaged over the seeds.
 
         Raises:
-            ValueError: a required key is missing; the message names it.
+            ValueError: if a required key is missing; the message names it.
         """
         if self.best_by is None:
             raise ValueError("no best_by, expected the metric that selected the best model")

@@ -14,7 +14,7 @@ def get_task(name: str) -> Task:
     """Return the built-in task definition with this name.
 
     Raises:
-        RecipeError: the name is unknown; the message suggests similar ones.
+        RecipeError: if the name is unknown; the message suggests similar ones.
     """
     if name not in TASKS:
         cure = did_you_mean(name, TASKS) or f" Known: {', '.join(TASKS)}."

@@ -136,7 +136,7 @@ def require_readable(tag_set: TagSet) -> TagSet:
     """Return the tag set unchanged if it marks entities.
 
     Raises:
-        DataError: it does not mark entities, or it is unclear how.
+        DataError: if it does not mark entities, or it is unclear how.
     """
     if tag_set.marks_entities:
         return tag_set

@@ -58,7 +58,7 @@ def check_encoding(name: str) -> str:
     """Return `name` unchanged if it is the name of a text encoding.
 
     Raises:
-        ValueError: the encoding is unknown.
+        ValueError: if the encoding is unknown.
     """
     try:
         "".encode(name)

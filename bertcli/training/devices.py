@@ -23,7 +23,7 @@ def choose_precision(hardware: HardwareSection) -> str:
     """Return `fp32`, `bf16` or `fp16`; `auto` selects the fastest precision that the device supports natively.
 
     Raises:
-        UsageError: the precision is fp16 on a CPU, where training diverges.
+        UsageError: if the precision is fp16 on a CPU, where training diverges.
     """
     if hardware.precision == "fp16" and not _uses_gpu(hardware):
         raise UsageError("hardware.precision=fp16 is not supported on a CPU; use fp32 or bf16")
@@ -53,7 +53,7 @@ def build_accelerator(
         logging_folder: where the recipe's trackers write; None: no trackers.
 
     Raises:
-        UsageError: the device is not available.
+        UsageError: if the device is not available.
     """
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("hardware.device is cuda, but no CUDA device is available; use auto or cpu")

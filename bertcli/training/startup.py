@@ -20,7 +20,7 @@ def join_processes(hardware: HardwareSection, console: Console) -> tuple[Partial
     """Join the processes of this run; return their state and a console that only the main process writes to.
 
     Raises:
-        UsageError: a tracker is not installed.
+        UsageError: if a tracker is not installed.
     """
     check_trackers(hardware)
     processes = init_processes(hardware)

@@ -18,7 +18,7 @@ def check_trackers(hardware: HardwareSection) -> None:
     """Check that the recipe's trackers are installed; Accelerate ignores missing ones silently.
 
     Raises:
-        UsageError: a tracker is not installed.
+        UsageError: if a tracker is not installed.
     """
     available = set(map(str, get_available_trackers()))
     missing = [name for name in hardware.trackers if name not in available]

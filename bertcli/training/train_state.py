@@ -108,7 +108,7 @@ class TrainState:
         Restoring replaces the weights in memory. All processes must call it together.
 
         Raises:
-            DiskError: the model is damaged, and there is no intact checkpoint of its step.
+            DiskError: if the model is damaged, and there is no intact checkpoint of its step.
         """
         step = self.progress.best_step
         if step is None:

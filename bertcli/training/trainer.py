@@ -40,10 +40,11 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
     """Train the job in its run folder to the end, resuming from its newest checkpoint if any; return the results.
 
     Raises:
-        Interrupted: a signal arrived; the run is saved, and the same command resumes it.
-        TrainingError: a gradient is non-finite, or memory runs out; the last good checkpoint is kept.
-        DiskError: the disk is full, all checkpoints are corrupt, or the best model is damaged and cannot be restored.
-        RunFolderError: another process uses the folder.
+        Interrupted: if a signal arrived; the run is saved, and the same command resumes it.
+        TrainingError: if a gradient is non-finite, or memory runs out; the last good checkpoint is kept.
+        DiskError: if the disk is full, all checkpoints are corrupt, or the best model is damaged and cannot be
+            restored.
+        RunFolderError: if another process uses the folder.
     """
     with exclusive_lock(folder.path) if PartialState().is_main_process else nullcontext():
         trainer = Trainer(job, folder, console)
