@@ -122,7 +122,8 @@ def build_sentence_pairs(
     follows the first, or the two are swapped (Lan et al. 2020).
 
     Raises:
-        DataError: if next-sentence pairs are requested, but there is only one document to sample from.
+        DataError: if next-sentence pairs are requested, but there is only one document to sample from; or if no
+            document yields a pair.
     """
     if kind == "next_sentence" and len(np.unique(documents)) < 2:
         raise DataError("next-sentence pairs require at least two documents; add more, or set objective.pairs=null")
@@ -137,6 +138,8 @@ def build_sentence_pairs(
             while end < len(bounds) - 1 and bounds[end] - bounds[start] < target_length:
                 end += 1
             start = builder.add(int(document), bounds, start, end, target_length)
+    if not builder.labels:
+        raise DataError("no document has the two tokens that a sentence pair requires; set objective.pairs=null")
     return builder.build()
 
 
@@ -165,6 +168,8 @@ class _PairBuilder:
         is_next = self._balance < 0 or (self._balance == 0 and self.random.random() < 0.5)
         first = (bounds[start], bounds[middle])
         if self.kind == "sentence_order":
+            if bounds[end] - bounds[start] < 2:
+                return end  # a single token, which has no halves
             second = (bounds[middle], bounds[end])
             if middle == end:  # a single sentence is split in half
                 half = (bounds[start] + bounds[end]) // 2

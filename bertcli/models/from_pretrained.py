@@ -130,7 +130,7 @@ class ModelSource:
 
         Raises:
             ModelError: if the model does not exist, its family has no such head, or its weights are missing,
-                incomplete, not in safetensors format, or of other shapes than its configuration says.
+                incomplete, not in safetensors format, or more or of other shapes than its configuration says.
         """
         config = copy.deepcopy(self.config)
         set_config_fields(config, config_fields or {}, dropout)
@@ -144,6 +144,11 @@ class ModelSource:
             raise ModelError(
                 f"{self.name} lacks weights that its configuration needs: {weights}; its answers would be random. "
                 "Restore its files, or train it with `bertcli finetune`"
+            )
+        elif weights.unused:
+            raise ModelError(
+                f"{self.name} has weights that its configuration does not use: {weights.unused}; its answers would not "
+                "be those of the trained model. Restore its config.json"
             )
         return model
 
@@ -197,6 +202,12 @@ class ModelSource:
         try:
             base_source = ModelSource(str(PeftConfig.from_pretrained(self.path).base_model_name_or_path), self.mirror)
             config = copy.deepcopy(self.config)
+            if base_source.config.model_type != config.model_type:
+                raise ModelError(
+                    f"the LoRA adapter in {self.path} is for the model type {config.model_type}, but its base model "
+                    f"{base_source.name} is of type {base_source.config.model_type}; correct base_model_name_or_path "
+                    "in its adapter_config.json"
+                )
             model = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
             encoder, missing_in_base, _ = base_source._load_weights("AutoModel", copy.deepcopy(base_source.config))
             missing = _copy_encoder(encoder, model, missing_in_base)
@@ -207,6 +218,12 @@ class ModelSource:
             with safe_open(Path(self.path) / ADAPTER_WEIGHTS, "pt") as file:
                 saved = {*file.keys()}
             self._check_adapter(needed - saved, needed)
+            if unused := saved - needed:
+                names = describe_tensors([name.removeprefix(ADAPTER_PREFIX) for name in unused], ())
+                raise ModelError(
+                    f"the LoRA adapter in {self.path} has weights that its configuration does not use: {names}; "
+                    "restore its adapter_config.json"
+                )
             return peft_model.merge_and_unload(), missing - {name.removeprefix(ADAPTER_PREFIX) for name in saved}
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
             if str(error.args[0] if error.args else "").startswith(ADAPTER_PREFIX):  # peft's, for a tensor of the head

@@ -24,7 +24,7 @@ class MissingWeights:
     Attributes:
         encoder: missing tensors of the embeddings and layers.
         head: missing tensors of the head and the pooler.
-        unused: saved tensors of the encoder that the configuration has no place for, such as additional layers.
+        unused: saved weights of the encoder that the configuration has no place for, such as additional layers.
     """
 
     encoder: str = ""
@@ -89,7 +89,9 @@ def is_encoder_tensor(model: PreTrainedModel, name: str) -> bool:
 def _is_layer_tensor(model: PreTrainedModel, name: str) -> bool:
     """Return whether a tensor of this name could belong to a layer of the model's encoder if it had more layers."""
     parts = name.split(".")
-    return any(part == parts[0] for part, _ in model.base_model.named_children()) and any(map(str.isdigit, parts))
+    is_weight = parts[-1] in ("weight", "bias")  # other tensors are buffers, which some models saved in the past
+    in_encoder = any(part == parts[0] for part, _ in model.base_model.named_children())
+    return is_weight and in_encoder and any(map(str.isdigit, parts))
 
 
 def _display_prefix(model: PreTrainedModel) -> str:

@@ -33,9 +33,11 @@ def match_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     * The tokenizer returns no token types if the model has no embeddings for them.
 
     Raises:
-        ModelError: if the model lacks embeddings for some tokens or token types, or the padding tokens do not match.
+        ModelError: if the model lacks embeddings for some tokens or token types, the padding tokens do not match, or
+            the maximum length leaves no room for text.
     """
     _check_vocabulary(tokenizer, config, name)
+    _check_length(tokenizer, config, name)
     _match_padding_token(tokenizer, config, name)
     # The head of a model that summarizes the last position, as XLNet does, must not read padding there. All others
     # count positions from the first token, or do not depend on the side.
@@ -50,6 +52,21 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConf
         raise ModelError(
             f"found a tokenizer with {num_entries} entries, expected at most {num_embeddings}, the vocabulary size "
             f"of {name}; use the tokenizer that the model was trained with"
+        )
+
+
+def _check_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str) -> None:
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ModelError(
+            f"found model_max_length {str(tokenizer.model_max_length)[:40]!r} in the tokenizer_config.json of {name}, "
+            "expected a number"
+        )
+    length = max_input_length(tokenizer, config)
+    num_special = tokenizer.num_special_tokens_to_add()
+    if length <= num_special:
+        raise ModelError(
+            f"{name} reads at most {length} tokens (model_max_length in its tokenizer_config.json, or "
+            f"max_position_embeddings in its config.json), {num_special} of which are special tokens; correct the limit"
         )
 
 

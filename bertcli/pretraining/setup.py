@@ -25,7 +25,7 @@ from bertcli.data.corpus_sequences import (
     document_weights,
     split_train_held_out,
 )
-from bertcli.data.corpus_tokens import Corpus, corpus_key, load_corpus
+from bertcli.data.corpus_tokens import SENTENCE_START, Corpus, corpus_key, load_corpus
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.models.from_pretrained import ModelSource, check_model_class
 from bertcli.models.from_scratch import PACKABLE, VOCABULARY_MULTIPLE, build_config, has_pair_head
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 EVAL_SEED = 3  # makes held-out pairs, sample and masks the same in every run
 MAX_UNKNOWN_SHARE = 0.01  # of the corpus tokens; warn above it
 PLACEHOLDER_VOCAB_SIZE = 500  # of a stand-in with the right special tokens, until the real tokenizer is trained
+MAX_DOCUMENTS_TO_CHECK = 10_000  # for a second sentence
 MIN_PAIRS_TO_CHECK, MIN_POSITIVE_FRACTION = 20, 0.25  # warn below this fraction of positive pairs, expected to be 0.5
 PLAN_SEED, PLAN_SAMPLE_TOKENS = 5, 200_000  # the sample of documents for estimating the number of pairs
 TOKENIZER_VERSION = 4  # increase when training produces a different tokenizer, to invalidate cached ones
@@ -86,6 +87,8 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     with console.waiting("tokenizing the corpus"):
         corpus = load_corpus(recipe.corpus, tokenizer, mirror, _token_logger(console), console.warn)
     _report_corpus(recipe, corpus, tokenizer, console)
+    if recipe.objective.pairs == "next_sentence":
+        _check_sentences(corpus)
     min_documents = 2 if recipe.objective.pairs == "next_sentence" else 1  # negatives come from another document
     train_documents, held_out_documents = split_train_held_out(corpus, recipe.corpus.held_out_fraction, min_documents)
     random = np.random.default_rng(EVAL_SEED)
@@ -239,7 +242,11 @@ def _token_logger(console: Console) -> Callable[[int], None]:
 def _report_corpus(
     recipe: PretrainRecipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, console: Console
 ) -> None:
-    """Print how a file without empty lines is divided into documents, and warn if many tokens are unknown."""
+    """Print how a file without empty lines is divided into documents, and warn if many tokens are unknown.
+
+    Raises:
+        DataError: if all tokens are unknown.
+    """
     for source in recipe.corpus.sources:
         if (note := describe_layout(source)) is not None:
             console.say(f"corpus    {note}")
@@ -250,7 +257,10 @@ def _report_corpus(
             if is_trained
             else "choose a model or tokenizer for this language, or train one with tokenizer.name=null"
         )
-        console.warn(f"{corpus.unknown_share:.1%} of the corpus tokens are unknown ({tokenizer.unk_token}); {cure}")
+        message = f"{corpus.unknown_share:.1%} of the corpus tokens are unknown ({tokenizer.unk_token}); {cure}"
+        if corpus.unknown_share == 1:
+            raise DataError(message)
+        console.warn(message)
 
 
 def describe_layout(source: Source) -> str | None:
@@ -260,6 +270,21 @@ def describe_layout(source: Source) -> str | None:
         return None
     unit = "each line is a document" if layout == "lines" else "the file is one document, divided into pieces"
     return f"{', '.join(source.files)} has no empty lines: {unit}"
+
+
+def _check_sentences(corpus: Corpus) -> None:
+    """Check that one of the first documents has two sentences.
+
+    Raises:
+        DataError: if each of them is a single sentence.
+    """
+    num_documents = min(len(corpus.document_offsets) - 1, MAX_DOCUMENTS_TO_CHECK)
+    flags = corpus.flags[: corpus.document_offsets[num_documents]]
+    if np.count_nonzero(flags & SENTENCE_START) == num_documents:
+        raise DataError(
+            "every document has only one sentence, so no text has a next sentence; set `documents: blocks` to read "
+            "consecutive lines as one document, or remove objective.pairs"
+        )
 
 
 def _warn_about_few_positive_pairs(held_out: SequenceSpans, console: Console) -> None:

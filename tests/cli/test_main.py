@@ -125,7 +125,7 @@ def test_eval_reports_missing_splits_and_different_labels(small: Path, write_csv
     assert "split 'test' has no files" in call("eval", "runs/small", "--split", "test").stderr
     other = call("eval", "runs/small", "--task", "sample/inference")
     assert other.exit_code == 1
-    assert "labels disagree" in other.stderr
+    assert "labels do not match" in other.stderr
 
 
 @pytest.mark.parametrize(

@@ -200,11 +200,27 @@ def test_albert_predicts_sentence_order() -> None:
 def test_pair_objective_warns_about_single_sentence_documents(
     capsys: pytest.CaptureFixture[str], documents: str, warns: bool
 ) -> None:
-    Path("corpus.txt").write_text("\n\n".join("a film .\nthe soup was awful .\nbad day ." for _ in range(200)))
+    Path("corpus.txt").write_text(
+        "a film . a day .\n\n" + "\n\n".join("a film .\nthe soup was awful .\nbad day ." for _ in range(200))
+    )
     corpus = f"{{sources: [{{files: corpus.txt, documents: {documents}}}], held_out_fraction: 0.1}}"
     set_up(small_recipe(corpus=corpus, objective="{pairs: next_sentence}"), None, Console())
     printed = capsys.readouterr().err
     assert ("of the sentence pairs are positive, because most documents have only one sentence" in printed) == warns
+
+
+@pytest.mark.parametrize(
+    ("text", "sections", "message"),
+    [
+        ("a fine film", {"objective": "{pairs: next_sentence}"}, "every document has only one sentence"),
+        ("film", {"objective": "{pairs: sentence_order}"}, "no document has the two tokens"),
+        ("x" * 200, {}, r"100\.0% of the corpus tokens are unknown .*tokenizer\.kind=bpe"),
+    ],
+)
+def test_corpus_that_teaches_nothing_is_refused(text: str, sections: dict[str, str], message: str) -> None:
+    Path("corpus.txt").write_text("\n\n".join([text] * 200))
+    with pytest.raises(DataError, match=message):
+        set_up(small_recipe(corpus="{sources: [{files: corpus.txt}], held_out_fraction: 0.1}", **sections), None, QUIET)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_teacher_logits_are_its_predictions_in_the_students_label_order(
     assert logits is not None
     np.testing.assert_allclose(logits, expected[:, ::-1], atol=1e-5)
     other_labels = replace(setup, head=TextClassification("single_label", ("a", "b")))
-    with pytest.raises(ModelError, match="labels disagree"):
+    with pytest.raises(ModelError, match="labels do not match"):
         add_teacher_outputs(other_labels)
 
 

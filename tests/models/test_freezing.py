@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,22 @@ def test_lora_adapter_that_lacks_weights_is_refused(encoder: Path, tmp_path: Pat
     save_file({name: tensor for name, tensor in load_file(path).items() if part not in name}, path)
     with pytest.raises(ModelError, match=f"lacks weights that its configuration needs: {named}"):
         ModelSource(str(tmp_path)).load_model("AutoModelForSequenceClassification")
+
+
+def test_lora_adapter_that_its_configuration_or_base_does_not_match_is_refused(encoder: Path, tmp_path: Path) -> None:
+    peft_model = add_lora(load_classifier(encoder), TrainingSection(strategy="lora"), str(encoder))
+    save_lora(peft_model, ModelSource(str(encoder)).load_tokenizer(), tmp_path / "adapter", merged=False)
+    source, file = ModelSource(str(tmp_path / "adapter")), tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"target_modules": ["query"]}))
+    with pytest.raises(ModelError, match="weights that its configuration does not use: bert"):
+        source.load_model("AutoModelForSequenceClassification")
+    shutil.copytree(encoder, tmp_path / "base")
+    base_file = tmp_path / "base" / "config.json"
+    base_file.write_text(json.dumps(json.loads(base_file.read_text()) | {"model_type": "electra"}))
+    file.write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "base")}))
+    with pytest.raises(ModelError, match=r"is for the model type bert, but its base model .* is of type electra"):
+        source.load_model("AutoModelForSequenceClassification")
 
 
 @pytest.mark.parametrize("head", HEADS)

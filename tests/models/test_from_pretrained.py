@@ -130,6 +130,8 @@ def test_saved_layers_that_the_configuration_lacks_are_reported(encoder: Path) -
         (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
         ModelSource(str(folder)).load_model(CLASSIFIER, on_missing=found.append)
     assert [weights.unused for weights in found] == ["bert.encoder.layer.2.* (16 tensors)"] * 2
+    with pytest.raises(ModelError, match=r"weights that its configuration does not use: bert\.encoder\.layer\.2\.\*"):
+        ModelSource(str(folder)).load_model(CLASSIFIER)
 
 
 def test_weights_of_another_shape_are_refused_by_name(encoder: Path) -> None:

@@ -39,6 +39,15 @@ def test_token_id_beyond_the_embeddings_is_refused_if_ids_have_gaps(
         match_tokenizer(wordpiece, config_of("bert"), "small")
 
 
+@pytest.mark.parametrize(("length", "message"), [("x", "expected a number"), (2, "2 of which are special tokens")])
+def test_length_that_leaves_no_room_for_text_is_refused(
+    wordpiece: PreTrainedTokenizerBase, length: Any, message: str
+) -> None:
+    wordpiece.model_max_length = length
+    with pytest.raises(ModelError, match=message):
+        match_tokenizer(wordpiece, config_of("bert"), "model")
+
+
 @pytest.mark.parametrize("num_types", [0, 1, 2])
 def test_token_types_are_left_out_if_the_model_has_none(wordpiece: PreTrainedTokenizerBase, num_types: int) -> None:
     match_tokenizer(wordpiece, config_of("roberta", type_vocab_size=num_types), "model")
