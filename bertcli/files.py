@@ -20,7 +20,7 @@ from bertcli.errors import UsageError
 MANIFEST = "manifest.json"
 MEGABYTE = 1 << 20
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # raised on file systems without locks
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # raised on file systems that do not support locking
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,7 +77,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def file_lock(path: Path, on_busy: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock file `path` until the block ends or this process dies; wait if another process holds it.
 
-    On file systems without locks, the block runs without waiting.
+    On file systems that do not support locking, the block runs without waiting.
 
     Args:
         on_busy: called before waiting, with a description of the process that holds the lock; it may raise an error.

@@ -88,7 +88,7 @@ def list_repository(kind: Kind, name: str, revision: str | None = None) -> Repos
 
 
 def download(repository: Repository, files: Sequence[HubFile], folder: Path, *, quiet: bool) -> None:
-    """Download files of a repository into `folder`, resuming partial downloads.
+    """Download files from a repository into `folder`, resuming partial downloads.
 
     Raises:
         HubError: if the download fails.

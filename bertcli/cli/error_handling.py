@@ -53,7 +53,10 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class Commands(TyperGroup):
-    """The program's commands; an unknown option is reported with its recipe key, and `--json` covers usage errors."""
+    """The program's commands.
+
+    An unknown option is reported with the recipe key that sets it, if any. `--json` covers usage errors.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, and remember them for error messages."""

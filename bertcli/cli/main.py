@@ -102,7 +102,7 @@ def finetune(
 ) -> None:
     """Fine-tune a model from a recipe.
 
-    If a `training` key other than `seed` is a list, a grid search trains one run per combination and chooses the
+    If a `training` key other than `seed` is a list, a grid search trains one model per combination and chooses the
     one with the best validation score.
     Re-run the same command to resume.
 

@@ -69,7 +69,7 @@ RecipesAndKeys = Annotated[
         autocompletion=_complete_recipe_or_key,
     ),
 ]
-Run = Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE].")]
+Run = Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE, with - for /].")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan without training.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing run in the run folder.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: from the run's recipe, else auto].")]
@@ -78,7 +78,7 @@ Precision = Annotated[
 ]
 Processes = Annotated[int, typer.Option(min=1, help="Number of processes per run on this machine, e.g. one per GPU.")]
 Jobs = Annotated[
-    int, typer.Option(min=1, help="Number of runs of a grid, suite or list of seeds to train in parallel.")
+    int, typer.Option(min=1, help="Number of runs to execute in parallel, for a grid, suite or list of seeds.")
 ]
 TaskName = Annotated[
     str | None,
@@ -118,7 +118,10 @@ PredictSplit = Annotated[str | None, typer.Option(help="Run prediction on this s
 Columns = Annotated[str | None, typer.Option(help="Comma-separated names of the input columns [default: the task's].")]
 Output = Annotated[
     str,
-    typer.Option(help="Output file (or folder, for --format glue and squad), which must not exist yet; `-` is stdout."),
+    typer.Option(
+        help="Output file (folder with --format glue or squad); must not exist unless --overwrite is given; `-` is "
+        "stdout."
+    ),
 ]
 OutputFormat = Annotated[
     str | None,
@@ -133,8 +136,8 @@ KeepColumns = Annotated[
     bool,
     typer.Option(
         "--keep-columns",
-        help="Write all input columns alongside the predictions; a column with the same name as a prediction's gets "
-        "the prefix `input_`.",
+        help="Write all input columns alongside the predictions; a column whose name clashes with an output column "
+        "gets the prefix `input_`.",
     ),
 ]
 Zip = Annotated[bool, typer.Option("--zip", help="With --format glue: also write the files as one zip archive.")]

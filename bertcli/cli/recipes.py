@@ -28,7 +28,7 @@ def list_shipped(
 ) -> None:
     """List the built-in recipes with their descriptions and, where measured, expected scores and training times.
 
-    With `--json`, the settings and the machine of each measured score are included.
+    With `--json`, the settings and machine used for each measured score are included.
 
     Example: `bertcli recipes list sentiment`
     """

@@ -81,7 +81,7 @@ def submit(
 
     A job that is preempted or reaches its time limit saves a checkpoint, is requeued and resumes.
 
-    Example: `bertcli submit glue/sst2 --array "training.seed=[1,2,3]" --time 2:00:00 --partition gpu`
+    Example: `bertcli submit glue/sst2 "training.seed=[1,2,3]" --array --time 2:00:00 --partition gpu`
     """
     mirror = check_mirror(mirror)
     from bertcli.cluster.slurm import JobResources

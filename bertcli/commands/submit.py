@@ -200,7 +200,7 @@ def _submit_scripts(
     if overwrite and any(path.exists() for path in plan.dependent_folders):
         raise UsageError(
             f"--overwrite cannot replace {plan.dependent_folders[0]}, which starts from another run of this job; "
-            "choose another --run"
+            "choose another folder with --run"
         )
     if overwrite:
         _test_submission(scripts)

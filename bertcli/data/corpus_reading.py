@@ -77,7 +77,9 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
     uncompressed = without_compression_suffix(path)
     options = _text_options(source)
     if uncompressed.suffix in UNSUPPORTED:
-        raise DataError(f"found {path}, expected text, JSON Lines (.jsonl) or Parquet, plain or as .gz, .zst or .bz2")
+        raise DataError(
+            f"found {path}, expected text, JSON Lines (.jsonl) or Parquet, plain or compressed (.gz, .zst, .bz2)"
+        )
     try:
         if uncompressed.suffix == ".parquet":
             texts: Iterable[str] = _read_parquet(path, source.column)

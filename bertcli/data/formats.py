@@ -1,4 +1,4 @@
-"""Read file formats as plain rows: JSON Lines, SQuAD's nested JSON and CoNLL columns."""
+"""Read JSON Lines, SQuAD's nested JSON and CoNLL files as plain rows."""
 
 from __future__ import annotations
 

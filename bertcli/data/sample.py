@@ -231,7 +231,7 @@ def _entities(random: Random) -> Row:
 
 
 def _news(random: Random) -> list[tuple[str, str]]:
-    """Generate the words of a sentence about persons, organizations and locations, with their tags."""
+    """Generate the words of a sentence about people, organizations and locations, with their tags."""
 
     def untagged(words: str) -> list[tuple[str, str]]:
         return [(word, "O") for word in words.split()]

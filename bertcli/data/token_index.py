@@ -131,7 +131,7 @@ def _num_fill_tokens(num_tokens: int) -> int:
 
 
 def _real_tokens(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the index of each real token in the flattened batch, and the sequence it belongs to. [T]"""
+    """Return the index of each non-padding token in the flattened batch, and the sequence it belongs to. [T]"""
     flat = mask.ravel()
     indices = np.flatnonzero(flat)
     is_start = (np.diff(indices // mask.shape[1]) != 0) | (np.diff(flat[indices]) != 0)

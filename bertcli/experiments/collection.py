@@ -45,7 +45,10 @@ def claim_collection(
     elif read_collection(str(folder)) is None:
         existing = [path.name for path in (run.results, run.card, run.report, folder / SUMMARY) if path.exists()]
         if existing:
-            raise RunFolderError(f"{folder} holds {existing[0]} but no grid or suite; choose another folder with --run")
+            raise RunFolderError(
+                f"{folder} contains {existing[0]} but is not the folder of a grid or suite; choose another "
+                "folder with --run"
+            )
 
 
 def write_collection(folder: Path, results: CollectionResults, console: Console) -> None:

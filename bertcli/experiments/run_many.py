@@ -176,7 +176,7 @@ def _single_seeds(folder: Path, recipe: Recipe) -> Iterator[tuple[Path, Recipe]]
 
 
 def _slots(jobs: int) -> list[dict[str, str]]:
-    """Return the environment variables of each concurrent run: its share of the cores, and a GPU."""
+    """Return the environment variables for each concurrent run, which assign it a share of the cores and a GPU."""
     import torch
 
     cores = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // jobs))

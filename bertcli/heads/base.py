@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class Head(ABC):
     """The base class of heads, each of which encodes rows, computes the loss and decodes logits.
 
-    A new head is a subclass in its own file, a line in `bertcli.tasks.task.HEADS`, and its tests.
+    To add a head, write a subclass in its own file, add a line to `bertcli.tasks.task.HEADS`, and write tests.
 
     Attributes:
         model_class: name of the transformers class, such as `AutoModelForSequenceClassification`.
         pipeline_tag: pipeline tag of the model on the Hub.
-        has_pipeline: whether the transformers pipeline of that tag gives the same predictions.
+        has_pipeline: whether the transformers pipeline for that tag makes the same predictions as bertcli.
         default_columns: input columns if there is no task; input files may use them in place of the task's columns.
         per_token: whether every token has logits.
         reads_words: whether inputs are lists of words, which the tokenizer must accept.

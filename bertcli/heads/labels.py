@@ -73,7 +73,7 @@ def check_labels(model_labels: Sequence[str], task_labels: Sequence[str], name: 
 
     Args:
         name: the name of the model.
-        cure: the last sentences of the error message, which say how to fix it.
+        cure: the last sentences of the error message, which say how to fix the problem.
 
     Raises:
         ModelError: if the labels differ; the message lists both.

@@ -123,7 +123,7 @@ class QuestionAnswering(Head):
     def _tokenize_rows(
         self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[tuple[int, list[int], list[int], np.ndarray]]:
-        """Yield each row's index, the token IDs of question and passage, and the passage's character offsets [P, 2]."""
+        """Yield each row's index, the token IDs of its question and passage, and the passage's offsets [P, 2]."""
         for start in range(0, len(rows), TOKENIZE_BATCH_SIZE):
             chunk = rows[start : start + TOKENIZE_BATCH_SIZE]
             questions, passages = (chunk[column] for column in task.text_columns)

@@ -125,12 +125,13 @@ class ModelSource:
             config_fields: overrides for its configuration.
             dropout: sets all dropout rates; None keeps them.
             new_head: load only the encoder and initialize a new head, even if the model has one.
-            on_missing: called with the weights that are missing in the saved model and were initialized at random, such
-                as those of a new head; None: missing weights are an error, except those of the head if `new_head`.
+            on_missing: called with the weights that are missing from the saved model and were initialized at random,
+                such as those of a new head. If None, missing weights are an error, except those of the head if
+                `new_head`.
 
         Raises:
             ModelError: if the model does not exist, its family has no such head, or its weights are missing,
-                incomplete, not in safetensors format, or more or of other shapes than its configuration says.
+                incomplete, not in safetensors format, or do not match its configuration in number or shape.
         """
         config = copy.deepcopy(self.config)
         set_config_fields(config, config_fields or {}, dropout)
@@ -291,7 +292,8 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
     if config.model_type == "nystromformer" and config.num_landmarks != config.segment_means_seq_len:
         raise ModelError(
             f"{name} accepts only sequences of exactly {config.segment_means_seq_len} tokens, since its num_landmarks "
-            f"({config.num_landmarks}) differs from its segment_means_seq_len; bertcli needs sequences of any length"
+            f"({config.num_landmarks}) differs from its segment_means_seq_len; bertcli requires a model that "
+            "accepts any length"
         )
     if config.model_type == "xmod" and config.default_language is None:
         raise ModelError(

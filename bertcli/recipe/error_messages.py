@@ -216,7 +216,7 @@ def find_key(name: str, *, pretraining: bool = False) -> str | None:
 
 
 def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: bool = True) -> str:
-    """Describe in one line an unknown key of a section: where the key belongs, or which names are similar.
+    """Describe an unknown key in one line: where it belongs, or which keys have similar names.
 
     Args:
         schema: the recipe's schema; the key is also searched for in its other sections.

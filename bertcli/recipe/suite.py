@@ -172,7 +172,7 @@ def _dependency_order(names: list[str], start_from: dict[str, str]) -> Iterator[
 
 
 def recipes_by_name(suite_or_grid: Suite | Grid) -> dict[str, Recipe]:
-    """Return all recipes of a suite or a grid by name; a grid inside a suite is expanded to its points."""
+    """Return all recipes of a suite or a grid by name; a grid inside a suite is expanded into its points."""
     if isinstance(suite_or_grid, Grid):
         return suite_or_grid.points
     recipes: dict[str, Recipe] = {}

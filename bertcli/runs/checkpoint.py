@@ -160,7 +160,8 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     except RuntimeError as error:
         raise RunFolderError(
             f"{checkpoint} cannot be loaded: the model or the training rows have changed since then. Restore them, "
-            f"choose another --run, or use --overwrite to start over ({str(error).splitlines()[-1].strip()})"
+            "choose another folder with --run, or use --overwrite to start over "
+            f"({str(error).splitlines()[-1].strip()})"
         ) from error
 
 

@@ -105,7 +105,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """Warnings and errors of a run that `--jobs` started."""
+        """Warnings and errors from a run started with `--jobs`."""
         return self.path / "log.txt"
 
     @property
@@ -442,7 +442,7 @@ def _without_sections(recipe_text: str, sections: set[str]) -> list[str]:
 def exclusive_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of `folder`, which one process at a time can have, until the block ends or this process dies.
 
-    On file systems without locks, nothing is locked.
+    On file systems that do not support locking, nothing is locked.
 
     Raises:
         RunFolderError: if another process holds the lock, or the folder cannot be written.

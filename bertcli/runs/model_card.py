@@ -129,7 +129,7 @@ def _metadata(
     evaluations: Sequence[EvalResult],
     library: str = "transformers",
 ) -> str:
-    """Return the YAML front matter as `huggingface_hub` writes it; the author can add license and language."""
+    """Return the YAML front matter as `huggingface_hub` writes it; the author can add the license and language."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(

@@ -100,7 +100,7 @@ def split_tags(tags: Sequence[str]) -> list[tuple[str, str]]:
 
 @cache
 def read_tag_set(tags: tuple[str, ...]) -> TagSet:
-    """Determine how `tags`, all tags of a task or model, mark entities."""
+    """Determine the tagging scheme of `tags`, the full tag set of a task or model."""
     outside = next((tag for tag in OUTSIDE_TAGS if tag in tags), None)
     others = [tag for tag in tags if tag != outside and tag not in SPECIAL_TOKEN_TAGS]
     mixed: Parts = {}

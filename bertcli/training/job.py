@@ -104,7 +104,7 @@ class Job(ABC):
         """Return the metrics of a model on a split."""
 
     def selection_score(self, scores: dict[str, float]) -> float:
-        """Return the number that selects the best model; higher is better."""
+        """Return the score used to select the best model; higher is better."""
         return scores[self.best_by]
 
     def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
