@@ -444,8 +444,8 @@ ELECTRA = [
 @pytest.mark.parametrize(
     ("shard_tokens", "interrupted_at", "overrides"),
     [
-        (2**25, [6], []),
-        (700, [6], []),
+        pytest.param(2**25, [6], [], marks=pytest.mark.slow),
+        pytest.param(700, [6], [], marks=pytest.mark.slow),
         (700, [6], ["packing=true"]),
         (700, [6], ["objective.pairs=next_sentence"]),
         (700, [5, 10], TWO_PHASES),

@@ -37,6 +37,7 @@ def test_compile_auto_reports_why_it_does_not_compile(
     assert "device    cpu in fp32; layers are not compiled: compiling brings no speedup on a CPU" in printed
 
 
+@pytest.mark.slow
 def test_compile_auto_tries_compiled_layers_in_a_long_run(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
