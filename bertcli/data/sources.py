@@ -55,12 +55,12 @@ def load_training_rows(task: Task, mirror: Path | None = None) -> Dataset:
 def _load_all_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
     rows = _load_named_split(task, split, mirror)
     if len(rows) == 0:
-        raise DataError(f"{_origin(task, split)}: split {split!r} has no rows")
+        raise DataError(f"{origin(task, split)}: split {split!r} has no rows")
     _check_columns(task, split, rows)
     return rows
 
 
-def _origin(task: Task, split: str) -> str:
+def origin(task: Task, split: str) -> str:
     """Return the origin of a split for messages: its files, or the task's name."""
     return ", ".join(getattr(task.files, split)) if task.files and split in SPLITS else task.name
 
@@ -318,7 +318,7 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
     if missing:
         key = "choice_columns" if missing[0] in task.choice_columns else "text_columns"
         raise DataError(
-            f"{_origin(task, split)}: split {split!r} has no column {missing[0]!r}; it has {names!r:.80}."
+            f"{origin(task, split)}: split {split!r} has no column {missing[0]!r}; it has {names!r:.80}."
             f"{did_you_mean(missing[0], names)} Set task.{key}."
         )
     for column in task.columns:
@@ -332,11 +332,11 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
             )
         if _is_list_of_text(values.type) and any(chunk.flatten().null_count for chunk in values.chunks):
             raise DataError(
-                f"{_origin(task, split)}: a list in column {column!r} of split {split!r} has a missing text; add it"
+                f"{origin(task, split)}: a list in column {column!r} of split {split!r} has a missing text; add it"
             )
         if not _is_text(values.type) and not (may_be_list and _is_list_of_text(values.type)):
             expected = "text or lists of text" if may_be_list else "text"
-            raise DataError(f"{_origin(task, split)}: column {column!r} holds {values.type!s:.80}, expected {expected}")
+            raise DataError(f"{origin(task, split)}: column {column!r} holds {values.type!s:.80}, expected {expected}")
 
 
 def _is_list_of_text(kind: pyarrow.DataType) -> bool:

@@ -18,7 +18,7 @@ from bertcli.data.formats import join_words
 from bertcli.data.sources import column_names, locate_rows, row_number, with_row_numbers
 from bertcli.data.table_files import label_text
 from bertcli.errors import DataError, ModelError, did_you_mean
-from bertcli.tasks.task import Task
+from bertcli.tasks.task import NUMBER, Task, label_key, merge_spellings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,11 +32,11 @@ MAX_IDS_LISTED = 10  # in an error message
 MAX_EXCERPT_CHARS = 60  # of a row in an error message
 MAX_AUTO_WEIGHT = 100.0
 MAX_LISTED_CHARS = 80  # of a list of labels in an error message
+NAN_TEXTS = ("nan", "NaN")  # as pandas and R write a missing number
+FROZENSET = re.compile(r"frozenset\((.*)\)", re.DOTALL)
 MULTI_HOT_PROBLEM = (
     "0 or 1 for each label, expected the names of the row's labels, or an object such as {'sports': 1, 'music': 0}"
 )
-NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-INTEGRAL = re.compile(r"(-?\d+)\.0+")
 
 
 def label_config_fields(labels: tuple[str, ...]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
         }
         if task.problem == "multi_label":  # the keys of an object are labels even if no row has them
             distinct |= {key.strip() for cell in map(parse_cell, values) if isinstance(cell, dict) for key in cell}
-        labels = sort_labels(distinct)
+        labels = sort_labels(merge_spellings(distinct))
     if len(labels) < (2 if task.problem == "single_label" else 1):
         minimum = "two labels" if task.problem == "single_label" else "one label"
         raise DataError(f"{task.name}: expected at least {minimum}, found {len(labels)}: {list(labels)}")
@@ -165,7 +165,7 @@ def _single_labels(
         if is_missing_label(value) and label_text(value) not in listed:
             return None
         if isinstance(value, list | dict | bytes) or (
-            isinstance(value, str) and value not in listed and isinstance(parse_cell(value), list | dict)
+            isinstance(value, str) and value not in listed and isinstance(parse_cell(value), list | dict | set)
         ):
             row = next(row for row, other in enumerate(values) if other == value)
             raise DataError(
@@ -200,7 +200,9 @@ def _label_lists(
     result: list[list[str] | None] = []
     for row, value in enumerate(values):
         cell = value if isinstance(value, str) and value in listed else parse_cell(value)
-        if cell is None or (not isinstance(cell, str | list | dict) and is_missing_label(cell)):
+        if cell not in listed and (
+            is_nan(cell) or (not isinstance(cell, str | list | dict | set) and is_missing_label(cell))
+        ):
             result.append(None)
             continue
         problem, names = _names_in_cell(cell, declared, listed)
@@ -218,9 +220,11 @@ def _names_in_cell(cell: Any, declared: Sequence[str], listed: Sequence[str]) ->
         if any(flag not in (None, 0, 1) for flag in cell.values()):
             return "expected 0 or 1 (or false or true) for each label in the object", []
         return "", [key.strip() for key, flag in cell.items() if flag]
+    if isinstance(cell, set):
+        cell = sorted(cell, key=str)
     if isinstance(cell, str):
         names = _split_labels(cell)
-        if cell.strip()[:1] in ("[", "{") and not {*names} <= {*listed}:
+        if cell.strip().startswith(("[", "{", "('", '("')) and not {*names} <= {*listed}:
             problem = "cannot parse the printed list, expected comma-separated labels"
             return f"{problem}; if labels begin with a bracket, list them in task.labels", []
         return "", names
@@ -261,7 +265,7 @@ def _check_not_multi_hot(
 
 
 def parse_cell(value: Any) -> Any:
-    """Parse text that is a list or object printed as JSON or Python; return other values unchanged.
+    """Parse text that is a list, tuple, set or object printed as JSON or Python; return other values unchanged.
 
     Text that Python would print differently is left unchanged: `['x' 'y']`, a printed NumPy array, would be parsed as a
     list of one string.
@@ -269,8 +273,10 @@ def parse_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip()
-    if text[:1] not in ("[", "{"):
+    if not text.startswith(("[", "{", "(", "set(", "frozenset(")):
         return value
+    if frozen := FROZENSET.fullmatch(text):
+        text = frozen[1] or "set()"
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -279,18 +285,14 @@ def parse_cell(value: Any) -> Any:
         parsed = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
-    return parsed if isinstance(parsed, list | dict) and repr(parsed) == text else value
+    if isinstance(parsed, set):
+        return parsed if len(repr(parsed)) == len(text) else value  # a set is printed in any order
+    is_printed = isinstance(parsed, list | tuple | dict) and repr(parsed) == text
+    return value if not is_printed else list(parsed) if isinstance(parsed, tuple) else parsed
 
 
 def _split_labels(text: str) -> list[str]:
     return [label.strip() for label in text.split(",") if label.strip()]
-
-
-def label_key(name: str) -> str:
-    """Return the same key for all ways to write a boolean or an integer: `True` and `true`, `1` and `1.0`."""
-    text = name.strip()
-    integral = INTEGRAL.fullmatch(text)
-    return integral[1] if integral else text.lower() if text.lower() in ("true", "false") else text
 
 
 def match_labels(
@@ -369,7 +371,7 @@ def labelled_rows(task: Task, rows: Dataset) -> Dataset:
         if task.problem == "regression":
             return is_missing_number(value)
         if task.problem == "multi_label" and isinstance(value, str):
-            return False  # an empty cell: the row has none of the labels
+            return is_nan(value) and value not in listed  # an empty cell: the row has none of the labels
         return is_missing_label(value) and label_text(value) not in listed
 
     labelled = [row for row, value in enumerate(values) if not is_missing(value)]
@@ -384,14 +386,19 @@ def label_name(declared: Sequence[str], value: Any) -> str:
 def is_missing_label(value: Any) -> bool:
     """Return whether a cell has no label: it is empty, NaN, or -1 as in GLUE's test splits."""
     if isinstance(value, str):
-        return label_key(value) in ("", str(MISSING_LABEL))
-    return value in (None, MISSING_LABEL) or (isinstance(value, float) and math.isnan(value))
+        return is_nan(value) or label_key(value) in ("", str(MISSING_LABEL))
+    return value in (None, MISSING_LABEL) or is_nan(value)
+
+
+def is_nan(value: Any) -> bool:
+    """Return whether a cell is NaN, as a number or as text in CSV."""
+    return value.strip() in NAN_TEXTS if isinstance(value, str) else isinstance(value, float) and math.isnan(value)
 
 
 def is_missing_number(value: Any) -> bool:
     """Return whether a cell of a regression task has no number: it is empty or NaN."""
     is_blank = isinstance(value, str) and not value.strip()
-    return value is None or is_blank or (isinstance(value, float) and math.isnan(value))
+    return value is None or is_blank or is_nan(value)
 
 
 def compute_class_weights(

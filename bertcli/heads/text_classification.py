@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import numpy as np
 
 from bertcli.data.encoding import Encoded, encode_texts
-from bertcli.data.sources import locate_rows
+from bertcli.data.sources import locate_rows, origin
 from bertcli.errors import DataError, ModelError
 from bertcli.heads.base import Head
 from bertcli.heads.labels import (
@@ -37,7 +37,7 @@ from bertcli.heads.thresholds import (
     thresholds_from_recipe,
 )
 from bertcli.recipe.schema import DataSection, Recipe
-from bertcli.tasks.task import Problem, Task
+from bertcli.tasks.task import NUMBER, Problem, Task
 
 if TYPE_CHECKING:
     import torch
@@ -354,7 +354,7 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
         raise missing_labels(task, rows, missing)
     if not all(type(value) in (int, float) for value in values):
         values = [_parse_number(value) for value in values]
-    numbers = np.asarray(values, dtype=np.float32)
+    numbers = np.asarray(values, dtype=np.float64)
     bad_rows = np.flatnonzero(~(np.abs(numbers) <= MAX_NUMBER)).tolist()
     if bad_rows:
         value = rows[bad_rows[0]][task.label_column]
@@ -363,7 +363,7 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
             f"{task.label_column!r}, found {value!r:.60}; regression needs one number per row, such as 1.5, within "
             f"±{MAX_NUMBER:g}"
         )
-    return None if (numbers == MISSING_LABEL).all() else numbers
+    return None if (numbers == MISSING_LABEL).all() else numbers.astype(np.float32)
 
 
 def _check_spread(task: Task, gold: np.ndarray) -> None:
@@ -375,18 +375,21 @@ def _check_spread(task: Task, gold: np.ndarray) -> None:
     mean, std = float(np.mean(gold, dtype=np.float64)), float(np.std(gold, dtype=np.float64))
     if std == 0:
         raise DataError(
-            f"{task.name}: all training rows have the same number (as a 32-bit float), expected at least two numbers"
+            f"{origin(task, 'train')}: all training rows have the same number in column {task.label_column!r} (as a "
+            "32-bit float), expected at least two numbers; add rows with others, or set task.label_column"
         )
     if abs(mean) > MAX_MEAN_IN_STDS * std:
         raise DataError(
-            f"{task.name}: the numbers of the training rows (mean {mean:,.7g}, standard deviation {std:,.4g}) differ "
-            f"too little for 32-bit floats; subtract a constant from column {task.label_column!r}"
+            f"{origin(task, 'train')}: the numbers of the training rows (mean {mean:,.7g}, standard deviation "
+            f"{std:,.4g}) differ too little for 32-bit floats; subtract a constant from column {task.label_column!r}"
         )
 
 
 def _parse_number(value: Any) -> float:
-    """Return the value as a number; NaN if it is not one. `1_5` is none, though Python reads it as 15."""
+    """Return the value as a number; NaN if it is not one. `1_5` and `١` are none, though Python reads them."""
+    if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
+        return math.nan
     try:
-        return math.nan if isinstance(value, list | dict) or "_" in str(value) else float(value)
+        return math.nan if isinstance(value, list | dict) else float(value)
     except (ValueError, TypeError):
         return math.nan

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -31,6 +32,9 @@ HEADS: dict[str, str | type] = {
 }
 """Each head's class by name, or the import path of the class, so recipes can be read without importing any head."""
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of CSV files
+BOOLEANS = ("true", "false")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+INTEGRAL = re.compile(r"(-?\d+)\.0+", re.ASCII)
 MAIN_SCORES = {"seqeval": "f1", "squad": "f1", "squad_v2": "f1"}  # of metrics that compute several scores
 
 
@@ -71,6 +75,26 @@ def check_encoding(name: str) -> str:
 
 Encoding = Annotated[str, AfterValidator(check_encoding)]
 Delimiter = Literal["comma", "semicolon", "tab", "pipe"]  # the keys of DELIMITERS
+
+
+def label_key(name: str) -> str:
+    """Return the same key for all ways to write a boolean or an integer: `True` and `true`, `1` and `1.0`."""
+    text = name.strip()
+    integral = INTEGRAL.fullmatch(text)
+    return integral[1] if integral else text.lower() if text.lower() in BOOLEANS else text
+
+
+def merge_spellings(names: Iterable[str]) -> set[str]:
+    """Return the distinct labels in `names`: if some are written in several ways, all by their `label_key`.
+
+    Next to other words, `True` and `true` are words too, and remain two labels.
+    """
+    distinct = {name.strip() for name in names}
+    keys = {label_key(name) for name in distinct}
+    if len(keys) == len(distinct):
+        return distinct
+    has_words = any(key not in BOOLEANS and not NUMBER.fullmatch(key) for key in keys)
+    return {name if has_words and name.lower() in BOOLEANS else label_key(name) for name in distinct}
 
 
 class Section(BaseModel):
@@ -175,8 +199,8 @@ class Task(Section):
     def _check_row(self) -> Self:
         if (self.dataset is None) == (self.files is None):
             raise ValueError("a task needs either `dataset` or `files`")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("`labels` contains a label twice")
+        if len(merge_spellings(self.labels)) != len(self.labels):
+            raise ValueError("`labels` contains a label twice; surrounding spaces are ignored, and 1.0 is the label 1")
         return self
 
     @property

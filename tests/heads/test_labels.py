@@ -106,11 +106,23 @@ def test_printed_lists_in_csv_are_lists(read_labels: Read, cells: list[str]) -> 
     assert read_labels(cells, "multi_label", "csv") == (("x", "y"), [[1, 1], [1, 0], [0, 0]])
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["('x', 'y')", "('x',)", "()"],
+        ["{'y', 'x'}", "{'x'}", "set()"],
+        ["frozenset({'y', 'x'})", "{'x'}", "frozenset()"],
+    ],
+)
+def test_printed_tuples_and_sets_in_csv_are_lists(read_labels: Read, cells: list[str]) -> None:
+    assert read_labels(cells, "multi_label", "csv") == (("x", "y"), [[1, 1], [1, 0], [0, 0]])
+
+
 def test_printed_objects_in_csv_are_objects(read_labels: Read) -> None:
     assert read_labels(["{'x': 1, 'y': 0}", "{'x': 0, 'y': 0}"], "multi_label", "csv") == (("x", "y"), [[1, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("cell", ["['x' 'y']", "['x', 'y'", "[x, y]", "{'x', 'y'}", "[nan]"])
+@pytest.mark.parametrize("cell", ["['x' 'y']", "['x', 'y'", "[x, y]", "{'x' 'y'}", "('x', 'y'", "[nan]"])
 def test_printed_lists_that_cannot_be_read_are_refused(read_labels: Read, cell: str) -> None:
     with pytest.raises(DataError, match=r"row 2 has .*cannot parse the printed list"):
         read_labels(["a", cell], "multi_label", "csv")
@@ -288,3 +300,54 @@ def test_labels_of_a_model_that_are_ambiguous_are_refused(names: dict[int, Any],
 
 def test_labels_of_a_model_are_read_in_the_order_of_their_ids() -> None:
     assert labels_from_config(BertConfig(id2label={1: "bad", 0: "good"})) == ("good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["True", "false", "TRUE", "true", "1", "0"], ("0", "1", "false", "true")),
+        (["1", "1.0", "1.00", "01", "2"], ("01", "1", "2")),
+        (["1.0", "0.0"], ("0.0", "1.0")),
+        (["True", "true", "maybe"], ("True", "maybe", "true")),
+        (["True", "true", "maybe", "1", "1.0"], ("1", "True", "maybe", "true")),
+    ],
+)
+def test_inferred_labels_that_differ_only_in_spelling_are_one(
+    read_labels: Read, cells: list[str], labels: tuple[str, ...]
+) -> None:
+    assert read_labels(cells, "single_label", "csv")[0] == labels
+
+
+def test_inferred_labels_of_mixed_json_types_are_one_label(read_labels: Read) -> None:
+    assert read_labels([True, "True", 1, 1.0, "1"], "single_label") == (("1", "true"), [1, 1, 0, 0, 0])
+
+
+def test_inferred_labels_of_files_with_1_and_1_0_are_one_label(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,1.0\nb,0.0\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "c", "label": 1}\n{"text": "d", "label": 0}\n')
+    task = Task.model_validate(
+        {"text_columns": ("text",), "files": {"train": [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")]}}
+    )
+    assert resolve_labels(task, load_split(task, "train")) == ("0", "1")
+
+
+@pytest.mark.parametrize("labels", [("a", "a ", "b"), ("1", "1.0"), ("True", "true")])
+def test_listed_labels_that_differ_only_in_spelling_are_refused(labels: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="`labels` contains a label twice"):
+        task_of(labels=labels)
+
+
+@pytest.mark.parametrize("nan", ["nan", "NaN"])
+@pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
+def test_nan_in_csv_is_an_unlabeled_row(tmp_path: Path, problem: Problem, nan: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"text,label\na,1\nb,{nan}\nc,2\n")
+    task = task_of(path, problem=problem)
+    rows = load_split(task, "test")
+    assert labelled_rows(task, rows)["text"][:] == ["a", "c"]
+    with pytest.raises(DataError, match=r"rows\.csv: row 2 has no label"):
+        TextClassification(problem, resolve_labels(task, rows)).references(task, rows)
+
+
+def test_listed_label_nan_is_a_label(read_labels: Read) -> None:
+    assert read_labels(["nan", "roti"], "single_label", "csv", labels=("nan", "roti")) == (("nan", "roti"), [0, 1])

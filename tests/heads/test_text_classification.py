@@ -167,3 +167,18 @@ def test_auto_class_weights_are_balanced_with_a_mean_of_one() -> None:
 def test_class_weights_for_other_labels_are_rejected(weights: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         compute_class_weights(weights, task_of(), ("no", "yes"), np.zeros(4, dtype=int))
+
+
+@pytest.mark.parametrize("cell", ["١", "infinity", "1_5", "0x10", "1e300", "1e", "."])
+@pytest.mark.filterwarnings("error")
+def test_regression_target_that_is_not_a_plain_number_is_refused(cell: str) -> None:
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": ["1", cell]})
+    with pytest.raises(DataError, match=r"row 2 has no finite number in column 'label'"):
+        TextClassification("regression", ()).references(task_of(problem="regression"), rows)
+
+
+def test_regression_targets_in_decimal_and_scientific_notation_are_numbers() -> None:
+    rows = Dataset.from_dict({"text": ["a"] * 6, "label": [" 1 ", "+1.5", "-.5", "2.", "1e-3", "2E+2"]})
+    gold = TextClassification("regression", ()).references(task_of(problem="regression"), rows)
+    assert gold is not None
+    assert gold.tolist() == pytest.approx([1, 1.5, -0.5, 2, 0.001, 200])

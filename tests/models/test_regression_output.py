@@ -177,7 +177,7 @@ def test_moderate_regression_targets_are_trained_on_as_they_are(recipe_of: Calla
 @pytest.mark.parametrize(
     ("scale", "shift", "message"),
     [
-        (0, 7, "all training rows have the same number"),
+        (0, 7, r"rows\.jsonl: all training rows have the same number in column 'label'.*set task.label_column"),
         (1e-4, 1000, r"mean 1,000, standard deviation .* subtract a constant from column 'label'"),
         (1e16, 0, r"rows 1, .* no finite number .* found \de\+16; .*within ±1e\+15"),
     ],
