@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterable
 
 REQUEUE_EXIT_CODE = 85
+MAX_QUOTED_CHARS = 80  # of a person's data in a message
 MAX_PROBLEMS = 50  # listed in the error message for a recipe
 
 
@@ -100,7 +101,17 @@ def signal_exit_code(signal_number: int) -> int:
     return REQUEUE_EXIT_CODE if signal_number == signal.SIGUSR1 else 128 + signal_number
 
 
+def quoted(value: object) -> str:
+    """Return the `repr` of a value, truncated for a message."""
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """Return the text, truncated for a message."""
+    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return ` Did you mean X or Y?` with the candidates closest to `name`, or an empty string if none is close."""
     matches = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(matches)}?" if matches else ""
+    return f" Did you mean {shortened(' or '.join(matches))}?" if matches else ""

@@ -17,7 +17,7 @@ import numpy as np
 
 from bertcli.data.formats import check_json_depth, join_words
 from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, read_files, summarize_error
-from bertcli.errors import DataError, did_you_mean
+from bertcli.errors import DataError, did_you_mean, quoted
 from bertcli.tasks.task import SPLITS, Task
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _load_all_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
     return rows
 
 
-def origin(task: Task, split: str) -> str:
+def origin(task: Task, split: str = "train") -> str:
     """Return the origin of a split for messages: its files, or the task's name."""
     return ", ".join(getattr(task.files, split)) if task.files and split in SPLITS else task.name
 
@@ -80,7 +80,9 @@ def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:
         DataError: if there are too few rows or groups, or a row has no group.
     """
     if len(rows) == 1:
-        raise DataError(f"{task.name}: found one training row, expected at least two to hold some out for validation")
+        raise DataError(
+            f"{origin(task)}: found one training row, expected at least two to hold some out for validation"
+        )
     rows = with_row_numbers(rows)
     if task.group_by is not None:
         held_out = _held_out_groups(task, rows)
@@ -131,14 +133,15 @@ def _stratified_sample(labels: Sequence[str], num_rows: int) -> set[int]:
 
 def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
     if task.group_by not in rows.column_names:
-        raise DataError(f"{task.name}: found columns {column_names(rows)}, expected {task.group_by!r} (task.group_by)")
+        found = f"found columns {quoted(column_names(rows))}"
+        raise DataError(f"{origin(task)}: {found}, expected {task.group_by!r} (task.group_by)")
     values = rows[task.group_by][:]
     if None in values:
         where = locate_rows(task, rows, [values.index(None)])
         raise DataError(f"{where} has no value in column {task.group_by!r}; add one")
     groups = sorted(set(values))
     if len(groups) < 2:
-        raise DataError(f"{task.name}: column {task.group_by!r} has one value, expected at least two to hold some out")
+        raise DataError(f"{origin(task)}: column {task.group_by!r} has one value, expected at least two")
     Random(HELD_OUT_SEED).shuffle(groups)
     held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_fraction * len(groups))))])
     return {row for row, value in enumerate(values) if value in held_out}
@@ -318,7 +321,7 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
     if missing:
         key = "choice_columns" if missing[0] in task.choice_columns else "text_columns"
         raise DataError(
-            f"{origin(task, split)}: split {split!r} has no column {missing[0]!r}; it has {names!r:.80}."
+            f"{origin(task, split)}: split {split!r} has no column {missing[0]!r}; it has {quoted(names)}."
             f"{did_you_mean(missing[0], names)} Set task.{key}."
         )
     for column in task.columns:

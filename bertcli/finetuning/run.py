@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bertcli.console import Console
+from bertcli.errors import shortened
 from bertcli.finetuning.distillation import load_teacher
 from bertcli.finetuning.job import FinetuneJob
 from bertcli.finetuning.setup import FinetuneSetup, set_up
@@ -85,8 +86,8 @@ def note_duplicates(console: Console, setup: FinetuneSetup) -> None:
 def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -> None:
     recipe, training = setup.recipe, setup.recipe.training
     names = setup.head.labels
-    shown = [*names[:MAX_LABELS_SHOWN], *([f"… {len(names)} labels"] if len(names) > MAX_LABELS_SHOWN else [])]
-    labels = f" ({', '.join(shown)})" if names else ""
+    more = f", … {len(names)} labels" if len(names) > MAX_LABELS_SHOWN else ""
+    labels = f" ({shortened(', '.join(names[:MAX_LABELS_SHOWN]))}{more})" if names else ""
     rows = {split: len(split_rows) for split, split_rows in setup.rows.items()}
     windows = f" in {plan.num_train_examples} windows" if plan.num_train_examples > rows["train"] else ""
     accumulation = f" in {plan.accumulation_steps} micro-batches" if plan.accumulation_steps > 1 else ""

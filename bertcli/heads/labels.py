@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.data.formats import join_words
-from bertcli.data.sources import column_names, locate_rows, row_number, with_row_numbers
+from bertcli.data.sources import column_names, locate_rows, origin, row_number, with_row_numbers
 from bertcli.data.table_files import label_text
-from bertcli.errors import DataError, ModelError, did_you_mean
+from bertcli.errors import MAX_QUOTED_CHARS, DataError, ModelError, did_you_mean, quoted
 from bertcli.tasks.task import NUMBER, Task, label_key, merge_spellings
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ MAX_PROBABILITIES = 20  # labels listed with a prediction
 MAX_IDS_LISTED = 10  # in an error message
 MAX_EXCERPT_CHARS = 60  # of a row in an error message
 MAX_AUTO_WEIGHT = 100.0
-MAX_LISTED_CHARS = 80  # of a list of labels in an error message
 NAN_TEXTS = ("nan", "NaN")  # as pandas and R write a missing number
 FROZENSET = re.compile(r"frozenset\((.*)\)", re.DOTALL)
 MULTI_HOT_PROBLEM = (
@@ -79,7 +78,7 @@ def check_labels(model_labels: Sequence[str], task_labels: Sequence[str], name: 
         ModelError: if the labels differ; the message lists both.
     """
     if task_labels and sorted(model_labels) != sorted(task_labels):
-        found, expected = list(model_labels), list(task_labels)
+        found, expected = list_labels(model_labels), list_labels(task_labels)
         raise ModelError(f"the labels do not match: model {name} has {found}, the task has {expected}. {cure}")
 
 
@@ -97,13 +96,14 @@ def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
     """
     if task.label_column not in train.column_names:
         raise DataError(
-            f"{task.name}: found columns {column_names(train)}, expected the label column {task.label_column!r}."
-            f"{did_you_mean(task.label_column, column_names(train))} Set task.label_column."
+            f"{origin(task)}: found columns {quoted(column_names(train))}, expected the label column "
+            f"{task.label_column!r}.{did_you_mean(task.label_column, column_names(train))} Set task.label_column."
         )
     declared = declared_labels(train.features[task.label_column])
     if task.labels and declared and set(task.labels) != set(declared):
         raise DataError(
-            f"{task.name}: the task definition lists the labels {list(task.labels)}, the dataset declares {declared}; "
+            f"{task.name}: the task definition lists the labels {list_labels(task.labels)}, the dataset declares "
+            f"{list_labels(declared)}; "
             "make task.labels match"
         )
     return task.labels or tuple(declared)
@@ -132,7 +132,7 @@ def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
         labels = sort_labels(merge_spellings(distinct))
     if len(labels) < (2 if task.problem == "single_label" else 1):
         minimum = "two labels" if task.problem == "single_label" else "one label"
-        raise DataError(f"{task.name}: expected at least {minimum}, found {len(labels)}: {list(labels)}")
+        raise DataError(f"{origin(task)}: expected at least {minimum}, found {len(labels)}: {list_labels(labels)}")
     return labels
 
 
@@ -342,10 +342,10 @@ def _unknown_label(task: Task, labels: Iterable[str], rows: Dataset, bad_rows: S
 
 
 def list_labels(labels: Iterable[str]) -> str:
-    """Return the labels as a list for an error message, truncated to `MAX_LISTED_CHARS` characters."""
+    """Return the labels as a list for an error message, truncated to `MAX_QUOTED_CHARS` characters."""
     labels = list(labels)
-    text = str(labels)
-    return text if len(text) <= MAX_LISTED_CHARS else f"{text[:MAX_LISTED_CHARS]}… ({len(labels)} labels)"
+    text = quoted(labels)
+    return text if len(str(labels)) <= MAX_QUOTED_CHARS else f"{text} ({len(labels)} labels)"
 
 
 def missing_labels(task: Task, rows: Dataset, bad_rows: Sequence[int], hint: str = "") -> DataError:
@@ -425,7 +425,7 @@ def compute_class_weights(
         return [float(min(MAX_AUTO_WEIGHT, (len(gold) - count) / max(1.0, count))) for count in counts]
     counts = np.bincount(gold, minlength=len(labels))
     if not counts.all():
-        raise DataError(f"{task.name}: no training row has the label {labels[int(counts.argmin())]!r}")
+        raise DataError(f"{origin(task)}: no training row has the label {quoted(labels[int(counts.argmin())])}")
     return [float(len(gold) / (len(labels) * count)) for count in counts]
 
 
@@ -436,7 +436,8 @@ def weights_from_recipe(weights: dict[str, float], labels: tuple[str, ...]) -> l
         DataError: if the weights are not for exactly these labels.
     """
     if set(weights) != set(labels):
-        raise DataError(f"found training.class_weights for {list(weights)}, expected one for each of {list(labels)}")
+        found, expected = list_labels(weights), list_labels(labels)
+        raise DataError(f"found training.class_weights for {found}, expected one for each of {expected}")
     return [weights[label] for label in labels]
 
 

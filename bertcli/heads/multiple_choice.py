@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from bertcli.data.encoding import Encoded, EncodedBuilder, iter_input_ids, special_tokens_template
-from bertcli.data.sources import locate_rows
+from bertcli.data.sources import locate_rows, origin
 from bertcli.data.table_files import label_text
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
@@ -74,7 +74,7 @@ class MultipleChoice(Head):
         """
         head = cls()
         if head.references(task, train) is None:
-            raise DataError(f"{task.name}: the training rows have no answers in column {task.label_column!r}")
+            raise DataError(f"{origin(task)}: the training rows have no answers in column {task.label_column!r}")
         return head
 
     @classmethod

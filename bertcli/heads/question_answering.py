@@ -21,8 +21,8 @@ from bertcli.data.encoding import (
     tokenize,
     window_bounds,
 )
-from bertcli.data.sources import row_number
-from bertcli.errors import DataError
+from bertcli.data.sources import column_names, locate_rows, origin
+from bertcli.errors import DataError, quoted, shortened
 from bertcli.heads.base import Head
 from bertcli.heads.span_decoding import NOT_IN_PASSAGE, SpanPrediction, best_spans, select_answer, strip_span
 from bertcli.recipe.schema import AnswersSection, DataSection, Recipe
@@ -70,7 +70,9 @@ class QuestionAnswering(Head):
             DataError: if the answers are missing or invalid (`check_answers`).
         """
         if task.label_column not in train.column_names:
-            raise DataError(f"{task.name}: found columns {train.column_names}, expected {task.label_column!r}")
+            raise DataError(
+                f"{origin(task)}: found columns {quoted(column_names(train))}, expected {task.label_column!r}"
+            )
         check_answers(task, train)
         return cls(recipe.answers)
 
@@ -235,7 +237,7 @@ def check_answers(task: Task, rows: Dataset) -> None:
     if unanswered and not task.unanswerable:
         others = f" (nor have {len(unanswered) - 1} others)" if len(unanswered) > 1 else ""
         raise DataError(
-            f"{task.name}: {_describe_row(task, rows, unanswered[0])} has no answer{others}, but the task requires one "
+            f"{_describe_row(task, rows, unanswered[0])} has no answer{others}, but the task requires one "
             "for every question. For data like SQuAD 2.0 set task.unanswerable=true, or use the task squad/v2."
         )
 
@@ -261,7 +263,7 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
             occurrences = [offset for offset in range(len(passage)) if passage.startswith(text, offset)]
             if not occurrences:
                 name = _describe_row(task, rows, row)
-                raise DataError(f"{task.name}: {name} has the answer {text!r:.80}, which is not in its passage")
+                raise DataError(f"{name} has the answer {text!r:.80}, which is not in its passage")
             start = min(occurrences, key=lambda offset: abs(offset - start))
         spans.append(strip_span(passage, start, start + len(text)))
     return spans
@@ -281,7 +283,7 @@ def _row_answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
             isinstance(text, str) and isinstance(start, int | None) for text, start in answers
         ):
             raise DataError(
-                f"{task.name}: {_describe_row(task, rows, row)} has {value!r:.80} in column {task.label_column!r}, "
+                f"{_describe_row(task, rows, row)} has {value!r:.80} in column {task.label_column!r}, "
                 "expected answers with a `text` and an `answer_start` each"
             )
         yield [(text, start or 0) for text, start in answers]
@@ -303,8 +305,8 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _describe_row(task: Task, rows: Dataset, row: int) -> str:
-    question_id = f" (id {rows[row][task.id_column]})" if task.id_column in rows.column_names else ""
-    return f"row {row_number(rows, row)}{question_id}"
+    question_id = f" (id {shortened(str(rows[row][task.id_column]))})" if task.id_column in rows.column_names else ""
+    return f"{locate_rows(task, rows, [row])}{question_id}"
 
 
 def _token_span(window_offsets: np.ndarray, span: tuple[int, int] | None) -> tuple[int, int]:

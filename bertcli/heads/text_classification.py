@@ -122,9 +122,9 @@ class TextClassification(Head):
         head = cls(task.problem, labels)
         gold = head.references(task, train)
         if gold is None:
-            raise DataError(f"{task.name}: the training rows have no labels")
+            raise DataError(f"{origin(task)}: the training rows have no labels")
         if task.problem == "single_label" and len(np.unique(gold)) < 2:
-            raise DataError(f"{task.name}: all training rows have the same label, expected at least two labels")
+            raise DataError(f"{origin(task)}: all training rows have the same label, expected at least two labels")
         if task.problem == "regression":
             _check_spread(task, gold)
         weights = compute_class_weights(recipe.training.class_weights, task, labels, gold)
@@ -375,12 +375,12 @@ def _check_spread(task: Task, gold: np.ndarray) -> None:
     mean, std = float(np.mean(gold, dtype=np.float64)), float(np.std(gold, dtype=np.float64))
     if std == 0:
         raise DataError(
-            f"{origin(task, 'train')}: all training rows have the same number in column {task.label_column!r} (as a "
+            f"{origin(task)}: all training rows have the same number in column {task.label_column!r} (as a "
             "32-bit float), expected at least two numbers; add rows with others, or set task.label_column"
         )
     if abs(mean) > MAX_MEAN_IN_STDS * std:
         raise DataError(
-            f"{origin(task, 'train')}: the numbers of the training rows (mean {mean:,.7g}, standard deviation "
+            f"{origin(task)}: the numbers of the training rows (mean {mean:,.7g}, standard deviation "
             f"{std:,.4g}) differ too little for 32-bit floats; subtract a constant from column {task.label_column!r}"
         )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL, Encoded, EncodedBuilder, special_tokens_template, window_bounds
-from bertcli.data.sources import locate_rows
+from bertcli.data.sources import locate_rows, origin
 from bertcli.data.table_files import label_text
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
@@ -28,6 +28,7 @@ from bertcli.heads.labels import (
     label_config_fields,
     label_name,
     labels_from_config,
+    list_labels,
     lookup_label_id,
     predefined_labels,
     weights_from_recipe,
@@ -106,7 +107,7 @@ class TokenClassification(Head):
         labels = cls.task_labels(task, train)
         tags = cls(labels).references(task, train)
         if tags is None:
-            raise DataError(f"{task.name}: the training rows have no tags")
+            raise DataError(f"{origin(task)}: the training rows have no tags")
         scheme = detect_tag_scheme(labels, tags) if recipe.answers.constrained_decoding else None
         weights = compute_tag_weights(recipe.training.class_weights, task, labels, tags)
         return cls(labels, weights, scheme, casing_feature=recipe.data.casing_feature)
@@ -228,7 +229,7 @@ class TokenClassification(Head):
             found = f"has {words} words and {tags} tags"
             if len(bad) > 1:
                 found = f"have more or fewer tags than words (the first has {words} words and {tags} tags)"
-            raise DataError(f"{task.name}: {locate_rows(task, rows, bad)} {found}; give each word one tag")
+            raise DataError(f"{locate_rows(task, rows, bad)} {found}; give each word one tag")
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
         """Return the cross-entropy summed over the words."""
@@ -295,7 +296,7 @@ def resolve_tags(task: Task, train: Dataset) -> tuple[str, ...]:
         distinct = set(tag_names(task, train, train[task.label_column][:]).values())
         labels = tuple(sorted(distinct, key=lambda tag: (tag != "O", tag)))
     if len(labels) < 2:
-        raise DataError(f"{task.name}: expected at least two tags, found {len(labels)}: {list(labels)}")
+        raise DataError(f"{origin(task)}: expected at least two tags, found {len(labels)}: {list_labels(labels)}")
     return labels
 
 
@@ -312,8 +313,8 @@ def tag_names(task: Task, rows: Dataset, column: list[list[Any] | None]) -> dict
     is_list_of_tags = isinstance(getattr(getattr(feature, "feature", None), "dtype", None), str)
     if not is_list_of_tags and any(values is not None for values in column):
         raise DataError(
-            f"{task.name}: column {task.label_column!r} holds {feature!r:.60}, expected a list of tags for each row, "
-            "one per word"
+            f"{origin(task, str(rows.split))}: column {task.label_column!r} holds {feature!r:.60}, expected a list "
+            "of tags for each row, one per word"
         )
     declared = declared_labels(feature)
     listed = () if declared else task.labels

@@ -13,7 +13,7 @@ from bertcli.console import Console
 from bertcli.data.encoding import Encoded
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import batched
-from bertcli.errors import DataError, ModelError, RecipeError, UsageError
+from bertcli.errors import DataError, ModelError, RecipeError, UsageError, quoted, shortened
 from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
 from bertcli.inference.forward import predict_logits
@@ -118,8 +118,8 @@ def _rename_labels(config: PretrainedConfig, labels: Sequence[str], head: Head, 
         raise UsageError(f"{name} predicts {head.answer_kind}, which has no labels; leave out --labels")
     if len(set(labels)) != len(saved_labels) or len(labels) != len(saved_labels):
         raise UsageError(
-            f"found --labels {','.join(labels)}, expected {len(saved_labels)} different names: {name} has "
-            f"{list(saved_labels)}"
+            f"found --labels {shortened(','.join(labels))}, expected {len(saved_labels)} different names: {name} has "
+            f"{quoted(list(saved_labels))}"
         )
     thresholds = getattr(config, "thresholds", None) or {}
     new_names = dict(zip(saved_labels, labels, strict=True))

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from bertcli.errors import did_you_mean
+from bertcli.errors import MAX_QUOTED_CHARS, did_you_mean, quoted, shortened
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.yaml_layers import MAX_QUOTED_CHARS, KeyPath, quoted, shortened
+from bertcli.recipe.yaml_layers import KeyPath
 from bertcli.tasks.task import Task
 
 EXPECTED_BY_ERROR_TYPE = {

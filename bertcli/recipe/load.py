@@ -14,7 +14,7 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 import bertcli
-from bertcli.errors import MAX_PROBLEMS, RecipeError, did_you_mean
+from bertcli.errors import MAX_PROBLEMS, RecipeError, did_you_mean, quoted, shortened
 from bertcli.recipe.error_messages import describe_problem, describe_unknown_key
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
@@ -24,9 +24,7 @@ from bertcli.recipe.yaml_layers import (
     RecipeLayer,
     merge_layers,
     parse_overrides,
-    quoted,
     read_yaml_file,
-    shortened,
 )
 from bertcli.tasks import TASKS, get_task
 from bertcli.tasks.task import SPLITS, Task

@@ -10,11 +10,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from bertcli.errors import RecipeError, did_you_mean
+from bertcli.errors import RecipeError, did_you_mean, quoted
 from bertcli.recipe.expansion import Grid, expand_recipe, load_recipe_or_grid
 from bertcli.recipe.load import find_recipe, read_with_extends, validate_section
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.yaml_layers import RecipeLayer, merge_layers, parse_overrides, quoted
+from bertcli.recipe.yaml_layers import RecipeLayer, merge_layers, parse_overrides
 from bertcli.tasks.task import Names, Section
 
 SUITE_KEYS = ("suite", "start_from", "multitask")

@@ -21,13 +21,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from bertcli.errors import RecipeError
+from bertcli.errors import RecipeError, quoted, shortened
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Task
 
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
-MAX_QUOTED_CHARS = 80
 MAX_BYTES = 1_000_000  # in a recipe file
 MAX_VALUES, MAX_DEPTH = 100_000, 20  # in a recipe, after aliases are expanded
 DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".conll", ".gz", ".zst", ".bz2", ".zip"}
@@ -51,16 +50,6 @@ class RecipeLayer:
         while keys and keys not in self.locations:
             keys = keys[:-1]
         return self.locations.get(keys, COMMAND_LINE)
-
-
-def quoted(value: object) -> str:
-    """Return the `repr` of a value from a recipe, truncated for an error message."""
-    return shortened(repr(value))
-
-
-def shortened(text: str) -> str:
-    """Return the text, truncated for an error message."""
-    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
 
 
 def read_yaml_file(path: Path, schema: type[BaseModel]) -> RecipeLayer:

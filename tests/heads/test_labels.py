@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import BertConfig
 
 from bertcli.data.sources import load_split
-from bertcli.errors import DataError, ModelError
+from bertcli.errors import MAX_QUOTED_CHARS, DataError, ModelError
 from bertcli.heads.labels import labelled_rows, labels_from_config, resolve_labels
 from bertcli.heads.text_classification import TextClassification
 from bertcli.tasks.task import Problem, Task
@@ -351,3 +351,19 @@ def test_nan_in_csv_is_an_unlabeled_row(tmp_path: Path, problem: Problem, nan: s
 
 def test_listed_label_nan_is_a_label(read_labels: Read) -> None:
     assert read_labels(["nan", "roti"], "single_label", "csv", labels=("nan", "roti")) == (("nan", "roti"), [0, 1])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"text": ["a"], "label": ["L" * 200]},
+        {"text": ["a"], "LLLL" * 50: ["b"]},
+    ],
+)
+def test_message_about_labels_names_the_file_and_quotes_at_most_80_characters(
+    tmp_path: Path, rows: dict[str, list[Any]]
+) -> None:
+    task = Task.model_validate({"text_columns": ("text",), "files": {"train": str(tmp_path / "rows.csv")}})
+    with pytest.raises(DataError, match=r"rows\.csv: (expected at least two labels, found 1|found columns)") as error:
+        resolve_labels(task, Dataset.from_dict(rows))
+    assert 50 < str(error.value).count("L") < MAX_QUOTED_CHARS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from bertcli.data.encoding import Encoded
+from bertcli.data.sources import load_split
 from bertcli.errors import DataError
 from bertcli.heads.question_answering import QuestionAnswering, answer_spans, check_answers
 from bertcli.heads.span_decoding import NO_SPAN_ODDS, NOT_IN_PASSAGE, best_spans
@@ -254,3 +256,14 @@ def test_loss_is_that_of_transformers_summed_over_windows() -> None:
     output = model(input_ids=ids, start_positions=labels[:, 0], end_positions=labels[:, 1])
     head = QuestionAnswering()
     assert torch.allclose(head.loss(head.logits(output), labels) / 13, output.loss, atol=1e-6)
+
+
+def test_message_about_an_answer_names_the_file_and_the_row_and_truncates_the_id(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(
+        json.dumps({"id": "L" * 200, "question": "q", "context": "c", "answers": {"text": ["d"], "answer_start": [0]}})
+    )
+    files = {"train": str(tmp_path / "q.jsonl"), "validation": "v.jsonl"}
+    task = task_of(dataset=None, files=files, id_column="id")
+    with pytest.raises(DataError, match=r"q\.jsonl: row 1 \(id L+…\) has the answer 'd', which is not") as error:
+        answer_spans(task, load_split(task, "train"))
+    assert str(error.value).count("L") < 80
