@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertcli.data.formats import check_json_depth, join_words
 from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, read_files, summarize_error
 from bertcli.errors import DataError, did_you_mean, quoted
-from bertcli.tasks.task import SPLITS, Task
+from bertcli.tasks.task import NUMBER, SPLITS, Task
 
 if TYPE_CHECKING:
     import pyarrow
@@ -135,11 +135,13 @@ def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
     if task.group_by not in rows.column_names:
         found = f"found columns {quoted(column_names(rows))}"
         raise DataError(f"{origin(task)}: {found}, expected {task.group_by!r} (task.group_by)")
-    values = rows[task.group_by][:]
+    values: list[Any] = [value.strip() or None if isinstance(value, str) else value for value in rows[task.group_by][:]]
     if None in values:
         where = locate_rows(task, rows, [values.index(None)])
         raise DataError(f"{where} has no value in column {task.group_by!r}; add one")
     groups = sorted(set(values))
+    if all(NUMBER.fullmatch(str(value)) for value in groups):
+        groups.sort(key=float)
     if len(groups) < 2:
         raise DataError(f"{origin(task)}: column {task.group_by!r} has one value, expected at least two")
     Random(HELD_OUT_SEED).shuffle(groups)

@@ -107,7 +107,7 @@ def read_tag_set(tags: tuple[str, ...]) -> TagSet:
     for notation in NOTATIONS:
         parts = _parse(notation, others)
         if parts and len(parts) == len(others) and _is_scheme(notation, parts):
-            return TagSet(parts, marks_entities=True)
+            return _tag_set_of(parts)
         if not mixed and (
             _has_begin_and_more(parts) or (notation is STANDARD_NOTATION and _positions(parts) & {*"BI"})
         ):
@@ -116,7 +116,7 @@ def read_tag_set(tags: tuple[str, ...]) -> TagSet:
         bare = {tag: (letters[tag], NO_TYPE) for tag in others if tag in letters}
         if _positions(bare) & {*"BI"} and (outside is not None or _has_begin_and_more(bare)):
             if len(bare) == len(others):
-                return TagSet(bare, marks_entities=True)
+                return _tag_set_of(bare)
             if outside is not None and _has_begin_and_more(bare):
                 mixed = mixed or bare
     if mixed:
@@ -169,11 +169,26 @@ def _has_begin_and_more(parts: Parts) -> bool:
     return any("B" in positions and positions & {*"IEL"} for positions in kinds.values())
 
 
+def _tag_set_of(parts: Parts) -> TagSet:
+    """Return the tag set of tags that all have a position; its `problem` if these are of two schemes."""
+    iobes, bilou = _of_positions(parts, "ES"), _of_positions(parts, "LU")
+    if iobes and bilou:
+        found = f"found tags of IOBES ({_quote(iobes)}) and of BILOU ({_quote(bilou)})"
+        return TagSet(problem=f"{found}; write all tags in the same scheme")
+    return TagSet(parts, marks_entities=True)
+
+
+def _of_positions(parts: Parts, positions: str) -> list[str]:
+    """Return the tags with one of these positions."""
+    return [tag for tag, (position, _) in parts.items() if position in positions]
+
+
+def _quote(tags: Iterable[str]) -> str:
+    return ", ".join(repr(tag[:MAX_QUOTED_CHARS]) for tag in [*tags][:MAX_QUOTED_TAGS])
+
+
 def _describe_mixed(parts: Parts, rest: Sequence[str]) -> str:
-    with_position, without = (
-        ", ".join(repr(tag[:MAX_QUOTED_CHARS]) for tag in [*tags][:MAX_QUOTED_TAGS]) for tags in (parts, rest)
-    )
     return (
-        f"found the tags {with_position} with a position and {without} without one, so it is unclear which words are "
-        "entities; write all tags in the same notation, and O for words outside entities"
+        f"found the tags {_quote(parts)} with a position and {_quote(rest)} without one, so it is unclear which words "
+        "are entities; write all tags in the same notation, and O for words outside entities"
     )

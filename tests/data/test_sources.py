@@ -200,3 +200,12 @@ def test_held_out_rows_of_tasks_without_one_label_per_row_are_a_plain_random_sam
     texts = load_split(task_of(path, problem=problem), "validation")["text"][:]
     expected = read_files([str(path)]).train_test_split(test_size=4, seed=13)["test"]["text"][:]
     assert texts == expected
+
+
+def test_group_by_compares_values_as_written_without_surrounding_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label,title\n" + "".join(f"t,a,{title}\n" for title in ["007", "7", "007 ", "7"]))
+    task = task_of(path, group_by="title", held_out_fraction=0.5)
+    titles = {split: {title.strip() for title in load_split(task, split)["title"]} for split in ("train", "validation")}
+    assert len(titles["train"]) == len(titles["validation"]) == 1
+    assert titles["train"] != titles["validation"]

@@ -184,3 +184,20 @@ def test_constrained_decoding_knows_every_notation(tags: str) -> None:
     assert detect_tag_scheme(labels, [labels, [labels[0], labels[2]]]) == "IOB2"
     assert not allowed_transitions(labels, "IOB2")[2, 1]
     assert allowed_transitions(labels, "IOB2")[0, 1]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ("O", "B-PER", "E-PER", "B-LOC", "L-LOC"),
+        ("O", "B-PER", "S-PER", "U-LOC"),
+        ("O", "b_per", "s_per", "l_per"),
+        ("O", "PER-B", "PER-E", "PER-U"),
+        ("O", "B", "I", "E", "U"),
+    ],
+)
+def test_tags_of_both_iobes_and_bilou_are_a_problem(tags: tuple[str, ...]) -> None:
+    tag_set = read_tag_set(tags)
+    assert not tag_set.marks_entities
+    assert "IOBES" in str(tag_set.problem)
+    assert "BILOU" in str(tag_set.problem)
