@@ -17,7 +17,7 @@ from bertcli.errors import DataError
 from bertcli.tasks.task import DELIMITERS
 
 SAMPLED_LINES = 100  # used to detect the separator
-SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?')  # the first line of some files saved by Excel
+SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"? *', re.IGNORECASE)  # the first line of some files saved by Excel
 BLOCK_BYTES = 1 << 20  # compared at once, to keep temporary arrays small
 csv.field_size_limit(sys.maxsize)  # a document may exceed Python's default of 131,072 characters
 Cells = tuple[int, list[str]]

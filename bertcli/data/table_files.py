@@ -219,7 +219,8 @@ def _read_delimited(path: Path, task: Task | None, options: TextOptions, *, is_c
     sample = list(islice(read_lines(path, options), SAMPLED_LINES))
     names = next(rows(sample))
     delimiter, num_skipped = find_delimiter(sample, str(path), options, columns) if is_csv else ("\t", 0)
-    if num_skipped == 0 and is_sound(content, delimiter, is_quoted=is_csv):
+    begins_blank = bool(sample) and sample[0].strip("\r\n").isspace()  # pyarrow would take the line for the header
+    if num_skipped == 0 and not begins_blank and is_sound(content, delimiter, is_quoted=is_csv):
         with suppress(pyarrow.ArrowInvalid):
             return _parse_delimited(content, names, task, delimiter, is_quoted=is_csv)
     quoted = io.StringIO()
@@ -235,8 +236,7 @@ def _parse_delimited(
 
     types: dict[str, pyarrow.DataType] = {}
     if task is not None:
-        as_written = (*task.columns, task.label_column, *([task.id_column] if task.id_column else ()))
-        types = dict.fromkeys(as_written, pyarrow.string())
+        types = dict.fromkeys(_used_columns(task), pyarrow.string())
     parse_options = arrow_csv.ParseOptions(
         delimiter=delimiter, quote_char='"' if is_quoted else False, newlines_in_values=is_quoted
     )

@@ -106,15 +106,23 @@ def _decompressed(file: io.BufferedReader, path: str | Path) -> io.BufferedReade
     return file
 
 
-def _skip_mark(file: io.BufferedReader, options: TextOptions) -> str:
-    """Return the encoding of a file that was just opened, and skip its byte order mark."""
+def _skip_mark(file: io.BufferedReader, path: str | Path, options: TextOptions) -> str:
+    """Return the encoding of a file that was just opened, and skip its byte order mark, even if it is repeated.
+
+    Raises:
+        DataError: if the encoding is utf-16 or utf-32, and there is no mark to tell the byte order.
+    """
     head = file.peek(4)
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
-            file.read(len(mark))
+            while file.peek(len(mark)).startswith(mark):
+                file.read(len(mark))
             return encoding
-    is_utf8 = options.encoding is None or codecs.lookup(options.encoding).name == UTF_8
-    return UTF_8 if is_utf8 else str(options.encoding)
+    name = codecs.lookup(options.encoding or UTF_8).name
+    if head and name in ("utf-16", "utf-32"):
+        cure = options.cure("encoding", f"{name}-le or {name}-be")
+        raise DataError(f"{path}: has no byte order mark, so {name} does not tell the order of its bytes; {cure}")
+    return UTF_8 if name == UTF_8 else str(options.encoding)
 
 
 @contextmanager
@@ -127,7 +135,7 @@ def open_text(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Itera
         DataError: as `open_binary`.
     """
     with open_binary(path) as file:
-        encoding = _skip_mark(file, options)
+        encoding = _skip_mark(file, path, options)
         yield io.TextIOWrapper(file, encoding)
 
 
@@ -138,7 +146,7 @@ def read_lines(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Iter
         DataError: as `open_binary`; or the file has a different encoding or NUL characters (with the line number).
     """
     with open_binary(path) as file:
-        encoding = _skip_mark(file, options)
+        encoding = _skip_mark(file, path, options)
         lines = _decoded_lines(file, encoding, str(path), options)
         first = next(lines, "")
         if "\r" in first and not first.endswith("\n"):  # the file has no other line end
@@ -210,7 +218,7 @@ def read_utf8(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> bytes
         DataError: as `read_lines`.
     """
     with open_binary(path) as file:
-        encoding = _skip_mark(file, options)
+        encoding = _skip_mark(file, path, options)
         content = file.read()
     if encoding != UTF_8:
         content = decode(content, encoding, path, options).encode()

@@ -22,6 +22,7 @@ from bertcli.data.corpus_reading import read_documents
 from bertcli.data.corpus_tokens import corpus_key
 from bertcli.data.prediction_inputs import PredictionInput, infer_format, read_inputs
 from bertcli.data.sources import load_split
+from bertcli.data.text_files import TextOptions, read_lines
 from bertcli.errors import DataError, RecipeError, UsageError
 from bertcli.recipe.load import load_recipe, recipe_task
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
@@ -299,7 +300,7 @@ def test_json_list_named_jsonl_is_read(content: str) -> None:
     assert predict_texts("a.jsonl") == ["a"]
 
 
-@pytest.mark.parametrize("content", [b"text,label\na,x", b"text,label\n\na,x\n   \n\n"])
+@pytest.mark.parametrize("content", [b"text,label\na,x", b"  \ntext,label\na,x", b"text,label\n\na,x\n   \n\n"])
 def test_blank_csv_lines_are_skipped(content: bytes) -> None:
     Path("a.csv").write_bytes(content)
     assert train_rows("a.csv") == [("a", "x")]
@@ -359,3 +360,24 @@ def test_corpus_cache_distinguishes_encodings() -> None:
     keys = {corpus_key(CorpusSection(sources=(Source(files=("a.txt",), encoding=encoding),)), None, None)
             for encoding in (None, "windows-1252", "windows-1251")}  # fmt: skip
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "UTF_16"])
+def test_utf_16_without_a_byte_order_mark_needs_the_byte_order(encoding: str) -> None:
+    Path("a.csv").write_bytes("text,label\na,x\n".encode(f"{encoding}-be"))
+    with pytest.raises(DataError, match=r"a\.csv: has no byte order mark, .*utf-(16|32)-le or utf-(16|32)-be"):
+        list(read_lines("a.csv", TextOptions(encoding=encoding)))
+    assert list(read_lines("a.csv", TextOptions(encoding=f"{encoding}-be"))) == ["text,label\n", "a,x\n"]
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", "sep=; ", '"Sep=;"'])
+def test_separator_line_is_read_in_any_case_and_with_spaces(first: str) -> None:
+    Path("a.csv").write_text(f"{first}\ntext;label\na;x\n")
+    assert train_rows("a.csv") == [("a", "x")]
+    assert predict_texts("a.csv") == ["a"]
+
+
+def test_repeated_byte_order_mark_is_skipped() -> None:
+    Path("a.csv").write_bytes(b"\xef\xbb\xbf" * 2 + b"text,label\na,x\n")
+    assert train_rows("a.csv") == [("a", "x")]
+    assert predict_texts("a.csv") == ["a"]
