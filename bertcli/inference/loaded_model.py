@@ -13,6 +13,7 @@ from bertcli.console import Console
 from bertcli.data.encoding import Encoded
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import batched
+from bertcli.data.table_files import label_text
 from bertcli.errors import DataError, ModelError, RecipeError, UsageError, quoted, shortened
 from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
@@ -142,12 +143,17 @@ def predict_inputs(
     import pyarrow
     from datasets import Dataset
 
+    def used_values(row: Row) -> Row:
+        used = {name: row[name] for name in row if name in columns}
+        return {name: label_text(value) if name == task.id_column else value for name, value in used.items()}
+
     columns = {*task.columns, task.id_column}
+
     for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
         try:
-            chunk_rows = Dataset.from_list([{name: row[name] for name in row if name in columns} for row in chunk])
+            chunk_rows = Dataset.from_list([*map(used_values, chunk)])
         except pyarrow.ArrowException as error:
-            raise DataError(f"a column of the inputs has both texts and lists of texts ({error})") from error
+            raise DataError("a column of the inputs has both texts and lists of texts; use one of them") from error
         encoded = loaded.head.encode(task, chunk_rows, loaded.tokenizer, loaded.data)
         console.warn_about_rows(encoded.row_warnings, first_row=chunk_index * CHUNK_SIZE)
         remaining = iter(chunk)

@@ -17,7 +17,7 @@ from bertcli.console import Console
 from bertcli.data.prediction_inputs import PredictionInput, infer_format, read_inputs
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.finetuning.run import finetune
-from bertcli.inference.loaded_model import CHUNK_SIZE, load_for_inference
+from bertcli.inference.loaded_model import CHUNK_SIZE, load_for_inference, predict_inputs
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import load_recipe
 from bertcli.runs.folder import RunOptions
@@ -185,6 +185,15 @@ def test_parquet_inputs_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         next(read_inputs("a.parquet", "parquet", ["words"], default_columns=["words"]))
     with pytest.raises(UsageError, match="standard input"):
         next(read_inputs("-", "parquet", ["text"]))
+
+
+def test_ids_of_mixed_types_are_kept_with_the_predictions(run: Path) -> None:
+    loaded = load_for_inference(ModelSource(str(run)))
+    task = loaded.task.model_copy(update={"id_column": "id"})
+    inputs = [{"text": "one", "id": 1}, {"text": "two", "id": "1"}, {"text": "three", "id": None}]
+    ((chunk, rows, _, _),) = predict_inputs(loaded, task, inputs, QUIET)
+    assert chunk == inputs
+    assert rows["id"][:] == ["1", "1", None]
 
 
 def test_extra_id_column_is_kept_unchanged() -> None:
