@@ -261,6 +261,16 @@ def manifest_problem(folder: Path, first_megabytes: int | None = None) -> str | 
     return None
 
 
+def files_outside_manifest(folder: Path) -> list[Path]:
+    """Return the files in `folder` that its manifest does not list; none if it has no readable manifest."""
+    try:
+        listed = {*json.loads((folder / MANIFEST).read_text("utf-8")), MANIFEST}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return []
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path for path in files if path.relative_to(folder).as_posix() not in listed]
+
+
 def _fingerprint(path: Path, first_megabytes: int | None) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:

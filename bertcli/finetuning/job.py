@@ -38,8 +38,8 @@ from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.lora import add_lora, save_lora
 from bertcli.models.padding_free import optimize_forward
 from bertcli.recipe.plan import Plan
-from bertcli.reports.pages import VALIDATION_PREDICTIONS
 from bertcli.runs.environment import describe_environment
+from bertcli.runs.folder import VALIDATION_PREDICTIONS
 from bertcli.runs.model_card import build_model_card
 from bertcli.runs.results import RunResults
 from bertcli.training.devices import pad_to_multiple_of

@@ -29,7 +29,7 @@ from bertcli.reports.analysis import (
 from bertcli.reports.charts import Chart, draw, history_charts, length_histogram, overlay_charts, scatter_chart
 from bertcli.reports.excerpts import build_excerpts, truncate_text
 from bertcli.runs.environment import mask_text
-from bertcli.runs.folder import RunFolder
+from bertcli.runs.folder import VALIDATION_PREDICTIONS, RunFolder
 from bertcli.runs.history import read_records
 from bertcli.runs.results import RunResults
 from bertcli.tasks.tags import TagSet, read_tag_set
@@ -38,7 +38,6 @@ from bertcli.tasks.task import HEADS, load_class
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-VALIDATION_PREDICTIONS = "validation.jsonl"
 TEMPLATES = Path(__file__).parent / "templates"
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]

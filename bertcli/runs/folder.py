@@ -28,13 +28,14 @@ from pydantic import ValidationError
 
 from bertcli.console import Console
 from bertcli.errors import ProcessError, RecipeError, RunFolderError, UsageError
-from bertcli.files import MANIFEST, file_lock, manifest_problem, restore_folder, write_text
+from bertcli.files import MANIFEST, file_lock, files_outside_manifest, manifest_problem, restore_folder, write_text
 from bertcli.recipe.catalogue import compare_recipe_texts
 from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.recipe.schema import RESUME_MAY_CHANGE
 from bertcli.runs.results import RunResults
 
 SUMMARY = "summary.csv"  # the table of a grid
+VALIDATION_PREDICTIONS = "validation.jsonl"  # in `predictions/`; multitask runs prefix it with `TASK-`
 MAX_LISTED = 5  # maximum number of runs named in a message
 LOCK = ".lock"
 
@@ -171,6 +172,11 @@ class RunFolder:
         """Return whether a run has written more than its recipe here, or is queued on a cluster."""
         outputs = (self.train_history, self.eval_history, self.checkpoints, self.model, self.results, self.slurm)
         return any(path.exists() for path in outputs)
+
+    def written_predictions(self) -> list[Path]:
+        """Return the paths at which the run writes predictions; other files in `predictions/` are a person's."""
+        prefixes = ("", *(f"{task.name}-" for task in self.model.glob("*/")))
+        return [self.predictions / f"{prefix}{VALIDATION_PREDICTIONS}" for prefix in prefixes]
 
     def clean_up(self) -> None:
         """Remove files left by an interrupted save."""
@@ -316,12 +322,13 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
     """
     _check_writable(path)
     folder = RunFolder(path)
-    if not path.is_dir() or all(_is_seed_run(entry) or entry.name == folder.slurm.name for entry in path.iterdir()):
-        # the folder is empty, or holds runs of single seeds or the script of a queued job
+    if not path.is_dir() or all(_may_precede_run(entry) for entry in path.iterdir()):
         return RunClaim(folder, recipe_text, overwrite=overwrite)
     if not folder.recipe.is_file():
         raise RunFolderError(f"{path} is not empty and is not a run (no recipe.yaml); choose another with --run")
     check_is_run(path, recipe_text)
+    if overwrite:
+        _runs_to_remove(path)
     if overwrite or not folder.has_started():
         return RunClaim(folder, recipe_text, overwrite=overwrite)
     existing = resolved_text(folder.recipe)
@@ -363,29 +370,60 @@ def remove_run(path: Path) -> None:
     """Remove what a run and its seeds wrote in a folder, and the folder if nothing else is in it.
 
     Raises:
-        RunFolderError: if a run is in progress in the folder or in one below it.
+        RunFolderError: if a run is in progress in the folder or in one below it, or a model folder holds other files.
     """
     with ExitStack() as locks:
         for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
             locks.enter_context(exclusive_lock(folder))
-        for folder in (*filter(_is_seed_run, path.iterdir()), path):
+        for folder in _runs_to_remove(path):
             _remove_run_files(folder)
     for folder in (*filter(Path.is_dir, path.glob("seed-*")), path):
         with suppress(OSError):  # the folder holds other files
             folder.rmdir()
 
 
+def _runs_to_remove(path: Path) -> list[Path]:
+    """Return the folders of the seeds of a run, then its own.
+
+    Raises:
+        RunFolderError: if a model folder, which is replaced as a whole, holds files that the run did not write.
+    """
+    folders = [*filter(_is_seed_run, path.iterdir()), path]
+    for folder in folders:
+        model = RunFolder(folder).model
+        # `config.json` is missing from the manifest if the run was interrupted while it tuned thresholds.
+        if others := [file for file in files_outside_manifest(model) if file.name != "config.json"]:
+            raise RunFolderError(f"{others[0]} was not written by the run; move it out of {model} before --overwrite")
+    return folders
+
+
 def _remove_run_files(path: Path) -> None:
+    run = RunFolder(path)
+    if run.predictions.is_dir() and not run.predictions.is_symlink():
+        for file in run.written_predictions():
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # a person has added predictions
+            run.predictions.rmdir()
     for entry in [entry for entry in path.iterdir() if _is_run_file(entry)]:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
+        if not entry.is_dir() or entry.is_symlink():
             entry.unlink()
+        elif entry != run.predictions:
+            shutil.rmtree(entry)
 
 
 def _is_run_file(path: Path) -> bool:
     """Return whether an entry of a run folder, other than the lock, has a name that only runs use."""
     return path.name in RUN_FILES - {LOCK} or path.name.startswith(f".{RunFolder(path).model.name}.")
+
+
+def _may_precede_run(path: Path) -> bool:
+    """Return whether an entry of a folder does not keep a run from starting in the folder.
+
+    It may be a run of a single seed, the script of a queued job, or predictions that a person kept from an earlier run.
+    """
+    run = RunFolder(path.parent)
+    is_kept = path == run.predictions and not any(file.exists() for file in run.written_predictions())
+    return _is_seed_run(path) or path == run.slurm or is_kept
 
 
 def _is_seed_run(path: Path) -> bool:

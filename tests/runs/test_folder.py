@@ -12,7 +12,7 @@ from threading import Event
 import pytest
 
 from bertcli.errors import RunFolderError, UsageError
-from bertcli.files import file_lock, replace_folder, restore_folder, write_text
+from bertcli.files import file_lock, replace_folder, restore_folder, write_manifest, write_text
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.runs.folder import best_seed, chosen_run, claim_run, exclusive_lock
 
@@ -192,6 +192,39 @@ def test_overwrite_keeps_what_a_person_added_to_a_run_or_seed() -> None:
     open_run(Path("run"), overwrite=True)
     files = {path.relative_to("run").as_posix() for path in Path("run").rglob("*") if path.is_file()}
     assert files == {"recipe.yaml", "seed-1/notes.txt", "another/recipe.yaml", "another/train.jsonl"}
+
+
+def test_overwrite_keeps_predictions_that_a_person_wrote() -> None:
+    written = ["validation.jsonl", "topics-validation.jsonl"]  # the second by a multitask run
+    for folder in ("run", "run/seed-1", "run/seed-2"):
+        open_run(Path(folder))
+        Path(folder, "model/topics").mkdir(parents=True)
+        Path(folder, "predictions").mkdir()
+        for name in (*written, "new.csv", "my-validation.jsonl"):
+            Path(folder, "predictions", name).write_text(name)
+    open_run(Path("run"), overwrite=True)
+    open_run(Path("run/seed-2"))
+    files = {path.as_posix() for path in Path("run").rglob("*") if path.is_file()}
+    kept = {f"predictions/{name}" for name in ("new.csv", "my-validation.jsonl")}
+    runs = {"run", "run/seed-1", "run/seed-2"}
+    assert files == {f"{run}/{name}" for run in runs for name in kept} | {"run/recipe.yaml", "run/seed-2/recipe.yaml"}
+
+
+def test_overwrite_is_refused_if_a_person_added_files_to_a_model() -> None:
+    for folder in ("run", "run/seed-1"):
+        open_run(Path(folder))
+        Path(folder, "model").mkdir()
+        Path(folder, "model/config.json").write_text("{}")
+        write_manifest(Path(folder, "model"))
+    Path("run/seed-1/model/onnx").mkdir()
+    mine = Path("run/seed-1/model/onnx/model.onnx")
+    mine.write_text("mine")
+    with pytest.raises(RunFolderError, match=rf"{mine} was not written by the run; move it out of run/seed-1/model"):
+        claim_run(Path("run"), RECIPE, overwrite=True)
+    assert Path("run/recipe.yaml").is_file()
+    mine.unlink()
+    open_run(Path("run"), overwrite=True)
+    assert {path.name for path in Path("run").iterdir()} == {"recipe.yaml"}
 
 
 def test_overwrite_keeps_a_recipe_and_model_that_no_run_wrote() -> None:
