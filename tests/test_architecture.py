@@ -34,7 +34,7 @@ LIGHT = (
     "cli",
     "commands/finetune.py",
     "runs/folder.py",
-    "data/prediction_outputs.py",
+    "inference/prediction_outputs.py",
     "__main__",
 )
 

@@ -30,7 +30,7 @@ from bertcli.runs.folder import RunOptions
 from .conftest import QUIET
 
 ESCAPE = "\x1b[31mred\x1b[0m \x9b2J \u202egnp.exe [bold]x[/bold]"
-FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"]
+FORMULAS = ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1"]
 
 
 def test_console_escapes_control_characters_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +78,19 @@ def test_predictions_escape_control_characters_in_json_and_formulas_in_tables() 
         if kind == "tsv":  # cannot hold a tab
             escaped[-1] = " =1"
         assert cells == [escape_control(ESCAPE), *escaped]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_negative_numbers_in_tables_are_not_formulas(kind: str) -> None:
+    numbers = ["-5", "-0.5", "-.5", "-1e-05", "-2."]
+    file = io.StringIO()
+    write_predictions([({"text": number}, {"label": "a"}) for number in numbers], file, kind)
+    assert [line[: -len(",a")] for line in file.getvalue().splitlines()[1:]] == numbers
+    for text in ("-5 ", "-5-1", "-", "--5", "-A1", "-\u0665"):
+        file = io.StringIO()
+        with pytest.warns(UserWarning, match="an apostrophe precedes = . - @ at the start of all but negative numbers"):
+            write_predictions([({"text": text}, {"label": "a"})], file, kind)
+        assert file.getvalue().splitlines()[1].startswith(f"'{text}")
 
 
 def test_format_table_escapes_column_separators() -> None:

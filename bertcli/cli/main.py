@@ -190,7 +190,7 @@ def evaluate(
         model,
         task_name=task,
         split=split,
-        labels=split_names(labels),
+        labels=split_names("--labels", labels),
         mirror=mirror,
         hardware=hardware,
         console=console,
@@ -246,7 +246,7 @@ def predict(
         raise UsageError("--labels has no effect with --features or --format glue; leave it out")
     if keep_columns and (features or text):
         raise UsageError("--keep-columns has no effect with --text or --features; leave it out")
-    if input_file not in (None, "-") and not os.path.exists(input_file):
+    if input_file not in (None, "-") and (os.path.isdir(input_file) or not os.path.exists(input_file)):
         raise UsageError(f"found no file {input_file} (from --input)")
     values = build_inputs(text, pair, choice)
     format_name = _check_output(output, format_name, pooling if features else None, keep_columns, overwrite)
@@ -259,12 +259,12 @@ def predict(
         from bertcli.commands.predict import predict as run_predict
         from bertcli.commands.predict import predict_features
         from bertcli.data.prediction_inputs import PredictionInput
-    source = (input_file or "-", input_format, split, split_names(columns), keep_columns)
+    source = (input_file or "-", input_format, split, split_names("--columns", columns), keep_columns)
     inputs = PredictionInput(values, *source, input_encoding, input_delimiter)
     if features:
         write = partial(predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
     else:
-        label_names = split_names(labels)
+        label_names = split_names("--labels", labels)
         write = partial(run_predict, format_name=format_name, as_zip=as_zip, top_k=top_k, labels=label_names)
     write(model, inputs, output, overwrite=overwrite, mirror=mirror, hardware=hardware, console=console)
 
@@ -280,7 +280,7 @@ def _check_output(
     Args:
         pooling: how features are pooled; None: predictions are written.
     """
-    from bertcli.data.prediction_outputs import check_feature_output, check_outputs, resolve_format
+    from bertcli.inference.prediction_outputs import check_feature_output, check_outputs, resolve_format
 
     if pooling is None:
         format_name = resolve_format(format_name, output)

@@ -175,9 +175,14 @@ def build_inputs(texts: list[str] | None, pairs: list[str] | None, choices: list
     return [list(row) for row in zip(texts, *([pairs] if pairs else []), strict=True)]
 
 
-def split_names(value: str | None) -> list[str] | None:
+def split_names(option: str, value: str | None) -> list[str] | None:
     """Split the value of a comma-separated option; None if it was not given."""
-    return [name.strip() for name in value.split(",")] if value else None
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",")]
+    if not all(names):
+        raise UsageError(f"{option} {value[:80]!r} has an empty name; separate the names by single commas")
+    return names
 
 
 def parse_integers(option: str, value: str) -> list[int]:

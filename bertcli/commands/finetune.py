@@ -11,7 +11,7 @@ from bertcli.finetuning.setup import check_recipe
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, independent_recipes_by_folder
+from bertcli.recipe.suite import Suite, independent_recipes_by_folder, recipes_by_folder
 from bertcli.runs.folder import RunOptions
 from bertcli.runs.results import RunResults
 
@@ -39,8 +39,8 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
         from bertcli.finetuning.run import finetune as finetune_recipe
     if jobs > 1 and not options.dry_run:
         recipes = {run: recipe} if isinstance(recipe, Recipe) else independent_recipes_by_folder(recipe, run)
-        if run not in recipes:
-            claim_collection(run, overwrite=options.overwrite)
+        if not isinstance(recipe, Recipe):
+            claim_collection(run, [*recipes_by_folder(recipe, run)], overwrite=options.overwrite)
         failed = run_in_parallel(recipes, jobs, options)
         options = replace(options, overwrite=False, failed=failed)  # the earlier runs have been replaced
     if isinstance(recipe, Suite):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sys
 import warnings
@@ -22,7 +23,6 @@ from bertcli.data.prediction_inputs import (
     read_inputs,
     with_input_columns,
 )
-from bertcli.data.prediction_outputs import STDOUT_NAMES, check_feature_output, check_outputs, resolve_format
 from bertcli.errors import DataError, UsageError
 from bertcli.files import new_file
 from bertcli.inference.embeddings import FeatureExtractor, write_features
@@ -36,6 +36,7 @@ from bertcli.inference.loaded_model import (
     load_for_inference,
     predict_inputs,
 )
+from bertcli.inference.prediction_outputs import STDOUT_NAMES, check_feature_output, check_outputs, resolve_format
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection, Recipe
@@ -48,7 +49,10 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None},
 }
 SEPARATOR = re.compile(r"\r\n|[\t\r\n]")  # characters in a text that TSV cannot represent
-CSV_CHANGES = "an apostrophe precedes = + - @ at the start, and control characters are \\uXXXX"
+NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)  # not a formula
+CSV_CHANGES = (
+    "an apostrophe precedes = + - @ at the start of all but negative numbers, and control characters are \\uXXXX"
+)
 TABLE_CHANGES = {"csv": CSV_CHANGES, "tsv": f"tabs and line breaks become spaces, {CSV_CHANGES}"}
 STDIN = PredictionInput()
 
@@ -270,7 +274,7 @@ def write_predictions(
         warn: called with a message if a table cannot represent all texts unchanged.
 
     Raises:
-        DataError: if the columns of a prediction differ from those of the first one.
+        DataError: if the columns of a prediction differ from those of the first one, or a table would have none.
     """
     num_predictions = num_changed = 0
     table: Any = None
@@ -278,7 +282,10 @@ def write_predictions(
     if format_name != "jsonl":
         first = next(stream, None)
         if first is None:
-            return 0
+            raise DataError(
+                f"found no inputs, so the columns of the {format_name.upper()} table are unknown; add a row, or write "
+                "JSON Lines (--format jsonl)"
+            )
         names = list(_table_row(*first))
         table = csv.DictWriter(file, names, lineterminator="\n", **TABLE_OPTIONS[format_name])
         table.writerow({name: _escape_cell(name, format_name) for name in names})
@@ -286,7 +293,7 @@ def write_predictions(
     for row, prediction in stream:
         num_predictions += 1
         if table is None:
-            file.write(escape_control(json.dumps(row | prediction, ensure_ascii=False)) + "\n")
+            file.write(escape_control(_to_json(row | prediction)) + "\n")
         else:
             cells = _table_row(row, prediction)
             if new := cells.keys() - set(table.fieldnames):
@@ -309,16 +316,14 @@ def write_predictions(
 def _table_row(row: Row, prediction: Prediction) -> dict[str, Any]:
     """Flatten a row and its prediction for a table: lists are joined, each probability gets its own column."""
     cells: dict[str, Any] = {}
-    row = {
-        key: json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value for key, value in row.items()
-    }
+    row = {key: _to_json(value) if isinstance(value, dict) else value for key, value in row.items()}
     for key, value in (row | prediction).items():
         if isinstance(value, dict):
             cells |= {f"probability_{label}": probability for label, probability in value.items()}
         elif isinstance(value, list) and key == "probabilities":
             cells |= {f"probability_{index}": probability for index, probability in enumerate(value)}
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            cells[key] = json.dumps(value, ensure_ascii=False)
+            cells[key] = _to_json(value)
         elif isinstance(value, list):
             cells[key] = (" " if key in ("words", "tags") else ",").join(map(str, value))
         else:
@@ -331,7 +336,24 @@ def _escape_cell(value: Any, format_name: str) -> Any:
     if not isinstance(value, str):
         return value
     text = escape_control(SEPARATOR.sub(" ", value) if format_name == "tsv" else value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
+    is_formula = text.startswith(("=", "+", "-", "@", "\t")) and not NEGATIVE_NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text
+
+
+def _to_json(value: Any) -> str:
+    """Return the value as JSON, which has no NaN and no infinity: they become null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_non_finite(value), ensure_ascii=False)
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_non_finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_non_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -234,7 +234,7 @@ def _prepare_run_folders(plan: JobPlan, run: Path, console: Console, *, overwrit
         if overwrite and run.is_dir():
             remove_run(run)
     elif run not in plan.recipes:
-        claim_collection(run, overwrite=overwrite)
+        claim_collection(run, [*plan.recipes, *plan.dependent_folders], overwrite=overwrite)
     claims = [claim_run(path, dump_recipe(recipe), overwrite=overwrite) for path, recipe in plan.recipes.items()]
     for claim in claims:
         claim.open(console.say)

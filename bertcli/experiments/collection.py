@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from bertcli.console import Console, format_table
@@ -18,20 +18,29 @@ MAX_CURVES = 8  # one per color of the charts
 
 
 def claim_collection(
-    folder: Path, *, overwrite: bool, dry_run: bool = False, check: Callable[[], object] = lambda: None
+    folder: Path,
+    runs: Collection[Path],
+    *,
+    overwrite: bool,
+    dry_run: bool = False,
+    check: Callable[[], object] = lambda: None,
 ) -> None:
     """Check that `folder` can hold the runs of a grid or suite without replacing anything else.
 
+    Points or tasks may be added to a finished grid or suite, whose results are then written anew.
+
     Args:
-        overwrite: remove a single run that is in the folder.
+        runs: the run folders of the grid or suite, inside `folder`.
+        overwrite: remove a single run that is in the folder, or the results of other points or tasks.
         dry_run: remove nothing.
-        check: called before a run is removed; raises an error if the new runs could not start.
+        check: called before anything is removed; raises an error if the new runs could not start.
 
     Raises:
         RunFolderError: if `folder` holds a run (with `overwrite`, a run in progress), or files that no run wrote and
-            that would be replaced.
+            that would be replaced, or (without `overwrite`) the results of a grid or suite with other runs.
     """
     run = RunFolder(folder)
+    written = (run.results, run.card, run.report, folder / SUMMARY)
     if run.recipe.is_file():
         if not overwrite:
             raise RunFolderError(
@@ -42,8 +51,20 @@ def claim_collection(
         if not dry_run:
             check()
             remove_run(folder)
-    elif read_collection(str(folder)) is None:
-        existing = [path.name for path in (run.results, run.card, run.report, folder / SUMMARY) if path.exists()]
+    elif (earlier := read_collection(str(folder))) is not None:
+        members = {*runs} | {parent for run in runs for parent in run.parents}
+        lost = [name for name, member in _member_folders(earlier, folder).items() if member not in members]
+        if lost and not overwrite:
+            raise RunFolderError(
+                f"{folder} holds a grid or suite with other runs: {', '.join(lost):.80} would be lost. "
+                "Include all of its runs, choose another folder with --run, or replace the results with --overwrite."
+            )
+        if lost and not dry_run:
+            check()
+            for path in written:
+                path.unlink(missing_ok=True)
+    else:
+        existing = [path.name for path in written if path.exists()]
         if existing:
             raise RunFolderError(
                 f"{folder} contains {existing[0]} but is not the folder of a grid or suite; choose another "

@@ -16,6 +16,7 @@ from bertcli.files import write_text
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.expansion import Grid
+from bertcli.recipe.suite import recipes_by_folder
 from bertcli.runs.folder import RunOptions
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.training.startup import join_processes
@@ -35,7 +36,13 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     processes, console = join_processes(grid.first.hardware, options.console)
     if processes.is_main_process:
         check = partial(set_up, grid.first, options.mirror)
-        claim_collection(folder, overwrite=options.overwrite, dry_run=options.dry_run, check=check)
+        claim_collection(
+            folder,
+            [*recipes_by_folder(grid, folder)],
+            overwrite=options.overwrite,
+            dry_run=options.dry_run,
+            check=check,
+        )
     runs = {name: partial(finetune, recipe, folder / name, options) for name, recipe in grid.points.items()}
     finished, failed = run_each(runs, processes, console)
     if options.dry_run:

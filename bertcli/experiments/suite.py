@@ -17,7 +17,7 @@ from bertcli.metrics import score_names, task_score
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, recipes_by_name, run_folder
+from bertcli.recipe.suite import Suite, recipes_by_folder, recipes_by_name, run_folder
 from bertcli.runs.folder import RunFolder, RunOptions, best_seed
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.tasks.task import Task
@@ -40,7 +40,13 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
     processes, console = join_processes(next(iter(recipes_by_name(suite).values())).hardware, options.console)
     if processes.is_main_process:
         check = partial(set_up, next(iter(recipes_by_name(suite).values())), options.mirror)
-        claim_collection(folder, overwrite=options.overwrite, dry_run=options.dry_run, check=check)
+        claim_collection(
+            folder,
+            [*recipes_by_folder(suite, folder)],
+            overwrite=options.overwrite,
+            dry_run=options.dry_run,
+            check=check,
+        )
 
     def run(name: str) -> RunResults:
         member = suite.recipes[name]

@@ -17,10 +17,10 @@ import numpy as np
 from bertcli.data.encoding import Encoded, encode_texts, special_tokens_template
 from bertcli.data.formats import Row, join_words
 from bertcli.data.prediction_inputs import batched
-from bertcli.data.prediction_outputs import check_feature_output
 from bertcli.errors import UsageError
 from bertcli.files import new_file
 from bertcli.inference.forward import compute_logits
+from bertcli.inference.prediction_outputs import check_feature_output
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
 from bertcli.recipe.schema import DataSection, HardwareSection

@@ -13,13 +13,13 @@ import numpy as np
 
 from bertcli.console import Console
 from bertcli.data.formats import Row
-from bertcli.data.prediction_outputs import SQUAD_FILES
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, DataError, UsageError
 from bertcli.files import new_file
 from bertcli.heads.question_answering import QuestionAnswering
 from bertcli.heads.span_decoding import SpanPrediction
 from bertcli.inference.loaded_model import LoadedModel, load_for_inference, multitask_models, predict_inputs
+from bertcli.inference.prediction_outputs import SQUAD_FILES
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.folder import RunFolder, best_seed, chosen_run
@@ -110,7 +110,7 @@ def write_squad_files(
 
     Raises:
         UsageError: if the model is not a question-answering model, or a file exists.
-        DataError: if two questions have the same id.
+        DataError: if an id is not a text or a number, or two questions have the same id.
     """
     head = loaded.head
     if not isinstance(head, QuestionAnswering):
@@ -124,7 +124,7 @@ def write_squad_files(
         files = {name: stack.enter_context(_JsonObjectWriter(path)) for name, path in paths.items()}
         for row, answer in display.track(_span_predictions(loaded, head, task, rows, console)):
             number = len(row_of_id) + 1
-            key = str(row.get(task.id_column or "", number - 1))
+            key = _question_id(row.get(task.id_column or "", number - 1), f"{source}: question {number}")
             if key in row_of_id:
                 raise DataError(
                     f"{source}: questions {row_of_id[key]} and {number} have the same id {key[:80]!r}, by which "
@@ -136,6 +136,14 @@ def write_squad_files(
             if task.unanswerable:
                 files["null_odds"].write(key, answer.null_odds)
     return len(row_of_id)
+
+
+def _question_id(value: Any, question: str) -> str:
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or value != value:  # the last: NaN
+        raise DataError(
+            f"{question} has the id {json.dumps(value, default=str)[:80]}, expected a text or a number; set one"
+        )
+    return str(value)
 
 
 class _JsonObjectWriter:

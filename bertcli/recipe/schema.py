@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, Strict, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, Field, Strict, WithJsonSchema, field_validator, model_validator
 
 from bertcli.tasks.task import Section, Task
 
@@ -23,7 +23,21 @@ VocabSize = Annotated[int, Field(le=2_000_000)]
 Epochs = Annotated[float, Field(gt=0, le=100_000)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of NumPy's seeds
-Seeds = Annotated[tuple[Seed, ...], Strict(False), Field(min_length=1), WithJsonSchema(INT_OR_LIST_SCHEMA)]
+
+
+def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"found {[*seeds]!s:.80}, expected distinct seeds: list each seed once")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[Seed, ...],
+    Strict(False),
+    Field(min_length=1),
+    AfterValidator(_check_distinct),
+    WithJsonSchema(INT_OR_LIST_SCHEMA),
+]
 
 
 class ModelSection(Section):

@@ -5,6 +5,7 @@ Only mappings, lists and scalars are read; YAML tags cannot construct objects.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,12 @@ from bertcli.tasks.task import Task
 
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
+WIDE_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose byte order mark is a prefix of this one
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 MAX_BYTES = 1_000_000  # in a recipe file
 MAX_VALUES, MAX_DEPTH = 100_000, 20  # in a recipe, after aliases are expanded
 DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".conll", ".gz", ".zst", ".bz2", ".zip"}
@@ -66,6 +73,10 @@ def read_yaml_file(path: Path, schema: type[BaseModel]) -> RecipeLayer:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         layer.problems.append(f"{path}: cannot be read ({error.strerror})")
+        return layer
+    if mark := next((mark for mark in WIDE_ENCODINGS if content.startswith(mark)), None):
+        found = WIDE_ENCODINGS[mark]
+        layer.problems.append(f"{path}:1: found {found}, expected a YAML file in UTF-8; save it as UTF-8")
         return layer
     if len(content) > MAX_BYTES or b"\0" in content:
         raise RecipeError([_data_problem(path, schema)])

@@ -38,6 +38,7 @@ SUMMARY = "summary.csv"  # the table of a grid
 VALIDATION_PREDICTIONS = "validation.jsonl"  # in `predictions/`; multitask runs prefix it with `TASK-`
 MAX_LISTED = 5  # maximum number of runs named in a message
 LOCK = ".lock"
+MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".bin"}  # of files that `save_pretrained` writes
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,29 @@ RUN_FILES = {LOCK, SUMMARY} | {
     getattr(RunFolder(Path()), name).name for name, kind in vars(RunFolder).items() if isinstance(kind, property)
 }
 """Names of the files and folders that a run writes."""
+
+
+def check_not_run_output(output: Path) -> None:
+    """Check that a command may write the file `output`, which must not be part of a run, a grid, a suite or a model.
+
+    Raises:
+        UsageError: if a run writes the file itself, or the file is in its model folder or a saved model.
+    """
+    path = Path(os.path.realpath(output))
+    for parent in path.parents:
+        folder = RunFolder(parent)
+        is_run = folder.recipe.is_file() and folder.environment.is_file()
+        is_collection = folder.results.is_file() and folder.report.is_file()
+        if (is_run or is_collection) and _is_run_output(folder, path):
+            raise UsageError(f"{output} is a file of the run in {parent}; choose another --output")
+    is_model = (path.parent / "config.json").is_file() and any(path.parent.glob("*.safetensors"))
+    if is_model and path.is_file() and path.suffix in MODEL_SUFFIXES:
+        raise UsageError(f"{output} is a file of the model in {path.parent}; choose another --output")
+
+
+def _is_run_output(folder: RunFolder, path: Path) -> bool:
+    entry = folder.path / path.relative_to(folder.path).parts[0]
+    return path in folder.written_predictions() if entry == folder.predictions else entry.name in RUN_FILES
 
 
 def chosen_run(name: str) -> str:

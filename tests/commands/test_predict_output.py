@@ -67,6 +67,10 @@ def call(*arguments: str) -> Result:
         (("--output", "none/a.csv"), "none does not exist; create it, or choose another --output"),
         (("--output", "a.csv", "--format", "jsonl"), "found --format jsonl for a.csv; leave out --format"),
         (("--output", "a.JSONL", "--format", "tsv"), "found --format tsv for a.JSONL; leave out --format"),
+        (("--output", ""), "--output is empty, expected the name of a file, or - for standard output"),
+        (("--output", "a.csv.gz"), "found --output a.csv.gz, expected a name that ends in .jsonl, .csv or .tsv"),
+        (("--output", "a.XLSX"), "found --output a.XLSX, expected a name that ends in .jsonl, .csv or .tsv"),
+        (("--output", "a.csv.gz", "--format", "csv"), "found --format csv for a.csv.gz"),
         (("--output", "a.parquet"), "expected a name that ends in .jsonl, .csv or .tsv"),
         (("--output", "a.parquet", "--format", "csv"), "found --format csv for a.parquet"),
         (("--output", "a", "--format", "json"), "Did you mean jsonl?"),
@@ -91,6 +95,25 @@ def test_output_is_checked_before_the_model_is_loaded(arguments: tuple[str, ...]
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
 
 
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--input", "folder"), "found no file folder (from --input)"),
+        (("--text", "a", "--columns", ""), "--columns '' has an empty name; separate the names by single commas"),
+        (("--text", "a", "--columns", "text,"), "--columns 'text,' has an empty name"),
+        (("--text", "a", "--labels", ""), "--labels '' has an empty name"),
+    ],
+)
+def test_empty_names_and_folders_are_refused_before_the_model_is_loaded(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    Path("folder").mkdir()
+    result = call(*arguments, "--quiet")
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "start"),
     [
@@ -104,6 +127,42 @@ def test_output_is_checked_before_the_model_is_loaded(arguments: tuple[str, ...]
 def test_output_format_is_that_of_the_suffix(run: str, name: str, start: str) -> None:
     assert predict(run, TEXTS, name, console=QUIET) == 2
     assert Path(name).read_text().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["a", "a.txt", "a.out", "a.1"])
+def test_output_with_any_other_name_is_json_lines(run: str, name: str) -> None:
+    predict(run, TEXTS, name, console=QUIET)
+    assert [json.loads(line)["text"] for line in Path(name).read_text().splitlines()] == ["a fine film", "a dull film"]
+
+
+RUN_OUTPUTS = ["log.txt", "results.json", "model/config.json", "model/new.csv", "predictions/validation.jsonl"]
+
+
+@pytest.mark.parametrize("name", RUN_OUTPUTS)
+def test_overwrite_never_replaces_a_file_of_a_run(run: str, name: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in Path(run).rglob("*")}
+    with pytest.raises(UsageError, match=r"is a file of the run in .*; choose another --output"):
+        predict(run, TEXTS, f"{run}/{name}", overwrite=True, console=QUIET)
+    assert {path: path.stat().st_mtime_ns for path in Path(run).rglob("*")} == before
+
+
+def test_overwrite_never_replaces_a_file_of_a_model_or_grid(encoder: Path) -> None:
+    before = (encoder / "config.json").read_bytes()
+    with pytest.raises(UsageError, match=r"config\.json is a file of the model in"):
+        predict("run", TEXTS, str(encoder / "config.json"), overwrite=True, console=QUIET)
+    assert (encoder / "config.json").read_bytes() == before
+    Path("grid").mkdir()
+    for name in ("results.json", "report.html"):
+        Path("grid", name).touch()
+    with pytest.raises(UsageError, match=r"grid/results\.json is a file of the run in"):
+        predict("run", TEXTS, "grid/results.json", overwrite=True, console=QUIET)
+
+
+def test_output_may_be_beside_the_files_of_a_run(run: str) -> None:
+    for name in ("predictions/new.csv", "new.csv"):
+        for overwrite in (False, True):
+            predict(run, TEXTS, f"{run}/{name}", overwrite=overwrite, console=QUIET)
+        Path(run, name).unlink()
 
 
 def test_overwrite_replaces_the_file_that_a_link_leads_to(run: str) -> None:
@@ -202,6 +261,27 @@ def test_kept_columns_of_any_type_do_not_reach_the_model(run: str) -> None:
     predict(run, PredictionInput(path="in.jsonl", keep_columns=True), "out.csv", console=QUIET)
     with Path("out.csv").open(newline="") as file:
         assert [row["y"] for row in csv.DictReader(file)] == ['{"a": 1}', ""]
+
+
+def test_kept_nan_and_infinity_are_null_in_json_lines(run: str) -> None:
+    nan, infinity = float("nan"), float("inf")
+    rows = [{"text": "one", "x": nan, "y": [-infinity, 1.5], "z": {"a": nan}}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "in.parquet")
+    Path("in.jsonl").write_text(json.dumps(rows[0]))
+    for name in ("in.parquet", "in.jsonl"):
+        inputs = PredictionInput(path=name, keep_columns=True)
+        predict(run, inputs, "out.jsonl", overwrite=True, console=QUIET)
+        line = json.loads(Path("out.jsonl").read_text(), parse_constant=pytest.fail)
+        assert (line["x"], line["y"], line["z"]) == (None, [None, 1.5], {"a": None})
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+def test_table_without_inputs_is_refused_since_it_would_have_no_header(run: str, name: str) -> None:
+    Path("in.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"found no inputs, so the columns of the .SV table are unknown; add a row, or"):
+        predict(run, PredictionInput(path="in.csv"), name, console=QUIET)
+    assert not Path(name).exists()
+    assert predict(run, PredictionInput(path="in.csv"), "out.jsonl", console=QUIET) == 0
 
 
 def test_kept_columns_of_a_split_include_its_labels(run: str) -> None:

@@ -114,6 +114,27 @@ def test_grid_does_not_replace_other_files_or_runs() -> None:
     assert finetune_grid(grid, Path("run"), RunOptions(console=QUIET)) == results
 
 
+def test_grid_with_other_points_is_refused_unless_it_only_adds_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
+        return RunResults(run=str(run), best_by="accuracy", metrics={"validation": {"accuracy": 0.5}}, train_seconds=1)
+
+    monkeypatch.setattr(grid_module, "finetune", finetune)
+    monkeypatch.setattr("bertcli.experiments.collection.write_collection_page", lambda *_: None)
+    finetune_grid(load("training.learning_rate=[1e-4, 1e-3]"), Path("grid"), RunOptions(console=QUIET))
+    before = Path("grid/results.json").read_text(), Path("grid/summary.csv").read_text()
+    other = load("training.learning_rate=[1e-4, 2e-3]")
+    for dry_run in (True, False):
+        with pytest.raises(RunFolderError, match=r"grid or suite with other runs: learning_rate=0\.001 would be lost"):
+            finetune_grid(other, Path("grid"), RunOptions(console=QUIET, dry_run=dry_run))
+    command = ["finetune", "sample/sentiment", *SHORT, "training.learning_rate=[1e-4, 2e-3]", "--run", "grid"]
+    assert CliRunner().invoke(app, [*command, "--jobs", "2"]).exit_code == 2
+    assert (Path("grid/results.json").read_text(), Path("grid/summary.csv").read_text()) == before
+    more = finetune_grid(load("training.learning_rate=[1e-4, 1e-3, 2e-3]"), Path("grid"), RunOptions(console=QUIET))
+    assert [row["run"] for row in more.table] == ["learning_rate=0.0001", "learning_rate=0.001", "learning_rate=0.002"]
+    finetune_grid(other, Path("grid"), RunOptions(console=QUIET, overwrite=True))
+    assert "learning_rate=0.001," not in Path("grid/summary.csv").read_text()
+
+
 @pytest.mark.parametrize("options", [["--overwrite"], ["--overwrite", "--dry-run"], ["--overwrite", "--jobs", "2"]])
 def test_grid_with_overwrite_keeps_a_recipe_that_a_person_wrote(options: list[str]) -> None:
     recipe = Path("mine/recipe.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,18 @@ def test_squad_output_refuses_questions_with_the_same_id(runs: dict[str, Path]) 
     Path("dev.jsonl").write_text("\n".join(map(json.dumps, lines[:2])))
     assert predict(str(runs["questions"]), PredictionInput(path="dev.jsonl"), "new", "squad", console=QUIET) == 2
     assert [*json.loads(Path("new/predictions.json").read_text())] == ["q1", "q2"]
+
+
+@pytest.mark.parametrize("name", [None, True, ["q2"], float("nan")])
+def test_squad_output_refuses_ids_that_are_not_text_or_numbers(runs: dict[str, Path], name: object) -> None:
+    line = {"question": "who ?", "context": "anna ran ."}
+    Path("dev.jsonl").write_text(json.dumps({"id": name} | line))
+    message = rf"dev\.jsonl: question 1 has the id {re.escape(json.dumps(name))}, expected a text or a number; set one"
+    with pytest.raises(DataError, match=message):
+        predict(str(runs["questions"]), PredictionInput(path="dev.jsonl"), "out", "squad", console=QUIET)
+    Path("dev.jsonl").write_text(json.dumps({"id": 7} | line))
+    predict(str(runs["questions"]), PredictionInput(path="dev.jsonl"), "out", "squad", console=QUIET)
+    assert [*json.loads(Path("out/predictions.json").read_text())] == ["7"]
 
 
 def test_multiple_choice_predicts_index_and_text(runs: dict[str, Path]) -> None:

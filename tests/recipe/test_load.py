@@ -181,6 +181,22 @@ def test_one_error_gives_one_line(write_recipe: Write, text: str, words: str) ->
     assert found[0].startswith(str(Path.cwd() / "recipe.yaml:"))
 
 
+def test_equal_seeds_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"training\.seed.*found \[1, 2, 1\], expected distinct seeds"):
+        load_recipe("sample/sentiment", ["training.seed=[1,2,1]"])
+    assert load_recipe("sample/sentiment", ["training.seed=[2,1]"]).training.seed == (2, 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_recipe_in_utf_16_is_refused_with_its_encoding(tmp_path: Path, encoding: str) -> None:
+    path, mark = tmp_path / "mine.yaml", "\ufeff" if encoding.endswith("be") else ""
+    path.write_text(f"{mark}extends: glue/rte\n", encoding)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    name = encoding.upper().removesuffix("-BE")
+    assert str(caught.value) == f"{path}:1: found {name}, expected a YAML file in UTF-8; save it as UTF-8"
+
+
 def test_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes("task: caf\xe9\n".encode("latin1"))

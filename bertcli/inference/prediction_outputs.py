@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from bertcli.errors import UsageError, did_you_mean
 from bertcli.files import check_output
+from bertcli.runs.folder import check_not_run_output
 
 FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+UNSUPPORTED_SUFFIX = re.compile(
+    r"\.(arrow|avro|bz2|conll|feather|gz|html|np[yz]|ods|orc|parquet|pickle|pkl|xlsx?|xml|xz|ya?ml|zip|zst)"
+)  # other names, such as `out` or `out.txt`, get JSON Lines
 STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1")
 SQUAD_FILES = ("predictions", "nbest_predictions")
 POOLINGS = ("mean", "cls", "tokens")
@@ -21,9 +26,11 @@ def resolve_format(format_name: str | None, output: str) -> str:
     Raises:
         UsageError: if the format is unknown or contradicts the suffix.
     """
+    if not output:
+        raise UsageError("--output is empty, expected the name of a file, or - for standard output")
     suffix = Path(output).suffix.lower()
     if format_name is None:
-        if suffix == ".parquet":
+        if UNSUPPORTED_SUFFIX.fullmatch(suffix):
             raise UsageError(f"found --output {output}, expected a name that ends in .jsonl, .csv or .tsv")
         return FORMAT_OF_SUFFIX.get(suffix, "jsonl")
     if format_name not in FORMATS:
@@ -32,7 +39,7 @@ def resolve_format(format_name: str | None, output: str) -> str:
     if format_name in ("glue", "squad"):
         if output in STDOUT_NAMES:
             raise UsageError(f"--format {format_name} writes several files; set --output to a folder for them")
-    elif suffix == ".parquet" or FORMAT_OF_SUFFIX.get(suffix, format_name) != format_name:
+    elif UNSUPPORTED_SUFFIX.fullmatch(suffix) or FORMAT_OF_SUFFIX.get(suffix, format_name) != format_name:
         raise UsageError(f"found --format {format_name} for {output}; leave out --format, or choose another suffix")
     return format_name
 
@@ -45,6 +52,7 @@ def check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrit
     """
     if format_name not in ("glue", "squad"):
         if output not in STDOUT_NAMES:
+            check_not_run_output(Path(output))
             check_output(Path(output), overwrite=overwrite)
         return
     if keep_columns:
@@ -56,6 +64,7 @@ def check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrit
         raise UsageError(f"{output} is a file, expected a folder for the files of --format {format_name}")
     existing = [folder / f"{name}.json" for name in SQUAD_FILES] if format_name == "squad" and folder.is_dir() else []
     for file in existing:
+        check_not_run_output(file)
         check_output(file, overwrite=overwrite)
 
 
@@ -74,4 +83,5 @@ def check_feature_output(output: Path, pooling: str, *, overwrite: bool) -> None
         raise UsageError(f"found --output {output}, expected a file name that ends in {' or '.join(FEATURE_SUFFIXES)}")
     if output.suffix == ".npy" and pooling == "tokens":
         raise UsageError(".npy cannot store token features of texts of different lengths; use a .parquet file")
+    check_not_run_output(output)
     check_output(output, overwrite=overwrite)
