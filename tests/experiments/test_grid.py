@@ -97,7 +97,7 @@ def test_grid_does_not_replace_other_files_or_runs() -> None:
     assert Path("run/results.json").read_text() == single_results
     Path("other").mkdir()
     Path("other/README.md").write_text("notes")
-    with pytest.raises(RunFolderError, match=r"other holds README\.md but no grid"):
+    with pytest.raises(RunFolderError, match=r"other contains README\.md but is not the folder of a grid"):
         finetune_grid(grid, Path("other"), RunOptions(console=QUIET))
     assert Path("other/README.md").read_text() == "notes"
     wrong_grid = load("model.name=nowhere/none", "training.seed=[1]", "training.learning_rate=[1e-4, 1e-3]")
