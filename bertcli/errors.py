@@ -111,7 +111,11 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
 
 
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return ` Did you mean X or Y?` with the candidates closest to `name`, or an empty string if none is close."""
-    matches = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6)
-    return f" Did you mean {shortened(' or '.join(matches))}?" if matches else ""
+def did_you_mean(name: str, candidates: Iterable[str], *, are_paths: bool = False) -> str:
+    """Return ` Did you mean X or Y?` with the candidates closest to `name`, or an empty string if none is close.
+
+    Args:
+        are_paths: the candidates are paths or recipe names, which are never truncated: one copies them.
+    """
+    matches = " or ".join(difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6))
+    return f" Did you mean {matches if are_paths else shortened(matches)}?" if matches else ""

@@ -182,7 +182,10 @@ def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
     if (renamed := FORMER_RECIPES.get(name_or_path)) is not None:
         raise RecipeError([f"found no recipe {quoted(name_or_path)}, which is now called {renamed}"])
     files = [str(Path(name_or_path).with_name(file.name)) for file in path.parent.glob("*.yaml")]
-    cure = did_you_mean(name_or_path, [*files, *shipped]) or " `bertcli recipes list` lists the built-in recipes."
+    cure = (
+        did_you_mean(name_or_path, [*files, *shipped], are_paths=True)
+        or " `bertcli recipes list` lists the built-in recipes."
+    )
     raise RecipeError([f"found no recipe {quoted(name_or_path)}, expected a YAML file or a built-in name.{cure}"])
 
 
