@@ -420,9 +420,10 @@ def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: 
         if Path(path).is_dir():
             raise ModelError(f"cannot read the {kind} in {path}: {reason}{_corrupt_file(Path(path))}") from error
         siblings = [str(Path(path).with_name(folder.name)) for folder in Path(path).parent.glob("*/")]
+        cure = did_you_mean(path, siblings, are_paths=True)
         raise ModelError(
             f"cannot load the {kind} of {path!r}: not a folder, not in a mirror, not in the local cache, and not "
-            f"available from the Hub ({reason.rstrip('.')}).{did_you_mean(path, siblings)} Check the name, or point "
+            f"available from the Hub ({reason.rstrip('.')}).{cure} Check the name, or point "
             "--mirror (or BERTCLI_MIRROR) at a local copy; `bertcli fetch` downloads one."
         ) from error
 
