@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+MOVED_ANSWER = "the answer is not at its answer_start (in characters); its nearest occurrence in the passage is used"
 TRUNCATED_QUESTION = "the question is longer than {} tokens (data.max_question_length) and was truncated"
 
 
@@ -98,6 +99,7 @@ class QuestionAnswering(Head):
         template, builder = special_tokens_template(tokenizer, pair=True), EncodedBuilder()
         max_question_tokens = min(data.max_question_length, (data.max_length - template.num_special_tokens) // 2)
         spans = answer_spans(task, rows)
+        answers = [] if spans is None else list(_row_answers(task, rows))
         alignment: list[np.ndarray] = []
         labels: list[tuple[int, int]] = []
         row_warnings: list[RowWarning] = []
@@ -105,6 +107,8 @@ class QuestionAnswering(Head):
             if len(question) > max_question_tokens:
                 row_warnings.append((row, TRUNCATED_QUESTION.format(max_question_tokens)))
                 question = question[:max_question_tokens]
+            if spans is not None and _is_moved(spans[row], answers[row]):
+                row_warnings.append((row, MOVED_ANSWER))
             passage_start = len(template.prefix) + len(question) + len(template.separator)
             max_tokens = data.max_length - template.num_special_tokens - len(question)
             for start, end in window_bounds(len(passage), max_tokens, data.doc_stride):
@@ -267,6 +271,14 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
             start = min(occurrences, key=lambda offset: abs(offset - start))
         spans.append(strip_span(passage, start, start + len(text)))
     return spans
+
+
+def _is_moved(span: tuple[int, int] | None, answers: list[tuple[str, int]]) -> bool:
+    """Return whether the first answer was found elsewhere than at its start offset; 0 may mean that it has none."""
+    if span is None:
+        return False
+    text, start = answers[0]
+    return start != 0 and not start <= span[0] < start + len(text)
 
 
 def _row_answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:

@@ -108,6 +108,17 @@ def test_tokens_of_white_space_are_no_answers() -> None:
     assert all(candidate.text == candidate.text.strip() for candidate in prediction.candidates)
 
 
+@pytest.mark.parametrize(("start", "is_moved"), [(4, False), (0, False), (5, True), (-1, True), (99, True)])
+def test_answer_that_is_not_at_its_start_offset_is_reported(
+    tokenizer: PreTrainedTokenizerBase, start: int, is_moved: bool
+) -> None:
+    rows = Dataset.from_dict(
+        {"question": ["what"], "context": ["the film was"], "answers": [{"text": ["film"], "answer_start": [start]}]}
+    )
+    encoded = QuestionAnswering().encode(task_of(), rows, tokenizer, DataSection(max_length=64))
+    assert [row for row, message in encoded.row_warnings if "not at its answer_start" in message] == [0] * is_moved
+
+
 def naive_spans(offsets: np.ndarray, logits: np.ndarray, answers: AnswersSection) -> list[tuple[float, int, int]]:
     """The double loop of the original `run_squad.py` over one window."""
     in_passage = [token for token in range(len(logits)) if offsets[token, 0] != NOT_IN_PASSAGE]
