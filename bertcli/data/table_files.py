@@ -41,7 +41,7 @@ from bertcli.data.text_files import (
     read_utf8,
     without_compression_suffix,
 )
-from bertcli.errors import DataError
+from bertcli.errors import DataError, shortened
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 20, 2**31 - 1  # read by pyarrow at once
 NULL_LINE = re.compile(r"^\s*null", re.MULTILINE)  # such a line crashes the process in pyarrow's reader
 FIRST_LINE = re.compile(r"\S.*")  # the first non-blank line
+QUOTED_VALUE = re.compile(r"'([^']{81,})'")
 GENERIC_MESSAGE = "An error occurred while generating the dataset"  # raised by `datasets` whatever the cause
 READ_ERRORS = (OSError, ValueError, TypeError, OverflowError, RecursionError, csv.Error)
 ROW_COLUMN = "__row__"  # number of a row in its file, from 1; added if the rows are only a part of the file
@@ -127,11 +128,15 @@ def label_text(value: Any) -> str | None:
 
 
 def summarize_error(error: BaseException) -> str:
-    """Return the first line of an error's message, or that of its cause if the message is generic or empty."""
+    """Return the first line of an error's message, or that of its cause if the message is generic or empty.
+
+    Values of the data that the libraries quote in it are truncated.
+    """
     message = str(error).removeprefix(GENERIC_MESSAGE).strip()
     if not message and error.__cause__ is not None:
         return summarize_error(error.__cause__)
-    return message.partition("\n")[0].rstrip(".") or type(error).__name__
+    first_line = QUOTED_VALUE.sub(lambda match: f"'{shortened(match[1])}'", message.partition("\n")[0].rstrip("."))
+    return first_line or type(error).__name__
 
 
 def _explain(error: Exception) -> str:

@@ -149,3 +149,11 @@ def test_csv_row_with_too_many_values_quotes_at_most_80_characters(tmp_path: Pat
     with pytest.raises(DataError, match=r"rows\.csv:3: found 3 values") as error:
         read_files([str(path)], task_of())
     assert "x" * 81 not in str(error.value)
+
+
+def test_values_that_a_library_quotes_are_truncated() -> None:
+    rows = [{"text": "t", "label": {"a": 1}}, {"text": "t", "label": {"a": "SECRET" * 60}}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"rows\.jsonl: Could not convert 'SECRET") as caught:
+        read_files(["rows.jsonl"], task_of(problem="multi_label"))
+    assert "SECRET" * 14 not in str(caught.value)
