@@ -17,9 +17,10 @@ DEFAULT_SIGNAL_LEAD_SECONDS = 300  # for a job with the default time limit of it
 
 RUN_AND_REQUEUE = """\
 # Ask the run to save and stop shortly before the time limit, and when the job is preempted.
-trap 'kill -USR1 "$step" 2>/dev/null' USR1 TERM
+trap 'stop=1; kill -USR1 "$step" 2>/dev/null' USR1 TERM
 {command} &
 step=$!
+[[ -z $stop ]] || kill -USR1 "$step" 2>/dev/null  # it came before the line above
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?

@@ -20,9 +20,10 @@ export HF_HUB_OFFLINE=1  # compute nodes have no network
 if [ -d mirror ]; then export BERTCLI_MIRROR=$PWD/mirror; fi  # filled by `bertcli fetch RECIPE --mirror mirror`
 
 # Ask the run to save and stop shortly before the time limit, and when the job is preempted.
-trap 'kill -USR1 "$step" 2>/dev/null' USR1 TERM
+trap 'stop=1; kill -USR1 "$step" 2>/dev/null' USR1 TERM
 srun --export=ALL --kill-on-bad-exit=0 --wait=60 bertcli finetune "$@" training.seed="$seed" --run "$run/seed-$seed" &
 step=$!
+[[ -z $stop ]] || kill -USR1 "$step" 2>/dev/null  # it came before the line above
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?

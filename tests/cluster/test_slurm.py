@@ -122,6 +122,13 @@ def test_finished_or_cancelled_run_is_not_requeued(code: int, state: str) -> Non
     assert process.returncode == code
 
 
+def test_script_forwards_a_signal_that_arrives_while_the_run_starts() -> None:
+    slurm = FakeSlurm("trap 'echo saved; exit 85' USR1; touch began; while :; do sleep 0.01; done")
+    early = "while [[ ! -e began ]]; do sleep 0.01; done; kill -USR1 $$\nstep=$!"
+    process = slurm.start(SCRIPT.replace("step=$!", early))
+    assert process.communicate()[0] == "saved\nscontrol requeue 12\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_script_forwards_signals_and_waits_for_the_run(number: int) -> None:
     slurm = FakeSlurm("trap 'sleep 0.1; echo saved; exit 85' USR1; touch began; while :; do sleep 0.01; done")
