@@ -69,11 +69,12 @@ $(VENV)/.slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group slow
 	touch $@
 
-.PHONY: slurm
-slurm:  # for tests/cluster, which are skipped if it is not installed
+.PHONY: slow-packages
+slow-packages:  # for tests/cluster and tests of report pages, which are skipped without them
 	-command -v slurmctld >/dev/null || apt-get install -qq --no-install-recommends slurmctld slurmd slurm-client munge
+	-command -v chromium >/dev/null || apt-get install -qq --no-install-recommends chromium
 
-test-slow: $(STAMP) $(VENV)/.slow slurm  ## slow tests: a real encoder, a browser, Slurm, and real data if ../shared/mirror exists
+test-slow: $(STAMP) $(VENV)/.slow slow-packages  ## slow tests: a real encoder, a browser, Slurm, and real data if ../shared/mirror exists
 	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200
 
 bench: $(STAMP)  ## benchmarks against similar tools; half an hour on an idle machine
