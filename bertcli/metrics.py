@@ -80,10 +80,11 @@ def _seqeval(
     Args:
         predictions: N rows of tags.
         references: N rows of gold tags; None for words without one, which are ignored.
-        labels: all tags, which determine how they mark entities (`bertcli.tasks.tags`); None: the tags that occur.
+        labels: all tags, from which the tagging scheme is inferred (see `bertcli.tasks.tags`); if None, it is inferred
+            from the tags that occur.
 
     Raises:
-        DataError: if the tags do not mark entities, or it is unclear how.
+        DataError: if the tags follow no known tagging scheme, or the scheme is ambiguous.
     """
     from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 

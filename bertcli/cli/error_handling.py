@@ -79,7 +79,7 @@ class Commands(TyperGroup):
 
 
 def _key_hint(option: str, arguments: list[str]) -> str:
-    """Return a hint at the recipe key for an unknown option such as `--learning_rate 3e-5`; empty if there is none."""
+    """Return a hint that names the recipe key for an unknown option such as `--learning_rate 3e-5`, if there is one."""
     if not {"finetune", "pretrain", "submit", "check", "show"} & set(arguments):
         return ""
     from bertcli.recipe.error_messages import UNSUPPORTED_KEYS, find_key

@@ -114,7 +114,7 @@ InputDelimiter = Annotated[
     str | None,
     typer.Option(help="Separator of a CSV --input: comma, semicolon, tab or pipe [default: detected]."),
 ]
-PredictSplit = Annotated[str | None, typer.Option(help="Run prediction on this split of the run's task.")]
+PredictSplit = Annotated[str | None, typer.Option(help="Predict on this split of the run's task.")]
 Columns = Annotated[str | None, typer.Option(help="Comma-separated names of the input columns [default: the task's].")]
 Output = Annotated[
     str,

@@ -162,7 +162,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema of recipes, for editor completion and validation.
 
-    Save it to a file and make `# yaml-language-server: $schema=finetune.schema.json` the first line of your recipe.
+    Save it to a file, and begin your recipe with this line: `# yaml-language-server: $schema=finetune.schema.json`
 
     Example: `bertcli recipes schema > finetune.schema.json`
     """

@@ -30,7 +30,7 @@ def read_csv(
     """Yield the rows of a CSV file, the header first; blank lines are skipped.
 
     Args:
-        lines: lines of the file, with their line ends.
+        lines: lines of the file, with their line endings.
         columns: names that the header should contain, if known.
 
     Raises:
@@ -63,7 +63,7 @@ def find_delimiter(
     the most `columns` in the header, and among several, the one with which every row has as many values as the header.
 
     Args:
-        sample: the first lines, with their line ends.
+        sample: the first lines, with their line endings.
 
     Raises:
         DataError: if the separator is ambiguous.

@@ -106,7 +106,7 @@ def _not_json(error: Exception, path: str, line: int, cure: str = "") -> DataErr
 
 
 def _line_of_repeated_key(text: str) -> int:
-    """Return the line of the first entry of a JSON list with a duplicate key; 1 if the text is not a list."""
+    """Return the line of the first entry that has a duplicate key in a JSON list; 1 if the text is not a list."""
     position = text.find("[") + 1
     try:
         while text.lstrip(JSON_BLANKS).startswith("["):

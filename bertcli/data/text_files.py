@@ -140,7 +140,7 @@ def open_text(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Itera
 
 
 def read_lines(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Iterator[str]:
-    """Yield the lines of a text file (`-` is standard input) as an editor counts them, with their line ends.
+    """Yield the lines of a text file (`-` is standard input) as an editor counts them, with their line endings.
 
     Raises:
         DataError: as `open_binary`; or the file has a different encoding or NUL characters (with the line number).

@@ -67,7 +67,8 @@ def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
         if num_teacher_layers < num_layers or teacher_size < hidden_size:
             raise ModelError(
                 f"the teacher {name} has {num_teacher_layers} layers of hidden size {teacher_size}, but the student "
-                f"has {num_layers} of {hidden_size}: use a larger teacher, or set training.teacher_hidden_weight=0"
+                f"has {num_layers} layers of hidden size {hidden_size}: use a larger teacher, or set "
+                "training.teacher_hidden_weight=0"
             )
     return teacher
 

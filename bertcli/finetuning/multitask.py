@@ -159,7 +159,7 @@ class MultitaskJob(Job):
         return True
 
     def seen_token_ids(self) -> np.ndarray:
-        """Return the token ids of all tasks."""
+        """Return the ids of the tokens that occur in the data of any task."""
         return reduce(np.union1d, (job.seen_token_ids() for job in self.jobs.values()))
 
     def set_trainable(self, step: int) -> None:

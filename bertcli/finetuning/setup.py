@@ -171,8 +171,9 @@ class FinetuneSetup:
             new_weights.append(weights.head)
             if weights.encoder and training.strategy == "lora" and not training.lora_merge:
                 raise ModelError(
-                    f"{source.name} lacks weights of its encoder ({weights.encoder}), which a LoRA adapter does not "
-                    "save; restore its files, or set training.lora_merge=true to train randomly initialized ones"
+                    f"{source.name} lacks weights of its encoder ({weights.encoder}); they would be initialized at "
+                    f"random, and a LoRA adapter does not save them. Restore the files of {source.name}, or set "
+                    "training.lora_merge=true to start from random weights and save the whole model"
                 )
             weights.report(console, source.name)
 

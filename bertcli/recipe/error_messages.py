@@ -191,7 +191,7 @@ def describe_problem(keys: KeyPath, error: dict[str, Any]) -> str:
 
 
 def _value_hint(keys: KeyPath, error_type: str, value: object) -> str:
-    """Suggest the correct form of a string for a section or list, such as `model=X` or `training.seed=1,2,3`."""
+    """Suggest a correction for a string given for a section or list, as in `model=X` or `training.seed=1,2,3`."""
     if not isinstance(value, str) or len(value) > MAX_QUOTED_CHARS:
         return ""
     name = ".".join(map(str, keys))

@@ -502,7 +502,7 @@ def _without_sections(recipe_text: str, sections: set[str]) -> list[str]:
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, which one process at a time can have, until the block ends or this process dies.
+    """Hold an exclusive lock on `folder` until the block ends or this process dies.
 
     On file systems that do not support locking, nothing is locked.
 

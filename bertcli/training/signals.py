@@ -39,9 +39,9 @@ def exit_on_requeue(say: Callable[[], None]) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block, Ctrl-C, SIGTERM and SIGUSR1 only set the request; a second Ctrl-C interrupts at once.
+    """Within the block, the first Ctrl-C, SIGTERM or SIGUSR1 only requests a stop; a second Ctrl-C interrupts at once.
 
-    After a Ctrl-C, any other signal also interrupts, because torch's launcher turns a second Ctrl-C into a SIGTERM.
+    After a Ctrl-C, a SIGTERM or SIGUSR1 interrupts, too, because torch's launcher turns a second Ctrl-C into a SIGTERM.
     """
     request = StopRequest()
 

@@ -111,8 +111,8 @@ def test_teacher_states_of_a_larger_model_are_of_evenly_spaced_layers_and_projec
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("model.size=mini", r"has 2 layers of hidden size 16, but the student has 4 of 256"),
-        ("model.size=tiny", "the student has 2 of 128"),
+        ("model.size=mini", r"has 2 layers of hidden size 16, but the student has 4 layers of hidden size 256"),
+        ("model.size=tiny", "the student has 2 layers of hidden size 128"),
     ],
 )
 def test_hidden_states_of_a_smaller_teacher_are_rejected(
