@@ -109,11 +109,11 @@ def test_compile_keeps_the_random_numbers_of_dropout() -> None:
 @pytest.mark.slow
 def test_compile_suppress_errors_falls_back_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/bin/false")
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     model = build("bert", CLASSIFIER)
     batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
     plain = loss_and_gradients(model, batch)
-    with torch._inductor.config.patch(force_disable_caches=True):
+    inductor, dynamo = torch._inductor.config, torch._dynamo.config  # a monkeypatch would leave `dynamo` broken
+    with inductor.patch(force_disable_caches=True), dynamo.patch(suppress_errors=False):
         assert compile_layers(model, suppress_errors=True)
         assert_same(plain, loss_and_gradients(model, batch))
 

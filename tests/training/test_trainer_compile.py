@@ -63,6 +63,7 @@ def test_compile_auto_tries_compiled_layers_in_a_long_run(
 @pytest.mark.slow
 def test_compile_does_not_change_the_results(recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    torch._dynamo.reset()  # forget the graphs of other tests
     counters.clear()
     uncompiled, compiled = (
         finetune(recipe_of("model.dropout=0", f"hardware.compile={setting}"), Path(setting), RunOptions(console=QUIET))
