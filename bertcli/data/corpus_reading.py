@@ -66,11 +66,12 @@ def read_documents(source: Source, mirror: Path | None) -> Iterator[str]:
             raise DataError(f"{source.dataset}: found columns {rows.column_names}, expected column {source.column!r}")
         yield from _nonempty(rows[source.column], f"{source.dataset}: row", source.column)
     else:
-        for path in source_files(source):
-            yield from _read_file(path, source)
+        paths = source_files(source)
+        for path in paths:
+            yield from _read_file(path, source, is_only_file=len(paths) == 1)
 
 
-def _read_file(path: Path, source: Source) -> Iterator[str]:
+def _read_file(path: Path, source: Source, *, is_only_file: bool) -> Iterator[str]:
     """Yield the documents of one file; every error message names the file."""
     import pyarrow
 
@@ -86,7 +87,7 @@ def _read_file(path: Path, source: Source) -> Iterator[str]:
         elif uncompressed.suffix in (".jsonl", ".ndjson"):
             texts = _read_jsonl(path, source.column, options)
         else:
-            layout = single_file_layout(source)
+            layout = _file_layout(path, source) if is_only_file else None
             max_characters = PIECE_CHARACTERS if layout == "files" else MAX_DOCUMENT_CHARACTERS
             texts = split_stream(_read_text(path, options), SEPARATORS[layout or source.documents], max_characters)
         yield from _nonempty(texts, f"{path}: document", source.column)
@@ -104,11 +105,14 @@ def single_file_layout(source: Source) -> Literal["lines", "files"] | None:
     The unit is a line, unless the file has a single line or is hard-wrapped running text. In that case the file is one
     document, which is split into pieces of `PIECE_CHARACTERS`. Only the beginning of the file is read.
     """
-    if source.documents != "blocks" or not source.files or len(paths := source_files(source)) != 1:
+    paths = source_files(source) if source.files else []
+    return _file_layout(paths[0], source) if len(paths) == 1 else None
+
+
+def _file_layout(path: Path, source: Source) -> Literal["lines", "files"] | None:
+    if source.documents != "blocks" or without_compression_suffix(path).suffix in (".parquet", ".jsonl", ".ndjson"):
         return None
-    if without_compression_suffix(paths[0]).suffix in (".parquet", ".jsonl", ".ndjson"):
-        return None
-    text = next(_read_text(paths[0], _text_options(source)), "").strip()
+    text = next(_read_text(path, _text_options(source)), "").strip()
     if SEPARATORS["blocks"].search(text):
         return None
     lines = [line.strip() for line in text.split("\n")]

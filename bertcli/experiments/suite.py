@@ -37,9 +37,10 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
         Interrupted: if a signal arrived; the run in progress is saved.
         TrainingError: if a recipe failed; the others are finished.
     """
-    processes, console = join_processes(next(iter(recipes_by_name(suite).values())).hardware, options.console)
+    first = next(iter(recipes_by_name(suite).values()))
+    processes, console = join_processes(first.hardware, options.console)
     if processes.is_main_process:
-        check = partial(set_up, next(iter(recipes_by_name(suite).values())), options.mirror)
+        check = partial(set_up, first, options.mirror)
         claim_collection(
             folder,
             [*recipes_by_folder(suite, folder)],

@@ -155,7 +155,7 @@ class MultitaskJob(Job):
 
     @property
     def has_unused_parameters(self) -> bool:
-        """Always True: a step uses only the head of its own task."""
+        """Always True: a step uses only its task's head."""
         return True
 
     def seen_token_ids(self) -> np.ndarray:

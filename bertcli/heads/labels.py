@@ -396,7 +396,7 @@ def is_nan(value: Any) -> bool:
 
 
 def is_missing_number(value: Any) -> bool:
-    """Return whether a cell of a regression task has no number: it is empty or NaN."""
+    """Return whether a cell of a regression task is empty or NaN."""
     is_blank = isinstance(value, str) and not value.strip()
     return value is None or is_blank or is_nan(value)
 

@@ -344,7 +344,7 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
     """Return the gold numbers [R] of a regression task; None if all are missing or -1.
 
     Raises:
-        DataError: if some rows have no number, or not a valid one; the message lists the rows.
+        DataError: if a row's number is missing or invalid; the message lists such rows.
     """
     values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
     missing = [row for row, value in enumerate(values) if is_missing_number(value)]

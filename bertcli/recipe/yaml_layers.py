@@ -303,7 +303,7 @@ def _parse_number(text: str) -> Any:
 
 
 def _is_text_field(schema: type[BaseModel], keys: KeyPath) -> bool:
-    """Return whether the field at `keys` accepts text (or a list of texts) but no number."""
+    """Return whether the field at `keys` accepts text (or a list of texts) but not numbers."""
     model = schema
     names = [key for key in keys if isinstance(key, str)]
     for depth, key in enumerate(names):

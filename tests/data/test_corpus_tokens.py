@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from bertcli.data import corpus_reading
 from bertcli.data import corpus_tokens as corpus_module
 from bertcli.data.corpus_reading import SEPARATORS, read_documents, single_file_layout, split_stream
 from bertcli.data.corpus_sequences import (
@@ -228,6 +229,18 @@ def test_single_text_file_without_empty_lines(text: str, layout: str | None, num
     Path("big.txt").write_text(text, "utf-8")
     assert single_file_layout(Source(files=("big.txt",))) == layout
     assert len(list(read_documents(Source(files=("big.txt",)), None))) == num_documents
+
+
+def test_files_of_a_source_are_not_listed_again_for_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    glob = corpus_reading.glob.glob
+    monkeypatch.setattr(
+        corpus_reading.glob, "glob", lambda pattern, **options: calls.append(pattern) or glob(pattern, **options)
+    )
+    for number in range(20):
+        Path(f"{number}.txt").write_text("a fine film .")
+    assert len(list(read_documents(Source(files=("*.txt",)), None))) == 20
+    assert len(calls) <= 2
 
 
 def test_several_text_files_without_empty_lines_are_a_document_each() -> None:
