@@ -38,7 +38,7 @@ class RegressionOutput(nn.Linear):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Predict numbers [B, 1] in the units of the targets from features [B, F].
 
-        This uses fp32, since bf16 is too coarse (2000 is followed by 2008). In evaluation mode, the layer computes exactly
+        This uses fp32, since bf16 is too coarse (2008 follows 2000). In evaluation mode, the layer computes exactly
         what the saved model does.
         """
         with torch.autocast(features.device.type, enabled=False):
