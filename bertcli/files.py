@@ -30,9 +30,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_chunks(path: Path, chunks: Iterable[str]) -> None:
     """Stream `chunks` of text to `path` atomically."""
+    write_bytes(path, (chunk.encode() for chunk in chunks))
+
+
+def write_bytes(path: Path, chunks: Iterable[bytes]) -> None:
+    """Stream `chunks` to `path` atomically."""
     tmp = temporary_path(path)
     try:
-        with _named_in_errors(path), tmp.open("x", encoding="utf-8") as file:
+        with _named_in_errors(path), tmp.open("xb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())

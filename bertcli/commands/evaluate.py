@@ -11,6 +11,7 @@ from bertcli.console import Console, format_seconds
 from bertcli.data.sources import load_split, load_training_rows
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads.labels import check_labels, labelled_rows
+from bertcli.inference.forward import predict_logits
 from bertcli.inference.loaded_model import (
     LoadedModel,
     find_task,
@@ -121,17 +122,17 @@ def _evaluate_model(
         encoded = loaded.head.encode(task, rows, loaded.tokenizer, loaded.data)
     console.warn_about_rows(encoded.row_warnings)
     with console.display(f"eval {split}", len(encoded)) as display:
-        scores = score(
+        chunks = predict_logits(
             loaded.accelerator,
             loaded.model,
             rows,
             encoded,
             loaded.head,
-            task,
-            references,
             max_tokens=loaded.max_tokens,
+            with_loss=True,
             on_batch=display.advance,
         )
+        scores = score(chunks, loaded.head, task, references)
     return EvalResults(task=task.name, run=name, num_examples=len(rows), metrics={split: {**scores}})
 
 

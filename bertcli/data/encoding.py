@@ -8,6 +8,7 @@ Shapes: R rows, N items, K sequences per item, T tokens of all sequences, B item
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,14 @@ class Encoded:
         assert self.labels is not None
         counts = np.concatenate(([0], np.cumsum(self.labels != IGNORED_LABEL)))
         return np.diff(counts[self.offsets])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the token IDs and of how they are divided into sequences and rows."""
+        digest = hashlib.blake2b(digest_size=16)
+        for values in (self.input_ids, self.offsets, self.rows):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
         """Collate `items` [B] into padded tensors [B, S] ([B, K, S] with K choices), named as in transformers.

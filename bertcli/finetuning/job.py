@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,7 @@ from bertcli.finetuning.frozen_outputs import with_frozen_outputs
 from bertcli.finetuning.loss import build_loss
 from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.text_classification import TextClassification, average_windows
-from bertcli.inference.forward import predict_logits
+from bertcli.inference.forward import Chunk, KeptLogits, chunks_with_logits, predict_logits
 from bertcli.inference.predictions import predictions_with_gold
 from bertcli.inference.scoring import positive_label_id, score
 from bertcli.metrics import compute_metrics
@@ -43,7 +43,7 @@ from bertcli.runs.folder import VALIDATION_PREDICTIONS
 from bertcli.runs.model_card import build_model_card
 from bertcli.runs.results import RunResults
 from bertcli.training.devices import pad_to_multiple_of
-from bertcli.training.job import Job, OnBatch, Predictions, Scores
+from bertcli.training.job import Evaluation, Job, Logits, OnBatch, Predictions, Scores
 from bertcli.training.loop import Loss
 from bertcli.training.meters import RunClock
 
@@ -149,50 +149,58 @@ class FinetuneJob(Job):
             batches, training.token_cutoff, self.seed, start_step, accelerator.process_index, classifier_position
         )
 
-    def score(
+    def evaluate(
         self,
         accelerator: Accelerator,
         model: torch.nn.Module,
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
-    ) -> dict[str, float]:
-        """Return the metrics and the loss on a split."""
-        setup = self.setup
-        return score(
-            accelerator,
-            model,
-            setup.rows[split],
-            self._encoded_split(split),
-            setup.head,
-            setup.task,
-            setup.references[split],
-            max_tokens=self.recipe.hardware.eval_batch_tokens,
-            on_batch=on_batch,
+    ) -> Evaluation:
+        """Compute the metrics and the loss on a split."""
+        setup, encoded = self.setup, self._encoded_split(split)
+        chunks = KeptLogits(
+            predict_logits(
+                accelerator,
+                model,
+                setup.rows[split],
+                encoded,
+                setup.head,
+                max_tokens=self.recipe.hardware.eval_batch_tokens,
+                with_loss=True,
+                on_batch=on_batch,
+            )
         )
+        scores = score(chunks, setup.head, setup.task, setup.references[split])
+        return Evaluation(scores, {} if chunks.logits is None else {encoded.fingerprint: chunks.logits})
 
     def _encoded_split(self, split: str) -> Encoded:
         return self._encoded.get(split) or self.setup.encode(split)
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
-        """Score the extra validation splits, predict the validation rows, and tune thresholds if enabled."""
+    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> tuple[Scores, Predictions]:
+        """Score the extra validation splits, decode the validation logits, and tune thresholds if enabled."""
         setup, task = self.setup, self.setup.task
+        rows, encoded = setup.rows["validation"], setup.encode("validation")
         scores: Scores = {}
-        best = ModelSource(str(model), setup.mirror).load_model(setup.head.model_class)
-        optimize_forward(best, accelerator.device)
-        best = accelerator.prepare_model(best, evaluation_mode=True)
+        kept, best = logits.get(encoded.fingerprint), None
+        if kept is None or task.splits.extra_validation:
+            best = ModelSource(str(model), setup.mirror).load_model(setup.head.model_class)
+            optimize_forward(best, accelerator.device)
+            best = accelerator.prepare_model(best, evaluation_mode=True)
+
+        def chunks() -> Iterator[Chunk]:
+            if kept is not None:
+                return chunks_with_logits(rows, encoded, setup.head, kept)
+            assert best is not None
+            max_tokens = self.recipe.hardware.eval_batch_tokens
+            return predict_logits(accelerator, best, rows, encoded, setup.head, max_tokens=max_tokens)
+
         if setup.recipe.answers.thresholds == "tuned":
-            setup, scores["validation_tuned"] = with_tuned_thresholds(accelerator, best, setup, model)
+            setup, scores["validation_tuned"] = with_tuned_thresholds(accelerator, chunks(), setup, model)
             self.setup = setup
-        lines = predictions_with_gold(
-            accelerator,
-            best,
-            setup.rows["validation"],
-            setup.encode("validation"),
-            setup.head,
-            task,
-            max_tokens=self.recipe.hardware.eval_batch_tokens,
-        )
-        scores |= {split: self.score(accelerator, best, split) for split in task.splits.extra_validation}
+        lines = predictions_with_gold(chunks(), len(rows), setup.head, task)
+        for split in task.splits.extra_validation:
+            assert best is not None
+            scores[split] = self.evaluate(accelerator, best, split).scores
         return scores, {VALIDATION_PREDICTIONS: list(lines)}
 
     def describe(self) -> dict[str, Any]:
@@ -211,16 +219,16 @@ class FinetuneJob(Job):
 
 
 def with_tuned_thresholds(
-    accelerator: Accelerator, model: torch.nn.Module, setup: FinetuneSetup, folder: Path
+    accelerator: Accelerator, chunks: Iterable[Chunk], setup: FinetuneSetup, folder: Path
 ) -> tuple[FinetuneSetup, dict[str, float]]:
     """Return the setup with the thresholds that maximize F1 on the validation split, and the metrics with them.
 
     The thresholds are also written to `config.json` of the model in `folder`, where `eval` and `predict` read them.
+
+    Args:
+        chunks: the validation split with its logits.
     """
-    head, task = cast("TextClassification", setup.head), setup.task
-    rows, encoded, gold = setup.rows["validation"], setup.encode("validation"), setup.references["validation"]
-    max_tokens = setup.recipe.hardware.eval_batch_tokens
-    chunks = predict_logits(accelerator, model, rows, encoded, head, max_tokens=max_tokens)
+    head, task, gold = cast("TextClassification", setup.head), setup.task, setup.references["validation"]
     logits = np.concatenate([average_windows(chunk, chunk_logits) for _, chunk, chunk_logits, _ in chunks])
     tuned = head.tune_thresholds(task, logits, gold)
     if accelerator.is_main_process:

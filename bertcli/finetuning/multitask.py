@@ -31,7 +31,7 @@ from bertcli.recipe.suite import MultitaskSection, Suite, recipes_by_name, run_f
 from bertcli.runs.folder import RunOptions, best_seed, claim_run
 from bertcli.runs.model_card import build_multitask_card
 from bertcli.runs.results import RunResults
-from bertcli.training.job import Job, OnBatch, Predictions, Scores
+from bertcli.training.job import Evaluation, Job, Logits, OnBatch, Predictions, Scores
 from bertcli.training.loop import Loss, Targets
 from bertcli.training.meters import RunClock
 from bertcli.training.resources import check_disk
@@ -196,25 +196,28 @@ class MultitaskJob(Job):
         for index in self._step_tasks[start_step:]:
             yield _with_task_index(next(streams[index]), int(index))
 
-    def score(
+    def evaluate(
         self,
         accelerator: Accelerator,
         model: torch.nn.Module,
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
-    ) -> dict[str, float]:
-        """Return the scores of each task, prefixed with its name, and their mean."""
+    ) -> Evaluation:
+        """Compute the scores of each task, prefixed with its name, and their mean."""
         pairs = zip(self.jobs.items(), cast("SharedEncoder", model).models, strict=True)
-        scores = {name: job.score(accelerator, task_model, split, on_batch) for (name, job), task_model in pairs}
-        return multitask_scores(self._recipes, scores)
+        each = {name: job.evaluate(accelerator, task_model, split, on_batch) for (name, job), task_model in pairs}
+        logits = {f"{name}/{key}": values for name, task in each.items() for key, values in task.logits.items()}
+        return Evaluation(multitask_scores(self._recipes, {name: task.scores for name, task in each.items()}), logits)
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
+    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> tuple[Scores, Predictions]:
         """Return each task's scores on its extra validation splits, prefixed with its name, and its predictions."""
         scores: Scores = {}
         predictions: Predictions = {}
         for name, job in self.jobs.items():
             task_folder = run_folder(model, name)
-            task_scores, task_predictions = job.evaluate_best(accelerator, task_folder)
+            prefix = f"{name}/"
+            own = {key.removeprefix(prefix): values for key, values in logits.items() if key.startswith(prefix)}
+            task_scores, task_predictions = job.evaluate_best(accelerator, task_folder, own)
             for split, values in task_scores.items():
                 scores.setdefault(split, {}).update({f"{name}/{metric}": value for metric, value in values.items()})
             predictions |= {f"{task_folder.name}-{file}": lines for file, lines in task_predictions.items()}

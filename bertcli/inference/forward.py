@@ -5,7 +5,7 @@ Shapes: N items, T tokens in all items, B batch, S sequence, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,11 @@ from bertcli.training.fsdp import local_batches
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MAX_CHUNK_ITEMS = 4096  # bounds the logits that evaluation keeps in memory
+MAX_CHUNK_ITEMS = 4096  # bounds the logits that are decoded at once
+MAX_KEPT_BYTES = 2**26  # of the logits of a split
+
+Chunk = tuple["Dataset", Encoded, np.ndarray, float]
+"""Some rows, their encoded items, the logits [N, C] ([T, C] if the head is per token), and the summed loss."""
 
 
 def compute_logits(
@@ -119,11 +123,8 @@ def predict_logits(
     max_tokens: int,
     with_loss: bool = False,
     on_batch: Callable[[int], None] = lambda num_items: None,
-) -> Iterator[tuple[Dataset, Encoded, np.ndarray, float]]:
+) -> Iterator[Chunk]:
     """Predict one chunk of rows at a time, so that memory holds only the logits of one chunk.
-
-    Yields:
-        A chunk's rows, their encoded items, the logits [N, C] ([T, C] if the head is per token), and the summed loss.
 
     Raises:
         TrainingError: if some logits are non-finite.
@@ -141,6 +142,36 @@ def predict_logits(
         )
         check_finite(logits)
         yield rows.select(range(chunk_rows.start, chunk_rows.stop)), chunk, logits, loss
+
+
+def chunks_with_logits(rows: Dataset, encoded: Encoded, head: Head, logits: np.ndarray) -> Iterator[Chunk]:
+    """Yield the chunks of `predict_logits` with logits that it computed earlier; their loss is 0."""
+    start = 0
+    for chunk_rows, chunk in encoded.chunks(MAX_CHUNK_ITEMS):
+        end = start + (len(chunk.input_ids) if head.per_token else len(chunk))
+        yield rows.select(range(chunk_rows.start, chunk_rows.stop)), chunk, logits[start:end], 0.0
+        start = end
+
+
+class KeptLogits:
+    """The logits of the chunks of a split, kept as the chunks pass by, up to `MAX_KEPT_BYTES`."""
+
+    def __init__(self, chunks: Iterable[Chunk]):
+        self._chunks = chunks
+        self._parts: list[np.ndarray] | None = []
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._chunks:
+            if self._parts is not None:
+                self._parts.append(chunk[2])
+                if sum(part.nbytes for part in self._parts) > MAX_KEPT_BYTES:
+                    self._parts = None
+            yield chunk
+
+    @property
+    def logits(self) -> np.ndarray | None:
+        """The logits of all chunks so far; None if there are none, or too many to keep."""
+        return np.concatenate(self._parts) if self._parts else None
 
 
 def check_finite(values: ArrayLike) -> None:

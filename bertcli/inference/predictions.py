@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-import torch
-from accelerate import Accelerator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from bertcli.data.encoding import Encoded
 from bertcli.data.table_files import ROW_COLUMN
 from bertcli.heads.base import Head
-from bertcli.inference.forward import predict_logits
+from bertcli.inference.forward import Chunk
 from bertcli.tasks.task import Task
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 MAX_ROWS = 20_000
 MAX_CHARACTERS = 4000  # of a text
@@ -23,34 +17,25 @@ MAX_WORDS = 1000  # of a row with a tag per word
 MIN_CHARACTERS = 40  # kept of each word or choice
 
 
-def predictions_with_gold(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    rows: Dataset,
-    encoded: Encoded,
-    head: Head,
-    task: Task,
-    *,
-    max_tokens: int,
-) -> Iterator[dict[str, Any]]:
-    """Yield predictions next to the gold answers: `Head.with_gold` plus `row` (from 1), `tokens` and `texts`.
+def predictions_with_gold(chunks: Iterable[Chunk], num_rows: int, head: Head, task: Task) -> Iterator[dict[str, Any]]:
+    """Yield predictions next to the gold labels: `Head.with_gold` plus `row` (from 1), `tokens` and `texts`.
 
     If the rows are part of a file, `row_in_file` is the row's number in that file.
 
     If there are more than `MAX_ROWS` rows, only every second, third … is kept; long texts are truncated.
     """
-    stride = -(-len(rows) // MAX_ROWS)
+    stride = -(-num_rows // MAX_ROWS)
     first = 0
-    for part_rows, part, logits, _ in predict_logits(accelerator, model, rows, encoded, head, max_tokens=max_tokens):
-        num_tokens = _num_tokens_of_rows(part)
-        lines = head.with_gold(task, part_rows, part, logits)
-        for index in range(-first % stride, len(part_rows), stride):
-            row = part_rows[index]
+    for rows, encoded, logits, _ in chunks:
+        num_tokens = _num_tokens_of_rows(encoded)
+        lines = head.with_gold(task, rows, encoded, logits)
+        for index in range(-first % stride, len(rows), stride):
+            row = rows[index]
             texts = {name: row[name] for name in task.columns}
             line = {"row": first + index + 1} | ({"row_in_file": row[ROW_COLUMN]} if ROW_COLUMN in row else {})
             line |= {"tokens": num_tokens[index], "texts": texts} | lines[index]
             yield _truncated(line)
-        first += len(part_rows)
+        first += len(rows)
 
 
 def _num_tokens_of_rows(encoded: Encoded) -> list[int]:

@@ -1,55 +1,39 @@
-"""Score a model on an encoded split: between training steps and for `bertcli eval`."""
+"""Scores of a split from its logits: between training steps and for `bertcli eval`."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import torch
-from accelerate import Accelerator
-
-from bertcli.data.encoding import Encoded
 from bertcli.heads.base import Head
-from bertcli.inference.forward import predict_logits
+from bertcli.inference.forward import Chunk
 from bertcli.metrics import compute_metrics, task_score
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Task
 
-if TYPE_CHECKING:
-    from datasets import Dataset
 
+def score(chunks: Iterable[Chunk], head: Head, task: Task, references: Any) -> dict[str, float]:
+    """Return the task's metrics and the mean loss (`loss`) of a split.
 
-def score(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    rows: Dataset,
-    encoded: Encoded,
-    head: Head,
-    task: Task,
-    references: Any,
-    *,
-    max_tokens: int,
-    on_batch: Callable[[int], None] = lambda num_items: None,
-) -> dict[str, float]:
-    """Return the task's metrics and the mean loss (`loss`) of `model` on rows with the gold answers `references`.
+    Args:
+        chunks: from `predict_logits` with its loss.
+        references: the gold labels of all rows.
 
     Raises:
         TrainingError: if some logits are non-finite.
     """
     predictions: list[Any] = []
-    total = 0.0
-    parts = predict_logits(
-        accelerator, model, rows, encoded, head, max_tokens=max_tokens, with_loss=True, on_batch=on_batch
-    )
-    for part_rows, part, logits, loss in parts:
-        predictions.extend(head.to_predictions(task, part_rows, part, logits))
+    total, num_targets = 0.0, 0
+    for rows, encoded, logits, loss in chunks:
+        predictions.extend(head.to_predictions(task, rows, encoded, logits))
         total += loss
+        num_targets += int(encoded.num_targets.sum())
     scores = compute_metrics(
         task.metric_names, head.answer_kind, predictions, references, positive_label_id(task, head), head.labels
     )
-    return scores | {"loss": total / max(1, int(encoded.num_targets.sum()))}
+    return scores | {"loss": total / max(1, num_targets)}
 
 
 def positive_label_id(task: Task, head: Head) -> int:

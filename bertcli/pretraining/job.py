@@ -36,7 +36,7 @@ from bertcli.runs.model_card import build_pretraining_card
 from bertcli.runs.results import EvalResults, RunResults
 from bertcli.training.devices import build_accelerator, pad_to_multiple_of, prepare_batch
 from bertcli.training.fsdp import local_batches
-from bertcli.training.job import Job, OnBatch
+from bertcli.training.job import Evaluation, Job, OnBatch
 from bertcli.training.loop import Loss
 from bertcli.training.meters import RunClock
 
@@ -99,13 +99,13 @@ class PretrainJob(Job):
                 self.stream_position = [index, *self._stream.position]
                 yield batch
 
-    def score(
+    def evaluate(
         self,
         accelerator: Accelerator,
         model: torch.nn.Module,
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
-    ) -> dict[str, float]:
+    ) -> Evaluation:
         """Compute the objective's scores on the held-out text, with the same masks in every evaluation.
 
         Raises:
@@ -133,8 +133,8 @@ class PretrainJob(Job):
         scores = {name: float(total / max(1.0, number)) for name, (total, number) in totals.items()}
         check_finite(list(scores.values()))
         if not objective.has_perplexity:
-            return scores
-        return scores | {"perplexity": math.exp(min(scores["loss"], MAX_LOSS_FOR_PERPLEXITY))}
+            return Evaluation(scores)
+        return Evaluation(scores | {"perplexity": math.exp(min(scores["loss"], MAX_LOSS_FOR_PERPLEXITY))})
 
     @cached_property
     def _held_out_targets(self) -> TargetSequences:
@@ -205,7 +205,10 @@ def score_held_out(
     optimize_forward(module, accelerator.device)
     job, num_sequences = PretrainJob(setup, *resolve_phases(recipe, setup)), len(setup.held_out)
     with console.display("eval held-out text", num_sequences) as display:
-        scores = job.score(accelerator, accelerator.prepare_model(module), on_batch=display.advance)
+        evaluation = job.evaluate(accelerator, accelerator.prepare_model(module), on_batch=display.advance)
     return EvalResults(
-        objective=recipe.objective.kind, run=run, num_examples=num_sequences, metrics={"validation": {**scores}}
+        objective=recipe.objective.kind,
+        run=run,
+        num_examples=num_sequences,
+        metrics={"validation": {**evaluation.scores}},
     )

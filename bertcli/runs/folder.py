@@ -116,6 +116,11 @@ class RunFolder:
         return self.path / "README.md"
 
     @property
+    def validation_logits(self) -> Path:
+        """Logits of the best model on the validation split, until the run is finished."""
+        return self.path / ".validation-logits.safetensors"
+
+    @property
     def predictions(self) -> Path:
         """Predictions of the best model next to the gold answers."""
         return self.path / "predictions"

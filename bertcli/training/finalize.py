@@ -14,19 +14,25 @@ from bertcli.runs.checkpoint import Progress
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import read_records
 from bertcli.runs.results import RunResults
-from bertcli.training.job import Job, Scores
+from bertcli.training.job import Job, Logits, Scores
 
 
 def finalize(
-    job: Job, folder: RunFolder, accelerator: Accelerator, progress: Progress, setup: dict[str, Any]
+    job: Job,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    progress: Progress,
+    setup: dict[str, Any],
+    validation_logits: Logits,
 ) -> RunResults:
     """Write all outputs of a finished run, `results.json` last except for the report; return the results.
 
     Args:
         setup: how the run was executed, such as its device and precision.
+        validation_logits: of the best model, as far as they were kept.
     """
     accelerator.wait_for_everyone()  # the main process may still be writing the model
-    more_scores, predictions = job.evaluate_best(accelerator, folder.model)
+    more_scores, predictions = job.evaluate_best(accelerator, folder.model, validation_logits)
     results = _summarize(job, folder, progress, more_scores, setup)
     if accelerator.is_main_process:
         for name, lines in predictions.items():
@@ -35,6 +41,7 @@ def finalize(
             write_chunks(folder.predictions / name, texts)
         write_text(folder.card, job.card(results))
         write_json(folder.results, results.to_json())
+        folder.validation_logits.unlink(missing_ok=True)
         write_page([str(folder.path)], folder.report)
     accelerator.wait_for_everyone()
     return results

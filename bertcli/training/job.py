@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,19 @@ if TYPE_CHECKING:
 Scores = dict[str, dict[str, float]]
 """Scores by split and metric name."""
 Predictions = dict[str, list[dict[str, Any]]]
-"""Predictions with the gold answers, by the name of their file in `predictions/`."""
+"""Predictions with the gold labels, by the name of their file in `predictions/`."""
+Logits = dict[str, "np.ndarray"]
+"""Logits of whole splits, by a key that identifies the encoded rows."""
 OnBatch = Callable[[int], None]
 """Called with the number of items done after each batch."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of a model on a split, and the logits they were computed from, unless those are too large to keep."""
+
+    scores: dict[str, float]
+    logits: Logits = field(default_factory=dict)
 
 
 class Job(ABC):
@@ -94,21 +105,25 @@ class Job(ABC):
         """Yield the batches of this process from `start_step` on, until the clock says that the run is over."""
 
     @abstractmethod
-    def score(
+    def evaluate(
         self,
         accelerator: Accelerator,
         model: torch.nn.Module,
         split: str = "validation",
         on_batch: OnBatch = lambda num_items: None,
-    ) -> dict[str, float]:
-        """Return the metrics of a model on a split."""
+    ) -> Evaluation:
+        """Evaluate a model on a split."""
 
     def selection_score(self, scores: dict[str, float]) -> float:
         """Return the score used to select the best model; higher is better."""
         return scores[self.best_by]
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path) -> tuple[Scores, Predictions]:
-        """Return the best model's scores on splits not used to select it, and its predictions with the gold answers."""
+    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> tuple[Scores, Predictions]:
+        """Return the best model's scores on splits not used to select it, and its predictions with the gold labels.
+
+        Args:
+            logits: of the evaluation that selected the model, as far as they were kept.
+        """
         return {}, {}
 
     @abstractmethod

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import shutil
+from contextlib import suppress
 from typing import Any
 
+import safetensors.numpy
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from safetensors import SafetensorError, safe_open
 
 from bertcli.console import Console
 from bertcli.errors import DiskError, UsageError
-from bertcli.files import fsync, manifest_problem, replace_folder, restore_folder, write_manifest
+from bertcli.files import fsync, manifest_problem, replace_folder, restore_folder, write_bytes, write_manifest
 from bertcli.models.compile import compile_layers
 from bertcli.models.freezing import all_encoder_layers
 from bertcli.models.padding_free import optimize_forward
@@ -29,7 +32,7 @@ from bertcli.runs.checkpoint import (
 )
 from bertcli.runs.folder import RunFolder
 from bertcli.training.fsdp import copy_full_parameters, full_optimizer_state, load_full_optimizer_state, shard
-from bertcli.training.job import Job
+from bertcli.training.job import Job, Logits
 from bertcli.training.optimizer import build_optimizer
 
 
@@ -86,12 +89,28 @@ class TrainState:
             # Dropout must not depend on how the weights were initialized, and must differ between processes.
             set_seed(job.seed, device_specific=True)
 
-    def save_model(self) -> None:
-        """Replace the saved best model with this one. All processes must call it together."""
+    def save_model(self, validation_logits: Logits) -> None:
+        """Replace the saved best model, and its logits, with this one. All processes must call it together."""
         module = self._full()
         if not self._accelerator.is_main_process:
             return
         self._write_model(module)
+        if validation_logits:
+            content = safetensors.numpy.save(validation_logits, {"step": str(self.progress.step)})
+            write_bytes(self._folder.validation_logits, [content])
+
+    def validation_logits(self) -> Logits:
+        """Return the logits of the evaluation that selected the best model; none if they were not kept.
+
+        All processes must call it together.
+        """
+        logits: Logits = {}
+        if self._accelerator.is_main_process:
+            with suppress(OSError, SafetensorError), safe_open(self._folder.validation_logits, "numpy") as file:
+                # After a crash while saving, or if the model was restored, the file may belong to another step.
+                if file.metadata() == {"step": str(self.progress.best_step)}:
+                    logits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return broadcast_object_list([logits])[0]
 
     def _write_model(self, module: torch.nn.Module) -> None:
         tmp = self._folder.path / ".model.tmp"

@@ -54,7 +54,8 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
             trainer.fit()
             with console.waiting("evaluating the best model and writing the report"):
                 trainer.state.ensure_best_model()
-                results = finalize(job, folder, trainer.accelerator, trainer.progress, trainer.setup)
+                logits = trainer.state.validation_logits()
+                results = finalize(job, folder, trainer.accelerator, trainer.progress, trainer.setup, logits)
     if trainer.stopped_by is not None:
         raise Interrupted(trainer.stopped_by, f"{folder.path} is finished; re-run the same command for the rest")
     return results
@@ -235,7 +236,8 @@ class Trainer:
         """Evaluate on the validation split; save the model if it is the best so far."""
         progress = self.progress
         on_batch(0)
-        scores = self.job.score(self.accelerator, self.state.module, on_batch=on_batch)
+        evaluation = self.job.evaluate(self.accelerator, self.state.module, on_batch=on_batch)
+        scores = evaluation.scores
         record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
         self._write_record(self.folder.eval_history, record)
         listed = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -244,7 +246,7 @@ class Trainer:
         if progress.best_score is None or score > progress.best_score:
             progress.best_score, progress.best_step = score, progress.step
             progress.evals_without_improvement = 0
-            self.state.save_model()
+            self.state.save_model(evaluation.logits)
         else:
             progress.evals_without_improvement += 1
 

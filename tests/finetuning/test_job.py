@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bertcli.commands.evaluate import evaluate
@@ -20,9 +20,11 @@ from bertcli.commands.predict import predict
 from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.errors import Interrupted, ModelError, RecipeError
 from bertcli.finetuning import frozen_outputs as frozen_outputs_module
+from bertcli.finetuning import job as job_module
 from bertcli.finetuning.frozen_outputs import with_frozen_outputs
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
+from bertcli.inference import forward
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions
 from bertcli.training.optimizer import build_optimizer
@@ -210,3 +212,73 @@ def test_keys_that_the_strategy_does_not_support_are_rejected(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         finetune(recipe_of(*overrides), Path("run"), RunOptions(console=QUIET))
+
+
+TUNED = ("answers.thresholds=tuned", "task.problem=multi_label")
+FINAL_OUTPUTS = ("predictions/validation.jsonl", "model/config.json")
+
+
+@pytest.fixture
+def count_evaluations(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return a function that returns the number of times a split has been predicted since its last call."""
+    calls: list[object] = []
+    predict_logits = job_module.predict_logits
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return predict_logits(*args, **options)
+
+    monkeypatch.setattr(job_module, "predict_logits", counted)
+
+    def count() -> int:
+        number = len(calls)
+        calls.clear()
+        return number
+
+    return count
+
+
+@pytest.mark.parametrize("overrides", [(), TUNED])
+def test_validation_split_is_not_predicted_again_when_a_run_ends(
+    recipe_of: Callable[..., Recipe],
+    count_evaluations: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+) -> None:
+    recipe = recipe_of("training.epochs=3", *overrides)
+    finetune(recipe, Path("kept"), RunOptions(console=QUIET))
+    assert count_evaluations() == 3
+    monkeypatch.setattr(forward, "MAX_KEPT_BYTES", 0)
+    finetune(recipe, Path("computed"), RunOptions(console=QUIET))
+    assert count_evaluations() == 3 + 1 + (overrides == TUNED)
+    for name in FINAL_OUTPUTS:
+        assert Path("kept", name).read_text() == Path("computed", name).read_text()
+    assert not list(Path("kept").glob(".validation-logits*"))
+
+
+KEPT_LOGITS: dict[str, tuple[Callable[[Path], object], int]] = {  # changes, and whether the logits are recomputed
+    "unchanged": (lambda path: None, 0),
+    "missing": (lambda path: path.unlink(), 1),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:100]), 1),
+    "of another step": (lambda path: save_file(load_file(path), path, {"step": "4"}), 1),
+    "of other rows": (lambda path: save_file({"other rows": torch.zeros(2, 2)}, path, {"step": "2"}), 1),
+}
+
+
+def test_resumed_run_uses_only_the_kept_logits_of_its_best_evaluation(
+    recipe_of: Callable[..., Recipe], stop_after: Callable[..., None], count_evaluations: Callable[[], int]
+) -> None:
+    recipe = recipe_of("evaluation.every_steps=2", "training.max_steps=4", "training.learning_rate=1e-12")
+    stop_after(3)
+    with pytest.raises(Interrupted):
+        finetune(recipe, Path("stopped"), RunOptions(console=QUIET))
+    predictions = set()
+    for run, (change, num_recomputed) in KEPT_LOGITS.items():
+        shutil.copytree("stopped", run)
+        (kept,) = Path(run).glob(".validation-logits*")
+        change(kept)
+        count_evaluations()
+        assert finetune(recipe, Path(run), RunOptions(console=QUIET)).best_step == 2
+        assert count_evaluations() == 1 + num_recomputed, run
+        predictions.add(Path(run, FINAL_OUTPUTS[0]).read_text())
+    assert len(predictions) == 1
