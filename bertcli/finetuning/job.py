@@ -124,6 +124,12 @@ class FinetuneJob(Job):
             save_lora(self._lora, self.tokenizer, folder, merged=self.setup.recipe.training.lora_merge)
 
     @property
+    def tokens_per_micro_batch(self) -> float:
+        """The average number of tokens in a micro-batch of training rows."""
+        encoded = self.setup.encode("train")
+        return len(encoded.input_ids) / len(encoded) * self.plan.micro_batch_size
+
+    @property
     def loss(self) -> Loss:
         """The head's loss, with distillation losses if there is a teacher."""
         return build_loss(self.setup.head, self.setup.recipe.training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -173,6 +174,11 @@ class MultitaskJob(Job):
             task_folder = run_folder(folder, name)
             save_model(cast("PreTrainedModel", model), job.tokenizer, task_folder)
             write_text(task_folder / "recipe.yaml", dump_recipe(job.setup.recipe))
+
+    @property
+    def tokens_per_micro_batch(self) -> float:
+        """The average number of tokens in a micro-batch, over all tasks."""
+        return statistics.fmean(job.tokens_per_micro_batch for job in self.jobs.values())
 
     @property
     def loss(self) -> Loss:

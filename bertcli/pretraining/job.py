@@ -77,6 +77,11 @@ class PretrainJob(Job):
         return self.setup.objective.model_to_save(module)
 
     @property
+    def tokens_per_micro_batch(self) -> float:
+        """The number of tokens in a micro-batch of full-length sequences, in the first phase."""
+        return self.phases[0].max_length * self.plan.micro_batch_size
+
+    @property
     def loss(self) -> Loss:
         """The objective's loss function."""
         return self.setup.objective.loss

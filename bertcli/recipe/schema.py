@@ -228,6 +228,9 @@ class HardwareSection(Section):
     shard: bool = Field(
         False, description="shard weights, gradients and optimizer states over processes (FSDP), for large models"
     )
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="threads per process on a CPU; auto: as many as the model and its batches can use"
+    )
     eval_batch_tokens: Count = Field(8192, ge=16, description="tokens per batch for evaluation and prediction")
     log_every_steps: Count = Field(20, ge=1, description="steps between lines in train.jsonl")
     trackers: Annotated[tuple[Tracker, ...], Strict(False)] = Field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import sys
@@ -36,8 +35,10 @@ URL_TOKEN = re.compile(r"(\bhttps?://)[^/@:\s]+@")
 
 
 def num_cores() -> int:
-    """Return the number of CPU cores available to this process; on systems without affinity (macOS), all cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores available to this process, by its affinity and the limit of its container."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def mask_secrets(arguments: Sequence[str]) -> list[str]:

@@ -1,7 +1,10 @@
-"""Device and precision: resolve `auto`, build the Accelerator, and move batches to its device."""
+"""Device, precision and threads: resolve `auto`, build the Accelerator, and move batches to its device."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ from bertcli.data.token_index import add_block_mask, add_token_index
 from bertcli.errors import UsageError
 from bertcli.malloc import retain_freed_memory
 from bertcli.recipe.schema import HardwareSection
+from bertcli.runs.environment import num_cores
 
 PROCESS_TIMEOUT = timedelta(hours=12)  # other processes wait while the main one downloads, tokenizes or saves
+FLOPS_PER_THREAD = 40_000_000  # of a matrix product, below which one more thread waits more than it computes
 ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -61,6 +66,7 @@ def build_accelerator(
         raise UsageError("hardware.device is mps, but MPS is not available; use auto or cpu")
     if _uses_cpu(hardware):
         retain_freed_memory()
+        torch.set_num_threads(available_threads(hardware))
     precision = ACCELERATE_NAMES[choose_precision(hardware)]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         # Accelerate shares one state per process; replace it, so that runs in one process can differ in precision.
@@ -81,6 +87,43 @@ def build_accelerator(
 def init_processes(hardware: HardwareSection) -> PartialState:
     """Join the processes that `torchrun`, `srun` or Accelerate's launcher started; return their state."""
     return PartialState(cpu=_uses_cpu(hardware), timeout=PROCESS_TIMEOUT)
+
+
+def available_threads(hardware: HardwareSection) -> int:
+    """Return the recipe's number of threads; `auto` stands for torch's (`OMP_NUM_THREADS`), at most one per core."""
+    return min(torch.get_num_threads(), num_cores()) if hardware.threads == "auto" else hardware.threads
+
+
+@contextmanager
+def restore_num_threads() -> Iterator[None]:
+    """After the block, set torch's number of threads back to what it was before."""
+    number = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
+
+
+def choose_num_threads(
+    hardware: HardwareSection, module: torch.nn.Module, tokens_per_batch: float, saved: int | None
+) -> int:
+    """Return the number of threads to train with on a CPU.
+
+    The number follows from the size of the model's matrix products, never from a measurement: it changes the order of
+    sums and so the last digits of what is learned, and the same command has to learn the same.
+
+    Args:
+        tokens_per_batch: average number of tokens in a forward pass.
+        saved: the number that a resumed run was started with.
+    """
+    available = available_threads(hardware)
+    if hardware.threads != "auto":
+        return available
+    if saved is not None:
+        return min(saved, available)
+    sizes = [layer.weight.numel() for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    flops = 2 * tokens_per_batch * statistics.median(sizes or [0])
+    return min(available, max(1, round(flops / FLOPS_PER_THREAD)))
 
 
 def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: torch.device) -> dict[str, Any]:

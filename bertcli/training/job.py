@@ -97,6 +97,11 @@ class Job(ABC):
 
     @property
     @abstractmethod
+    def tokens_per_micro_batch(self) -> float:
+        """The average number of tokens that a process computes at a time."""
+
+    @property
+    @abstractmethod
     def loss(self) -> Loss:
         """The loss function that the training loop calls."""
 

@@ -21,7 +21,13 @@ from bertcli.runs.folder import RunFolder, exclusive_lock
 from bertcli.runs.history import append_record, truncate_after
 from bertcli.runs.results import RunResults
 from bertcli.training.compile_trial import compile_if_faster, reason_not_to_compile
-from bertcli.training.devices import build_accelerator, choose_precision, cpu_computes_bf16
+from bertcli.training.devices import (
+    build_accelerator,
+    choose_num_threads,
+    choose_precision,
+    cpu_computes_bf16,
+    restore_num_threads,
+)
 from bertcli.training.finalize import finalize
 from bertcli.training.job import Job, OnBatch
 from bertcli.training.loop import StepRecord, train_steps
@@ -46,7 +52,8 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
             restored.
         RunFolderError: if another process uses the folder.
     """
-    with exclusive_lock(folder.path) if PartialState().is_main_process else nullcontext():
+    lock = exclusive_lock(folder.path) if PartialState().is_main_process else nullcontext()
+    with lock, restore_num_threads():
         trainer = Trainer(job, folder, console)
         max_bytes = max_run_bytes(job.recipe, trainer.state.num_parameters)
         tracking = track_run(trainer.accelerator, trainer.progress.step)
@@ -76,6 +83,10 @@ class Trainer:
             console.warn("this CPU has no bf16 instructions; hardware.precision=fp32 is far faster here")
         self.state = TrainState(job, folder, self.accelerator, self.precision, console)
         self.progress = self.state.progress
+        if self.accelerator.device.type == "cpu":
+            module, tokens, saved = self.state.module, job.tokens_per_micro_batch, self.progress.num_threads
+            self.progress.num_threads = choose_num_threads(recipe.hardware, module, tokens, saved)
+            torch.set_num_threads(self.progress.num_threads)
         self.stopped_by: int | None = None  # the signal that arrived during the last step
         budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
         self.clock = RunClock(self.accelerator, job.plan.total_steps, budget, elapsed)
@@ -142,7 +153,8 @@ class Trainer:
             micro_batch_size=progress.micro_batch_size,
             halve_on_oom=hardware.micro_batch_size == "auto" and self.accelerator.num_processes == 1,
         )
-        device = f"device    {self.accelerator.device} in {self.precision}"
+        threads = f", threads: {progress.num_threads}" if progress.num_threads else ""
+        device = f"device    {self.accelerator.device} in {self.precision}{threads}"
         reason = reason_not_to_compile(self.accelerator.device) if hardware.compile == "auto" else ""
         self.console.say(f"{device}; layers are not compiled: {reason}" if reason else device)
         if hardware.compile != "auto" or reason:

@@ -1,4 +1,4 @@
-"""Moving batches to a device, tested with stand-ins for tensors; precision of consecutive runs."""
+"""Moving batches to a device, tested with stand-ins for tensors; precision of consecutive runs; number of threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from bertcli.data.token_index import TokenIndex
 from bertcli.recipe.schema import HardwareSection
-from bertcli.training.devices import build_accelerator, prepare_batch
+from bertcli.training import devices
+from bertcli.training.devices import build_accelerator, choose_num_threads, prepare_batch, restore_num_threads
 
 
 class RecordingTensor:
@@ -46,3 +47,40 @@ def test_precision_may_differ_between_consecutive_runs() -> None:
         with accelerator.autocast():
             assert layer(values).dtype == dtype
     assert (fp32.mixed_precision, bf16.mixed_precision) == ("no", "bf16")
+
+
+TINY, LARGE = torch.nn.Linear(16, 16), torch.nn.Linear(1024, 1024)
+
+
+@pytest.fixture
+def _sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "num_cores", lambda: 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 32)
+
+
+@pytest.mark.usefixtures("_sixteen_cores")
+@pytest.mark.parametrize(
+    ("module", "tokens", "saved", "threads", "expected"),
+    [
+        (TINY, 4096, None, "auto", 1),
+        (LARGE, 8, None, "auto", 1),
+        (LARGE, 100, None, "auto", 5),
+        (LARGE, 10_000, None, "auto", 16),  # torch's threads, but not more than there are cores
+        (torch.nn.LayerNorm(16), 10_000, None, "auto", 1),
+        (LARGE, 10_000, 1, "auto", 1),  # a resumed run
+        (TINY, 16, 20, "auto", 16),  # … on a smaller machine
+        (TINY, 16, 1, 3, 3),
+    ],
+)
+def test_number_of_threads_follows_from_the_size_of_the_matrix_products(
+    module: torch.nn.Module, tokens: int, saved: int | None, threads: Any, expected: int
+) -> None:
+    assert choose_num_threads(HardwareSection(threads=threads), module, tokens, saved) == expected
+
+
+def test_a_run_does_not_change_the_number_of_threads_of_the_next() -> None:
+    before = torch.get_num_threads()
+    with restore_num_threads():
+        build_accelerator(HardwareSection(device="cpu", threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
