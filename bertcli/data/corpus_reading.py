@@ -1,4 +1,4 @@
-"""Stream corpus documents from text, JSON Lines and Parquet files (plain or compressed), datasets and the sample data.
+"""Stream corpus documents from text and JSON Lines files (also compressed), Parquet files, datasets and sample data.
 
 No file is loaded whole and very long lines are split, so memory use does not depend on the size of a file.
 """
@@ -54,7 +54,7 @@ def read_documents(source: Source, mirror: Path | None) -> Iterator[str]:
     """Yield the documents of a source, skipping empty ones.
 
     Raises:
-        DataError: if a file or dataset is missing, unreadable, damaged or not UTF-8.
+        DataError: if a file or dataset is missing, unreadable or damaged, or a file has a different encoding.
     """
     if source.dataset == "sample":
         from bertcli.data.sample import sample_documents
@@ -79,7 +79,7 @@ def _read_file(path: Path, source: Source, *, is_only_file: bool) -> Iterator[st
     options = _text_options(source)
     if uncompressed.suffix in UNSUPPORTED:
         raise DataError(
-            f"found {path}, expected text, JSON Lines (.jsonl) or Parquet, plain or compressed (.gz, .zst, .bz2)"
+            f"found {path}, expected text or JSON Lines (.jsonl), plain or compressed (.gz, .zst, .bz2), or Parquet"
         )
     try:
         if uncompressed.suffix == ".parquet":
@@ -96,11 +96,11 @@ def _read_file(path: Path, source: Source, *, is_only_file: bool) -> Iterator[st
 
 
 def _text_options(source: Source) -> TextOptions:
-    return TextOptions(source.encoding, setting="`{key}: {value}` of the source")
+    return TextOptions(source.encoding, setting="`{key}: {value}` for this source")
 
 
 def single_file_layout(source: Source) -> Literal["lines", "files"] | None:
-    """Return the document unit of a source that is one text file without empty lines; None for any other source.
+    """Return the document unit of a source of `blocks` that is one text file without blank lines, else None.
 
     The unit is a line, unless the file has a single line or is hard-wrapped running text. In that case the file is one
     document, which is split into pieces of `PIECE_CHARACTERS`. Only the beginning of the file is read.
@@ -174,7 +174,8 @@ def split_stream(
 def _read_jsonl(path: Path, column: str, options: TextOptions) -> Iterator[str]:
     for location, row in read_jsonl(read_lines(path, options), str(path)):
         if not isinstance(row.get(column), str):
-            raise DataError(f"{location}: found {list(row)!r:.80}, expected text under {column!r}")
+            found = f"{row[column]!r:.80}" if column in row else f"the keys {list(row)!r:.80}"
+            raise DataError(f"{location}: found {found}, expected text under {column!r}")
         if not is_unicode(row[column]):
             raise DataError(f"{location}: has {NOT_UNICODE.format(column[:80])}")
         yield row[column]

@@ -1,4 +1,4 @@
-"""Read CSV and TSV: detect the separator, and yield rows with their line numbers or an error that names the line."""
+"""Read CSV and TSV: detect the separator, and yield rows with their line numbers. Errors name the line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def find_delimiter(
     """Return the separator of a CSV file, and the number of lines before its header.
 
     The separator is the one set in `options` or in a first line such as Excel's `sep=;`. Otherwise it is the one with
-    the most `columns` in the header, and among several, the one with which every row has as many values as the header.
+    the most `columns` in the header and, if several tie, the one that gives every row as many values as the header.
 
     Args:
         sample: the first lines, with their line endings.
@@ -127,7 +127,7 @@ def _positions(codes: np.ndarray, character: str) -> np.ndarray:
 
 
 def _all_in(codes: np.ndarray, positions: np.ndarray, characters: str) -> bool:
-    """Return whether one of the characters is at each position; positions outside the file are allowed."""
+    """Return whether every position holds one of the characters; positions outside the file are ignored."""
     is_allowed = np.zeros(256, bool)
     is_allowed[[ord(character) for character in characters]] = True
     return bool(is_allowed[codes[positions[(positions >= 0) & (positions < len(codes))]]].all())
@@ -163,17 +163,20 @@ def _explain_quotes(record: str, first_line: int, path: str, delimiter: str) -> 
         line = first_line + record.count("\n", 0, match.start())
         end = match.end()
         if match["quoted"] and not match["close"]:
-            return f"{path}:{line}: the quote that opens a value here is never closed; close it, or double it"
+            return (
+                f"{path}:{line}: the quote that opens a value here is never closed; close it or, if it is part of the "
+                "text, double it and quote the value"
+            )
         if match["quoted"] and record[end : end + 1] not in (delimiter, "\r", "\n", ""):
             closing = first_line + record.count("\n", 0, end)
             return (
                 f"{path}:{line}: the quote that opens a value here is closed {f'on line {closing} ' * (closing > line)}"
-                "in the middle of a value; double the quotes within quoted values"
+                "in the middle of a value; quote the full value, and double the quotes within it"
             )
         if record[end : end + 1] != delimiter:
             break
         start = end + 1
-    return f"{path}:{first_line}: has a carriage return in the middle of a value; quote the value, or remove it"
+    return f"{path}:{first_line}: has a carriage return in the middle of a value; remove it, or quote the value"
 
 
 def _with_header(rows: Iterable[Cells], path: str, delimiter: str) -> Iterator[Cells]:

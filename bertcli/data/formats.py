@@ -120,7 +120,8 @@ def _line_of_repeated_key(text: str) -> int:
 def check_json_depth(file: BinaryIO, path: str) -> None:
     """Check that JSON or JSON Lines are not nested so deeply that pyarrow's reader would crash the process.
 
-    A first pass only counts brackets, in blocks of a few kilobytes; lines are parsed only if many more open than close.
+    A first pass only counts brackets, in blocks of a few kilobytes. A second pass, which ignores brackets in strings,
+    finds the line; it runs only if many more brackets open than close.
 
     Raises:
         DataError: if the nesting is too deep; the message names the line.
@@ -196,7 +197,8 @@ def read_squad(content: Any, location: str) -> Iterator[Row]:
                         },
                     }
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{location}: not SQuAD's JSON (data → paragraphs → qas); {error!r} is missing") from error
+        reason = f"{error!s:.80} is missing" if isinstance(error, KeyError) else f"{error!s:.80}"
+        raise DataError(f"{location}: not SQuAD's JSON (data → paragraphs → qas): {reason}") from error
 
 
 def is_squad(content: Any) -> bool:
@@ -277,8 +279,8 @@ def _skip_comments(lines: Iterator[tuple[int, str]]) -> Iterator[ConllLine]:
     """Yield the lines, skipping comments before sentences.
 
     A `#` may also be the first word of a sentence. Then its line has as many columns as the others, and its last
-    column is a tag that also occurs in other lines. To decide, the first possible comment triggers reading the whole
-    rest of the file.
+    column is a tag that also occurs in other lines. To decide this, the rest of the file is read at the first possible
+    comment.
 
     Args:
         lines: lines with their numbers.
@@ -358,9 +360,15 @@ def _check_word_column(sentences: list[list[list[str]]], location: str) -> None:
     if 0 in columns or max(map(len, sentences), default=0) < 2:
         return
     word, num_columns = max(columns) + 1, len(sentences[0][0])
-    tag = 4 if num_columns == 10 else word + 1
-    found = "the first column numbers the words, as in CoNLL-U" if word == 2 else "the columns are those of CoNLL-2012"
+    if word == 2:
+        tag = 4 if num_columns == 10 else 3
+        found = "the first column numbers the words, as in CoNLL-U"
+        command = f"grep -v '^#' FILE | cut -f{word},{tag} > NEW (if tabs separate the columns)"
+    else:
+        tag = word + 1
+        found = "the columns are those of CoNLL-2012"
+        command = f"awk '!/^#/ {{print ${word}, ${tag}}}' FILE > NEW"
     raise DataError(
         f"{location}: {found}; expected the word in the first column and its tag in the last one. Keep only those two, "
-        f"for example columns {word} and {tag}: grep -v '^#' FILE | cut -f{word},{tag} > NEW"
+        f"for example columns {word} and {tag}: {command}"
     )

@@ -33,7 +33,7 @@ Value = str | list[str]
 
 @dataclass(frozen=True)
 class PredictionInput:
-    """The source of inputs to predict: values, a split of the model's task, or a file.
+    """The source of prediction inputs: values, a split of the model's task, or a file.
 
     Attributes:
         values: one sequence per input, with the values of the task's columns in order; None: read `split` or `path`.
@@ -62,14 +62,14 @@ class PredictionInput:
         input_format = None if self.values is not None or self.split is not None else self.resolved_format
         if self.encoding is not None:
             if input_format in (None, "parquet"):
-                raise UsageError("--input-encoding has no effect without an --input of text; leave it out")
+                raise UsageError("--input-encoding applies only to text files (--input); leave it out")
             try:
                 check_encoding(self.encoding)
             except ValueError as error:
                 raise UsageError(f"--input-encoding: {error}") from None
         if self.delimiter is not None:
             if input_format != "csv":
-                raise UsageError("--input-delimiter has no effect without an --input in CSV; leave it out")
+                raise UsageError("--input-delimiter applies only to CSV files (--input); leave it out")
             if self.delimiter not in DELIMITERS:
                 found = f"found --input-delimiter {self.delimiter[:80]!r}"
                 raise UsageError(f"{found}, expected one of {', '.join(DELIMITERS)}")
@@ -120,7 +120,7 @@ def read_inputs(
     """
     if input_format not in FORMATS:
         raise UsageError(
-            f"found input format {input_format!r}, expected one of {', '.join(FORMATS)}"
+            f"found input format {input_format!r}, expected one of {', '.join(FORMATS)}."
             f"{did_you_mean(input_format, FORMATS)}"
         )
     needed = None if extra_columns is None else {*columns, *default_columns, *extra_columns}
@@ -296,7 +296,8 @@ def with_input_columns(task: Task, inputs: PredictionInput, *, from_run: bool) -
 def _rename_columns(task: Task, columns: Sequence[str], *, from_run: bool) -> Task:
     if from_run and len(columns) != len(task.columns):
         raise UsageError(
-            f"found {len(columns)} names in --columns, expected {len(task.columns)}: for {', '.join(task.columns)}"
+            f"found {len(columns)} name{'s' * (len(columns) > 1)} in --columns, expected {len(task.columns)}, for "
+            f"{', '.join(task.columns)}"
         )
     num_texts = len(task.text_columns) if task.choice_columns or from_run else len(columns)
     names = {"text_columns": tuple(columns[:num_texts]), "choice_columns": tuple(columns[num_texts:])}
@@ -312,8 +313,8 @@ def _row_from_values(task: Task, values: Sequence[str]) -> Row:
     num_texts = len(task.text_columns)
     if len(values) != len(task.columns) and not (len(task.choice_columns) == 1 and len(values) > num_texts + 1):
         raise UsageError(
-            f"found {len(values)} texts for one input, expected {', '.join(task.columns)}; pass the second text of a "
-            "pair (or the passage of a question) with --pair, choices with --choice"
+            f"found {len(values)} text{'s' * (len(values) > 1)} for one input, expected {', '.join(task.columns)}; "
+            "pass the second text of a pair (or the passage of a question) with --pair, choices with --choice"
         )
     if len(task.choice_columns) == 1:
         return dict(zip(task.text_columns, values, strict=False)) | {task.choice_columns[0]: list(values[num_texts:])}

@@ -1,4 +1,4 @@
-"""Read text files as people save them: encodings, compression and line ends.
+"""Read text files as people save them: encodings, compression and line endings.
 
 A byte order mark determines the encoding; without one, it is `TextOptions.encoding` or UTF-8. Gzip, bzip2 and Zstandard
 are recognized by their first bytes, as are files that are not text. Lines end in \\n or \\r\\n, or in \\r in a file
@@ -47,7 +47,7 @@ class TextOptions:
 
     Attributes:
         encoding: encoding of files without a byte order mark; None: UTF-8.
-        delimiter: name of the separator of CSV, a key of `delimited.DELIMITERS`; None: detect it.
+        delimiter: name of the separator of CSV, a key of `tasks.task.DELIMITERS`; None: detect it.
         setting: how to set one of the above, a template with `{key}` and `{value}`.
     """
 
@@ -110,7 +110,7 @@ def _skip_mark(file: io.BufferedReader, path: str | Path, options: TextOptions) 
     """Return the encoding of a file that was just opened, and skip its byte order mark, even if it is repeated.
 
     Raises:
-        DataError: if the encoding is utf-16 or utf-32, and there is no mark to tell the byte order.
+        DataError: if the encoding is utf-16 or utf-32, and no mark gives the byte order.
     """
     head = file.peek(4)
     for mark, encoding in BYTE_ORDER_MARKS.items():
@@ -121,13 +121,13 @@ def _skip_mark(file: io.BufferedReader, path: str | Path, options: TextOptions) 
     name = codecs.lookup(options.encoding or UTF_8).name
     if head and name in ("utf-16", "utf-32"):
         cure = options.cure("encoding", f"{name}-le or {name}-be")
-        raise DataError(f"{path}: has no byte order mark, so {name} does not tell the order of its bytes; {cure}")
+        raise DataError(f"{path}: has no byte order mark, which {name} requires; {cure}")
     return UTF_8 if name == UTF_8 else str(options.encoding)
 
 
 @contextmanager
 def open_text(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Iterator[io.TextIOWrapper]:
-    """Open a text file for reading in parts, with every line end converted to \\n.
+    """Open a text file for reading in parts, with every line ending converted to \\n.
 
     Reading raises UnicodeDecodeError if the file has a different encoding; `check_text` then names the line.
 
@@ -143,13 +143,13 @@ def read_lines(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> Iter
     """Yield the lines of a text file (`-` is standard input) as an editor counts them, with their line endings.
 
     Raises:
-        DataError: as `open_binary`; or the file has a different encoding or NUL characters (with the line number).
+        DataError: as `open_binary`, or if a line has NUL characters or a different encoding; the message names it.
     """
     with open_binary(path) as file:
         encoding = _skip_mark(file, path, options)
         lines = _decoded_lines(file, encoding, str(path), options)
         first = next(lines, "")
-        if "\r" in first and not first.endswith("\n"):  # the file has no other line end
+        if "\r" in first and not first.endswith("\n"):  # the file has no other line endings
             yield from io.StringIO(first.replace("\r", "\n"))
         elif first:
             yield first

@@ -115,7 +115,8 @@ def test_split_stream_splits_long_lines_at_spaces() -> None:
     [
         ("a.txt", b"na\xefve\n", "not UTF-8"),
         ("a.txt.gz", gzip.compress(b"text " * 9999, mtime=0)[:-20], "damaged or truncated"),
-        ("a.jsonl", b'{"text": 1}\n', r"a\.jsonl:1: found \['text'\]"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: found 1, expected text under 'text'"),
+        ("a.jsonl", b'{"body": "a"}\n', r"a\.jsonl:1: found the keys \['body'\], expected text under 'text'"),
         ("a.jsonl", b"{text\n", "not JSON"),
         ("a.parquet", b"PAR1", "cannot read"),
         ("numbers.parquet", PARQUET, r"numbers\.parquet: document 1 has 7 in 'text', expected text"),

@@ -1,15 +1,16 @@
-"""CoNLL files: words and tags as an editor shows them, or one message that names the line."""
+"""CoNLL files: words and tags as an editor shows them, or one message that names the line; malformed SQuAD files."""
 
 from __future__ import annotations
 
 import io
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertcli.data.formats import read_conll
+from bertcli.data.formats import read_conll, read_squad
 from bertcli.data.prediction_inputs import read_inputs
 from bertcli.data.table_files import read_files
 from bertcli.errors import DataError
@@ -108,8 +109,26 @@ def test_conll_word_with_spaces_in_a_tab_separated_file_is_one_word() -> None:
     ],
 )
 def test_conll_word_index_in_the_first_column_is_refused(text: str) -> None:
-    with pytest.raises(DataError, match=r"expected the word in the first column.*cut -f[24],"):
+    with pytest.raises(DataError, match=r"expected the word in the first column.*(cut -f2,|print \$4, \$5)"):
         read(text)
+
+
+def test_conll_2012_is_readable_after_the_command_in_the_message(tmp_path: Path) -> None:
+    sentence = "".join(f"bc/cctv/00 0  {index}   {word} NN * - - - *\n" for index, word in enumerate("ab"))
+    (tmp_path / "FILE").write_text(f"#begin document (bc); part 000\n{sentence}\n{sentence}\n#end document\n")
+    with pytest.raises(DataError, match="for example columns 4 and 5") as error:
+        read((tmp_path / "FILE").read_text())
+    subprocess.run(str(error.value).partition("columns 4 and 5: ")[2], shell=True, cwd=tmp_path, check=True)
+    assert read((tmp_path / "NEW").read_text()) == [[("a", "NN"), ("b", "NN")]] * 2
+
+
+@pytest.mark.parametrize(
+    ("question", "problem"), [({"question": "who ?"}, "'id' is missing"), (3, "'int' object has no attribute 'get'")]
+)
+def test_squad_with_another_structure_is_refused_with_the_reason(question: object, problem: str) -> None:
+    content = {"data": [{"paragraphs": [{"context": "anna", "qas": [question]}]}]}
+    with pytest.raises(DataError, match=rf"not SQuAD's JSON \(data → paragraphs → qas\): {problem}$"):
+        list(read_squad(content, "x.json"))
 
 
 @pytest.mark.parametrize(

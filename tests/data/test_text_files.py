@@ -202,6 +202,7 @@ CSV = b"text,label\na,x\n"
         ("a.csv", b'text,label\na,x\n"b,y\nc,z\n', "a.csv:3: the quote that opens a value here is never closed"),
         ("a.csv", b'text,label\n"a\nb",x\nc,"d\n"e",y\n', "a.csv:4: the quote that opens a value here is closed on"),
         ("a.csv", b'text,label\n"5" screen",x\n', "a.csv:2: the quote that opens a value here is closed in the middle"),
+        ("a.csv", b'text,label\n""a,x\n', "a.csv:2: .* closed in the middle .*; quote the full value, and double"),
         ("a.csv", b"text,label\na\rb,x\n", "a.csv:2: has a carriage return in the middle of a value"),
         # rows
         ("a.csv", b'text,label\n"a\nb",x\nc\n', "a.csv:4: found 1 value, separated by comma, expected 2"),
@@ -321,7 +322,7 @@ def test_options_of_prediction_inputs_are_checked() -> None:
         with pytest.raises(UsageError, match=message):
             PredictionInput(path="a.csv", **options)
     for has_no_effect in ({"path": "a.tsv", "delimiter": "tab"}, {"values": [["a"]], "encoding": "utf-8"}):
-        with pytest.raises(UsageError, match="has no effect"):
+        with pytest.raises(UsageError, match="applies only to"):
             PredictionInput(**has_no_effect)  # type: ignore[arg-type]
 
 
@@ -344,7 +345,7 @@ def test_corpus_in_another_encoding_is_refused_or_read(name: str) -> None:
     compress = gzip.compress if name.endswith("gz") else bytes
     Path(name).write_bytes(compress(text.encode("windows-1252")))
     line = 1 if "jsonl" in name else 3
-    with pytest.raises(DataError, match=rf"{name}:{line}: not UTF-8, .* set `encoding: windows-1252` of the source"):
+    with pytest.raises(DataError, match=rf"{name}:{line}: not UTF-8, .* set `encoding: windows-1252` for this source"):
         list(read_documents(Source(files=(name,)), None))
     documents = list(read_documents(Source(files=(name,), encoding="windows-1252"), None))
     assert documents[-1].strip() == "naïve"
