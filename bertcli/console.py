@@ -1,6 +1,7 @@
 """Print messages and progress to stderr; stdout is reserved for results.
 
-A terminal shows a Rich progress bar. Elsewhere (logs, batch jobs), long-running work prints a line every few seconds.
+A terminal shows a Rich progress bar. Elsewhere (logs, batch jobs), long-running work prints a line every ten
+seconds or so.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Display:
         self._started_at = self._line_at = console.clock()
 
     def start_at(self, done: int) -> None:
-        """Start at `done` units completed earlier (in a resumed run), which do not count for the time left."""
+        """Start at `done` units completed earlier (in a resumed run); the estimate of the time left ignores them."""
         self._done = self._start = done
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done)
@@ -65,7 +66,7 @@ class Display:
         return f"{format_seconds((self._total - self._done) * seconds / done)} left"
 
     def track(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield `items`, advancing by one for each; the wait for the first does not count for the time left.
+        """Yield `items`, advancing by one for each; the estimate of the time left ignores the wait for the first item.
 
         The first item may arrive only after much of the work is done, for example if a model predicts in chunks.
         """

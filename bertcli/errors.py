@@ -42,11 +42,11 @@ class RecipeError(BertcliError):
 
 
 class DataError(BertcliError):
-    """Data that is missing, unreadable or does not match the task."""
+    """Data that is missing or unreadable, or that does not match the task."""
 
 
 class ModelError(BertcliError):
-    """A model that is missing, unreadable or does not match the task."""
+    """A model that is missing or unreadable, or that does not match the task."""
 
 
 class HubError(BertcliError):
@@ -115,7 +115,7 @@ def did_you_mean(name: str, candidates: Iterable[str], *, are_paths: bool = Fals
     """Return ` Did you mean X or Y?` with the candidates closest to `name`, or an empty string if none is close.
 
     Args:
-        are_paths: the candidates are paths or recipe names, which are never truncated: one copies them.
+        are_paths: the candidates are paths or recipe names, which are not truncated, so that they can be copied.
     """
     matches = " or ".join(difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6))
     return f" Did you mean {matches if are_paths else shortened(matches)}?" if matches else ""

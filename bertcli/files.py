@@ -59,7 +59,7 @@ def _named_in_errors(path: Path) -> Iterator[None]:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a hidden path next to `path` that does not exist; unlike in `tempfile`, files there follow the umask."""
+    """Return a hidden, unused path next to `path`; files created there follow the umask, unlike those of `tempfile`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
@@ -176,7 +176,7 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
     """Check that `new_file` can write to `path`, before any work starts.
 
     Raises:
-        UsageError: if the file exists (allowed with `overwrite`), is a folder, or cannot be created.
+        UsageError: if `path` is a folder, is an existing file (allowed with `overwrite`), or cannot be written.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, expected the name of a file")
@@ -248,7 +248,7 @@ def manifest_update(folder: Path, name: str) -> Iterator[None]:
 
 
 def manifest_problem(folder: Path, first_megabytes: int | None = None) -> str | None:
-    """Return the first mismatch of `folder` with its manifest (written with the same `first_megabytes`), or None."""
+    """Return the first mismatch between `folder` and its manifest (of the same `first_megabytes`), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if not manifest:

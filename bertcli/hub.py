@@ -127,7 +127,8 @@ def check_name(name: str) -> None:
 def upload(name: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
     """Upload files to the model repository `name` in one commit, creating the repository if needed.
 
-    Earlier files stay in the repository's history. The token is the one saved by `hf auth login`.
+    Earlier files stay in the repository's history. The token is `HF_TOKEN` in the environment, or that saved by
+    `hf auth login`.
 
     Args:
         files: path in the repository → local file, or content as bytes.

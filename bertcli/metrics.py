@@ -154,9 +154,9 @@ def score_squad(predictions: Sequence[dict[str, Any]], references: Sequence[Sequ
 def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return SQuAD 2.0 scores in percent, with the names of the official script and identical in every digit.
 
-    `exact` and `f1` score the answers as predicted. `best_exact` and `best_f1` are the scores at the no-answer
-    threshold that is best for these questions, `…_thresh`. These thresholds are tuned on the gold answers: use them to
-    choose the recipe's threshold, but do not report the scores.
+    `exact` and `f1` score the answers as predicted. `best_exact` and `best_f1` are the highest scores over all
+    no-answer thresholds, reached at `best_exact_thresh` and `best_f1_thresh`. These thresholds are tuned on the gold
+    answers: use them to choose the recipe's threshold, but do not report the `best_` scores.
     """
     # Gold answers that are empty after normalization are ignored, but their questions still count as answerable.
     golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
@@ -213,7 +213,7 @@ def _percent(scores: Sequence[float]) -> float:
     return 100.0 * sum(scores) / len(scores)
 
 
-METRICS: dict[str, tuple[ScoreFunction, str]] = {  # name → function, answer kinds it applies to
+METRICS: dict[str, tuple[ScoreFunction, str]] = {  # name → function, kinds of predictions it applies to
     "accuracy": (_accuracy, "single_label multiple_choice token_classification"),
     "f1": (_f1("binary"), "single_label"),
     "f1_macro": (_f1("macro"), "single_label multi_label"),
@@ -242,7 +242,7 @@ def _bundled_metric_class() -> type[evaluate.Metric]:
     from datasets import Features, List, Value
 
     span = {"text": Value("string"), "best_text": Value("string"), "null_odds": Value("float64")}
-    features: dict[str, tuple[Any, Any]] = {  # answer kind → features of predictions and of references
+    features: dict[str, tuple[Any, Any]] = {  # kind → features of predictions and of references
         "single_label": (Value("int64"), Value("int64")),
         "multiple_choice": (Value("int64"), Value("int64")),
         "multi_label": (List(Value("float32")), List(Value("float32"))),
@@ -261,7 +261,7 @@ def _bundled_metric_class() -> type[evaluate.Metric]:
         def _info(self) -> evaluate.MetricInfo:
             prediction, reference = features[self._answer_kind]
             return evaluate.MetricInfo(
-                description=f"{self._score_name} for {self._answer_kind} answers",
+                description=f"{self._score_name} for {self._answer_kind} predictions",
                 citation="",
                 features=Features({"predictions": prediction, "references": reference}),
             )
@@ -277,7 +277,7 @@ def _bundled_metric_class() -> type[evaluate.Metric]:
 
 
 def load_metric(name: str, answer_kind: str) -> evaluate.Metric:
-    """Load a metric by name for one kind of answer.
+    """Load a metric by name for one kind of prediction (`Head.answer_kind`).
 
     Raises:
         DataError: as `check_metric`.
@@ -287,10 +287,10 @@ def load_metric(name: str, answer_kind: str) -> evaluate.Metric:
 
 
 def check_metric(name: str, answer_kind: str) -> None:
-    """Check that a metric applies to one kind of answer, without importing anything.
+    """Check that a metric applies to one kind of prediction, without importing anything.
 
     Raises:
-        DataError: if the metric does not exist, or does not apply to this kind of answer.
+        DataError: if the metric does not exist, or does not apply to this kind of prediction.
     """
     supported = [metric for metric, (_, kinds) in METRICS.items() if answer_kind in kinds.split()]
     if name not in supported:

@@ -59,7 +59,7 @@ def length_grouped_batches(
     """Return every row once, in batches of `batch_size` rows of similar length, in random order.
 
     Rows are shuffled, sorted by length within pools of `POOL_BATCHES` batches and cut into batches, which are shuffled
-    again: batches stay random, but contain almost no padding. The last batch of the shuffled rows may be smaller.
+    again: batches stay random, but contain almost no padding. One of the batches may be smaller.
     """
     random = np.random.default_rng((seed, epoch, shard) if shard else (seed, epoch))
     order = random.permutation(len(lengths))

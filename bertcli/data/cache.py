@@ -72,7 +72,7 @@ def _remove_stale(folder: Path) -> None:
 def create_atomically(folder: Path, create: Callable[[Path], None]) -> None:
     """Have `create` fill a temporary folder, then rename it to `folder`, so that `folder` is never incomplete.
 
-    Several processes may create the same folder at once, and wait for each other in `create`; the first one's is kept.
+    Several processes may create the same folder at once and wait for each other in `create`; the first result is kept.
     """
     with _filled_folder(folder, create) as tmp, _entry_lock(folder, lambda message: None):
         if manifest_problem(folder, VERIFIED_MEGABYTES) is not None:

@@ -62,7 +62,7 @@ def sample_epoch_documents(
 ) -> np.ndarray:
     """Return the training documents of one epoch, repeated or sampled according to the weight of their source.
 
-    A weight of 2 repeats each document twice; 0.5 samples half of them.
+    A weight of 2 uses each document twice; 0.5 samples half of them.
     """
     if all(source.weight == 1.0 for source in sources):
         return train
@@ -115,10 +115,10 @@ def build_sentence_pairs(
     short_seq_prob: float,
     random: np.random.Generator,
 ) -> SequenceSpans:
-    """Build sentence pairs of up to `max_tokens` tokens, half of them positive.
+    """Build sentence pairs of up to `max_tokens` tokens, half of them positive if possible.
 
     `next_sentence`: the second text follows the first, or comes from another document (Devlin et al. 2019; as in the
-    original `create_pretraining_data.py`, except that exactly half are positive). `sentence_order`: the second text
+    original `create_pretraining_data.py`, except for this balance). `sentence_order`: the second text
     follows the first, or the two are swapped (Lan et al. 2020).
 
     Raises:
@@ -144,7 +144,7 @@ def build_sentence_pairs(
 
 
 class _PairBuilder:
-    """A builder of sentence pairs that keeps the numbers of positive and negative pairs equal."""
+    """A builder of sentence pairs that keeps the numbers of positive and negative pairs equal if possible."""
 
     def __init__(
         self, corpus: Corpus, documents: np.ndarray, max_tokens: int, kind: Pairs, random: np.random.Generator

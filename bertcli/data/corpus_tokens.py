@@ -80,11 +80,11 @@ def load_corpus(
     on_tokens: Callable[[int], None] = lambda num_tokens: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Corpus:
-    """Load the tokenized corpus from the cache; tokenize it first if it is not cached or damaged.
+    """Load the tokenized corpus from the cache; tokenize it first if the cached one is missing or damaged.
 
     Args:
         on_tokens: called during tokenization with the number of tokens so far.
-        warn: called with a message if the cached corpus is damaged.
+        warn: called with a message if the cached corpus is damaged, or if another process is creating it.
 
     Raises:
         DataError: if a source cannot be read, or the corpus has fewer than two documents.
@@ -228,8 +228,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> tuple[l
 def _mark_unspaced(sentences: list[str], encodings: list[tokenizers.Encoding], flags: np.ndarray) -> None:
     """Mark in `flags` [T] the starts of words and sentences in scripts that do not separate them by spaces.
 
-    In these scripts each token counts as a word; tokens that share a character (parts of it, or a space and it)
-    form one word. (WordPiece vocabularies have one token per Chinese character, as in BERT's whole-word masking.)
+    In these scripts each token counts as a word, but tokens that are parts of one character, or a space and the
+    character that follows it, form one word. (BERT's WordPiece has one token per Chinese character, so each character
+    is a word, as in BERT's whole-word masking.)
     """
     unspaced = [index for index, sentence in enumerate(sentences) if UNSPACED.search(sentence)]
     if not unspaced:

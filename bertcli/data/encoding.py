@@ -2,7 +2,8 @@
 
 A *row* of a dataset becomes one *item*, or several (windows) if it exceeds the model's input length. An item is one
 sequence, or K sequences that are scored together (the choices of a question).
-Shapes: R rows, N items, K sequences per item, T tokens of all sequences, B items of a batch, S its longest sequence.
+Shapes: R rows, N items, K sequences per item, T tokens of all sequences, B items of a batch, S tokens in its longest
+sequence.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ class SpecialTokensTemplate:
     def build_truncated_pair(
         self, first: list[int], second: list[int], max_tokens: int
     ) -> tuple[list[int], list[int] | None]:
-        """Build the inputs of a pair truncated to `max_tokens` tokens (without special tokens), longer text first."""
+        """Build a pair's inputs of at most `max_tokens` tokens plus special ones, truncating the longer text first."""
         num_first, num_second = truncate_pair(len(first), len(second), max_tokens)
         return self.build_inputs(first[:num_first], second[:num_second])
 
@@ -355,7 +356,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any], **options
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the IDs of the special tokens other than `[UNK]`, which no text contains."""
+    """Return the IDs of the special tokens that texts must not be tokenized to: all but `[UNK]`."""
     ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return ids - {tokenizer.unk_token_id}
 

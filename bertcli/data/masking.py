@@ -15,7 +15,7 @@ from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.recipe.pretrain_schema import MaskingUnit
 
 SPAN_LENGTH_PROB = 0.2  # SpanBERT's geometric distribution of span lengths, in words (https://arxiv.org/abs/1907.10529)
-MAX_SPAN_LENGTH = 10  # where SpanBERT clips that distribution; the mean is 3.8 words
+MAX_SPAN_LENGTH = 10  # longer draws are clipped, for a mean of 4.5 words; SpanBERT redistributes them (mean 3.8)
 MAX_WORD_TOKENS = 10  # longer words, such as URLs, are divided into pieces within the budget of their sequence
 
 
@@ -37,9 +37,9 @@ def sample_mask(
     unit: MaskingUnit,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """Select the tokens to predict; return the group of each token, whose tokens are replaced alike. [T] int64
+    """Select the tokens to predict; return the group of each token. [T] int64
 
-    The group of tokens that are not selected is -1.
+    Tokens of the same group are replaced alike. The group of tokens that are not selected is -1.
 
     Args:
         maskable: [T] whether a token may be selected; never true for special tokens.
@@ -75,10 +75,10 @@ def _budgets(words: np.ndarray, offsets: np.ndarray, probability: float) -> np.n
 def _divide_long_words(
     maskable: np.ndarray, word_starts: np.ndarray, offsets: np.ndarray, probability: float
 ) -> np.ndarray:
-    """Return `word_starts` with additional starts in words that far exceed their sequence's budget. [T]
+    """Return `word_starts` with additional starts that divide long words into pieces within the budget. [T]
 
-    These are words of more than `MAX_WORD_TOKENS`, or more than half of a short sequence. Undivided, they would be
-    masked together with most of their context, or never.
+    A word is long if it exceeds its sequence's budget and also `MAX_WORD_TOKENS` or, in a short sequence, half of the
+    sequence. Undivided, it would never be masked, or as a whole, which leaves little context.
     """
     words = word_indices(maskable, word_starts)
     sizes = np.bincount(words[words >= 0])
@@ -134,7 +134,7 @@ def _sample_spans(
         ends = np.append(starts[1:], np.flatnonzero(sequence >= 0)[-1] + 1)
         budget = own_budget + min(max(rest, -own_budget / 2), own_budget)
         free = np.ones(len(starts), dtype=bool)
-        for _ in range(4 * len(starts)):  # enough attempts to find free words if there are any
+        for _ in range(4 * len(starts)):  # almost always enough attempts to find the free words
             if budget < 1 or not free.any():
                 break
             first = int(random.integers(len(starts)))

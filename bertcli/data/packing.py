@@ -1,7 +1,7 @@
 """Best-fit packing: concatenate short sequences into rows of about the same length, with almost no padding.
 
 Krell et al. 2021, https://arxiv.org/abs/2107.02027. Attention stays within each sequence and position IDs restart, so
-packing does not change what is learned. Shapes: P sequences, N rows, B rows of a batch, S its longest row.
+packing does not change what is learned. Shapes: P sequences, N rows, B rows of a batch, S tokens in its longest row.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Its sentences follow rules that a small encoder can learn: negation flips polarity, and the clause after `but` decides;
 a dog is an animal; nouns reveal the topic. In unlabeled documents, words occur in the same contexts as in labeled rows
-(names of persons where persons are mentioned), so pretraining on them transfers.
+(people's names where people are mentioned), so pretraining on these documents transfers.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _sentiment(random: Random) -> Row:
 
 
 def _inference(random: Random) -> Row:
-    """Generate entailment (same or more general noun), contradiction (negation) or neutral (new name or detail)."""
+    """Generate a pair: entailment (same or broader noun), contradiction (negation) or neutral (new name or detail)."""
     name, verb, noun, time = (random.choice(part) for part in (NAMES, VERBS, list(KIND_OF), TIMES))
     premise = f"{name} {verb} a {noun} {time} ."
     label = random.choice(("entailment", "neutral", "contradiction"))
@@ -273,7 +273,7 @@ def _question(random: Random) -> Row:
 
 
 def _open_question(random: Random) -> Row:
-    """Generate a question as `_question` does; a third of them ask about a noun that is not in the passage."""
+    """Generate a question like `_question`, but about a third ask about a noun that is not in the passage."""
     row = _question(random)
     if random.random() < 1 / 3:
         events, _ = _passage(random)
@@ -286,7 +286,7 @@ def _open_question(random: Random) -> Row:
 
 
 def _choice(random: Random) -> Row:
-    """Generate an event; the choices are categories, of which one is that of its noun."""
+    """Generate an event and four categories to choose from; the correct choice is the category of its noun."""
     name, verb, noun, time = (random.choice(part) for part in (NAMES, VERBS, list(KIND_OF), TIMES))
     kinds = [KIND_OF[noun], *random.sample([kind for kind in KINDS if kind != KIND_OF[noun]], 3)]
     random.shuffle(kinds)

@@ -74,7 +74,7 @@ def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:
     """Split the rows deterministically into `train` and the held-out rows, `validation`.
 
     Rows of a group (`task.group_by`) stay together. Without groups, if each row has one label, the split is stratified
-    by label as far as possible, and no label is held out entirely.
+    by label and, if possible, no label is held out entirely.
 
     Raises:
         DataError: if there are too few rows or groups, or a row has no group.
@@ -143,7 +143,10 @@ def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
     if all(NUMBER.fullmatch(str(value)) for value in groups):
         groups.sort(key=float)
     if len(groups) < 2:
-        raise DataError(f"{origin(task)}: column {task.group_by!r} has one value, expected at least two")
+        raise DataError(
+            f"{origin(task)}: column {task.group_by!r} has the same value in all rows, expected at least two "
+            "values; set task.group_by to another column, or to null"
+        )
     Random(HELD_OUT_SEED).shuffle(groups)
     held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_fraction * len(groups))))])
     return {row for row, value in enumerate(values) if value in held_out}
@@ -157,14 +160,14 @@ def with_row_numbers(rows: Dataset) -> Dataset:
 
 
 def column_names(rows: Dataset) -> list[str]:
-    """Return the names of the columns, without those that hold row numbers and files."""
+    """Return the names of the columns, without those that hold row numbers and file paths."""
     return [name for name in rows.column_names if name not in (ROW_COLUMN, FILE_COLUMN)]
 
 
 def hash_texts(task: Task, rows: Dataset) -> np.ndarray:
     """Return a 64-bit hash of the texts of each row, ignoring differences in whitespace. [R]
 
-    It covers all text columns, so the same question about another passage has another hash. Hashes are comparable only
+    It covers all input columns, so the same question about another passage has another hash. Hashes are comparable only
     within a process.
     """
 
@@ -243,7 +246,7 @@ def load_rows(dataset: str, config: str | None, split: str, mirror: Path | None)
     if split not in splits:
         raise DataError(
             f"found splits {list(splits)} in {path}, expected {split!r}.{did_you_mean(split, splits)} "
-            "Set the right one in the recipe."
+            "Set the name of the split in the recipe."
         )
     return splits[split]
 
@@ -281,7 +284,7 @@ def _load_dataset(path: str, config: str | None) -> dict[str, Dataset]:
 
 
 def _unreadable_file(folder: str, config: str | None) -> str | None:
-    """Return the first file of a dataset that cannot be read by itself; None if all can be read, or none listed."""
+    """Return the first file of a dataset that cannot be read by itself; None if all can be read or none are listed."""
     import datasets
 
     try:

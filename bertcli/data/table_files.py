@@ -70,7 +70,7 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
         split: name of the split, which is recorded in the returned rows.
 
     Raises:
-        DataError: if a file is missing, unreadable, in an unknown encoding or format, or its columns differ.
+        DataError: if a file is missing or unreadable, its encoding or format is unknown, or the files' columns differ.
     """
     import pyarrow
     from datasets import Dataset, NamedSplit
@@ -78,7 +78,7 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
     tables = []
     for path in map(Path, paths):
         if not path.is_file():
-            raise DataError(f"found no file {path}, expected a CSV, TSV, JSON Lines or Parquet file")
+            raise DataError(f"found no file {path}, expected a CSV, TSV, JSON Lines, JSON, Parquet or CoNLL file")
         try:
             tables.append(_select_columns(_read_table(path, task), task))
         except (*READ_ERRORS, pyarrow.ArrowException) as error:
@@ -103,7 +103,10 @@ def _concatenate(tables: Sequence[pyarrow.Table], paths: Sequence[str], task: Ta
     for path, table in zip(paths, tables, strict=True):
         if table.schema.names != tables[0].schema.names or table.schema.types != tables[0].schema.types:
             columns, first = ({field.name: str(field.type) for field in each.schema} for each in (table, tables[0]))
-            raise DataError(f"{path} has the columns {columns!s:.80}, but {paths[0]} has {first!s:.80}")
+            raise DataError(
+                f"{path} has the columns {columns!s:.80}, but {paths[0]} has {first!s:.80}; use the same columns, "
+                "in the same order and of the same types, in all files"
+            )
         table = table.append_column(ROW_COLUMN, pyarrow.array(range(1, len(table) + 1), pyarrow.int64()))
         numbered.append(table.append_column(FILE_COLUMN, pyarrow.repeat(str(path), len(table))))
     return pyarrow.concat_tables(numbered)
@@ -184,7 +187,8 @@ def _read_table(path: Path, task: Task | None) -> pyarrow.Table:
 
         return pyarrow.Table.from_pylist(list(read_conll(read_lines(path, options), str(path))))
     raise DataError(
-        f"found {path}, expected a file that ends in .csv, .tsv, .jsonl, .json, .parquet or .conll (also with .gz)"
+        f"found {path}, expected a file whose name ends in .csv, .tsv, .jsonl, .ndjson, .json or .conll, optionally "
+        "followed by .gz, .bz2 or .zst, or in .parquet"
     )
 
 

@@ -1,7 +1,8 @@
-"""Indices of the tokens that a padding-free model processes and outputs, built on the host before a batch is sent.
+"""Indices of the tokens that a padding-free model processes and outputs, built on the host.
 
-Computing them on the device would force a synchronization at each step. Shapes: B rows of a batch with S positions
-each, D sequences in these rows (D > B if rows are packed), T unpadded tokens, M output tokens.
+They are built before a batch is sent to the device, where computing them would force a synchronization at each step.
+Shapes: B rows of a batch with S positions each, D sequences in these rows (D > B if rows are packed), T unpadded
+tokens, M output tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_REAL_FRACTION = 0.9  # on a CPU, batches with a larger fraction of real tokens run as fast with their padding
-SIZES_PER_OCTAVE = 16  # distinct token counts per power of two on a CPU, where each compiles its own bf16 matmuls
+SIZES_PER_OCTAVE = 16  # distinct token counts per power of two on a CPU, where each count compiles its own bf16 matmuls
 OutputTokens = Literal["all", "first", "targets"]
 """The tokens whose last hidden states the head uses: all, the first of each sequence, or `target_positions`."""
 

@@ -144,7 +144,7 @@ class Head(ABC):
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Return the loss summed over the targets of a batch; heads without labels ignore `label_smoothing`."""
+        """Return the loss summed over the targets of a batch; `label_smoothing` is ignored if not supported."""
 
     @abstractmethod
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> Any:

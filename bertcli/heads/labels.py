@@ -31,10 +31,11 @@ MAX_PROBABILITIES = 20  # labels listed with a prediction
 MAX_IDS_LISTED = 10  # in an error message
 MAX_EXCERPT_CHARS = 60  # of a row in an error message
 MAX_AUTO_WEIGHT = 100.0
-NAN_TEXTS = ("nan", "NaN")  # as pandas and R write a missing number
+NAN_TEXTS = ("nan", "NaN")  # as Python and R print NaN
 FROZENSET = re.compile(r"frozenset\((.*)\)", re.DOTALL)
 MULTI_HOT_PROBLEM = (
-    "0 or 1 for each label, expected the names of the row's labels, or an object such as {'sports': 1, 'music': 0}"
+    "this looks like 0 or 1 for each label, expected the names of the row's labels, or an object such as "
+    "{'sports': 1, 'music': 0}"
 )
 
 
@@ -145,8 +146,8 @@ def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
 def label_names(task: Task, rows: Dataset, values: list[Any]) -> list[Any]:
     """Return the label of each row as a name (or a list of names); None if it is missing.
 
-    Surrounding whitespace is stripped from names. In local files, -1 is an ordinary label if the task definition lists
-    it.
+    Surrounding whitespace is stripped from names. If the dataset does not declare label names, -1 is an ordinary label
+    where the task definition lists it.
 
     Raises:
         DataError: if a cell is not a label (or several), such as a list in a single-label task.
@@ -170,7 +171,7 @@ def _single_labels(
             row = next(row for row, other in enumerate(values) if other == value)
             raise DataError(
                 f"{locate_rows(task, rows, [row])} has {value!r:.60} in column {task.label_column!r}, expected one "
-                "label, as text or number; several labels per row require problem: multi_label"
+                "label, a text or a number; for several labels per row, set task.problem=multi_label"
             )
         return declared[value] if declared and isinstance(value, int) and 0 <= value < len(declared) else _strip(value)
 
@@ -425,7 +426,10 @@ def compute_class_weights(
         return [float(min(MAX_AUTO_WEIGHT, (len(gold) - count) / max(1.0, count))) for count in counts]
     counts = np.bincount(gold, minlength=len(labels))
     if not counts.all():
-        raise DataError(f"{origin(task)}: no training row has the label {quoted(labels[int(counts.argmin())])}")
+        raise DataError(
+            f"{origin(task)}: no training row has the label {quoted(labels[int(counts.argmin())])}, so it has no "
+            "automatic weight; add such rows, or list a weight for each label in training.class_weights"
+        )
     return [float(len(gold) / (len(labels) * count)) for count in counts]
 
 
@@ -453,7 +457,7 @@ def lookup_label_id(task: Task, label2id: Mapping[str, int], rows: Dataset, row:
 
 
 def row_excerpt(task: Task, rows: Dataset, row: int) -> str:
-    """Return a sentence that quotes the start of a row, whose index after a split differs from that in the file."""
+    """Return a sentence that quotes the start of a row, to help identify it."""
     return f"It begins {join_words(rows[row][task.columns[0]])[:MAX_EXCERPT_CHARS]!r}."
 
 
@@ -486,6 +490,10 @@ def labels_with_gold(
 
 
 def top_label_ids(scores: np.ndarray) -> np.ndarray:
-    """Return the ids of the labels with the highest scores [C], at most `MAX_PROBABILITIES`, in descending order."""
+    """Return the ids of the (at most `MAX_PROBABILITIES`) highest-scoring labels, in descending order of score.
+
+    Args:
+        scores: [C].
+    """
     top = np.argpartition(-scores, min(MAX_PROBABILITIES, len(scores)) - 1)[:MAX_PROBABILITIES]
     return top[np.argsort(-scores[top], kind="stable")]

@@ -84,7 +84,7 @@ class MultipleChoice(Head):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of predictions, which must match those of metrics and tasks."""
+        """The kind of predictions, which must match `Task.answer_kind` and be supported by the metrics."""
         return "multiple_choice"
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
@@ -172,7 +172,7 @@ def row_choices(task: Task, rows: Dataset) -> list[list[str]]:
     for index, row in enumerate(choices):
         if len(row) < 2 or len(row) != len(choices[0]):
             raise DataError(
-                f"{locate_rows(task, rows, [index])} has {len(row)} choices, expected "
+                f"{locate_rows(task, rows, [index])} has {len(row)} choice{'s' * (len(row) != 1)}, expected "
                 f"{'at least two' if index == 0 else f'{len(choices[0])}, as in the first row'}"
             )
     return choices

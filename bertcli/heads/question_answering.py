@@ -84,7 +84,7 @@ class QuestionAnswering(Head):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of predictions, which must match those of metrics and tasks."""
+        """The kind of predictions, which must match `Task.answer_kind` and be supported by the metrics."""
         return "question_answering"
 
     def echo_columns(self, task: Task) -> tuple[str, ...]:
@@ -239,7 +239,7 @@ def check_answers(task: Task, rows: Dataset) -> None:
     assert spans is not None
     unanswered = [row for row, span in enumerate(spans) if span is None]
     if unanswered and not task.unanswerable:
-        others = f" (nor have {len(unanswered) - 1} others)" if len(unanswered) > 1 else ""
+        others = f" (one of {len(unanswered)} rows without one)" if len(unanswered) > 1 else ""
         raise DataError(
             f"{_describe_row(task, rows, unanswered[0])} has no answer{others}, but the task requires one "
             "for every question. For data like SQuAD 2.0 set task.unanswerable=true, or use the task squad/v2."
@@ -267,7 +267,10 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
             occurrences = [offset for offset in range(len(passage)) if passage.startswith(text, offset)]
             if not occurrences:
                 name = _describe_row(task, rows, row)
-                raise DataError(f"{name} has the answer {text!r:.80}, which is not in its passage")
+                raise DataError(
+                    f"{name} has the answer {text!r:.80}, which is not in its passage; fix the answer, or remove "
+                    "the row"
+                )
             start = min(occurrences, key=lambda offset: abs(offset - start))
         spans.append(strip_span(passage, start, start + len(text)))
     return spans

@@ -1,6 +1,6 @@
 """Constrained decoding of tags: which tags may follow each other, and the best valid sequence (Viterbi 1967).
 
-The prefix of an entity tag is the position of the word in the entity: `B-` begins it, `I-` continues it and, in schemes
+The prefix of an entity tag gives the word's position in the entity: `B-` begins it, `I-` continues it and, in schemes
 with more prefixes, `E-` or `L-` ends it and `S-` or `U-` is a single-word entity. A model that scores each word
 separately can predict `I-` without `B-`. Sequences that are already valid are left unchanged, at no extra cost.
 Shapes: W words in a row, C tags.

@@ -117,7 +117,11 @@ class TextClassification(Head):
 
     @classmethod
     def from_data(cls, task: Task, train: Dataset, recipe: Recipe) -> Self:
-        """Create the head of a new model, with the labels of the task or of the training rows."""
+        """Create the head of a new model, with the labels of the task or of the training rows.
+
+        Raises:
+            DataError: if the training rows have no labels or all the same one, or cells are not labels.
+        """
         labels = cls.task_labels(task, train)
         head = cls(task.problem, labels)
         gold = head.references(task, train)
@@ -167,7 +171,7 @@ class TextClassification(Head):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of predictions, which must match those of metrics and tasks."""
+        """The kind of predictions, which must match `Task.answer_kind` and be supported by the metrics."""
         return self.problem
 
     @property
@@ -367,7 +371,7 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
 
 
 def _check_spread(task: Task, gold: np.ndarray) -> None:
-    """Check that the numbers [R] of the training rows differ by more than the rounding error of fp32.
+    """Check that the labels [R] of the training rows vary by more than the rounding error of fp32.
 
     Raises:
         DataError: if they do not.
@@ -376,17 +380,17 @@ def _check_spread(task: Task, gold: np.ndarray) -> None:
     if std == 0:
         raise DataError(
             f"{origin(task)}: all training rows have the same number in column {task.label_column!r} (as a "
-            "32-bit float), expected at least two numbers; add rows with others, or set task.label_column"
+            "32-bit float), expected at least two; add rows with other numbers, or set task.label_column"
         )
     if abs(mean) > MAX_MEAN_IN_STDS * std:
         raise DataError(
-            f"{origin(task)}: the numbers of the training rows (mean {mean:,.7g}, standard deviation "
-            f"{std:,.4g}) differ too little for 32-bit floats; subtract a constant from column {task.label_column!r}"
+            f"{origin(task)}: the labels of the training rows (mean {mean:,.7g}, standard deviation {std:,.4g}) vary "
+            f"too little to be represented in 32-bit floats; subtract a constant from column {task.label_column!r}"
         )
 
 
 def _parse_number(value: Any) -> float:
-    """Return the value as a number; NaN if it is not one. `1_5` and `١` are none, though Python reads them."""
+    """Return the value as a number; NaN if it is not one. `1_5` and `١` are not, although `float` accepts them."""
     if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
         return math.nan
     try:

@@ -137,7 +137,7 @@ class TokenClassification(Head):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of predictions, which must match those of metrics and tasks."""
+        """The kind of predictions, which must match `Task.answer_kind` and be supported by the metrics."""
         return "token_classification"
 
     @property

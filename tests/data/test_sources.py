@@ -119,7 +119,7 @@ def test_missing_file_unknown_format_and_missing_split_are_named(tmp_path: Path,
     with pytest.raises(DataError, match="found no file"):
         load_split(task_of(tmp_path / "gone.csv"), "train")
     (tmp_path / "a.xlsx").write_bytes(gzip.compress(b"x"))
-    with pytest.raises(DataError, match=r"expected a file that ends in"):
+    with pytest.raises(DataError, match=r"expected a file whose name ends in"):
         load_split(task_of(tmp_path / "a.xlsx"), "train")
     with pytest.raises(DataError, match="split 'test' has no files"):
         load_split(task_of(reviews), "test")

@@ -90,7 +90,7 @@ def test_multi_hot_lists_are_refused(read_labels: Read, suffix: str, cells: list
 
 
 def test_multi_hot_cells_with_commas_are_refused(read_labels: Read) -> None:
-    with pytest.raises(DataError, match=r"row 1 has '1,0,0' in column 'label': 0 or 1 for each label"):
+    with pytest.raises(DataError, match=r"row 1 has '1,0,0' in column 'label': this looks like 0 or 1 for each label"):
         read_labels(["1,0,0", "0,1,1"], "multi_label", "csv")
 
 
@@ -144,7 +144,7 @@ def test_listed_labels_in_brackets_are_labels(read_labels: Read) -> None:
     ],
 )
 def test_list_in_a_single_label_column_is_refused(read_labels: Read, cells: list[Any], suffix: str) -> None:
-    with pytest.raises(DataError, match=r"row 1 has .* in column 'label', expected one label.*problem: multi_label"):
+    with pytest.raises(DataError, match=r"row 1 has .* in column 'label', expected one label.*problem=multi_label"):
         read_labels(cells, "single_label", suffix)
 
 

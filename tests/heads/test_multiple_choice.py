@@ -85,7 +85,7 @@ def test_hidden_answer_in_a_labeled_split_is_rejected() -> None:
 def test_printed_list_of_choices_in_csv_is_a_list() -> None:
     rows = Dataset.from_dict({"text": ["t"] * 2, "choices": ["['red', 'green']", '["a", "b"]']})
     assert row_choices(task_of(), rows) == [["red", "green"], ["a", "b"]]
-    with pytest.raises(DataError, match="row 1 has 1 choices, expected at least two"):
+    with pytest.raises(DataError, match="row 1 has 1 choice, expected at least two"):
         row_choices(task_of(), Dataset.from_dict({"text": ["t"], "choices": ["red, green"]}))
 
 
