@@ -65,6 +65,10 @@ DEFAULT_ENVIRONMENT = {  # libraries read these at import; variables that are al
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # bf16 on CPU: one kernel of about 0.7 MB per distinct number of tokens
     "HF_HUB_VERBOSITY": "error",  # hide the retry warnings; the final error is reported once
 }
+ONE_INPUT = (
+    "give exactly one of --text (repeatable), --input FILE (`-` for stdin) and --split NAME; "
+    "with --format glue, none of them"
+)
 
 app = typer.Typer(
     name="bertcli",
@@ -102,8 +106,8 @@ def finetune(
 ) -> None:
     """Fine-tune a model from a recipe.
 
-    If a `training` key other than `seed` is a list, a grid search trains one model per combination and chooses the
-    one with the best validation score.
+    If a `training` key other than `seed` is a list, a grid search trains each combination of values, once per seed, and
+    chooses the one with the best mean validation score over seeds.
     Re-run the same command to resume.
 
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`
@@ -241,7 +245,7 @@ def predict(
     Example: `bertcli predict runs/glue-sst2 --input reviews.csv --output predictions.csv`
     """
     if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
-        raise UsageError("give exactly one of --text (repeatable), --input FILE (`-` for stdin) and --split NAME")
+        raise UsageError(ONE_INPUT)
     if labels and (features or format_name == "glue"):
         raise UsageError("--labels has no effect with --features or --format glue; leave it out")
     if keep_columns and (features or text):
@@ -287,7 +291,9 @@ def _check_output(
         check_outputs(format_name, output, keep_columns=keep_columns, overwrite=overwrite)
         return format_name
     if format_name is not None:
-        raise UsageError("--features writes .parquet or .npy, by the extension of --output; leave out --format")
+        raise UsageError(
+            "--features writes .parquet or .npy, according to the extension of --output; leave out --format"
+        )
     check_feature_output(Path(output), pooling, overwrite=overwrite)
     return None
 

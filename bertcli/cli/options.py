@@ -70,7 +70,10 @@ RecipesAndKeys = Annotated[
     ),
 ]
 Run = Annotated[Path | None, typer.Option(help="Run folder [default: runs/RECIPE, with - for /].")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan without training.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check recipe, data, model and disk space, and print the plan, without training."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing run in the run folder.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: from the run's recipe, else auto].")]
 Precision = Annotated[
@@ -164,9 +167,11 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def build_inputs(texts: list[str] | None, pairs: list[str] | None, choices: list[str] | None) -> list[list[str]] | None:
     """Build one list of texts per input from `--text`, `--pair` and `--choice`; None if no `--text` was given."""
+    if choices is not None and pairs is not None:
+        raise UsageError("--choice cannot be combined with --pair; remove --pair")
     if pairs is not None and (texts is None or len(pairs) != len(texts)):
         raise UsageError("give one --pair for each --text")
-    if choices is not None and (texts is None or len(texts) != 1 or pairs is not None or len(choices) < 2):
+    if choices is not None and (texts is None or len(texts) != 1 or len(choices) < 2):
         raise UsageError("pass one --text and at least two --choice options")
     if texts is None:
         return None

@@ -72,6 +72,13 @@ def test_finetune_then_eval_then_predict(small: Path) -> None:
         (("eval", "."), 1, "without config.json"),
         (("predict", "nowhere"), 2, "give exactly one of --text"),
         (("predict", "nowhere", "--text", "a", "--pair", "b", "--pair", "c"), 2, "one --pair for each"),
+        (("predict", "nowhere", "--text", "a", "--choice", "b"), 2, "at least two --choice"),
+        (
+            ("predict", "nowhere", "--text", "a", "--choice", "b", "--choice", "c", "--pair", "d"),
+            2,
+            "--choice cannot be combined with --pair; remove --pair",
+        ),
+        (("predict", "nowhere", "--text", "a", "--format", "glue"), 2, "with --format glue, none of them"),
         (("predict", "nowhere", "--text", "a", "--device", "tpu"), 2, "--device tpu"),
         (("nonsense",), 2, "nonsense"),
     ],
