@@ -88,7 +88,7 @@ def test_negative_numbers_in_tables_are_not_formulas(kind: str) -> None:
     assert [line[: -len(",a")] for line in file.getvalue().splitlines()[1:]] == numbers
     for text in ("-5 ", "-5-1", "-", "--5", "-A1", "-\u0665"):
         file = io.StringIO()
-        with pytest.warns(UserWarning, match="an apostrophe precedes = . - @ at the start of all but negative numbers"):
+        with pytest.warns(UserWarning, match="an apostrophe precedes = . - @ at the start of a cell, except in"):
             write_predictions([({"text": text}, {"label": "a"})], file, kind)
         assert file.getvalue().splitlines()[1].startswith(f"'{text}")
 

@@ -55,7 +55,8 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
 class Commands(TyperGroup):
     """The program's commands.
 
-    An unknown option is reported with the recipe key that sets it, if any. `--json` covers usage errors.
+    The error for an unknown option names the recipe key of the same name, if there is one. With `--json`, usage errors
+    are also printed as JSON.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -90,12 +91,12 @@ def _key_hint(option: str, arguments: list[str]) -> str:
     if (key := find_key(name, pretraining="pretrain" in arguments)) is None:
         return ""
     if "=" in key:  # the key includes its value
-        return f". Recipe keys have no dashes: {key}"
+        return f". Recipe keys are given without dashes: {key}"
     position = next((index for index, word in enumerate(arguments) if word.partition("=")[0] == option), len(arguments))
     value = "=".join(arguments[position : position + 1]).partition("=")[2] or "".join(
         word for word in arguments[position + 1 : position + 2] if not word.startswith("-")
     )
-    return f". Recipe keys have no dashes: {key}={value or '…'}"
+    return f". Recipe keys are given without dashes: {key}={value or '…'}"
 
 
 def _print_json_error(message: str, exit_code: int) -> None:

@@ -115,7 +115,7 @@ def check(
     words: RecipesAndKeys,
     debug: Debug = False,
 ) -> None:
-    """Check recipes without running them; exits with code 2 if any is invalid.
+    """Check recipes without running them; the exit code is 2 if any is invalid.
 
     Example: `bertcli recipes check mine.yaml glue/sst2 training.epochs=1`
     """

@@ -50,7 +50,7 @@ def submit(
     overrides: Overrides = None,
     run: Run = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes per job.")] = 1,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs per node, with one process each; 0 runs one CPU process.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs per node, one process each; 0: one CPU process per node.")] = 1,
     cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores per process [default: cluster default].")] = None,
     time: Annotated[
         str | None,
@@ -70,7 +70,7 @@ def submit(
     ] = False,
     mirror: Mirror = None,
     print_only: Annotated[
-        bool, typer.Option("--print", help="Print the batch script without writing or submitting anything.")
+        bool, typer.Option("--print", help="Print the batch scripts without writing or submitting anything.")
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -114,7 +114,7 @@ def report(
         Path | None, typer.Option(help="Write the comparison to this HTML file, which must not exist yet.")
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option(help="Write the charts as PNG files to this folder, which must not exist yet.")
+        Path | None, typer.Option(help="Write the charts as PNG files to this folder, which must be new or empty.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -20,7 +20,7 @@ RUN_AND_REQUEUE = """\
 trap 'stop=1; kill -USR1 "$step" 2>/dev/null' USR1 TERM
 {command} &
 step=$!
-[[ -z $stop ]] || kill -USR1 "$step" 2>/dev/null  # it came before the line above
+[[ -z $stop ]] || kill -USR1 "$step" 2>/dev/null  # a signal came before `step` was set
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?
@@ -145,7 +145,7 @@ def _select_arguments(commands: Sequence[JobCommand]) -> list[str]:
 
 
 def signal_lead_seconds(time: str | None) -> int:
-    """Return how many seconds before its time limit a job is asked to stop: 10 % of the limit, at most 600.
+    """Return how many seconds before its time limit a job is asked to stop: 10% of the limit, at most 600.
 
     Raises:
         UsageError: if `time` is not in Slurm's format.

@@ -46,9 +46,9 @@ def evaluate(
     the names that `results.json` uses.
 
     Args:
-        task_name: a task definition or recipe; None: the run's task.
+        task_name: name of a task definition or a recipe; None: the run's task.
         split: `train`, `validation`, `test`, or the name of another split of the dataset.
-        labels: names for the model's labels, in the order of their ids, if the task spells them differently.
+        labels: names for the model's labels, in the order of their IDs, if the task uses different names.
 
     Raises:
         UsageError: if the model's task is unknown and `task_name` is None, or `task_name` is given for a run with
@@ -84,7 +84,7 @@ def _evaluate_run(
         return evaluate_one(name, task)
     if task is not None:
         choice = ", ".join(models.values())
-        raise UsageError(f"{name} holds one model per task; with --task, evaluate one of them: {choice}")
+        raise UsageError(f"{name} holds one model per task; to use --task, pass one of them instead: {choice}")
     each = {task_name: evaluate_one(model, None) for task_name, model in models.items()}
     recipes = {
         task_name: recipe for task_name, model in models.items() if (recipe := finetuning_recipe(model)) is not None
@@ -149,11 +149,12 @@ def _with_checked_labels(loaded: LoadedModel, task: Task, mirror: Path | None) -
     """Return the task with all its labels, after checking that the model has the same labels in any order.
 
     Raises:
-        ModelError: if the labels differ, or the model predicts another kind of answer.
+        ModelError: if the labels differ, or the model makes another kind of prediction.
     """
     if task.answer_kind != loaded.head.answer_kind:
         raise ModelError(
-            f"{loaded.name} was trained for {loaded.head.answer_kind}, but task {task.name} is {task.answer_kind}"
+            f"{loaded.name} was trained for {loaded.head.answer_kind}, but task {task.name} is {task.answer_kind}; "
+            "choose a task of the same kind"
         )
     if not loaded.head.labels:
         return task

@@ -59,7 +59,7 @@ def fetch(
     Raises:
         HubError: if the Hub cannot be reached, or a download is incomplete or corrupt.
         DataError, ModelError: if a repository cannot be used.
-        UsageError: if the mirror holds a different file under the same name, or its disk is too small.
+        UsageError: if the mirror holds a different file under the same name, or there is not enough disk space.
     """
     console = console or Console()
     unique_requirements = dict.fromkeys(
@@ -173,8 +173,8 @@ def _model_files(repository: Repository, *, weights: bool) -> tuple[HubFile, ...
     files = _matching_files(repository.files, (*TOKENIZER_FILES, *(WEIGHT_FILES if weights else ())))
     if weights and not any(file.path.endswith(".safetensors") for file in files):
         raise ModelError(
-            f"{repository.name} has no safetensors weights on the Hub, the only supported format; choose "
-            "another model, or convert it on a trusted machine and give the path of its folder"
+            f"{repository.name} has no safetensors weights on the Hub, and no other format is supported; choose "
+            "another model, or convert this one on a trusted machine and pass the path of its folder"
         )
     return files
 
@@ -273,7 +273,7 @@ def _download_missing(folder: MirrorFolder, mirror: Path, *, quiet: bool) -> Non
         names = ", ".join(file.path for file in corrupt)
         raise HubError(
             f"{folder.path}: size or checksum differs from the Hub's: {names}. "
-            "Re-run the same command to fetch it again."
+            "Re-run the same command to fetch them again."
         )
     expected_paths = {tmp / file.path for file in folder.missing}
     for path in [path for path in tmp.rglob("*") if path.is_file() and path not in expected_paths]:

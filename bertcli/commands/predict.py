@@ -43,7 +43,7 @@ from bertcli.recipe.schema import HardwareSection, Recipe
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import HEADS, Task, load_class
 
-INPUT_PREFIX = "input_"  # of a kept column whose name the prediction also has
+INPUT_PREFIX = "input_"  # for a kept column whose name the prediction also has
 TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     "csv": {},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None},
@@ -51,7 +51,8 @@ TABLE_OPTIONS: dict[str, dict[str, Any]] = {
 SEPARATOR = re.compile(r"\r\n|[\t\r\n]")  # characters in a text that TSV cannot represent
 NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)  # not a formula
 CSV_CHANGES = (
-    "an apostrophe precedes = + - @ at the start of all but negative numbers, and control characters are \\uXXXX"
+    "an apostrophe precedes = + - @ at the start of a cell, except in negative numbers, and control characters are "
+    "written as \\uXXXX"
 )
 TABLE_CHANGES = {"csv": CSV_CHANGES, "tsv": f"tabs and line breaks become spaces, {CSV_CHANGES}"}
 STDIN = PredictionInput()

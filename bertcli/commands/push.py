@@ -67,7 +67,7 @@ def push(
     url = upload(name, files, private=private, message=f"bertcli push {folder.path.name}")
     console.say(f"uploaded  {url}")
     console.say(
-        "next      the code on its model card" if base_model else f'next      bertcli predict {name} --text "…"'
+        "next      load it with the code on its card" if base_model else f'next      bertcli predict {name} --text "…"'
     )
     return results | {"address": url}
 

@@ -55,7 +55,7 @@ class SlurmSubmission:
     """The jobs that were submitted, and their scripts.
 
     Attributes:
-        scripts: the text of each batch script: `job`, and after an array `gather`.
+        scripts: the text of each batch script: `job`, and for an array also `gather`.
         jobs: the run folder, and the ID, script and log of each job; empty if nothing was submitted.
     """
 
@@ -89,8 +89,8 @@ def submit(
 
     Raises:
         RecipeError: if the recipe is invalid; every problem is listed.
-        UsageError: if a resource is not valid for Slurm, `array` with a single run, this machine has no Slurm, or an
-            earlier job of this run folder has not finished.
+        UsageError: if a resource is not valid for Slurm, `array` is set for fewer than two independent runs, this
+            machine has no Slurm, or an earlier job of this run folder has not finished.
         RunFolderError: if the run folder holds other files, or a run with a different recipe.
         ClusterError: if the cluster rejects a job.
     """
@@ -150,17 +150,18 @@ def _arguments(verb: str, recipe_folder: Path, run: Path, *overrides: str) -> li
 def _build_scripts(
     command_line: str, plan: JobPlan, resources: JobResources, environment: JobEnvironment, *, array: bool
 ) -> dict[str, str]:
-    """Build the text of each batch script by name: `job`, and after an array `gather`.
+    """Build the text of each batch script by name: `job`, and for an array also `gather`.
 
     Raises:
-        UsageError: if `array` with a single run, or a resource is not valid for Slurm.
+        UsageError: if `array` is set for fewer than two independent runs, or a resource is not valid for Slurm.
     """
     if not array:
         return {"job": batch_script(command_line, [plan.command], resources, environment)}
     if len(plan.array_commands) < 2:
         raise UsageError(
-            f"found {len(plan.array_commands)} run for --array, expected several: training.seed=[1,2,3], a grid, or a "
-            "suite whose recipes do not start from one another"
+            f"--array requires at least two independent runs, found {len(plan.array_commands)}; use several seeds "
+            "(training.seed=[1,2,3]), a grid, or a suite whose recipes do not start from one another, or "
+            "leave out --array"
         )
     about_array = f"{command_line}\nEach task of this array trains one run; another job then collects the results."
     about_gather = f"{command_line}\nCollects the results of the array, and resumes any run that has not finished."
@@ -192,15 +193,15 @@ def _submit_scripts(
     """Write recipes and scripts to the run folder and submit them; return ID, script and log of each job."""
     if shutil.which("sbatch") is None:
         raise UsageError(
-            "found no sbatch on this machine; run this command on a node of a Slurm cluster, or print the script with "
-            "--print"
+            "found no sbatch on this machine; run this command on a node of a Slurm cluster, or print the "
+            "batch scripts with --print"
         )
     slurm_folder = _slurm_folder(run)
     _check_no_unfinished_job(slurm_folder)
     if overwrite and any(path.exists() for path in plan.dependent_folders):
         raise UsageError(
-            f"--overwrite cannot replace {plan.dependent_folders[0]}, which starts from another run of this job; "
-            "choose another folder with --run"
+            f"--overwrite cannot replace {plan.dependent_folders[0]}, which starts from the model of another run in "
+            "the same suite; choose another folder with --run"
         )
     if overwrite:
         _test_submission(scripts)
@@ -293,7 +294,7 @@ def _run_slurm(*command: str) -> str:
     if process.returncode:
         raise ClusterError(
             f"{shlex.join(command)} failed:\n{process.stderr.strip()}\n"
-            "Submit from a machine that can reach Slurm (--print only shows the script), and request resources that "
-            "the cluster has: --nodes, --gpus, --cpus, --time, --partition, --sbatch."
+            "Submit from a machine that can reach Slurm (--print only shows the batch scripts), and request resources "
+            "that the cluster has: --nodes, --gpus, --cpus, --time, --partition, --sbatch."
         )
     return process.stdout.strip()

@@ -27,7 +27,7 @@ def claim_collection(
 ) -> None:
     """Check that `folder` can hold the runs of a grid or suite without replacing anything else.
 
-    Points or tasks may be added to a finished grid or suite, whose results are then written anew.
+    Points or tasks may be added to a finished grid or suite, whose results are then rewritten.
 
     Args:
         runs: the run folders of the grid or suite, inside `folder`.
@@ -100,7 +100,7 @@ def collection_table(results: CollectionResults) -> str:
 
 
 def write_pages(name: str) -> Path:
-    """Rewrite the page of a run, grid or suite and the pages of the runs in it; return the path of the former."""
+    """Rewrite the page of a run, grid or suite, after the pages of the runs in it; return its path."""
     results = read_collection(name)
     if results is None:
         return write_run_pages(name)

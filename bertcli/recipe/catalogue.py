@@ -1,4 +1,4 @@
-"""Recipes as documents: list, show, check, compare and copy them, and generate a JSON schema for editors."""
+"""Recipes as documents: list, show, check, compare and copy them, and generate a JSON Schema for editors."""
 
 from __future__ import annotations
 
@@ -136,16 +136,16 @@ def _capitalized(text: str) -> str:
 
 
 def copy_recipe(name: str, target: Path, *, with_schema: bool = False) -> None:
-    """Copy a built-in recipe, including its comments, to a new file.
+    """Copy a recipe, including its comments, to a new file.
 
     Args:
-        name: the built-in recipe.
+        name: a built-in recipe or a YAML file.
         target: the new file.
-        with_schema: also write the JSON schema to `finetune.schema.json` or `pretrain.schema.json` in the same folder,
+        with_schema: also write the JSON Schema to `finetune.schema.json` or `pretrain.schema.json` in the same folder,
             and reference it in the first line of the copy, for editors.
 
     Raises:
-        UsageError: if the file exists, or the schema's path is a different file.
+        UsageError: if the file exists, or a different file exists at the schema's path.
     """
     text = find_recipe(name).read_text("utf-8")
     if with_schema:
@@ -191,12 +191,12 @@ def compare_recipe_texts(*texts: str) -> list[tuple[str, ...]]:
 
 
 def schema_text(kind: str) -> str:
-    """Return the JSON schema of finetune or pretrain recipes as file content."""
+    """Return the JSON Schema of finetune or pretrain recipes as file content."""
     return json.dumps(json_schema(kind), indent=2) + "\n"
 
 
 def json_schema(kind: str) -> dict[str, Any]:
-    """Return the JSON schema of finetune or pretrain recipes, generated from the typed recipe; no key is required.
+    """Return the JSON Schema of finetune or pretrain recipes, generated from the typed recipe; no key is required.
 
     Raises:
         UsageError: if the kind is unknown.

@@ -86,7 +86,7 @@ class TokenizerSection(Section):
     )
     kind: TokenizerKind = Field("wordpiece", description="algorithm of a trained tokenizer (bpe: byte-level)")
     vocab_size: VocabSize = Field(
-        30522, ge=300, description="vocabulary size of a trained tokenizer, rounded up to a multiple of 64"
+        30522, ge=300, description="vocabulary size of a trained tokenizer; the model's is padded to a multiple of 64"
     )
     lowercase: bool = Field(True, description="whether a trained tokenizer lowercases and strips accents (not for bpe)")
     sample_megabytes: float = Field(

@@ -212,7 +212,7 @@ class EvaluationSection(Section):
 
 
 class HardwareSection(Section):
-    """Settings that affect only speed. They may differ when a run is resumed."""
+    """How the run executes, not what it learns. These settings may differ when a run is resumed."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="device; auto: a GPU if available")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -128,7 +128,7 @@ def _multitask_conflicts(recipes: dict[str, Recipe | Grid], start_from: dict[str
         "found start_from with multitask: multitask training starts from one model; leave one of them out"
     ] * bool(start_from)
     if any(isinstance(recipe, Grid) for recipe in recipes.values()):
-        return [*problems, "found a list under training with multitask: give one value"]
+        return [*problems, "found a list under `training` with multitask: multitask training takes one value per key"]
     members = {name: recipe for name, recipe in recipes.items() if isinstance(recipe, Recipe)}
     for section in MULTITASK_SHARED_SECTIONS:
         for key in type(getattr(next(iter(members.values())), section)).model_fields:

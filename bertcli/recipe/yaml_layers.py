@@ -83,7 +83,7 @@ def read_yaml_file(path: Path, schema: type[BaseModel]) -> RecipeLayer:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        layer.problems.append(f"{path}:1: found bytes that are not UTF-8, expected a YAML file in UTF-8")
+        layer.problems.append(f"{path}:1: found bytes that are not UTF-8, expected a YAML file; save it as UTF-8")
         return layer
     problem, node = _compose(text, str(path))
     has_key = _has_known_key(node) if problem is None else KNOWN_KEY_LINE.search(text)
@@ -131,7 +131,7 @@ def _compose(text: str, path: str | None) -> tuple[str | None, Node | None]:
         return f"{path or COMMAND_LINE}{_deep_line(text) if path else ''}: {TOO_DEEP}", None
     except YAMLError as error:
         return _syntax_problem(location.removesuffix(":1"), error), None
-    except Exception as error:  # the parser has bugs of its own on some invalid input
+    except Exception as error:  # the parser itself fails on some invalid input
         return f"{location}: invalid YAML ({shortened(str(error))}); check indentation, colons and quotes", None
     try:
         if node is not None:
@@ -168,7 +168,9 @@ def _measure(node: Node, path: str | None, depth: int, sizes: dict[int, tuple[in
     if id(node) in sizes:
         num_values, num_levels = sizes[id(node)]
         if not num_levels:
-            raise _TooLargeError(f"{_location(path, node)}: found an alias inside its anchor, expected plain values")
+            raise _TooLargeError(
+                f"{_location(path, node)}: found an alias of a value that contains it, expected plain values"
+            )
     else:
         sizes[id(node)] = (0, 0)  # until it is complete
         num_values, num_levels = 1, 1
@@ -278,7 +280,10 @@ def _dotted(keys: KeyPath) -> str:
 
 
 def _parse_scalar(node: ScalarNode, as_text: bool) -> Any:
-    """Parse a scalar according to YAML 1.2's core schema; with `as_text`, `007`, `1` and `true` stay text."""
+    """Parse a scalar according to YAML 1.2's core schema, except that numbers with leading zeros (`007`) stay text.
+
+    If `as_text`, other numbers and booleans (`1`, `true`) stay text too.
+    """
     tag = str(node.tag).rpartition(":")[2]
     text = node.value
     if tag == "null":

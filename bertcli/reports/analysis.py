@@ -96,9 +96,9 @@ def _item_label(item: Any) -> str:
     return item if isinstance(item, str) else item[0]
 
 
-def to_label_set(answer: str | list[str]) -> set[str]:
-    """Return the set of labels in an answer, which is a label or a list of labels."""
-    return {answer} if isinstance(answer, str) else set(answer)
+def to_label_set(labels: str | list[str]) -> set[str]:
+    """Return a label, or a list of labels, as a set."""
+    return {labels} if isinstance(labels, str) else set(labels)
 
 
 def extract_entities(tags: Sequence[str | None], tag_set: TagSet | None = None) -> set[tuple[str, int, int]]:

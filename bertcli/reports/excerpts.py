@@ -1,4 +1,4 @@
-"""Excerpts of predictions for report pages: truncated texts with gold and predicted answers marked."""
+"""Excerpts of predictions for report pages: truncated texts with gold and predicted spans marked."""
 
 from __future__ import annotations
 

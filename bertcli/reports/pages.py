@@ -72,7 +72,7 @@ class Run:
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
-        """The best model's validation predictions with the gold answers; empty for pretraining."""
+        """The best model's validation predictions with the gold labels; empty for pretraining."""
         return read_records(RunFolder(self.path).predictions / VALIDATION_PREDICTIONS)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""GLUE rows (Wang et al. 2018, https://gluebenchmark.com), with the leaderboard's metrics and submission files."""
+"""Task definitions for GLUE (Wang et al. 2018, https://gluebenchmark.com), with the metrics and files it expects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _row(
     extra_tasks: tuple[str, ...] = (),
     **rest: object,
 ) -> Task:
-    """Build the row of a GLUE task.
+    """Build the definition of a GLUE task.
 
     Args:
         files: test split → name of its submission file.

@@ -1,4 +1,4 @@
-"""Multiple-choice rows."""
+"""Task definitions for multiple choice."""
 
 from __future__ import annotations
 

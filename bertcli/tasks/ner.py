@@ -1,4 +1,4 @@
-"""Named entity recognition rows."""
+"""Task definitions for named entity recognition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows on the built-in sample language (`bertcli.data.sample`), at least one per head."""
+"""Task definitions on the built-in sample language (`bertcli.data.sample`), at least one per head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentiment rows other than GLUE's SST-2."""
+"""Task definitions for sentiment, other than GLUE's SST-2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQuAD rows: questions answered by a span of a passage (Rajpurkar et al. 2016, 2018)."""
+"""Task definitions for SQuAD: questions answered by a span of a passage (Rajpurkar et al. 2016, 2018)."""
 
 from __future__ import annotations
 

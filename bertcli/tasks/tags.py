@@ -170,7 +170,7 @@ def _has_begin_and_more(parts: Parts) -> bool:
 
 
 def _tag_set_of(parts: Parts) -> TagSet:
-    """Return the tag set of tags that all have a position; its `problem` if these are of two schemes."""
+    """Return the tag set of tags that all have a position; it has a `problem` if the tags are of two schemes."""
     iobes, bilou = _of_positions(parts, "ES"), _of_positions(parts, "LU")
     if iobes and bilou:
         found = f"found tags of IOBES ({_quote(iobes)}) and of BILOU ({_quote(bilou)})"

@@ -85,9 +85,9 @@ def label_key(name: str) -> str:
 
 
 def merge_spellings(names: Iterable[str]) -> set[str]:
-    """Return the distinct labels in `names`: if some are written in several ways, all by their `label_key`.
+    """Return the distinct labels in `names`; if some are spelled in several ways, each is replaced by its `label_key`.
 
-    Next to other words, `True` and `true` are words too, and remain two labels.
+    If there are other words among them, `True` and `true` are words too, and remain two labels.
     """
     distinct = {name.strip() for name in names}
     keys = {label_key(name) for name in distinct}
@@ -210,7 +210,7 @@ class Task(Section):
 
     @property
     def answer_kind(self) -> str:
-        """The kind of answer that metrics must match: the problem for text classification, else the head."""
+        """The kind of prediction that metrics must support: the problem for text classification, else the head."""
         return self.head_class.answer_kind_of(self)
 
     @property

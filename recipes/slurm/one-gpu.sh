@@ -19,7 +19,7 @@ if [ -d mirror ]; then export BERTCLI_MIRROR=$PWD/mirror; fi  # filled by `bertc
 trap 'stop=1; kill -USR1 "$step" 2>/dev/null' USR1 TERM
 srun --export=ALL --kill-on-bad-exit=0 --wait=60 bertcli finetune "$@" &
 step=$!
-[[ -z $stop ]] || kill -USR1 "$step" 2>/dev/null  # it came before the line above
+[[ -z $stop ]] || kill -USR1 "$step" 2>/dev/null  # a signal came before `step` was set
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?

@@ -116,7 +116,7 @@ def test_broken_cache_variable_is_named_by_a_command(monkeypatch: pytest.MonkeyP
         (("--learning-rate=3e-5",), "training.learning_rate=3e-5"),
         (("--model_name_or_path", "roberta-base"), "model.name=roberta-base"),
         (("--num_train_epochs", "3", "--max_seq_length", "9"), "training.epochs=3"),
-        (("--fp16", "--json"), "no dashes: hardware.precision=fp16"),
+        (("--fp16", "--json"), "without dashes: hardware.precision=fp16"),
         (("--output_dir", "out"), "use --run"),
     ],
 )

@@ -107,7 +107,7 @@ def test_submit_array_of_a_suite_contains_only_independent_recipes(fake_slurm: F
     assert " finetune glue 'suite=[rte,mnli,cola]' start_from.rte=mnli --run runs/part &" in gather
     assert not Path("runs/part/glue-rte").exists()
     Path("runs/part/glue-rte").mkdir()
-    assert "glue-rte, which starts from another run" in submit(*arguments, "--overwrite").stderr
+    assert "glue-rte, which starts from the model of another run" in submit(*arguments, "--overwrite").stderr
 
 
 def test_plan_jobs_of_a_grid_trains_each_point_and_then_reads_the_grid() -> None:
@@ -124,7 +124,7 @@ def test_submit_multitask_as_one_run(fake_slurm: FakeSlurm) -> None:
     assert submit(*arguments).exit_code == 0
     assert {path.name for path in Path("both").iterdir()} == {"slurm"}
     assert " finetune strategies/multitask model.name=x --run both" in Path("both/slurm/job.sh").read_text()
-    assert "found 0 run for --array" in submit(*arguments, "--array").stderr
+    assert "--array requires at least two independent runs, found 0" in submit(*arguments, "--array").stderr
 
 
 def test_submit_pretrains_a_pretraining_recipe() -> None:
@@ -178,7 +178,7 @@ def test_submit_print_writes_nothing() -> None:
         (["sample/sentiment", "--nodes", "0"], "--nodes"),
         (
             ["sample/sentiment", "--array", "--print"],
-            "found 1 run for --array, expected several: training.seed=[1,2,3], a grid",
+            "--array requires at least two independent runs, found 1; use several seeds (training.seed=[1,2,3])",
         ),
         (["sample/sentiment", "--sbatch", "time=3", "--print"], "submit` sets time"),
         (["sample/sentiment", "training.epoch=3"], "Did you mean"),

@@ -61,7 +61,7 @@ def test_multitask_each_task_is_scored_saved_and_used_separately(
     evaluated = evaluate("run", console=QUIET)
     assert evaluated.metrics["validation"] == pytest.approx(scores)
     assert evaluated.num_examples == 4 * 400
-    with pytest.raises(UsageError, match=r"with --task, evaluate one of them: run/model/sample-sentiment, "):
+    with pytest.raises(UsageError, match=r"to use --task, pass one of them instead: run/model/sample-sentiment, "):
         evaluate("run", task_name="sample/sentiment", console=QUIET)
     with pytest.raises(ModelError, match=r"use one of its models: run/model/sample-choices, "):
         predict("run", PredictionInput([["a fine film"]]), console=QUIET)
@@ -134,7 +134,7 @@ def test_multitask_resumed_run_ends_where_an_uninterrupted_one_ends(
     [
         (["training.strategy=lora"], "is not supported in multitask training"),
         (["model.name=null"], "requires a shared vocabulary"),
-        (["training.epochs=[1, 2]"], "found a list under training with multitask"),
+        (["training.epochs=[1, 2]"], "found a list under `training` with multitask"),
         (["start_from={sentiment: choices}"], "found start_from with multitask"),
     ],
 )

@@ -99,8 +99,8 @@ def bomb(levels: int) -> str:
     [
         (bomb(9), 6, "aliases or lists that expand to more than 100000 values"),
         (bomb(9) + "model:\n  ? *a8\n  : 1\n", 6, "more than 100000 values"),
-        ("task: sample/sentiment\nmodel: &m\n  x: *m\n", 2, "an alias inside its anchor"),
-        ("task: &t [[*t]]\n", 1, "an alias inside its anchor"),
+        ("task: sample/sentiment\nmodel: &m\n  x: *m\n", 2, "an alias of a value that contains it"),
+        ("task: &t [[*t]]\n", 1, "an alias of a value that contains it"),
         ("model:\n  {" + "a: {" * 3000 + "}" * 3001, 2, f"nested deeper than {MAX_DEPTH} levels"),
         ("model:\n  " + "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), 2, f"nested deeper than {MAX_DEPTH} levels"),
         ("model:\n" + "".join(" " * n + "a:\n" for n in range(1, 400)), 20, f"nested deeper than {MAX_DEPTH} levels"),
@@ -118,7 +118,7 @@ def test_yaml_bombs_are_refused_with_their_line(write_recipe: Write, text: str, 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("model=&m {x: *m}", "an alias inside its anchor"),
+        ("model=&m {x: *m}", "an alias of a value that contains it"),
         ("training.seed=" + "[" * 50 + "]" * 50, "nested deeper than"),
         ("training.seed=" + "[" * 1100, "nested deeper than"),
     ],
