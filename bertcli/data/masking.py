@@ -14,8 +14,8 @@ import numpy as np
 from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.recipe.pretrain_schema import MaskingUnit
 
-SPAN_LENGTH_PROB = 0.2  # SpanBERT's geometric distribution of span lengths, in words (https://arxiv.org/abs/1907.10529)
-MAX_SPAN_LENGTH = 10  # longer draws are clipped, for a mean of 4.5 words; SpanBERT redistributes them (mean 3.8)
+SPAN_LENGTH_WEIGHTS = 0.2 * 0.8 ** np.arange(10)  # of 1 to 10 words, as in SpanBERT (https://arxiv.org/abs/1907.10529)
+SPAN_LENGTH_CDF = np.cumsum(SPAN_LENGTH_WEIGHTS / SPAN_LENGTH_WEIGHTS.sum())  # a mean of 3.8 words
 MAX_WORD_TOKENS = 10  # longer words, such as URLs, are divided into pieces within the budget of their sequence
 
 
@@ -138,7 +138,7 @@ def _sample_spans(
             if budget < 1 or not free.any():
                 break
             first = int(random.integers(len(starts)))
-            length = min(int(random.geometric(SPAN_LENGTH_PROB)), MAX_SPAN_LENGTH)
+            length = 1 + int(np.searchsorted(SPAN_LENGTH_CDF[:-1], random.random(), side="right"))
             last = first
             while last < min(first + length, len(starts)) and free[last] and ends[last] - starts[first] <= budget:
                 last += 1

@@ -90,6 +90,17 @@ def test_mask_spans_consist_of_words_and_are_replaced_alike() -> None:
     assert (ids == new).any()
 
 
+def test_span_lengths_are_distributed_as_in_spanbert() -> None:
+    every_token = np.ones(400_000, dtype=bool)
+    offsets = np.array([0, len(every_token)])
+    groups = sample_mask(every_token, every_token, offsets, 0.02, "span", np.random.default_rng(0))
+    lengths = np.bincount(groups[groups >= 0])
+    shares = np.bincount(lengths, minlength=11)[1:] / len(lengths)
+    geometric = 0.2 * 0.8 ** np.arange(10)
+    assert shares == pytest.approx(geometric / geometric.sum(), abs=0.02)
+    assert lengths.mean() == pytest.approx(3.8, abs=0.2)
+
+
 def test_word_indices_end_at_special_tokens() -> None:
     maskable = np.array([False, True, True, False, True, False, False, True])
     starts = np.array([True, True, False, True, False, True, True, False])
