@@ -339,7 +339,7 @@ class RunClaim:
 def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunClaim:
     """Check whether and how a run of this recipe may use the folder `path`, without writing anything.
 
-    A run of the same recipe is resumed. Recipe sections that affect only speed may differ.
+    A run of the same recipe is resumed. The recipe sections in `RESUME_MAY_CHANGE` may differ.
 
     Args:
         recipe_text: the resolved recipe, as it will be written to `recipe.yaml`.
