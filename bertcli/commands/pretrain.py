@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from bertcli.pretraining.job import PretrainJob
 from bertcli.pretraining.objective import Objective
 from bertcli.pretraining.setup import PretrainSetup, check_recipe, describe_layout, resolve_phases, set_up
 from bertcli.recipe.load import dump_recipe
-from bertcli.recipe.plan import Plan, complete_plan
+from bertcli.recipe.plan import Plan, complete_plan, evaluation_note
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.runs.folder import RunOptions, claim_run
 from bertcli.runs.results import RunResults
@@ -125,4 +126,9 @@ def _print_plan(console: Console, setup: PretrainSetup, plan: Plan, phases: list
         f"          {plan.steps_per_epoch} steps per epoch; learning rate {training.learning_rate:g}, "
         f"{training.schedule}, {plan.warmup_steps} warmup steps; evaluation every {plan.eval_every_steps} steps"
     )
+    tokens_per_step = statistics.fmean(phase.global_batch_size * phase.max_length for phase in phases)
+    num_held_out = int(setup.held_out.lengths.sum())
+    note = evaluation_note(plan, tokens_per_step, num_held_out, "on less text (corpus.max_held_out_tokens)")
+    if note is not None and plan.budget_seconds is None:
+        console.say(note)
     console.say(f"run       {run}, seed {training.seed[0]}")

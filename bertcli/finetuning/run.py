@@ -10,7 +10,7 @@ from bertcli.finetuning.distillation import load_teacher
 from bertcli.finetuning.job import FinetuneJob
 from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.recipe.load import dump_recipe
-from bertcli.recipe.plan import Plan, make_plan
+from bertcli.recipe.plan import Plan, evaluation_note, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions, claim_run, seed_folders
 from bertcli.runs.results import RunResults
@@ -45,6 +45,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
         console.say(f"data      tokenizing {len(setup.rows['train'])} training rows")
     with console.waiting("tokenizing"):
         plan = make_plan(recipe, len(setup.encode("train")), processes.num_processes)
+        setup.encode("validation")
     _print_plan(console, setup, plan, run)
     if processes.is_main_process:
         note_duplicates(console, setup)
@@ -101,5 +102,11 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -
         f"{plan.steps_per_epoch} per epoch; learning rate {training.learning_rate:g}, {training.schedule}, "
         f"{plan.warmup_steps} warmup steps; evaluation every {plan.eval_every_steps} steps"
     )
+    encoded = setup.encode("train")
+    tokens_per_step = len(encoded.input_ids) / len(encoded) * training.global_batch_size
+    num_tokens = len(setup.encode("validation").input_ids)
+    note = evaluation_note(plan, tokens_per_step, num_tokens, "on fewer rows (data.max_eval_examples)")
+    if note is not None and training.strategy != "features":  # whose frozen encoder processes each row only once
+        console.say(note)
     seeds = ", ".join(map(str, training.seed))
     console.say(f"run       {run}, {'seeds' if len(training.seed) > 1 else 'seed'} {seeds}")

@@ -84,3 +84,22 @@ def complete_plan(
         accumulation_steps=math.ceil(per_process / micro_batch_size),
         budget_seconds=budget_seconds,
     )
+
+
+def evaluation_note(plan: Plan, tokens_per_step: float, tokens_per_evaluation: int, cure: str) -> str | None:
+    """Return a note if all evaluations take more than a third of the training time; None otherwise.
+
+    Evaluating a token is counted as a third of training on it, since it needs no backward pass.
+
+    Args:
+        tokens_per_step: average number of tokens of an optimizer step.
+        cure: what makes an evaluation smaller.
+    """
+    num_evaluations = math.ceil(plan.total_steps / plan.eval_every_steps)
+    share = num_evaluations * tokens_per_evaluation / 3 / (plan.total_steps * tokens_per_step)
+    if share <= 1 / 3:
+        return None
+    return (
+        f"note      {num_evaluations} evaluations will take about {share:.0%} of the time of the training steps; "
+        f"evaluate less often (evaluation.every_steps) or {cure}"
+    )

@@ -39,7 +39,8 @@ class Source(Section):
     """One source of documents: text files or a dataset."""
 
     files: Paths = Field(
-        (), description="text and JSON Lines files, also as .gz, .zst or .bz2, or Parquet files; `*` and `**` are wildcards"
+        (),
+        description="text or JSON Lines, also as .gz, .zst or .bz2, or Parquet; `*` and `**` are wildcards",
     )
     dataset: str | None = Field(None, description="Hub dataset ID, folder in the Hub's layout, or `sample` (built in)")
     config: str | None = Field(None, description="configuration (subset) of the dataset")
