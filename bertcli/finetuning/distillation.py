@@ -51,7 +51,7 @@ def load_teacher(setup: FinetuneSetup, student: PreTrainedModel) -> LoadedModel:
     if teacher.head.answer_kind != setup.head.answer_kind:
         raise ModelError(
             f"the teacher {name} was trained for {teacher.head.answer_kind}, but task {setup.task.name} is "
-            f"{setup.head.answer_kind}"
+            f"{setup.head.answer_kind}; use a teacher trained for {setup.head.answer_kind}"
         )
     if teacher.head.labels:
         check_labels(teacher.head.labels, setup.head.labels, name, "Use a teacher with the same labels.")
@@ -91,7 +91,7 @@ def with_teacher_outputs(
     smaller, the states are projected onto their principal components.
 
     Raises:
-        ModelError: as in `load_teacher`, or the teacher splits long rows into different windows.
+        ModelError: if `load_teacher` rejects the teacher, or it splits long rows into different windows.
     """
     teacher = load_teacher(setup, student)
     name, head = teacher.name, teacher.head

@@ -53,7 +53,7 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
     `model/` holds one folder per task, with encoder, head and recipe, for `eval` and `predict`.
 
     Raises:
-        BertcliError: any of its subclasses; the message says how to fix the problem.
+        BertcliError: if the run cannot start or fails; the message says how to fix the problem.
     """
     assert suite.multitask is not None
     recipes = recipes_by_name(suite)

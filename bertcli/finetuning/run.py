@@ -30,7 +30,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     are returned.
 
     Raises:
-        BertcliError: any of its subclasses; the message says how to fix the problem.
+        BertcliError: if the run cannot start or fails; the message says how to fix the problem.
     """
     for folder in seed_folders(run, recipe.training.seed):
         if folder in options.failed:

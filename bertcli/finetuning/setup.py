@@ -280,7 +280,7 @@ def _strategy_problems(recipe: Recipe) -> Iterator[str]:
     training = recipe.training
     if training.teacher is None:
         teacher_keys = _non_default_keys(training, ("teacher_weight", "teacher_temperature", "teacher_hidden_weight"))
-        yield from (f"training.{key} requires a training.teacher" for key in teacher_keys)
+        yield from (f"training.{key} requires training.teacher" for key in teacher_keys)
     if training.strategy in ("features", "lora") and recipe.model.name is None:
         yield f"training.strategy={training.strategy} requires a pretrained encoder: set model.name"
     for strategy, keys in {
@@ -293,10 +293,11 @@ def _strategy_problems(recipe: Recipe) -> Iterator[str]:
     if recipe.hardware.shard and training.strategy != "full":
         yield f"hardware.shard requires training.strategy=full, found {training.strategy}"
     if training.strategy == "lora" and training.reinit_layers:
-        yield "training.reinit_layers changes weights that training.strategy=lora does not save"
+        yield "training.reinit_layers reinitializes layers that training.strategy=lora does not train; remove it"
     if training.strategy == "features":
         unused = _non_default_keys(training, ("reinit_layers", "token_cutoff", "teacher_hidden_weight"))
-        yield from (f"training.{key} changes the encoder, which training.strategy=features freezes" for key in unused)
+        cause = "is not supported with training.strategy=features, which runs the frozen encoder only once; remove it"
+        yield from (f"training.{key} {cause}" for key in unused)
 
 
 def _non_default_keys(section: Section, keys: Iterable[str]) -> list[str]:
@@ -360,7 +361,7 @@ def _match_tokenizer_to_model(
     max_length = max_input_length(tokenizer, config)
     if recipe.data.max_length > max_length:
         raise ModelError(
-            f"data.max_length is {recipe.data.max_length}, but {name} supports at most {max_length} tokens"
+            f"data.max_length is {recipe.data.max_length}, but {name} supports at most {max_length} tokens; lower it"
         )
     if recipe.data.casing_feature and getattr(config, "type_vocab_size", 1) < 2:
         raise ModelError(f"data.casing_feature is set, but {name} has no token type 1; remove it")

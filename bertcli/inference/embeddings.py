@@ -111,8 +111,8 @@ def write_features(
     [N, L, H] for several layers.
 
     Raises:
-        UsageError: if `check_feature_output` rejects the output, `pooling` is `cls` but the tokenizer adds no such
-            token, or the file exists and `overwrite` is not set.
+        UsageError: if `check_feature_output` rejects the output, for example because the file exists and `overwrite` is
+            not set, or `pooling` is `cls` but the tokenizer adds no [CLS] token.
     """
     check_feature_output(output, pooling, overwrite=overwrite)
     if pooling == "cls" and not extractor.has_cls_token:

@@ -142,7 +142,9 @@ class MaskFiller:
     def _check_masks(self, row: int, text: str, num_filled: int) -> None:
         mask = self.tokenizer.mask_token
         if not num_filled:
-            raise DataError(f"row {row} has no {mask} among the first {self.max_length} tokens of {text[:80]!r}")
+            raise DataError(
+                f"row {row} has no {mask} among the first {self.max_length} tokens of {text[:80]!r}; add one there"
+            )
         if num_filled < text.count(mask):
             raise DataError(
                 f"row {row} has {text.count(mask)} {mask}, but only {num_filled} among its first {self.max_length} "

@@ -181,4 +181,7 @@ def check_finite(values: ArrayLike) -> None:
         TrainingError: if some of them are NaN or infinite.
     """
     if not np.isfinite(values).all():
-        raise TrainingError("the model predicts non-finite numbers; its weights are corrupt")
+        raise TrainingError(
+            "the model's outputs are non-finite: training diverged (lower training.learning_rate), numbers overflowed "
+            "(set hardware.precision=fp32), or the saved weights are corrupt"
+        )

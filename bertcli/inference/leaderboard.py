@@ -70,7 +70,7 @@ def write_glue_files(
                 console.say(f"{model} → {path}")
                 written.append(path)
     if not written:
-        raise UsageError(f"found no run of a GLUE task in {name}")
+        raise UsageError(f"found no run of a GLUE task in {name}; pass such a run, or a folder of such runs")
     if as_zip:
         written.append(_write_zip(written, output, console, overwrite=overwrite))
     return written
@@ -100,7 +100,7 @@ def write_squad_files(
     *,
     overwrite: bool,
 ) -> int:
-    """Write `predictions.json` and `nbest_predictions.json`, and for unanswerable questions `null_odds.json`.
+    """Write `predictions.json`, `nbest_predictions.json` and, if questions may be unanswerable, `null_odds.json`.
 
     Args:
         source: where the rows were read from, for error messages.
@@ -192,7 +192,7 @@ def _nbest(answer: SpanPrediction) -> list[dict[str, Any]]:
 def _models_in(name: str) -> list[str]:
     """Return the models of a run, or of each run in a suite's folder.
 
-    For grids it is the best point, and for several seeds the best one. Multitask runs have one model per task.
+    A grid is represented by its best point, and several seeds by the best one. Multitask runs have one model per task.
     """
     members = [name] if _is_run(name) else [str(path) for path in sorted(Path(name).glob("*/")) if _is_run(str(path))]
     runs = [best_seed(member) for member in members or [name]]

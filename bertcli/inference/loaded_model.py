@@ -76,7 +76,7 @@ def load_for_inference(
     Raises:
         ModelError: if the model does not exist, has no supported head, lacks weights, or is incompatible with its
             tokenizer.
-        UsageError: if `labels` does not have a different name for each of the model's labels.
+        UsageError: if `labels` are not distinct names, one for each of the model's labels, or the model has no labels.
     """
     recipe = finetuning_recipe(source.name)
     config = copy.deepcopy(source.config)
@@ -119,7 +119,7 @@ def _rename_labels(config: PretrainedConfig, labels: Sequence[str], head: Head, 
         raise UsageError(f"{name} predicts {head.answer_kind}, which has no labels; leave out --labels")
     if len(set(labels)) != len(saved_labels) or len(labels) != len(saved_labels):
         raise UsageError(
-            f"found --labels {shortened(','.join(labels))}, expected {len(saved_labels)} different names: {name} has "
+            f"found --labels {shortened(','.join(labels))}, expected {len(saved_labels)} distinct names: {name} has "
             f"{quoted(list(saved_labels))}"
         )
     thresholds = getattr(config, "thresholds", None) or {}

@@ -57,7 +57,7 @@ def check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrit
         return
     if keep_columns:
         raise UsageError(
-            f"--keep-columns has no effect on --format {format_name}, whose columns are fixed; leave it out"
+            f"--keep-columns has no effect on --format {format_name}, whose content is fixed; leave it out"
         )
     folder = Path(output)
     if folder.exists() and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Predictions next to the gold answers, one line per row, as saved in a run's `predictions/` and used in its report."""
+"""Predictions next to the gold labels, one line per row, as saved in a run's `predictions/` and used in its report."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from bertcli.models.freezing import encoder_layers
 
 
 def record_cls_states(model: PreTrainedModel, depths: Sequence[int]) -> None:
-    """Make a model return the first tokens' hidden states in its layers, as `outputs.hidden_states` = ([B, L, H],).
+    """Make a model return the first tokens' hidden states in some layers, as `outputs.hidden_states` = ([B, L, H],).
 
     Args:
         depths: the L layers to record, in ascending order; 1 is the lowest.

@@ -25,7 +25,7 @@ def compile_layers(model: nn.Module, *, suppress_errors: bool = False) -> int:
     specialized kernels, and two of its dimensions vary. Parameter names and dropout's random numbers do not change.
 
     Args:
-        suppress_errors: run parts that fail to compile in eager mode.
+        suppress_errors: run a part in eager mode if it fails to compile.
 
     Raises:
         UsageError: if this machine has no C++ compiler.

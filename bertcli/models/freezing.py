@@ -31,8 +31,9 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     ]
     if not stacks:
         raise ModelError(
-            f"cannot identify the layers of a {model.config.model_type} model; use training.strategy=full "
-            "without training.teacher_hidden_weight"
+            f"cannot identify the layers of {model.config.model_type} models, which the recipe requires; use "
+            "training.strategy=full, and remove hardware.shard and these keys of training: freeze_embeddings, "
+            "freeze_layers, head_learning_rate, layer_decay, reinit_layers, teacher_hidden_weight"
         )
     return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
 
@@ -94,7 +95,7 @@ class LayerFreezer:
     """A schedule that unfreezes parameters at certain steps; parameters that never become trainable stay frozen.
 
     Raises:
-        ModelError: if the model has fewer layers than `freeze_layers`.
+        ModelError: if the model has fewer layers than `freeze_layers`, or its layers cannot be identified.
     """
 
     def __init__(self, model: PreTrainedModel, section: StrategySection, plan: Plan):
@@ -132,7 +133,7 @@ def reinitialize_layers(model: PreTrainedModel, num_layers: int) -> None:
     Zhang et al. 2021, https://arxiv.org/abs/2006.05987.
 
     Raises:
-        ModelError: if the model has fewer than `num_layers` layers.
+        ModelError: if the model has fewer than `num_layers` layers, or they cannot be identified.
     """
     layers = encoder_layers(model)
     if num_layers > len(layers):
@@ -156,11 +157,11 @@ class _PrecomputedOutput(BaseModelOutputWithPooling):
 class PrecomputedHiddenStates:
     """Hooks that make a model read its encoder's last hidden states from the batch instead of computing them.
 
-    `frozen_hidden_states` in the batch is [B, S, H], or [B, 1, H] for the first token only, or [B, K, 1, H] with K
-    choices per example.
+    `frozen_hidden_states` in the batch is [B, S, H], or [B, K, S, H] with K choices per example; S is 1 if only
+    the first token's states are given.
 
     Raises:
-        ModelError: if the head reads more of the encoder than its last hidden states, or changes what it attends to.
+        ModelError: if the head uses more than the encoder's last hidden states, or changes what the encoder attends to.
     """
 
     def __init__(self, model: PreTrainedModel):

@@ -79,8 +79,8 @@ class ModelSource:
         config = _from_pretrained(AutoConfig.from_pretrained, "configuration", self.path)
         if Path(self.path).is_dir() and not _has_weights(Path(self.path)):
             raise ModelError(
-                f"no weights in {self.path}: model.safetensors is missing. "
-                f"To train from scratch, set model.size and model.tokenizer={self.name} instead of model.name."
+                f"no weights in {self.path}: model.safetensors is missing; restore it. To train from scratch with this "
+                f"tokenizer, set model.name=null and model.tokenizer={self.name} (in pretraining, tokenizer.name)."
             )
         return config
 
@@ -126,8 +126,8 @@ class ModelSource:
             dropout: sets all dropout rates; None keeps them.
             new_head: load only the encoder and initialize a new head, even if the model has one.
             on_missing: called with the weights that are missing from the saved model and were initialized at random,
-                such as those of a new head. If None, missing weights are an error, except those of the head if
-                `new_head`.
+                such as those of a new head, and with those that are not used. If None, both are an error, except
+                missing weights of the head if `new_head`.
 
         Raises:
             ModelError: if the model does not exist, its family has no such head, or its weights are missing,
@@ -143,12 +143,12 @@ class ModelSource:
             on_missing(weights)
         elif weights.encoder or (weights.head and not new_head):
             raise ModelError(
-                f"{self.name} lacks weights that its configuration needs: {weights}; its answers would be random. "
+                f"{self.name} lacks weights that its configuration needs: {weights}; its outputs would be random. "
                 "Restore its files, or train it with `bertcli finetune`"
             )
         elif weights.unused:
             raise ModelError(
-                f"{self.name} has weights that its configuration does not use: {weights.unused}; its answers would not "
+                f"{self.name} has weights that its configuration does not use: {weights.unused}; its outputs would not "
                 "be those of the trained model. Restore its config.json"
             )
         return model
@@ -288,7 +288,9 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
         )
     has_classifier = model_class not in ("AutoModel", "AutoModelForSeq2SeqLM")
     if config.is_encoder_decoder and has_classifier and getattr(config, "decoder_start_token_id", None) is None:
-        raise ModelError(f"the config.json of {name} lacks decoder_start_token_id, the ID of the decoder's first token")
+        raise ModelError(
+            f"the config.json of {name} lacks decoder_start_token_id, the ID of the decoder's first token; add it"
+        )
     if config.model_type == "nystromformer" and config.num_landmarks != config.segment_means_seq_len:
         raise ModelError(
             f"{name} accepts only sequences of exactly {config.segment_means_seq_len} tokens, since its num_landmarks "
@@ -303,10 +305,10 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
 
 
 def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], path: str) -> None:
-    """Check that no saved tensor has another shape than the model's.
+    """Check that every saved tensor has the shape that the model expects.
 
     Raises:
-        ModelError: if some have; the message lists the first few.
+        ModelError: if some do not; the message lists the first few.
     """
     listed = [
         f"{name} has the shape {list(found)}, expected {list(expected)}" for name, found, expected in sorted(mismatched)
@@ -314,7 +316,8 @@ def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]
     if listed:
         more = f" and {len(listed) - MAX_SHAPES_LISTED} more" if len(listed) > MAX_SHAPES_LISTED else ""
         raise ModelError(
-            f"the weights in {path} do not match its config.json: {'; '.join(listed[:MAX_SHAPES_LISTED])}{more}"
+            f"the weights in {path} do not match its config.json: {'; '.join(listed[:MAX_SHAPES_LISTED])}{more}. "
+            "Restore its files"
         )
 
 

@@ -52,7 +52,8 @@ def build_config(
         fields = {name: value for name, value in fields.items() if hasattr(defaults, name)}
     for name in section.config_overrides:
         if not hasattr(defaults, name):
-            raise ModelError(f"{section.family} has no field {name!r}.{did_you_mean(name, vars(defaults))}")
+            cure = did_you_mean(name, vars(defaults))
+            raise ModelError(f"{section.family} has no field {name!r}; remove it from model.config_overrides.{cure}")
     try:  # some defaults depend on other fields
         config = AutoConfig.for_model(section.family, **fields | section.config_overrides)
     except Exception as error:  # the classes validate their fields in different ways
@@ -86,7 +87,7 @@ def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedM
 def _invalid_config(family: str, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS].rstrip(".")
     return ModelError(
-        f"cannot build a {family} model with this configuration ({type(error).__name__}: {reason}); change "
+        f"cannot build a model of family {family} with this configuration ({type(error).__name__}: {reason}); change "
         "model.config_overrides"
     )
 

@@ -32,7 +32,7 @@ def add_lora(model: PreTrainedModel, section: StrategySection, base_name: str) -
         The model wrapped by peft; `model` itself is modified in place and uses the adapters.
 
     Raises:
-        ModelError: if the encoder has no linear layers, or the base model is itself a LoRA adapter.
+        ModelError: if the encoder has no linear layers, or an unmerged adapter is to be trained on another adapter.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -51,7 +51,9 @@ def add_lora(model: PreTrainedModel, section: StrategySection, base_name: str) -
     head_names = [name for name, part in model.named_children() if part is not base]
     pooler = getattr(base, "pooler", None)
     if not targets:
-        raise ModelError(f"the layers of a {model.config.model_type} model have no linear layers for LoRA to adapt")
+        raise ModelError(
+            f"{model.config.model_type} models have no linear layers for LoRA to adapt; use another strategy"
+        )
     config = LoraConfig(
         base_model_name_or_path=base_name,
         r=section.lora_rank,

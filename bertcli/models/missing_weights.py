@@ -102,7 +102,7 @@ def _display_prefix(model: PreTrainedModel) -> str:
 
 
 def describe_tensors(names: Iterable[str], expected: Iterable[str], prefix: str = "") -> str:
-    """List tensor names; a module that lacks all its tensors is listed once, as `encoder.layer.1.* (16 tensors)`.
+    """List tensor names; if all tensors of a module are among them, list it once, as `encoder.layer.1.* (16 tensors)`.
 
     Args:
         expected: names of all tensors of the model.

@@ -33,10 +33,10 @@ FIRST_TOKEN_MODELS = ("ForSequenceClassification", "ForMultipleChoice")
 
 
 def optimize_forward(model: nn.Module, device: torch.device) -> None:
-    """Make a model skip unnecessary computation without changing its results; those of a regression are in fp32.
+    """Make a model skip unnecessary computation without changing its results; a regression model's are in fp32.
 
     The model then accepts batches from `bertcli.data.token_index.add_token_index`. Families that are not in `STACKS`
-    do not skip any computation, but have regression results in fp32 and, on a CPU, faster dropout.
+    do not skip any computation, but get fp32 regression results and, on a CPU, faster dropout.
     """
     for task_model in model.models if isinstance(model, SharedEncoder) else [model]:
         encoders = find_encoders(task_model)

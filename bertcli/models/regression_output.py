@@ -94,9 +94,9 @@ def standardize_targets(model: PreTrainedModel, mean: float, std: float, *, is_n
     names = _output_layers(model)
     if not names:
         raise ModelError(
-            f"cannot identify the output layer of a {model.config.model_type} model, which large or small targets "
-            "require (in the training rows, their mean is not within ±10, or their standard deviation not from 0.1 to "
-            "10); standardize the targets in the files, or choose another model"
+            f"cannot identify the output layer of {model.config.model_type} models, which large or small targets "
+            "require (in the training rows, their mean is not within ±10, or their standard deviation is not between "
+            "0.1 and 10); standardize the targets in the files, or choose another model"
         )
     for name in names:
         layer: Any = model.get_submodule(name)

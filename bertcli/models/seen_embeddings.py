@@ -61,7 +61,8 @@ class SeenRowsEmbedding(nn.Module):
 def train_seen_rows_only(module: nn.Module, seen_ids: np.ndarray) -> None:
     """Train only the seen rows of each encoder's word embeddings in `module`.
 
-    Embeddings that are frozen, tied to another layer, or seen almost entirely are not changed.
+    Embedding tables that are frozen or tied to another layer, or of which more than `MAX_SEEN_SHARE` of the rows are
+    seen, are left as they are: unless frozen, all their rows are trained.
 
     Args:
         seen_ids: the token ids that occur in training, without duplicates, in any order. [R]

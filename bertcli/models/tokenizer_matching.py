@@ -65,8 +65,9 @@ def _check_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, 
     num_special = tokenizer.num_special_tokens_to_add()
     if length <= num_special:
         raise ModelError(
-            f"{name} reads at most {length} tokens (model_max_length in its tokenizer_config.json, or "
-            f"max_position_embeddings in its config.json), {num_special} of which are special tokens; correct the limit"
+            f"{name} supports at most {length} tokens (model_max_length in its tokenizer_config.json, or "
+            f"max_position_embeddings in its config.json), which leaves no room for text besides {num_special} special "
+            "tokens; correct the limit"
         )
 
 

@@ -50,11 +50,11 @@ def train_tokenizer(
     Args:
         texts: returns a new iterator over all texts on each call.
         vocab_size: maximum number of entries, including special tokens; a small corpus yields fewer.
-        lowercase: ignore case and accents (has no effect on `bpe`, which keeps every byte).
+        lowercase: ignore case and, with `wordpiece`, accents (has no effect on `bpe`, which keeps every byte).
         sentinels: add T5's sentinel tokens `<extra_id_0>` ….
 
     Raises:
-        DataError: if the texts contain no words.
+        DataError: if the texts contain no words, or training fails, for example because `vocab_size` is too small.
     """
     special = ROBERTA_TOKENS if kind == "bpe" else BERT_TOKENS
     names = list(dict.fromkeys(special.values()))
@@ -70,7 +70,7 @@ def train_tokenizer(
     except Exception as error:  # the Rust library raises plain `Exception`
         raise DataError(f"cannot train a {kind} tokenizer with {vocab_size} entries ({error})") from error
     if tokenizer.get_vocab_size() <= len(names) + 1:  # Unigram always keeps its space marker
-        raise DataError("cannot train a tokenizer: the corpus contains no words")
+        raise DataError("cannot train a tokenizer: the texts contain no words")
     tokenizer = _canonicalize(kind, tokenizer, names, lowercase)
     tokenizer.post_processor = _post_processor(kind, tokenizer)
     return _wrap(kind, tokenizer, special, extra, lowercase=lowercase)

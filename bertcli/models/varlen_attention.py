@@ -110,7 +110,7 @@ def _padded_attention(
 ) -> torch.Tensor:
     """Compute attention over padded sequences [B, S, N, E].
 
-    With dropout on a CPU, PyTorch has no fused kernel either; `fast_dropout` is then faster.
+    PyTorch has no fused kernel with dropout for CPUs; there, separate operations with `fast_dropout` are faster.
     """
     if dropout == 0.0 or query.device.type != "cpu":
         options = {"dropout": dropout, "scaling": scaling, "is_causal": False} | options

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary that needs no memory besides its logits. Shapes: M target tokens, V vocabulary.
+"""Cross-entropy over a large vocabulary in little more memory than its logits. Shapes: M target tokens, V vocabulary.
 
 PyTorch's version keeps the log-probabilities and allocates a gradient, each as large as the logits. This one processes
 tokens in chunks and overwrites their logits with the gradient (Liger Kernel, Hsu et al. 2024,

@@ -1,4 +1,4 @@
-"""The pretraining job: its model, batches and loss, the held-out scores, and what results and model card say."""
+"""The pretraining job: its model, batches and loss, held-out scores, results and model card."""
 
 from __future__ import annotations
 

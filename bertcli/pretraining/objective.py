@@ -92,7 +92,7 @@ class Objective(ABC):
         supports_pairs: whether texts may be sentence pairs with a pair label.
         supports_packing: whether several sequences may be packed into one row.
         needs_sentinels: whether a tokenizer trained on the corpus needs T5's sentinel tokens.
-        has_perplexity: whether the loss is a cross-entropy per token.
+        has_perplexity: whether the loss is a cross-entropy over the vocabulary.
         can_score_saved_model: whether the saved model alone can be scored on held-out text.
     """
 

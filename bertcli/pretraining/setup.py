@@ -106,16 +106,16 @@ def check_recipe(recipe: PretrainRecipe, mirror: Path | None) -> tuple[Pretraine
     """Check what can be checked without training a tokenizer or tokenizing the corpus, and without writing anything.
 
     Returns:
-        The model configuration, the objective, and the tokenizer's vocabulary size, None if it is yet to be trained.
+        The model configuration, the objective, and the vocabulary size (None if the tokenizer is yet to be trained).
 
     Raises:
-        RecipeError, DataError, ModelError: as in `set_up`.
+        RecipeError, DataError, ModelError: if `set_up` would raise them.
     """
     source = _model_source(recipe, mirror)
     tokenizer = _load_tokenizer(recipe, source, mirror)
     num_documents = sum(1 for corpus in recipe.corpus.sources for _ in islice(read_documents(corpus, mirror), 2))
     if num_documents < 2:
-        raise DataError(f"found {num_documents} non-empty documents in the corpus, expected two or more")
+        raise DataError(f"expected two or more non-empty documents in the corpus, found {num_documents}; add some")
     if tokenizer is not None:
         objective, config = _build_objective(recipe, source, tokenizer)
         return config, objective, len(tokenizer)
@@ -273,7 +273,7 @@ def describe_layout(source: Source) -> str | None:
 
 
 def _check_sentences(corpus: Corpus) -> None:
-    """Check that one of the first documents has two sentences.
+    """Check that one of the first documents has two or more sentences.
 
     Raises:
         DataError: if each of them is a single sentence.
@@ -360,7 +360,7 @@ def resolve_phases(
 
 
 def _sequences_per_chunk(setup: PretrainSetup, max_tokens: int) -> float:
-    """Estimate the number of sentence pairs per chunk of `max_tokens` tokens from a sample; 1 for single texts."""
+    """From a sample, estimate the number of sentence pairs per chunk of `max_tokens` tokens; for single texts, 1."""
     section, document_lengths = setup.recipe.objective, setup.corpus.document_lengths
     if section.pairs is None:
         return 1.0

@@ -59,7 +59,7 @@ class SpanTargets:
 
 
 class SpanCorruption(TokenObjective):
-    """Predict the tokens of masked spans: a fraction `mlm_probability` of the text, in spans of `mean_span_length`."""
+    """Predict masked spans of `mean_span_length` tokens on average, a fraction `mlm_probability` of all tokens."""
 
     model_class = "AutoModelForSeq2SeqLM"
     pipeline_tag = "text2text-generation"
@@ -99,7 +99,7 @@ class SpanCorruption(TokenObjective):
 def sample_span_mask(
     length: int, mask_fraction: float, mean_span_length: float, max_spans: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Sample which of `length` tokens are masked, in spans with at least one token before each. [length] bool
+    """Sample which of `length` tokens are masked, in spans with an unmasked token before each. [length] bool
 
     As in T5, the masked and the unmasked tokens are each divided at random into as many segments as there are spans.
     """

@@ -115,7 +115,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
             return checkpoint
         corrupt.append(f"the checkpoint {checkpoint} is corrupt ({problem})")
     if corrupt:
-        raise DiskError(f"{'; '.join(corrupt)}. To start over, remove it or use --overwrite.")
+        raise DiskError(f"{'; '.join(corrupt)}. To start over, remove the run or use --overwrite.")
     return None
 
 
@@ -160,8 +160,8 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
         load_model(model, str(checkpoint / "model.safetensors"))
     except RuntimeError as error:
         raise RunFolderError(
-            f"{checkpoint} cannot be loaded: the model or the training rows have changed since then. Restore them, "
-            "choose another folder with --run, or use --overwrite to start over "
+            f"{checkpoint} cannot be loaded: the model or the training rows have changed since it was saved. Restore "
+            "them, choose another folder with --run, or use --overwrite to start over "
             f"({str(error).splitlines()[-1].strip()})"
         ) from error
 

@@ -44,7 +44,7 @@ def num_cores() -> int:
 def mask_secrets(arguments: Sequence[str]) -> list[str]:
     """Mask everything in command-line arguments that looks like a token, key or password.
 
-    Masked are the matches of `mask_text`, values of options or keys named like a secret, and long random values.
+    This masks what `mask_text` masks, the values of options or keys named like a secret, and long random values.
     """
     masked, is_secret = [], False
     for argument in arguments:
@@ -61,7 +61,7 @@ def mask_secrets(arguments: Sequence[str]) -> list[str]:
 def mask_text(text: str) -> str:
     """Mask everything in a text, such as a recipe, that looks like a token, key or password.
 
-    Masked are values after the name of a secret, tokens in the format of a well-known service, and passwords or tokens
+    This masks values after the name of a secret, tokens in the format of a well-known service, and passwords or tokens
     in URLs.
     """
     text = NAMED_SECRET.sub(rf"\1{MASK}", SECRET.sub(MASK, text))

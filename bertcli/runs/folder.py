@@ -122,7 +122,7 @@ class RunFolder:
 
     @property
     def predictions(self) -> Path:
-        """Predictions of the best model next to the gold answers."""
+        """Predictions of the best model next to the gold labels."""
         return self.path / "predictions"
 
     @property
@@ -180,7 +180,7 @@ class RunFolder:
         return any(path.exists() for path in outputs)
 
     def written_predictions(self) -> list[Path]:
-        """Return the paths at which the run writes predictions; other files in `predictions/` are a person's."""
+        """Return the paths at which the run writes predictions; other files in `predictions/` are the user's."""
         prefixes = ("", *(f"{task.name}-" for task in self.model.glob("*/")))
         return [self.predictions / f"{prefix}{VALIDATION_PREDICTIONS}" for prefix in prefixes]
 
@@ -201,7 +201,7 @@ def check_not_run_output(output: Path) -> None:
     """Check that a command may write the file `output`, which must not be part of a run, a grid, a suite or a model.
 
     Raises:
-        UsageError: if a run writes the file itself, or the file is in its model folder or a saved model.
+        UsageError: if the file is one that a run, grid or suite writes, or part of a saved model.
     """
     path = Path(os.path.realpath(output))
     for parent in path.parents:
@@ -285,7 +285,7 @@ def check_finished(name: str) -> None:
     choice = f"choose one of them: {', '.join(usable[:MAX_LISTED])}{', …' * (len(usable) > MAX_LISTED)}"
     if is_finished:
         raise UsageError(f"{name} holds {len(members)} runs with a model each; {choice}")
-    state = f"{len(usable)} of the {len(members)} runs in it" if members else "it has no model yet"
+    state = f"{len(usable)} of its {len(members)} runs finished" if members else "it has no model yet"
     raise UsageError(
         f"{name} is not finished ({state}): re-run the command that started it{f', or {choice}' if usable else ''}"
     )
@@ -323,7 +323,7 @@ class RunClaim:
             changes = compare_recipe_texts(*map(first_recipe, (resolved_text(folder.recipe), self.recipe_text)))
             if changes:
                 listed = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
-                say(f"resuming {path} with {listed}; results stay the same up to rounding")
+                say(f"resuming {path} with {listed}; without dropout, results stay the same up to rounding")
         try:
             if self.overwrite and path.is_dir():
                 remove_run(path)
@@ -339,7 +339,7 @@ class RunClaim:
 def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunClaim:
     """Check whether and how a run of this recipe may use the folder `path`, without writing anything.
 
-    A run of the same recipe is resumed. The recipe sections in `RESUME_MAY_CHANGE` may differ.
+    A run of the same recipe is resumed. Only sections in `RESUME_MAY_CHANGE`, which say how it executes, may differ.
 
     Args:
         recipe_text: the resolved recipe, as it will be written to `recipe.yaml`.
@@ -431,7 +431,7 @@ def _remove_run_files(path: Path) -> None:
     if run.predictions.is_dir() and not run.predictions.is_symlink():
         for file in run.written_predictions():
             file.unlink(missing_ok=True)
-        with suppress(OSError):  # a person has added predictions
+        with suppress(OSError):  # the user has added files
             run.predictions.rmdir()
     for entry in [entry for entry in path.iterdir() if _is_run_file(entry)]:
         if not entry.is_dir() or entry.is_symlink():
@@ -448,7 +448,7 @@ def _is_run_file(path: Path) -> bool:
 def _may_precede_run(path: Path) -> bool:
     """Return whether an entry of a folder does not keep a run from starting in the folder.
 
-    It may be a run of a single seed, the script of a queued job, or predictions that a person kept from an earlier run.
+    It may be a run of a single seed, the script of a queued job, or predictions that the user kept from an earlier run.
     """
     run = RunFolder(path.parent)
     is_kept = path == run.predictions and not any(file.exists() for file in run.written_predictions())
@@ -467,7 +467,7 @@ def nearest_folder(path: Path) -> Path:
 
 
 def _is_resolved(recipe: Path, expected: str) -> bool:
-    """Return whether a recipe in a run folder was written by a run, not by a person."""
+    """Return whether a recipe in a run folder was written by a run, not by the user."""
     text = recipe.read_text("utf-8")
     try:
         return text == expected or text == dump_recipe(load_any_recipe(str(recipe)))

@@ -187,7 +187,7 @@ def _usage(kind: Any) -> str:
     """Return code that loads the full model; `kind` is the class of its head or pretraining objective."""
     if kind.has_pipeline:
         lines = ["from transformers import pipeline", ""]
-        lines.append(f'answer = pipeline("{kind.pipeline_tag}", model={MODEL_ARGUMENT}')
+        lines.append(f'pipe = pipeline("{kind.pipeline_tag}", model={MODEL_ARGUMENT}')
     else:
         model_class = "AutoModel" if kind.pipeline_tag == "feature-extraction" else kind.model_class
         lines = [f"from transformers import {model_class}, AutoTokenizer", ""]
@@ -210,7 +210,7 @@ def _adapter_usage(head: Any, base: str, *, has_new_head: bool) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({MODEL_ARGUMENT}",
     ]
     if head.has_pipeline:
-        lines.append(f'answer = pipeline("{head.pipeline_tag}", model=model, tokenizer=tokenizer)')
+        lines.append(f'pipe = pipeline("{head.pipeline_tag}", model=model, tokenizer=tokenizer)')
     return _block("python", "\n".join(lines))
 
 
@@ -229,9 +229,9 @@ def _tags_note(results: RunResults) -> str:
     """Return a note on what `bertcli` does beyond plain transformers when tagging; empty if nothing."""
     notes = []
     if scheme := getattr(results, "tag_scheme", None):
-        notes.append(f"`bertcli` uses constrained decoding to valid {scheme} tag sequences; the code above does not.")
+        notes.append(f"`bertcli` constrains decoding to valid {scheme} tag sequences; the code above does not.")
     if getattr(results, "casing_feature", None):
-        notes.append("Capitalized words have `token_type_ids` of 1, which the code above does not set.")
+        notes.append("Words with capital letters have `token_type_ids` of 1, which the code above does not set.")
     return "\n\n" + " ".join([*notes, "Predictions can differ."]) if notes else ""
 
 

@@ -44,7 +44,7 @@ class Results(BaseModel):
         """Parse the content of the `results.json` of a run, grid or suite.
 
         Raises:
-            pydantic.ValidationError: `content` is not an output of `to_json`.
+            pydantic.ValidationError: if `content` is not an output of `to_json`.
         """
         return (CollectionResults if "table" in content or "points" in content else RunResults).model_validate(content)
 

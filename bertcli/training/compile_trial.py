@@ -20,7 +20,7 @@ WARMUP_STEPS, TIMED_STEPS = 20, 30  # the layers are compiled during warmup
 def reason_not_to_compile(device: torch.device) -> str:
     """Return why a run on `device` does not try compiled layers; empty if it does."""
     if device.type != "cuda":
-        return "compiling brings no speedup on a CPU"  # tests/benchmarks/RESULTS.md
+        return "compiling is tried only on CUDA GPUs"  # no speedup on a CPU: tests/benchmarks/RESULTS.md
     return "" if has_compiler() else "found no C++ compiler"
 
 

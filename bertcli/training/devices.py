@@ -28,10 +28,10 @@ def choose_precision(hardware: HardwareSection) -> str:
     """Return `fp32`, `bf16` or `fp16`; `auto` selects the fastest precision that the device supports natively.
 
     Raises:
-        UsageError: if the precision is fp16 on a CPU, where training diverges.
+        UsageError: if the precision is fp16 without a CUDA GPU.
     """
     if hardware.precision == "fp16" and not _uses_gpu(hardware):
-        raise UsageError("hardware.precision=fp16 is not supported on a CPU; use fp32 or bf16")
+        raise UsageError("hardware.precision=fp16 requires a CUDA GPU; use fp32 or bf16")
     return native_precisions(hardware)[0] if hardware.precision == "auto" else hardware.precision
 
 

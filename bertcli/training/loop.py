@@ -66,7 +66,7 @@ def train_steps(
         halve_on_oom: halve the micro-batches, for this and all later steps, when the device runs out of memory.
 
     Raises:
-        torch.OutOfMemoryError: a micro-batch does not fit in memory, and halving it is disabled or impossible.
+        torch.OutOfMemoryError: if a micro-batch does not fit in memory, and halving it is disabled or impossible.
     """
     parameters = list(model.parameters())
     for step, batch in enumerate(batches, start=start_step):

@@ -39,13 +39,13 @@ def check_disk(path: Path, recipe: Recipe | PretrainRecipe, num_parameters: int)
     disk = shutil.disk_usage(nearest)
     if disk.total and disk.free < needed:  # file systems without a disk, such as /proc, have no size
         raise DiskError(
-            f"the disk of {nearest} has {format_size(disk.free)} free, the run needs up to {format_size(needed)}. "
+            f"the disk of {nearest} has {format_size(disk.free)} free, but the run needs up to {format_size(needed)}. "
             "Free some space or choose another folder with --run."
         )
     num_inodes = free_inodes(nearest)
     if num_inodes is not None and num_inodes < MIN_INODES:
         raise DiskError(
-            f"the disk of {nearest} has {num_inodes} free inodes (see `df -i`), the run needs about {MIN_INODES}. "
+            f"the disk of {nearest} has {num_inodes} free inodes (see `df -i`), but the run needs about {MIN_INODES}. "
             "Delete some files or choose another folder with --run."
         )
 
@@ -64,7 +64,7 @@ def report_full_disk(path: Path, max_bytes: int) -> Iterator[None]:
             problem = f"the disk of {path} has no free inodes (see `df -i`), though {free} are free"
             cure = "delete some files"
         elif number == errno.ENOSPC:
-            problem = f"the disk of {path} is full: the run needs up to {needed} in total, {free} are free"
+            problem = f"the disk of {path} is full: the run needs up to {needed} in total, but only {free} are free"
             cure = "free some space"
         elif number == errno.EDQUOT:
             problem = f"your disk quota for {path} is used up (see `quota`): the run needs up to {needed} in total"
@@ -89,8 +89,9 @@ def report_out_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            "out of memory: one step does not fit on the device. Lower hardware.micro_batch_size (the global batch "
-            "stays the same), lower data.max_length or hardware.eval_batch_tokens, or use a smaller model"
+            "out of memory: one step or evaluation batch does not fit on the device. Lower hardware.micro_batch_size "
+            "(the global batch stays the same), hardware.eval_batch_tokens or data.max_length (in pretraining, "
+            "max_length in phases), or use a smaller model"
         ) from error
 
 

@@ -39,7 +39,7 @@ def exit_on_requeue(say: Callable[[], None]) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block, the first Ctrl-C, SIGTERM or SIGUSR1 only requests a stop; a second Ctrl-C interrupts at once.
+    """Within the block, the first Ctrl-C, SIGTERM or SIGUSR1 only requests a stop; any later Ctrl-C interrupts at once.
 
     After a Ctrl-C, a SIGTERM or SIGUSR1 interrupts, too, because torch's launcher turns a second Ctrl-C into a SIGTERM.
     """

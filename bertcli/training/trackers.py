@@ -24,8 +24,8 @@ def check_trackers(hardware: HardwareSection) -> None:
     missing = [name for name in hardware.trackers if name not in available]
     if missing:
         raise UsageError(
-            f"cannot import {', '.join(missing)}, from hardware.trackers: "
-            f"run `pip install {' '.join(missing)}` or remove it from the recipe"
+            f"hardware.trackers lists {', '.join(missing)}, which cannot be imported: "
+            f"run `pip install {' '.join(missing)}`, or remove {'them' if len(missing) > 1 else 'it'} from the recipe"
         )
 
 

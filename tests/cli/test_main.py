@@ -259,5 +259,5 @@ def test_labels_option_renames_the_labels_of_a_model(small: Path) -> None:
     assert prediction["label"] == next(iter(names))
     short = call("predict", model, "--text", "a fine film", "--labels", "good")
     assert short.exit_code == 2
-    assert "expected 2 different names" in short.stderr
+    assert "expected 2 distinct names" in short.stderr
     assert "has no effect" in call("predict", model, "--text", "a", "--features", "--labels", "a,b").stderr

@@ -613,7 +613,7 @@ def test_dry_run_neither_trains_a_tokenizer_nor_tokenizes_the_corpus(
         ({"model": "{name: nowhere/none}"}, ModelError, "cannot load"),
         ({"tokenizer": "{name: ./none}"}, ModelError, "cannot load"),
         ({"corpus": "{sources: [{files: gone.txt}]}"}, DataError, "found no file"),
-        ({"corpus": "{sources: [{files: empty.txt}]}"}, DataError, "found 0 non-empty documents"),
+        ({"corpus": "{sources: [{files: empty.txt}]}"}, DataError, "non-empty documents in the corpus, found 0"),
         ({"training": "{max_steps: 4, warmup_steps: 9}"}, RecipeError, "warmup_steps is 9, expected at most 4"),
         ({"tokenizer": "{vocab_size: 1000000000000}"}, RecipeError, "at most 2000000"),
         ({"phases": "[{max_length: 1000000000}]"}, RecipeError, "at most 1000000"),

@@ -21,7 +21,7 @@ tags:
 ---
 
 ```python
-answer = pipeline("text-classification", model="model")
+pipe = pipeline("text-classification", model="model")
 ```
 
 Notes that I added to the card.

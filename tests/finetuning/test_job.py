@@ -93,7 +93,7 @@ def test_model_card_program_predicts_as_bertcli_predict(
     monkeypatch.chdir("run")
     namespace: dict[str, Any] = {}
     exec(compile(program, "card", "exec"), namespace)
-    (prediction,) = namespace["answer"]("the soup was vile")
+    (prediction,) = namespace["pipe"]("the soup was vile")
     assert prediction["label"] == expected["label"]
     assert prediction["score"] == pytest.approx(expected["probabilities"][expected["label"]], abs=1e-4)
 
@@ -197,12 +197,12 @@ def test_resumed_run_ends_where_an_uninterrupted_one_ends(
     [
         (["training.lora_rank=4"], "training.lora_rank requires training.strategy=lora"),
         (["training.unfreeze_every_steps=4"], "training.strategy=gradual"),
-        (["training.strategy=features", "training.token_cutoff=0.1"], "training.token_cutoff changes the encoder"),
-        (["training.strategy=lora", "training.reinit_layers=1"], "does not save"),
-        (["training.teacher_hidden_weight=1"], "requires a training.teacher"),
+        (["training.strategy=features", "training.token_cutoff=0.1"], "training.token_cutoff is not supported with"),
+        (["training.strategy=lora", "training.reinit_layers=1"], "training.strategy=lora does not train"),
+        (["training.teacher_hidden_weight=1"], "requires training.teacher"),
         (
             ["training.strategy=features", "training.teacher=t", "training.teacher_hidden_weight=1"],
-            "hidden_weight changes",
+            "hidden_weight is not supported with",
         ),
         (["training.strategy=lora", "model.name=null", "model.size=tiny"], "requires a pretrained encoder"),
     ],

@@ -464,7 +464,7 @@ def test_too_little_disk_space_is_reported_before_training(
     from types import SimpleNamespace
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=2000))
-    with pytest.raises(DiskError, match="free, the run needs up to"):
+    with pytest.raises(DiskError, match="free, but the run needs up to"):
         finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
 
 

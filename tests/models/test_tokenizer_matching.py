@@ -39,7 +39,9 @@ def test_token_id_beyond_the_embeddings_is_refused_if_ids_have_gaps(
         match_tokenizer(wordpiece, config_of("bert"), "small")
 
 
-@pytest.mark.parametrize(("length", "message"), [("x", "expected a number"), (2, "2 of which are special tokens")])
+@pytest.mark.parametrize(
+    ("length", "message"), [("x", "expected a number"), (2, "no room for text besides 2 special tokens")]
+)
 def test_length_that_leaves_no_room_for_text_is_refused(
     wordpiece: PreTrainedTokenizerBase, length: Any, message: str
 ) -> None:

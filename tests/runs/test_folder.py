@@ -111,11 +111,13 @@ def test_unfinished_seeds_or_grid_are_reported_with_what_can_be_used() -> None:
         for member in members:
             open_run(Path(parent, member))
         with pytest.raises(
-            UsageError, match=rf"{parent} is not finished \(0 of the 2 runs in it\): re-run the command"
+            UsageError, match=rf"{parent} is not finished \(0 of its 2 runs finished\): re-run the command"
         ):
             best_seed(parent)
         Path(parent, members[0], "results.json").write_text("{}")
-        with pytest.raises(UsageError, match=rf"1 of the 2 runs .*, or choose one of them: {parent}/{members[0]}$"):
+        with pytest.raises(
+            UsageError, match=rf"1 of its 2 runs finished.*, or choose one of them: {parent}/{members[0]}$"
+        ):
             best_seed(parent)
     Path("grid/results.json").write_text('{"tasks": {}}')
     with pytest.raises(UsageError, match="grid holds 2 runs with a model each; choose one of them: grid/epochs=1"):

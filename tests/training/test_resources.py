@@ -58,8 +58,8 @@ def test_run_with_too_few_inodes_or_bytes_is_refused(tmp_path: Path, monkeypatch
     recipe = load_recipe("sample/sentiment")
     check_disk(tmp_path / "run", recipe, 1000)
     monkeypatch.setattr(resources, "free_inodes", lambda path: 14)
-    with pytest.raises(DiskError, match=r"has 14 free inodes \(see `df -i`\), the run needs about 50"):
+    with pytest.raises(DiskError, match=r"has 14 free inodes \(see `df -i`\), but the run needs about 50"):
         check_disk(tmp_path / "run", recipe, 1000)
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: SimpleNamespace(total=9e6, free=4e6))
-    with pytest.raises(DiskError, match=r"has 4 MB free, the run needs up to 44 MB"):
+    with pytest.raises(DiskError, match=r"has 4 MB free, but the run needs up to 44 MB"):
         check_disk(tmp_path / "run", recipe, 1_000_000)
