@@ -23,7 +23,7 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
         jobs: number of runs (seeds, grid points, recipes of a suite) to train in parallel, each in its own process.
 
     Raises:
-        BertcliError: any of its subclasses; the message says how to fix the problem.
+        BertcliError: if anything fails; the message says how to fix the problem.
     """
     is_multitask = isinstance(recipe, Suite) and recipe.multitask is not None
     if jobs > 1 and is_multitask:

@@ -34,7 +34,7 @@ def pretrain(recipe: PretrainRecipe, run: Path, options: RunOptions) -> RunResul
     An interrupted run is resumed. If the run is already finished, its results are returned.
 
     Raises:
-        BertcliError: any of its subclasses; the message says how to fix the problem.
+        BertcliError: if anything fails; the message says how to fix the problem.
     """
     processes, console = join_processes(recipe.hardware, options.console)
     claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
