@@ -79,10 +79,11 @@ class Encoded:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the token IDs and of how they are divided into sequences and rows."""
+        """A hash of the token IDs, of how they are divided into sequences and rows, and of the labels."""
         digest = hashlib.blake2b(digest_size=16)
-        for values in (self.input_ids, self.offsets, self.rows):
-            digest.update(np.ascontiguousarray(values).tobytes())
+        for values in (self.input_ids, self.offsets, self.rows, self.labels):
+            if values is not None:
+                digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:

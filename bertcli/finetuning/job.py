@@ -124,6 +124,11 @@ class FinetuneJob(Job):
             save_lora(self._lora, self.tokenizer, folder, merged=self.setup.recipe.training.lora_merge)
 
     @property
+    def data_fingerprint(self) -> str:
+        """The hashes of the encoded training and validation rows."""
+        return f"{self.setup.encode('train').fingerprint}-{self.setup.encode('validation').fingerprint}"
+
+    @property
     def tokens_per_micro_batch(self) -> float:
         """The average number of tokens in a micro-batch of training rows."""
         encoded = self.setup.encode("train")

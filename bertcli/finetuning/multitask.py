@@ -176,6 +176,11 @@ class MultitaskJob(Job):
             write_text(task_folder / "recipe.yaml", dump_recipe(job.setup.recipe))
 
     @property
+    def data_fingerprint(self) -> str:
+        """The hashes of the encoded rows of all tasks."""
+        return " ".join(job.data_fingerprint for job in self.jobs.values())
+
+    @property
     def tokens_per_micro_batch(self) -> float:
         """The average number of tokens in a micro-batch, over all tasks."""
         return statistics.fmean(job.tokens_per_micro_batch for job in self.jobs.values())

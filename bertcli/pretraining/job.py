@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_LOSS_FOR_PERPLEXITY = 100.0  # exp of larger losses would overflow
+NUM_HASHED_TOKENS = 2**20
 COUNT_CHUNK_TOKENS = 2**24  # number of tokens counted per call, to limit memory
 
 
@@ -75,6 +77,14 @@ class PretrainJob(Job):
     def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
         """Return the part of the trained module that the objective saves."""
         return self.setup.objective.model_to_save(module)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """A hash of the lengths of all documents and of a sample of the tokens."""
+        corpus = self.setup.corpus
+        digest = hashlib.blake2b(corpus.document_offsets.tobytes(), digest_size=16)
+        digest.update(corpus.tokens[:: max(1, len(corpus.tokens) // NUM_HASHED_TOKENS)].tobytes())
+        return digest.hexdigest()
 
     @property
     def tokens_per_micro_batch(self) -> float:

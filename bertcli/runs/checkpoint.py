@@ -43,6 +43,7 @@ class Progress:
     num_overflowed_steps: int = 0  # skipped by the fp16 gradient scaler
     micro_batch_size: int | None = None  # set if reduced after running out of memory
     num_threads: int | None = None  # on a CPU
+    data_fingerprint: str | None = None  # hash of the training and validation data
     stream_position: list[int] | None = None  # position in the training data, as the job defines it
     step_meter: dict[str, float] | None = None  # totals of the steps since the last line of the training history
 

@@ -97,6 +97,11 @@ class Job(ABC):
 
     @property
     @abstractmethod
+    def data_fingerprint(self) -> str:
+        """A hash of the training and validation data, which must not change while the run is interrupted."""
+
+    @property
+    @abstractmethod
     def tokens_per_micro_batch(self) -> float:
         """The average number of tokens that a process computes at a time."""
 

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from safetensors import SafetensorError, safe_open
 
 from bertcli.console import Console
-from bertcli.errors import DiskError, UsageError
+from bertcli.errors import DiskError, RunFolderError, UsageError
 from bertcli.files import fsync, manifest_problem, replace_folder, restore_folder, write_bytes, write_manifest
 from bertcli.models.compile import compile_layers
 from bertcli.models.freezing import all_encoder_layers
@@ -44,6 +44,13 @@ class TrainState:
         training, hardware = job.recipe.training, job.recipe.hardware
         set_seed(job.seed)
         checkpoint = newest_checkpoint(folder.checkpoints, console.warn)
+        self.progress = read_progress(checkpoint) if checkpoint else Progress()
+        if self.progress.data_fingerprint not in (None, job.data_fingerprint):
+            raise RunFolderError(
+                f"{folder.path} cannot be resumed: its training or validation data have changed since step "
+                f"{self.progress.step}. Restore them, choose another folder with --run, or start over with --overwrite"
+            )
+        self.progress.data_fingerprint = job.data_fingerprint
         self.module = job.build_model(console if checkpoint is None else Console(mute=True))
         self.num_parameters = job.model_to_save(self.module).num_parameters()
         self.num_trainable_parameters = sum(part.numel() for part in self.module.parameters() if part.requires_grad)
@@ -51,7 +58,6 @@ class TrainState:
         if seen_ids is not None:
             train_seen_rows_only(self.module, seen_ids)
         self._full_module: torch.nn.Module | None = None  # for saving, if the module is sharded
-        self.progress = read_progress(checkpoint) if checkpoint else Progress()
         self.ensure_best_model()  # before the weights are loaded, because it may load different ones
         saved = load_checkpoint(checkpoint, self.module) if checkpoint else None
         is_sharded = hardware.shard and accelerator.num_processes > 1

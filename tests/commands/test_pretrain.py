@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -24,7 +24,16 @@ from bertcli.data.batching import GlobalBatch
 from bertcli.data.packing import pack_sequences
 from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.data.sample import NEUTRAL_SENTENCES, sample_documents
-from bertcli.errors import DataError, DiskError, Interrupted, ModelError, RecipeError, TrainingError, UsageError
+from bertcli.errors import (
+    DataError,
+    DiskError,
+    Interrupted,
+    ModelError,
+    RecipeError,
+    RunFolderError,
+    TrainingError,
+    UsageError,
+)
 from bertcli.finetuning.run import finetune
 from bertcli.inference.fill_mask import has_masked_lm_head
 from bertcli.models.from_pretrained import ModelSource
@@ -503,6 +512,20 @@ def test_resumed_run_does_not_rebuild_earlier_shards(monkeypatch: pytest.MonkeyP
     assert after[0] in before[-3:]
     assert after == sorted(set(after), key=after.index)  # none twice
     assert len({*before, *after}) >= len(built) - 3
+
+
+def test_pretraining_is_not_resumed_on_a_changed_corpus(stop_after: Callable[..., None]) -> None:
+    overrides = ["training.max_steps=4", "evaluation.every_steps=4"]
+    stop_after(2)
+    with pytest.raises(Interrupted):
+        run(*overrides)
+    text = Path("corpus.txt").read_text("utf-8")
+    first, second, rest = text.split("\n\n", 2)
+    Path("corpus.txt").write_text(f"{second}\n\n{first}\n\n{rest}", "utf-8")
+    with pytest.raises(RunFolderError, match="data have changed since step 2"):
+        run(*overrides)
+    Path("corpus.txt").write_text(text, "utf-8")
+    run(*overrides)
 
 
 @pytest.mark.parametrize("sections", [{}, {"objective": "{pairs: next_sentence}"}])

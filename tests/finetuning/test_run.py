@@ -138,7 +138,7 @@ def test_optimizer_keeps_moments_of_seen_token_rows_only_and_changed_rows_are_re
     assert max(len(values["exp_avg"]) for values in moments.values()) < num_seen + num_others
     assert [len(values["exp_avg"]) for values in moments.values()].count(num_seen + 1) == 1
     reviews.write_text(reviews.read_text("utf-8").replace("fine", "awful"), "utf-8")
-    with pytest.raises(RunFolderError, match="training rows have changed"):
+    with pytest.raises(RunFolderError, match="training or validation data have changed since step 1"):
         finetune(recipe, Path("run"), RunOptions(console=QUIET))
 
 

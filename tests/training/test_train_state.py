@@ -1,4 +1,4 @@
-"""The best model is checked before it is published, and restored from its checkpoint if it is damaged."""
+"""The best model is checked before it is published; a run is not resumed on other data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from bertcli.commands.evaluate import evaluate
-from bertcli.errors import DiskError, Interrupted
+from bertcli.errors import DiskError, Interrupted, RunFolderError
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunFolder, RunOptions
@@ -138,3 +138,22 @@ def test_tuned_thresholds_keep_the_manifest_valid(recipe_of: Callable[..., Recip
     assert "thresholds" in json.loads(Path("run/model/config.json").read_text())
     assert "config.json" in json.loads(Path("run/model/manifest.json").read_text())
     assert RunFolder(Path("run")).model_problem() is None
+
+
+CHANGES = {
+    "word": ("the film was fine", "the film was good"),
+    "order": ("the film was fine", "the was film fine"),
+    "label": ("was fine,positive", "was fine,negative"),
+    "row": ("the film was fine,positive\n", ""),
+}
+
+
+def test_run_is_not_resumed_on_changed_rows(stopped: Callable[..., Recipe], reviews: Path) -> None:
+    recipe = stopped(1)
+    original = reviews.read_text("utf-8")
+    for old, new in CHANGES.values():
+        reviews.write_text(original.replace(old, new), "utf-8")
+        with pytest.raises(RunFolderError, match=r"run cannot be resumed: .* data have changed since step 4.*--over"):
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    reviews.write_text(original, "utf-8")
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
