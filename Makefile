@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 DEMO := runs/demo
-FINETUNE := $(BIN)/bertcli finetune sample/few-labels --quiet
+FINETUNE := $(BIN)/bertcli finetune sample/few-labels
 
 demo: $(STAMP)  ## pretrain, fine-tune on few labels with and without pretraining; evaluate, predict, compare
 	$(BIN)/bertcli pretrain pretrain/tiny --run $(DEMO)/pretrained
