@@ -274,7 +274,7 @@ class EncodedBuilder:
 def iter_input_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
     """Yield the token IDs of each text, without special tokens."""
     for start in range(0, len(texts), TOKENIZE_BATCH_SIZE):
-        yield from tokenize(tokenizer, list(texts[start : start + TOKENIZE_BATCH_SIZE]))["input_ids"]
+        yield from token_ids(tokenizer, list(texts[start : start + TOKENIZE_BATCH_SIZE]))
 
 
 def iter_kept_ids(
@@ -293,7 +293,7 @@ def iter_kept_ids(
         num_characters = CHARACTERS_PER_TOKEN * max_tokens
         while batch:
             ends = {index: _text_ends(text, num_characters, long_inputs) for index, text in batch.items()}
-            tokenized = iter(tokenize(tokenizer, list(chain.from_iterable(ends.values())))["input_ids"])
+            tokenized = iter(token_ids(tokenizer, list(chain.from_iterable(ends.values()))))
             for index, parts in ends.items():
                 part_ids = list(islice(tokenized, len(parts)))
                 if parts == [batch[index]] or min(map(len, part_ids)) >= max_tokens:
@@ -354,6 +354,20 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any], **options
     if all(map(special_ids(tokenizer).isdisjoint, output["input_ids"])):
         return output
     return without_special_pieces(tokenizer)(texts, **options)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Return the token IDs of each text, as `tokenize` does, in half the time: nothing else is computed."""
+    if not tokenizer.is_fast:  # written in Python, such as CANINE's
+        return tokenize(tokenizer, texts)["input_ids"]
+    backend: Any = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # as ordinary text
+    ids = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    if all(map(special_ids(tokenizer).isdisjoint, ids)):
+        return ids
+    return tokenize(tokenizer, texts)["input_ids"]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -19,6 +19,7 @@ from bertcli.data.encoding import (
     special_tokens_template,
     split_long_text,
     splits_at_spaces,
+    token_ids,
     tokenize,
     truncate_pair,
     window_bounds,
@@ -246,6 +247,15 @@ def test_encoded_batch_with_choices() -> None:
     assert batch["input_ids"].tolist() == [[[5, -1, -1], [6, 7, -1]], [[0, 1, -1], [2, 3, 4]]]
     assert batch["labels"].tolist() == [0, 1]
     assert (encoded.lengths.tolist(), encoded.num_tokens.tolist()) == ([3, 2], [5, 3])
+
+
+def test_token_ids_are_those_of_the_tokenizer(tokenizers_by_kind: dict[str, PreTrainedTokenizerBase]) -> None:
+    random_words = random.Random(0)
+    texts = ["", *TEXTS, *(" ".join(random_words.choices(WORDS, k=9)) for _ in range(200))]
+    for kind, tokenizer in tokenizers_by_kind.items():
+        tokenizer(texts, truncation=True, max_length=3, padding=True)  # must leave no trace
+        assert token_ids(tokenizer, texts) == tokenize(tokenizer, texts)["input_ids"], kind
+        assert token_ids(tokenizer, TEXTS) == tokenizer(TEXTS, add_special_tokens=False)["input_ids"], kind
 
 
 def test_special_tokens_template_matches_the_tokenizer(roberta_tokenizer: PreTrainedTokenizerBase) -> None:
