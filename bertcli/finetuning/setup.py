@@ -166,6 +166,12 @@ class FinetuneSetup:
         new_weights: list[str] = []
         if source.config.model_type in PADDING_SENSITIVE_FAMILIES:
             console.warn(PADDING_WARNING.format(source.config.model_type))
+        keeps_head = not section.new_head and has_head(source.config, model_class)
+        if keeps_head and (problem := self.head.scale_problem(source.config)):
+            console.warn(
+                f"{source.name} starts far from the targets and may not reach them, since {problem}; set "
+                "model.new_head=true to train a new output layer"
+            )
 
         def report(weights: MissingWeights) -> None:
             new_weights.append(weights.head)

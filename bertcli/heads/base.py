@@ -126,6 +126,14 @@ class Head(ABC):
         """
         return None
 
+    def scale_problem(self, saved: PretrainedConfig) -> str | None:
+        """Return how the targets differ in scale from those that a saved model was trained on; None if they do not.
+
+        Args:
+            saved: the configuration of a model with this head.
+        """
+        return None
+
     def echo_columns(self, task: Task) -> tuple[str, ...]:
         """Return the input columns to repeat next to each prediction."""
         return task.columns

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 MISSING_LABEL = -1  # in GLUE's test splits, whose labels are hidden
-OPTIONAL_CONFIG_FIELDS = ("thresholds", "tag_scheme", "casing_feature", "marks_capitals")
+OPTIONAL_CONFIG_FIELDS = ("thresholds", "target_scale", "tag_scheme", "casing_feature", "marks_capitals")
 """Fields of config.json that not every head sets; `marks_capitals` is the earlier name of `casing_feature`."""
 MAX_PROBABILITIES = 20  # labels listed with a prediction
 MAX_IDS_LISTED = 10  # in an error message

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+Scale = tuple[float, float]
+"""Mean and standard deviation of the targets of a regression."""
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
 MAX_MODERATE = 10.0  # largest mean and standard deviation of targets that are learned without standardization
 MIN_SIX_DECIMALS = 1e-3  # smaller predictions would lose most of their digits
@@ -70,11 +72,13 @@ class TextClassification(Head):
         labels: Sequence[str],
         class_weights: Sequence[float] | None = None,
         thresholds: Thresholds | None = None,
+        trained_scale: Scale | None = None,
     ):
         self.problem = problem
         self.labels = tuple(labels)
         self.class_weights = class_weights  # [C]; None: all equal
         self.thresholds = thresholds  # None: predict the most probable label or, in multi-label tasks, those above 0.5
+        self.trained_scale = trained_scale  # of a regression's targets; None: unknown
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
@@ -130,7 +134,9 @@ class TextClassification(Head):
         if task.problem == "single_label" and len(np.unique(gold)) < 2:
             raise DataError(f"{origin(task)}: all training rows have the same label, expected at least two labels")
         if task.problem == "regression":
-            _check_spread(task, gold)
+            scale = _scale(gold)
+            _check_spread(task, *scale)
+            return cls(task.problem, (), trained_scale=scale)
         weights = compute_class_weights(recipe.training.class_weights, task, labels, gold)
         return cls(task.problem, labels, weights, _thresholds(recipe.answers.thresholds, task, labels))
 
@@ -146,8 +152,9 @@ class TextClassification(Head):
             raise ModelError(f"found problem_type {config.problem_type!r} in the model, expected one of {PROBLEMS}")
         if config.problem_type is None and config.num_labels == 1:
             problem = "regression"
-        labels = () if problem == "regression" else labels_from_config(config)
-        return cls(problem, labels, thresholds=getattr(config, "thresholds", None))
+        if problem == "regression":
+            return cls(problem, (), trained_scale=_saved_scale(config))
+        return cls(problem, labels_from_config(config), thresholds=getattr(config, "thresholds", None))
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """Return this head with its labels in another order."""
@@ -176,10 +183,12 @@ class TextClassification(Head):
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """Fields for the model's `config.json`: label names, `problem_type` and thresholds."""
+        """Fields for the model's `config.json`: label names, `problem_type`, thresholds, and the scale of targets."""
         problem_type = f"{self.problem}_classification" if self.problem != "regression" else "regression"
-        fields = label_config_fields(self.labels or ("score",))
-        return fields | {"problem_type": problem_type} | self.config_extras
+        fields = label_config_fields(self.labels or ("score",)) | {"problem_type": problem_type} | self.config_extras
+        if self.trained_scale is not None:
+            fields["target_scale"] = dict(zip(("mean", "std"), self.trained_scale, strict=True))
+        return fields
 
     @property
     def config_extras(self) -> dict[str, Any]:
@@ -193,9 +202,19 @@ class TextClassification(Head):
         """
         if self.problem != "regression":
             return None
-        mean, std = float(np.mean(gold, dtype=np.float64)), float(np.std(gold, dtype=np.float64))
-        is_moderate = abs(mean) <= MAX_MODERATE and 1 / MAX_MODERATE <= std <= MAX_MODERATE
-        return None if is_moderate else (mean, std)
+        scale = _scale(gold)
+        return None if _is_moderate(*scale) else scale
+
+    def scale_problem(self, saved: PretrainedConfig) -> str | None:
+        """Return how the targets differ in scale from those that a saved regression model was trained on.
+
+        None if its output layer can still learn them, or if its scale is unknown.
+        """
+        before, now = _saved_scale(saved), self.trained_scale
+        if before is None or now is None or _is_moderate((before[0] - now[0]) / now[1], before[1] / now[1]):
+            return None
+        new, old = (f"mean {mean:,.6g}, standard deviation {std:,.6g}" for mean, std in (now, before))
+        return f"their scale ({new}) is very different from that of the targets it was trained on ({old})"
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
         """Encode rows as token IDs, with labels if the rows have them."""
@@ -370,13 +389,30 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
     return None if (numbers == MISSING_LABEL).all() else numbers.astype(np.float32)
 
 
-def _check_spread(task: Task, gold: np.ndarray) -> None:
-    """Check that the labels [R] of the training rows vary by more than the rounding error of fp32.
+def _scale(gold: np.ndarray) -> Scale:
+    """Return the mean and the standard deviation of numbers [R]."""
+    return float(np.mean(gold, dtype=np.float64)), float(np.std(gold, dtype=np.float64))
+
+
+def _is_moderate(mean: float, std: float) -> bool:
+    """Return whether an output layer that predicts numbers near 0 can learn targets of this scale."""
+    return abs(mean) <= MAX_MODERATE and 1 / MAX_MODERATE <= std <= MAX_MODERATE
+
+
+def _saved_scale(config: PretrainedConfig) -> Scale | None:
+    """Return the scale of the targets that a saved model was trained on; None if its configuration has none."""
+    saved = getattr(config, "target_scale", None)
+    values = [saved.get(key) for key in ("mean", "std")] if isinstance(saved, dict) else []
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[1] > 0 else None
+
+
+def _check_spread(task: Task, mean: float, std: float) -> None:
+    """Check that the labels of the training rows, of this scale, vary by more than the rounding error of fp32.
 
     Raises:
         DataError: if they do not.
     """
-    mean, std = float(np.mean(gold, dtype=np.float64)), float(np.std(gold, dtype=np.float64))
     if std == 0:
         raise DataError(
             f"{origin(task)}: all training rows have the same number in column {task.label_column!r} (as a "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from bertcli.errors import DataError, Interrupted
 from bertcli.finetuning.multitask import finetune_multitask
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
+from bertcli.heads.text_classification import TextClassification
 from bertcli.models.from_pretrained import ModelSource, save_model
 from bertcli.models.lora import add_lora, save_lora
 from bertcli.models.padding_free import optimize_forward
@@ -242,3 +244,35 @@ def test_classifier_is_left_as_it_is() -> None:
     model = build("bert", "AutoModelForSequenceClassification", num_labels=2)
     use_fp32_output(model)
     assert type(model.classifier) is nn.Linear
+
+
+def test_regression_finetuned_again_on_another_scale_is_reported_with_both_scales(
+    recipe_of: Callable[..., Recipe],
+) -> None:
+    finetune(recipe_of(1, 0), Path("small"), QUIET_OPTIONS)
+    finetune(recipe_of(1000, 10_000, model="small"), Path("large"), QUIET_OPTIONS)
+
+    def warnings_of(recipe: Recipe) -> list[str]:
+        console = Console(quiet=True)
+        messages: list[str] = []
+        console.warn = messages.append  # type: ignore[method-assign]
+        set_up(recipe, None).build_model(console)
+        return messages
+
+    (warning,) = warnings_of(recipe_of(1000, 10_000, model="small"))
+    assert re.fullmatch(
+        r"small starts far .* \(mean 12,\d+\.?\d*, standard deviation 1,\d+\.?\d*\) .* \(mean 2\.\d+, "
+        r"standard deviation 1\.\d+\); set model\.new_head=true .*",
+        warning,
+    )
+    (warning,) = warnings_of(recipe_of(1, 0, model="large"))  # whose config.json holds the scale of its last training
+    assert warning.startswith("large starts far")
+    assert warnings_of(recipe_of(1000, 10_000, "model.new_head=true", model="small")) == []
+    assert warnings_of(recipe_of(800, 11_000, model="large")) == []
+    assert warnings_of(recipe_of(1.5, 1, model="small")) == []
+
+
+@pytest.mark.parametrize("saved", [None, {}, {"mean": "1", "std": 2}, {"mean": 1, "std": 0}])
+def test_regression_model_of_unknown_scale_is_finetuned_without_a_warning(saved: object) -> None:
+    config = transformers.BertConfig(target_scale=saved)
+    assert TextClassification("regression", (), trained_scale=(0.0, 1.0)).scale_problem(config) is None
