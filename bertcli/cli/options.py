@@ -74,7 +74,9 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check recipe, data, model and disk space, and print the plan, without training."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing run in the run folder.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing run in the run folder; other files in it are kept.")
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [default: from the run's recipe, else auto].")]
 Precision = Annotated[
     str | None, typer.Option(help="auto, fp32, bf16 or fp16 [default: from the run's recipe, else auto].")

@@ -21,7 +21,7 @@ from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.environment import num_cores
-from bertcli.runs.folder import RunFolder, RunOptions, claim_run, seed_folders
+from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions, claim_run, seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.training.signals import StopRequest, stop_on_signals
 
@@ -140,6 +140,9 @@ def start_run(
     command = [sys.executable, "-m", "bertcli", "finetune", str(file), "--run", str(folder)]
     command += ["--quiet", "--json", "--debug", *(["--mirror", str(mirror)] if mirror else [])]
     with RunFolder(folder).log.open("ab") as log, file.with_suffix(".json").open("wb") as output:
+        if log.tell() == 0:
+            log.write(LOG_HEADER.encode())
+            log.flush()
         # In a new session, Ctrl-C does not reach it directly: this process passes the signal on.
         return subprocess.Popen(command, env=environment, stdout=output, stderr=log, start_new_session=True)
 
@@ -151,7 +154,8 @@ def _run_error(folder: Path, code: int, output: Path) -> ProcessError:
         error = json.loads(output.read_text("utf-8"))
         return ProcessError(f"{error['error']} (log: {log})", error["exit_code"])
     except (OSError, ValueError, KeyError):
-        lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:] if log.is_file() else []
+        text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
+        lines = text.removeprefix(LOG_HEADER).splitlines()[-LOG_LINES:]
         message = f"the run in {folder} died ({describe_exit(code)}); re-run the same command to resume (log: {log})"
         return ProcessError("\n".join([message, *(f"  {line}" for line in lines)]), code if code > 0 else 128 - code)
 

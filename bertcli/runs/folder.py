@@ -38,6 +38,9 @@ SUMMARY = "summary.csv"  # the table of a grid
 VALIDATION_PREDICTIONS = "validation.jsonl"  # in `predictions/`; multitask runs prefix it with `TASK-`
 MAX_LISTED = 5  # maximum number of runs named in a message
 LOCK = ".lock"
+SLURM_FILES = re.compile(r"(?:job|gather)(?:-\d+)?\.sh|\d+(?:_\d+)?\.log")  # scripts and logs of `bertcli submit`
+LOG_HEADER = "# messages of a run started by `bertcli finetune --jobs`\n"  # of `log.txt`
+CHECKPOINTS = re.compile(r"\.?step-\d{8}(?:\.tmp|\.old)?")
 MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".bin"}  # of files that `save_pretrained` writes
 
 
@@ -184,6 +187,19 @@ class RunFolder:
         prefixes = ("", *(f"{task.name}-" for task in self.model.glob("*/")))
         return [self.predictions / f"{prefix}{VALIDATION_PREDICTIONS}" for prefix in prefixes]
 
+    @property
+    def shared_folders(self) -> tuple[Path, ...]:
+        """Folders in which a person, or a tracker other than TensorBoard, may keep other files."""
+        return (self.predictions, self.slurm, self.trackers)
+
+    def written_files(self, folder: Path) -> list[Path]:
+        """Return the paths at which the run, its jobs and TensorBoard write files in one of the shared folders."""
+        if folder == self.predictions:
+            return self.written_predictions()
+        if folder == self.slurm:
+            return [file for file in folder.glob("*") if SLURM_FILES.fullmatch(file.name)]
+        return [*folder.rglob("events.out.tfevents.*")]
+
     def clean_up(self) -> None:
         """Remove files left by an interrupted save."""
         restore_folder(self.model)
@@ -192,7 +208,9 @@ class RunFolder:
 
 
 RUN_FILES = {LOCK, SUMMARY} | {
-    getattr(RunFolder(Path()), name).name for name, kind in vars(RunFolder).items() if isinstance(kind, property)
+    value.name
+    for name, kind in vars(RunFolder).items()
+    if isinstance(kind, property) and isinstance(value := getattr(RunFolder(Path()), name), Path)
 }
 """Names of the files and folders that a run writes."""
 
@@ -399,7 +417,8 @@ def remove_run(path: Path) -> None:
     """Remove what a run and its seeds wrote in a folder, and the folder if nothing else is in it.
 
     Raises:
-        RunFolderError: if a run is in progress in the folder or in one below it, or a model folder holds other files.
+        RunFolderError: if a run is in progress in the folder or in one below it, or a folder of models or checkpoints
+            holds other files.
     """
     with ExitStack() as locks:
         for folder in (path, *(recipe.parent for recipe in path.glob("*/**/recipe.yaml"))):
@@ -415,44 +434,62 @@ def _runs_to_remove(path: Path) -> list[Path]:
     """Return the folders of the seeds of a run, then its own.
 
     Raises:
-        RunFolderError: if a model folder, which is replaced as a whole, holds files that the run did not write.
+        RunFolderError: if a folder of models or checkpoints, which is removed as a whole, holds files that the run did
+            not write.
     """
     folders = [*filter(_is_seed_run, path.iterdir()), path]
     for folder in folders:
-        model = RunFolder(folder).model
+        run = RunFolder(folder)
         # `config.json` is missing from the manifest if the run was interrupted while it tuned thresholds.
-        if others := [file for file in files_outside_manifest(model) if file.name != "config.json"]:
-            raise RunFolderError(f"{others[0]} was not written by the run; move it out of {model} before --overwrite")
+        others = [file for file in files_outside_manifest(run.model) if file.name != "config.json"]
+        others += [file for file in sorted(run.checkpoints.glob("*")) if not CHECKPOINTS.fullmatch(file.name)]
+        others += [file for step in sorted(run.checkpoints.glob("*/")) for file in files_outside_manifest(step)]
+        if others:
+            containing = run.model if run.model in others[0].parents else run.checkpoints
+            raise RunFolderError(
+                f"{others[0]} was not written by the run; move it out of {containing} before --overwrite"
+            )
     return folders
 
 
 def _remove_run_files(path: Path) -> None:
     run = RunFolder(path)
-    if run.predictions.is_dir() and not run.predictions.is_symlink():
-        for file in run.written_predictions():
-            file.unlink(missing_ok=True)
-        with suppress(OSError):  # the user has added files
-            run.predictions.rmdir()
+    for folder in run.shared_folders:
+        if folder.is_dir() and not folder.is_symlink():
+            for file in run.written_files(folder):
+                file.unlink(missing_ok=True)
+            for emptied in (*sorted(folder.rglob("*/"), reverse=True), folder):
+                with suppress(OSError):  # it holds other files, or is a link
+                    emptied.rmdir()
     for entry in [entry for entry in path.iterdir() if _is_run_file(entry)]:
         if not entry.is_dir() or entry.is_symlink():
             entry.unlink()
-        elif entry != run.predictions:
+        elif entry not in run.shared_folders:
             shutil.rmtree(entry)
 
 
 def _is_run_file(path: Path) -> bool:
-    """Return whether an entry of a run folder, other than the lock, has a name that only runs use."""
-    return path.name in RUN_FILES - {LOCK} or path.name.startswith(f".{RunFolder(path).model.name}.")
+    """Return whether an entry of a run folder is one that the run wrote, judging by its name or that of its folder.
+
+    A person may have redirected messages to a `log.txt`, so that of a run is recognized by its header.
+    """
+    run = RunFolder(path.parent)
+    if path == run.log:
+        with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline() == LOG_HEADER
+        return False
+    leftovers = (f".{run.model.name}.tmp", f".{run.model.name}.old")
+    return path.name in RUN_FILES - {LOCK, SUMMARY} or path.name in leftovers
 
 
 def _may_precede_run(path: Path) -> bool:
     """Return whether an entry of a folder does not keep a run from starting in the folder.
 
-    It may be a run of a single seed, the script of a queued job, or predictions that the user kept from an earlier run.
+    It may be a run of a single seed, the script of a queued job, or files that `--overwrite` of an earlier run kept.
     """
     run = RunFolder(path.parent)
-    is_kept = path == run.predictions and not any(file.exists() for file in run.written_predictions())
-    return _is_seed_run(path) or path == run.slurm or is_kept
+    is_kept = path in run.shared_folders and not any(file.exists() for file in run.written_files(path))
+    return _is_seed_run(path) or path in (run.slurm, run.log) or is_kept
 
 
 def _is_seed_run(path: Path) -> bool:

@@ -27,7 +27,7 @@ from bertcli.finetuning.run import finetune
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunFolder, RunOptions, chosen_run, claim_run
+from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions, chosen_run, claim_run
 from bertcli.runs.results import RunResults
 
 from ..conftest import QUIET
@@ -257,7 +257,7 @@ def fail_children(monkeypatch: pytest.MonkeyPatch, output: str, code: int) -> li
     def start_run(recipe: Recipe, folder: Path, file: Path, *_: Any) -> SimpleNamespace:
         started.append(folder)
         file.with_suffix(".json").write_text(output)
-        RunFolder(folder).log.write_text("step 1\nTraceback\nBus error")
+        RunFolder(folder).log.write_text(f"{LOG_HEADER}step 1\nTraceback\nBus error")
         return SimpleNamespace(wait=lambda _: code)
 
     monkeypatch.setattr(run_many, "start_run", start_run)
@@ -297,3 +297,10 @@ def test_log_of_a_parallel_run_is_removed_with_the_run(monkeypatch: pytest.Monke
     monkeypatch.setattr(run_many, "start_run", lambda *_: SimpleNamespace(wait=lambda _: 1))
     CliRunner().invoke(app, [*command, "--overwrite"])
     assert not list(Path("run").rglob("log.txt"))
+
+
+def test_log_of_a_parallel_run_begins_with_a_header_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_many.subprocess, "Popen", lambda *_, stderr, **__: stderr.write("warning: …".encode()))
+    for _ in range(2):
+        run_many.start_run(load_recipe("sample/sentiment"), tmp_path, tmp_path / "1.yaml", None, {})
+    assert (tmp_path / "log.txt").read_text("utf-8") == f"{LOG_HEADER}warning: …warning: …"

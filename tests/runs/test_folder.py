@@ -14,7 +14,7 @@ import pytest
 from bertcli.errors import RunFolderError, UsageError
 from bertcli.files import file_lock, replace_folder, restore_folder, write_manifest, write_text
 from bertcli.recipe.load import dump_recipe, load_recipe
-from bertcli.runs.folder import best_seed, chosen_run, claim_run, exclusive_lock
+from bertcli.runs.folder import LOG_HEADER, best_seed, chosen_run, claim_run, exclusive_lock
 
 RECIPE = dump_recipe(load_recipe("glue/rte", ["training.epochs=3", "evaluation.every_epochs=1"]))
 
@@ -227,6 +227,62 @@ def test_overwrite_is_refused_if_a_person_added_files_to_a_model() -> None:
     mine.unlink()
     open_run(Path("run"), overwrite=True)
     assert {path.name for path in Path("run").iterdir()} == {"recipe.yaml"}
+
+
+def test_overwrite_keeps_files_that_a_person_added_to_the_folders_of_a_run() -> None:
+    written = [
+        *(f"slurm/{name}" for name in ("job.sh", "gather-2.sh", "123.log", "124_0.log")),
+        *("trackers/bertcli/events.out.tfevents.1.host.2.0", "checkpoints/step-00000004/progress.json", "eval.jsonl"),
+        *(".model.tmp/config.json", "checkpoints/.step-00000004.tmp/optimizer.pt"),
+    ]
+    mine = [
+        *("slurm/notes.txt", "slurm/my-job.sh", "trackers/mine/notes.md", "trackers/aim.db"),
+        "log.txt",
+        "summary.csv",
+    ]
+    for folder in ("run/seed-1", "run"):
+        open_run(Path(folder))
+        for name in (*written, *mine):
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).write_text(name)
+    open_run(Path("run"), overwrite=True)
+    files = {path.as_posix() for path in Path("run").rglob("*") if path.is_file()}
+    kept = {f"{folder}/{name}" for folder in ("run", "run/seed-1") for name in mine}
+    assert files == {*kept, "run/recipe.yaml"}
+    assert not any("bertcli" in path.name or "checkpoints" in path.name for path in Path("run").rglob("*"))
+
+
+def test_run_starts_in_a_folder_with_files_that_overwrite_kept() -> None:
+    for name in ("slurm/notes.txt", "trackers/notes.txt", "predictions/new.csv", "log.txt"):
+        Path("run", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("run", name).touch()
+    open_run(Path("run"))
+    assert Path("run/recipe.yaml").is_file()
+
+
+def test_overwrite_removes_the_log_of_a_run_but_not_one_that_a_person_wrote() -> None:
+    for text, is_kept in ((f"{LOG_HEADER}warning: …", False), ("my output\n", True), ("", True)):
+        open_run(Path("run"))
+        Path("run/train.jsonl").touch()
+        Path("run/log.txt").write_text(text)
+        open_run(Path("run"), overwrite=True)
+        assert Path("run/log.txt").exists() == is_kept
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "step-00000004-good/optimizer.pt", "step-00000004/notes.txt"])
+def test_overwrite_is_refused_if_a_person_added_files_to_checkpoints(name: str) -> None:
+    open_run(Path("run"))
+    checkpoint = Path("run/checkpoints/step-00000004")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "progress.json").write_text("{}")
+    write_manifest(checkpoint)
+    mine = Path("run/checkpoints", name)
+    mine.parent.mkdir(exist_ok=True)
+    mine.touch()
+    with pytest.raises(
+        RunFolderError, match=r"run/checkpoints/.* was not written by the run; move it out of run/checkpoints"
+    ):
+        claim_run(Path("run"), RECIPE, overwrite=True)
 
 
 def test_overwrite_keeps_a_recipe_and_model_that_no_run_wrote() -> None:
