@@ -52,6 +52,7 @@ from bertcli.cli.options import (
     build_inputs,
     check_mirror,
     default_run_folder,
+    distinct_overrides,
     hardware_section,
     parse_integers,
     split_names,
@@ -117,7 +118,7 @@ def finetune(
     from bertcli.recipe.suite import load_finetuning
     from bertcli.runs.folder import RunOptions
 
-    loaded = load_finetuning(recipe, overrides or [])
+    loaded = load_finetuning(recipe, distinct_overrides(overrides))
     if processes > 1 and jobs > 1:
         raise UsageError("give either --processes (several processes per run) or --jobs (several runs), not both")
     mirror = check_mirror(mirror)
@@ -152,7 +153,7 @@ def pretrain(
     from bertcli.recipe.load import load_pretrain_recipe
     from bertcli.runs.folder import RunOptions
 
-    loaded = load_pretrain_recipe(recipe, overrides or [])
+    loaded = load_pretrain_recipe(recipe, distinct_overrides(overrides))
     mirror = check_mirror(mirror)
     _launch_processes(processes)
     options = RunOptions(mirror, dry_run, overwrite, Console(quiet=quiet))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bertcli.errors import UsageError
+from bertcli.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from bertcli.recipe.schema import HardwareSection
@@ -159,12 +159,30 @@ Layers = Annotated[
 Pooling = Annotated[str, typer.Option(help="With --features: mean, cls, or tokens (one vector per token).")]
 
 
+def distinct_overrides(overrides: list[str] | None) -> list[str]:
+    """Return the `key=value` overrides; none if they were left out.
+
+    Raises:
+        RecipeError: if two of them set the same key to different values.
+    """
+    from bertcli.recipe.yaml_layers import conflicting_overrides
+
+    if problems := list(conflicting_overrides(overrides or [])):
+        raise RecipeError(problems)
+    return overrides or []
+
+
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Split positional arguments into recipe names and `key=value` overrides."""
+    """Split positional arguments into recipe names and `key=value` overrides.
+
+    Raises:
+        UsageError: if there is no recipe.
+        RecipeError: if two overrides set the same key to different values.
+    """
     names = [argument for argument in arguments if "=" not in argument or os.path.exists(argument)]
     if not names:
         raise UsageError("found no recipe, expected at least one before the KEY=VALUE overrides")
-    return names, [argument for argument in arguments if argument not in names]
+    return names, distinct_overrides([argument for argument in arguments if argument not in names])
 
 
 def build_inputs(texts: list[str] | None, pairs: list[str] | None, choices: list[str] | None) -> list[list[str]] | None:

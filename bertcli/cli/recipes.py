@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bertcli.cli.error_handling import handle_errors
-from bertcli.cli.options import Debug, Json, Overrides, RecipeName, RecipesAndKeys, split_overrides
+from bertcli.cli.options import Debug, Json, Overrides, RecipeName, RecipesAndKeys, distinct_overrides, split_overrides
 from bertcli.errors import RecipeError
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy, check and compare recipes.")
@@ -83,7 +83,7 @@ def show(
     from bertcli.console import print_result
     from bertcli.recipe.catalogue import show_recipe
 
-    print_result(show_recipe(recipe, overrides or [], comments=not no_comments).rstrip("\n"))
+    print_result(show_recipe(recipe, distinct_overrides(overrides), comments=not no_comments).rstrip("\n"))
 
 
 @recipes_app.command()

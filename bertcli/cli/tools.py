@@ -27,6 +27,7 @@ from bertcli.cli.options import (
     RunOrModel,
     check_mirror,
     default_run_folder,
+    distinct_overrides,
     split_overrides,
 )
 from bertcli.cli.recipes import recipes_app
@@ -91,7 +92,7 @@ def submit(
 
     submission = run_submit(
         recipe,
-        overrides or [],
+        distinct_overrides(overrides),
         run or default_run_folder(recipe),
         JobResources(nodes, gpus, cpus, time, partition, tuple(directives or ())),
         array=array,

@@ -221,6 +221,34 @@ def parse_overrides(overrides: Iterable[str], schema: type[BaseModel]) -> Recipe
     return layer
 
 
+def conflicting_overrides(overrides: Iterable[str]) -> Iterator[str]:
+    """Yield an error message for each `key=value` argument that replaces the value of an earlier one."""
+    earlier: dict[KeyPath, tuple[str, str]] = {}
+    for argument in overrides:
+        for keys, value in _leaves(parse_overrides([argument], Recipe).values, ()):
+            clash = next(
+                (
+                    other
+                    for path, (other, other_value) in earlier.items()
+                    if path[: len(keys)] == keys and (len(path) > len(keys) or other_value != repr(value))
+                ),
+                None,
+            )
+            if clash is not None:
+                yield f"{COMMAND_LINE}: found both {quoted(clash)} and {quoted(argument)}; remove one of them"
+                break
+            earlier[keys] = (argument, repr(value))
+
+
+def _leaves(values: dict[str, Any], prefix: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the path and value of each key that is not a section."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key), value
+
+
 def merge_layers(base: RecipeLayer, override: RecipeLayer) -> None:
     """Merge `override` into `base`, in place: mappings are merged, everything else is replaced."""
     replaced: set[KeyPath] = set()

@@ -37,6 +37,33 @@ def small(encoder: Path, reviews: Path, write_recipe: Callable[..., Path]) -> Pa
     )
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("training.seed=1", "training.seed=2"),
+        ("training={seed: 1}", "training.seed=[1, 2]"),
+        ("task.name=mine", "task=glue/sst2"),
+        ("suite=[a.yaml]", "suite=[b.yaml]"),
+    ],
+)
+@pytest.mark.parametrize("command", ["finetune", "pretrain", "submit", "recipes show", "recipes check", "fetch"])
+def test_key_given_twice_on_the_command_line_is_an_error(
+    command: str, overrides: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BERTCLI_MIRROR", ".")
+    result = call(*command.split(), "sample/sentiment", *overrides)
+    assert result.exit_code == 2
+    first, second = map(repr, overrides)
+    assert result.stderr == f"error: command line: found both {first} and {second}; remove one of them\n"
+
+
+def test_key_given_twice_with_the_same_value_is_accepted() -> None:
+    words = ["training.learning_rate=1e-5", "training.learning_rate=0.00001", "training={epochs: 2}"]
+    result = call("recipes", "show", "sample/sentiment", *words, "--no-comments")
+    assert "learning_rate: 1e-05\n" in result.stdout
+    assert "epochs: 2" in result.stdout
+
+
 def test_finetune_then_eval_then_predict(small: Path) -> None:
     trained = call("finetune", str(small), "--json")
     assert trained.exit_code == 0, trained.stderr
