@@ -28,7 +28,7 @@ from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
 from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
-from bertcli.models.from_pretrained import ModelSource, check_model_class, has_head
+from bertcli.models.from_pretrained import ModelSource, check_model_class, has_head, invalid_config_errors
 from bertcli.models.from_scratch import build_bert, build_bert_config
 from bertcli.models.missing_weights import MissingWeights
 from bertcli.models.tokenizer_matching import (
@@ -192,14 +192,19 @@ class FinetuneSetup:
         return model, any(new_weights)
 
     def count_parameters(self) -> int:
-        """Return the number of parameters, without allocating or loading the model."""
+        """Return the number of parameters, without allocating or loading the model.
+
+        Raises:
+            ModelError: if the configuration of the model cannot be used.
+        """
         import torch
         import transformers
 
         with torch.device("meta"):
             if self.source is None:
                 return self.build_model(Console(mute=True)).num_parameters()
-            return transformers.AutoModel.from_config(self.source.config).num_parameters()
+            with invalid_config_errors(self.source.name):
+                return transformers.AutoModel.from_config(self.source.config).num_parameters()
 
 
 def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:

@@ -52,10 +52,14 @@ def labels_from_config(config: PretrainedConfig) -> tuple[str, ...]:
     """Return the label names in a model configuration, in the order of their ids.
 
     Raises:
-        ModelError: if two labels have the same name, or the ids are not consecutive from 0.
+        ModelError: if a label has no name, two labels have the same name, or the ids are not consecutive from 0.
     """
-    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    names: dict[int, str] = {}
     found = f"the id2label in config.json of {config.name_or_path or 'the model'}"
+    for index, name in (config.id2label or {}).items():
+        if not isinstance(name, str | int | float) or (text := label_text(name)) is None:
+            raise ModelError(f"{found} has {quoted(name)} for label {index}, expected text; give each label a name")
+        names[int(index)] = text
     if sorted(names) != [*range(len(names))]:
         raise ModelError(f"{found} has the ids {[*sorted(names)][:MAX_IDS_LISTED]}, expected 0 to {len(names) - 1}")
     first_ids: dict[str, int] = {}

@@ -34,6 +34,7 @@ from bertcli.heads.thresholds import (
     Thresholds,
     best_f1_threshold,
     default_thresholds,
+    saved_thresholds,
     thresholds_from_recipe,
 )
 from bertcli.recipe.schema import DataSection, Recipe
@@ -145,16 +146,17 @@ class TextClassification(Head):
         """Create the head of a trained model from its configuration.
 
         Raises:
-            ModelError: if the configuration has an unknown `problem_type`.
+            ModelError: if the configuration has an unknown `problem_type`, or invalid labels or thresholds.
         """
-        problem: Any = (config.problem_type or "single_label_classification").removesuffix("_classification")
+        problem: Any = str(config.problem_type or "single_label_classification").removesuffix("_classification")
         if problem not in PROBLEMS:
             raise ModelError(f"found problem_type {config.problem_type!r} in the model, expected one of {PROBLEMS}")
         if config.problem_type is None and config.num_labels == 1:
             problem = "regression"
         if problem == "regression":
             return cls(problem, (), trained_scale=_saved_scale(config))
-        return cls(problem, labels_from_config(config), thresholds=getattr(config, "thresholds", None))
+        labels = labels_from_config(config)
+        return cls(problem, labels, thresholds=saved_thresholds(config, labels, problem))
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """Return this head with its labels in another order."""

@@ -6,11 +6,15 @@ Shapes: R rows, C labels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.errors import DataError, did_you_mean
-from bertcli.tasks.task import Task
+from bertcli.errors import DataError, ModelError, did_you_mean, quoted
+from bertcli.tasks.task import Problem, Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 DEFAULT_THRESHOLD = 0.5
 Thresholds = dict[str, float]
@@ -29,6 +33,27 @@ def thresholds_from_recipe(thresholds: Mapping[str, float], task: Task, labels: 
             cure = did_you_mean(label, defaults)
             raise DataError(f"found {label!r} in answers.thresholds, expected {' or '.join(defaults)}.{cure}")
     return defaults | dict(thresholds)
+
+
+def saved_thresholds(config: PretrainedConfig, labels: Sequence[str], problem: Problem) -> Thresholds | None:
+    """Return the thresholds in a model configuration; None if there are none.
+
+    Raises:
+        ModelError: if they are not numbers for some of the labels, or for one of two labels in a single-label task.
+    """
+    thresholds: Any = getattr(config, "thresholds", None)
+    if thresholds is None:
+        return None
+    is_valid = isinstance(thresholds, dict) and all(
+        label in labels and isinstance(value, int | float) for label, value in thresholds.items()
+    )
+    if not is_valid or (problem == "single_label" and not (len(thresholds) == 1 and len(labels) == 2)):
+        raise ModelError(
+            f"config.json of {config.name_or_path or 'the model'} has the thresholds {quoted(thresholds)}, expected "
+            f"a number for {'one of' if problem == 'single_label' else 'each of'} {quoted([*labels])}; correct or "
+            "restore it"
+        )
+    return thresholds
 
 
 def default_thresholds(task: Task, labels: Sequence[str]) -> Thresholds:

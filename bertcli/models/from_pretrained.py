@@ -7,13 +7,13 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertcli.errors import ModelError, did_you_mean
+from bertcli.errors import ModelError, did_you_mean, quoted
 from bertcli.models.missing_weights import (
     MissingWeights,
     describe_missing,
@@ -44,6 +44,10 @@ WEIGHT_OPTIONS = {"dtype": "float32", "use_safetensors": True}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's file name
 ADAPTER_PREFIX = "base_model.model."  # peft's, of tensor names
 MAX_SHAPES_LISTED = 3  # in an error message
+MAX_REASON_CHARS = 200  # of a library's error message
+FLOAT_DTYPES = ("F", "BF")  # prefixes of safetensors' names of floating-point types
+CONFIG_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
+"""What transformers raises while it builds a model from an invalid configuration."""
 
 
 class ModelSource:
@@ -77,6 +81,12 @@ class ModelSource:
         from transformers import AutoConfig
 
         config = _from_pretrained(AutoConfig.from_pretrained, "configuration", self.path)
+        architectures = config.architectures or []
+        if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+            raise ModelError(
+                f"the config.json of {self.path} has the architectures {quoted(architectures)}, expected a list of "
+                "class names; correct or restore it"
+            )
         if Path(self.path).is_dir() and not _has_weights(Path(self.path)):
             raise ModelError(
                 f"no weights in {self.path}: model.safetensors is missing; restore it. To train from scratch with this "
@@ -161,22 +171,31 @@ class ModelSource:
         Raises:
             ModelError: if the model cannot be loaded (see `load_model`), but not if weights are missing.
         """
+        import torch
         import transformers
 
         auto_class = getattr(transformers, model_class)
         if (Path(self.path) / ADAPTER_WEIGHTS).is_file():
             saved, missing, unexpected = *self._load_with_adapter(), set()
         else:
-            saved, report = _from_pretrained(
-                (transformers.AutoModel if new_head else auto_class).from_pretrained,
-                "model",
-                self.path,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported by name below
-                **WEIGHT_OPTIONS,
-            )
+            saved_class = transformers.AutoModel if new_head else auto_class
+            try:
+                saved, report = _from_pretrained(
+                    saved_class.from_pretrained,
+                    "model",
+                    self.path,
+                    config=config,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported by name below
+                    **WEIGHT_OPTIONS,
+                )
+            except ModelError:
+                with torch.device("meta"), invalid_config_errors(self.name):
+                    saved_class.from_config(config)  # if this fails too, config.json is at fault, not the weights
+                raise
             _check_shapes(report["mismatched_keys"], self.path)
+            parameters = {name.removeprefix(f"{saved.base_model_prefix}.") for name, _ in saved.named_parameters()}
+            _check_dtypes(Path(self.path), parameters, f"{saved.base_model_prefix}.")
             missing, unexpected = report["missing_keys"], report["unexpected_keys"]
             if not new_head:
                 _remove_missing_pooler(saved, missing)
@@ -209,15 +228,25 @@ class ModelSource:
                     f"{base_source.name} is of type {base_source.config.model_type}; correct base_model_name_or_path "
                     "in its adapter_config.json"
                 )
-            model = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
+            with invalid_config_errors(self.name):
+                model = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
             encoder, missing_in_base, _ = base_source._load_weights("AutoModel", copy.deepcopy(base_source.config))
             missing = _copy_encoder(encoder, model, missing_in_base)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about missing tensors, which are an error below
-                peft_model = PeftModel.from_pretrained(model, self.path)
-            needed = {*get_peft_model_state_dict(peft_model, save_embedding_layers=False)}
+                peft_model = PeftModel.from_pretrained(model, self.path, ignore_mismatched_sizes=True)
+            state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+            needed = {*state}
             with safe_open(Path(self.path) / ADAPTER_WEIGHTS, "pt") as file:
-                saved = {*file.keys()}
+                shapes = {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
+            saved = {*shapes}
+            mismatched = [
+                (name.removeprefix(ADAPTER_PREFIX), shapes[name], state[name].shape)
+                for name in needed & saved
+                if shapes[name] != [*state[name].shape]
+            ]
+            _check_shapes(mismatched, self.path, "adapter_config.json")
+            _check_dtypes(Path(self.path), needed)
             self._check_adapter(needed - saved, needed)
             if unused := saved - needed:
                 names = describe_tensors([name.removeprefix(ADAPTER_PREFIX) for name in unused], ())
@@ -229,7 +258,7 @@ class ModelSource:
         except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
             if str(error.args[0] if error.args else "").startswith(ADAPTER_PREFIX):  # peft's, for a tensor of the head
                 self._check_adapter({error.args[0]}, set())
-            raise ModelError(f"cannot read the LoRA adapter in {self.path}: {error}") from error
+            raise ModelError(f"cannot read the LoRA adapter in {self.path}: {_reason(error)}") from error
 
     def _check_adapter(self, missing: set[str], needed: set[str]) -> None:
         """Check that no tensors of the adapter are missing.
@@ -304,8 +333,14 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
         )
 
 
-def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], path: str) -> None:
+def _check_shapes(
+    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], path: str, config_name: str = "config.json"
+) -> None:
     """Check that every saved tensor has the shape that the model expects.
+
+    Args:
+        mismatched: name, saved shape and expected shape of each tensor that does not.
+        config_name: the file that determines the expected shapes.
 
     Raises:
         ModelError: if some do not; the message lists the first few.
@@ -316,9 +351,55 @@ def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]
     if listed:
         more = f" and {len(listed) - MAX_SHAPES_LISTED} more" if len(listed) > MAX_SHAPES_LISTED else ""
         raise ModelError(
-            f"the weights in {path} do not match its config.json: {'; '.join(listed[:MAX_SHAPES_LISTED])}{more}. "
+            f"the weights in {path} do not match its {config_name}: {'; '.join(listed[:MAX_SHAPES_LISTED])}{more}. "
             "Restore its files"
         )
+
+
+def _check_dtypes(folder: Path, parameters: Container[str], prefix: str = "") -> None:
+    """Check that saved parameters are floating-point numbers; loading would convert others, such as rounded ones.
+
+    Args:
+        folder: the folder of the model; models in the cache are not checked.
+        parameters: names of the model's parameters.
+        prefix: a prefix to remove from the names of saved tensors.
+
+    Raises:
+        ModelError: if a parameter has another type.
+    """
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            for name in sorted(weights.keys()):
+                dtype = weights.get_slice(name).get_dtype()
+                if name.removeprefix(prefix) in parameters and not dtype.startswith(FLOAT_DTYPES):
+                    raise ModelError(
+                        f"{name} in {file} is saved as {dtype}, expected a floating-point type such as F32; restore "
+                        "the file, or save the model again"
+                    )
+
+
+@contextmanager
+def invalid_config_errors(name: str) -> Iterator[None]:
+    """Within the block, which builds the model `name`, report errors as those of its config.json.
+
+    Raises:
+        ModelError: if the model cannot be built.
+    """
+    try:
+        yield
+    except CONFIG_ERRORS as error:
+        raise _invalid_config(name, error) from error
+
+
+def _invalid_config(name: str, error: Exception) -> ModelError:
+    return ModelError(f"the config.json of {name} cannot be used ({_reason(error)}); correct or restore it")
+
+
+def _reason(error: Exception) -> str:
+    """Return the type of a library's error and its message in one line, truncated."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON_CHARS].rstrip('.')}"
 
 
 def _remove_missing_pooler(model: PreTrainedModel, missing: set[str]) -> None:
@@ -410,6 +491,8 @@ def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: 
     Raises:
         ModelError: if loading fails.
     """
+    from transformers import AutoConfig
+
     options["trust_remote_code"] = False
     try:
         try:
@@ -421,7 +504,12 @@ def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: 
     except Exception as error:  # the libraries raise many types, from file system to HTTP errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(path).is_dir():
-            raise ModelError(f"cannot read the {kind} in {path}: {reason}{_corrupt_file(Path(path))}") from error
+            corrupt_file = _corrupt_file(Path(path))
+            if not corrupt_file and (Path(path) / "config.json").is_file():
+                if kind == "configuration":
+                    raise _invalid_config(path, error) from error
+                _from_pretrained(AutoConfig.from_pretrained, "configuration", path)  # raises an error if it is at fault
+            raise ModelError(f"cannot read the {kind} in {path}: {reason}{corrupt_file}") from error
         siblings = [str(Path(path).with_name(folder.name)) for folder in Path(path).parent.glob("*/")]
         cure = did_you_mean(path, siblings, are_paths=True)
         raise ModelError(

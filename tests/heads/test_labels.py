@@ -298,6 +298,20 @@ def test_labels_of_a_model_that_are_ambiguous_are_refused(names: dict[int, Any],
         labels_from_config(BertConfig(id2label=names))
 
 
+@pytest.mark.parametrize("name", [None, ["a"], {"a": 1}, float("nan")])
+def test_labels_of_a_model_that_are_not_text_are_refused(name: Any) -> None:
+    with pytest.raises(ModelError, match=r"id2label in config\.json of the model has .* for label 1, expected text"):
+        labels_from_config(BertConfig.from_dict({"id2label": {"0": "a", "1": name}}))
+
+
+def test_labels_of_a_model_that_are_numbers_are_read_as_text() -> None:
+    assert labels_from_config(BertConfig.from_dict({"id2label": {"0": 1, "1": 2.5, "2": False}})) == (
+        "1",
+        "2.5",
+        "false",
+    )
+
+
 def test_labels_of_a_model_are_read_in_the_order_of_their_ids() -> None:
     assert labels_from_config(BertConfig(id2label={1: "bad", 0: "good"})) == ("good", "bad")
 

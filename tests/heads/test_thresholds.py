@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import BertConfig
 
 from bertcli.commands.evaluate import evaluate
 from bertcli.commands.predict import predict
 from bertcli.data.prediction_inputs import PredictionInput
-from bertcli.errors import DataError, RecipeError
+from bertcli.errors import DataError, ModelError, RecipeError
 from bertcli.finetuning.run import finetune
 from bertcli.heads.text_classification import TextClassification
 from bertcli.heads.thresholds import best_f1_threshold, thresholds_from_recipe
@@ -83,6 +84,25 @@ def predictions(run: str, texts: list[str]) -> list[Any]:
     Path("in.txt").write_text("\n".join(texts))
     predict(run, PredictionInput(path="in.txt"), "out.jsonl", console=QUIET)
     return [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("thresholds", ["x", ["b"], {"b": "high"}, {"c": 0.4}, {}, {"a": 0.4, "b": 0.4}])
+def test_invalid_thresholds_of_a_saved_model_are_refused(thresholds: Any) -> None:
+    config = BertConfig(id2label={0: "a", 1: "b"}, thresholds=thresholds)
+    task = Task.model_validate({"dataset": "x", "text_columns": ("text",)})
+    with pytest.raises(
+        ModelError, match=r"config\.json of the model has the thresholds .*, expected a number for one of"
+    ):
+        TextClassification.from_config(task, config, None)
+
+
+@pytest.mark.parametrize("problem", ["foo", 5])
+def test_unknown_problem_type_of_a_saved_model_is_refused(problem: Any) -> None:
+    config = BertConfig()
+    config.problem_type = problem
+    task = Task.model_validate({"dataset": "x", "text_columns": ("text",)})
+    with pytest.raises(ModelError, match=f"found problem_type {problem!r} in the model, expected one of"):
+        TextClassification.from_config(task, config, None)
 
 
 def test_tuned_thresholds_are_saved_and_used(encoder: Path) -> None:

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from bertcli.errors import ModelError
 from bertcli.models.from_pretrained import ModelSource, check_model_class, save_model
+from bertcli.models.lora import add_lora, save_lora
 from bertcli.models.missing_weights import MissingWeights, describe_tensors
+from bertcli.recipe.schema import TrainingSection
 
 from ..conftest import allow_missing
 
@@ -191,3 +193,84 @@ def test_tokenizer_without_a_fast_version_is_refused() -> None:
     transformers.CanineTokenizer().save_pretrained("canine")
     with pytest.raises(ModelError, match="the tokenizer of canine, a CanineTokenizer, has no fast version"):
         ModelSource("canine").load_tokenizer()
+
+
+def set_in_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("hidden_act", "foo", "KeyError: 'foo'"),
+        ("num_attention_heads", 0, "ZeroDivisionError: integer modulo by zero"),
+        ("hidden_dropout_prob", 5, "ValueError: dropout probability has to be between 0 and 1, but got 5"),
+        ("layer_norm_eps", "x", "StrictDataclassFieldValidationError: .*'layer_norm_eps': .*expected float"),
+        ("dtype", "foo", "AttributeError: .*'foo'"),
+        ("id2label", ["a"], "AttributeError: 'list'"),
+        ("model_type", "foo", "ValueError: .* model type `foo`"),
+    ],
+)
+def test_configuration_that_cannot_be_used_is_refused_by_file_and_reason(
+    encoder: Path, field: str, value: object, reason: str
+) -> None:
+    source = ModelSource(save("model", encoder, CLASSIFIER))
+    set_in_json(Path("model/config.json"), **{field: value})
+    message = rf"^the config\.json of model cannot be used \({reason}.*\); correct or restore it$"
+    with pytest.raises(ModelError, match=message):
+        source.load_model(CLASSIFIER)
+    if field in ("layer_norm_eps", "dtype", "id2label"):  # transformers reads config.json to find the tokenizer's class
+        with pytest.raises(ModelError, match=message):
+            source.load_tokenizer()
+
+
+@pytest.mark.parametrize("architectures", ["Bert", [5]])
+def test_architectures_that_are_not_class_names_are_refused(encoder: Path, architectures: object) -> None:
+    source = ModelSource(save("model", encoder, CLASSIFIER))
+    set_in_json(Path("model/config.json"), architectures=architectures)
+    with pytest.raises(ModelError, match=r"config\.json of model has the architectures .*, expected a list of class"):
+        _ = source.config
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "bert.encoder.layer.0.output.dense.bias"])
+def test_parameters_saved_as_integers_are_refused_by_name(encoder: Path, name: str) -> None:
+    source = ModelSource(save("model", encoder, CLASSIFIER))
+    file = Path("model/model.safetensors")
+    state = load_file(file)
+    save_file(state | {name: state[name].long(), "extra.position_ids": torch.arange(3)}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"^{name} in model/model\.safetensors is saved as I64, expected a floating"):
+        source.load_model(CLASSIFIER)
+    if name.startswith("classifier"):
+        source.load_model(CLASSIFIER, new_head=True)
+
+
+def save_adapter(encoder: Path) -> None:
+    source = ModelSource(str(encoder))
+    model = source.load_model(CLASSIFIER, {"num_labels": 2}, on_missing=allow_missing)
+    peft_model = add_lora(model, TrainingSection(strategy="lora", lora_rank=4), str(encoder.resolve()))
+    save_lora(peft_model, source.load_tokenizer(), Path("adapter"), merged=False)
+
+
+def test_adapter_of_another_rank_is_refused_by_shape(encoder: Path) -> None:
+    save_adapter(encoder)
+    set_in_json(Path("adapter/adapter_config.json"), r=8)
+    with pytest.raises(ModelError) as caught:
+        ModelSource("adapter").load_model(CLASSIFIER)
+    assert re.fullmatch(
+        r"the weights in adapter do not match its adapter_config\.json: \S+lora_A\.weight has the shape \[4, \d+\], "
+        r"expected \[8, \d+\]; .* and \d+ more",
+        str(caught.value),
+    )
+
+
+def test_adapter_saved_as_integers_or_with_an_invalid_configuration_is_refused(encoder: Path) -> None:
+    save_adapter(encoder)
+    file = Path("adapter/adapter_model.safetensors")
+    state = load_file(file)
+    name = next(name for name in state if "classifier" in name)
+    save_file(state | {name: state[name].int()}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"classifier\S* in adapter/adapter_model\.safetensors is saved as I32"):
+        ModelSource("adapter").load_model(CLASSIFIER)
+    set_in_json(Path("adapter/config.json"), num_attention_heads=0)
+    with pytest.raises(ModelError, match=r"the config\.json of adapter cannot be used \(ZeroDivisionError"):
+        ModelSource("adapter").load_model(CLASSIFIER)
