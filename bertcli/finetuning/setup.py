@@ -333,12 +333,12 @@ def _select_subsets(recipe: Recipe, rows: dict[str, Dataset]) -> dict[str, Datas
             elif recipe.data.context_tokens:
                 subset = subset.select(range(max_rows))
             else:
-                subset = sample_rows(subset, max_rows)
+                subset = random_subset(subset, max_rows)
         subsets[split] = subset
     return subsets
 
 
-def sample_rows(rows: Dataset, num_rows: int) -> Dataset:
+def random_subset(rows: Dataset, num_rows: int) -> Dataset:
     """Return a random sample of rows in their original order; it is always the same sample."""
     return rows.select(sorted(Random(SUBSET_SEED).sample(range(len(rows)), num_rows)))
 

@@ -18,7 +18,7 @@ from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError
 from bertcli.finetuning.run import finetune
-from bertcli.finetuning.setup import sample_rows
+from bertcli.finetuning.setup import random_subset
 from bertcli.recipe.load import load_recipe
 from bertcli.reports.pages import read_run
 from bertcli.runs.folder import RunOptions
@@ -68,7 +68,7 @@ def test_evaluate_gives_the_scores_of_the_run_and_reports_a_different_number_of_
 
     def scored_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
         rows = load_split(task, split, mirror)
-        return sample_rows(rows, 60) if split == "validation" else rows
+        return random_subset(rows, 60) if split == "validation" else rows
 
     monkeypatch.setattr("bertcli.commands.evaluate.load_split", scored_rows)
     assert evaluate(str(runs[name]), console=Console()).metrics["validation"] == pytest.approx(expected)
