@@ -303,6 +303,24 @@ def iter_kept_ids(
         yield from (ids[index] for index in range(len(ids)))
 
 
+def kept_pair_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: tuple[str, str], ids: tuple[list[int], list[int]], max_tokens: int
+) -> tuple[list[int], list[int]]:
+    """Return enough token IDs of both texts of a pair for `truncate_pair` to keep the same as of the whole texts.
+
+    The heads of the texts are enough, unless it matters which text is longer: an odd number of tokens is divided
+    between two texts that are both too long.
+
+    Args:
+        ids: token IDs of the texts, or of their heads, from `iter_kept_ids` with `max_tokens`.
+    """
+    are_whole = max(map(len, texts)) <= 2 * CHARACTERS_PER_TOKEN * max_tokens
+    if are_whole or max_tokens % 2 == 0 or min(map(len, ids)) < max_tokens:
+        return ids
+    first, second = iter_input_ids(tokenizer, texts)
+    return first, second
+
+
 def _text_ends(text: str, num_characters: int, long_inputs: LongInputs) -> list[str]:
     """Return the whole text, or the ends that `long_inputs` keeps, each of at least about `num_characters`."""
     if len(text) <= 2 * num_characters:
@@ -425,8 +443,9 @@ def encode_texts(
             for part in split_long_text(ids or template.empty_text, max_tokens, long_inputs, doc_stride):
                 builder.add(row, *template.build_inputs(part))
     else:
-        both = zip(iter_input_ids(tokenizer, texts), iter_input_ids(tokenizer, pairs), strict=True)
-        for row, (first, second) in enumerate(both):
+        heads = (iter_kept_ids(tokenizer, part, max_tokens, "keep_head") for part in (texts, pairs))
+        for row, ids_of_pair in enumerate(zip(*heads, strict=True)):
+            first, second = kept_pair_ids(tokenizer, (texts[row], pairs[row]), ids_of_pair, max_tokens)
             first = first if first or second else template.empty_text
             builder.add(row, *template.build_truncated_pair(first, second, max_tokens))
     return builder.build(tokenizer, None if labels is None else labels[builder.rows])

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from bertcli.data.encoding import Encoded, EncodedBuilder, iter_input_ids, special_tokens_template
+from bertcli.data.encoding import (
+    Encoded,
+    EncodedBuilder,
+    iter_kept_ids,
+    kept_pair_ids,
+    special_tokens_template,
+)
 from bertcli.data.sources import locate_rows, origin
 from bertcli.data.table_files import label_text
 from bertcli.errors import DataError
@@ -96,10 +102,11 @@ class MultipleChoice(Head):
         endings = [f"{stem} {choice}".strip() for stem, row in zip(stems, choices, strict=True) for choice in row]
         template, builder = special_tokens_template(tokenizer, pair=True), EncodedBuilder()
         max_tokens = data.max_length - template.num_special_tokens
-        second_ids = iter_input_ids(tokenizer, endings)
-        for row, first in enumerate(iter_input_ids(tokenizer, texts)):
-            for _ in range(num_choices):
-                builder.add(row, *template.build_truncated_pair(first, next(second_ids), max_tokens))
+        second_ids = iter_kept_ids(tokenizer, endings, max_tokens, "keep_head")
+        for row, first in enumerate(iter_kept_ids(tokenizer, texts, max_tokens, "keep_head")):
+            for ending in endings[row * num_choices : (row + 1) * num_choices]:
+                ids = kept_pair_ids(tokenizer, (texts[row], ending), (first, next(second_ids)), max_tokens)
+                builder.add(row, *template.build_truncated_pair(*ids, max_tokens))
         return builder.build(tokenizer, self.references(task, rows), num_choices=num_choices)
 
     def references(self, task: Task, rows: Dataset) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bertcli.data.encoding import (
@@ -25,9 +26,11 @@ from bertcli.data.encoding import (
     window_bounds,
 )
 from bertcli.errors import DataError
+from bertcli.heads.multiple_choice import MultipleChoice
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.tokenizer_training import train_tokenizer
-from bertcli.recipe.schema import LongInputs
+from bertcli.recipe.schema import DataSection, LongInputs
+from bertcli.tasks.task import Task
 
 from ..conftest import TEXTS
 
@@ -129,6 +132,47 @@ def test_ends_of_long_texts_are_those_of_the_full_tokenization(
             assert found == expected, (kind, long_inputs)
 
 
+def long_pairs() -> list[tuple[str, str]]:
+    """Return pairs of texts of 0 to 300 words, of equal and of different lengths."""
+    rng = random.Random(2)
+    texts = [" ".join(rng.choices(WORDS, k=size)) for size in (0, 1, 3, 4, 150, 151)]
+    texts += ["a " * 300, " " * 600, "\U0001f642" * 300 + " b a", "ab" + " b" * 200]
+    return [(first, second) for first in texts for second in texts]
+
+
+@pytest.mark.parametrize("max_length", [9, 10])  # an odd and an even number of tokens without special ones
+def test_pairs_of_long_texts_are_encoded_as_if_tokenized_in_full(
+    tokenizers_by_kind: dict[str, PreTrainedTokenizerBase], max_length: int
+) -> None:
+    firsts, seconds = map(list, zip(*long_pairs(), strict=True))
+    columns = {"text": firsts, "a": seconds, "b": firsts}
+    task = Task.model_validate(
+        {"head": "multiple_choice", "dataset": "x", "text_columns": ("text",), "choice_columns": ("a", "b")}
+    )
+    for kind, tokenizer in tokenizers_by_kind.items():
+        template = special_tokens_template(tokenizer, pair=True)
+        max_tokens = max_length - template.num_special_tokens
+
+        def expected(pairs: list[tuple[str, str]]) -> list[list[int]]:
+            sides = (list(iter_input_ids(tokenizer, side)) for side in zip(*pairs, strict=True))  # noqa: B023
+            ids = zip(*sides, strict=True)
+            empty = template.empty_text  # noqa: B023
+            return [
+                template.build_truncated_pair(a if a or b else empty, b, max_tokens)[0]  # noqa: B023
+                for a, b in ids
+            ]
+
+        encoded = encode_texts(tokenizer, firsts, seconds, max_length)
+        found = [part.tolist() for part in np.split(encoded.input_ids, encoded.offsets[1:-1])]
+        assert found == expected(long_pairs()), kind
+        if template.num_special_tokens:  # without, an empty question has no tokens
+            rows = Dataset.from_dict(columns)
+            choices = MultipleChoice().encode(task, rows, tokenizer, DataSection(max_length=max_length))
+            found = [part.tolist() for part in np.split(choices.input_ids, choices.offsets[1:-1])]
+            pairs = [(first, choice.strip()) for first, second in long_pairs() for choice in (second, first)]
+            assert found == expected(pairs), kind
+
+
 def test_only_the_ends_of_a_long_text_are_tokenized(
     tokenizers_by_kind: dict[str, PreTrainedTokenizerBase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +187,8 @@ def test_only_the_ends_of_a_long_text_are_tokenized(
     ):
         for long_inputs in ("keep_head", "keep_tail", "keep_head_and_tail"):
             encode_texts(tokenizer, ["a b " * 50_000, "film"], None, 32, long_inputs=long_inputs)  # type: ignore[arg-type]
+        for max_length in (32, 33):
+            encode_texts(tokenizer, ["a b " * 50_000, "film", "soup"], ["bad", "a b " * 50_000, "x"], max_length)
     assert max(lengths) < 1000
 
 
