@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 
 from bertcli.console import Console, format_seconds, format_size
 from bertcli.data.corpus_reading import source_files
+from bertcli.models.from_pretrained import invalid_config_errors
 from bertcli.models.from_scratch import build_from_config
 from bertcli.pretraining.batches import ResolvedPhase, packing_efficiency
 from bertcli.pretraining.job import PretrainJob
@@ -48,7 +50,7 @@ def pretrain(recipe: PretrainRecipe, run: Path, options: RunOptions) -> RunResul
     plan, phases = resolve_phases(recipe, setup, processes.num_processes)
     job = PretrainJob(setup, plan, phases)
     _print_plan(console, setup, plan, phases, run)
-    num_parameters = _count_parameters(setup.config, setup.objective)
+    num_parameters = _count_parameters(recipe, setup.config, setup.objective)
     if processes.is_main_process:
         check_disk(run, recipe, num_parameters)
     folder = open_run(processes, claim, console)
@@ -74,7 +76,7 @@ def _dry_run(recipe: PretrainRecipe, run: Path, mirror: Path | None, console: Co
             global_batch_size=training.global_batch_size,
             num_processes=1,
         )
-    check_disk(run, recipe, _count_parameters(config, objective))
+    check_disk(run, recipe, _count_parameters(recipe, config, objective))
     for source in recipe.corpus.sources:
         paths = source_files(source)
         size = f"{len(paths)} files, {format_size(sum(path.stat().st_size for path in paths))}" if paths else None
@@ -96,9 +98,12 @@ def _dry_run(recipe: PretrainRecipe, run: Path, mirror: Path | None, console: Co
     console.say("dry run: recipe, corpus files, model, run folder and disk are fine; nothing was tokenized or trained")
 
 
-def _count_parameters(config: PretrainedConfig, objective: Objective) -> int:
+def _count_parameters(recipe: PretrainRecipe, config: PretrainedConfig, objective: Objective) -> int:
     with torch.device("meta"):
-        return int(build_from_config(config, objective.model_class).num_parameters())
+        if recipe.model.name is None:
+            return int(build_from_config(config, objective.model_class).num_parameters())
+        with invalid_config_errors(recipe.model.name):
+            return int(getattr(transformers, objective.model_class).from_config(config).num_parameters())
 
 
 def _print_model(console: Console, recipe: PretrainRecipe) -> None:

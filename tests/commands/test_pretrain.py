@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -679,3 +680,15 @@ def test_file_without_empty_lines_is_read_line_by_line_and_that_is_reported(
     setup = set_up(small_recipe(), None, Console())
     assert len(setup.corpus.document_offsets) == 301
     assert "corpus.txt has no empty lines: each line is a document" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_pretraining_from_a_model_whose_configuration_cannot_be_used_names_its_file(
+    encoder: Path, dry_run: bool
+) -> None:
+    shutil.copytree(encoder, "base")
+    config = json.loads(Path("base/config.json").read_text())
+    Path("base/config.json").write_text(json.dumps(config | {"hidden_act": "foo"}))
+    recipe = small_recipe(model="{name: base}", tokenizer="{name: base}")
+    with pytest.raises(ModelError, match=r"^the config\.json of base cannot be used \(KeyError: 'foo'\); correct or"):
+        pretrain(recipe, Path("run"), RunOptions(console=QUIET, dry_run=dry_run))
