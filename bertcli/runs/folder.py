@@ -187,9 +187,8 @@ class RunFolder:
         prefixes = ("", *(f"{task.name}-" for task in self.model.glob("*/")))
         return [self.predictions / f"{prefix}{VALIDATION_PREDICTIONS}" for prefix in prefixes]
 
-    @property
     def shared_folders(self) -> tuple[Path, ...]:
-        """Folders in which a person, or a tracker other than TensorBoard, may keep other files."""
+        """Return the folders in which a person, or a tracker other than TensorBoard, may keep other files."""
         return (self.predictions, self.slurm, self.trackers)
 
     def written_files(self, folder: Path) -> list[Path]:
@@ -208,9 +207,7 @@ class RunFolder:
 
 
 RUN_FILES = {LOCK, SUMMARY} | {
-    value.name
-    for name, kind in vars(RunFolder).items()
-    if isinstance(kind, property) and isinstance(value := getattr(RunFolder(Path()), name), Path)
+    getattr(RunFolder(Path()), name).name for name, kind in vars(RunFolder).items() if isinstance(kind, property)
 }
 """Names of the files and folders that a run writes."""
 
@@ -454,7 +451,7 @@ def _runs_to_remove(path: Path) -> list[Path]:
 
 def _remove_run_files(path: Path) -> None:
     run = RunFolder(path)
-    for folder in run.shared_folders:
+    for folder in run.shared_folders():
         if folder.is_dir() and not folder.is_symlink():
             for file in run.written_files(folder):
                 file.unlink(missing_ok=True)
@@ -464,7 +461,7 @@ def _remove_run_files(path: Path) -> None:
     for entry in [entry for entry in path.iterdir() if _is_run_file(entry)]:
         if not entry.is_dir() or entry.is_symlink():
             entry.unlink()
-        elif entry not in run.shared_folders:
+        elif entry not in run.shared_folders():
             shutil.rmtree(entry)
 
 
@@ -488,7 +485,7 @@ def _may_precede_run(path: Path) -> bool:
     It may be a run of a single seed, the script of a queued job, or files that `--overwrite` of an earlier run kept.
     """
     run = RunFolder(path.parent)
-    is_kept = path in run.shared_folders and not any(file.exists() for file in run.written_files(path))
+    is_kept = path in run.shared_folders() and not any(file.exists() for file in run.written_files(path))
     return _is_seed_run(path) or path in (run.slurm, run.log) or is_kept
 
 
