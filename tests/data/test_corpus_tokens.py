@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,25 @@ def test_corpus_cache_is_keyed_by_content_and_tokenizer(encoder: Path, monkeypat
     assert corpus_key(sample, tokenizer, None) != sample_key
     tokenizer.add_tokens(["harbourmaster"])
     assert corpus_key(section_of(), tokenizer, None) != before
+
+
+def test_key_of_a_large_source_depends_on_sizes_times_and_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "MAX_HASHED_BYTES", 1000)
+    monkeypatch.setattr(corpus_module, "SAMPLE_BYTES", 10)
+    path, section = Path("large.txt"), CorpusSection.model_validate({"sources": [{"files": "large.txt"}]})
+    content = b"a fine film . " * 1000
+
+    def key_of(text: bytes, time: int) -> str:
+        path.write_bytes(text)
+        os.utime(path, ns=(time, time))
+        return corpus_key(section, None, None)
+
+    key = key_of(content, 1)
+    assert key_of(content, 1) == key
+    assert len({key, key_of(content, 2), key_of(content + b"a", 1), key_of(b"b" + content[1:], 1)}) == 4
+    assert key_of(content[:20] + b"b" + content[21:], 1) == key  # between two samples, as no editor writes it
+    path.write_bytes(content[:900])
+    assert corpus_key(section, None, None) != key
 
 
 def test_corpus_key_depends_on_both_suffixes(encoder: Path) -> None:
