@@ -88,6 +88,45 @@ class PredictionInput:
         return replace(INPUT_OPTIONS, encoding=self.encoding, delimiter=self.delimiter)
 
 
+class InputRows:
+    """Input rows in memory, by column: what predicting needs of a `datasets.Dataset`, which takes long to import.
+
+    Raises:
+        DataError: on construction, if a column has both texts and lists of texts.
+    """
+
+    split = None  # they are not part of a dataset
+
+    def __init__(self, columns: dict[str, list[Any]]):
+        self._columns = columns
+        for name, values in columns.items():
+            if {str, list} <= {*map(type, values)}:
+                raise DataError(f"column {name!r} of the inputs has both texts and lists of texts; use one of them")
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Row]) -> InputRows:
+        """Build from rows with the columns of the first; values that later rows lack are None."""
+        return cls({name: [row.get(name) for row in rows] for name in rows[0]})
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the columns."""
+        return list(self._columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """Return a column by its name, a row by its index, or several rows by a slice, as columns."""
+        if isinstance(key, str):
+            return self._columns[key]
+        return {name: values[key] for name, values in self._columns.items()}
+
+    def select(self, indices: Iterable[int]) -> InputRows:
+        """Return only the rows with these indices, in their order."""
+        return InputRows({name: [values[index] for index in indices] for name, values in self._columns.items()})
+
+
 def infer_format(path: str) -> str:
     """Return the input format for the file's suffix; plain lines for standard input and unknown suffixes."""
     return FORMAT_OF_SUFFIX.get(without_compression_suffix(path).suffix.lower(), "text")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from bertcli.console import Console
 from bertcli.data.encoding import Encoded
 from bertcli.data.formats import Row
-from bertcli.data.prediction_inputs import batched
+from bertcli.data.prediction_inputs import InputRows, batched
 from bertcli.data.table_files import label_text
-from bertcli.errors import DataError, ModelError, RecipeError, UsageError, quoted, shortened
+from bertcli.errors import ModelError, RecipeError, UsageError, quoted, shortened
 from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
 from bertcli.inference.forward import predict_logits
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 DEFAULT_DATA = DataSection(max_length=512)  # of models without a run folder; capped at the model's maximum length
@@ -131,17 +130,15 @@ def _rename_labels(config: PretrainedConfig, labels: Sequence[str], head: Head, 
 
 def predict_inputs(
     loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console
-) -> Iterator[tuple[list[Row], Dataset, Encoded, np.ndarray]]:
+) -> Iterator[tuple[list[Row], InputRows, Encoded, np.ndarray]]:
     """Predict a stream of inputs one chunk at a time, so that memory use does not grow with their number.
 
     Yields:
-        The inputs of a chunk, the same inputs as dataset rows, their encoded items, and the logits.
+        The inputs of a chunk, the same inputs by column, their encoded items, and the logits.
 
     Raises:
         DataError: if a column has both texts and lists of texts.
     """
-    import pyarrow
-    from datasets import Dataset
 
     def used_values(row: Row) -> Row:
         used = {name: row[name] for name in row if name in columns}
@@ -150,10 +147,7 @@ def predict_inputs(
     columns = {*task.columns, task.id_column}
 
     for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
-        try:
-            chunk_rows = Dataset.from_list([*map(used_values, chunk)])
-        except pyarrow.ArrowException as error:
-            raise DataError("a column of the inputs has both texts and lists of texts; use one of them") from error
+        chunk_rows = InputRows.from_rows([*map(used_values, chunk)])
         encoded = loaded.head.encode(task, chunk_rows, loaded.tokenizer, loaded.data)
         console.warn_about_rows(encoded.row_warnings, first_row=chunk_index * CHUNK_SIZE)
         remaining = iter(chunk)

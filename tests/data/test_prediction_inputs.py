@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bertcli.data.prediction_inputs import read_inputs
+from bertcli.data.prediction_inputs import InputRows, read_inputs
 from bertcli.errors import DataError
 
 
@@ -26,3 +26,22 @@ def test_input_column_that_is_there_twice_is_refused_with_its_name(
         path.write_text(separator.join(names) + "\n" + separator.join("abc") + "\n")
     with pytest.raises(DataError, match=f"has the column '{name}' twice"):
         list(read_inputs(str(path), input_format, ["text"]))
+
+
+def test_input_rows_are_read_like_a_dataset() -> None:
+    from datasets import Dataset
+
+    listed = [{"text": "one", "words": ["a", "b"], "id": "7"}, {"text": "two", "words": []}, {"text": "six", "n": 1}]
+    rows, dataset = InputRows.from_rows(listed), Dataset.from_list(listed)
+    assert len(rows) == len(dataset) == 3
+    assert rows.column_names == dataset.column_names
+    assert rows.split is dataset.split is None
+    assert all(rows[name][:] == dataset[name][:] for name in dataset.column_names)
+    assert [rows[row] for row in range(3)] == [dataset[row] for row in range(3)]
+    assert rows[1:5] == dataset[1:5]
+    assert rows.select(range(1, 3))[:] == dataset.select(range(1, 3))[:]
+
+
+def test_input_rows_with_texts_and_lists_of_texts_in_a_column_are_refused() -> None:
+    with pytest.raises(DataError, match="column 'text' of the inputs has both texts and lists of texts"):
+        InputRows.from_rows([{"text": "one"}, {"text": None}, {"text": ["two"]}])
