@@ -59,6 +59,7 @@ from bertcli.cli.options import (
 )
 from bertcli.cli.tools import add_tools
 from bertcli.errors import UsageError
+from bertcli.malloc import without_garbage_collection
 
 DEFAULT_ENVIRONMENT = {  # libraries read these at import; variables that are already set are left unchanged
     "TOKENIZERS_PARALLELISM": "true",
@@ -157,7 +158,7 @@ def pretrain(
     mirror = check_mirror(mirror)
     _launch_processes(processes)
     options = RunOptions(mirror, dry_run, overwrite, Console(quiet=quiet))
-    with options.console.waiting(LOADING):
+    with options.console.waiting(LOADING), without_garbage_collection():
         from bertcli.commands.pretrain import pretrain as run_pretrain
     results = run_pretrain(loaded, run or default_run_folder(recipe), options)
     if as_json:
@@ -189,7 +190,7 @@ def evaluate(
     from bertcli.console import LOADING, Console, print_result
 
     console = Console(quiet=quiet)
-    with console.waiting(LOADING):
+    with console.waiting(LOADING), without_garbage_collection():
         from bertcli.commands.evaluate import evaluate as run_evaluate
     results = run_evaluate(
         model,
@@ -260,7 +261,7 @@ def predict(
     from bertcli.console import LOADING, Console
 
     console = Console(quiet=quiet)
-    with console.waiting(LOADING):
+    with console.waiting(LOADING), without_garbage_collection():
         from bertcli.commands.predict import predict as run_predict
         from bertcli.commands.predict import predict_features
         from bertcli.data.prediction_inputs import PredictionInput

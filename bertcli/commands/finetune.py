@@ -8,6 +8,7 @@ from pathlib import Path
 from bertcli.console import LOADING
 from bertcli.errors import UsageError
 from bertcli.finetuning.setup import check_recipe
+from bertcli.malloc import without_garbage_collection
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
@@ -30,7 +31,7 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
         raise UsageError("--jobs trains several runs in parallel, but multitask training is one run; use --processes")
     if isinstance(recipe, Recipe):
         check_recipe(recipe, recipe_task(recipe))  # `set_up` repeats this, after seconds of imports
-    with options.console.waiting(LOADING):
+    with options.console.waiting(LOADING), without_garbage_collection():
         from bertcli.experiments.collection import claim_collection
         from bertcli.experiments.grid import finetune_grid
         from bertcli.experiments.run_many import run_in_parallel
