@@ -151,16 +151,17 @@ def pretrain(
     Example: `bertcli pretrain pretrain/tiny --run runs/tiny`
     """
     from bertcli.console import LOADING, Console, print_result
-    from bertcli.recipe.load import load_pretrain_recipe
-    from bertcli.runs.folder import RunOptions
+    from bertcli.recipe.load import dump_recipe, load_pretrain_recipe
+    from bertcli.runs.folder import RunOptions, claim_run
 
     loaded = load_pretrain_recipe(recipe, distinct_overrides(overrides))
     mirror = check_mirror(mirror)
     _launch_processes(processes)
-    options = RunOptions(mirror, dry_run, overwrite, Console(quiet=quiet))
+    options, run = RunOptions(mirror, dry_run, overwrite, Console(quiet=quiet)), run or default_run_folder(recipe)
+    claim_run(run, dump_recipe(loaded), overwrite=overwrite)  # `run_pretrain` repeats this, after seconds of imports
     with options.console.waiting(LOADING), without_garbage_collection():
         from bertcli.commands.pretrain import pretrain as run_pretrain
-    results = run_pretrain(loaded, run or default_run_folder(recipe), options)
+    results = run_pretrain(loaded, run, options)
     if as_json:
         print_result(json.dumps(results.to_json(), ensure_ascii=False))
 
@@ -188,6 +189,10 @@ def evaluate(
     mirror = check_mirror(mirror)
     hardware = hardware_section(device, precision)
     from bertcli.console import LOADING, Console, print_result
+    from bertcli.models.from_pretrained import ModelSource
+
+    if not os.path.isdir(model):  # a folder may hold several models
+        ModelSource(model, mirror)
 
     console = Console(quiet=quiet)
     with console.waiting(LOADING), without_garbage_collection():
@@ -255,39 +260,49 @@ def predict(
     if input_file not in (None, "-") and (os.path.isdir(input_file) or not os.path.exists(input_file)):
         raise UsageError(f"found no file {input_file} (from --input)")
     values = build_inputs(text, pair, choice)
-    format_name = _check_output(output, format_name, pooling if features else None, keep_columns, overwrite)
     mirror = check_mirror(mirror)
+    pooled = pooling if features else None
+    format_name = _check_model_and_output(model, mirror, output, format_name, pooled, keep_columns, overwrite)
     hardware = hardware_section(device, precision)
     from bertcli.console import LOADING, Console
 
     console = Console(quiet=quiet)
     with console.waiting(LOADING), without_garbage_collection():
-        from bertcli.commands.predict import predict as run_predict
-        from bertcli.commands.predict import predict_features
+        from bertcli.commands import predict as command
         from bertcli.data.prediction_inputs import PredictionInput
     source = (input_file or "-", input_format, split, split_names("--columns", columns), keep_columns)
     inputs = PredictionInput(values, *source, input_encoding, input_delimiter)
     if features:
-        write = partial(predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
+        write = partial(command.predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
     else:
         label_names = split_names("--labels", labels)
-        write = partial(run_predict, format_name=format_name, as_zip=as_zip, top_k=top_k, labels=label_names)
+        write = partial(command.predict, format_name=format_name, as_zip=as_zip, top_k=top_k, labels=label_names)
     write(model, inputs, output, overwrite=overwrite, mirror=mirror, hardware=hardware, console=console)
 
 
 add_tools(app)
 
 
-def _check_output(
-    output: str, format_name: str | None, pooling: str | None, keep_columns: bool, overwrite: bool
+def _check_model_and_output(
+    model: str,
+    mirror: Path | None,
+    output: str,
+    format_name: str | None,
+    pooling: str | None,
+    keep_columns: bool,
+    overwrite: bool,
 ) -> str | None:
-    """Check the output of `predict` before the libraries are imported; return its format, or None for features.
+    """Check arguments of `predict` before the libraries are imported; return the format, or None for features.
 
     Args:
         pooling: how features are pooled; None: predictions are written.
     """
     from bertcli.inference.prediction_outputs import check_feature_output, check_outputs, resolve_format
+    from bertcli.models.from_pretrained import ModelSource
+    from bertcli.runs.folder import best_seed
 
+    if format_name != "glue":  # which also predicts with each model of a suite
+        ModelSource(best_seed(model), mirror)
     if pooling is None:
         format_name = resolve_format(format_name, output)
         check_outputs(format_name, output, keep_columns=keep_columns, overwrite=overwrite)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bertcli.cluster.launch import is_worker_process
 from bertcli.console import LOADING
+from bertcli.data.table_files import check_exists
 from bertcli.errors import UsageError
 from bertcli.finetuning.setup import check_recipe
 from bertcli.malloc import without_garbage_collection
+from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid
-from bertcli.recipe.load import recipe_task
+from bertcli.recipe.load import dump_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, independent_recipes_by_folder, recipes_by_folder
-from bertcli.runs.folder import RunOptions
+from bertcli.runs.folder import RunClaim, RunOptions, best_seed, claim_run
 from bertcli.runs.results import RunResults
+from bertcli.training.startup import report_finished
 
 
 def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, jobs: int = 1) -> RunResults:
@@ -30,7 +34,9 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
     if jobs > 1 and is_multitask:
         raise UsageError("--jobs trains several runs in parallel, but multitask training is one run; use --processes")
     if isinstance(recipe, Recipe):
-        check_recipe(recipe, recipe_task(recipe))  # `set_up` repeats this, after seconds of imports
+        claim = _check(recipe, run, options)
+        if claim.results is not None and not options.dry_run and not is_worker_process():
+            return report_finished(run, claim.results, options.console)
     with options.console.waiting(LOADING), without_garbage_collection():
         from bertcli.experiments.collection import claim_collection
         from bertcli.experiments.grid import finetune_grid
@@ -49,3 +55,27 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
     if isinstance(recipe, Grid):
         return finetune_grid(recipe, run, options)
     return finetune_recipe(recipe, run, options)
+
+
+def _check(recipe: Recipe, run: Path, options: RunOptions) -> RunClaim:
+    """Check the recipe, the run folder, and that its files and models exist; return the claim of the run folder.
+
+    Training repeats these checks, but only after seconds of imports.
+
+    Raises:
+        RecipeError: if a key is invalid for the task or strategy.
+        RunFolderError: if the run folder cannot be used.
+        DataError: if a file with rows does not exist.
+        ModelError: if the name of a model is that of a file, or of a folder that has no model or does not exist.
+        UsageError: if the teacher is a run that is not finished.
+    """
+    task, section = recipe_task(recipe), recipe.model
+    check_recipe(recipe, task)
+    claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
+    if claim.results is None or options.dry_run:
+        for path in (*task.files.train, *task.files.validation) if task.files else ():
+            check_exists(Path(path))
+        teacher = recipe.training.teacher and best_seed(recipe.training.teacher)
+        for name in filter(None, (section.name, section.tokenizer, teacher)):
+            ModelSource(name, options.mirror)
+    return claim

@@ -41,7 +41,7 @@ def pretrain(recipe: PretrainRecipe, run: Path, options: RunOptions) -> RunResul
     processes, console = join_processes(recipe.hardware, options.console)
     claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
     if claim.results is not None and not options.dry_run:
-        return report_finished(processes, run, claim.results, console)
+        return report_finished(run, claim.results, console, is_main_process=processes.is_main_process)
     if options.dry_run:
         _dry_run(recipe, run, options.mirror, console)
         return RunResults(dry_run=True, run=str(run))

@@ -77,8 +77,7 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
 
     tables = []
     for path in map(Path, paths):
-        if not path.is_file():
-            raise DataError(f"found no file {path}, expected a CSV, TSV, JSON Lines, JSON, Parquet or CoNLL file")
+        check_exists(path)
         try:
             tables.append(_select_columns(_read_table(path, task), task))
         except (*READ_ERRORS, pyarrow.ArrowException) as error:
@@ -88,6 +87,12 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
         return Dataset(table, split=None if split is None else NamedSplit(split))
     except (ValueError, TypeError, NotImplementedError, pyarrow.ArrowException) as error:  # an unsupported type
         raise DataError(f"cannot read {', '.join(map(str, paths))}: {summarize_error(error)}") from error
+
+
+def check_exists(path: Path) -> None:
+    """Raise `DataError` if the data file `path` does not exist."""
+    if not path.is_file():
+        raise DataError(f"found no file {path}, expected a CSV, TSV, JSON Lines, JSON, Parquet or CoNLL file")
 
 
 def _concatenate(tables: Sequence[pyarrow.Table], paths: Sequence[str], task: Task | None) -> pyarrow.Table:

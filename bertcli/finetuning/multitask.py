@@ -62,7 +62,7 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
     processes, console = join_processes(recipe.hardware, options.console)
     claim = claim_run(run, text, overwrite=options.overwrite)
     if claim.results is not None and not options.dry_run:
-        return report_finished(processes, run, claim.results, console)
+        return report_finished(run, claim.results, console, is_main_process=processes.is_main_process)
     _check_multitask(recipes.values())
     with processes.main_process_first(), console.waiting("reading rows"):  # the other processes read the cache it fills
         setups = {name: set_up(task_recipe, options.mirror) for name, task_recipe in recipes.items()}

@@ -38,7 +38,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     processes, console = join_processes(recipe.hardware, options.console)
     claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
     if claim.results is not None and not options.dry_run:
-        return report_finished(processes, run, claim.results, console)
+        return report_finished(run, claim.results, console, is_main_process=processes.is_main_process)
     with processes.main_process_first(), console.waiting("reading rows"):  # the other processes read the cache it fills
         setup = set_up(recipe, options.mirror)
     if len(setup.rows["train"]) > MANY_ROWS:

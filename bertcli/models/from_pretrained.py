@@ -59,7 +59,7 @@ class ModelSource:
         path: folder of the model; the name itself if the model is in the cache or on the Hub.
 
     Raises:
-        ModelError: if the name is a file, or a folder without a model.
+        ModelError: if the name is a file, or a folder that has no model or does not exist.
     """
 
     def __init__(self, name: str, mirror: Path | None = None):
@@ -287,6 +287,10 @@ def _resolve(name: str, mirror: Path | None) -> str:
         raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model{cure}")
     if folder.is_file():
         raise ModelError(f"found file {folder}, expected a run folder, a saved model or a Hub model ID")
+    if name.startswith((".", "/", "~")):  # not a Hub model ID
+        siblings = [str(folder.with_name(sibling.name)) for sibling in folder.parent.glob("*/")]
+        cure = did_you_mean(name, siblings, are_paths=True)
+        raise ModelError(f"found no folder {name}, expected a run folder or a saved model.{cure}")
     in_mirror = mirror / "models" / name if mirror and not {"..", "/"} & {*folder.parts} else None
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 

@@ -36,7 +36,8 @@ def train_seeds(
         job = build_job(seed)
         claim = claim_run(seed_run(parent.path, seed), recipe_text(job))
         if claim.results is not None:
-            each.append(report_finished(processes, claim.folder.path, claim.results, console))
+            is_main_process = processes.is_main_process
+            each.append(report_finished(claim.folder.path, claim.results, console, is_main_process=is_main_process))
         else:
             each.append(train(job, open_run(processes, claim, console), console))
     results = summarize_seeds(each, str(parent.path))

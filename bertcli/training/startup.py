@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from accelerate import PartialState
+from typing import TYPE_CHECKING
 
 from bertcli.console import Console
 from bertcli.recipe.schema import HardwareSection
 from bertcli.reports.comparison import write_missing_pages
 from bertcli.runs.folder import RunClaim, RunFolder
 from bertcli.runs.results import RunResults
-from bertcli.training.devices import init_processes
 from bertcli.training.signals import exit_on_requeue
-from bertcli.training.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def join_processes(hardware: HardwareSection, console: Console) -> tuple[PartialState, Console]:
@@ -22,6 +22,9 @@ def join_processes(hardware: HardwareSection, console: Console) -> tuple[Partial
     Raises:
         UsageError: if a tracker is not installed.
     """
+    from bertcli.training.devices import init_processes
+    from bertcli.training.trackers import check_trackers
+
     check_trackers(hardware)
     processes = init_processes(hardware)
     console = console if processes.is_main_process else Console(mute=True)
@@ -29,10 +32,10 @@ def join_processes(hardware: HardwareSection, console: Console) -> tuple[Partial
     return processes, console
 
 
-def report_finished(processes: PartialState, path: Path, results: RunResults, console: Console) -> RunResults:
-    """Say that the run in `path` is finished, and write its page if that is missing; return its results."""
+def report_finished(path: Path, results: RunResults, console: Console, *, is_main_process: bool = True) -> RunResults:
+    """Say that the run in `path` is finished; the main process writes its page if that is missing. Return `results`."""
     console.say(f"{path} is already finished; showing its results (--overwrite trains again)")
-    if processes.is_main_process:
+    if is_main_process:
         write_missing_pages(path)
     return results
 

@@ -13,10 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import BertForSequenceClassification
 from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
 from bertcli.cli.options import default_run_folder
+from bertcli.models.from_pretrained import ModelSource, save_model
+from bertcli.recipe.load import dump_recipe, load_recipe
+from bertcli.runs.results import RunResults
+
+UNNEEDED = {"evaluate", "matplotlib", "onnx", "onnxruntime", "optuna", "peft", "seqeval", "sklearn", "tensorboard"}
 
 
 def call(*arguments: str, stdin: str | None = None) -> Result:
@@ -220,25 +226,68 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_invalid_recipe_and_missing_input_are_reported_before_the_libraries_are_loaded(
+def test_mistakes_and_finished_runs_are_reported_before_the_libraries_are_loaded(
     write_recipe: Callable[..., Path],
 ) -> None:
     recipe = write_recipe("task: sample/sentiment\nmodel: {size: tiny}\n")
+    no_rows = write_recipe("task: {files: {train: no.csv}, text_columns: [text]}\nmodel: {size: tiny}\n", "rows.yaml")
+    for folder in ("empty", "notes", "started", "done"):
+        Path(folder).mkdir()
+    Path("notes", "notes.txt").write_text("not from a run")
+    for folder in ("started", "done"):
+        Path(folder, "recipe.yaml").write_text(dump_recipe(load_recipe(str(recipe))))
+        Path(folder, "train.jsonl").touch()
+    Path("done", "results.json").write_text(json.dumps(RunResults(run="done").to_json()))
+    Path("done", "report.html").touch()
     code = f"""
 import sys
 from typer.testing import CliRunner
 from bertcli.cli.main import app
-for arguments, message in (
-    (["finetune", {str(recipe)!r}, "evaluation.best_by=f2"], "evaluation.best_by 'f2', expected one of"),
-    (["finetune", {str(recipe)!r}, "training.strategy=lora"], "requires a pretrained encoder"),
-    (["finetune", {str(recipe)!r}, "data.context_tokens=4"], "data.context_tokens is only for token classification"),
-    (["predict", "nowhere", "--input", "nothing.csv"], "found no file nothing.csv"),
+for arguments, exit_code, message in (
+    (["finetune", {str(recipe)!r}, "evaluation.best_by=f2"], 2, "evaluation.best_by 'f2', expected one of"),
+    (["finetune", {str(recipe)!r}, "training.strategy=lora"], 2, "requires a pretrained encoder"),
+    (["finetune", {str(recipe)!r}, "data.context_tokens=4"], 2, "data.context_tokens is only for token classification"),
+    (["predict", "nowhere", "--input", "nothing.csv"], 2, "found no file nothing.csv"),
+    (["predict", "./nowhere", "--text", "a"], 1, "found no folder ./nowhere"),
+    (["predict", "started", "--text", "a"], 2, "started is not finished"),
+    (["eval", "./nowhere"], 1, "found no folder ./nowhere"),
+    (["finetune", {str(recipe)!r}, "model={{name: empty}}"], 1, "found folder empty without config.json"),
+    (["finetune", {str(recipe)!r}, "training.teacher=./nowhere"], 1, "found no folder ./nowhere"),
+    (["finetune", {str(no_rows)!r}], 1, "found no file"),
+    (["finetune", {str(recipe)!r}, "--run", "notes"], 2, "notes is not empty and is not a run"),
+    (["finetune", {str(recipe)!r}, "training.seed=2", "--run", "started"], 2, "a run created with a different recipe"),
+    (["pretrain", "pretrain/tiny", "--run", "notes"], 2, "notes is not empty and is not a run"),
 ):
     result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2, result.stderr
+    assert result.exit_code == exit_code, result.stderr
     assert message in result.stderr, result.stderr
+done = CliRunner().invoke(app, ["finetune", {str(recipe)!r}, "--run", "done"])
+assert "done is already finished" in done.stderr, done.stderr
 heavy = {{"torch", "transformers", "datasets", "pandas"}} & set(sys.modules)
 assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_predict_and_dry_run_import_only_what_they_use(small: Path, encoder: Path, tmp_path: Path) -> None:
+    classifier = BertForSequenceClassification.from_pretrained(encoder)
+    save_model(classifier, ModelSource(str(encoder)).load_tokenizer(), tmp_path / "classifier")
+    code = f"""
+import gc, sys
+from typer.testing import CliRunner
+from bertcli.cli.main import app
+
+def run(*arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    return {{name.split(".")[0] for name in sys.modules}} & {UNNEEDED | {"datasets", "pandas", "pyarrow"}}
+
+found = run("predict", "classifier", "--text", "a fine film")
+assert not found, found
+assert gc.isenabled()
+assert gc.get_freeze_count() > 100_000  # the collector skips what the libraries created
+found = run("finetune", {str(small)!r}, "--dry-run") - {{"datasets", "pandas", "pyarrow"}}
+assert not found, found
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
