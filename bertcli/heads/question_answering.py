@@ -307,12 +307,15 @@ def _row_answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
 def _parse_answers(value: Any) -> list[tuple[Any, Any]] | None:
     """Return the text and start of each answer in a cell; None if the format is unknown."""
     if isinstance(value, dict):
+        if value and "text" not in value:
+            return None
         texts, starts = (_as_list(value.get(key)) for key in ("text", "answer_start"))
         starts = starts or [None] * len(texts)
         return list(zip(texts, starts, strict=True)) if len(texts) == len(starts) else None
-    if value is None or isinstance(value, list):
-        return [(answer.get("text"), answer.get("answer_start")) for answer in value or () if isinstance(answer, dict)]
-    return None
+    answers = [] if value is None else value
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        return None
+    return [(answer.get("text"), answer.get("answer_start")) for answer in answers]
 
 
 def _as_list(value: Any) -> list[Any]:

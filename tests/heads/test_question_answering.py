@@ -248,12 +248,36 @@ def test_answer_without_start_is_found_in_the_passage(cell: Any) -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    [[{"text": None, "answer_start": 0}], {"text": ["a", "dog"], "answer_start": [0]}, "dog", {"text": [7]}],
+    [
+        [{"text": None, "answer_start": 0}],
+        {"text": ["a", "dog"], "answer_start": [0]},
+        "dog",
+        {"text": [7]},
+        ["dog"],
+        [["dog"]],
+        [None],
+        {"answer": ["dog"], "answer_start": [2]},
+    ],
 )
 def test_answers_in_another_format_are_reported(cell: Any) -> None:
     rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [cell]})
     with pytest.raises(DataError, match=r"row 1 has .* in column 'answers', expected answers with a `text`"):
         answer_spans(task_of(), rows)
+
+
+def test_answers_as_a_list_of_texts_are_refused_with_file_and_row_even_if_unanswerable(tmp_path: Path) -> None:
+    cells: list[list[str]] = [[], ["dog"]]
+    lines = [json.dumps({"question": "q", "context": "a dog and a dog", "answers": cell}) for cell in cells]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    task = task_of(dataset=None, files={"test": str(tmp_path / "q.jsonl")}, unanswerable=True)
+    with pytest.raises(DataError, match=r"q\.jsonl: row 2 has \['dog'\] in column 'answers', expected answers with a"):
+        check_answers(task, load_split(task, "test"))
+
+
+@pytest.mark.parametrize("cell", [None, [], {}, {"text": [], "answer_start": []}, {"text": None, "answer_start": None}])
+def test_question_without_an_answer_may_have_an_empty_cell_of_any_format(cell: Any) -> None:
+    rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [cell]})
+    assert answer_spans(task_of(), rows) == [None]
 
 
 def test_loss_is_that_of_transformers_summed_over_windows() -> None:
