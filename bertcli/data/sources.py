@@ -5,6 +5,7 @@ The Hub is tried last, so data that is already on disk needs no network.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,7 @@ def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
     if task.group_by not in rows.column_names:
         found = f"found columns {quoted(column_names(rows))}"
         raise DataError(f"{origin(task)}: {found}, expected {task.group_by!r} (task.group_by)")
-    values: list[Any] = [value.strip() or None if isinstance(value, str) else value for value in rows[task.group_by][:]]
+    values = [_group_value(value) for value in rows[task.group_by][:]]
     if None in values:
         where = locate_rows(task, rows, [values.index(None)])
         raise DataError(f"{where} has no value in column {task.group_by!r}; add one")
@@ -150,6 +151,15 @@ def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
     Random(HELD_OUT_SEED).shuffle(groups)
     held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_fraction * len(groups))))])
     return {row for row, value in enumerate(values) if value in held_out}
+
+
+def _group_value(value: Any) -> Any:
+    """Return a value that is equal for rows of the same group; None if it is missing: null, NaN or blank text."""
+    if isinstance(value, list | dict):  # not hashable
+        return json.dumps(value, default=str)
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value.strip() or None if isinstance(value, str) else value
 
 
 def with_row_numbers(rows: Dataset) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,6 @@ def task_of(path: Path | str, **rest: Any) -> Task:
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
 def test_every_file_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
-    import json
-
     import pyarrow
     from pyarrow import parquet
 
@@ -89,6 +88,48 @@ def test_group_by_names_the_row_without_a_value(tmp_path: Path) -> None:
     path.write_text('{"text": "a", "title": "x"}\n{"text": "b", "title": null}\n{"text": "c", "title": "y"}\n', "utf-8")
     with pytest.raises(DataError, match="row 2 has no value in column 'title'"):
         load_split(task_of(path, group_by="title"), "train")
+
+
+def test_group_by_treats_nan_as_a_missing_value(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    years = pyarrow.array([1.0, float("nan"), 2.0])
+    parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "label": ["x", "y", "x"], "year": years}), path)
+    with pytest.raises(DataError, match=r"rows\.parquet: row 2 has no value in column 'year'; add one"):
+        load_split(task_of(path, group_by="year"), "train")
+
+
+GROUPS: list[tuple[object, object, object]] = [
+    (["a", "fine"], ["a", "dull"], ["fine", "a"]),
+    ({"book": 1, "part": "x"}, {"book": 1, "part": "y"}, {"book": 2, "part": "x"}),
+    ([["a"], []], [[], ["a"]], [["a"]]),
+]
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_group_by_a_column_of_lists_or_objects_keeps_equal_values_in_one_split(
+    tmp_path: Path, groups: tuple[object, ...]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"text": f"t{row}", "label": "x", "group": groups[row % 3]} for row in range(12)]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    task = task_of(path, group_by="group", held_out_fraction=0.3)
+    train, validation = (load_split(task, split)["group"][:] for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (8, 4)
+    assert all(group not in train for group in validation)
+
+
+def test_group_by_tokens_keeps_equal_sentences_of_a_conll_file_in_one_split(tmp_path: Path) -> None:
+    """As the note on validation rows with the same text as a training row advises."""
+    path = tmp_path / "rows.conll"
+    path.write_text("".join(f"{word} B-PER\ncame O\n\n" for word in ("anna", "ben", "carl") * 4), "utf-8")
+    columns: dict[str, Any] = {"text_columns": ("tokens",), "label_column": "tags"}
+    task = task_of(path, head="token_classification", group_by="tokens", held_out_fraction=0.3, **columns)
+    train, validation = (load_split(task, split)["tokens"][:] for split in ("train", "validation"))
+    assert len(validation) == 4
+    assert all(words not in train for words in validation)
 
 
 def test_held_out_fraction_leaves_a_training_row(tmp_path: Path) -> None:
