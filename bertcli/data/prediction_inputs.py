@@ -316,6 +316,8 @@ def _reject_pairs(rows: Iterable[Row]) -> Iterator[Row]:
 def with_input_columns(task: Task, inputs: PredictionInput, *, from_run: bool) -> Task:
     """Return the task with the column names (and, without a run folder, the number of texts per input) of `inputs`.
 
+    Values that are not read from a file or split have no IDs, so the task then has no ID column.
+
     Args:
         from_run: whether the task comes from a run folder, which fixes the number of its columns.
 
@@ -324,6 +326,8 @@ def with_input_columns(task: Task, inputs: PredictionInput, *, from_run: bool) -
     """
     if inputs.columns is not None:
         task = _rename_columns(task, inputs.columns, from_run=from_run)
+    if inputs.values is not None:
+        task = task.model_copy(update={"id_column": None})
     if from_run or not inputs.values or task.head != "text_classification":
         return task
     num_texts = len(inputs.values[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -133,9 +133,8 @@ def _stratified_sample(labels: Sequence[str], num_rows: int) -> set[int]:
 
 
 def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
-    if task.group_by not in rows.column_names:
-        found = f"found columns {quoted(column_names(rows))}"
-        raise DataError(f"{origin(task)}: {found}, expected {task.group_by!r} (task.group_by)")
+    assert task.group_by is not None
+    _check_names(task, "train", rows, {task.group_by: "group_by"})
     values = [_group_value(value) for value in rows[task.group_by][:]]
     if None in values:
         where = locate_rows(task, rows, [values.index(None)])
@@ -219,7 +218,9 @@ def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
         if split not in SPLITS or not getattr(task.files, split):
             given = [name for name in SPLITS if getattr(task.files, name)]
             raise DataError(f"{task.name}: split {split!r} has no files, expected one of {given}")
-        return read_files(getattr(task.files, split), task, split)
+        is_grouped = split == "train" and holds_out_rows(task)
+        used = task if is_grouped else task.model_copy(update={"group_by": None})
+        return read_files(getattr(task.files, split), used, split)
     name = getattr(task.splits, split) if split in SPLITS else split
     if name is None:
         raise DataError(f"{task.name}: the task has no {split} split")
@@ -326,19 +327,15 @@ def _offline() -> Iterator[None]:
 
 
 def _check_columns(task: Task, split: str, rows: Dataset) -> None:
-    """Check that the task's columns exist and contain text (or lists of text).
+    """Check that the task's input and ID columns exist, and that the input columns contain text (or lists of text).
 
     Raises:
-        DataError: if a column is missing, has a missing value or is not of this type.
+        DataError: if a column is missing, or an input column has a missing value or is not of this type.
     """
-    names = column_names(rows)
-    missing = [column for column in task.columns if column not in names]
-    if missing:
-        key = "choice_columns" if missing[0] in task.choice_columns else "text_columns"
-        raise DataError(
-            f"{origin(task, split)}: split {split!r} has no column {missing[0]!r}; it has {quoted(names)}."
-            f"{did_you_mean(missing[0], names)} Set task.{key}."
-        )
+    key_of_column = {task.id_column: "id_column (null: rows are numbered)"} if task.id_column is not None else {}
+    key_of_column |= dict.fromkeys(task.choice_columns, "choice_columns")
+    key_of_column |= dict.fromkeys(task.text_columns, "text_columns")
+    _check_names(task, split, rows, key_of_column)
     for column in task.columns:
         may_be_list = column in task.list_columns
         values = rows.data.column(column)
@@ -355,6 +352,17 @@ def _check_columns(task: Task, split: str, rows: Dataset) -> None:
         if not _is_text(values.type) and not (may_be_list and _is_list_of_text(values.type)):
             expected = "text or lists of text" if may_be_list else "text"
             raise DataError(f"{origin(task, split)}: column {column!r} holds {values.type!s:.80}, expected {expected}")
+
+
+def _check_names(task: Task, split: str, rows: Dataset, key_of_column: Mapping[str, str]) -> None:
+    """Check that the columns exist; for each of them, the task's key that names it is part of the message."""
+    names = column_names(rows)
+    for column, key in key_of_column.items():
+        if column not in names:
+            raise DataError(
+                f"{origin(task, split)}: split {split!r} has no column {quoted(column)}; it has {quoted(names)}."
+                f"{did_you_mean(column, names)} Set task.{key}."
+            )
 
 
 def _is_list_of_text(kind: pyarrow.DataType) -> bool:

@@ -166,7 +166,7 @@ def _select_columns(table: pyarrow.Table, task: Task | None) -> pyarrow.Table:
     if task is None:
         return table
     used = [name for name in _used_columns(task) if name in table.column_names]
-    if not {*task.columns, task.label_column} <= {*used}:  # the message about a missing column lists the others
+    if len(used) < len(_used_columns(task)):  # the message about a missing column lists the others
         used += [name for name in table.column_names if name and name not in used]
     table = table.select(used)
     for index, field in enumerate(table.schema):
@@ -214,9 +214,9 @@ def _read_parquet(path: Path, task: Task | None) -> pyarrow.Table:
 
 def _columns_to_read(names: Sequence[str], task: Task | None) -> list[str] | None:
     """Return the columns of a file that a task uses; None (read all) without a task or if a column is missing."""
-    if task is None or not {*task.columns, task.label_column} <= {*names}:
+    if task is None or not {*_used_columns(task)} <= {*names}:
         return None
-    return [name for name in _used_columns(task) if name in names]
+    return _used_columns(task)
 
 
 def _read_delimited(path: Path, task: Task | None, options: TextOptions, *, is_csv: bool) -> pyarrow.Table:

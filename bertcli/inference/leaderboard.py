@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,7 @@ import numpy as np
 from bertcli.console import Console
 from bertcli.data.formats import Row
 from bertcli.data.sources import load_split
-from bertcli.errors import BertcliError, DataError, UsageError
+from bertcli.errors import BertcliError, DataError, UsageError, quoted
 from bertcli.files import new_file
 from bertcli.heads.question_answering import QuestionAnswering
 from bertcli.heads.span_decoding import SpanPrediction
@@ -110,32 +110,55 @@ def write_squad_files(
 
     Raises:
         UsageError: if the model is not a question-answering model, or a file exists.
-        DataError: if an id is not a text or a number, or two questions have the same id.
+        DataError: if an id is not a text or a number, two questions have the same id, or only some have one.
     """
     head = loaded.head
     if not isinstance(head, QuestionAnswering):
         raise UsageError(f"{loaded.name} predicts {head.answer_kind}; --format squad requires question_answering")
     output.mkdir(parents=True, exist_ok=True)
     names = [*SQUAD_FILES, *(["null_odds"] if task.unanswerable else [])]
-    row_of_id: dict[str, int] = {}
+    num_questions = 0
     with ExitStack() as stack:
         display = stack.enter_context(console.display("predictions"))
         paths = {name: stack.enter_context(new_file(output / f"{name}.json", overwrite=overwrite)) for name in names}
         files = {name: stack.enter_context(_JsonObjectWriter(path)) for name, path in paths.items()}
-        for row, answer in display.track(_span_predictions(loaded, head, task, rows, console)):
-            number = len(row_of_id) + 1
-            key = _question_id(row.get(task.id_column or "", number - 1), f"{source}: question {number}")
-            if key in row_of_id:
-                raise DataError(
-                    f"{source}: questions {row_of_id[key]} and {number} have the same id {key[:80]!r}, by which "
-                    "--format squad stores predictions; make the ids distinct, or use --format jsonl"
-                )
-            row_of_id[key] = number
+        answers = display.track(_span_predictions(loaded, head, task, rows, console))
+        for key, answer in _with_question_ids(answers, task.id_column, source, console):
+            num_questions += 1
             files["predictions"].write(key, answer.text)
             files["nbest_predictions"].write(key, _nbest(answer))
             if task.unanswerable:
                 files["null_odds"].write(key, answer.null_odds)
-    return len(row_of_id)
+    return num_questions
+
+
+def _with_question_ids(
+    answers: Iterable[tuple[Row, SpanPrediction]], id_column: str | None, source: str, console: Console
+) -> Iterator[tuple[str, SpanPrediction]]:
+    """Yield each answer with the id of its question: its number from 0 if the rows do not have the column of the id."""
+    row_of_id: dict[str, int] = {}
+    column, has_ids = id_column or "", False
+    for number, (row, answer) in enumerate(answers, start=1):
+        if number == 1:
+            has_ids = column in row
+            if column and not has_ids:
+                console.warn(
+                    f"{source} has no column {quoted(column)} (task.id_column), so its questions are numbered from 0"
+                )
+        elif (column in row) != has_ids:
+            having, lacking = (1, number) if has_ids else (number, 1)
+            raise DataError(
+                f"{source}: question {having} has an id in column {quoted(column)}, but question {lacking} does not; "
+                "set the ids of all questions, or of none"
+            )
+        key = _question_id(row[column] if has_ids else number - 1, f"{source}: question {number}")
+        if key in row_of_id:
+            raise DataError(
+                f"{source}: questions {row_of_id[key]} and {number} have the same id {key[:80]!r}, by which "
+                "--format squad stores predictions; make the ids distinct, or use --format jsonl"
+            )
+        row_of_id[key] = number
+        yield key, answer
 
 
 def _question_id(value: Any, question: str) -> str:

@@ -90,6 +90,33 @@ def test_group_by_names_the_row_without_a_value(tmp_path: Path) -> None:
         load_split(task_of(path, group_by="title"), "train")
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("key", ["id_column", "group_by", "text_columns"])
+def test_misspelled_column_is_refused_with_the_closest_name(tmp_path: Path, ending: str, key: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path, rows = tmp_path / f"rows.{ending}", [{"text": "a", "label": "x", "title": "t", "qid": "7"}] * 3
+    if ending == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif ending == "csv":
+        path.write_text("text,label,title,qid\n" + "a,x,t,7\n" * 3)
+    else:
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    name, closest = {"id_column": ("quid", "qid"), "group_by": ("titel", "title"), "text_columns": ("texts", "text")}[
+        key
+    ]
+    with pytest.raises(DataError, match=rf"has no column '{name}'; .*Did you mean {closest}\? Set task\.{key}"):
+        load_split(task_of(path, **{key: [name] if key == "text_columns" else name}), "train")
+
+
+def test_group_by_column_may_be_missing_from_files_of_which_no_rows_are_held_out(tmp_path: Path) -> None:
+    paths = {split: write_rows(tmp_path / f"{split}.csv", ["x", "y"]) for split in ("train", "validation", "test")}
+    files = {split: str(path) for split, path in paths.items()}
+    task = Task.model_validate({"files": files, "text_columns": ("text",), "group_by": "title"})
+    assert [load_split(task, split)["label"][:] for split in files] == [["x", "y"]] * 3
+
+
 def test_group_by_treats_nan_as_a_missing_value(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet

@@ -186,6 +186,24 @@ def test_squad_output_refuses_ids_that_are_not_text_or_numbers(runs: dict[str, P
     assert [*json.loads(Path("out/predictions.json").read_text())] == ["7"]
 
 
+def test_squad_output_numbers_the_questions_of_a_file_without_ids_with_a_warning(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"question": "who ?", "context": "anna ran ."}
+    Path("dev.jsonl").write_text(f"{json.dumps(line)}\n" * 2)
+    predict(str(runs["questions"]), PredictionInput(path="dev.jsonl"), "out", "squad", console=QUIET)
+    warning = "dev.jsonl has no column 'id' (task.id_column), so its questions are numbered from 0"
+    assert warning in " ".join(capsys.readouterr().err.split())
+    assert [*json.loads(Path("out/predictions.json").read_text())] == ["0", "1"]
+    predict(str(runs["questions"]), PredictionInput([tuple(line.values())]), "new", "squad", console=QUIET)
+    assert capsys.readouterr().err == ""
+    for ids, message in (([1, None], "question 1 has an id"), ([None, 1], "question 2 has an id")):
+        lines = [line if name is None else {"id": name} | line for name in ids]
+        Path("dev.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        with pytest.raises(DataError, match=f"{message} in column 'id', but question . does not; set the ids of all"):
+            predict(str(runs["questions"]), PredictionInput(path="dev.jsonl"), "other", "squad", console=QUIET)
+
+
 def test_multiple_choice_predicts_index_and_text(runs: dict[str, Path]) -> None:
     endings = ["it was dish .", "it was animal .", "it was sky .", "it was herd ."]
     (answer,) = predictions(runs["choices"], values=[["anna saw the dog at noon .", *endings]])
