@@ -260,9 +260,10 @@ def predict(
     if input_file not in (None, "-") and (os.path.isdir(input_file) or not os.path.exists(input_file)):
         raise UsageError(f"found no file {input_file} (from --input)")
     values = build_inputs(text, pair, choice)
+    format_name = _check_output(output, format_name, pooling if features else None, input_file, keep_columns, overwrite)
     mirror = check_mirror(mirror)
-    pooled = pooling if features else None
-    format_name = _check_model_and_output(model, mirror, output, format_name, pooled, keep_columns, overwrite)
+    if format_name != "glue":  # which also predicts with each model of a suite
+        _check_model(model, mirror)
     hardware = hardware_section(device, precision)
     from bertcli.console import LOADING, Console
 
@@ -283,12 +284,19 @@ def predict(
 add_tools(app)
 
 
-def _check_model_and_output(
-    model: str,
-    mirror: Path | None,
+def _check_model(name: str, mirror: Path | None) -> None:
+    """Check that a model exists before the libraries are imported."""
+    from bertcli.models.from_pretrained import ModelSource
+    from bertcli.runs.folder import best_seed
+
+    ModelSource(best_seed(name), mirror)
+
+
+def _check_output(
     output: str,
     format_name: str | None,
     pooling: str | None,
+    input_file: str | None,
     keep_columns: bool,
     overwrite: bool,
 ) -> str | None:
@@ -298,20 +306,17 @@ def _check_model_and_output(
         pooling: how features are pooled; None: predictions are written.
     """
     from bertcli.inference.prediction_outputs import check_feature_output, check_outputs, resolve_format
-    from bertcli.models.from_pretrained import ModelSource
-    from bertcli.runs.folder import best_seed
 
-    if format_name != "glue":  # which also predicts with each model of a suite
-        ModelSource(best_seed(model), mirror)
+    inputs = [] if input_file is None else [input_file]
     if pooling is None:
         format_name = resolve_format(format_name, output)
-        check_outputs(format_name, output, keep_columns=keep_columns, overwrite=overwrite)
+        check_outputs(format_name, output, inputs, keep_columns=keep_columns, overwrite=overwrite)
         return format_name
     if format_name is not None:
         raise UsageError(
             "--features writes .parquet or .npy, according to the extension of --output; leave out --format"
         )
-    check_feature_output(Path(output), pooling, overwrite=overwrite)
+    check_feature_output(Path(output), pooling, inputs, overwrite=overwrite)
     return None
 
 

@@ -23,6 +23,7 @@ from bertcli.data.prediction_inputs import (
     read_inputs,
     with_input_columns,
 )
+from bertcli.data.sources import split_files
 from bertcli.errors import DataError, UsageError
 from bertcli.files import new_file
 from bertcli.inference.embeddings import FeatureExtractor, write_features
@@ -36,7 +37,13 @@ from bertcli.inference.loaded_model import (
     load_for_inference,
     predict_inputs,
 )
-from bertcli.inference.prediction_outputs import STDOUT_NAMES, check_feature_output, check_outputs, resolve_format
+from bertcli.inference.prediction_outputs import (
+    STDOUT_NAMES,
+    check_feature_output,
+    check_not_input,
+    check_outputs,
+    resolve_format,
+)
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection, Recipe
@@ -91,13 +98,13 @@ def predict(
 
     Raises:
         UsageError: if the format is unknown or contradicts the suffix, an option does not apply to the model, or the
-            output file exists.
+            output file exists or is also the input.
         DataError: if the input cannot be read.
         ModelError: if the model cannot be loaded, or has no supported head.
     """
     console = console or Console()
     format_name = resolve_format(format_name, output)
-    check_outputs(format_name, output, keep_columns=inputs.keep_columns, overwrite=overwrite)
+    check_outputs(format_name, output, inputs.files, keep_columns=inputs.keep_columns, overwrite=overwrite)
     if format_name == "glue":
         files = write_glue_files(
             name, Path(output), as_zip=as_zip, overwrite=overwrite, mirror=mirror, hardware=hardware, console=console
@@ -110,7 +117,7 @@ def predict(
         return _write_output(output, predictions, format_name, console, overwrite=overwrite)
     loaded = load_for_inference(source, hardware, labels)
     from_run = loaded.recipe is not None
-    _check_split(source.name, inputs.split, from_run=from_run)
+    _check_split(source.name, loaded.task, inputs.split, output, format_name, from_run=from_run)
     task = with_input_columns(loaded.task, inputs, from_run=from_run)
     rows = load_inputs(task, inputs, loaded.head.default_columns, mirror, from_run=from_run)
     if format_name == "squad":
@@ -122,9 +129,15 @@ def predict(
     return _write_output(output, predictions, format_name, console, overwrite=overwrite)
 
 
-def _check_split(name: str, split: str | None, *, from_run: bool) -> None:
-    if split is not None and not from_run:
+def _check_split(
+    name: str, task: Task, split: str | None, output: str, format_name: str | None, *, from_run: bool
+) -> None:
+    """Check that the split, if any, is one of a run's task, and that the output is not one of its files."""
+    if split is None:
+        return
+    if not from_run:
         raise UsageError(f"--split requires a run folder, whose recipe names the dataset; {name} is not one")
+    check_not_input(output, format_name, split_files(task, split))
 
 
 def _check_fill_mask_options(name: str, inputs: PredictionInput, format_name: str) -> None:
@@ -214,16 +227,18 @@ def predict_features(
         overwrite: replace an existing file.
 
     Raises:
-        UsageError: if an option does not apply to the model or the output format, or the output file exists.
+        UsageError: if an option does not apply to the model or the output format, or the output file exists or is
+            also the input.
         DataError: if the input cannot be read.
         ModelError: if the model cannot be loaded.
     """
-    check_feature_output(Path(output), pooling, overwrite=overwrite)
+    check_feature_output(Path(output), pooling, inputs.files, overwrite=overwrite)
     console, name = console or Console(), best_seed(name)
     recipe = finetuning_recipe(name)
     from_run = recipe is not None
-    _check_split(name, inputs.split, from_run=from_run)
-    task = with_input_columns(_feature_task(recipe), inputs, from_run=from_run)
+    task = _feature_task(recipe)
+    _check_split(name, task, inputs.split, output, None, from_run=from_run)
+    task = with_input_columns(task, inputs, from_run=from_run)
     rows = load_inputs(task, inputs, DEFAULT_TEXT_COLUMNS, mirror, from_run=from_run)
     data = recipe.data if recipe else DEFAULT_DATA
     hardware = recipe.hardware.with_overrides(hardware) if recipe else hardware

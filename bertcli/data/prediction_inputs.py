@@ -78,6 +78,11 @@ class PredictionInput:
                 raise UsageError(f"input {number} has a lone surrogate (half of a character) or is not UTF-8; fix it")
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The path of the file to read; none for values and splits."""
+        return (self.path,) if self.values is None and self.split is None else ()
+
+    @property
     def resolved_format(self) -> str:
         """The format of the file, inferred from `path` if not set."""
         return self.file_format or infer_format(self.path)

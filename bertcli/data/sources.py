@@ -66,6 +66,14 @@ def origin(task: Task, split: str = "train") -> str:
     return ", ".join(getattr(task.files, split)) if task.files and split in SPLITS else task.name
 
 
+def split_files(task: Task, split: str) -> tuple[str, ...]:
+    """Return the paths of the files with the rows of a split; none if it has no files."""
+    if task.files is None or split not in SPLITS:
+        return ()
+    is_held_out = split == "validation" and holds_out_rows(task)
+    return getattr(task.files, "train" if is_held_out else split)
+
+
 def holds_out_rows(task: Task) -> bool:
     """Return whether training rows are held out for validation because the task has no validation split."""
     return not (task.files.validation if task.files else task.splits.validation)

@@ -19,7 +19,7 @@ from bertcli.files import new_file
 from bertcli.heads.question_answering import QuestionAnswering
 from bertcli.heads.span_decoding import SpanPrediction
 from bertcli.inference.loaded_model import LoadedModel, load_for_inference, multitask_models, predict_inputs
-from bertcli.inference.prediction_outputs import SQUAD_FILES
+from bertcli.inference.prediction_outputs import NULL_ODDS_FILE, SQUAD_FILES
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.folder import RunFolder, best_seed, chosen_run
@@ -116,7 +116,7 @@ def write_squad_files(
     if not isinstance(head, QuestionAnswering):
         raise UsageError(f"{loaded.name} predicts {head.answer_kind}; --format squad requires question_answering")
     output.mkdir(parents=True, exist_ok=True)
-    names = [*SQUAD_FILES, *(["null_odds"] if task.unanswerable else [])]
+    names = [*SQUAD_FILES, *([NULL_ODDS_FILE] if task.unanswerable else [])]
     num_questions = 0
     with ExitStack() as stack:
         display = stack.enter_context(console.display("predictions"))
@@ -128,7 +128,7 @@ def write_squad_files(
             files["predictions"].write(key, answer.text)
             files["nbest_predictions"].write(key, _nbest(answer))
             if task.unanswerable:
-                files["null_odds"].write(key, answer.null_odds)
+                files[NULL_ODDS_FILE].write(key, answer.null_odds)
     return num_questions
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bertcli.errors import UsageError, did_you_mean
@@ -16,6 +18,7 @@ UNSUPPORTED_SUFFIX = re.compile(
 )  # other names, such as `out` or `out.txt`, get JSON Lines
 STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1")
 SQUAD_FILES = ("predictions", "nbest_predictions")
+NULL_ODDS_FILE = "null_odds"  # for SQuAD 2.0
 POOLINGS = ("mean", "cls", "tokens")
 FEATURE_SUFFIXES = (".parquet", ".npy")
 
@@ -44,12 +47,38 @@ def resolve_format(format_name: str | None, output: str) -> str:
     return format_name
 
 
-def check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrite: bool) -> None:
-    """Check that the output can be written, before the model is loaded.
+def check_not_input(output: str, format_name: str | None, inputs: Sequence[str]) -> None:
+    """Check that predictions or features do not replace a file that they are computed from, by any of its paths.
+
+    Args:
+        format_name: one of `FORMATS`; None for features.
+        inputs: the paths of the files; `-` is standard input.
 
     Raises:
-        UsageError: if the output exists or cannot be created, or an option has no effect on the format.
+        UsageError: if an output file is the same as an input file.
     """
+    if output in STDOUT_NAMES:
+        return
+    names = (*SQUAD_FILES, NULL_ODDS_FILE) if format_name == "squad" else ()
+    files = [Path(output, f"{name}.json") for name in names] or [Path(output)]
+    for path in inputs:
+        with suppress(OSError):  # a missing file is reported when it is read
+            same = [file for file in files if file.is_file() and file.samefile("/dev/stdin" if path == "-" else path)]
+            if same:
+                raise UsageError(f"{same[0]} is also an input file, which would be lost; choose another --output")
+
+
+def check_outputs(format_name: str, output: str, inputs: Sequence[str], *, keep_columns: bool, overwrite: bool) -> None:
+    """Check that the output can be written, before the model is loaded.
+
+    Args:
+        inputs: as for `check_not_input`.
+
+    Raises:
+        UsageError: if the output exists, cannot be created or is also the input, or an option has no effect on the
+            format.
+    """
+    check_not_input(output, format_name, inputs)
     if format_name not in ("glue", "squad"):
         if output not in STDOUT_NAMES:
             check_not_run_output(Path(output))
@@ -68,13 +97,17 @@ def check_outputs(format_name: str, output: str, *, keep_columns: bool, overwrit
         check_output(file, overwrite=overwrite)
 
 
-def check_feature_output(output: Path, pooling: str, *, overwrite: bool) -> None:
+def check_feature_output(output: Path, pooling: str, inputs: Sequence[str] = (), *, overwrite: bool) -> None:
     """Check that features with this pooling can be written to this file.
 
+    Args:
+        inputs: as for `check_not_input`.
+
     Raises:
-        UsageError: if the pooling or suffix is unknown, `.npy` cannot store the features, or the file exists or cannot
-            be created.
+        UsageError: if the pooling or suffix is unknown, `.npy` cannot store the features, or the file exists, cannot be
+            created or is also the input.
     """
+    check_not_input(str(output), None, inputs)
     if pooling not in POOLINGS:
         raise UsageError(
             f"found pooling {pooling!r}, expected one of {', '.join(POOLINGS)}.{did_you_mean(pooling, POOLINGS)}"

@@ -6,6 +6,8 @@ import csv
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -23,6 +25,7 @@ from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.errors import DataError, UsageError
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_recipe
+from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions
 
 from ..conftest import QUIET
@@ -93,6 +96,49 @@ def test_output_is_checked_before_the_model_is_loaded(arguments: tuple[str, ...]
     assert result.exit_code == 2, result.stderr
     assert message in result.stderr
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("output", ["in.csv", "folder/../in.csv", "link.csv", "hard.csv"])
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_input_is_never_replaced_by_predictions_or_features(output: str, overwrite: tuple[str, ...]) -> None:
+    Path("folder").mkdir()
+    Path("in.csv").write_text("text\na film\n")
+    Path("link.csv").symlink_to("in.csv")
+    Path("hard.csv").hardlink_to("in.csv")
+    Path("folder/null_odds.json").symlink_to(Path("in.csv").absolute())
+    for target, options, file in (
+        (output, (), output),
+        (output, ("--features",), output),
+        ("folder", ("--format", "squad"), "folder/null_odds.json"),
+    ):
+        result = call("--input", "in.csv", "--output", target, *overwrite, *options, "--quiet")
+        assert result.exit_code == 2, result.stderr
+        assert f"{file} is also an input file, which would be lost; choose another --output" in result.stderr
+    assert Path("in.csv").read_text() == "text\na film\n"
+
+
+def test_file_of_the_split_is_never_replaced_by_its_predictions(
+    recipe_of: Callable[..., Recipe], reviews: Path
+) -> None:
+    before = reviews.read_bytes()
+    finetune(recipe_of("training.max_steps=1"), Path("run"), RunOptions(console=QUIET))
+    inputs = PredictionInput(split="validation")  # held out of the training file
+    with pytest.raises(UsageError, match=r"reviews\.csv is also an input file"):
+        predict("run", inputs, str(reviews), overwrite=True, console=QUIET)
+    Path("out.npy").symlink_to(reviews)
+    with pytest.raises(UsageError, match=r"out\.npy is also an input file"):
+        predict_features("run", inputs, "out.npy", layers=[-1], pooling="mean", overwrite=True, console=QUIET)
+    assert reviews.read_bytes() == before
+
+
+def test_standard_input_is_never_replaced_by_predictions() -> None:
+    Path("in.txt").write_text("a film\n")
+    code = "from bertcli.commands.predict import predict; predict('run', output='in.txt', overwrite=True)"
+    with Path("in.txt").open() as file:
+        result = subprocess.run([sys.executable, "-c", code], stdin=file, capture_output=True, text=True, check=False)
+    assert "UsageError: in.txt is also an input file, which would be lost" in result.stderr
+    assert Path("in.txt").read_text() == "a film\n"
 
 
 @pytest.mark.usefixtures("no_model")
