@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertcli.data.delimited import read_csv, read_tsv
 from bertcli.data.formats import (
@@ -18,10 +18,14 @@ from bertcli.data.formats import (
     read_json,
     read_jsonl,
 )
-from bertcli.data.sources import load_split
+from bertcli.data.sources import column_names, load_split, split_files
+from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, text_options
 from bertcli.data.text_files import TextOptions, read_lines, read_text, without_compression_suffix
 from bertcli.errors import DataError, UsageError, did_you_mean
 from bertcli.tasks.task import DELIMITERS, Task, check_encoding
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll", "parquet")
 FORMAT_OF_SUFFIX = {f".{name}": name for name in FORMATS[1:]} | {".ndjson": "jsonl"}
@@ -282,9 +286,11 @@ def load_inputs(
         return (_row_from_values(task, values) for values in inputs.values)
     if inputs.split is not None:
         rows = load_split(task, inputs.split, mirror)
-        if inputs.keep_columns:
-            return ({name: _json_value(value) for name, value in row.items()} for row in rows)
-        return iter(rows.select_columns([*task.columns, *({task.id_column} & set(rows.column_names))]))
+        if inputs.keep_columns and task.files is not None:
+            return _with_all_columns(task, inputs.split, rows)
+        used = [*task.columns, *({task.id_column} & {*rows.column_names})]
+        rows = rows.select_columns(column_names(rows) if inputs.keep_columns else used)
+        return ({name: _json_value(value) for name, value in row.items()} for row in rows)
     if not from_run and inputs.columns is None and task.columns == DEFAULT_TEXT_COLUMNS[:1]:
         kept = None if inputs.keep_columns else DEFAULT_TEXT_COLUMNS[1:]
         options = inputs.text_options
@@ -299,6 +305,35 @@ def load_inputs(
         list_columns=task.list_columns,
         extra_columns=None if inputs.keep_columns else (task.id_column,) if task.id_column else (),
         options=inputs.text_options,
+    )
+
+
+def _with_all_columns(task: Task, split: str, rows: Dataset) -> Iterator[Row]:
+    """Yield the rows of a split with all columns of the task's files; `rows` has only those that the task uses.
+
+    Raises:
+        DataError: if a file has changed since `rows` was read.
+    """
+    paths = split_files(task, split)
+    rows_of_file = {path: list(_read_all_columns(task, path)) for path in paths}
+    for index, row in enumerate(rows):
+        path, number = row.get(FILE_COLUMN, paths[0]), row.get(ROW_COLUMN, index + 1)
+        full_row = rows_of_file[path][number - 1] if number <= len(rows_of_file[path]) else {}
+        if any(full_row.get(column) != row[column] for column in task.columns):
+            raise DataError(f"{path}: row {number} changed while the file was read; run the same command again")
+        yield full_row
+
+
+def _read_all_columns(task: Task, path: str) -> Iterator[Row]:
+    file_format = infer_format(path)
+    return read_inputs(
+        path,
+        "json" if file_format == "jsonl" else file_format,  # as `read_files` reads both
+        task.columns,
+        default_columns=(),
+        list_columns=task.list_columns,
+        extra_columns=None,
+        options=text_options(task),
     )
 
 

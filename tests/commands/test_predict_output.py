@@ -21,12 +21,16 @@ from typer.testing import CliRunner, Result
 from bertcli.cli.main import app
 from bertcli.commands import predict as module
 from bertcli.commands.predict import predict, predict_features
-from bertcli.data.prediction_inputs import PredictionInput
+from bertcli.data import prediction_inputs
+from bertcli.data.prediction_inputs import PredictionInput, load_inputs
+from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions
+from bertcli.tasks import get_task
+from bertcli.tasks.task import Splits, Task
 
 from ..conftest import QUIET
 
@@ -334,6 +338,59 @@ def test_kept_columns_of_a_split_include_its_labels(run: str) -> None:
     predict(run, PredictionInput(split="validation", keep_columns=True), "out.jsonl", console=QUIET)
     line = json.loads(Path("out.jsonl").read_text().splitlines()[0])
     assert {"text", "input_label", "label", "probabilities"} <= line.keys()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_kept_columns_of_a_split_are_those_of_its_files(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As those of `--input`; the split is held out of two files, in a random order."""
+    labels = ("negative", "positive")
+    all_rows = [{"id": row, "text": f"t{row}", "label": labels[row % 2], "note": f"00{row}"} for row in range(40)]
+    paths = [f"{part}{name}" for part in (1, 2)]
+    for path, rows in zip(paths, (all_rows[:20], all_rows[20:]), strict=True):
+        monkeypatch.setattr(f"{__name__}.ROWS", rows)
+        WRITERS[name](path)
+    task = f"{{files: {{train: [{', '.join(paths)}]}}, text_columns: [text]}}"
+    finetune(recipe_of(f"task={task}", "training.max_steps=1"), Path("run"), RunOptions(console=QUIET))
+    predict("run", PredictionInput(split="validation"), "plain.jsonl", console=QUIET)
+    predict("run", PredictionInput(split="validation", keep_columns=True), "kept.jsonl", console=QUIET)
+    for path in paths:
+        predict("run", PredictionInput(path=path, keep_columns=True), f"{path}.jsonl", console=QUIET)
+    plain, kept, *files = (
+        [json.loads(line) for line in Path(path).read_text().splitlines()]
+        for path in ("plain.jsonl", "kept.jsonl", *(f"{path}.jsonl" for path in paths))
+    )
+    row_of_text = {row["text"]: row for row in [*files[0], *files[1]]}
+    assert len(kept) == 4
+    assert [row["text"] for row in kept] == [row["text"] for row in plain]
+    for row in kept:
+        expected = row_of_text[row["text"]]
+        assert list(row) == list(expected) == ["id", "text", "input_label", "note", "label", "probabilities"]
+        inputs = ("id", "text", "input_label", "note", "label")
+        assert [row[column] for column in inputs] == [expected[column] for column in inputs]
+
+
+def test_kept_columns_of_a_split_of_a_dataset_have_no_row_numbers() -> None:
+    held_out = get_task("sample/sentiment").model_copy(update={"splits": Splits(validation=None)})
+    rows = load_inputs(held_out, PredictionInput(split="validation", keep_columns=True), (), None, from_run=True)
+    assert [*next(rows)] == ["text", "label"]
+
+
+def test_file_that_changes_while_the_columns_of_a_split_are_read_is_refused(
+    reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task.model_validate({"files": {"test": str(reviews)}, "text_columns": ("text",)})
+
+    def load_and_change(*arguments: Any) -> Any:
+        rows = load_split(*arguments)
+        reviews.write_text("text,label\nanother film,positive\n")
+        return rows
+
+    monkeypatch.setattr(prediction_inputs, "load_split", load_and_change)
+    rows = load_inputs(task, PredictionInput(split="test", keep_columns=True), (), None, from_run=True)
+    with pytest.raises(DataError, match=r"reviews\.csv: row 1 changed while the file was read; run the same command"):
+        list(rows)
 
 
 @pytest.mark.parametrize(
