@@ -121,7 +121,7 @@ class RunFolder:
     @property
     def validation_logits(self) -> Path:
         """Logits of the best model on the validation split, until the run is finished."""
-        return self.path / ".validation-logits.safetensors"
+        return self.path / ".logits.safetensors"
 
     @property
     def predictions(self) -> Path:

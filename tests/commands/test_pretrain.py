@@ -635,7 +635,7 @@ def test_dry_run_neither_trains_a_tokenizer_nor_tokenizes_the_corpus(
     ("sections", "error", "message"),
     [
         ({"model": "{name: nowhere/none}"}, ModelError, "cannot load"),
-        ({"tokenizer": "{name: ./none}"}, ModelError, "cannot load"),
+        ({"tokenizer": "{name: ./none}"}, ModelError, "found no folder ./none"),
         ({"corpus": "{sources: [{files: gone.txt}]}"}, DataError, "found no file"),
         ({"corpus": "{sources: [{files: empty.txt}]}"}, DataError, "non-empty documents in the corpus, found 0"),
         ({"training": "{max_steps: 4, warmup_steps: 9}"}, RecipeError, "warmup_steps is 9, expected at most 4"),

@@ -253,7 +253,7 @@ def test_validation_split_is_not_predicted_again_when_a_run_ends(
     assert count_evaluations() == 3 + 1 + (overrides == TUNED)
     for name in FINAL_OUTPUTS:
         assert Path("kept", name).read_text() == Path("computed", name).read_text()
-    assert not list(Path("kept").glob(".validation-logits*"))
+    assert not list(Path("kept").glob(".logits*"))
 
 
 KEPT_LOGITS: dict[str, tuple[Callable[[Path], object], int]] = {  # changes, and whether the logits are recomputed
@@ -275,7 +275,7 @@ def test_resumed_run_uses_only_the_kept_logits_of_its_best_evaluation(
     predictions = set()
     for run, (change, num_recomputed) in KEPT_LOGITS.items():
         shutil.copytree("stopped", run)
-        (kept,) = Path(run).glob(".validation-logits*")
+        (kept,) = Path(run).glob(".logits*")
         change(kept)
         count_evaluations()
         assert finetune(recipe, Path(run), RunOptions(console=QUIET)).best_step == 2

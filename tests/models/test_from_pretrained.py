@@ -258,7 +258,7 @@ def test_adapter_of_another_rank_is_refused_by_shape(encoder: Path) -> None:
         ModelSource("adapter").load_model(CLASSIFIER)
     assert re.fullmatch(
         r"the weights in adapter do not match its adapter_config\.json: \S+lora_A\.weight has the shape \[4, \d+\], "
-        r"expected \[8, \d+\]; .* and \d+ more",
+        r"expected \[8, \d+\]; .* and \d+ more\. Restore its files",
         str(caught.value),
     )
 
