@@ -228,6 +228,9 @@ def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: boo
     where = f"in section {section!r}" if section else "at the top level"
     if not suggest:
         return f"found unknown key {quoted(key)} {where}"
+    valid_keys = list(_field_names_at(schema, keys[:-1]))
+    if name in valid_keys:  # written with hyphens, as options are
+        return f"found unknown key {quoted(key)} {where}. Did you mean {'.'.join(filter(None, (section, name)))}?"
     if name in UNSUPPORTED_KEYS:
         return f"found unknown key {quoted(key)} {where}: {UNSUPPORTED_KEYS[name]}"
     if alias := _alias(schema, section, (*keys[:-1], name)):
@@ -237,7 +240,6 @@ def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: boo
         return f"found key {key!r} {where}, expected it in section {owners[0]!r}. Did you mean {owners[0]}.{name}?"
     if other := _command_with_key(schema, name):
         return f"found key {key!r} {where}, which only recipes for `bertcli {other}` have"
-    valid_keys = list(_field_names_at(schema, keys[:-1]))
     near = did_you_mean(key, valid_keys)
     if not near:
         full_names = [f"{name}.{field}" for name, model in _sections(schema).items() for field in model.model_fields]

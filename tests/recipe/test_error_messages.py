@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -125,6 +128,28 @@ def test_key_of_the_other_kind_of_recipe_names_its_command(load, override: str, 
     with pytest.raises(RecipeError) as caught:
         load("glue/sst2" if command == "pretrain" else "pretrain/tiny", [override])
     assert caught.value.problems[0].endswith(f"which only recipes for `bertcli {command}` have")
+
+
+def test_key_with_hyphens_leads_to_the_key_with_underscores(tmp_path: Path) -> None:
+    for override in ("training.max-steps=3", "hardware.micro-batch-size=3"):
+        (problem,) = _problems(load_recipe, "glue/sst2", [override])
+        assert problem.endswith(f"Did you mean {override.partition('=')[0].replace('-', '_')}?")
+    for override in ("training.max-steps=3", "tokenizer.vocab-size=300"):
+        (problem,) = _problems(load_pretrain_recipe, "pretrain/tiny", [override])
+        assert problem.endswith(f"Did you mean {override.partition('=')[0].replace('-', '_')}?")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("corpus: {sources: [{files: a.txt}]}\nphases: [{max-length: 128}]\n")
+    problems = _problems(load_pretrain_recipe, str(recipe), [])
+    assert any(
+        problem.endswith("'max-length' in section 'phases.0'. Did you mean phases.0.max_length?")
+        for problem in problems
+    )
+
+
+def _problems(load: Callable[..., object], name: str, overrides: list[str]) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load(name, overrides)
+    return caught.value.problems
 
 
 def test_every_alias_leads_to_a_key_that_exists() -> None:
