@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, BinaryIO
 
-from bertcli.errors import DataError
+from bertcli.errors import DataError, shortened
 
 Row = dict[str, Any]
 MAX_LINE_EXCERPT = 50  # characters of a line in an error message
@@ -19,6 +19,7 @@ NOT_UNICODE = "a lone surrogate (half of a character, such as \\ud83d) in column
 BETWEEN_ENTRIES = re.compile(r"[ \t\r\n,]*")
 SAMPLED_BYTES = 1 << 12
 JSON_STRING = re.compile(rb'"(?:[^"\\\n]|\\.)*+"')
+SQUAD_KINDS: dict[Any, str] = {list: "a list", str: "text", int: "an integer", str | int: "text or an integer"}
 
 
 def join_words(value: str | list[str]) -> str:
@@ -179,26 +180,55 @@ def read_squad(content: Any, location: str) -> Iterator[Row]:
     """Yield a row for each question of SQuAD's official JSON, with the columns of the Hugging Face dataset.
 
     Raises:
-        DataError: if the content does not have SQuAD's structure.
+        DataError: if the content does not have SQuAD's structure; the message names the paragraph or question.
     """
-    try:
-        for article in content["data"]:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    answers = question.get("answers", [])
-                    yield {
-                        "id": str(question["id"]),
-                        "title": article.get("title", ""),
-                        "context": paragraph["context"],
-                        "question": question["question"],
-                        "answers": {
-                            "text": [answer["text"] for answer in answers],
-                            "answer_start": [answer["answer_start"] for answer in answers],
-                        },
-                    }
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"{error!s:.80} is missing" if isinstance(error, KeyError) else f"{error!s:.80}"
-        raise DataError(f"{location}: not SQuAD's JSON (data → paragraphs → qas): {reason}") from error
+    for article_number, article in enumerate(_squad_value(content, "data", list, location), start=1):
+        article_location = f"{location}: article {article_number}"
+        paragraphs = _squad_value(article, "paragraphs", list, article_location)
+        for paragraph_number, paragraph in enumerate(paragraphs, start=1):
+            paragraph_location = f"{article_location}, paragraph {paragraph_number}"
+            context = _squad_value(paragraph, "context", str, paragraph_location)
+            questions = _squad_value(paragraph, "qas", list, paragraph_location)
+            for number, question in enumerate(questions, start=1):
+                row = _squad_question(question, f"{paragraph_location}, question", number)
+                yield row | {"title": article.get("title", ""), "context": context}
+
+
+def _squad_question(question: Any, location: str, number: int) -> Row:
+    """Return the ID, question and answers of an entry of `qas`; test data have no `answers`."""
+    identifier = _squad_value(question, "id", str | int, f"{location} {number}")
+    location = f"{location} {identifier!r:.80}"
+    answers = _squad_value(question, "answers", list, location) if "answers" in question else []
+    locations = [f"{location}, answer {number}" for number in range(1, len(answers) + 1)]
+    fields = {"text": str, "answer_start": int}
+    return {
+        "id": str(identifier),
+        "question": _squad_value(question, "question", str, location),
+        "answers": {
+            name: [_squad_value(answer, name, kind, where) for answer, where in zip(answers, locations, strict=True)]
+            for name, kind in fields.items()
+        },
+    }
+
+
+def _squad_value(parent: Any, key: str, kind: Any, location: str) -> Any:
+    """Return the value under `key`.
+
+    Raises:
+        DataError: if `parent` is not an object, or the value is missing or not of this kind.
+    """
+    if not isinstance(parent, dict):
+        raise DataError(f"{location}: found {json_excerpt(parent)}, expected an object with the key {key!r}")
+    value = parent.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = f"{json_excerpt(value)} under {key!r}" if key in parent else f"no {key!r}"
+        raise DataError(f"{location}: found {found}, expected {SQUAD_KINDS[kind]}")
+    return value
+
+
+def json_excerpt(value: Any) -> str:
+    """Return the value as JSON, truncated for a message."""
+    return shortened(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def is_squad(content: Any) -> bool:

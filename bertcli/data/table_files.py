@@ -342,16 +342,38 @@ def _column_of_values(name: str, rows: Sequence[Row], path: Path, task: Task | N
                 lists = (value if isinstance(value, list) or value is None else [value] for value in values)
                 texts = [None if value is None else [_list_item_text(item) for item in value] for value in lists]
                 return pyarrow.array(texts, pyarrow.list_(pyarrow.string()))
-            if kinds == {dict}:  # 1, 1.0 and true in objects of labels
+            if kinds == {dict} and task.head != "question_answering":  # 1, 1.0 and true in objects of labels
                 return pyarrow.array([_with_float_flags(value) for value in values])
-        first = next(value for value in values if value is not None)
-        other = next((row for row, value in enumerate(values) if type(value) not in (type(None), type(first))), None)
-        if other is None:
+        if (problem := _type_conflict(name, values)) is None:
             raise
-        raise DataError(
-            f"{path}: row {other + 1} has {_json_kind(values[other])} in column {name!r}, but other rows have "
-            f"{_json_kind(first)}; use the same type in all rows"
-        ) from None
+        raise DataError(f"{path}: {problem}; use the same type in all rows") from None
+
+
+def _type_conflict(name: str, values: Sequence[Any]) -> str | None:
+    """Describe the first value, possibly inside a list or an object, with another JSON type than those in other rows.
+
+    Returns:
+        None if all types agree, for example if a number is too large for pyarrow.
+    """
+    kinds: dict[str, str] = {}
+    for row, value in enumerate(values, start=1):
+        for inner_name, kind in _json_kinds(value, name):
+            if (other := kinds.setdefault(inner_name, kind)) != kind:
+                return f"row {row} has {kind} in column {inner_name!r:.80}, but other rows have {other}"
+    return None
+
+
+def _json_kinds(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and JSON type of a value and of all values inside it, such as `answers.text[…]`, except nulls."""
+    if value is None:
+        return
+    yield name, _json_kind(value)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _json_kinds(inner, f"{name}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _json_kinds(inner, f"{name}[…]")
 
 
 def _list_item_text(value: Any) -> str | None:

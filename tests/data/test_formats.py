@@ -123,12 +123,36 @@ def test_conll_2012_is_readable_after_the_command_in_the_message(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("question", "problem"), [({"question": "who ?"}, "'id' is missing"), (3, "'int' object has no attribute 'get'")]
+    ("change", "problem"),
+    [
+        ({"id": ...}, "question 1: found no 'id', expected text or an integer"),
+        ({"id": None}, "question 1: found null under 'id', expected text or an integer"),
+        ({"question": ["a"]}, "question 'q7': found [\"a\"] under 'question', expected text"),
+        ({"answers": None}, "question 'q7': found null under 'answers', expected a list"),
+        ({"answers": {"text": []}}, "question 'q7': found {\"text\": []} under 'answers', expected a list"),
+        ({"answers": ["a"]}, "question 'q7', answer 1: found \"a\", expected an object with the key 'text'"),
+        ({"answers": [{"text": "a"}]}, "question 'q7', answer 1: found no 'answer_start', expected an integer"),
+        (
+            {"answers": [{"text": "a", "answer_start": 0}, {"text": "a", "answer_start": "4"}]},
+            "question 'q7', answer 2: found \"4\" under 'answer_start', expected an integer",
+        ),
+        (3, "question 1: found 3, expected an object with the key 'id'"),
+    ],
 )
-def test_squad_with_another_structure_is_refused_with_the_reason(question: object, problem: str) -> None:
-    content = {"data": [{"paragraphs": [{"context": "anna", "qas": [question]}]}]}
-    with pytest.raises(DataError, match=rf"not SQuAD's JSON \(data → paragraphs → qas\): {problem}$"):
+def test_squad_with_another_structure_is_refused_with_the_question(change: object, problem: str) -> None:
+    good = {"id": "q7", "question": "who ?", "answers": []}
+    changed = good | change if isinstance(change, dict) else change
+    question = {key: value for key, value in changed.items() if value is not ...} if isinstance(changed, dict) else 3
+    content = {"data": [{"paragraphs": []}, {"paragraphs": [{"context": "anna", "qas": [question]}]}]}
+    with pytest.raises(DataError) as error:
         list(read_squad(content, "x.json"))
+    assert str(error.value) == f"x.json: article 2, paragraph 1, {problem}"
+
+
+@pytest.mark.parametrize("paragraph", [{"qas": []}, {"context": None, "qas": []}, {"context": "a"}, "a"])
+def test_squad_paragraph_without_context_or_questions_is_refused_with_its_number(paragraph: object) -> None:
+    with pytest.raises(DataError, match=r"^x\.json: article 1, paragraph 2: found .*, expected "):
+        list(read_squad({"data": [{"paragraphs": [{"context": "a", "qas": []}, paragraph]}]}, "x.json"))
 
 
 @pytest.mark.parametrize(

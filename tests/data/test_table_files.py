@@ -129,6 +129,15 @@ def test_text_that_is_a_number_in_some_rows_is_refused_with_its_row(tmp_path: Pa
         read_files([path], task_of())
 
 
+def test_answer_start_of_another_type_in_one_row_is_refused_with_its_row(tmp_path: Path) -> None:
+    starts = [[], [4], ["4"]]
+    rows = [{"text": "a", "answers": {"text": ["a"] * len(each), "answer_start": each}} for each in starts]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    message = r"row 3 has text in column 'answers\.answer_start\[…\]', but other rows have a number; use the same type"
+    with pytest.raises(DataError, match=message):
+        read_files([path], task_of(head="question_answering", label_column="answers"))
+
+
 def test_parquet_categories_are_read_as_text(tmp_path: Path) -> None:
     import pandas
     import pyarrow
