@@ -122,9 +122,10 @@ def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
     """
     if task.problem == "regression":
         return ()
-    labels = predefined_labels(task, train)
+    labels, hint = predefined_labels(task, train), ""
     if not labels:
         values = train[task.label_column][:]
+        hint = minus_one_hint(task, train, values)
         row_labels = label_names(task, train, values)
         distinct = {
             label
@@ -137,7 +138,8 @@ def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
         labels = sort_labels(merge_spellings(distinct))
     if len(labels) < (2 if task.problem == "single_label" else 1):
         minimum = "two labels" if task.problem == "single_label" else "one label"
-        raise DataError(f"{origin(task)}: expected at least {minimum}, found {len(labels)}: {list_labels(labels)}")
+        found = f"found {len(labels)}: {list_labels(labels)}"
+        raise DataError(f"{origin(task)}: expected at least {minimum}, {found}{hint and '.'}{hint}")
     return labels
 
 
@@ -393,6 +395,15 @@ def is_missing_label(value: Any) -> bool:
     if isinstance(value, str):
         return is_nan(value) or label_key(value) in ("", str(MISSING_LABEL))
     return value in (None, MISSING_LABEL) or is_nan(value)
+
+
+def minus_one_hint(task: Task, rows: Dataset, values: Sequence[Any]) -> str:
+    """Return a sentence that says how to use -1 as a label, if a cell has -1 and was taken as unlabeled."""
+    if str(MISSING_LABEL) in task.labels or declared_labels(rows.features[task.label_column]):
+        return ""
+    cells = (value for value in values if isinstance(value, str | int | float))
+    is_found = any(label_key(label_text(value) or "") == str(MISSING_LABEL) for value in cells)
+    return f" If {MISSING_LABEL} is a label, list it in task.labels." if is_found else ""
 
 
 def is_nan(value: Any) -> bool:

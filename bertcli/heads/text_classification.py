@@ -25,6 +25,7 @@ from bertcli.heads.labels import (
     labels_from_config,
     labels_with_gold,
     match_labels,
+    minus_one_hint,
     missing_labels,
     resolve_labels,
     top_label_ids,
@@ -247,8 +248,7 @@ class TextClassification(Head):
         if len(missing) == len(names):
             return None
         if missing:
-            hint = " If -1 is a label, list it in task.labels." if values[missing[0]] == "-1" else ""
-            raise missing_labels(task, rows, missing, hint)
+            raise missing_labels(task, rows, missing, minus_one_hint(task, rows, values))
         ids = match_labels(task, self.labels, rows, names)
         if self.problem == "single_label":
             return np.array([ids[name] for name in names], dtype=np.int64)

@@ -47,6 +47,18 @@ def read_labels(tmp_path: Path) -> Callable[..., tuple[tuple[str, ...], list[Any
 Read = Callable[..., tuple[tuple[str, ...], Any]]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_labels_minus_one_and_one_of_svm_files_lead_to_task_labels(read_labels: Read, suffix: str) -> None:
+    hint = r" If -1 is a label, list it in task\.labels\.$"
+    with pytest.raises(DataError, match=r"expected at least two labels, found 1: \['1'\]\." + hint):
+        read_labels([-1, 1, -1], "single_label", suffix)
+    with pytest.raises(DataError, match="row 2 has no label.*" + hint):
+        read_labels([0, -1, 1], "single_label", suffix)
+    assert read_labels([-1, 1, -1], "single_label", suffix, labels=("-1", "1")) == (("-1", "1"), [0, 1, 0])
+    with pytest.raises(DataError, match=r"expected at least two labels, found 1: \['1'\]$"):
+        read_labels([1, 1], "single_label", suffix)
+
+
 @pytest.mark.parametrize(
     "cells",
     [
