@@ -318,7 +318,7 @@ def write_predictions(
                     "write JSON Lines (--format jsonl)"
                 )
             escaped = {name: _escape_cell(value, format_name) for name, value in cells.items()}
-            num_changed += sum(escaped[name] != value for name, value in cells.items())
+            num_changed += sum(escaped[name] != value for name, value in cells.items() if isinstance(value, str))
             table.writerow(escaped)
         if num_predictions % CHUNK_SIZE == 0:  # a reader of the pipe may wait for complete chunks
             file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,15 @@ def test_tsv_has_spaces_for_tabs_and_line_breaks_and_says_so(run: Path, capsys: 
     message = " ".join(capsys.readouterr().err.split())
     assert "warning: cells that differ from the original text: 2; tabs and line breaks become spaces" in message
     assert "--format jsonl" in message
+
+
+@pytest.mark.parametrize("format_name", ["csv", "tsv"])
+def test_nan_in_a_kept_column_is_not_counted_as_a_changed_cell(format_name: str) -> None:
+    messages: list[str] = []
+    file = io.StringIO()
+    write_predictions([({"text": "a", "price": math.nan}, {"label": "x"})], file, format_name, messages.append)
+    assert messages == []
+    assert "nan" in file.getvalue()
 
 
 @pytest.mark.parametrize("format_name", ["csv", "tsv"])
