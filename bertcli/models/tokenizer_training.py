@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from bertcli.errors import DataError
+from bertcli.errors import BertcliError, DataError
 from bertcli.recipe.pretrain_schema import TokenizerKind
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def train_tokenizer(
 
     Raises:
         DataError: if the texts contain no words, or training fails, for example because `vocab_size` is too small.
+        BertcliError: if `texts` raises it.
     """
     special = ROBERTA_TOKENS if kind == "bpe" else BERT_TOKENS
     names = list(dict.fromkeys(special.values()))
@@ -67,6 +68,8 @@ def train_tokenizer(
         trainer = _trainer(kind, trained_size, names, alphabet)
         known = _replace_rare_characters(texts, tokenizer, max_entries) if kind == "unigram" else texts()
         tokenizer.train_from_iterator(known, trainer=trainer)
+    except BertcliError:  # raised by `texts`, such as for an unreadable file
+        raise
     except Exception as error:  # the Rust library raises plain `Exception`
         raise DataError(f"cannot train a {kind} tokenizer with {vocab_size} entries ({error})") from error
     if tokenizer.get_vocab_size() <= len(names) + 1:  # Unigram always keeps its space marker

@@ -89,7 +89,11 @@ class TokenizerSection(Section):
     vocab_size: VocabSize = Field(
         30522, ge=300, description="vocabulary size of a trained tokenizer; the model's is padded to a multiple of 64"
     )
-    lowercase: bool = Field(True, description="whether a trained tokenizer lowercases and strips accents (not for bpe)")
+    lowercase: bool = Field(
+        True,
+        description="whether a trained tokenizer lowercases (wordpiece, unigram) and strips accents (wordpiece); bpe "
+        "does neither",
+    )
     sample_megabytes: float = Field(
         200.0, gt=0, description="amount of text to train the tokenizer on, from the start of each source"
     )

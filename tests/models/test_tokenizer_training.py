@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,23 @@ def test_tokenizer_alphabet_stays_at_1000_characters_if_they_cover_the_text() ->
     texts = [*signs, *("".join(signs[:900]) for _ in range(300))]
     vocabulary = train_tokenizer(lambda: texts, 8192).get_vocab()
     assert len(vocabulary) == 1005
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokenizer_training_passes_on_errors_of_reading_the_corpus(kind: TokenizerKind) -> None:
+    def texts() -> Iterator[str]:
+        yield "a text"
+        raise DataError("cannot read corpus.txt.gz")
+
+    with pytest.raises(DataError, match=r"^cannot read corpus\.txt\.gz$"):
+        train_tokenizer(texts, 600, kind)
+
+
+def test_tokenizer_lowercase_strips_accents_only_with_wordpiece() -> None:
+    for kind, expected in (("wordpiece", "cafe"), ("unigram", "café"), ("bpe", "Café")):
+        tokenizer = train_tokenizer(lambda: ["Café cafe café"] * 9, 400, kind)  # type: ignore[arg-type]
+        decoded = tokenizer.decode(tokenizer("Café", add_special_tokens=False)["input_ids"])
+        assert decoded.strip() == expected
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
