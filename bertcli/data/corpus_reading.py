@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from bertcli.data.formats import NOT_UNICODE, is_unicode, read_jsonl
+from bertcli.data.formats import NOT_UNICODE, is_unicode, json_excerpt, read_jsonl
 from bertcli.data.sources import load_rows
 from bertcli.data.text_files import (
     TextOptions,
@@ -174,7 +174,7 @@ def split_stream(
 def _read_jsonl(path: Path, column: str, options: TextOptions) -> Iterator[str]:
     for location, row in read_jsonl(read_lines(path, options), str(path)):
         if not isinstance(row.get(column), str):
-            found = f"{row[column]!r:.80}" if column in row else f"the keys {list(row)!r:.80}"
+            found = json_excerpt(row[column]) if column in row else f"the keys {list(row)!r:.80}"
             raise DataError(f"{location}: found {found}, expected text under {column!r}")
         if not is_unicode(row[column]):
             raise DataError(f"{location}: has {NOT_UNICODE.format(column[:80])}")

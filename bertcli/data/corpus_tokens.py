@@ -182,8 +182,9 @@ def _write_corpus(
                 trim_memory()
                 on_tokens(num_tokens)
             source_offsets.append(len(document_offsets) - 1)
-    if len(document_offsets) < 3:
-        raise DataError(f"found {len(document_offsets) - 1} non-empty documents in the corpus, expected at least two")
+    if (num_documents := len(document_offsets) - 1) < 2:
+        found = f"{num_documents} non-empty document{'s' * (num_documents != 1)}"
+        raise DataError(f"found {found} in the corpus, expected at least two")
     np.save(folder / "documents.npy", np.frombuffer(document_offsets, dtype=np.int64))
     metadata = {
         "dtype": np.dtype(dtype).name,

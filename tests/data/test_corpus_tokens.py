@@ -117,6 +117,8 @@ def test_split_stream_splits_long_lines_at_spaces() -> None:
         ("a.txt", b"na\xefve\n", "not UTF-8"),
         ("a.txt.gz", gzip.compress(b"text " * 9999, mtime=0)[:-20], "damaged or truncated"),
         ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: found 1, expected text under 'text'"),
+        ("a.jsonl", b'{"text": null}\n', "a.jsonl:1: found null, expected text under 'text'"),
+        ("a.jsonl", b'{"text": ["a"]}\n', r"a\.jsonl:1: found \[\"a\"\], expected text under 'text'"),
         ("a.jsonl", b'{"body": "a"}\n', r"a\.jsonl:1: found the keys \['body'\], expected text under 'text'"),
         ("a.jsonl", b"{text\n", "not JSON"),
         ("a.parquet", b"PAR1", "cannot read"),
@@ -317,9 +319,16 @@ def test_interrupted_tokenization_leaves_no_files(encoder: Path, tmp_path: Path)
     assert list((tmp_path / "cache" / "corpora").iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "\n \n\n", "one document only"])
-def test_corpus_needs_two_documents(encoder: Path, text: str) -> None:
-    with pytest.raises(DataError, match="expected at least two"):
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "0 non-empty documents"),
+        ("\n \n\n", "0 non-empty documents"),
+        ("one document only", "1 non-empty document"),
+    ],
+)
+def test_corpus_needs_two_documents(encoder: Path, text: str, found: str) -> None:
+    with pytest.raises(DataError, match=f"found {found} in the corpus, expected at least two"):
         load_corpus(section_of(text), ModelSource(str(encoder)).load_tokenizer(), None)
 
 
