@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from bertcli.data.formats import NOT_UNICODE, is_unicode, json_excerpt, read_jsonl
+from bertcli.data.formats import JSON_LINES_SUFFIXES, NOT_UNICODE, is_unicode, json_excerpt, read_jsonl
 from bertcli.data.sources import load_rows
 from bertcli.data.text_files import (
     TextOptions,
@@ -84,7 +84,7 @@ def _read_file(path: Path, source: Source, *, is_only_file: bool) -> Iterator[st
     try:
         if uncompressed.suffix == ".parquet":
             texts: Iterable[str] = _read_parquet(path, source.column)
-        elif uncompressed.suffix in (".jsonl", ".ndjson"):
+        elif uncompressed.suffix in JSON_LINES_SUFFIXES:
             texts = _read_jsonl(path, source.column, options)
         else:
             layout = _file_layout(path, source) if is_only_file else None
@@ -110,7 +110,7 @@ def single_file_layout(source: Source) -> Literal["lines", "files"] | None:
 
 
 def _file_layout(path: Path, source: Source) -> Literal["lines", "files"] | None:
-    if source.documents != "blocks" or without_compression_suffix(path).suffix in (".parquet", ".jsonl", ".ndjson"):
+    if source.documents != "blocks" or without_compression_suffix(path).suffix in (".parquet", *JSON_LINES_SUFFIXES):
         return None
     text = next(_read_text(path, _text_options(source)), "").strip()
     if SEPARATORS["blocks"].search(text):

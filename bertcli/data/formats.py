@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, BinaryIO
 
+from bertcli.data.text_files import without_compression_suffix
 from bertcli.errors import DataError, shortened
 
 Row = dict[str, Any]
 MAX_LINE_EXCERPT = 50  # characters of a line in an error message
 MAX_JSON_DEPTH = 2000  # a few times this depth crashes pyarrow's reader
 TOO_DEEP = "JSON nested too deeply"
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+ONE_OBJECT_PER_LINE = "; each line must be one object"
 JSON_BLANKS = " \t\r\n"
 NOT_UNICODE = "a lone surrogate (half of a character, such as \\ud83d) in column {!r}; fix or remove it"
 BETWEEN_ENTRIES = re.compile(r"[ \t\r\n,]*")
@@ -43,7 +46,7 @@ def read_jsonl(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
         try:
             row = STRICT_JSON.decode(line)
         except (ValueError, RecursionError) as error:
-            raise _not_json(error, path, number, "; each line must be one object") from error
+            raise _not_json(error, path, number, ONE_OBJECT_PER_LINE) from error
         yield f"{path}:{number}", require_object(row, f"{path}:{number}")
         is_first = False
 
@@ -58,11 +61,19 @@ def read_json(text: str, path: str) -> Iterator[tuple[str, Row]]:
         content = STRICT_JSON.decode(text)
     except (ValueError, RecursionError) as error:
         first, _, rest = text.strip(JSON_BLANKS).partition("\n")
-        if not text.lstrip(JSON_BLANKS).startswith("[") and (not rest or parse_json(first) is not None):
+        has_lines_suffix = without_compression_suffix(path).suffix.lower() in JSON_LINES_SUFFIXES
+        is_lines = has_lines_suffix or not rest or parse_json(first) is not None
+        if is_lines and not text.lstrip(JSON_BLANKS).startswith("["):
             yield from read_jsonl(text.split("\n"), path)
             return
-        line = _line_of_repeated_key(text) if isinstance(error, _RepeatedKeyError) else 1
-        raise _not_json(error, path, line) from error
+        line, cure = 1, ""
+        if isinstance(error, json.JSONDecodeError):
+            line = error.lineno
+            if error.msg == "Extra data":
+                cure = ONE_OBJECT_PER_LINE if has_lines_suffix else "; use a list of objects, or one object per line"
+        elif isinstance(error, _RepeatedKeyError):
+            line = _line_of_repeated_key(text)
+        raise _not_json(error, path, line, cure) from error
     rows = read_squad(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
     for number, row in enumerate(rows, start=1):
         yield f"{path}, entry {number}", require_object(row, f"{path}, entry {number}")
@@ -93,13 +104,9 @@ STRICT_JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def _not_json(error: Exception, path: str, line: int, cure: str = "") -> DataError:
-    """Return the error for JSON that cannot be parsed.
-
-    Args:
-        line: number of the line in the file at which the parsed text starts.
-    """
+    """Return the error for JSON that cannot be parsed."""
     if isinstance(error, json.JSONDecodeError):
-        return DataError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg}){cure}")
+        return DataError(f"{path}:{line}: not JSON ({error.msg}){cure}")
     if isinstance(error, _RepeatedKeyError):
         return DataError(f"{path}:{line}: {error}")
     reason = TOO_DEEP if isinstance(error, RecursionError) else f"not JSON ({error})"

@@ -21,6 +21,7 @@ from bertcli.data.delimited import (
     read_tsv,
 )
 from bertcli.data.formats import (
+    JSON_LINES_SUFFIXES,
     NOT_UNICODE,
     TOO_DEEP,
     Row,
@@ -185,7 +186,7 @@ def _read_table(path: Path, task: Task | None) -> pyarrow.Table:
         return _read_parquet(path, task)
     if suffix in (".csv", ".tsv"):
         return _read_delimited(path, task, options, is_csv=suffix == ".csv")
-    if suffix in (".jsonl", ".ndjson", ".json"):
+    if suffix in (*JSON_LINES_SUFFIXES, ".json"):
         return _read_json(path, task, options)
     if suffix == ".conll":
         import pyarrow
@@ -275,10 +276,12 @@ def _read_json(path: Path, task: Task | None, options: TextOptions) -> pyarrow.T
     if schema is not None:
         parse_options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         with suppress(pyarrow.ArrowInvalid):  # a row is invalid or differs from the first in type: see below
-            return _read_in_blocks(
+            table = _read_in_blocks(
                 content,
                 lambda file, size: arrow_json.read_json(file, arrow_json.ReadOptions(block_size=size), parse_options),
             )
+            if len(table) == sum(not line.isspace() for line in io.BytesIO(content)):  # pyarrow allows `{…} {…}`
+                return table
     return _table_of_rows([row for _, row in read_json(text, str(path))], path, task)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bertcli.data.prediction_inputs import infer_format, read_inputs
 from bertcli.data.table_files import read_files
 from bertcli.errors import DataError
 from bertcli.tasks.task import Task
@@ -127,6 +129,47 @@ def test_text_that_is_a_number_in_some_rows_is_refused_with_its_row(tmp_path: Pa
     message = r"rows\.jsonl: row 2 has a number in column 'text', but other rows have text"
     with pytest.raises(DataError, match=message):
         read_files([path], task_of())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "json", "jsonl.gz"])
+@pytest.mark.parametrize(
+    ("lines", "bad_line", "cure"),
+    [
+        (['{"text": "a", "label": "x"}', '{"text": "b", "label": "x"} {"text": "c", "label": "y"}'], 2, "line"),
+        (['{"text": "a", "label": "x"}', "", '{"text": "b", "label": "x"}{"text": "c", "label": "y"}'], 3, "line"),
+        (['{"text": "a", "label": "x"},', '{"text": "b", "label": "y"},'], 1, "any"),
+        (["{", ' "text": "a", "label": "x"', "}", "{", ' "text": "b", "label": "y"', "}"], 1, "any"),
+    ],
+)
+def test_json_lines_with_several_objects_or_commas_are_refused_with_line_and_cure(
+    tmp_path: Path, suffix: str, lines: list[str], bad_line: int, cure: str
+) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    content = "\n".join(lines).encode() + b"\n"
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    expected = "each line must be one object"
+    if suffix == "json" and cure == "any":
+        bad_line, expected = (4 if lines[0] == "{" else 1), "use a list of objects, or one object per line"
+    messages = set()
+    for read in (
+        lambda: read_files([str(path)], task_of()),
+        lambda: read_files([str(path)]),
+        lambda: list(read_inputs(str(path), infer_format(str(path)), ["text"])),
+    ):
+        with pytest.raises(DataError) as error:
+            read()
+        messages.add(str(error.value))
+    (message,) = messages
+    assert message.startswith(f"{path}:{bad_line}: not JSON (")
+    assert message.endswith(f"); {expected}")
+
+
+def test_json_lines_with_blank_lines_and_one_pretty_printed_row_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"text": "a {b} {c}", "label": "x"}\n \r\n\n{"text": "}{", "label": "y"}')
+    assert read_files([str(path)], task_of())["text"][:] == ["a {b} {c}", "}{"]
+    path.write_text('{\n"text": "a",\n"label": "x"\n}\n')
+    assert read_files([str(path)], task_of())["text"][:] == ["a"]
 
 
 def test_answer_start_of_another_type_in_one_row_is_refused_with_its_row(tmp_path: Path) -> None:
