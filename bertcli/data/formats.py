@@ -248,6 +248,7 @@ CONLL_TAB = re.compile(r" *\t[ \t]*")
 CONLL_BLANKS = " \t\r\n"
 DOCUMENT_START = "-DOCSTART-"
 CONLL_COMMENT = re.compile(r"#+(?:[ \t]|$)|#(?:begin|end) |#[\w.:-]+[ \t]*=")
+DOCUMENT_BOUNDARY = re.compile(r"#(?:begin|end) document\b")  # in CoNLL-2012; also ends a sentence
 CONLL_KEY = re.compile(r"#+[ \t]*[\w.:-]+[ \t]*=")  # the start of a comment such as `# sent_id = 1`
 WORD_INDEX = re.compile(r"(?:[0-9]+-)?([0-9]+)(?:\.[0-9]+)?")  # 3; 1-2 and 1.1 in CoNLL-U; 4-3 in WebAnno's TSV
 MIN_CONLL_2012_COLUMNS = 10
@@ -256,32 +257,34 @@ ConllLine = tuple[int, str, list[str]]
 """Line number, text and columns; a blank line has no columns."""
 
 
-def read_conll(lines: Iterable[str], location: str) -> Iterator[Row]:
+def read_conll(lines: Iterable[str], location: str, *, require_tags: bool = True) -> Iterator[Row]:
     """Yield a row for each sentence of a CoNLL file: one word per line, its tag in the last column.
 
     Spaces and tabs separate columns, blank lines separate sentences, and comments before a sentence are skipped.
 
     Args:
         lines: lines as an editor counts them, with or without line breaks.
+        require_tags: whether to refuse files of words alone, whose rows have no tags.
 
     Raises:
-        DataError: if a line has fewer than two columns or not as many as the first line, or the words are not in the
-            first column.
+        DataError: if a line has no tag or not as many columns as the first line, or the words are not in the first
+            column.
     """
-    sentences = _conll_sentences(lines, location)
+    sentences = _conll_sentences(lines, location, min_columns=2 if require_tags else 1)
     first = list(islice(sentences, 1))
     if first and _word_column(first[0]) > 0:  # one sentence may be `1 2 3`
         first += islice(sentences, 1)
     _check_word_column(first, location)
     for sentence in chain(first, sentences):
-        yield {"tokens": [columns[0] for columns in sentence], "tags": [columns[-1] for columns in sentence]}
+        row = {"tokens": [columns[0] for columns in sentence]}
+        yield row | {"tags": [columns[-1] for columns in sentence]} if len(sentence[0]) > 1 else row
 
 
-def _conll_sentences(lines: Iterable[str], location: str) -> Iterator[list[list[str]]]:
+def _conll_sentences(lines: Iterable[str], location: str, min_columns: int) -> Iterator[list[list[str]]]:
     """Yield each sentence as the columns of its words.
 
     Raises:
-        DataError: if a line has fewer than two columns, or not as many as the first line.
+        DataError: if a line has fewer than `min_columns` columns, or not as many as the first line.
     """
     sentence: list[list[str]] = []
     num_columns = 0
@@ -295,11 +298,12 @@ def _conll_sentences(lines: Iterable[str], location: str) -> Iterator[list[list[
         if len(columns) != num_columns and "\t" in text:  # a word that contains spaces
             by_tab = CONLL_TAB.split(text)
             columns = by_tab if len(by_tab) == num_columns else columns
-        if len(columns) != num_columns or num_columns < 2:
-            cure = "; put comments before the sentence" if CONLL_COMMENT.match(text) else ""
+        if len(columns) != num_columns or num_columns < min_columns:
+            cure = "; put comments before the sentence" if sentence and CONLL_COMMENT.match(text) else ""
+            expected = max(min_columns, num_columns)
             raise DataError(
-                f"{location}:{number}: found {len(columns)} columns, expected {max(2, num_columns)} (word … tag), in "
-                f"{text[:MAX_LINE_EXCERPT]!r}{cure}"
+                f"{location}:{number}: found {len(columns)} columns, expected {expected} "
+                f"({'word … tag' if expected > 1 else 'word'}), in {text[:MAX_LINE_EXCERPT]!r}{cure}"
             )
         sentence.append(columns)
     if sentence:
@@ -313,7 +317,7 @@ def _split_columns(text: str) -> list[str]:
 
 
 def _skip_comments(lines: Iterator[tuple[int, str]]) -> Iterator[ConllLine]:
-    """Yield the lines, skipping comments before sentences.
+    """Yield the lines, skipping comments before sentences; a document boundary after a word becomes a blank line.
 
     A `#` may also be the first word of a sentence. Then its line has as many columns as the others, and its last
     column is a tag that also occurs in other lines. To decide this, the rest of the file is read at the first possible
@@ -326,9 +330,9 @@ def _skip_comments(lines: Iterator[tuple[int, str]]) -> Iterator[ConllLine]:
     at_start = True
     for number, line in lines:
         text = line.strip(CONLL_BLANKS)
-        if at_start and text.startswith("#") and CONLL_COMMENT.match(text):
+        if _may_be_comment(text, at_start):
             rest = [(number, text), *((number, line.strip(CONLL_BLANKS)) for number, line in lines)]
-            yield from _skip_comments_of(rest, num_columns, tags)
+            yield from _skip_comments_of(rest, num_columns, tags, at_start)
             return
         columns = _split_columns(text)
         at_start = not columns or columns[0] == DOCUMENT_START
@@ -338,28 +342,41 @@ def _skip_comments(lines: Iterator[tuple[int, str]]) -> Iterator[ConllLine]:
         yield number, text, columns
 
 
-def _skip_comments_of(lines: Sequence[tuple[int, str]], num_columns: int, tags: set[str]) -> Iterator[ConllLine]:
-    """Yield the lines, skipping comments before sentences.
+def _may_be_comment(text: str, at_start: bool) -> bool:
+    return text.startswith("#") and (CONLL_COMMENT if at_start else DOCUMENT_BOUNDARY).match(text) is not None
+
+
+def _skip_comments_of(
+    lines: Sequence[tuple[int, str]], num_columns: int, tags: set[str], starts_sentence: bool
+) -> Iterator[ConllLine]:
+    """Yield the lines as `_skip_comments` does.
 
     Args:
-        lines: remaining lines of a file with their numbers, from the start of a sentence.
+        lines: remaining lines of a file with their numbers.
         num_columns: number of columns of the preceding lines, 0 if there are none.
         tags: tags of the preceding lines.
+        starts_sentence: whether the first line is the start of a sentence.
     """
-    at_start = True
+    at_start = starts_sentence
     for _, text in lines:
-        if not (at_start and text.startswith("#") and CONLL_COMMENT.match(text)):
-            columns = _split_columns(text)
-            at_start = not columns or columns[0] == DOCUMENT_START
-            if not at_start:
-                num_columns = num_columns or len(columns)
-                tags.add(columns[-1])
-    at_start = True
+        if _may_be_comment(text, at_start):
+            at_start = True
+            continue
+        columns = _split_columns(text)
+        at_start = not columns or columns[0] == DOCUMENT_START
+        if not at_start:
+            num_columns = num_columns or len(columns)
+            tags.add(columns[-1])
+    at_start = starts_sentence
     for number, text in lines:
         columns = _split_columns(text)
-        if at_start and text.startswith("#") and CONLL_COMMENT.match(text):
-            is_word = len(columns) == num_columns and columns[-1] in tags and not CONLL_KEY.match(text)
+        if _may_be_comment(text, at_start):
+            has_tag = num_columns == 1 or columns[-1] in tags  # a file of words alone has no tags
+            is_word = len(columns) == num_columns and has_tag and not CONLL_KEY.match(text)
             if not is_word:
+                if not at_start:
+                    yield number, "", []
+                at_start = True
                 continue
         at_start = not columns or columns[0] == DOCUMENT_START
         yield number, text, columns
@@ -368,7 +385,7 @@ def _skip_comments_of(lines: Sequence[tuple[int, str]], num_columns: int, tags: 
 def _word_column(sentence: list[list[str]]) -> int:
     """Return the index of the column of words: the first, or the one after a column of word numbers."""
     first, *others = zip(*sentence, strict=True)
-    if _counts_words(first):
+    if others and _counts_words(first):
         return 1
     # CoNLL-2012: document, part, word number, word, …
     if len(others) + 1 >= MIN_CONLL_2012_COLUMNS and len({*first}) == 1 and _counts_words(others[1]):

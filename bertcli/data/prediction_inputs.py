@@ -251,7 +251,7 @@ def _read_parquet(path: str, needed: set[str] | None) -> Iterator[tuple[str, Row
 
 
 def _read_conll(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(read_conll(lines, path), start=1):
+    for number, row in enumerate(read_conll(lines, path, require_tags=False), start=1):
         yield f"{path}, sentence {number}", row
 
 

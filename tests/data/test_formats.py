@@ -91,6 +91,28 @@ def test_conll_line_numbers_are_those_of_an_editor() -> None:
         list(read_inputs("a.conll", "conll", ["tokens"], list_columns=["tokens"]))
 
 
+WORDS_ALONE = "-DOCSTART-\n\n# sent_id = 1\n#\nBob\n#x\n\n# newdoc\n1\n2\n\n1\n\n#end document\n"
+
+
+def test_conll_of_words_alone_is_read_for_prediction_but_not_for_training() -> None:
+    Path("a.conll").write_text(WORDS_ALONE)
+    rows = read_inputs("a.conll", "conll", ["tokens"], list_columns=["tokens"], extra_columns=None)
+    assert list(rows) == [{"tokens": ["#", "Bob", "#x"]}, {"tokens": ["1", "2"]}, {"tokens": ["1"]}]
+    with pytest.raises(DataError, match=r"a\.conll:4: found 1 columns, expected 2 \(word … tag\), in '#'$"):
+        read_files(["a.conll"])
+    Path("a.conll").write_text("Bob\nNew York\n")
+    with pytest.raises(DataError, match=r"a\.conll:2: found 2 columns, expected 1 \(word\), in 'New York'"):
+        list(read_inputs("a.conll", "conll", ["tokens"], list_columns=["tokens"]))
+
+
+@pytest.mark.parametrize("num_columns", [2, 3])
+def test_conll_document_boundary_without_a_blank_line_ends_the_sentence(num_columns: int) -> None:
+    middle = " _" * (num_columns - 2)
+    text = f"#begin document (a); part 000\nBob{middle} O\n#end document\n#begin document (b)\nAnn{middle} O\n"
+    assert read(text + "#end document") == [[("Bob", "O")], [("Ann", "O")]]
+    assert read("Bob O\n#end document\nAnn document\n") == [[("Bob", "O"), ("#end", "document"), ("Ann", "document")]]
+
+
 def test_conll_word_with_spaces_in_a_tab_separated_file_is_one_word() -> None:
     assert read("is\tO\nNew York\tB-LOC\n") == [[("is", "O"), ("New York", "B-LOC")]]
     with pytest.raises(DataError, match="found 2 columns, expected 3"):
