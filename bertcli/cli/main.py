@@ -262,8 +262,7 @@ def predict(
     values = build_inputs(text, pair, choice)
     format_name = _check_output(output, format_name, pooling if features else None, input_file, keep_columns, overwrite)
     mirror = check_mirror(mirror)
-    if format_name != "glue":  # which also predicts with each model of a suite
-        _check_model(model, mirror)
+    _check_model(model, mirror, format_name)
     hardware = hardware_section(device, precision)
     from bertcli.console import LOADING, Console
 
@@ -284,12 +283,13 @@ def predict(
 add_tools(app)
 
 
-def _check_model(name: str, mirror: Path | None) -> None:
+def _check_model(name: str, mirror: Path | None, format_name: str | None) -> None:
     """Check that a model exists before the libraries are imported."""
     from bertcli.models.from_pretrained import ModelSource
     from bertcli.runs.folder import best_seed
 
-    ModelSource(best_seed(name), mirror)
+    if format_name != "glue":  # which also predicts with each model of a suite
+        ModelSource(best_seed(name), mirror)
 
 
 def _check_output(
