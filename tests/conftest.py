@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from bertcli.console import Console
 from bertcli.recipe.schema import Recipe
 
+gc.disable()  # until the tests are collected
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # threads slow tiny matrices down
 
 REPOSITORY = Path(__file__).parent.parent
@@ -38,6 +40,12 @@ CORRUPTIONS: dict[str, Callable[[Path], object]] = {  # ways to damage a file
     "missing": lambda path: path.unlink(),
     "corrupt": _overwrite_start,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the libraries and the tests from garbage collection, which would scan a million objects again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
