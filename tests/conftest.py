@@ -43,7 +43,7 @@ CORRUPTIONS: dict[str, Callable[[Path], object]] = {  # ways to damage a file
 
 
 def pytest_collection_finish() -> None:
-    """Exempt the libraries and the tests from garbage collection, which would scan a million objects again and again."""
+    """Exempt libraries and tests from garbage collection, which would scan a million objects again and again."""
     gc.freeze()
     gc.enable()
 

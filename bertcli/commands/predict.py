@@ -198,7 +198,8 @@ def _rename_clashes(row: Row, prediction: Prediction) -> Row:
     taken = {*prediction, *_table_row({}, prediction)}
     renamed = {f"{INPUT_PREFIX}{name}" if name in taken else name: value for name, value in row.items()}
     if len(renamed) < len(row) or taken & renamed.keys():
-        clash = next(name for name in row if name in taken)
+        names = {*row, *taken}
+        clash = next(name for name in row if name in taken and f"{INPUT_PREFIX}{name}" in names)
         raise DataError(
             f"cannot keep the column {clash!r}: {INPUT_PREFIX + clash!r} already exists; rename one of them"
         )

@@ -122,7 +122,7 @@ def _sample_spans(
 ) -> np.ndarray:
     """Sample spans of whole words up to each sequence's budget, at least one word.
 
-    The unused or exceeded part of a budget is carried over to the next sequence.
+    Any unused budget, or any excess over it, is carried over to the next sequence.
     """
     groups = np.full(len(words), -1)
     rest, num_spans = 0.0, 0

@@ -126,7 +126,7 @@ class TextClassification(Head):
         """Create the head of a new model, with the labels of the task or of the training rows.
 
         Raises:
-            DataError: if the training rows have no labels or all the same one, or cells are not labels.
+            DataError: if the training rows have no labels or a single one, or if a cell is not a valid label.
         """
         labels = cls.task_labels(task, train)
         head = cls(task.problem, labels)

@@ -135,7 +135,7 @@ class RunFolder:
 
     @property
     def trackers(self) -> Path:
-        """Folder that trackers write to, such as TensorBoard event files."""
+        """Folder for the output of trackers, such as TensorBoard event files."""
         return self.path / "trackers"
 
     def read_results(self) -> RunResults | None:

@@ -20,7 +20,7 @@ from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.environment import num_cores
 
 PROCESS_TIMEOUT = timedelta(hours=12)  # other processes wait while the main one downloads, tokenizes or saves
-FLOPS_PER_THREAD = 40_000_000  # of a matrix product, below which one more thread waits more than it computes
+FLOPS_PER_THREAD = 16_000_000  # of a matrix product; with fewer, threads wait longer than they compute
 ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 

@@ -64,7 +64,7 @@ def _sixteen_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (TINY, 4096, None, "auto", 1),
         (LARGE, 8, None, "auto", 1),
-        (LARGE, 100, None, "auto", 5),
+        (LARGE, 100, None, "auto", 13),
         (LARGE, 10_000, None, "auto", 16),  # torch's threads, but not more than there are cores
         (torch.nn.LayerNorm(16), 10_000, None, "auto", 1),
         (LARGE, 10_000, 1, "auto", 1),  # a resumed run
