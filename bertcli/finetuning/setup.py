@@ -25,6 +25,7 @@ from bertcli.data.sources import (
     with_row_numbers,
 )
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
+from bertcli.finetuning.encoding_cache import encode_rows
 from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
 from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
@@ -78,7 +79,7 @@ class FinetuneSetup:
     def encode(self, split: str) -> Encoded:
         """Return a split as token IDs with labels; it is tokenized only once."""
         if split not in self._encoded:
-            self._encoded[split] = self.head.encode(self.task, self.rows[split], self.tokenizer, self.recipe.data)
+            self._encoded[split] = encode_rows(self.head, self.task, self.rows[split], self.tokenizer, self.recipe.data)
         return self._encoded[split]
 
     @property

@@ -1,0 +1,79 @@
+"""Encoded rows on disk, cached by content: other grid points, processes and commands need not tokenize them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import warnings
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertcli.data.cache import cache_folder, get_or_create
+from bertcli.data.encoding import Encoded
+from bertcli.heads.base import Head
+from bertcli.recipe.schema import DataSection
+from bertcli.tasks.task import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+MIN_ROWS = 20_000  # fewer are encoded in less than a second
+FORMAT_VERSION = 1  # increase when rows are encoded differently, to invalidate cached ones
+PACKAGES = ("bertcli", "tokenizers", "transformers")
+FILE = "encoded.safetensors"
+
+
+def encode_rows(
+    head: Head, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection
+) -> Encoded:
+    """Encode rows as `Head.encode` does, or read them from the cache; few rows are not cached."""
+    if len(rows) < MIN_ROWS or not tokenizer.is_fast:
+        return head.encode(task, rows, tokenizer, data)
+    folder = cache_folder() / "encoded" / encoding_key(head, task, rows, tokenizer, data)
+    try:
+        get_or_create(
+            folder, lambda tmp: _write(head.encode(task, rows, tokenizer, data), tmp / FILE), warn=warnings.warn
+        )
+        return _read(folder / FILE)
+    except OSError as error:  # a full disk, or a cache of another user
+        warnings.warn(f"encoded rows are not cached: {error}", stacklevel=2)
+        return head.encode(task, rows, tokenizer, data)
+
+
+def encoding_key(head: Head, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> str:
+    """Return a hash of all that `Head.encode` depends on: its arguments, the head, and the versions of the code."""
+    state = hashlib.blake2b(digest_size=16)
+    versions = [metadata.version(package) for package in PACKAGES]
+    state.update(json.dumps([FORMAT_VERSION, *versions, type(head).__qualname__, type(tokenizer).__name__]).encode())
+    state.update(pickle.dumps(vars(head)))
+    state.update(task.model_dump_json().encode() + data.model_dump_json().encode())
+    state.update(tokenizer.backend_tokenizer.to_str().encode())
+    state.update(repr((tokenizer.special_tokens_map, tokenizer.padding_side, tokenizer.model_input_names)).encode())
+    for name in rows.column_names:
+        state.update(json.dumps([name, rows[name][:]], default=str).encode())
+    return state.hexdigest()
+
+
+def _write(encoded: Encoded, path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    values = {field.name: getattr(encoded, field.name) for field in fields(Encoded)}
+    arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    others = {name: value for name, value in values.items() if name not in arrays}
+    save_file(arrays, path, {"fields": json.dumps(others)})
+
+
+def _read(path: Path) -> Encoded:
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        values: dict[str, Any] = json.loads(file.metadata()["fields"])
+        values |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    values["row_warnings"] = tuple((row, message) for row, message in values["row_warnings"])
+    return Encoded(**values)
