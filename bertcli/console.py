@@ -197,13 +197,18 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def is_first_process() -> bool:
+    """Return whether this is the only process, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_result(text: str) -> None:
     """Print a result to stdout, from the first process only.
 
     Raises:
         OSError: if stdout is closed, or is a file on a full disk.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return
     if sys.stdout is None:
         raise OSError(errno.EBADF, "it is closed", STDOUT)

@@ -70,6 +70,10 @@ DEFAULT_ENVIRONMENT = {  # libraries read these at import; variables that are al
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # bf16 on CPU: one kernel of about 0.7 MB per distinct number of tokens
     "HF_HUB_VERBOSITY": "error",  # hide the retry warnings; the final error is reported once
 }
+SEVERAL_PROCESSES = (
+    "--processes divides the rows of --input FILE or --split; it is not available for --text, standard input, "
+    "--features, --format glue and --format squad"
+)
 ONE_INPUT = (
     "give exactly one of --text (repeatable), --input FILE (`-` for stdin) and --split NAME; "
     "with --format glue, none of them"
@@ -179,6 +183,7 @@ def evaluate(
     ] = "validation",
     labels: Labels = None,
     mirror: Mirror = None,
+    processes: Processes = 1,
     device: Device = None,
     precision: Precision = None,
     as_json: Json = False,
@@ -191,13 +196,13 @@ def evaluate(
     """
     mirror = check_mirror(mirror)
     hardware = hardware_section(device, precision)
-    from bertcli.console import LOADING, Console, print_result
+    from bertcli.console import LOADING, Console, is_first_process, print_result
     from bertcli.models.from_pretrained import ModelSource
 
     if not os.path.isdir(model):  # a folder may hold several models
         ModelSource(model, mirror)
-
-    console = Console(quiet=quiet)
+    _launch_processes(processes)
+    console = Console(quiet=quiet, mute=not is_first_process())
     with console.waiting(LOADING), without_garbage_collection():
         from bertcli.commands.evaluate import evaluate as run_evaluate
     results = run_evaluate(
@@ -243,6 +248,7 @@ def predict(
     pooling: Pooling = "mean",
     labels: Labels = None,
     mirror: Mirror = None,
+    processes: Processes = 1,
     device: Device = None,
     precision: Precision = None,
     quiet: Quiet = False,
@@ -254,36 +260,42 @@ def predict(
 
     Example: `bertcli predict runs/glue-sst2 --input reviews.csv --output predictions.csv`
     """
-    if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
-        raise UsageError(ONE_INPUT)
+    _check_inputs(text, input_file, split, format_name)
     if labels and (features or format_name == "glue"):
         raise UsageError("--labels has no effect with --features or --format glue; leave it out")
     if keep_columns and (features or text):
         raise UsageError("--keep-columns has no effect with --text or --features; leave it out")
-    if input_file not in (None, "-") and (os.path.isdir(input_file) or not os.path.exists(input_file)):
-        raise UsageError(f"found no file {input_file} (from --input)")
+    if processes > 1 and (features or text or input_file == "-" or format_name in ("glue", "squad")):
+        raise UsageError(SEVERAL_PROCESSES)
     values = build_inputs(text, pair, choice)
     format_name = _check_output(output, format_name, pooling if features else None, input_file, keep_columns, overwrite)
-    mirror = check_mirror(mirror)
+    mirror, hardware = check_mirror(mirror), hardware_section(device, precision)
     _check_model(model, mirror, format_name)
-    hardware = hardware_section(device, precision)
-    from bertcli.console import LOADING, Console
+    from bertcli.console import LOADING, Console, is_first_process
 
-    console = Console(quiet=quiet)
+    _launch_processes(processes)
+    console = Console(quiet=quiet, mute=not is_first_process())
     with console.waiting(LOADING), without_garbage_collection():
         from bertcli.commands import predict as command
         from bertcli.data.prediction_inputs import PredictionInput
-    source = (input_file or "-", input_format, split, split_names("--columns", columns), keep_columns)
+    new_labels, names = split_names("--labels", labels), split_names("--columns", columns)
+    source = (input_file or "-", input_format, split, names, keep_columns)
     inputs = PredictionInput(values, *source, input_encoding, input_delimiter)
     if features:
         write = partial(command.predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
     else:
-        label_names = split_names("--labels", labels)
-        write = partial(command.predict, format_name=format_name, as_zip=as_zip, top_k=top_k, labels=label_names)
+        write = partial(command.predict, format_name=format_name, as_zip=as_zip, top_k=top_k, labels=new_labels)
     write(model, inputs, output, overwrite=overwrite, mirror=mirror, hardware=hardware, console=console)
 
 
 add_tools(app)
+
+
+def _check_inputs(text: list[str] | None, input_file: str | None, split: str | None, format_name: str | None) -> None:
+    if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
+        raise UsageError(ONE_INPUT)
+    if input_file not in (None, "-") and (os.path.isdir(input_file) or not os.path.exists(input_file)):
+        raise UsageError(f"found no file {input_file} (from --input)")
 
 
 def _check_model(name: str, mirror: Path | None, format_name: str | None) -> None:

@@ -81,7 +81,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps [defaul
 Precision = Annotated[
     str | None, typer.Option(help="auto, fp32, bf16 or fp16 [default: from the run's recipe, else auto].")
 ]
-Processes = Annotated[int, typer.Option(min=1, help="Number of processes per run on this machine, e.g. one per GPU.")]
+Processes = Annotated[
+    int, typer.Option(min=1, help="Number of processes on this machine that share the work, e.g. one per GPU.")
+]
 Jobs = Annotated[
     int, typer.Option(min=1, help="Number of runs to execute in parallel, for a grid, suite or list of seeds.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -121,7 +122,8 @@ def _evaluate_model(
     with console.waiting("tokenizing"):
         encoded = loaded.head.encode(task, rows, loaded.tokenizer, loaded.data)
     console.warn_about_rows(encoded.row_warnings)
-    with console.display(f"eval {split}", len(encoded)) as display:
+    num_items = math.ceil(len(encoded) / loaded.accelerator.num_processes)  # of this process
+    with console.display(f"eval {split}", num_items) as display:
         chunks = predict_logits(
             loaded.accelerator,
             loaded.model,

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from bertcli.console import Console, escape_control, ignore_broken_pipe
+from bertcli.console import Console, escape_control, ignore_broken_pipe, is_first_process
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import (
     DEFAULT_TEXT_COLUMNS,
@@ -268,6 +268,8 @@ def _write_output(
     overwrite: bool,
 ) -> int:
     """Write the predictions to a file or standard output and return their number."""
+    if not is_first_process():  # it computes its share of the predictions; the first process writes all
+        return sum(1 for _ in predictions)
     to_stdout = output in STDOUT_NAMES
     # Predictions printed to a terminal already show progress.
     progress = Console(mute=True) if to_stdout and sys.stdout.isatty() else console

@@ -178,6 +178,26 @@ def test_each_row_is_scored_once_with_any_number_of_processes(encoder: Path, tas
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
+def test_two_processes_evaluate_and_predict_each_row_once(small: str) -> None:
+    assert call(1, "finetune", small, "--run", "run").returncode == 0
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": f"the {n}th fine film"}) + "\n" for n in range(2100)))
+    for processes in (1, 2):
+        result = call(processes, "eval", "run", "--json")
+        assert result.returncode == 0, result.stderr
+        Path(f"{processes}.json").write_text(result.stdout)
+        result = call(processes, "predict", "run", "--input", "rows.jsonl", "--output", f"{processes}.jsonl")
+        assert result.returncode == 0, result.stderr
+    one, two = (json.loads(Path(f"{processes}.json").read_text()) for processes in (1, 2))
+    assert two["num_examples"] == one["num_examples"]
+    for name, value in one["metrics"]["validation"].items():
+        assert two["metrics"]["validation"][name] == pytest.approx(value, rel=1e-5)
+    each = [[json.loads(line) for line in Path(f"{n}.jsonl").read_text().splitlines()] for n in (1, 2)]
+    assert len(each[0]) == len(each[1]) == 2100
+    for first, second in zip(*each, strict=True):
+        assert second["text"] == first["text"]
+        assert second["probabilities"] == pytest.approx(first["probabilities"], abs=1e-5)
+
+
 def test_failure_of_one_process_stops_all_with_its_message(small: str) -> None:
     Path("sitecustomize.py").write_text(
         "import os\n"
