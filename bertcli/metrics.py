@@ -1,4 +1,4 @@
-"""Metrics by name, as bundled `evaluate.Metric` classes (`evaluate.load` by name requires network access).
+"""Metrics by name, also as `evaluate.Metric` classes (`evaluate.load` by name requires network access).
 
 scikit-learn, SciPy and seqeval do the arithmetic. For every metric, higher is better.
 
@@ -227,6 +227,12 @@ METRICS: dict[str, tuple[ScoreFunction, str]] = {  # name → function, kinds of
     "squad_v2": (score_squad_v2, "question_answering"),
 }
 
+DTYPES = {  # of arrays of predictions and references
+    "single_label": np.int64,
+    "multiple_choice": np.int64,
+    "multi_label": np.float32,
+    "regression": np.float64,
+}
 CORRELATIONS = ("pearson", "spearman")
 SCORE_NAMES = {  # for the metrics that compute several scores
     "seqeval": ("precision", "recall", "f1", "accuracy"),
@@ -237,7 +243,7 @@ SCORE_NAMES = {  # for the metrics that compute several scores
 
 @cache
 def _bundled_metric_class() -> type[evaluate.Metric]:
-    """Return the `evaluate.Metric` class for `METRICS`, defined here because `evaluate` takes seconds to import."""
+    """Return the `evaluate.Metric` class for `METRICS`; `evaluate` takes a second to import."""
     import evaluate
     from datasets import Features, List, Value
 
@@ -267,17 +273,13 @@ def _bundled_metric_class() -> type[evaluate.Metric]:
             )
 
         def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
-            score_function, _ = METRICS[self._score_name]
-            if self._answer_kind not in ("token_classification", "question_answering"):
-                predictions, references = np.asarray(predictions), np.asarray(references)
-            value = score_function(predictions, references, **options)
-            return value if isinstance(value, dict) else {self._score_name: float(value)}
+            return compute_metric(self._score_name, self._answer_kind, predictions, references, **options)
 
     return BundledMetric
 
 
 def load_metric(name: str, answer_kind: str) -> evaluate.Metric:
-    """Load a metric by name for one kind of prediction (`Head.answer_kind`).
+    """Load a metric by name, for programs that use `evaluate`; its scores are those of `compute_metric`.
 
     Raises:
         DataError: as `check_metric`.
@@ -337,6 +339,20 @@ def check_entity_metrics(task: Task) -> None:
             raise DataError(f"{task.name}: {error}") from error
 
 
+def compute_metric(name: str, answer_kind: str, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
+    """Compute one metric over N predictions and references of one kind (`Head.answer_kind`); return its scores by name.
+
+    Raises:
+        DataError: as `check_metric`.
+    """
+    check_metric(name, answer_kind)
+    score_function, _ = METRICS[name]
+    if answer_kind in DTYPES:
+        predictions, references = (np.asarray(values, DTYPES[answer_kind]) for values in (predictions, references))
+    value = score_function(predictions, references, **options)
+    return value if isinstance(value, dict) else {name: float(value)}
+
+
 def compute_metrics(
     names: Iterable[str],
     answer_kind: str,
@@ -354,7 +370,7 @@ def compute_metrics(
     scores: dict[str, float] = {}
     for name in names:
         options = {"pos_label": pos_label} if name == "f1" else {"labels": labels} if name == "seqeval" else {}
-        scores |= load_metric(name, answer_kind).compute(predictions=predictions, references=references, **options)
+        scores |= compute_metric(name, answer_kind, predictions, references, **options)
     return scores
 
 

@@ -18,7 +18,7 @@ from bertcli.errors import DataError
 from bertcli.heads.labels import resolve_labels
 from bertcli.heads.text_classification import TextClassification
 from bertcli.inference.scoring import positive_label_id
-from bertcli.metrics import METRICS, check_binary_f1, compute_metrics, load_metric, score_names
+from bertcli.metrics import METRICS, check_binary_f1, compute_metric, compute_metrics, load_metric, score_names
 from bertcli.reports.analysis import per_label_scores
 from bertcli.tasks.task import Task
 
@@ -84,6 +84,28 @@ def test_unknown_or_inapplicable_metric_error_lists_alternatives() -> None:
         load_metric("acuracy", "single_label")
     with pytest.raises(DataError, match="pearson, spearman"):
         load_metric("accuracy", "regression")
+
+
+ROWS: dict[str, tuple[Any, Any]] = {  # predictions and references of each kind
+    "single_label": (RANDOM.integers(0, 2, 50), RANDOM.integers(0, 2, 50)),
+    "multiple_choice": (RANDOM.integers(0, 4, 50), RANDOM.integers(0, 4, 50)),
+    "multi_label": (RANDOM.integers(0, 2, (50, 3)), RANDOM.integers(0, 2, (50, 3))),
+    "regression": (RANDOM.normal(size=50), RANDOM.normal(size=50)),
+    "token_classification": ([["B-PER", "O", "O"], ["O", "B-LOC"]], [["B-PER", "I-PER", "O"], ["O", "B-LOC"]]),
+    "question_answering": (
+        [{"text": text, "best_text": "dog", "null_odds": odds} for text, odds in (("a dog", -1.0), ("", 0.5))],
+        [["the dog", "dog"], ["cat"]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_are_those_of_the_evaluate_metric(name: str) -> None:
+    for kind in METRICS[name][1].split():
+        predictions, references = ROWS[kind]
+        expected = load_metric(name, kind).compute(predictions=predictions, references=references)
+        for convert in (list, lambda values: values):
+            assert compute_metric(name, kind, convert(predictions), convert(references)) == expected
 
 
 def test_every_metric_is_maximal_on_gold_predictions() -> None:
