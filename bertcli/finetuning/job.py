@@ -31,6 +31,7 @@ from bertcli.models.freezing import (
     PrecomputedHiddenStates,
     build_freezer,
     encoder_layers,
+    lowest_trainable_depth,
     lr_scales,
     reinitialize_layers,
 )
@@ -75,6 +76,13 @@ class FinetuneJob(Job):
         if section.teacher_hidden_weight:
             record_cls_states(model, range(1, len(encoder_layers(model)) + 1))
         self._freezer = build_freezer(model, section, self.plan)
+        if section.strategy == "gradual":
+            last_step, num_layers = self.plan.total_steps - 1, len(encoder_layers(model))
+            if lowest_trainable_depth(section, num_layers, self.plan, last_step) > num_layers:
+                console.warn(
+                    f"training.strategy=gradual unfreezes no layer in {self.plan.total_steps} steps: only the head is "
+                    "trained. Lower training.unfreeze_every_steps or training.unfreeze_every_epochs, or train longer"
+                )
         return model
 
     @property

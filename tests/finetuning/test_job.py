@@ -63,6 +63,15 @@ def test_only_trainable_parameters_change(
     assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
 
 
+@pytest.mark.parametrize(("every", "is_noted"), [(6, True), (5, False)])
+def test_gradual_unfreezing_that_never_unfreezes_is_reported(
+    recipe_of: Callable[..., Recipe], capsys: pytest.CaptureFixture[str], every: int, is_noted: bool
+) -> None:
+    overrides = ("training.strategy=gradual", f"training.unfreeze_every_steps={every}", "training.max_steps=6")
+    finetune(recipe_of(*overrides), Path("run"), RunOptions(dry_run=True, console=QUIET))
+    assert ("unfreezes no layer in 6 steps" in " ".join(capsys.readouterr().err.split())) == is_noted
+
+
 def test_lora_adapter_is_saved_alone_and_scores_as_in_training(
     encoder: Path, recipe_of: Callable[..., Recipe], recwarn: pytest.WarningsRecorder
 ) -> None:
