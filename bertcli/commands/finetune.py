@@ -15,7 +15,7 @@ from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, independent_recipes_by_folder, recipes_by_folder
+from bertcli.recipe.suite import Suite, independent_recipes_by_folder
 from bertcli.runs.folder import RunClaim, RunOptions, best_seed, claim_run
 from bertcli.runs.results import RunResults
 from bertcli.training.startup import report_finished
@@ -38,16 +38,17 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
         if claim.results is not None and not options.dry_run and not is_worker_process():
             return report_finished(run, claim.results, options.console)
     with options.console.waiting(LOADING), without_garbage_collection():
-        from bertcli.experiments.collection import claim_collection
-        from bertcli.experiments.grid import finetune_grid
+        from bertcli.experiments.grid import claim_grid, finetune_grid
         from bertcli.experiments.run_many import run_in_parallel
-        from bertcli.experiments.suite import finetune_suite
+        from bertcli.experiments.suite import claim_suite, finetune_suite
         from bertcli.finetuning.multitask import finetune_multitask
         from bertcli.finetuning.run import finetune as finetune_recipe
     if jobs > 1 and not options.dry_run:
         recipes = {run: recipe} if isinstance(recipe, Recipe) else independent_recipes_by_folder(recipe, run)
-        if not isinstance(recipe, Recipe):
-            claim_collection(run, [*recipes_by_folder(recipe, run)], overwrite=options.overwrite)
+        if isinstance(recipe, Suite):
+            claim_suite(recipe, run, options)
+        elif isinstance(recipe, Grid):
+            claim_grid(recipe, run, options)
         failed = run_in_parallel(recipes, jobs, options)
         options = replace(options, overwrite=False, failed=failed)  # the earlier runs have been replaced
     if isinstance(recipe, Suite):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from bertcli.console import Console, format_table
 from bertcli.errors import RunFolderError, UsageError
 from bertcli.files import write_json, write_text
+from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import run_folder
 from bertcli.reports.comparison import Runs, page_links, read_runs, write_run_pages
 from bertcli.reports.pages import Table, comparison_page
-from bertcli.runs.folder import SUMMARY, RunFolder, check_is_run, remove_run
+from bertcli.runs.folder import SUMMARY, RunFolder, check_is_run, claim_run, remove_run
 from bertcli.runs.results import CollectionResults
 
 MAX_CURVES = 8  # one per color of the charts
@@ -70,6 +73,16 @@ def claim_collection(
                 f"{folder} contains {existing[0]} but is not the folder of a grid or suite; choose another "
                 "folder with --run"
             )
+
+
+def check_member(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Check that `folder` can hold the run of one recipe of a grid or suite, without writing anything.
+
+    Raises:
+        RunFolderError: if it holds other files or a run with a different recipe, or cannot be written.
+    """
+    with suppress(UsageError):  # unreadable results of one run do not stop the others
+        claim_run(folder, dump_recipe(recipe), overwrite=overwrite)
 
 
 def write_collection(folder: Path, results: CollectionResults, console: Console) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from bertcli.console import format_seconds
 from bertcli.errors import TrainingError
-from bertcli.experiments.collection import SUMMARY, claim_collection, write_collection
+from bertcli.experiments.collection import SUMMARY, check_member, claim_collection, write_collection
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.files import write_text
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.expansion import Grid
-from bertcli.recipe.suite import recipes_by_folder
 from bertcli.runs.folder import RunOptions
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.training.startup import join_processes
@@ -29,20 +28,13 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     skipped (with several processes, the first failure ends the grid); re-running the command trains only what is left.
 
     Raises:
-        RunFolderError: if the folder holds other files.
+        RunFolderError: if the folder holds other files, or a point with a different recipe; nothing is trained then.
         Interrupted: if a signal arrived; the run in progress is saved.
         TrainingError: if a point failed; the others are finished.
     """
     processes, console = join_processes(grid.first.hardware, options.console)
     if processes.is_main_process:
-        check = partial(set_up, grid.first, options.mirror)
-        claim_collection(
-            folder,
-            [*recipes_by_folder(grid, folder)],
-            overwrite=options.overwrite,
-            dry_run=options.dry_run,
-            check=check,
-        )
+        claim_grid(grid, folder, options)
     runs = {name: partial(finetune, recipe, folder / name, options) for name, recipe in grid.points.items()}
     finished, failed = run_each(runs, processes, console)
     if options.dry_run:
@@ -58,6 +50,25 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     console.say(f'next      bertcli predict {folder} --text "…"')
     raise_if_failed(failed, len(grid.points), "points")
     return results
+
+
+def claim_grid(grid: Grid, folder: Path, options: RunOptions) -> None:
+    """Check that `folder` can hold the grid and the run of each of its points; remove what the grid replaces.
+
+    The points are checked first, so that a grid of which one point would be refused leaves the folder as it was.
+
+    Raises:
+        RunFolderError: if the folder holds other files, or a point with a different recipe.
+    """
+    for name, recipe in grid.points.items():
+        check_member(folder / name, recipe, overwrite=options.overwrite)
+    claim_collection(
+        folder,
+        [folder / name for name in grid.points],
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+        check=partial(set_up, grid.first, options.mirror),
+    )
 
 
 def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: dict[str, str]) -> CollectionResults:

@@ -21,7 +21,7 @@ from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.environment import num_cores
-from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions, claim_run, seed_folders
+from bertcli.runs.folder import LOG_HEADER, RunClaim, RunFolder, RunOptions, claim_run, seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.training.signals import StopRequest, stop_on_signals
 
@@ -83,9 +83,12 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
     console = options.console
     for recipe in recipes.values() if options.overwrite else ():
         set_up(recipe, options.mirror)  # raises errors of the recipe before anything is removed
+    claims: list[RunClaim] = []
     for folder, recipe in recipes.items():
         with suppress(UsageError):  # unreadable results of one run do not stop the others
-            claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite).open(console.say)
+            claims.append(claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite))
+    for claim in claims:  # after all are claimed, so that nothing is written if one is refused
+        claim.open(console.say)
     singles = [single for folder, recipe in recipes.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
     failed: dict[Path, ProcessError] = {}

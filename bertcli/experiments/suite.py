@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from bertcli.console import format_seconds
-from bertcli.errors import TrainingError
-from bertcli.experiments.collection import claim_collection, write_collection
-from bertcli.experiments.grid import finetune_grid
+from bertcli.errors import TrainingError, UsageError
+from bertcli.experiments.collection import check_member, claim_collection, write_collection
+from bertcli.experiments.grid import claim_grid, finetune_grid
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
@@ -33,21 +34,14 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
     the command trains only what is left.
 
     Raises:
-        RunFolderError: if the folder holds other files.
+        RunFolderError: if the folder holds other files, or a run with a different recipe; nothing is trained then.
         Interrupted: if a signal arrived; the run in progress is saved.
         TrainingError: if a recipe failed; the others are finished.
     """
     first = next(iter(recipes_by_name(suite).values()))
     processes, console = join_processes(first.hardware, options.console)
     if processes.is_main_process:
-        check = partial(set_up, first, options.mirror)
-        claim_collection(
-            folder,
-            [*recipes_by_folder(suite, folder)],
-            overwrite=options.overwrite,
-            dry_run=options.dry_run,
-            check=check,
-        )
+        claim_suite(suite, folder, options)
 
     def run(name: str) -> RunResults:
         member = suite.recipes[name]
@@ -68,6 +62,34 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
         console.say(f'next      bertcli predict {run_folder(folder, next(iter(finished)))} --text "…"')
     raise_if_failed(failed, len(suite.recipes), "tasks")
     return results
+
+
+def claim_suite(suite: Suite, folder: Path, options: RunOptions) -> None:
+    """Check that `folder` can hold the suite and the run of each of its recipes; remove what the suite replaces.
+
+    The recipes are checked first, so that a suite of which one run would be refused leaves the folder as it was.
+
+    Raises:
+        RunFolderError: if the folder holds other files, or a run with a different recipe.
+    """
+    for name, member in suite.recipes.items():
+        if name in suite.start_from:
+            try:
+                member = _start_from(member, _source_run(suite, name, folder))
+            except (TrainingError, UsageError):  # the run it starts from, which its recipe names, is not finished
+                continue
+        if isinstance(member, Grid):
+            claim_grid(member, run_folder(folder, name), replace(options, dry_run=True))
+        else:
+            check_member(run_folder(folder, name), member, overwrite=options.overwrite)
+    first = next(iter(recipes_by_name(suite).values()))
+    claim_collection(
+        folder,
+        [*recipes_by_folder(suite, folder)],
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+        check=partial(set_up, first, options.mirror),
+    )
 
 
 def _source_run(suite: Suite, name: str, folder: Path) -> str:

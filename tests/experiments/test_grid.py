@@ -304,3 +304,19 @@ def test_log_of_a_parallel_run_begins_with_a_header_once(tmp_path: Path, monkeyp
     for _ in range(2):
         run_many.start_run(load_recipe("sample/sentiment"), tmp_path, tmp_path / "1.yaml", None, {})
     assert (tmp_path / "log.txt").read_text("utf-8") == f"{LOG_HEADER}warning: …warning: …"
+
+
+@pytest.mark.parametrize("options", [[], ["--jobs", "2"]])
+def test_grid_with_a_point_of_another_recipe_is_refused_as_a_whole(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_many, "start_run", lambda *_: pytest.fail("a run was started"))
+    command = ["finetune", "sample/sentiment", *SHORT, "--run", "grid", "--quiet"]
+    assert CliRunner().invoke(app, [*command, "training.learning_rate=[1e-4, 1e-3]"]).exit_code == 0
+    files = [path for path in Path("grid").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    more = [*command, "training.learning_rate=[5e-4, 1e-4, 1e-3]", "training.seed=7"]
+    result = CliRunner().invoke(app, [*more, *options])
+    assert result.exit_code == 2, result.output
+    assert "grid/learning_rate=0.0001 holds a run created with a different recipe" in result.stderr
+    assert {path: path.read_bytes() for path in Path("grid").rglob("*") if path.is_file()} == before

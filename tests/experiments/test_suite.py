@@ -15,7 +15,7 @@ from bertcli.commands.evaluate import evaluate
 from bertcli.commands.predict import predict
 from bertcli.console import Console
 from bertcli.data.prediction_inputs import PredictionInput
-from bertcli.errors import TrainingError, UsageError
+from bertcli.errors import RunFolderError, TrainingError, UsageError
 from bertcli.experiments import suite as suite_module
 from bertcli.experiments.grid import finetune_grid
 from bertcli.experiments.suite import finetune_suite
@@ -276,3 +276,41 @@ def test_squad_files_have_the_official_format(
     assert sorted(path.name for path in Path("questions").iterdir()) == ["nbest_predictions.json", "predictions.json"]
     with pytest.raises(UsageError, match="set --output to a folder"):
         predict("runs/questions", PredictionInput(split="test"), format_name="squad", console=QUIET)
+
+
+def folder_content(folder: str) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(folder).rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
+        (["training.seed=7"], []),
+        (["training.seed=7"], ["--jobs", "2"]),
+        (["training.learning_rate=[1e-4, 1e-3]"], []),  # a grid where there is a single run
+    ],
+)
+def test_suite_with_a_run_of_another_recipe_is_refused_as_a_whole(overrides: list[str], options: list[str]) -> None:
+    text = "suite: [sample/topics, sample/choices]\nstart_from: {choices: topics}\n"
+    finetune_suite(load(text), Path("all"), RunOptions(console=QUIET))
+    before = folder_content("all")
+    command = ["finetune", "suite.yaml", *SHORT, *overrides, "--run", "all", "--quiet"]
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 2, result.output
+    assert "all/sample-topics holds a" in result.stderr
+    assert folder_content("all") == before
+
+
+def test_suite_is_refused_if_only_the_recipe_that_starts_from_another_differs() -> None:
+    text = "suite: [sample/topics, sample/choices]\nstart_from: {choices: topics}\n"
+    finetune_suite(load(text), Path("all"), RunOptions(console=QUIET))
+    before = folder_content("all")
+    suite = load(text)
+    choices = suite.recipes["sample/choices"]
+    assert isinstance(choices, Recipe)
+    suite.recipes["sample/choices"] = choices.with_seed(7)
+    with pytest.raises(RunFolderError, match="all/sample-choices holds a run created with a different recipe"):
+        finetune_suite(suite, Path("all"), RunOptions(console=QUIET))
+    assert folder_content("all") == before
