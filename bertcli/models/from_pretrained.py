@@ -330,6 +330,8 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
             f"({config.num_landmarks}) differs from its segment_means_seq_len; bertcli requires a model that "
             "accepts any length"
         )
+    if config.model_type == "tapas":
+        raise ModelError(f"{name} reads the cells of tables, expected a model of texts; use a model of another family")
     if config.model_type == "xmod" and config.default_language is None:
         raise ModelError(
             f"{name} has an adapter for each language, but no default language; set default_language in its "

@@ -56,17 +56,29 @@ def build_config(
             raise ModelError(f"{section.family} has no field {name!r}; remove it from model.config_overrides.{cure}")
     try:  # some defaults depend on other fields
         config = AutoConfig.for_model(section.family, **fields | section.config_overrides)
+        _match_config(config, section, tokenizer, max_sequence_length)
     except Exception as error:  # the classes validate their fields in different ways
         raise _invalid_config(section.family, error) from error
+    if section.dropout is not None:
+        set_dropout(config, section.dropout)
+    return config
+
+
+def _match_config(
+    config: PretrainedConfig, section: ArchitectureSection, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
+) -> None:
+    """Set the fields of a new configuration that depend on the tokenizer or the sequences."""
     config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if hasattr(config, name):
             setattr(config, name, getattr(tokenizer, name, None))
-    if getattr(config, "max_position_embeddings", None) and "max_position_embeddings" not in section.config_overrides:
+    if (
+        config.is_encoder_decoder and getattr(config, "eos_token_id", 0) is None
+    ):  # their classifiers read the state of the last one
+        config.eos_token_id = tokenizer.sep_token_id
+    limit = getattr(config, "max_position_embeddings", None)  # -1: a family without a limit, such as xlnet
+    if limit and limit > 0 and "max_position_embeddings" not in section.config_overrides:
         config.max_position_embeddings = max(512, max_sequence_length) + first_position_id(config)
-    if section.dropout is not None:
-        set_dropout(config, section.dropout)
-    return config
 
 
 def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedModel:
