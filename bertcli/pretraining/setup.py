@@ -74,10 +74,11 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     """Load or create the tokenizer, the tokenized corpus, the model configuration and the held-out text of a recipe.
 
     Raises:
-        RecipeError: if `evaluation.best_by` is not a score of the objective.
+        RecipeError: if `evaluation.best_by` is not a score of the objective, or a key has no effect.
         DataError: if the corpus cannot be read or is too small.
         ModelError: if a model or tokenizer cannot be loaded, or is incompatible with the rest of the recipe.
     """
+    _reject_unused_keys(recipe)
     source = _model_source(recipe, mirror)
     tokenizer = _load_tokenizer(recipe, source, mirror) or _train_tokenizer(recipe, mirror, console)
     objective, config = _build_objective(recipe, source, tokenizer)
@@ -111,6 +112,7 @@ def check_recipe(recipe: PretrainRecipe, mirror: Path | None) -> tuple[Pretraine
     Raises:
         RecipeError, DataError, ModelError: if `set_up` would raise them.
     """
+    _reject_unused_keys(recipe)
     source = _model_source(recipe, mirror)
     tokenizer = _load_tokenizer(recipe, source, mirror)
     num_documents = sum(1 for corpus in recipe.corpus.sources for _ in islice(read_documents(corpus, mirror), 2))
@@ -124,6 +126,33 @@ def check_recipe(recipe: PretrainRecipe, mirror: Path | None) -> tuple[Pretraine
     objective, config = _build_objective(recipe, source, placeholder)
     config.vocab_size = _trained_vocab_size(recipe)
     return config, objective, None
+
+
+def _reject_unused_keys(recipe: PretrainRecipe) -> None:
+    """Reject keys of a new model or a new tokenizer where an existing one is named.
+
+    Only values other than the default count as set, as a recipe in a run folder has every key. `model.size: null`
+    asks for no size.
+
+    Raises:
+        RecipeError: if there are such keys; the error lists them all.
+    """
+    named = {key: name for key, name in (("model", recipe.model.name), ("tokenizer", recipe.tokenizer.name)) if name}
+    problems: list[str] = []
+    for section, keys, causes in (
+        ("model", ("family", "size", "config_overrides"), ("model",)),
+        ("tokenizer", ("kind", "vocab_size", "lowercase", "sample_megabytes"), ("tokenizer", "model")),
+    ):
+        cause = next((cause for cause in causes if cause in named), None)
+        values = getattr(recipe, section)
+        for key in keys if cause is not None else ():
+            default = type(values).model_fields[key].default
+            if getattr(values, key) not in (default, None):
+                # A mapping is merged with the inherited one, so it cannot be reset.
+                reset = "" if isinstance(default, dict) else f", or set {section}.{key}={default} where it is inherited"
+                problems.append(f"{section}.{key} has no effect, because {cause}.name is set; remove it{reset}")
+    if problems:
+        raise RecipeError(problems)
 
 
 def _model_source(recipe: PretrainRecipe, mirror: Path | None) -> ModelSource | None:

@@ -354,6 +354,27 @@ def test_continued_pretraining_starts_from_a_model_and_its_tokenizer() -> None:
     assert second.mean("loss") == pytest.approx(first.mean("loss"), abs=1e-4)
 
 
+def test_keys_of_a_new_model_or_tokenizer_are_refused_where_an_existing_one_is_named() -> None:
+    new_tokenizer = "kind: bpe, vocab_size: 400, lowercase: false, sample_megabytes: 1"
+    with pytest.raises(RecipeError) as error:
+        run(
+            model=f"{{name: first, family: t5, size: tiny, config_overrides: {SMALL}}}",
+            tokenizer=f"{{{new_tokenizer}}}",
+        )
+    keys = [problem.split()[0] for problem in error.value.problems]
+    assert keys == [
+        *("model.family", "model.size", "model.config_overrides"),
+        *("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.lowercase", "tokenizer.sample_megabytes"),
+    ]
+    assert "because model.name is set; remove it, or set model.family=bert where it is inherited" in str(error.value)
+    with pytest.raises(RecipeError, match=r"tokenizer\.lowercase has no effect, because tokenizer\.name is set"):
+        run(tokenizer="{name: first, lowercase: false}")
+    defaults = "family: bert, size: null, config_overrides: {}"
+    with pytest.raises(ModelError, match="cannot load"):  # defaults, as in the recipe of a run folder, are not refused
+        run(model=f"{{name: nowhere, {defaults}}}", tokenizer="{kind: wordpiece, vocab_size: 30522}")
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
 def test_packed_sequences_have_the_same_losses_as_alone(family: str) -> None:
     fields = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
@@ -440,7 +461,7 @@ def test_trained_tokenizer_saves_the_models_maximum_length() -> None:
     with pytest.raises(
         ModelError, match="found 700 for the max_length of a phase, expected at most 600, the limit of run"
     ):
-        run("training.max_steps=1", model="{name: run}", phases="[{max_length: 700}]", folder="longer")
+        run("training.max_steps=1", model="{name: run}", tokenizer="{}", phases="[{max_length: 700}]", folder="longer")
 
 
 TWO_PHASES = ["phases=[{max_length: 16, fraction: 0.5}, {max_length: 32, fraction: 0.5, global_batch_size: 4}]"]
@@ -634,7 +655,8 @@ def test_dry_run_neither_trains_a_tokenizer_nor_tokenizes_the_corpus(
 @pytest.mark.parametrize(
     ("sections", "error", "message"),
     [
-        ({"model": "{name: nowhere/none}"}, ModelError, "cannot load"),
+        ({"model": "{name: nowhere/none}", "tokenizer": "{}"}, ModelError, "cannot load"),
+        ({"model": "{name: none, family: t5}", "tokenizer": "{}"}, RecipeError, "model.family has no effect"),
         ({"tokenizer": "{name: ./none}"}, ModelError, "found no folder ./none"),
         ({"corpus": "{sources: [{files: gone.txt}]}"}, DataError, "found no file"),
         ({"corpus": "{sources: [{files: empty.txt}]}"}, DataError, "non-empty documents in the corpus, found 0"),
