@@ -83,11 +83,7 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
     console = options.console
     for recipe in recipes.values() if options.overwrite else ():
         set_up(recipe, options.mirror)  # raises errors of the recipe before anything is removed
-    claims: list[RunClaim] = []
-    for folder, recipe in recipes.items():
-        with suppress(UsageError):  # unreadable results of one run do not stop the others
-            claims.append(claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite))
-    for claim in claims:  # after all are claimed, so that nothing is written if one is refused
+    for claim in [*_claims(recipes, options)]:  # all are claimed first, so that nothing is written if one is refused
         claim.open(console.say)
     singles = [single for folder, recipe in recipes.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
@@ -128,6 +124,12 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
     if stop.signal_number is not None:
         raise Interrupted(stop.signal_number, "stopped and saved all runs; re-run the same command to resume")
     return failed
+
+
+def _claims(recipes: Mapping[Path, Recipe], options: RunOptions) -> Iterator[RunClaim]:
+    for folder, recipe in recipes.items():
+        with suppress(UsageError):  # unreadable results of one run do not stop the others
+            yield claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite)
 
 
 def start_run(

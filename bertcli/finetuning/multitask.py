@@ -36,7 +36,7 @@ from bertcli.training.job import Evaluation, Job, Logits, OnBatch, Predictions, 
 from bertcli.training.loop import Loss, Targets
 from bertcli.training.meters import RunClock
 from bertcli.training.resources import check_disk
-from bertcli.training.seeds import log_scores, train_seeds
+from bertcli.training.seeds import check_resumable, log_scores, train_seeds
 from bertcli.training.startup import join_processes, open_run, report_finished
 
 if TYPE_CHECKING:
@@ -79,13 +79,19 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         for setup in setups.values():
             note_duplicates(console, setup)
         check_disk(run, recipe, len(recipes) * next(iter(setups.values())).count_parameters())
+
+    def build_job(seed: int) -> MultitaskJob:
+        return MultitaskJob({name: setup.with_seed(seed) for name, setup in setups.items()}, plan, probabilities)
+
     if options.dry_run:
+        if not options.overwrite:
+            check_resumable(recipe.training.seed, build_job, run, console)
         console.say("dry run: recipes, data, labels, run folder and disk are fine; nothing was trained")
         return RunResults(dry_run=True, run=str(run))
     folder = open_run(processes, claim, console)
     results = train_seeds(
         recipe.training.seed,
-        lambda seed: MultitaskJob({name: setup.with_seed(seed) for name, setup in setups.items()}, plan, probabilities),
+        build_job,
         lambda job: f"{text}# seed {job.seed}\n",
         folder,
         processes,

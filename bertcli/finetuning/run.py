@@ -15,7 +15,7 @@ from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions, claim_run, seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.training.resources import check_disk
-from bertcli.training.seeds import log_scores, train_seeds
+from bertcli.training.seeds import check_resumable, log_scores, train_seeds
 from bertcli.training.startup import join_processes, open_run, report_finished
 
 MAX_LABELS_SHOWN = 10
@@ -50,7 +50,13 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     if processes.is_main_process:
         note_duplicates(console, setup)
         check_disk(run, recipe, setup.count_parameters())
+
+    def build_job(seed: int) -> FinetuneJob:
+        return FinetuneJob(setup.with_seed(seed), plan)
+
     if options.dry_run:
+        if not options.overwrite:
+            check_resumable(recipe.training.seed, build_job, run, console)
         model = FinetuneJob(setup, plan).build_model(console)
         if recipe.training.teacher is not None:
             load_teacher(setup, model)
@@ -63,7 +69,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
         console.warn_about_rows(notes, where=f"{split} rows")
     results = train_seeds(
         recipe.training.seed,
-        lambda seed: FinetuneJob(setup.with_seed(seed), plan),
+        build_job,
         lambda job: dump_recipe(job.recipe),
         run_folder,
         processes,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from accelerate import PartialState
 
 from bertcli.console import Console, format_seconds
 from bertcli.files import write_json
 from bertcli.reports.comparison import write_page
-from bertcli.runs.folder import RunFolder, claim_run, seed_run
+from bertcli.runs.folder import RunFolder, claim_run, seed_folders, seed_run
 from bertcli.runs.results import RunResults, SeedScore, summarize_seeds
 from bertcli.training.job import Job
 from bertcli.training.startup import open_run, report_finished
+from bertcli.training.train_state import find_progress
 from bertcli.training.trainer import train
 
 
@@ -45,6 +47,19 @@ def train_seeds(
         write_json(parent.results, results.to_json())
         write_page([str(parent.path)], parent.report)
     return results
+
+
+def check_resumable(seeds: Sequence[int], build_job: Callable[[int], Job], parent: Path, console: Console) -> None:
+    """Check that `train_seeds` could resume the runs in `parent` that were interrupted, if any; write nothing.
+
+    Raises:
+        RunFolderError: if the data of a run have changed since its newest checkpoint.
+        DiskError: if all checkpoints of a run are corrupt.
+    """
+    for seed, path in zip(seeds, seed_folders(parent, seeds), strict=True):
+        folder = RunFolder(path)
+        if folder.checkpoints.is_dir() and not folder.results.is_file():
+            find_progress(build_job(seed), folder, console.warn)
 
 
 def log_scores(console: Console, results: RunResults, folder: RunFolder, model: str | None = None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import safetensors.numpy
@@ -36,6 +38,26 @@ from bertcli.training.job import Job, Logits
 from bertcli.training.optimizer import build_optimizer
 
 
+def find_progress(job: Job, folder: RunFolder, warn: Callable[[str], None]) -> tuple[Path | None, Progress]:
+    """Return the newest intact checkpoint of a run and its progress, or None and no progress; write nothing.
+
+    Args:
+        warn: called with a message for each newer checkpoint that is corrupt.
+
+    Raises:
+        RunFolderError: if the data of the job have changed since the checkpoint.
+        DiskError: if all checkpoints are corrupt.
+    """
+    checkpoint = newest_checkpoint(folder.checkpoints, warn)
+    progress = read_progress(checkpoint) if checkpoint else Progress()
+    if progress.data_fingerprint not in (None, job.data_fingerprint):
+        raise RunFolderError(
+            f"{folder.path} cannot be resumed: its training or validation data have changed since step "
+            f"{progress.step}. Restore them, choose another folder with --run, or start over with --overwrite"
+        )
+    return checkpoint, progress
+
+
 class TrainState:
     """A model with its optimizer and progress, new or restored from the newest checkpoint."""
 
@@ -43,13 +65,7 @@ class TrainState:
         self._job, self._folder, self._accelerator, self._console = job, folder, accelerator, console
         training, hardware = job.recipe.training, job.recipe.hardware
         set_seed(job.seed)
-        checkpoint = newest_checkpoint(folder.checkpoints, console.warn)
-        self.progress = read_progress(checkpoint) if checkpoint else Progress()
-        if self.progress.data_fingerprint not in (None, job.data_fingerprint):
-            raise RunFolderError(
-                f"{folder.path} cannot be resumed: its training or validation data have changed since step "
-                f"{self.progress.step}. Restore them, choose another folder with --run, or start over with --overwrite"
-            )
+        checkpoint, self.progress = find_progress(job, folder, console.warn)
         self.progress.data_fingerprint = job.data_fingerprint
         self.module = job.build_model(console if checkpoint is None else Console(mute=True))
         self.num_parameters = job.model_to_save(self.module).num_parameters()

@@ -153,7 +153,8 @@ def test_run_is_not_resumed_on_changed_rows(stopped: Callable[..., Recipe], revi
     original = reviews.read_text("utf-8")
     for old, new in CHANGES.values():
         reviews.write_text(original.replace(old, new), "utf-8")
-        with pytest.raises(RunFolderError, match=r"run cannot be resumed: .* data have changed since step 4.*--over"):
-            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+        for dry_run in (True, False):
+            with pytest.raises(RunFolderError, match=r"run cannot be resumed: .* data have changed since step 4.*--ov"):
+                finetune(recipe, Path("run"), RunOptions(console=QUIET, dry_run=dry_run))
     reviews.write_text(original, "utf-8")
     finetune(recipe, Path("run"), RunOptions(console=QUIET))
