@@ -21,6 +21,7 @@ from bertcli.errors import UsageError
 from bertcli.files import new_file
 from bertcli.inference.forward import compute_logits
 from bertcli.inference.prediction_outputs import check_feature_output
+from bertcli.models.deberta_attention import attend_in_one_precision
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
 from bertcli.recipe.schema import DataSection, HardwareSection
@@ -62,6 +63,7 @@ class FeatureExtractor:
         model = source.load_model("AutoModel", {"output_hidden_states": True})
         if config.is_encoder_decoder:
             model = model.get_encoder()
+        attend_in_one_precision(model)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.max_length = min(data.max_length, max_input_length(self.tokenizer, config))
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bertcli.models.cpu_dropout import use_cpu_dropout
+from bertcli.models.deberta_attention import attend_in_one_precision
 from bertcli.models.regression_output import use_fp32_output
 from bertcli.models.shared_encoder import SharedEncoder, find_encoders
 from bertcli.models.varlen_attention import ATTENTION, pad_input, varlen_attention_forward
@@ -36,13 +37,15 @@ def optimize_forward(model: nn.Module, device: torch.device) -> None:
     """Make a model skip unnecessary computation without changing its results; a regression model's are in fp32.
 
     The model then accepts batches from `bertcli.data.token_index.add_token_index`. Families that are not in `STACKS`
-    do not skip any computation, but get fp32 regression results and, on a CPU, faster dropout.
+    do not skip any computation, but get fp32 regression results and, on a CPU, faster dropout; DeBERTa can then be
+    trained in mixed precision.
     """
     for task_model in model.models if isinstance(model, SharedEncoder) else [model]:
         encoders = find_encoders(task_model)
         if encoders and all(_is_supported(encoder) for encoder in encoders):
             PaddingFree(task_model, encoders)
         use_fp32_output(task_model)
+    attend_in_one_precision(model)
     if device.type == "cpu":
         use_cpu_dropout(model)
 
