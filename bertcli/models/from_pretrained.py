@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from bertcli.models.missing_weights import (
     encoder_prefix,
     is_encoder_tensor,
 )
+from bertcli.models.saved_weights import check_dtypes, check_finite, check_shapes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -43,9 +44,7 @@ DROPOUT_FIELDS = (
 WEIGHT_OPTIONS = {"dtype": "float32", "use_safetensors": True}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's file name
 ADAPTER_PREFIX = "base_model.model."  # peft's, of tensor names
-MAX_SHAPES_LISTED = 3  # in an error message
 MAX_REASON_CHARS = 200  # of a library's error message
-FLOAT_DTYPES = ("F", "BF")  # prefixes of safetensors' names of floating-point types
 CONFIG_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
 """What transformers raises while it builds a model from an invalid configuration."""
 
@@ -106,7 +105,7 @@ class ModelSource:
                 word as part of the word (RoBERTa's) then adds a space before each word.
 
         Raises:
-            ModelError: if the tokenizer does not exist, is corrupt, or has no fast version.
+            ModelError: if the tokenizer does not exist, is corrupt, or has no vocabulary or no fast version.
         """
         from transformers import AutoTokenizer
 
@@ -117,6 +116,12 @@ class ModelSource:
             raise ModelError(
                 f"the tokenizer of {self.name}, a {type(tokenizer).__name__}, has no fast version (tokenizer.json), "
                 "which bertcli needs; use another model"
+            )
+        # Without files, transformers makes up a tokenizer of special tokens, in some families with the word start "▁".
+        if tokenizer.get_vocab().keys() <= {*tokenizer.get_added_vocab(), "▁"}:
+            raise ModelError(
+                f"no tokenizer in {self.path}: tokenizer.json (or the files of its vocabulary, such as vocab.txt) is "
+                "missing, or has only special tokens; restore it"
             )
         return tokenizer
 
@@ -141,7 +146,7 @@ class ModelSource:
 
         Raises:
             ModelError: if the model does not exist, its family has no such head, or its weights are missing,
-                incomplete, not in safetensors format, or do not match its configuration in number or shape.
+                incomplete, not finite, not in safetensors format, or do not match its configuration in number or shape.
         """
         config = copy.deepcopy(self.config)
         set_config_fields(config, config_fields or {}, dropout)
@@ -193,9 +198,12 @@ class ModelSource:
                 with torch.device("meta"), invalid_config_errors(self.name):
                     saved_class.from_config(config)  # if this fails too, config.json is at fault, not the weights
                 raise
-            _check_shapes(report["mismatched_keys"], self.path)
+            check_shapes(report["mismatched_keys"], self.path)
             parameters = {name.removeprefix(f"{saved.base_model_prefix}.") for name, _ in saved.named_parameters()}
-            _check_dtypes(Path(self.path), parameters, f"{saved.base_model_prefix}.")
+            check_dtypes(Path(self.path), parameters, f"{saved.base_model_prefix}.")
+            persistent = {*saved.state_dict()}
+            tensors = [pair for pair in (*saved.named_parameters(), *saved.named_buffers()) if pair[0] in persistent]
+            check_finite(tensors, self.path, f"{saved.base_model_prefix}.")
             missing, unexpected = report["missing_keys"], report["unexpected_keys"]
             if not new_head:
                 _remove_missing_pooler(saved, missing)
@@ -245,8 +253,9 @@ class ModelSource:
                 for name in needed & saved
                 if shapes[name] != [*state[name].shape]
             ]
-            _check_shapes(mismatched, self.path, "adapter_config.json")
-            _check_dtypes(Path(self.path), needed)
+            check_shapes(mismatched, self.path, "adapter_config.json")
+            check_dtypes(Path(self.path), needed)
+            check_finite(state.items(), self.path)
             self._check_adapter(needed - saved, needed)
             if unused := saved - needed:
                 names = describe_tensors([name.removeprefix(ADAPTER_PREFIX) for name in unused], ())
@@ -337,53 +346,6 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
             f"{name} has an adapter for each language, but no default language; set default_language in its "
             f"config.json to one of {', '.join(config.languages):.80}"
         )
-
-
-def _check_shapes(
-    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], path: str, config_name: str = "config.json"
-) -> None:
-    """Check that every saved tensor has the shape that the model expects.
-
-    Args:
-        mismatched: name, saved shape and expected shape of each tensor that does not.
-        config_name: the file that determines the expected shapes.
-
-    Raises:
-        ModelError: if some do not; the message lists the first few.
-    """
-    listed = [
-        f"{name} has the shape {list(found)}, expected {list(expected)}" for name, found, expected in sorted(mismatched)
-    ]
-    if listed:
-        more = f" and {len(listed) - MAX_SHAPES_LISTED} more" if len(listed) > MAX_SHAPES_LISTED else ""
-        raise ModelError(
-            f"the weights in {path} do not match its {config_name}: {'; '.join(listed[:MAX_SHAPES_LISTED])}{more}. "
-            "Restore its files"
-        )
-
-
-def _check_dtypes(folder: Path, parameters: Container[str], prefix: str = "") -> None:
-    """Check that saved parameters are floating-point numbers; loading would convert others, such as rounded ones.
-
-    Args:
-        folder: the folder of the model; models in the cache are not checked.
-        parameters: names of the model's parameters.
-        prefix: a prefix to remove from the names of saved tensors.
-
-    Raises:
-        ModelError: if a parameter has another type.
-    """
-    from safetensors import safe_open
-
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
-            for name in sorted(weights.keys()):
-                dtype = weights.get_slice(name).get_dtype()
-                if name.removeprefix(prefix) in parameters and not dtype.startswith(FLOAT_DTYPES):
-                    raise ModelError(
-                        f"{name} in {file} is saved as {dtype}, expected a floating-point type such as F32; restore "
-                        "the file, or save the model again"
-                    )
 
 
 @contextmanager

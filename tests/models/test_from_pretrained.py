@@ -195,6 +195,34 @@ def test_tokenizer_without_a_fast_version_is_refused() -> None:
         ModelSource("canine").load_tokenizer()
 
 
+@pytest.mark.parametrize("config_only", [True, False])
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "t5", "camembert", "xlnet", None])
+def test_tokenizer_without_a_vocabulary_is_refused(encoder: Path, family: str | None, config_only: bool) -> None:
+    """Without files, transformers makes up a tokenizer that has only special tokens."""
+    save("model", encoder, CLASSIFIER)
+    if family:
+        Path("model/config.json").write_text(json.dumps({"model_type": family}))
+        set_in_json(Path("model/tokenizer_config.json"), tokenizer_class=None)
+    Path("model/tokenizer.json").unlink()
+    if config_only:
+        Path("model/tokenizer_config.json").unlink()
+    with pytest.raises(ModelError, match=r"^no tokenizer in model: tokenizer\.json .* is missing, .*; restore it$"):
+        ModelSource("model").load_tokenizer()
+
+
+def test_tokenizer_with_vocabulary_files_but_no_tokenizer_json_is_accepted(encoder: Path) -> None:
+    save("model", encoder, CLASSIFIER)
+    vocabulary = transformers.AutoTokenizer.from_pretrained("model").get_vocab()
+    Path("model/tokenizer.json").unlink()
+    Path("model/vocab.txt").write_text("\n".join(sorted(vocabulary, key=lambda token: vocabulary[token])))
+    assert ModelSource("model").load_tokenizer().get_vocab() == vocabulary
+    transformers.RobertaConfig().save_pretrained("byte-level")
+    Path("byte-level/vocab.json").write_text(json.dumps({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5}))
+    Path("byte-level/merges.txt").write_text("#version: 0.2\n")
+    set_in_json(Path("byte-level/config.json"), architectures=["RobertaModel"])
+    assert ModelSource("byte-level").load_tokenizer()("ab", add_special_tokens=False)["input_ids"] == [4, 5]
+
+
 def set_in_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -242,6 +270,43 @@ def test_parameters_saved_as_integers_are_refused_by_name(encoder: Path, name: s
         source.load_model(CLASSIFIER)
     if name.startswith("classifier"):
         source.load_model(CLASSIFIER, new_head=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_that_are_not_finite_are_refused_by_name(encoder: Path, value: float, dtype: torch.dtype) -> None:
+    source = ModelSource(save("model", encoder, CLASSIFIER))
+    file = Path("model/model.safetensors")
+    state = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    key = "bert.encoder.layer.1.attention.self.key.weight"
+    for name, heads in ((key, (CLASSIFIER, "AutoModel")), ("classifier.bias", (CLASSIFIER,))):
+        tensor = state[name].clone()
+        tensor.view(-1)[1] = value
+        save_file(state | {name: tensor}, file, {"format": "pt"})
+        for head in heads:
+            message = rf"^{name.removeprefix('bert.' if head == 'AutoModel' else '')} in model/model\.safetensors has "
+            with pytest.raises(ModelError, match=rf"{message}values that are NaN or infinite, expected finite"):
+                source.load_model(head)
+    source.load_model(CLASSIFIER, new_head=True)  # which does not use the saved classifier
+
+
+def test_large_finite_weights_are_accepted(encoder: Path) -> None:
+    """Their sum overflows."""
+    source = ModelSource(save("model", encoder, CLASSIFIER))
+    file = Path("model/model.safetensors")
+    state = load_file(file)
+    save_file(state | {"classifier.bias": torch.full_like(state["classifier.bias"], 3e38)}, file, {"format": "pt"})
+    source.load_model(CLASSIFIER)
+
+
+def test_adapter_that_is_not_finite_is_refused_by_name(encoder: Path) -> None:
+    save_adapter(encoder)
+    file = Path("adapter/adapter_model.safetensors")
+    state = load_file(file)
+    name = next(name for name in state if "lora_B" in name)
+    save_file(state | {name: torch.full_like(state[name], torch.nan)}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lora_B\S* in adapter/adapter_model\.safetensors has values that are NaN"):
+        ModelSource("adapter").load_model(CLASSIFIER)
 
 
 def save_adapter(encoder: Path) -> None:
