@@ -52,7 +52,8 @@ def labels_from_config(config: PretrainedConfig) -> tuple[str, ...]:
     """Return the label names in a model configuration, in the order of their ids.
 
     Raises:
-        ModelError: if a label has no name, two labels have the same name, or the ids are not consecutive from 0.
+        ModelError: if a label has no name, two labels have the same name, the ids are not consecutive from 0,
+            or label2id has another id for a name.
     """
     names: dict[int, str] = {}
     found = f"the id2label in config.json of {config.name_or_path or 'the model'}"
@@ -68,6 +69,12 @@ def labels_from_config(config: PretrainedConfig) -> tuple[str, ...]:
             raise ModelError(
                 f"{found} has the same name for labels {first_ids[name]} and {index}, {name[:80]!r}; give each label a "
                 "different name"
+            )
+    for name, index in (config.label2id or {}).items():  # names that id2label lacks, such as LABEL_0, are not used
+        if str(index) != str(first_ids.get(name, index)):
+            raise ModelError(
+                f"{found} has the ID {first_ids[name]} for {name[:80]!r}, but its label2id has {quoted(index)}; "
+                "correct or restore config.json"
             )
     return tuple(names[index] for index in range(len(names)))
 

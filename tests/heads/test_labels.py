@@ -316,6 +316,26 @@ def test_labels_of_a_model_that_are_not_text_are_refused(name: Any) -> None:
         labels_from_config(BertConfig.from_dict({"id2label": {"0": "a", "1": name}}))
 
 
+@pytest.mark.parametrize(
+    ("label2id", "contradiction"),
+    [
+        ({"a": 1, "b": 0}, "'a', but its label2id has 1;"),
+        ({"a": 0, "b": "x"}, "'b', but its label2id has 'x';"),
+        ({"b": None}, "'b', but its label2id has None;"),
+        ({"a": 0, "b": "1"}, None),
+        ({"LABEL_0": 0, "LABEL_1": 1}, None),
+        (None, None),
+    ],
+)
+def test_labels_of_a_model_that_contradict_their_ids_are_refused(label2id: Any, contradiction: str | None) -> None:
+    config = BertConfig.from_dict({"id2label": {"0": "a", "1": "b"}, "label2id": label2id})
+    if contradiction is None:
+        assert labels_from_config(config) == ("a", "b")
+    else:
+        with pytest.raises(ModelError, match=rf"id2label in config\.json .* for {contradiction} correct or restore"):
+            labels_from_config(config)
+
+
 def test_labels_of_a_model_that_are_numbers_are_read_as_text() -> None:
     assert labels_from_config(BertConfig.from_dict({"id2label": {"0": 1, "1": 2.5, "2": False}})) == (
         "1",
