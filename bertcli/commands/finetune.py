@@ -68,7 +68,7 @@ def _check(recipe: Recipe, run: Path, options: RunOptions) -> RunClaim:
         RunFolderError: if the run folder cannot be used.
         DataError: if a file with rows does not exist.
         ModelError: if the name of a model is that of a file, or of a folder that has no model or does not exist.
-        UsageError: if the teacher is a run that is not finished.
+        UsageError: if a model is a run that is not finished.
     """
     task, section = recipe_task(recipe), recipe.model
     check_recipe(recipe, task)
@@ -76,7 +76,6 @@ def _check(recipe: Recipe, run: Path, options: RunOptions) -> RunClaim:
     if claim.results is None or options.dry_run:
         for path in (*task.files.train, *task.files.validation) if task.files else ():
             check_exists(Path(path))
-        teacher = recipe.training.teacher and best_seed(recipe.training.teacher)
-        for name in filter(None, (section.name, section.tokenizer, teacher)):
-            ModelSource(name, options.mirror)
+        for name in filter(None, (section.name, section.tokenizer, recipe.training.teacher)):
+            ModelSource(best_seed(name), options.mirror)
     return claim

@@ -20,7 +20,7 @@ from bertcli.pretraining.setup import PretrainSetup, check_recipe, describe_layo
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, complete_plan, evaluation_note
 from bertcli.recipe.pretrain_schema import PretrainRecipe
-from bertcli.runs.folder import RunOptions, claim_run
+from bertcli.runs.folder import RunOptions, best_seed, claim_run
 from bertcli.runs.results import RunResults
 from bertcli.training.resources import check_disk
 from bertcli.training.startup import join_processes, open_run, report_finished
@@ -108,7 +108,7 @@ def _count_parameters(recipe: PretrainRecipe, config: PretrainedConfig, objectiv
 
 def _print_model(console: Console, recipe: PretrainRecipe) -> None:
     new_model = f"{recipe.model.family} {recipe.model.size or 'with its default size'}, from scratch"
-    console.say(f"model     {recipe.model.name or new_model}")
+    console.say(f"model     {best_seed(recipe.model.name) if recipe.model.name else new_model}")
 
 
 def _print_plan(console: Console, setup: PretrainSetup, plan: Plan, phases: list[ResolvedPhase], run: Path) -> None:

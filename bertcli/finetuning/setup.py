@@ -41,6 +41,7 @@ from bertcli.models.tokenizer_matching import (
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import Section, Task
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     num_skipped = num_rows - sum(map(len, rows.values()))
     rows = _select_subsets(recipe, rows)
     head = task.head_class.from_data(task, rows["train"], recipe)
-    source = None if recipe.model.name is None else ModelSource(recipe.model.name, mirror)
+    source = None if recipe.model.name is None else ModelSource(best_seed(recipe.model.name), mirror)
     tokenizer = _load_or_train_tokenizer(recipe, task, rows["train"], source, mirror)
     if source is None:
         _match_tokenizer_to_model(recipe, tokenizer, build_bert_config(recipe.model, tokenizer), "a new BERT")
@@ -348,7 +349,7 @@ def _load_or_train_tokenizer(
     recipe: Recipe, task: Task, train: Dataset, source: ModelSource | None, mirror: Path | None
 ) -> PreTrainedTokenizerBase:
     if recipe.model.tokenizer is not None:
-        source = ModelSource(recipe.model.tokenizer, mirror)
+        source = ModelSource(best_seed(recipe.model.tokenizer), mirror)
     if source is not None:
         return source.load_tokenizer(is_split_into_words=task.head_class.reads_words)
     return train_tokenizer(partial(_texts, task, train), recipe.model.vocab_size)

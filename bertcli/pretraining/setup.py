@@ -41,6 +41,7 @@ from bertcli.pretraining.batches import ResolvedPhase, build_sequences
 from bertcli.pretraining.objective import Objective
 from bertcli.recipe.plan import Plan, complete_plan
 from bertcli.recipe.pretrain_schema import PretrainRecipe, Source
+from bertcli.runs.folder import best_seed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -156,7 +157,7 @@ def _reject_unused_keys(recipe: PretrainRecipe) -> None:
 
 
 def _model_source(recipe: PretrainRecipe, mirror: Path | None) -> ModelSource | None:
-    return None if recipe.model.name is None else ModelSource(recipe.model.name, mirror)
+    return None if recipe.model.name is None else ModelSource(best_seed(recipe.model.name), mirror)
 
 
 def _build_objective(
@@ -180,7 +181,7 @@ def _load_tokenizer(
 ) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer named in the recipe, else the model's; return None if one is to be trained on the corpus."""
     if recipe.tokenizer.name is not None:
-        source = ModelSource(recipe.tokenizer.name, mirror)
+        source = ModelSource(best_seed(recipe.tokenizer.name), mirror)
     return None if source is None else source.load_tokenizer()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 import transformers
 
+from bertcli.commands.finetune import finetune as finetune_command
 from bertcli.console import Console
 from bertcli.data.sources import locate_rows
 from bertcli.errors import DataError, ModelError, RecipeError
 from bertcli.finetuning.run import finetune, note_duplicates
 from bertcli.finetuning.setup import check_recipe, set_up
 from bertcli.models.from_pretrained import ModelSource, save_model
-from bertcli.recipe.load import load_recipe, recipe_task, shipped_recipes
+from bertcli.recipe.load import dump_recipe, load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_finetuning, recipes_by_name
 from bertcli.runs.folder import RunOptions
@@ -119,6 +121,28 @@ def test_skip_unlabelled_trains_on_the_other_rows_and_counts_the_skipped(recipe_
     assert None not in setup.rows["train"]["label"][:] + setup.rows["validation"]["label"][:]
     with pytest.raises(DataError, match=r"train\.jsonl: rows .*have no label.*data\.skip_unlabelled=true"):
         set_up(recipe_of(task), None)
+
+
+def test_model_and_tokenizer_may_be_a_run_with_several_seeds_or_a_grid(
+    recipe_of: Callable[..., Recipe], encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best seed, or the seed of the chosen point, is used, as in `predict`."""
+    write_labels("train.jsonl", ["x", "y"] * 30)
+    recipe = recipe_of("files: {train: train.jsonl}, text_columns: [text]", "model.name=grid", "model.tokenizer=grid")
+    for seed, score in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        folder = Path(f"grid/point/seed-{seed}")
+        shutil.copytree(encoder, folder / "model")
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+        results = {"run": str(folder), "best_by": "f1", "metrics": {"validation": {"f1": score}}}
+        (folder / "results.json").write_text(json.dumps(results))
+    Path("grid/point/recipe.yaml").write_text(dump_recipe(recipe))
+    Path("grid/point/results.json").write_text("{}")
+    Path("grid/results.json").write_text('{"chosen": "point"}')
+    setup = set_up(recipe, None)
+    assert setup.source is not None
+    assert setup.source.name == "grid/point/seed-2"
+    finetune_command(recipe, Path("run"), RunOptions(dry_run=True, console=Console()))
+    assert "model     grid/point/seed-2\n" in capsys.readouterr().err
 
 
 TEXT = "dataset: sample, config: sentiment, text_columns: [text]"
