@@ -50,8 +50,8 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConf
     num_entries = max(tokenizer.get_vocab().values(), default=-1) + 1  # IDs of added tokens may leave gaps
     if num_embeddings is not None and num_embeddings < num_entries:
         raise ModelError(
-            f"found a tokenizer with {num_entries} entries, expected at most {num_embeddings}, the vocabulary size "
-            f"of {name}; use the tokenizer that the model was trained with"
+            f"found a tokenizer with {num_entries} entries, expected at most {num_embeddings}, the vocab_size in "
+            f"the config.json of {name}; use the tokenizer that the model was trained with, or restore config.json"
         )
 
 
