@@ -221,14 +221,14 @@ class ModelSource:
             The model, and the names of the tensors that neither the adapter nor the base model has.
 
         Raises:
-            ModelError: if the adapter or its base model cannot be read.
+            ModelError: if the adapter or its base model cannot be read, or the adapter is of another kind.
         """
         import transformers
-        from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+        from peft import PeftModel, get_peft_model_state_dict
         from safetensors import SafetensorError, safe_open
 
         try:
-            base_source = ModelSource(str(PeftConfig.from_pretrained(self.path).base_model_name_or_path), self.mirror)
+            base_source = ModelSource(self._read_base_name(), self.mirror)
             config = copy.deepcopy(self.config)
             if base_source.config.model_type != config.model_type:
                 raise ModelError(
@@ -268,6 +268,26 @@ class ModelSource:
             if str(error.args[0] if error.args else "").startswith(ADAPTER_PREFIX):  # peft's, for a tensor of the head
                 self._check_adapter({error.args[0]}, set())
             raise ModelError(f"cannot read the LoRA adapter in {self.path}: {_reason(error)}") from error
+
+    def _read_base_name(self) -> str:
+        """Return the name of the adapter's base model.
+
+        Raises:
+            ModelError: if adapter_config.json is missing, or that of an adapter of another kind.
+        """
+        from peft import PeftConfig
+
+        file = Path(self.path) / "adapter_config.json"
+        if not file.is_file():  # peft would ask the Hub for it
+            raise ModelError(f"cannot read the LoRA adapter in {self.path}: {file.name} is missing; restore it")
+        fields = json.loads(file.read_text("utf-8"))
+        kind = fields.get("peft_type", "LORA") if isinstance(fields, dict) else "LORA"  # peft refuses other content
+        if kind != "LORA":
+            raise ModelError(
+                f"the adapter in {self.path} has the peft_type {quoted(kind)}, expected 'LORA'; merge it into its base "
+                "model with merge_and_unload of peft, and use the saved result"
+            )
+        return str(PeftConfig.from_pretrained(self.path).base_model_name_or_path)
 
     def _check_adapter(self, missing: set[str], needed: set[str]) -> None:
         """Check that no tensors of the adapter are missing.

@@ -299,6 +299,25 @@ def test_large_finite_weights_are_accepted(encoder: Path) -> None:
     source.load_model(CLASSIFIER)
 
 
+def test_adapter_without_its_configuration_or_of_another_kind_is_refused(
+    encoder: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    save_adapter(encoder)
+    config = Path("adapter/adapter_config.json")
+    set_in_json(config, peft_type="IA3")
+    recwarn.clear()
+    with pytest.raises(ModelError, match=r"^the adapter in adapter has the peft_type 'IA3', expected 'LORA'; merge it"):
+        ModelSource("adapter").load_model(CLASSIFIER)
+    assert not recwarn.list
+    for content in ("[]", "{"):
+        config.write_text(content)
+        with pytest.raises(ModelError, match=r"^cannot read the LoRA adapter in adapter: "):
+            ModelSource("adapter").load_model(CLASSIFIER)
+    config.unlink()
+    with pytest.raises(ModelError, match=r"adapter in adapter: adapter_config\.json is missing; restore it$"):
+        ModelSource("adapter").load_model(CLASSIFIER)
+
+
 def test_adapter_that_is_not_finite_is_refused_by_name(encoder: Path) -> None:
     save_adapter(encoder)
     file = Path("adapter/adapter_model.safetensors")
