@@ -497,7 +497,9 @@ def _from_pretrained(load: Callable[..., Any], kind: str, path: str, **options: 
                 if kind == "configuration":
                     raise _invalid_config(path, error) from error
                 _from_pretrained(AutoConfig.from_pretrained, "configuration", path)  # raises an error if it is at fault
-            raise ModelError(f"cannot read the {kind} in {path}: {reason}{corrupt_file}") from error
+            is_missing = kind == "tokenizer" and not corrupt_file and not (Path(path) / "tokenizer.json").is_file()
+            note = " (tokenizer.json is missing)" if is_missing else corrupt_file
+            raise ModelError(f"cannot read the {kind} in {path}: {reason.rstrip(':')}{note}") from error
         siblings = [str(Path(path).with_name(folder.name)) for folder in Path(path).parent.glob("*/")]
         cure = did_you_mean(path, siblings, are_paths=True)
         raise ModelError(

@@ -210,6 +210,13 @@ def test_tokenizer_without_a_vocabulary_is_refused(encoder: Path, family: str | 
         ModelSource("model").load_tokenizer()
 
 
+def test_missing_tokenizer_of_a_family_without_a_default_vocabulary_is_named() -> None:
+    Path("model").mkdir()
+    Path("model/config.json").write_text('{"model_type": "modernbert"}')
+    with pytest.raises(ModelError, match=r"^cannot read the tokenizer in model: .* \(tokenizer\.json is missing\)$"):
+        ModelSource("model").load_tokenizer()
+
+
 def test_tokenizer_with_vocabulary_files_but_no_tokenizer_json_is_accepted(encoder: Path) -> None:
     save("model", encoder, CLASSIFIER)
     vocabulary = transformers.AutoTokenizer.from_pretrained("model").get_vocab()
