@@ -216,6 +216,7 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
         RecipeError: if a key is invalid for the task or strategy.
         DataError: if a split is missing, unlabeled or unusable.
         ModelError: if the model does not match the task or recipe.
+        UsageError: if the model is that of a run that is not finished.
     """
     task = recipe_task(recipe)
     check_recipe(recipe, task)

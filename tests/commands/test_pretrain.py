@@ -375,6 +375,16 @@ def test_keys_of_a_new_model_or_tokenizer_are_refused_where_an_existing_one_is_n
     assert not Path("run").exists()
 
 
+def test_continued_pretraining_starts_from_the_chosen_point_of_a_grid(
+    encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(encoder, "grid/point/model")
+    Path("grid/results.json").write_text('{"chosen": "point"}')
+    recipe = small_recipe(model="{name: grid}", tokenizer="{name: grid}")
+    pretrain(recipe, Path("run"), RunOptions(dry_run=True, console=Console()))
+    assert "model     grid/point\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
 def test_packed_sequences_have_the_same_losses_as_alone(family: str) -> None:
     fields = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
