@@ -52,7 +52,8 @@ LAUNCHERS = {
 def command(processes: int, *arguments: str, launcher: str = "") -> list[str]:
     if arguments[0] in ("finetune", "pretrain"):  # bf16, where supported, rounds too much to compare
         verb, name, *rest = arguments
-        arguments = (verb, name, "hardware.precision=fp32", *rest)
+        fp32 = () if any(argument.startswith("hardware.precision=") for argument in rest) else (FP32,)
+        arguments = (verb, name, *fp32, *rest)
     if launcher and processes > 1:
         return [sys.executable, "-m", *LAUNCHERS[launcher], "bertcli", *arguments]
     return [
@@ -105,6 +106,7 @@ def questions(encoder: Path) -> str:
     return "questions.yaml"
 
 
+FP32 = "hardware.precision=fp32"
 SHARDED = ("hardware.shard=true",)
 STAGES = ("training.strategy=gradual", "training.unfreeze_every_steps=5")
 FEATURES = ("training.strategy=features",)
