@@ -41,6 +41,8 @@ from bertcli.training.optimizer import build_optimizer
 def find_progress(job: Job, folder: RunFolder, warn: Callable[[str], None]) -> tuple[Path | None, Progress]:
     """Return the newest intact checkpoint of a run and its progress, or None and no progress; write nothing.
 
+    The progress has the fingerprint of the job's data, which earlier versions did not save.
+
     Args:
         warn: called with a message for each newer checkpoint that is corrupt.
 
@@ -49,12 +51,13 @@ def find_progress(job: Job, folder: RunFolder, warn: Callable[[str], None]) -> t
         DiskError: if all checkpoints are corrupt.
     """
     checkpoint = newest_checkpoint(folder.checkpoints, warn)
-    progress = read_progress(checkpoint) if checkpoint else Progress()
-    if progress.data_fingerprint not in (None, job.data_fingerprint):
+    progress, fingerprint = read_progress(checkpoint) if checkpoint else Progress(), job.data_fingerprint
+    if progress.data_fingerprint not in (None, fingerprint):
         raise RunFolderError(
             f"{folder.path} cannot be resumed: its training or validation data have changed since step "
             f"{progress.step}. Restore them, choose another folder with --run, or start over with --overwrite"
         )
+    progress.data_fingerprint = fingerprint
     return checkpoint, progress
 
 
@@ -66,7 +69,6 @@ class TrainState:
         training, hardware = job.recipe.training, job.recipe.hardware
         set_seed(job.seed)
         checkpoint, self.progress = find_progress(job, folder, console.warn)
-        self.progress.data_fingerprint = job.data_fingerprint
         self.module = job.build_model(console if checkpoint is None else Console(mute=True))
         self.num_parameters = job.model_to_save(self.module).num_parameters()
         self.num_trainable_parameters = sum(part.numel() for part in self.module.parameters() if part.requires_grad)
