@@ -7,7 +7,6 @@ import json
 import pickle
 import warnings
 from dataclasses import fields
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from bertcli.data.cache import cache_folder, get_or_create
 from bertcli.data.encoding import Encoded
 from bertcli.heads.base import Head
 from bertcli.recipe.schema import DataSection
+from bertcli.runs.environment import package_versions
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MIN_ROWS = 20_000  # fewer are encoded in less than a second
 FORMAT_VERSION = 1  # increase when rows are encoded differently, to invalidate cached ones
-PACKAGES = ("bertcli", "tokenizers", "transformers")
 FILE = "encoded.safetensors"
 
 
@@ -49,8 +48,8 @@ def encode_rows(
 def encoding_key(head: Head, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> str:
     """Return a hash of all that `Head.encode` depends on: its arguments, the head, and the versions of the code."""
     state = hashlib.blake2b(digest_size=16)
-    versions = [metadata.version(package) for package in PACKAGES]
-    state.update(json.dumps([FORMAT_VERSION, *versions, type(head).__qualname__, type(tokenizer).__name__]).encode())
+    kinds = type(head).__qualname__, type(tokenizer).__name__
+    state.update(json.dumps([FORMAT_VERSION, package_versions(), *kinds]).encode())
     state.update(pickle.dumps(vars(head)))
     state.update(task.model_dump_json().encode() + data.model_dump_json().encode())
     state.update(tokenizer.backend_tokenizer.to_str().encode())

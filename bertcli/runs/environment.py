@@ -80,10 +80,11 @@ def describe_environment() -> dict[str, Any]:
         "cpus": num_cores(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "packages": _package_versions(),
+        "packages": package_versions(),
     }
 
 
 @cache
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of bertcli and the libraries that determine what a run computes, by name."""
     return {name: metadata.version(name) for name in PACKAGES}
