@@ -5,6 +5,7 @@ The Hub is tried last, so data that is already on disk needs no network.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import defaultdict
@@ -285,7 +286,7 @@ def _load_dataset(path: str, config: str | None) -> dict[str, Dataset]:
             with json_file.open("rb") as content:
                 check_json_depth(content, str(json_file))
     try:
-        return datasets.load_dataset(path, config)
+        return datasets.load_dataset(path, config, cache_dir=_folder_cache(path))
     except Exception as error:  # the library raises many types, from OSError to HTTP errors
         reason = summarize_error(error)
         if Path(path).is_dir():
@@ -300,6 +301,22 @@ def _load_dataset(path: str, config: str | None) -> dict[str, Dataset]:
             "and not available from the Hub: check the name, or point --mirror (or BERTCLI_MIRROR) at a copy made by "
             "`bertcli fetch`."
         ) from error
+
+
+def _folder_cache(path: str) -> str | None:
+    """Return where to cache the rows of a dataset's folder; None: where the library caches those of a Hub dataset.
+
+    The library does not notice that files of a folder were replaced, or belong to another mirror with the same README:
+    it would return the rows that it cached before. So each version of the files has a folder of its own.
+    """
+    import datasets
+
+    if not Path(path).is_dir():
+        return None
+    files = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    version = hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+    return str(Path(datasets.config.HF_DATASETS_CACHE, "folders", version))
 
 
 def _unreadable_file(folder: str, config: str | None) -> str | None:

@@ -57,6 +57,23 @@ def test_mirror_is_used_before_the_hub(tmp_path: Path) -> None:
     assert load_split(task, "train", tmp_path / "mirror")["text"][:] == ["a", "b"]
 
 
+def test_replaced_files_and_another_mirror_with_the_same_readme_are_not_read_from_the_cache(tmp_path: Path) -> None:
+    readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n---\n"
+    task = Task(dataset="some/set", text_columns=("text",))
+
+    def texts(mirror: str, *written: str) -> list[str]:
+        folder = tmp_path / mirror / "datasets" / "some" / "set"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(readme)
+        (folder / "train.jsonl").write_text("".join(json.dumps({"text": text, "label": 0}) + "\n" for text in written))
+        return load_split(task, "train", tmp_path / mirror)["text"][:]
+
+    assert texts("one", "a", "b") == ["a", "b"]
+    assert texts("one", "c", "d", "e") == ["c", "d", "e"]
+    assert texts("two", "x") == ["x"]
+    assert texts("one", "a", "b") == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
