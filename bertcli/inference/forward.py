@@ -142,6 +142,7 @@ def predict_logits(
         )
         check_finite(logits)
         yield rows.select(range(chunk_rows.start, chunk_rows.stop)), chunk, logits, loss
+    accelerator.wait_for_everyone()  # a process that exits before the others are done breaks their connections
 
 
 def chunks_with_logits(rows: Dataset, encoded: Encoded, head: Head, logits: np.ndarray) -> Iterator[Chunk]:
