@@ -73,7 +73,9 @@ def build_token_index(
     )
 
 
-def add_token_index(batch: dict[str, Any], output_tokens: OutputTokens, *, on_cpu: bool) -> dict[str, Any]:
+def add_token_index(
+    batch: dict[str, Any], output_tokens: OutputTokens, *, on_cpu: bool, has_local_attention: bool = False
+) -> dict[str, Any]:
     """Return the batch with the inputs of a padding-free model: `unpadded`, `output_positions` and `is_full`.
 
     The first two are added only where they save work, `is_full` only if the batch has no padding.
@@ -81,11 +83,13 @@ def add_token_index(batch: dict[str, Any], output_tokens: OutputTokens, *, on_cp
     Args:
         batch: collated tensors. `attention_mask` [B, S] (or [B, K, S]) is 0 for padding; other numbers distinguish the
             sequences packed into a row.
+        has_local_attention: whether tokens attend by their distance, so that none within a sequence can be dropped.
     """
     mask = batch["attention_mask"].numpy()
     mask = mask.reshape(-1, mask.shape[-1])
     is_packed = "position_ids" in batch
-    unpads = _should_unpad(mask, output_tokens, is_packed=is_packed, on_cpu=on_cpu)
+    may_drop = output_tokens == "first" and not has_local_attention
+    unpads = _should_unpad(mask, may_drop=may_drop, is_packed=is_packed, on_cpu=on_cpu)
     if is_packed and not unpads:
         batch = add_block_mask(batch)
     if not is_packed and mask.all():
@@ -116,14 +120,14 @@ def add_block_mask(batch: dict[str, Any]) -> dict[str, Any]:
     return batch | {"attention_mask": (mask[:, :, None] == mask[:, None, :])[:, None]}
 
 
-def _should_unpad(mask: np.ndarray, output_tokens: OutputTokens, *, is_packed: bool, on_cpu: bool) -> bool:
+def _should_unpad(mask: np.ndarray, *, may_drop: bool, is_packed: bool, on_cpu: bool) -> bool:
     num_real = int(np.count_nonzero(mask))
     if is_packed:  # on a CPU, masking rows that are full anyway costs less than padding every sequence
         return not on_cpu
     if num_real == mask.size or (on_cpu and num_real > MAX_REAL_FRACTION * mask.size):
         return False
     # A token masked out within a sequence can be dropped only if its output is not used.
-    return output_tokens == "first" or not (mask[:, 1:] > mask[:, :-1]).any()
+    return may_drop or not (mask[:, 1:] > mask[:, :-1]).any()
 
 
 def _num_fill_tokens(num_tokens: int) -> int:

@@ -1,14 +1,19 @@
 """Encoders that skip padding, and positions the head does not use.
 
-Forward hooks remove padding before the layer stack and restore it afterwards, so embeddings, heads and saved weights
-remain those of transformers. The last layer is computed only for the tokens that the head uses: the first one for a
-classifier, the target positions for a masked language model. Padding removal: ByteTransformer (Zhai et al. 2022,
-https://arxiv.org/abs/2210.03052), MosaicBERT (Portes et al. 2023, https://arxiv.org/abs/2312.17482).
+Forward hooks remove padding before an encoder's layers and restore it afterwards, so heads and saved weights remain
+those of transformers. This works for each family whose attention goes through the attention interface of transformers
+and whose layers do nothing else across positions; `FAMILIES` lists them. In some, the last layer is computed only for
+the tokens that the head uses: the first one for a classifier, the target positions for a masked language model.
+Padding removal: ByteTransformer (Zhai et al. 2022, https://arxiv.org/abs/2210.03052), MosaicBERT (Portes et al. 2023,
+https://arxiv.org/abs/2312.17482).
 Shapes as in `bertcli.data.token_index`, and H hidden.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,28 +22,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bertcli.models.cpu_dropout import use_cpu_dropout
-from bertcli.models.deberta_attention import attend_in_one_precision
+from bertcli.models.deberta_attention import attend_in_one_precision, skip_unused_relative_positions
+from bertcli.models.freezing import encoder_layers
 from bertcli.models.regression_output import use_fp32_output
 from bertcli.models.shared_encoder import SharedEncoder, find_encoders
+from bertcli.models.tokenizer_matching import first_position_id
 from bertcli.models.varlen_attention import ATTENTION, pad_input, varlen_attention_forward
 
-STACKS = {  # the encoder's attribute that holds its layer stack
-    "bert": "encoder",
-    "roberta": "encoder",
-    "camembert": "encoder",
-    "xlm-roberta": "encoder",
-    "electra": "encoder",
-    "distilbert": "transformer",
-}
 FIRST_TOKEN_MODELS = ("ForSequenceClassification", "ForMultipleChoice")
 
 
 def optimize_forward(model: nn.Module, device: torch.device) -> None:
     """Make a model skip unnecessary computation without changing its results; a regression model's are in fp32.
 
-    The model then accepts batches from `bertcli.data.token_index.add_token_index`. Families that are not in `STACKS`
+    The model then accepts batches from `bertcli.data.token_index.add_token_index`. Families that are not in `FAMILIES`
     do not skip any computation, but get fp32 regression results and, on a CPU, faster dropout; DeBERTa can then be
-    trained in mixed precision.
+    trained in mixed precision, and its later versions faster.
     """
     for task_model in model.models if isinstance(model, SharedEncoder) else [model]:
         encoders = find_encoders(task_model)
@@ -46,20 +45,33 @@ def optimize_forward(model: nn.Module, device: torch.device) -> None:
             PaddingFree(task_model, encoders)
         use_fp32_output(task_model)
     attend_in_one_precision(model)
+    skip_unused_relative_positions(model)
     if device.type == "cpu":
         use_cpu_dropout(model)
 
 
 def _is_supported(encoder: PreTrainedModel) -> bool:
-    return encoder.config.model_type in STACKS and not getattr(encoder.config, "is_decoder", False)
+    return encoder.config.model_type in FAMILIES and not getattr(encoder.config, "is_decoder", False)
+
+
+def _layer_kinds(encoder: PreTrainedModel) -> set[str]:
+    """Return the kinds of attention in an encoder's layers, if it names them: full_attention, sliding_attention."""
+    return set(getattr(encoder.config, "layer_types", None) or ())
+
+
+def _parameter_names(module: nn.Module) -> list[str]:
+    return list(inspect.signature(type(module).forward).parameters)[1:]
 
 
 class PaddingFree:
     """The hooks of a padding-free model (`model.padding_free`), with the token indices of the current batch."""
 
     def __init__(self, model: nn.Module, encoders: list[PreTrainedModel]):
-        first_only = type(model).__name__.endswith(FIRST_TOKEN_MODELS)
-        self.output_tokens = "first" if first_only else getattr(model, "output_tokens", "all")
+        families = [FAMILIES[encoder.config.model_type] for encoder in encoders]
+        self.output_tokens = "all"
+        if all(family.last_layer for family in families):
+            self.output_tokens = "first" if _uses_first_token(model) else getattr(model, "output_tokens", "all")
+        self.has_local_attention = any(_layer_kinds(encoder) & {"sliding_attention"} for encoder in encoders)
         self.unpadded: Any = None  # `bertcli.data.token_index.TokenIndex`; None: the batch stays padded
         self.output_positions: Any = None  # `TokenIndex`; None: the last layer processes all tokens
         self._is_full = False  # whether the batch has no padding
@@ -68,14 +80,18 @@ class PaddingFree:
         model.padding_free = self  # type: ignore[assignment]
         model.register_forward_pre_hook(self._begin, with_kwargs=True)
         model.register_forward_hook(self._end, always_call=True)
-        for encoder in encoders:
+        for encoder, family in zip(encoders, families, strict=True):
             encoder.set_attn_implementation(ATTENTION)
-            encoder.register_forward_pre_hook(self._remove_mask, with_kwargs=True)
-            stack: Any = getattr(encoder, STACKS[encoder.config.model_type])
-            stack.register_forward_pre_hook(self._unpad, with_kwargs=True)
+            encoder.register_forward_pre_hook(self._replace_mask, with_kwargs=True)
+            stack: Any = getattr(encoder, family.stack) if family.stack else encoder
+            stack.register_forward_pre_hook(partial(self._unpad, encoder), with_kwargs=True)
             stack.register_forward_hook(self._pad)
-            last = stack.layer[-1]
-            last.forward = partial(self._last_layer, last, last.forward)
+            pooler: Any = getattr(encoder, "pooler", None)
+            if stack is encoder and pooler is not None:
+                pooler.register_forward_pre_hook(self._select_first_tokens)
+            if family.last_layer is not None:
+                last = encoder_layers(encoder)[-1]
+                last.forward = partial(self._last_layer, last, family.last_layer, last.forward)
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
         inputs = dict(inputs)
@@ -92,19 +108,40 @@ class PaddingFree:
                 outputs[name] = outputs[name].masked_fill(mask == 0, torch.finfo(outputs[name].dtype).min)
         return outputs
 
-    def _remove_mask(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Drop a redundant mask, since building the attention mask from it would synchronize with the device."""
-        is_redundant = self._is_full or self.unpadded is not None
-        return (args, {**inputs, "attention_mask": None}) if is_redundant else None
+    def _replace_mask(self, encoder: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """Drop a redundant mask, since building the attention mask from it would synchronize with the device.
 
-    def _unpad(self, _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Unpad the stack's input: [B, S, H] to [1, T, H]."""
-        hidden = args[0] if args else inputs["hidden_states"]
-        self._shape = hidden.shape[:2]
+        A family with local attention gets a mask per kind of layer, without the window: `varlen_attention_forward`
+        applies it itself, so that transformers need not build a mask of all pairs of positions.
+        """
+        inputs = dict(zip(_parameter_names(encoder), args, strict=False)) | inputs
+        mask = None if self._is_full or self.unpadded is not None else inputs.get("attention_mask")
+        kinds = _layer_kinds(encoder)
+        if "sliding_attention" in kinds:
+            if mask is not None and mask.dim() == 2:
+                mask = mask.bool()[:, None, None]
+            mask = dict.fromkeys(kinds, mask)
+        return (), inputs | {"attention_mask": mask}
+
+    def _unpad(
+        self, encoder: Any, stack: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[Any, Any] | None:
+        """Unpad the inputs of an encoder, or of its stack of layers: [B, S] to [1, T] and [B, S, H] to [1, T, H]."""
         if self.unpadded is None:
             return None
-        tokens = hidden.flatten(0, 1)[self.unpadded.indices][None]
-        return args[1:], {**inputs, "hidden_states": tokens, "attention_mask": None, "unpadded": self.unpadded}
+        inputs = dict(zip(_parameter_names(stack), args, strict=False)) | inputs
+        indices = self.unpadded.indices
+        self._shape = inputs["input_ids" if stack is encoder else "hidden_states"].shape[:2]
+        for name, value in inputs.items():
+            if isinstance(value, torch.Tensor) and name != "attention_mask" and value.shape[:2] == self._shape:
+                inputs[name] = value.flatten(0, 1)[indices][None]
+        if stack is encoder:
+            config: Any = encoder.config
+            if inputs.get("position_ids") is None:
+                inputs["position_ids"] = indices[None] % self._shape[1] + first_position_id(config)
+        else:
+            inputs["attention_mask"] = None
+        return (), inputs | {"unpadded": self.unpadded}
 
     def _pad(self, _: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         """Pad the stack's output: [1, T, H] to [B, S, H], with zeros.
@@ -118,25 +155,40 @@ class PaddingFree:
             outputs["last_hidden_state"] = pad_input(hidden[0], self.unpadded.indices, *self._shape)
         return outputs
 
-    def _last_layer(self, layer: Any, full_forward: Any, *args: Any, **inputs: Any) -> torch.Tensor:
+    def _select_first_tokens(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Select the hidden states [B, 1, H] that a pooler within an unpadded encoder uses."""
+        if self.unpadded is None:
+            return None
+        return args[0][0, self.unpadded.cu_seqlens[:-1]][:, None], *args[1:]
+
+    def _last_layer(
+        self, layer: Any, partial_forward: LayerForward, full_forward: Any, *args: Any, **inputs: Any
+    ) -> torch.Tensor:
         """Compute the last layer: [1, M, H] for the output positions, or [B, S, H] or [1, T, H] without any."""
         if self.output_positions is None:
             return full_forward(*args, **inputs)
-        hidden = args[0] if args else inputs["hidden_states"]
-        mask = args[1] if len(args) > 1 else inputs.get("attention_mask")
-        tokens = hidden.flatten(0, 1)[self.output_positions.indices][None]
+        inputs = dict(zip(_parameter_names(layer), args, strict=False)) | inputs
         attention = partial(
             varlen_attention_forward,
-            attention_mask=mask,
+            attention_mask=inputs.get("attention_mask"),
             unpadded=self.unpadded,
             output_positions=self.output_positions,
         )
-        forward = _distilbert_layer if hasattr(layer, "ffn") else _bert_layer
-        return forward(layer, tokens, hidden, attention)
+        return partial_forward(layer, self.output_positions.indices, attention, inputs)
 
 
-def _bert_layer(layer: Any, tokens: torch.Tensor, hidden: torch.Tensor, attention: Any) -> torch.Tensor:
-    """Compute a layer of BERT (RoBERTa, ELECTRA …) for some `tokens` [1, M, H] that attend to all of `hidden`."""
+def _uses_first_token(model: Any) -> bool:
+    """Return whether the model's head uses only the first token of each sequence."""
+    pooling = getattr(getattr(model, "config", None), "classifier_pooling", "cls")
+    return type(model).__name__.endswith(FIRST_TOKEN_MODELS) and pooling in ("cls", "bos")
+
+
+def _bert_layer(
+    layer: Any, indices: torch.Tensor, attention: Callable[..., Any], inputs: dict[str, Any]
+) -> torch.Tensor:
+    """Compute a layer of BERT (RoBERTa, ELECTRA …) for some tokens. [1, M, H]"""
+    hidden = inputs["hidden_states"]
+    tokens = hidden.flatten(0, 1)[indices][None]
     self_attention = layer.attention.self
     query, key, value = self_attention.query(tokens), self_attention.key(hidden), self_attention.value(hidden)
     context = _context(self_attention, query, key, value, attention)
@@ -144,13 +196,35 @@ def _bert_layer(layer: Any, tokens: torch.Tensor, hidden: torch.Tensor, attentio
     return layer.output(layer.intermediate(attended), attended)
 
 
-def _distilbert_layer(layer: Any, tokens: torch.Tensor, hidden: torch.Tensor, attention: Any) -> torch.Tensor:
+def _distilbert_layer(
+    layer: Any, indices: torch.Tensor, attention: Callable[..., Any], inputs: dict[str, Any]
+) -> torch.Tensor:
     """Compute a layer of DistilBERT in the same way."""
+    hidden = inputs["hidden_states"]
+    tokens = hidden.flatten(0, 1)[indices][None]
     self_attention = layer.attention
     query, key, value = self_attention.q_lin(tokens), self_attention.k_lin(hidden), self_attention.v_lin(hidden)
     context = _context(self_attention, query, key, value, attention)
     attended = layer.sa_layer_norm(self_attention.out_lin(context) + tokens)
     return layer.output_layer_norm(layer.ffn(attended) + attended)
+
+
+def _modernbert_layer(
+    layer: Any, indices: torch.Tensor, attention: Callable[..., Any], inputs: dict[str, Any]
+) -> torch.Tensor:
+    """Compute a layer of ModernBERT in the same way, but project the queries of all tokens, with keys and values."""
+    from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+
+    hidden, part = inputs["hidden_states"], layer.attn
+    query, key, value = part.Wqkv(layer.attn_norm(hidden)).unflatten(-1, (3, -1, part.head_dim)).unbind(-3)
+    query, key = apply_rotary_pos_emb(query, key, *inputs["position_embeddings"], unsqueeze_dim=2)
+    query = query.flatten(0, 1)[indices][None]
+    rate = part.attention_dropout if part.training else 0.0
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    scaling, window = part.head_dim**-0.5, part.sliding_window
+    context = attention(part, query, key, value, dropout=rate, scaling=scaling, sliding_window=window)[0]
+    attended = hidden.flatten(0, 1)[indices][None] + part.out_drop(part.Wo(context.flatten(-2)))
+    return attended + layer.mlp(layer.mlp_norm(attended))
 
 
 def _context(
@@ -161,3 +235,31 @@ def _context(
     heads = (part.unflatten(-1, (-1, head_size)).transpose(-3, -2) for part in (query, key, value))
     rate = self_attention.dropout.p if self_attention.training else 0.0
     return attention(self_attention, *heads, dropout=rate, scaling=self_attention.scaling)[0].flatten(-2)
+
+
+LayerForward = Callable[[Any, torch.Tensor, Callable[..., Any], dict[str, Any]], torch.Tensor]
+"""Computes a layer for some of its tokens, which attend to all of them.
+
+Its arguments are the layer, the indices of these tokens in the flattened hidden states [M], the attention function and
+the layer's inputs; it returns their hidden states. [1, M, H]
+"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What padding removal needs to know about a model family."""
+
+    stack: str  # the encoder's attribute with the stack of its layers; "": the encoder calls its layers itself
+    last_layer: LayerForward | None = None  # computes the last layer for some tokens; None: it is computed for all
+
+
+FAMILIES = {  # by model type
+    **dict.fromkeys(
+        ("bert", "roberta", "camembert", "xlm-roberta", "electra", "data2vec-text", "ernie"),
+        Family("encoder", _bert_layer),
+    ),
+    "distilbert": Family("transformer", _distilbert_layer),
+    **dict.fromkeys(("albert", "roberta-prelayernorm", "xlm-roberta-xl"), Family("encoder")),
+    "modernbert": Family("", _modernbert_layer),
+    **dict.fromkeys(("eurobert", "nomic_bert", "gte", "jina_embeddings_v3"), Family("")),
+}

@@ -28,7 +28,7 @@ from bertcli.data.corpus_sequences import (
 from bertcli.data.corpus_tokens import SENTENCE_START, Corpus, corpus_key, load_corpus
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.models.from_pretrained import ModelSource, check_model_class
-from bertcli.models.from_scratch import PACKABLE, VOCABULARY_MULTIPLE, build_config, has_pair_head
+from bertcli.models.from_scratch import VOCABULARY_MULTIPLE, build_config, has_pair_head
 from bertcli.models.tokenizer_matching import (
     PADDING_SENSITIVE_FAMILIES,
     PADDING_WARNING,
@@ -82,6 +82,8 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     _reject_unused_keys(recipe)
     source = _model_source(recipe, mirror)
     tokenizer = _load_tokenizer(recipe, source, mirror) or _train_tokenizer(recipe, mirror, console)
+    from bertcli.models.padding_free import FAMILIES
+
     objective, config = _build_objective(recipe, source, tokenizer)
     max_length = max(phase.max_length for phase in recipe.phases)
     if config.model_type in PADDING_SENSITIVE_FAMILIES:
@@ -97,7 +99,7 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     held_out = build_sequences(recipe, corpus, held_out_documents, objective, max_length, random)
     _warn_about_few_positive_pairs(held_out, console)
     first_id = first_position_id(config) if recipe.packing else None
-    if recipe.packing and config.model_type not in PACKABLE:
+    if recipe.packing and config.model_type not in FAMILIES:
         console.warn(f"{config.model_type} does not support packing; each row holds one sequence")
         first_id = None
     held_out = _sample_held_out(held_out, recipe.corpus.max_held_out_tokens)

@@ -142,7 +142,9 @@ def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device
         task_model = task_model.models[cpu_inputs["task"]]
     padding_free = getattr(task_model, "padding_free", None)
     if padding_free is not None and "frozen_hidden_states" not in batch:
-        batch = add_token_index(batch, padding_free.output_tokens, on_cpu=device.type == "cpu")
+        is_local = padding_free.has_local_attention
+        on_cpu = device.type == "cpu"
+        batch = add_token_index(batch, padding_free.output_tokens, on_cpu=on_cpu, has_local_attention=is_local)
     elif "position_ids" in batch:
         batch = add_block_mask(batch)
     if "is_full" in batch:

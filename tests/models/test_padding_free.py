@@ -16,13 +16,20 @@ from bertcli.data.encoding import IGNORED_LABEL, Encoded
 from bertcli.data.packing import PackedSequences
 from bertcli.data.token_index import add_token_index
 from bertcli.models.cls_states import cls_hidden_states, record_cls_states
+from bertcli.models.freezing import encoder_layers
 from bertcli.models.from_pretrained import set_dropout
+from bertcli.models.padding_free import FAMILIES as SUPPORTED
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.sparse_prediction import SparsePrediction
+from bertcli.models.tokenizer_matching import first_position_id
 from bertcli.training.devices import prepare_batch
 
 CPU = torch.device("cpu")
-FAMILIES = ["bert", "roberta", "electra", "distilbert"]
+FAMILIES = ["bert", "roberta", "electra", "distilbert", "modernbert"]  # with a partial last layer
+OTHER_FAMILIES = [
+    *("camembert", "xlm-roberta", "data2vec-text", "ernie", "albert", "roberta-prelayernorm", "xlm-roberta-xl"),
+    *("eurobert", "nomic_bert", "gte", "jina_embeddings_v3"),
+]
 LENGTHS = [11, 3, 7, 1, 4]
 VOCABULARY = 50
 
@@ -43,6 +50,7 @@ def build(family: str, model_class: str, **fields: object) -> PreTrainedModel:
     sizes = {"hidden_size": 16, "dim": 16, "embedding_size": 16, "intermediate_size": 32, "hidden_dim": 32}
     sizes |= {"num_hidden_layers": 2, "n_layers": 2, "num_attention_heads": 2, "n_heads": 2}
     sizes |= {"vocab_size": VOCABULARY, "max_position_embeddings": 40, "initializer_range": 0.2, "pad_token_id": 0}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 3}
     for name, value in (sizes | fields).items():
         if hasattr(config, name):
             setattr(config, name, value)
@@ -61,6 +69,11 @@ def encode(lengths: list[int], *, labels: str) -> Encoded:
     per_token = labels == "tokens"
     chosen = token_labels if per_token else item_labels
     return Encoded(ids, None, offsets, np.arange(len(lengths)), chosen, 0, labels_per_token=per_token)
+
+
+def has_class(family: str, name: str) -> bool:
+    """Return whether transformers has a class for this kind of model of the family."""
+    return type(transformers.AutoConfig.for_model(family)) in getattr(transformers, name)._model_mapping
 
 
 def loss_and_gradients(model: torch.nn.Module, batch: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -127,22 +140,77 @@ def test_padding_free_masked_lm_skips_padding_and_its_last_layer_other_tokens(
     assert last == [int(target_positions.sum())]
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("model_class", ["SequenceClassification", "TokenClassification", "MaskedLM"])
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_other_families_skip_padding_without_changing_loss_or_gradients(family: str, model_class: str) -> None:
+    assert {*FAMILIES, *OTHER_FAMILIES} == {*SUPPORTED}
+    name = f"AutoModelFor{model_class}"
+    if not has_class(family, name):
+        pytest.skip("transformers has no such class")
+    batch = encode(LENGTHS, labels="items" if model_class.startswith("S") else "tokens").batch(np.arange(len(LENGTHS)))
+    if model_class == "TokenClassification":
+        batch["labels"].clamp_(max=1)
+    for lengths_are_equal in (False, True):
+        if lengths_are_equal:
+            batch = {part: value[:1] for part, value in batch.items()}
+        padded = loss_and_gradients(build(family, name), batch)
+        model = build(family, name)
+        optimize_forward(model, CPU)
+        layers = model.base_model.encoder if family == "albert" else encoder_layers(model)[0]
+        counts = count_tokens(next(module for module in layers.modules() if isinstance(module, torch.nn.Linear)))
+        inputs = prepare_batch(batch, model, CPU)
+        assert ("unpadded" in inputs) != lengths_are_equal
+        assert_same(padded, loss_and_gradients(model, inputs))
+        assert counts == [int(batch["attention_mask"].sum())]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "late", "bos", "cls"])
+@pytest.mark.parametrize("family", ["modernbert", "eurobert"])
+def test_each_pooling_of_a_classifier_gives_the_loss_of_the_padded_model(family: str, pooling: str) -> None:
+    if (family, pooling) in {("modernbert", "late"), ("modernbert", "bos"), ("eurobert", "cls")}:
+        pytest.skip("not a pooling of this family")
+    batch = encode(LENGTHS, labels="items").batch(np.arange(len(LENGTHS)))
+    name = "AutoModelForSequenceClassification"
+    padded = loss_and_gradients(build(family, name, classifier_pooling=pooling), batch)
+    model = build(family, name, classifier_pooling=pooling)
+    optimize_forward(model, CPU)
+    assert_same(padded, loss_and_gradients(model, prepare_batch(batch, model, CPU)))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the second one takes the path with dropout
+@pytest.mark.parametrize("lengths", [[100, 41, 3], [64, 64], [13, 1]])
+def test_local_attention_of_long_texts_is_that_of_transformers(lengths: list[int], dropout: float) -> None:
+    batch = encode(lengths, labels="tokens").batch(np.arange(len(lengths)))
+    batch["labels"].clamp_(max=1)
+    name, fields = "AutoModelForTokenClassification", {"num_hidden_layers": 3, "max_position_embeddings": 128}
+    padded = loss_and_gradients(build("modernbert", name, **fields), batch)
+    model = build("modernbert", name, **fields, attention_dropout=dropout)
+    optimize_forward(model, CPU)
+    assert_same(padded, loss_and_gradients(model, batch))
+    assert_same(padded, loss_and_gradients(model, prepare_batch(batch, model, CPU)))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHER_FAMILIES])
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_packed_rows_give_the_loss_of_separate_sequences(family: str, on_cpu: bool) -> None:
+    if not has_class(family, "AutoModelForMaskedLM"):
+        pytest.skip("transformers has no such class")
     encoded = encode(LENGTHS, labels="tokens")
     padded = loss_and_gradients(build(family, "AutoModelForMaskedLM"), encoded.batch(np.arange(len(LENGTHS))))
     rows = [np.array([0, 1]), np.array([2, 3, 4])]
-    packed = PackedSequences(encoded, rows, 1 if family == "roberta" else 0).batch(np.arange(2))
+    first_id = first_position_id(build(family, "AutoModelForMaskedLM").config)
+    packed = PackedSequences(encoded, rows, first_id).batch(np.arange(2))
     target_positions = packed["labels"] != IGNORED_LABEL
-    for output_tokens in ("all", "targets"):
+    for output_tokens in ("all", "targets") if SUPPORTED[family].last_layer else ("all",):
         model: torch.nn.Module = build(family, "AutoModelForMaskedLM")
         if output_tokens == "targets":
             model = SparsePrediction(model)
             packed |= {"labels": packed["labels"][target_positions], "target_positions": target_positions}
         optimize_forward(model, CPU)
         loss, gradients = loss_and_gradients(model, add_token_index(packed, output_tokens, on_cpu=on_cpu))
-        assert_same(padded, (loss, {name.removeprefix("model."): gradient for name, gradient in gradients.items()}))
+        if output_tokens == "targets":
+            gradients = {name.removeprefix("model."): gradient for name, gradient in gradients.items()}
+        assert_same(padded, (loss, gradients))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -152,9 +220,12 @@ def test_masked_tokens_are_skipped_only_if_their_output_is_unused(family: str) -
     padded = loss_and_gradients(build(family, "AutoModelForSequenceClassification"), batch)
     model = build(family, "AutoModelForSequenceClassification")
     optimize_forward(model, CPU)
-    unpadded = prepare_batch(batch, model, CPU)
-    assert len(unpadded["unpadded"].indices) == int(batch["attention_mask"].sum())
-    assert_same(padded, loss_and_gradients(model, unpadded))
+    prepared = prepare_batch(batch, model, CPU)
+    if family == "modernbert":  # its local attention depends on the distances of tokens
+        assert "unpadded" not in prepared
+    else:
+        assert len(prepared["unpadded"].indices) == int(batch["attention_mask"].sum())
+    assert_same(padded, loss_and_gradients(model, prepared))
     tagger = build(family, "AutoModelForTokenClassification")
     optimize_forward(tagger, CPU)
     assert "unpadded" not in prepare_batch(batch, tagger, CPU)
@@ -229,6 +300,9 @@ def test_cls_states_match_the_padded_model(family: str, on_cpu: bool, lengths: l
     batch.pop("labels")
     hidden = plain.eval()(**batch, output_hidden_states=True).hidden_states
     expected = torch.stack([layer[:, 0] for layer in hidden[1:]], 1)
+    final_norm = getattr(plain.base_model, "final_norm", lambda states: states)  # not part of the last layer
     for _ in range(2):  # the second batch must see nothing of the first
         outputs = model.eval()(**add_token_index(batch, "first", on_cpu=on_cpu))
-        assert torch.allclose(cls_hidden_states(outputs), expected, atol=1e-5)
+        states = cls_hidden_states(outputs)
+        states = torch.cat((states[:, :-1], final_norm(states[:, -1:])), 1)
+        assert torch.allclose(states, expected, atol=1e-5)
