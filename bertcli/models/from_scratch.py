@@ -14,7 +14,6 @@ from bertcli.recipe.schema import ModelSection
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-PACKABLE = ("bert", "electra", "roberta", "camembert", "xlm-roberta")  # accept position_ids and a [B, 1, S, S] mask
 MAX_REASON_CHARACTERS = 160  # of another library's error
 VOCABULARY_MULTIPLE = 64  # for efficient matrix sizes on every device
 # layers, width, heads: https://github.com/google-research/bert (base and large 2018; the small ones, Turc et al. 2019)
@@ -26,6 +25,25 @@ SIZES = {
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
+DEBERTA_FIELDS = {"relative_attention": True, "position_biased_input": False, "type_vocab_size": 0}
+# What the published models of a family set in addition to their size, where the defaults of transformers differ
+FAMILY_FIELDS: dict[str, dict[str, Any]] = {
+    "roberta": {"type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "modernbert": {"classifier_pooling": "mean"},
+    "deberta": DEBERTA_FIELDS | {"pos_att_type": "c2p|p2c"},
+    "deberta-v2": DEBERTA_FIELDS
+    | {"pos_att_type": "p2c|c2p", "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True},
+}
+# Sizes that differ from BERT's: ELECTRA (Clark et al. 2020), ModernBERT (Warner et al. 2024)
+FAMILY_SIZES: dict[tuple[str, str], dict[str, int]] = {
+    ("electra", "small"): {
+        "num_hidden_layers": 12, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024,
+        "embedding_size": 128,
+    },
+    ("modernbert", "base"): {"num_hidden_layers": 22, "intermediate_size": 1152},
+    ("modernbert", "large"): {"num_hidden_layers": 28, "intermediate_size": 2624},
+}  # fmt: skip
+GATED_FAMILIES = ("modernbert", "eurobert", "nomic_bert", "gte")  # a gated feed-forward layer has three matrices
 
 
 def build_config(
@@ -33,7 +51,8 @@ def build_config(
 ) -> PretrainedConfig:
     """Build the configuration of a new model for pretraining with `tokenizer`.
 
-    The vocabulary size is padded to a multiple of 64; the extra entries are never used.
+    Its size and its other fields are those of the family's published models, if they have this size. The vocabulary
+    size is padded to a multiple of 64; the extra entries are never used.
 
     Raises:
         ModelError: if transformers lacks the model family, or the family lacks a field or rejects a value.
@@ -44,14 +63,13 @@ def build_config(
         cure = did_you_mean(section.family, CONFIG_MAPPING)
         raise ModelError(f"found model.family {section.family!r}, expected a transformers model type.{cure}")
     defaults = AutoConfig.for_model(section.family)
+    family_fields = FAMILY_FIELDS.get(section.family, {})
     fields: dict[str, Any] = {}
     if section.size is not None:
-        layers, width, heads = SIZES[section.size]
-        fields = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
-        fields |= {"intermediate_size": 4 * width, "embedding_size": width}
-        fields = {name: value for name, value in fields.items() if hasattr(defaults, name)}
+        fields = {name: value for name, value in _size_fields(section).items() if hasattr(defaults, name)}
+        fields |= family_fields
     for name in section.config_overrides:
-        if not hasattr(defaults, name):
+        if not hasattr(defaults, name) and name not in family_fields:
             cure = did_you_mean(name, vars(defaults))
             raise ModelError(f"{section.family} has no field {name!r}; remove it from model.config_overrides.{cure}")
     try:  # some defaults depend on other fields
@@ -62,6 +80,23 @@ def build_config(
     if section.dropout is not None:
         set_dropout(config, section.dropout)
     return config
+
+
+def _size_fields(section: ArchitectureSection) -> dict[str, Any]:
+    """Return the fields of the configuration, under all names that families use, that make up the size."""
+    assert section.size is not None
+    layers, width, heads = SIZES[section.size]
+    # Of the same number of parameters: two thirds of the width if there are three matrices instead of two
+    feed_forward = 8 * width // 3 // 64 * 64 if section.family in GATED_FAMILIES else 4 * width
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": feed_forward,
+        "embedding_size": width,
+        **FAMILY_SIZES.get((section.family, section.size), {}),
+    }
 
 
 def _match_config(
@@ -78,7 +113,9 @@ def _match_config(
         config.eos_token_id = tokenizer.sep_token_id
     limit = getattr(config, "max_position_embeddings", None)  # -1: a family without a limit, such as xlnet
     if limit and limit > 0 and "max_position_embeddings" not in section.config_overrides:
-        config.max_position_embeddings = max(512, max_sequence_length) + first_position_id(config)
+        # Rotary positions have no weights, so there is no reason to support fewer than the family does.
+        minimum = limit if getattr(config, "rope_parameters", None) else 512
+        config.max_position_embeddings = max(minimum, max_sequence_length) + first_position_id(config)
 
 
 def build_from_config(config: PretrainedConfig, model_class: str) -> PreTrainedModel:

@@ -108,7 +108,10 @@ class ArchitectureSection(Section):
     family: str = Field(
         "bert", description="model type in transformers: bert, roberta, electra, modernbert, gpt2, t5 …"
     )
-    size: Size | None = Field("base", description="BERT size; null: the family's default configuration")
+    size: Size | None = Field(
+        "base",
+        description="size of the family's published model, else of BERT; null: the family's default configuration",
+    )
     config_overrides: dict[str, int | float | bool | str] = Field(
         {}, description="additional fields of the model's configuration"
     )

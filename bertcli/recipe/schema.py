@@ -96,8 +96,12 @@ class OptimizationSection(Section):
     max_steps: Count | None = Field(None, ge=1, description="number of optimizer steps; overrides `epochs`")
     global_batch_size: BatchSize = Field(32, ge=1, description="examples per optimizer step, over all processes")
     learning_rate: LearningRate = Field(2e-5, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt", "warmup_stable_decay"] = Field(
         "linear", description="learning rate schedule after the warmup"
+    )
+    decay_ratio: float = Field(0.1, gt=0, le=1, description="warmup_stable_decay: fraction of the steps used for decay")
+    decay_shape: Literal["1-sqrt", "linear", "cosine"] = Field(
+        "1-sqrt", description="warmup_stable_decay: how the learning rate decays"
     )
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="fraction of the steps used for warmup")
     warmup_steps: Count | None = Field(None, ge=0, description="number of warmup steps; overrides `warmup_ratio`")

@@ -197,7 +197,8 @@ class Trainer:
             current, warmup = self.clock.share(step) * total, training.warmup_ratio * total
             if training.warmup_steps is not None:  # warmup counts steps even if the rest of the schedule counts time
                 warmup, peak = 0.0, peak * min(1.0, step / max(1, training.warmup_steps))
-        return peak * lr_scale(training.schedule, current, warmup, total)
+        scale = partial(lr_scale, decay_ratio=training.decay_ratio, decay_shape=training.decay_shape)
+        return peak * scale(training.schedule, current, warmup, total)
 
     def _note_micro_batch_size(self, record: StepRecord) -> None:
         """Remember and report that micro-batches were halved to fit into memory."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 from bertcli.errors import ModelError
 from bertcli.models.from_scratch import build_config, build_from_config
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.pretrain_schema import ArchitectureSection, TokenizerKind
+from bertcli.recipe.schema import Size
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
@@ -48,3 +49,36 @@ def test_family_that_cannot_be_pretrained_is_refused(family: str, model_class: s
     with pytest.raises(ModelError, match=message) as error:
         build_from_config(build_config(ArchitectureSection(family=family, size=None), tokenizer(), 32), model_class)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "vocab_size", "millions"),
+    [  # of the encoders of the published models, without heads
+        ("bert", "base", 30_522, 109.5),
+        ("bert", "large", 30_522, 335.1),
+        ("roberta", "base", 50_265, 124.6),
+        ("roberta", "large", 50_265, 355.4),
+        ("electra", "small", 30_522, 13.5),
+        ("electra", "base", 30_522, 108.9),
+        ("electra", "large", 30_522, 334.1),
+        ("modernbert", "base", 50_368, 149.0),
+        ("modernbert", "large", 50_368, 394.8),
+        ("deberta", "base", 50_265, 138.6),
+        ("deberta-v2", "base", 128_100, 183.8),
+        ("deberta-v2", "large", 128_100, 434.0),
+    ],
+)
+def test_model_of_a_published_size_has_its_number_of_parameters(
+    family: str, size: Size, vocab_size: int, millions: float
+) -> None:
+    config = build_config(ArchitectureSection(family=family, size=size), tokenizer(), 512)
+    config.vocab_size = vocab_size
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_modernbert_has_local_attention_except_in_each_third_layer() -> None:
+    config = build_config(ArchitectureSection(family="modernbert", size="base"), tokenizer(), 1024)
+    assert [kind == "full_attention" for kind in config.layer_types] == [layer % 3 == 0 for layer in range(22)]
+    assert (config.sliding_window, config.max_position_embeddings, config.classifier_pooling) == (64, 8192, "mean")
