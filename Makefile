@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo glue squad sentiment pretrain check format test test-slow bench dist clean
+.PHONY: help install demo glue squad sentiment pretrain check format test test-slow bench bench-gpu dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -79,6 +79,9 @@ test-slow: $(STAMP) $(VENV)/.slow slow-packages  ## slow tests: a real encoder, 
 
 bench: $(STAMP)  ## benchmarks against similar tools; half an hour on an idle machine
 	$(BIN)/python -m tests.benchmarks
+
+bench-gpu: $(STAMP)  ## pretraining and fine-tuning speed beside the Trainer on one CUDA GPU; eight minutes
+	$(BIN)/python -m tests.benchmarks.gpu
 
 dist: $(STAMP)  ## build the wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -15,10 +15,10 @@ import transformers
 from bertcli.cli.options import check_mirror
 from bertcli.data.sample import sample_documents
 from bertcli.models.tokenizer_training import train_tokenizer
-from tests.benchmarks import curves, finetuning, prediction, preparing, pretraining, scaling
+from tests.benchmarks import curves, encoders, finetuning, prediction, preparing, pretraining, scaling
 from tests.benchmarks.measure import run_in_process
 
-TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves", "scaling")
+TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves", "scaling", "encoders")
 
 
 def main() -> None:
@@ -47,6 +47,8 @@ def main() -> None:
         curves.bench(arguments.rounds)
     if "scaling" in arguments.topics:
         scaling.bench(arguments.rounds)
+    if "encoders" in arguments.topics:
+        encoders.bench(tokenizer, arguments.rounds)
 
 
 if __name__ == "__main__":

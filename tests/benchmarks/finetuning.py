@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from bertcli.training.loop import train_steps
 from bertcli.training.optimizer import build_optimizer
 from tests.benchmarks.measure import Contender, compare, training_flops
 
+Device = Literal["cpu", "cuda"]
 NUM_LAYERS, HIDDEN_SIZE, VOCAB_SIZE, BATCH_SIZE = 6, 384, 30_522, 32
 NUM_SST2_IDS = 11_572  # distinct ids of BERT's uncased vocabulary in the training split of SST-2
 BEST_FLAGS: dict[str, Any] = {
@@ -86,7 +87,14 @@ class StepTimer(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Called by the `Trainer`."""
-        self.times.append(time.perf_counter())
+        self.times.append(now())
+
+
+def now() -> float:
+    """The time at which all work that was given to the device is done, in seconds."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def trainer_rate(
@@ -99,12 +107,14 @@ def trainer_rate(
     warmup_steps: int,
     batch_size: int = BATCH_SIZE,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "cpu",
 ) -> float:
     """Examples per second of the `Trainer` after its first steps."""
     timer = StepTimer()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=batch_size, max_steps=steps + warmup_steps, use_cpu=True,
+            folder, per_device_train_batch_size=batch_size, max_steps=steps + warmup_steps,
+            use_cpu=device == "cpu",
             save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no", **flags,
         )  # fmt: skip
         trainer = Trainer(
@@ -123,13 +133,16 @@ def bertcli_rate(
     warmup_steps: int,
     compiled: bool = False,
     seen_ids: np.ndarray | None = None,
+    device: Device = "cpu",
+    before_timing: Callable[[], None] = lambda: None,
 ) -> float:
     """Examples per second of bertcli's training loop after its first steps.
 
     Args:
         seen_ids: the distinct token ids of the batches; None: any.
+        before_timing: called when the first steps are done.
     """
-    accelerator = build_accelerator(HardwareSection(device="cpu"))
+    accelerator = build_accelerator(HardwareSection(device=device))
     if seen_ids is not None:
         train_seen_rows_only(model, seen_ids)
     optimize_forward(model, accelerator.device)
@@ -144,10 +157,11 @@ def bertcli_rate(
         if record.step > warmup_steps:
             num_examples += record.num_examples
         if record.step == warmup_steps:
-            start = time.perf_counter()
+            start = now()
+            before_timing()
         if record.step == steps + warmup_steps:
             break
-    return num_examples / (time.perf_counter() - start)
+    return num_examples / (now() - start)
 
 
 def bench(tokenizer: PreTrainedTokenizerBase, rounds: int) -> None:
