@@ -420,11 +420,11 @@ def test_packing_fills_rows_and_warns_if_the_family_does_not_support_it(
     results = run("packing=true", "training.max_steps=3", phases="[{max_length: 256}]")
     assert results.padding_share is not None
     assert results.padding_share < 0.1
-    model = "{family: distilbert, size: null, config_overrides: {dim: 32, n_layers: 1, n_heads: 2}}"
+    model = "{family: mpnet, size: tiny, config_overrides: {hidden_size: 32, num_hidden_layers: 1}}"
     recipe = small_recipe("packing=true", "training.max_steps=2", model=model)
     pretrain(recipe, Path("other"), RunOptions(console=Console()))
     printed = " ".join(capsys.readouterr().err.split())
-    assert "distilbert does not support packing" in printed
+    assert "mpnet does not support packing" in printed
     assert re.search(r"step 2/2 evaluating [1-9]", printed)
 
 

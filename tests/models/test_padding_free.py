@@ -54,6 +54,8 @@ def build(family: str, model_class: str, **fields: object) -> PreTrainedModel:
     for name, value in (sizes | fields).items():
         if hasattr(config, name):
             setattr(config, name, value)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
     set_dropout(config, 0.0)
     torch.manual_seed(0)
     return getattr(transformers, model_class).from_config(config)
