@@ -125,7 +125,8 @@ def test_renamed_suite_keys_get_a_did_you_mean(write_recipe: Write) -> None:
 def test_quoted_values_are_truncated() -> None:
     (problem,) = problems_of("glue/sst2", f"training.schedule={'x' * 500}")
     quoted = re.search(r"'(x+)", problem)
-    assert quoted is not None and len(quoted[1]) < 80
+    assert quoted is not None
+    assert len(quoted[1]) < 80
 
 
 def test_unknown_key_lists_all_keys_only_if_none_is_similar() -> None:
