@@ -19,6 +19,7 @@ from bertcli.models.cpu_dropout import fast_dropout
 
 ATTENTION = "bertcli"  # its name in transformers
 MAX_FLASH_HEAD_SIZE = 256
+MAX_UNFUSED_KEYS, MAX_UNFUSED_KEYS_TRAINING = 128, 512  # in bf16 on a CPU; longer sequences use the fused kernel
 MIN_WINDOWS = 4  # sequences of at least this many windows are worth cutting into blocks
 
 
@@ -147,7 +148,8 @@ def _padded_attention(
 ) -> torch.Tensor:
     """Compute attention over padded sequences [B, S, N, E].
 
-    PyTorch has no fused kernel with dropout for CPUs; there, separate operations with `fast_dropout` are faster.
+    PyTorch has no fused kernel with dropout for CPUs; there, separate operations with `fast_dropout` are faster. In bf16,
+    they are also faster without dropout, unless sequences are long.
 
     Args:
         window: a query attends only to keys at a smaller distance; None: to all.
@@ -163,7 +165,7 @@ def _padded_attention(
         mask = is_near if mask is None else mask & is_near
     if mask is not None:
         mask = mask.expand(len(query), 1, query.shape[2], num_keys)
-    if dropout == 0.0 or query.device.type != "cpu":
+    if _fused_is_faster(query, num_keys, dropout):
         options = {"dropout": dropout, "scaling": scaling, "is_causal": False} | options
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -172,8 +174,16 @@ def _padded_attention(
     scores = torch.matmul(query * scale, key.transpose(2, 3))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    weights = fast_dropout(functional.softmax(scores, dim=-1), dropout)
-    return torch.matmul(weights, value).transpose(1, 2)
+    weights = fast_dropout(functional.softmax(scores, dim=-1, dtype=torch.float32), dropout)
+    return torch.matmul(weights.to(value.dtype), value).transpose(1, 2)
+
+
+def _fused_is_faster(query: torch.Tensor, num_keys: int, dropout: float) -> bool:
+    """Return whether PyTorch's fused attention is faster than separate operations; see tests/benchmarks/RESULTS.md."""
+    if query.device.type != "cpu":
+        return True
+    max_keys = MAX_UNFUSED_KEYS_TRAINING if query.requires_grad else MAX_UNFUSED_KEYS
+    return dropout == 0.0 and (query.dtype != torch.bfloat16 or num_keys > max_keys)
 
 
 def _local_attention(

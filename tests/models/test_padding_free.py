@@ -22,6 +22,7 @@ from bertcli.models.padding_free import FAMILIES as SUPPORTED
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.sparse_prediction import SparsePrediction
 from bertcli.models.tokenizer_matching import first_position_id
+from bertcli.models.varlen_attention import varlen_attention_forward
 from bertcli.training.devices import prepare_batch
 
 CPU = torch.device("cpu")
@@ -308,3 +309,18 @@ def test_cls_states_match_the_padded_model(family: str, on_cpu: bool, lengths: l
         states = cls_hidden_states(outputs)
         states = torch.cat((states[:, :-1], final_norm(states[:, -1:])), 1)
         assert torch.allclose(states, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_heads", [2, 1])  # of keys and values
+def test_separate_attention_operations_in_bf16_are_close_to_the_fused_ones(num_heads: int) -> None:
+    torch.manual_seed(0)
+    shapes = ((3, 2, 7, 8), (3, num_heads, 7, 8), (3, num_heads, 7, 8))
+    query, key, value = (torch.randn(shape, dtype=torch.bfloat16) for shape in shapes)
+    mask = (torch.arange(7) < torch.tensor([[7], [4], [1]]))[:, None, None]
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2 // num_heads  # type: ignore[assignment]
+    separate, _ = varlen_attention_forward(module, query, key, value, mask)
+    inputs = (part.float() for part in (query, key, value))
+    fused, _ = varlen_attention_forward(module, *inputs, mask)
+    assert separate.dtype == torch.bfloat16
+    torch.testing.assert_close(separate.float(), fused, atol=0.02, rtol=0.02)
