@@ -148,8 +148,8 @@ def _padded_attention(
 ) -> torch.Tensor:
     """Compute attention over padded sequences [B, S, N, E].
 
-    PyTorch has no fused kernel with dropout for CPUs; there, separate operations with `fast_dropout` are faster. In bf16,
-    they are also faster without dropout, unless sequences are long.
+    PyTorch has no fused kernel with dropout for CPUs; there, separate operations with `fast_dropout` are faster. In
+    bf16, they are also faster without dropout, unless sequences are long.
 
     Args:
         window: a query attends only to keys at a smaller distance; None: to all.
