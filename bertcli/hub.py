@@ -113,6 +113,28 @@ def download(repository: Repository, files: Sequence[HubFile], folder: Path, *, 
             enable_progress_bars()
 
 
+def find_file(name: str, candidates: Sequence[str]) -> Path | None:
+    """Return the path of the first of some files that a model has; None if it has none, or the Hub is unreachable.
+
+    Files in the local Hugging Face cache are preferred; otherwise the file is downloaded there.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    for local_files_only in (True, False):
+        for file in candidates:
+            try:
+                return Path(hf_hub_download(name, file, local_files_only=local_files_only))
+            except LocalEntryNotFoundError:
+                if not local_files_only:  # the Hub is unreachable
+                    return None
+            except EntryNotFoundError:
+                continue
+            except (OSError, HFValidationError):  # loading the model reports these
+                return None
+    return None
+
+
 def check_name(name: str) -> None:
     """Raise `UsageError` unless `name` is a valid repository ID."""
     from huggingface_hub.errors import HFValidationError

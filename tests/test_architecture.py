@@ -22,7 +22,7 @@ FLOORS = (  # from the top
     {"training"},
     {"reports", "cluster", "heads"},
     {"runs", "models", "data", "mirror"},
-    {"recipe", "metrics"},
+    {"recipe", "metrics", "cache"},
     {"tasks", "hub", "files"},
     {"console", "errors", "malloc"},
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bertcli.data.cache import get_or_create
+from bertcli.cache import get_or_create
 from bertcli.files import atomic_folder, manifest_problem, manifest_update, write_manifest, write_text
 
 

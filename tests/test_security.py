@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from bertcli.cli.main import app
@@ -148,13 +149,17 @@ def test_submission_files_are_inside_the_output_folder(file: str) -> None:
     assert "letters, digits" in str(caught.value)
 
 
-def test_pickled_weights_are_not_loaded(encoder: Path, tmp_path: Path) -> None:
+def test_code_in_pickled_weights_is_not_run(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "pickled"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((encoder / name).read_bytes())
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ModelError, match=r"safetensors"):
+    with pytest.raises(ModelError, match=r"^refused to load .*pickled/pytorch_model\.bin: .*could run any code"):
+        ModelSource(str(folder)).load_model("AutoModel")
+    torch.save({"weight": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: it uses posix\.mkdir, and could run any code"):
         ModelSource(str(folder)).load_model("AutoModel")
     assert not Path("exploded").exists()
 

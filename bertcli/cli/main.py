@@ -68,6 +68,8 @@ DEFAULT_ENVIRONMENT = {  # libraries read these at import; variables that are al
     "GOMP_SPINCOUNT": "2000",
     "THP_MEM_ALLOC_ENABLE": "1",  # torch on CPU: transparent huge pages, so far fewer page faults
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048",  # bf16 on CPU: one kernel of about 0.7 MB per distinct number of tokens
+    # transformers would have a service convert pickled weights, and open a pull request on the Hub.
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
     "HF_HUB_VERBOSITY": "error",  # hide the retry warnings; the final error is reported once
 }
 SEVERAL_PROCESSES = (

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bertcli.data.cache import cache_folder
+from bertcli.cache import cache_folder
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.environment import describe_environment
 from bertcli.training.devices import choose_precision, native_precisions

@@ -17,10 +17,20 @@ from bertcli.errors import BertcliError, DataError, HubError, ModelError, UsageE
 from bertcli.files import file_lock, replace_folder, write_json, write_text
 from bertcli.hub import HubFile, Kind, Repository, download, list_repository
 from bertcli.mirror import AnyRecipe, Requirement, requirements
+from bertcli.models.pickled_weights import (
+    OTHER_FORMATS,
+    OTHER_FORMATS_CURE,
+    PICKLED,
+    PICKLED_INDEX,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    convert_weights,
+)
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.runs.folder import nearest_folder
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+SAFETENSORS_FILES = (SAFETENSORS, SAFETENSORS_INDEX, "model-*-of-*.safetensors")
+SHARDED_PICKLE_FILES = (PICKLED_INDEX, "pytorch_model-*-of-*.bin")
 TOKENIZER_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
@@ -42,6 +52,7 @@ class MirrorFolder:
     missing: tuple[HubFile, ...]
     card: str | None  # a README.md to write if the repository has none
     revisions: Mapping[str, str]  # to write to `REVISIONS`
+    pickled: tuple[HubFile, ...] = ()  # weights to convert to safetensors
 
     @property
     def path(self) -> str:
@@ -68,13 +79,16 @@ def fetch(
     with console.waiting("listing files on the Hub and verifying the mirror"):
         folders = _list_folders(unique_requirements, mirror)
     missing_bytes = sum(file.size for folder in folders for file in folder.missing)
+    needed_bytes = missing_bytes + sum(file.size for folder in folders for file in folder.pickled)
     if not folders:
         console.say("these recipes require nothing from the Hub")
         return {"mirror": str(mirror), "bytes": 0, "folders": []}
     console.say(format_table(("folder", "files", "size", "to fetch"), [_table_row(folder) for folder in folders]))
     free_bytes = shutil.disk_usage(nearest_folder(mirror)).free
-    console.say(f"total     {format_size(missing_bytes)} to fetch, {format_size(free_bytes)} free for {mirror}")
-    if free_bytes < missing_bytes:
+    conversion = f" and {format_size(needed_bytes - missing_bytes)} to convert" if needed_bytes > missing_bytes else ""
+    sizes = f"{format_size(missing_bytes)} to fetch{conversion}"
+    console.say(f"total     {sizes}, {format_size(free_bytes)} free for {mirror}")
+    if free_bytes < needed_bytes:
         raise UsageError(f"not enough free disk space for {mirror}; free some, or choose another folder with --mirror")
     results = {
         "mirror": str(mirror),
@@ -92,7 +106,7 @@ def fetch(
         console.say("dry run: nothing was fetched")
         return results | {"dry_run": True}
     for folder in folders:
-        if folder.missing:
+        if folder.missing or folder.pickled:
             console.say(f"fetching  {folder.path}")
             _fetch_folder(folder, mirror, console)
     _write_revisions(folders, mirror)
@@ -143,7 +157,16 @@ def _list_folder(kind: Kind, name: str, parts: list[str | None], mirror: Path) -
             f"found files that differ from the Hub's, left unchanged: {', '.join(different)}. "
             "Move them away to fetch the Hub's."
         )
-    return MirrorFolder(repository, files, tuple(file for file in files if file not in complete), card, revisions)
+    pickled = tuple(file for file in files if file.path.startswith("pytorch_model"))
+    if pickled and _is_converted(mirror / kind / name):
+        files, pickled = tuple(file for file in files if file not in pickled), ()
+    missing = tuple(file for file in files if file not in complete)
+    return MirrorFolder(repository, files, missing, card, revisions, pickled)
+
+
+def _is_converted(folder: Path) -> bool:
+    """Return whether a model's weights, pickled on the Hub, are in its mirror folder in safetensors format."""
+    return any((folder / file).is_file() for file in (SAFETENSORS, SAFETENSORS_INDEX))
 
 
 def _read_revisions(mirror: Path) -> dict[str, str]:
@@ -165,18 +188,22 @@ def _write_revisions(folders: Iterable[MirrorFolder], mirror: Path) -> None:
 
 
 def _model_files(repository: Repository, *, weights: bool) -> tuple[HubFile, ...]:
-    """Select the configuration, the tokenizer and optionally the safetensors weights.
+    """Select the configuration, the tokenizer and optionally the weights, in safetensors format if there are any.
 
     Raises:
-        ModelError: if there are no safetensors weights.
+        ModelError: if there are no weights, or only those of another framework.
     """
-    files = _matching_files(repository.files, (*TOKENIZER_FILES, *(WEIGHT_FILES if weights else ())))
-    if weights and not any(file.path.endswith(".safetensors") for file in files):
-        raise ModelError(
-            f"{repository.name} has no safetensors weights on the Hub, and no other format is supported; choose "
-            "another model, or convert this one on a trusted machine and pass the path of its folder"
-        )
-    return files
+    files = _matching_files(repository.files, TOKENIZER_FILES)
+    if not weights:
+        return files
+    for patterns in (SAFETENSORS_FILES, (PICKLED,), SHARDED_PICKLE_FILES):
+        if weight_files := _matching_files(repository.files, patterns):
+            return files + weight_files
+    found = ", ".join(
+        f"{file.path} ({OTHER_FORMATS[file.path]})" for file in repository.files if file.path in OTHER_FORMATS
+    )
+    cure = f"has only {found}; {OTHER_FORMATS_CURE}, and pass its path" if found else "has none; choose another model"
+    raise ModelError(f"expected {SAFETENSORS} or {PICKLED} in {repository.name} on the Hub, which {cure}")
 
 
 def _dataset_files(repository: Repository, configs: list[str | None]) -> tuple[HubFile, ...]:
@@ -253,19 +280,24 @@ def _fetch_folder(folder: MirrorFolder, mirror: Path, console: Console) -> None:
         console.warn(f"waiting for {owner}, which is fetching {folder.path}")
 
     with file_lock(target.with_name(f".{target.name}.lock"), on_busy):
-        missing = tuple(file for file in folder.missing if not file.matches(target / file.path))
-        if missing:
-            _download_missing(replace(folder, missing=missing), mirror, quiet=console.quiet)
+        pickled = () if _is_converted(target) else folder.pickled
+        required = [file for file in folder.missing if file in pickled or file not in folder.pickled]
+        missing = tuple(file for file in required if not file.matches(target / file.path))
+        if missing or pickled:
+            _download_missing(replace(folder, missing=missing, pickled=pickled), mirror, console)
 
 
-def _download_missing(folder: MirrorFolder, mirror: Path, *, quiet: bool) -> None:
-    """Download the missing files to a temporary folder and verify them, then replace the mirror's folder with it."""
+def _download_missing(folder: MirrorFolder, mirror: Path, console: Console) -> None:
+    """Download the missing files to a temporary folder and verify them, then replace the mirror's folder with it.
+
+    Downloaded weights in pickles are replaced with their conversion to safetensors.
+    """
     target = mirror / folder.path
     tmp = target.with_name(f".{target.name}.fetching")
     tmp.mkdir(parents=True, exist_ok=True)
     to_download = [file for file in folder.missing if not file.matches(tmp / file.path)]
     if to_download:
-        download(folder.repository, to_download, tmp, quiet=quiet)
+        download(folder.repository, to_download, tmp, quiet=console.quiet)
     corrupt = [file for file in to_download if not file.matches(tmp / file.path)]
     for file in corrupt:
         (tmp / file.path).unlink(missing_ok=True)
@@ -283,6 +315,12 @@ def _download_missing(folder: MirrorFolder, mirror: Path, *, quiet: bool) -> Non
         shutil.copytree(target, tmp, copy_function=_link_or_copy, dirs_exist_ok=True)
     if folder.card is not None and not (tmp / CARD).exists():
         write_text(tmp / CARD, folder.card)
+    if folder.pickled:
+        convert_weights(tmp, tmp)
+        names = ", ".join(file.path for file in folder.pickled)
+        console.say(f"converted {names} to safetensors: {target}")
+        for file in {*folder.pickled} & {*folder.missing}:
+            (tmp / file.path).unlink()
     replace_folder(tmp, target)
 
 

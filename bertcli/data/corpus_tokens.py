@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.cache import cache_folder, get_or_create
+from bertcli.cache import cache_folder, get_or_create
 from bertcli.data.corpus_reading import read_documents, source_files
 from bertcli.data.encoding import special_ids, without_special_pieces
 from bertcli.data.sources import load_rows

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.cache import cache_folder, get_or_create
+from bertcli.cache import cache_folder, get_or_create
 from bertcli.data.encoding import Encoded
 from bertcli.heads.base import Head
 from bertcli.recipe.schema import DataSection

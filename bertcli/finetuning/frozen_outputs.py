@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from bertcli.data.cache import cache_folder, create_atomically, is_valid_entry
+from bertcli.cache import cache_folder, create_atomically, is_valid_entry
 from bertcli.data.encoding import Encoded
 from bertcli.inference.forward import compute_logits
 

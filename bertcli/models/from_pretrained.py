@@ -21,6 +21,15 @@ from bertcli.models.missing_weights import (
     encoder_prefix,
     is_encoder_tensor,
 )
+from bertcli.models.pickled_weights import (
+    PICKLED,
+    PICKLED_INDEX,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    cached_conversion,
+    find_weights_on_hub,
+    missing_weights_note,
+)
 from bertcli.models.saved_weights import check_dtypes, check_finite, check_shapes
 
 if TYPE_CHECKING:
@@ -43,6 +52,7 @@ DROPOUT_FIELDS = (
 )
 WEIGHT_OPTIONS = {"dtype": "float32", "use_safetensors": True}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's file name
+LOADABLE_WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, ADAPTER_WEIGHTS, PICKLED, PICKLED_INDEX)
 ADAPTER_PREFIX = "base_model.model."  # peft's, of tensor names
 MAX_REASON_CHARS = 200  # of a library's error message
 CONFIG_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
@@ -88,10 +98,22 @@ class ModelSource:
             )
         if Path(self.path).is_dir() and not _has_weights(Path(self.path)):
             raise ModelError(
-                f"no weights in {self.path}: model.safetensors is missing; restore it. To train from scratch with this "
+                f"no weights in {self.path}: {missing_weights_note(Path(self.path))}. To train from scratch with this "
                 f"tokenizer, set model.name=null and model.tokenizer={self.name} (in pretraining, tokenizer.name)."
             )
         return config
+
+    @cached_property
+    def weights_path(self) -> str:
+        """The folder or Hub model ID with safetensors weights: `path`, or the cached conversion of pickled weights.
+
+        Raises:
+            ModelError: if pickled weights cannot be converted.
+        """
+        folder = Path(self.path) if Path(self.path).is_dir() else find_weights_on_hub(self.path)
+        if folder is None or _has_weights(folder, (SAFETENSORS, SAFETENSORS_INDEX, ADAPTER_WEIGHTS)):
+            return self.path
+        return str(cached_conversion(folder, self.name))
 
     def has_head(self, model_class: str) -> bool:
         """Return whether the saved model has the head of `model_class` (an `AutoModelFor…` name)."""
@@ -188,7 +210,7 @@ class ModelSource:
                 saved, report = _from_pretrained(
                     saved_class.from_pretrained,
                     "model",
-                    self.path,
+                    self.weights_path,
                     config=config,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported by name below
@@ -200,7 +222,7 @@ class ModelSource:
                 raise
             check_shapes(report["mismatched_keys"], self.path)
             parameters = {name.removeprefix(f"{saved.base_model_prefix}.") for name, _ in saved.named_parameters()}
-            check_dtypes(Path(self.path), parameters, f"{saved.base_model_prefix}.")
+            check_dtypes(Path(self.weights_path), parameters, f"{saved.base_model_prefix}.")
             persistent = {*saved.state_dict()}
             tensors = [pair for pair in (*saved.named_parameters(), *saved.named_buffers()) if pair[0] in persistent]
             check_finite(tensors, self.path, f"{saved.base_model_prefix}.")
@@ -324,8 +346,7 @@ def _resolve(name: str, mirror: Path | None) -> str:
     return str(in_mirror) if in_mirror and in_mirror.is_dir() else name
 
 
-def _has_weights(folder: Path) -> bool:
-    names = ("model.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
+def _has_weights(folder: Path, names: Iterable[str] = LOADABLE_WEIGHTS) -> bool:
     return any((folder / name).is_file() for name in names)
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertcli.cache import cache_folder, get_or_create
 from bertcli.console import Console
-from bertcli.data.cache import cache_folder, get_or_create
 from bertcli.data.corpus_reading import read_documents, single_file_layout
 from bertcli.data.corpus_sequences import (
     IS_NEXT,

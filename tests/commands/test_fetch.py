@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,9 @@ from threading import Event
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import DatasetInfo, ModelInfo
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
@@ -20,6 +24,7 @@ from bertcli.commands.fetch import fetch
 from bertcli.data.sources import load_split
 from bertcli.errors import BertcliError, HubError, ModelError, UsageError
 from bertcli.mirror import requirements
+from bertcli.models import pickled_weights
 from bertcli.recipe.catalogue import load_any
 from bertcli.recipe.load import load_recipe
 
@@ -230,14 +235,60 @@ def test_fetch_does_not_stop_at_a_changed_readme_if_no_file_is_missing(hub: Hub)
 
 
 def test_fetch_reports_all_problems_together(hub: Hub) -> None:
-    del hub.repositories["model", "org/encoder", None]["model.safetensors"]
-    with pytest.raises(ModelError, match="no safetensors weights"):
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        del hub.repositories["model", "org/encoder", None][name]
+    with pytest.raises(ModelError, match=r"in org/encoder on the Hub, which has only tf_model\.h5 \(TensorFlow\);"):
         fetch_mine()
-    with pytest.raises(
-        BertcliError, match=r"expected 'reviws'. Did you mean reviews\?\n.*no safetensors weights"
-    ) as caught:
+    with pytest.raises(BertcliError, match=r"expected 'reviws'. Did you mean reviews\?\n.*only tf_model\.h5") as caught:
         fetch_mine("task.config=reviws")
     assert caught.value.exit_code == 1
+
+
+def pickled(*names: str) -> dict[str, bytes]:
+    """Return the content of a repository whose weights are pickled."""
+    file = io.BytesIO()
+    torch.save({"weight": torch.ones(2)}, file)
+    return dict.fromkeys(names, file.getvalue()) | {"config.json": b"{}", "tokenizer.json": b"{}", "tf_model.h5": b"x"}
+
+
+def test_fetch_converts_pickled_weights_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories["model", "org/encoder", None] = pickled("pytorch_model.bin")
+    dry = call("mine.yaml", "--mirror", "mirror", "--dry-run")
+    assert re.search(r"total +\S+ \S+ to fetch and \S+ \S+ to convert, ", dry.stderr)
+    result = call("mine.yaml", "--mirror", "mirror")
+    assert result.exit_code == 0, result.stderr
+    folder = Path("mirror/models/org/encoder")
+    assert f"converted pytorch_model.bin to safetensors: {folder}" in result.stderr
+    assert list(files_under("mirror/models")) == [
+        f"org/encoder/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")
+    ]
+    assert torch.equal(load_file(folder / "model.safetensors")["weight"], torch.ones(2))
+    assert fetch_mine()["bytes"] == 0
+    assert hub.fetched.count("pytorch_model.bin") == 1
+
+
+def test_fetch_converts_sharded_pickles(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bertcli.commands.fetch.convert_weights", pickled_weights._convert)
+    shards = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    index = json.dumps({"weight_map": {"weight": shards[0], "other": shards[1]}}).encode()
+    hub.repositories["model", "org/encoder", None] = pickled(*shards) | {"pytorch_model.bin.index.json": index}
+    fetch_mine()
+    names = {path.name for path in Path("mirror/models/org/encoder").iterdir()}
+    assert {name for name in names if "model" in name} == {
+        "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    }  # fmt: skip
+    assert fetch_mine()["bytes"] == 0
+
+
+def test_fetch_keeps_nothing_of_weights_that_it_refuses(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bertcli.commands.fetch.convert_weights", pickled_weights._convert)
+    hub.repositories["model", "org/encoder", None] = pickled() | {"pytorch_model.bin": b"not weights"}
+    with pytest.raises(ModelError, match=r"refused to load .*pytorch_model\.bin"):
+        fetch_mine()
+    assert not Path("mirror/models/org/encoder").exists()
+    hub.repositories["model", "org/encoder", None] = pickled("pytorch_model.bin")
+    fetch_mine()
+    assert Path("mirror/models/org/encoder/model.safetensors").is_file()
 
 
 def test_fetch_checks_free_disk_space_before_downloading(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +301,6 @@ def test_fetch_checks_free_disk_space_before_downloading(hub: Hub, monkeypatch: 
 
 
 def test_script_dataset_is_fetched_as_its_parquet_conversion(hub: Hub) -> None:
-    import io
-
     import pyarrow
     from pyarrow import parquet
 

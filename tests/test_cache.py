@@ -12,20 +12,20 @@ from threading import Barrier, Event
 import numpy as np
 import pytest
 
-from bertcli.data.cache import create_atomically, get_or_create
+from bertcli.cache import create_atomically, get_or_create
 from bertcli.data.corpus_tokens import load_corpus
 from bertcli.files import file_lock
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
 
-from ..conftest import CORRUPTIONS
+from .conftest import CORRUPTIONS
 
 MEGABYTE = 1 << 20
 
 
 @pytest.fixture(autouse=True)
 def _verify_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bertcli.data.cache.VERIFIED_MEGABYTES", 1)
+    monkeypatch.setattr("bertcli.cache.VERIFIED_MEGABYTES", 1)
 
 
 def create(folder: Path) -> None:
