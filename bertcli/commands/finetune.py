@@ -11,6 +11,7 @@ from bertcli.data.table_files import check_exists
 from bertcli.errors import UsageError
 from bertcli.finetuning.setup import check_recipe
 from bertcli.malloc import without_garbage_collection
+from bertcli.models.added_tokens import read_tokens
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe, recipe_task
@@ -66,7 +67,7 @@ def _check(recipe: Recipe, run: Path, options: RunOptions) -> RunClaim:
     Raises:
         RecipeError: if a key is invalid for the task or strategy.
         RunFolderError: if the run folder cannot be used.
-        DataError: if a file with rows does not exist.
+        DataError: if a file with rows does not exist, or a file with tokens to add cannot be used.
         ModelError: if the name of a model is that of a file, or of a folder that has no model or does not exist.
         UsageError: if a model is a run that is not finished.
     """
@@ -76,6 +77,7 @@ def _check(recipe: Recipe, run: Path, options: RunOptions) -> RunClaim:
     if claim.results is None or options.dry_run:
         for path in (*task.files.train, *task.files.validation) if task.files else ():
             check_exists(Path(path))
+        read_tokens(section.add_tokens, "model.add_tokens")
         for name in filter(None, (section.name, section.tokenizer, recipe.training.teacher)):
             ModelSource(best_seed(name), options.mirror)
     return claim

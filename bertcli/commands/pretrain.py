@@ -65,7 +65,7 @@ def pretrain(recipe: PretrainRecipe, run: Path, options: RunOptions) -> RunResul
 
 def _dry_run(recipe: PretrainRecipe, run: Path, mirror: Path | None, console: Console) -> None:
     """Check the recipe, the beginning of the corpus, the model and the disk, and print what a run would do."""
-    config, objective, vocab_size = check_recipe(recipe, mirror)
+    config, objective, vocab_size, added_tokens = check_recipe(recipe, mirror)
     training = recipe.training
     if training.max_steps is not None:
         complete_plan(
@@ -85,6 +85,8 @@ def _dry_run(recipe: PretrainRecipe, run: Path, mirror: Path | None, console: Co
             console.say(f"corpus    {note}")
     trained = f"{recipe.tokenizer.kind}, up to {config.vocab_size:,} entries, to be trained on the corpus"
     console.say(f"tokenizer {trained if vocab_size is None else f'{vocab_size:,} entries'}")
+    if recipe.tokenizer.add_tokens:
+        console.say(f"tokenizer {added_tokens.note}")
     _print_model(console, recipe)
     length = f"{training.epochs:g} epochs" if training.max_tokens is None else f"{training.max_tokens:,} tokens"
     total = length if training.max_steps is None else f"{training.max_steps} steps"
@@ -116,6 +118,8 @@ def _print_plan(console: Console, setup: PretrainSetup, plan: Plan, phases: list
     sizes = f"{len(corpus.document_offsets) - 1:,} documents, {len(corpus.tokens):,} tokens"
     console.say(f"corpus    {sizes}; {len(setup.held_out):,} held-out sequences")
     console.say(f"tokenizer {len(setup.tokenizer):,} entries; {corpus.unknown_share:.2%} of the tokens are unknown")
+    if recipe.tokenizer.add_tokens:
+        console.say(f"tokenizer {setup.added_tokens.note}")
     _print_model(console, recipe)
     if setup.first_position_id is not None:
         share = packing_efficiency(recipe, corpus, setup.train, setup.objective, phases[0].max_length)

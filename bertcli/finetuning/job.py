@@ -133,8 +133,9 @@ class FinetuneJob(Job):
 
     @property
     def data_fingerprint(self) -> str:
-        """The hashes of the encoded training and validation rows."""
-        return f"{self.setup.encode('train').fingerprint}-{self.setup.encode('validation').fingerprint}"
+        """The hashes of the encoded training and validation rows, and of the added tokens."""
+        rows = f"{self.setup.encode('train').fingerprint}-{self.setup.encode('validation').fingerprint}"
+        return f"{rows}-{self.setup.added_tokens.fingerprint}" if self.setup.added_tokens else rows
 
     @property
     def tokens_per_micro_batch(self) -> float:

@@ -74,6 +74,8 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         note = setups[name].target_note
         targets = f"; {note}" if note else ""
         console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps{targets}")
+    if recipe.model.add_tokens:
+        console.say(f"tokenizer {next(iter(setups.values())).added_tokens.note}")
     console.say(f"training  {plan.total_steps} steps of {recipe.training.global_batch_size} examples, each of one task")
     if processes.is_main_process:
         for setup in setups.values():

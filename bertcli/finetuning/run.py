@@ -103,6 +103,8 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -
     skipped = f"; skipped {setup.num_skipped} rows without a label" if setup.num_skipped else ""
     console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows{skipped}")
     console.say(f"model     {setup.source.name if setup.source else f'BERT {recipe.model.size}, from scratch'}")
+    if recipe.model.add_tokens:
+        console.say(f"tokenizer {setup.added_tokens.note}")
     console.say(
         f"training  {plan.total_steps} steps of {training.global_batch_size} examples{accumulation}, "
         f"{plan.steps_per_epoch} per epoch; learning rate {training.learning_rate:g}, {training.schedule}, "

@@ -29,6 +29,7 @@ from bertcli.finetuning.encoding_cache import encode_rows
 from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
 from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
+from bertcli.models.added_tokens import NO_ADDED_TOKENS, AddedTokens, add_tokens
 from bertcli.models.from_pretrained import ModelSource, check_model_class, has_head, invalid_config_errors
 from bertcli.models.from_scratch import build_bert, build_bert_config
 from bertcli.models.missing_weights import MissingWeights
@@ -75,6 +76,7 @@ class FinetuneSetup:
     source: ModelSource | None  # of the encoder; None: randomly initialized
     mirror: Path | None
     num_skipped: int = 0  # number of rows without a label, in all splits (`data.skip_unlabelled`)
+    added_tokens: AddedTokens = NO_ADDED_TOKENS  # to the vocabulary of the tokenizer (`model.add_tokens`)
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def encode(self, split: str) -> Encoded:
@@ -188,6 +190,7 @@ class FinetuneSetup:
         model = source.load_model(
             model_class, fields, dropout=section.dropout, new_head=section.new_head, on_missing=report
         )
+        self.added_tokens.extend_model(model)
         for name in OPTIONAL_CONFIG_FIELDS:
             if name not in fields:
                 vars(model.config).pop(name, None)  # left over from an earlier task
@@ -243,13 +246,14 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     else:
         _match_tokenizer_to_model(recipe, tokenizer, source.config, source.name)
         head = _match_head_to_model(recipe, task, head, source)
+    added_tokens = add_tokens(tokenizer, recipe.model.add_tokens, "model.add_tokens")
     references = {split: head.references(task, split_rows) for split, split_rows in rows.items()}
     for split, gold in references.items():
         if gold is None:
             raise DataError(f"{task.name}: split {split!r} has no labels; use a labeled split")
         if split != "train":
             check_num_rows(task, split, len(rows[split]))
-    return FinetuneSetup(recipe, task, head, tokenizer, rows, references, source, mirror, num_skipped)
+    return FinetuneSetup(recipe, task, head, tokenizer, rows, references, source, mirror, num_skipped, added_tokens)
 
 
 def check_recipe(recipe: Recipe, task: Task) -> None:
@@ -306,6 +310,11 @@ def _strategy_problems(recipe: Recipe) -> Iterator[str]:
             yield from (f"training.{key} requires training.strategy={strategy}" for key in unused)
     if recipe.hardware.shard and training.strategy != "full":
         yield f"hardware.shard requires training.strategy=full, found {training.strategy}"
+    if training.strategy == "lora" and not training.lora_merge and recipe.model.add_tokens:
+        yield (
+            "model.add_tokens adds embeddings, which a LoRA adapter does not save; set training.lora_merge=true, or "
+            "training.strategy=full"
+        )
     if training.strategy == "lora" and training.reinit_layers:
         yield "training.reinit_layers reinitializes layers that training.strategy=lora does not train; remove it"
     if training.strategy == "features":

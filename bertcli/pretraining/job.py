@@ -72,6 +72,7 @@ class PretrainJob(Job):
                 dropout=setup.recipe.model.dropout,
                 on_missing=partial(MissingWeights.report, console=console, name=setup.source.name),
             )
+            setup.added_tokens.extend_model(model)
         return objective.build_module(model)
 
     def model_to_save(self, module: torch.nn.Module) -> PreTrainedModel:
@@ -80,10 +81,12 @@ class PretrainJob(Job):
 
     @property
     def data_fingerprint(self) -> str:
-        """A hash of the lengths of all documents and of a sample of the tokens."""
+        """A hash of the lengths of all documents, of a sample of their tokens, and of the added tokens."""
         corpus = self.setup.corpus
         digest = hashlib.blake2b(corpus.document_offsets.tobytes(), digest_size=16)
         digest.update(corpus.tokens[:: max(1, len(corpus.tokens) // NUM_HASHED_TOKENS)].tobytes())
+        if self.setup.added_tokens:
+            digest.update(self.setup.added_tokens.fingerprint.encode())
         return digest.hexdigest()
 
     @property
@@ -209,14 +212,18 @@ def score_held_out(
         hardware: overrides of the recipe's hardware section.
 
     Raises:
-        ModelError: if only part of the trained model was saved (ELECTRA's discriminator).
+        ModelError: if only part of the trained model was saved (ELECTRA's discriminator), or the file of
+            `tokenizer.add_tokens` has changed.
     """
     recipe = recipe.model_copy(update={"hardware": recipe.hardware.with_overrides(hardware)})
     setup = set_up(recipe, mirror, console)
     if not setup.objective.can_score_saved_model:
         raise ModelError(f"{run} contains only the discriminator, which cannot be scored without its generator")
+    source = ModelSource(run, mirror)
+    if setup.added_tokens and source.load_tokenizer().get_vocab() != setup.tokenizer.get_vocab():
+        raise ModelError(f"{run} was trained with other added tokens; restore the file of tokenizer.add_tokens")
     accelerator = build_accelerator(recipe.hardware)
-    module = setup.objective.build_module(ModelSource(run, mirror).load_model(setup.objective.model_class))
+    module = setup.objective.build_module(source.load_model(setup.objective.model_class))
     optimize_forward(module, accelerator.device)
     job, num_sequences = PretrainJob(setup, *resolve_phases(recipe, setup)), len(setup.held_out)
     with console.display("eval held-out text", num_sequences) as display:

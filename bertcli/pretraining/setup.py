@@ -27,6 +27,7 @@ from bertcli.data.corpus_sequences import (
 )
 from bertcli.data.corpus_tokens import SENTENCE_START, Corpus, corpus_key, load_corpus
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
+from bertcli.models.added_tokens import AddedTokens, add_tokens
 from bertcli.models.from_pretrained import ModelSource, check_model_class
 from bertcli.models.from_scratch import VOCABULARY_MULTIPLE, build_config, has_pair_head
 from bertcli.models.tokenizer_matching import (
@@ -69,6 +70,7 @@ class PretrainSetup:
     held_out: SequenceSpans
     first_position_id: int | None  # position id of a sequence's first token if sequences are packed; None: not packed
     source: ModelSource | None  # the model to continue from; None: randomly initialized
+    added_tokens: AddedTokens  # to the vocabulary of the tokenizer (`tokenizer.add_tokens`)
 
 
 def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> PretrainSetup:
@@ -82,9 +84,7 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     _reject_unused_keys(recipe)
     source = _model_source(recipe, mirror)
     tokenizer = _load_tokenizer(recipe, source, mirror) or _train_tokenizer(recipe, mirror, console)
-    from bertcli.models.padding_free import FAMILIES
-
-    objective, config = _build_objective(recipe, source, tokenizer)
+    objective, config, added_tokens = _build_objective(recipe, source, tokenizer)
     max_length = max(phase.max_length for phase in recipe.phases)
     if config.model_type in PADDING_SENSITIVE_FAMILIES:
         console.warn(PADDING_WARNING.format(config.model_type))
@@ -99,18 +99,26 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     held_out = build_sequences(recipe, corpus, held_out_documents, objective, max_length, random)
     _warn_about_few_positive_pairs(held_out, console)
     first_id = first_position_id(config) if recipe.packing else None
-    if recipe.packing and config.model_type not in FAMILIES:
-        console.warn(f"{config.model_type} does not support packing; each row holds one sequence")
-        first_id = None
+    if recipe.packing:
+        from bertcli.models.padding_free import FAMILIES
+
+        if config.model_type not in FAMILIES:
+            console.warn(f"{config.model_type} does not support packing; each row holds one sequence")
+            first_id = None
     held_out = _sample_held_out(held_out, recipe.corpus.max_held_out_tokens)
-    return PretrainSetup(recipe, tokenizer, objective, config, corpus, train_documents, held_out, first_id, source)
+    return PretrainSetup(
+        recipe, tokenizer, objective, config, corpus, train_documents, held_out, first_id, source, added_tokens
+    )
 
 
-def check_recipe(recipe: PretrainRecipe, mirror: Path | None) -> tuple[PretrainedConfig, Objective, int | None]:
+def check_recipe(
+    recipe: PretrainRecipe, mirror: Path | None
+) -> tuple[PretrainedConfig, Objective, int | None, AddedTokens]:
     """Check what can be checked without training a tokenizer or tokenizing the corpus, and without writing anything.
 
     Returns:
-        The model configuration, the objective, and the vocabulary size (None if the tokenizer is yet to be trained).
+        The model configuration, the objective, the vocabulary size (None if the tokenizer is yet to be trained), and
+        the added tokens.
 
     Raises:
         RecipeError, DataError, ModelError: if `set_up` would raise them.
@@ -122,13 +130,13 @@ def check_recipe(recipe: PretrainRecipe, mirror: Path | None) -> tuple[Pretraine
     if num_documents < 2:
         raise DataError(f"expected two or more non-empty documents in the corpus, found {num_documents}; add some")
     if tokenizer is not None:
-        objective, config = _build_objective(recipe, source, tokenizer)
-        return config, objective, len(tokenizer)
+        objective, config, added_tokens = _build_objective(recipe, source, tokenizer)
+        return config, objective, len(tokenizer), added_tokens
     sentinels = recipe.objective.objective_class.needs_sentinels
     placeholder = train_tokenizer(lambda: ["a b"], PLACEHOLDER_VOCAB_SIZE, recipe.tokenizer.kind, sentinels=sentinels)
-    objective, config = _build_objective(recipe, source, placeholder)
-    config.vocab_size = _trained_vocab_size(recipe)
-    return config, objective, None
+    objective, config, added_tokens = _build_objective(recipe, source, placeholder)
+    config.vocab_size = _padded_size(_trained_vocab_size(recipe) + len(added_tokens.pieces))
+    return config, objective, None, added_tokens
 
 
 def _reject_unused_keys(recipe: PretrainRecipe) -> None:
@@ -164,9 +172,10 @@ def _model_source(recipe: PretrainRecipe, mirror: Path | None) -> ModelSource | 
 
 def _build_objective(
     recipe: PretrainRecipe, source: ModelSource | None, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Objective, PretrainedConfig]:
-    """Build the objective and the model configuration, and check that they match the recipe."""
-    config = _build_config(recipe, source, tokenizer, max(phase.max_length for phase in recipe.phases))
+) -> tuple[Objective, PretrainedConfig, AddedTokens]:
+    """Build the objective and the model configuration, check that they match the recipe, and add its tokens."""
+    max_length = max(phase.max_length for phase in recipe.phases)
+    config, added_tokens = _build_config(recipe, source, tokenizer, max_length)
     objective: Objective = recipe.objective.objective_class(recipe.objective, tokenizer)
     for field, value in objective.config_fields().items():
         setattr(config, field, value)
@@ -175,7 +184,7 @@ def _build_objective(
     if best_by is not None and best_by not in score_names:
         cure = did_you_mean(best_by, score_names)
         raise RecipeError([f"found evaluation.best_by {best_by!r}, expected one of {', '.join(score_names)}.{cure}"])
-    return objective, config
+    return objective, config, added_tokens
 
 
 def _load_tokenizer(
@@ -188,7 +197,11 @@ def _load_tokenizer(
 
 
 def _trained_vocab_size(recipe: PretrainRecipe) -> int:
-    return -(-recipe.tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return _padded_size(recipe.tokenizer.vocab_size)
+
+
+def _padded_size(vocab_size: int) -> int:
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def _train_tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> PreTrainedTokenizerBase:
@@ -231,19 +244,26 @@ def _build_config(
     source: ModelSource | None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-) -> PretrainedConfig:
+) -> tuple[PretrainedConfig, AddedTokens]:
     """Build the model configuration, or copy that of the model to continue from, and match the tokenizer to it.
+
+    The recipe's tokens are added to the tokenizer.
 
     Raises:
         ModelError: if the model is too small for the sequences or the vocabulary, or has no head for sentence pairs.
     """
+    new_tokens = recipe.tokenizer.add_tokens, "tokenizer.add_tokens"
     if source is None:
+        added_tokens = add_tokens(tokenizer, *new_tokens)
         config = build_config(recipe.model, tokenizer, max_length)
         tokenizer.model_max_length = max(max_length, tokenizer.model_max_length)
         match_tokenizer(tokenizer, config, f"the new {config.model_type} model")
     else:
         match_tokenizer(tokenizer, source.config, source.name)
         config = copy.deepcopy(source.config)
+        added_tokens = add_tokens(tokenizer, *new_tokens)
+        if added_tokens:
+            config.vocab_size = added_tokens.vocab_size(config.vocab_size)
         model_max_length = max_input_length(tokenizer, config)
         if max_length > model_max_length:
             raise ModelError(
@@ -255,7 +275,7 @@ def _build_config(
             f"objective.pairs is set, but {config.model_type} models have no head for sentence pairs; remove it, or "
             "use bert or albert"
         )
-    return config
+    return config, added_tokens
 
 
 def _token_logger(console: Console) -> Callable[[int], None]:

@@ -42,8 +42,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a fine-tuning recipe by built-in name (`glue/sst2`) or from a YAML file, with `key=value` overrides.
 
     Precedence, lowest first: defaults, the file that it `extends`, the file, the command line. Relative paths under
-    `task.files` are resolved against the folder of the file that contains them (on the command line: the current
-    folder); `task.dataset` and `model.name` may be Hub IDs, so they are kept as given.
+    `task.files`, or of `model.add_tokens`, are resolved against the folder of the file that contains them (on the
+    command line: the current folder); `task.dataset` and `model.name` may be Hub IDs, so they are kept as given.
 
     Raises:
         RecipeError: if the recipe is invalid; the message lists every error as `file:line: found … expected …`.
@@ -68,7 +68,8 @@ def read_finetune_recipe(name_or_path: str) -> RecipeLayer:
 def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe:
     """Load a pretraining recipe by built-in name (`pretrain/tiny`) or from a YAML file, like `load_recipe`.
 
-    Relative paths under `corpus.sources` are resolved against the folder of the file that contains them.
+    Relative paths under `corpus.sources`, or of `tokenizer.add_tokens`, are resolved against the folder of the file
+    that contains them.
 
     Raises:
         RecipeError: if the recipe is invalid; the message lists every error as `file:line: found … expected …`.
@@ -238,7 +239,7 @@ def _non_section_parent(layer: RecipeLayer, argument: str) -> list[str]:
 
 
 def _make_file_paths_absolute(layer: RecipeLayer, folder: Path) -> None:
-    """Resolve relative paths under `task.files` and `corpus.sources` against `folder`, in place."""
+    """Resolve relative paths under `task.files`, `corpus.sources` and `add_tokens` against `folder`, in place."""
 
     def resolve(section: dict[str, Any], key: str) -> None:
         paths = section[key]
@@ -256,6 +257,10 @@ def _make_file_paths_absolute(layer: RecipeLayer, folder: Path) -> None:
     for source in sources if isinstance(sources, list) else ():
         if isinstance(source, dict) and "files" in source:
             resolve(source, "files")
+    for name in ("model", "tokenizer"):
+        section = layer.values.get(name)
+        if isinstance(section, dict) and isinstance(section.get("add_tokens"), str):  # a list has tokens, not paths
+            resolve(section, "add_tokens")
 
 
 def _validate_recipe(layer: RecipeLayer) -> tuple[Recipe | PretrainRecipe | None, list[str]]:

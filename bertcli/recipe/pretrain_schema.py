@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, Strict, WithJsonSchema, field_validator, model_validator
 
 from bertcli.recipe.schema import (
+    AddedTokenList,
     BatchSize,
     Count,
     Epochs,
@@ -96,6 +97,11 @@ class TokenizerSection(Section):
     )
     sample_megabytes: float = Field(
         200.0, gt=0, description="amount of text to train the tokenizer on, from the start of each source"
+    )
+    add_tokens: AddedTokenList = Field(
+        (),
+        description="words and markers such as [DRUG] to add to the vocabulary: a list, or a file with one per line; "
+        "each new embedding of a pretrained model is the mean of those of the token's pieces",
     )
 
 

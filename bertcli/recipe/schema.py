@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, Strict, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema, field_validator, model_validator
 
-from bertcli.tasks.task import Section, Task
+from bertcli.errors import quoted
+from bertcli.tasks.task import PATH_OR_LIST_SCHEMA, Section, Task
 
 Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
 LongInputs = Literal["keep_head", "keep_tail", "keep_head_and_tail", "windows"]
@@ -40,6 +41,40 @@ Seeds = Annotated[
 ]
 
 
+MAX_ADDED_TOKENS, MAX_TOKEN_CHARS = 10_000, 100
+
+
+def added_token_problem(token: str) -> str | None:
+    """Return why a text cannot be added to a vocabulary, as `expected …`; None if it can."""
+    if not token or any(map(str.isspace, token)):
+        return "expected a single word or marker without spaces"
+    if not token.isprintable():
+        return "expected printable characters"
+    return None if len(token) <= MAX_TOKEN_CHARS else f"expected at most {MAX_TOKEN_CHARS} characters"
+
+
+def _check_added_tokens(value: object) -> object:
+    if isinstance(value, str) and value.strip():
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(token, str) for token in value):
+        raise ValueError(
+            f"found {quoted(value)}, expected a list of words and markers, or the path of a file with one per line"
+        )
+    for token in value:
+        if (problem := added_token_problem(token)) is not None:
+            raise ValueError(f"found {quoted(token)}, {problem}")
+    if len(value) > MAX_ADDED_TOKENS:
+        raise ValueError(
+            f"found {len(value):,} tokens, expected at most {MAX_ADDED_TOKENS:,}; add only the most frequent words"
+        )
+    return tuple(value)
+
+
+AddedTokenList = Annotated[
+    str | tuple[str, ...], BeforeValidator(_check_added_tokens), WithJsonSchema(PATH_OR_LIST_SCHEMA)
+]
+
+
 class ModelSection(Section):
     """The encoder to fine-tune: a pretrained one (`name`), or a randomly initialized one of a given `size`."""
 
@@ -51,6 +86,11 @@ class ModelSection(Section):
     )
     vocab_size: VocabSize = Field(
         8192, ge=64, description="vocabulary size of a tokenizer trained on the training texts"
+    )
+    add_tokens: AddedTokenList = Field(
+        (),
+        description="words and markers such as [DRUG] to add to the vocabulary: a list, or a file with one per line; "
+        "each new embedding is the mean of those of the token's pieces",
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="all dropout rates; null: the model's")
     new_head: bool = Field(False, description="replace the model's classifier with a randomly initialized one")

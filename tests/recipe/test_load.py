@@ -277,6 +277,12 @@ def test_invalid_override_shows_the_correct_form(word: str, words: str) -> None:
         ("hardware.trackers=wandb", "Did you mean hardware.trackers=[wandb]?"),
         ("training.gradient_checkpointing=true", "a smaller hardware.micro_batch_size saves memory"),
         ("gradient_checkpointing=true", "a smaller hardware.micro_batch_size saves memory"),
+        (
+            "model.add_tokens=[a, b c]",
+            "found 'b c', expected a single word or marker without spaces",
+        ),
+        ("model.add_tokens=['']", "in model.add_tokens: found '', expected a single word or marker without spaces"),
+        ("model.add_tokens={a: b}", "expected a list of words and markers, or the path of a file with one per line"),
         ("training.optim=adafactor", "the optimizer is always AdamW; leave it out"),
     ],
 )
