@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,20 @@ from bertcli.models.from_scratch import build_from_config
 from bertcli.pretraining.batches import ResolvedPhase, packing_efficiency
 from bertcli.pretraining.job import PretrainJob
 from bertcli.pretraining.objective import Objective
-from bertcli.pretraining.setup import PretrainSetup, check_recipe, describe_layout, resolve_phases, set_up
+from bertcli.pretraining.setup import (
+    PretrainSetup,
+    check_recipe,
+    describe_layout,
+    pretraining_workload,
+    resolve_phases,
+    set_up,
+)
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, complete_plan, evaluation_note
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.runs.folder import RunOptions, best_seed, claim_run
 from bertcli.runs.results import RunResults
+from bertcli.training.memory import MemoryPlan, plan_memory
 from bertcli.training.resources import check_disk
 from bertcli.training.startup import join_processes, open_run, report_finished
 from bertcli.training.trainer import train
@@ -48,9 +57,12 @@ def pretrain(recipe: PretrainRecipe, run: Path, options: RunOptions) -> RunResul
     with processes.main_process_first():  # the other processes read the cache it fills
         setup = set_up(recipe, options.mirror, console)
     plan, phases = resolve_phases(recipe, setup, processes.num_processes)
+    num_parameters = _count_parameters(recipe, setup.config, setup.objective)
+    memory = _plan_memory(recipe, setup.config, setup.objective, num_parameters, processes.num_processes)
+    plan = replace(plan, gradient_checkpointing=memory.gradient_checkpointing)
     job = PretrainJob(setup, plan, phases)
     _print_plan(console, setup, plan, phases, run)
-    num_parameters = _count_parameters(recipe, setup.config, setup.objective)
+    memory.report(console)
     if processes.is_main_process:
         check_disk(run, recipe, num_parameters)
     folder = open_run(processes, claim, console)
@@ -76,7 +88,8 @@ def _dry_run(recipe: PretrainRecipe, run: Path, mirror: Path | None, console: Co
             global_batch_size=training.global_batch_size,
             num_processes=1,
         )
-    check_disk(run, recipe, _count_parameters(recipe, config, objective))
+    num_parameters = _count_parameters(recipe, config, objective)
+    check_disk(run, recipe, num_parameters)
     for source in recipe.corpus.sources:
         paths = source_files(source)
         size = f"{len(paths)} files, {format_size(sum(path.stat().st_size for path in paths))}" if paths else None
@@ -96,8 +109,16 @@ def _dry_run(recipe: PretrainRecipe, run: Path, mirror: Path | None, console: Co
             f"training  {batch_size} sequences per step, of up to {phase.max_length} tokens, "
             f"for {phase.fraction:.0%} of {total}"
         )
+    _plan_memory(recipe, config, objective, num_parameters).report(console)
     console.say(f"run       {run}, seed {training.seed[0]}")
     console.say("dry run: recipe, corpus files, model, run folder and disk are fine; nothing was tokenized or trained")
+
+
+def _plan_memory(
+    recipe: PretrainRecipe, config: PretrainedConfig, objective: Objective, num_parameters: int, num_processes: int = 1
+) -> MemoryPlan:
+    workload = pretraining_workload(recipe, config, objective, num_parameters, num_processes)
+    return plan_memory(recipe.hardware, objective.model_class, workload, num_processes)
 
 
 def _count_parameters(recipe: PretrainRecipe, config: PretrainedConfig, objective: Objective) -> int:

@@ -34,6 +34,7 @@ from bertcli.runs.model_card import build_multitask_card
 from bertcli.runs.results import RunResults
 from bertcli.training.job import Evaluation, Job, Logits, OnBatch, Predictions, Scores
 from bertcli.training.loop import Loss, Targets
+from bertcli.training.memory import plan_memory
 from bertcli.training.meters import RunClock
 from bertcli.training.resources import check_disk
 from bertcli.training.seeds import check_resumable, log_scores, train_seeds
@@ -74,9 +75,15 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         note = setups[name].target_note
         targets = f"; {note}" if note else ""
         console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps{targets}")
+    workloads = (setup.workload(plan) for setup in setups.values())
+    largest = max(workloads, key=lambda workload: workload.num_sequences * workload.length)
+    model_class = next(iter(setups.values())).head.model_class
+    memory = plan_memory(recipe.hardware, model_class, largest, processes.num_processes)
+    plan = replace(plan, gradient_checkpointing=memory.gradient_checkpointing)
     if recipe.model.add_tokens:
         console.say(f"tokenizer {next(iter(setups.values())).added_tokens.note}")
     console.say(f"training  {plan.total_steps} steps of {recipe.training.global_batch_size} examples, each of one task")
+    memory.report(console)
     if processes.is_main_process:
         for setup in setups.values():
             note_duplicates(console, setup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bertcli.console import Console
@@ -14,6 +15,7 @@ from bertcli.recipe.plan import Plan, evaluation_note, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions, claim_run, seed_folders
 from bertcli.runs.results import RunResults
+from bertcli.training.memory import MemoryPlan, plan_memory
 from bertcli.training.resources import check_disk
 from bertcli.training.seeds import check_resumable, log_scores, train_seeds
 from bertcli.training.startup import join_processes, open_run, report_finished
@@ -46,7 +48,9 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     with console.waiting("tokenizing"):
         plan = make_plan(recipe, len(setup.encode("train")), processes.num_processes)
         setup.encode("validation")
-    _print_plan(console, setup, plan, run)
+    memory = plan_memory(recipe.hardware, setup.head.model_class, setup.workload(plan), processes.num_processes)
+    plan = replace(plan, gradient_checkpointing=memory.gradient_checkpointing)
+    _print_plan(console, setup, plan, memory, run)
     if processes.is_main_process:
         note_duplicates(console, setup)
         check_disk(run, recipe, setup.count_parameters())
@@ -90,7 +94,7 @@ def note_duplicates(console: Console, setup: FinetuneSetup) -> None:
             console.warn(note)
 
 
-def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -> None:
+def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, memory: MemoryPlan, run: Path) -> None:
     recipe, training = setup.recipe, setup.recipe.training
     names = setup.head.labels
     more = f", … {len(names)} labels" if len(names) > MAX_LABELS_SHOWN else ""
@@ -110,6 +114,7 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, run: Path) -
         f"{plan.steps_per_epoch} per epoch; learning rate {training.learning_rate:g}, {training.schedule}, "
         f"{plan.warmup_steps} warmup steps; evaluation every {plan.eval_every_steps} steps"
     )
+    memory.report(console)
     encoded = setup.encode("train")
     tokens_per_step = len(encoded.input_ids) / len(encoded) * training.global_batch_size
     num_tokens = len(setup.encode("validation").input_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +31,13 @@ from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
 from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
 from bertcli.models.added_tokens import NO_ADDED_TOKENS, AddedTokens, add_tokens
-from bertcli.models.from_pretrained import ModelSource, check_model_class, has_head, invalid_config_errors
+from bertcli.models.from_pretrained import (
+    ModelSource,
+    check_model_class,
+    has_head,
+    invalid_config_errors,
+    set_config_fields,
+)
 from bertcli.models.from_scratch import build_bert, build_bert_config
 from bertcli.models.missing_weights import MissingWeights
 from bertcli.models.tokenizer_matching import (
@@ -41,9 +48,11 @@ from bertcli.models.tokenizer_matching import (
 )
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
+from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import Section, Task
+from bertcli.training.memory import Workload
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -202,14 +211,40 @@ class FinetuneSetup:
         Raises:
             ModelError: if the configuration of the model cannot be used.
         """
+        return self._model_without_weights().num_parameters()
+
+    def _model_without_weights(self) -> PreTrainedModel:
+        """Build the model, or the encoder of a pretrained one, without allocating memory for its weights."""
         import torch
         import transformers
 
         with torch.device("meta"):
             if self.source is None:
-                return self.build_model(Console(mute=True)).num_parameters()
+                return self.build_model(Console(mute=True))
             with invalid_config_errors(self.source.name):
-                return transformers.AutoModel.from_config(self.source.config).num_parameters()
+                model: PreTrainedModel = transformers.AutoModel.from_config(self.source.config)
+        return model
+
+    def workload(self, plan: Plan) -> Workload:
+        """Return what a process computes at a time in training, for an estimate of its memory."""
+        from bertcli.models.freezing import encoder_layers, lowest_trainable_depth, parameter_depths
+
+        model, encoded, section = self._model_without_weights(), self.encode("train"), self.recipe.training
+        config = copy.deepcopy(model.config)
+        set_config_fields(config, {}, self.recipe.model.dropout)
+        num_parameters = num_trainable = model.num_parameters()
+        num_layers = None
+        if section.strategy != "full" or section.freeze_layers or section.freeze_embeddings:
+            layers = len(encoder_layers(model))
+            lowest = lowest_trainable_depth(section, layers, plan, plan.total_steps - 1)
+            depths = parameter_depths(model)
+            num_trainable = sum(part.numel() for name, part in model.named_parameters() if depths[name] >= lowest)
+            num_layers = layers + 1 - max(1, lowest)
+        if section.strategy == "lora":  # adapters are small, but the gradient reaches each layer
+            num_trainable, num_layers = 0, None
+        longest = np.sort(encoded.lengths)[-plan.micro_batch_size :]
+        num_sequences = len(longest) * encoded.num_choices
+        return Workload(config, num_parameters, num_trainable, num_sequences, int(np.ceil(longest.mean())), num_layers)
 
 
 def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:

@@ -67,7 +67,8 @@ def varlen_attention_forward(
             for part in (key, value)
         )
         is_token = torch.arange(unpadded.max_seqlen, device=query.device) < unpadded.cu_seqlens.diff()[:, None]
-        attention_mask = is_token[:, None, None]  # [D, 1, 1, L]
+        # [D, 1, 1, L], not expanded to [D, 1, L, L]: SDPA on a CPU would turn it into numbers and keep them.
+        attention_mask = is_token[:, None, None]
     elif attention_mask is not None and attention_mask.shape[2] > 1:
         query_masks = attention_mask[:, 0].flatten(0, 1)[query_index.indices]  # [M, S]
         # Padding queries attend to everything: a fully masked row has no softmax.
@@ -163,8 +164,6 @@ def _padded_attention(
         distances = (places[:, None] if positions is None else positions[:, None, :, None]) - places
         is_near = distances.abs() < window
         mask = is_near if mask is None else mask & is_near
-    if mask is not None:
-        mask = mask.expand(len(query), 1, query.shape[2], num_keys)
     if _fused_is_faster(query, num_keys, dropout):
         options = {"dropout": dropout, "scaling": scaling, "is_causal": False} | options
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]

@@ -22,6 +22,11 @@ class CausalLM(TokenObjective):
         """Return `is_decoder`, with which BERT-like encoders attend only to earlier tokens."""
         return {"is_decoder": True}
 
+    @property
+    def predicted_share(self) -> float:
+        """All tokens have logits."""
+        return 1.0
+
     def build_targets(self, texts: Sequence[Text], random: np.random.Generator) -> TokenTargets:
         """Label each token with the next one; `random` is not used."""
         encoded, _, _ = self.with_special_tokens(texts)

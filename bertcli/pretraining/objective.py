@@ -157,6 +157,16 @@ class Objective(ABC):
         """Compute a micro-batch's share of the mean loss over the `num_targets` targets of the global batch."""
 
     @property
+    def predicted_share(self) -> float:
+        """Share of the tokens that the model computes logits for, to estimate memory."""
+        return self.section.mlm_probability
+
+    @property
+    def num_models(self) -> float:
+        """Number of models that are trained together, to estimate memory; a narrower one counts by its width."""
+        return 1.0
+
+    @property
     def score_names(self) -> tuple[str, ...]:
         """Names of the held-out scores."""
         return ("loss", "accuracy", *(["perplexity"] if self.has_perplexity else []))

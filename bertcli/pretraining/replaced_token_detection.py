@@ -84,6 +84,11 @@ class ReplacedTokenDetection(MaskedLM):
         return generator_loss + self.section.discriminator_weight * discriminator_loss
 
     @property
+    def num_models(self) -> float:
+        """The discriminator and the narrower generator."""
+        return 1 + self.section.generator_size
+
+    @property
     def score_names(self) -> tuple[str, ...]:
         """Names of the discriminator's and the generator's held-out scores."""
         return (*super().score_names, "generator_loss", "generator_accuracy")

@@ -41,8 +41,9 @@ from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.pretraining.batches import ResolvedPhase, build_sequences
 from bertcli.pretraining.objective import Objective
 from bertcli.recipe.plan import Plan, complete_plan
-from bertcli.recipe.pretrain_schema import PretrainRecipe, Source
+from bertcli.recipe.pretrain_schema import Phase, PretrainRecipe, Source
 from bertcli.runs.folder import best_seed
+from bertcli.training.memory import Workload
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -409,6 +410,28 @@ def resolve_phases(
         ResolvedPhase(start, end, phase.max_length, batch_size, has_time_budget=plan.budget_seconds is not None)
         for start, end, phase, batch_size in zip(starts, ends, phases, batch_sizes, strict=True)
     ]
+
+
+def pretraining_workload(
+    recipe: PretrainRecipe, config: PretrainedConfig, objective: Objective, num_parameters: int, num_processes: int = 1
+) -> Workload:
+    """Return what a process computes at a time in the largest phase, for an estimate of its memory."""
+    micro_batch_size = recipe.hardware.micro_batch_size
+
+    def num_sequences(phase: Phase) -> int:
+        per_process = math.ceil((phase.global_batch_size or recipe.training.global_batch_size) / num_processes)
+        return per_process if micro_batch_size == "auto" else min(micro_batch_size, per_process)
+
+    largest = max(recipe.phases, key=lambda phase: num_sequences(phase) * phase.max_length)
+    return Workload(
+        config,
+        num_parameters,
+        num_parameters,
+        num_sequences(largest),
+        largest.max_length,
+        math.ceil(config.num_hidden_layers * objective.num_models) if objective.num_models > 1 else None,
+        objective.predicted_share,
+    )
 
 
 def _sequences_per_chunk(setup: PretrainSetup, max_tokens: int) -> float:

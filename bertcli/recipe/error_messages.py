@@ -35,6 +35,7 @@ LIMITS = ("gt", "ge", "lt", "le")
 EXPECTED_BY_KEY = {  # keys with union types, for which pydantic reports one error per branch
     "hardware.micro_batch_size": "`auto` or an integer of at least 1",
     "hardware.compile": "`auto`, true or false",
+    "hardware.gradient_checkpointing": "`auto`, true or false",
     "model.config_overrides": "a mapping from field to a finite number, true, false or text",
     "training.class_weights": "`auto`, or a mapping from label to number",
     "answers.thresholds": "`tuned`, or a mapping from label to number",
@@ -114,7 +115,6 @@ UNSUPPORTED_KEYS = {  # key of another program → what to do instead
     "do_eval": "every run is evaluated; `bertcli eval` scores a finished one",
     "do_predict": "use `bertcli predict` on the finished run",
     "do_train": "`bertcli finetune` and `bertcli pretrain` always train; leave it out",
-    "gradient_checkpointing": "there is no gradient checkpointing; a smaller hardware.micro_batch_size saves memory",
     "greater_is_better": "the metric evaluation.best_by determines this; leave it out",
     "group_by_length": "batches are grouped by length anyway; leave it out",
     "hub_model_id": "use `bertcli push` on the finished run",

@@ -22,6 +22,7 @@ class Plan:
     micro_batch_size: int  # examples per forward pass on one device
     accumulation_steps: int
     budget_seconds: float | None = None  # time limit of the run
+    gradient_checkpointing: bool = False  # whether activations are recomputed
 
 
 def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -> Plan:

@@ -269,6 +269,11 @@ class HardwareSection(Section):
         "auto",
         description="use torch.compile (requires a C++ compiler); auto: in long runs on a GPU, if a trial is faster",
     )
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto",
+        description="recompute activations in the backward pass, which saves memory and costs about a third more "
+        "computation; auto: if a step would not fit into memory otherwise",
+    )
     shard: bool = Field(
         False, description="shard weights, gradients and optimizer states over processes (FSDP), for large models"
     )

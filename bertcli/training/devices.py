@@ -64,7 +64,7 @@ def build_accelerator(
         raise UsageError("hardware.device is cuda, but no CUDA device is available; use auto or cpu")
     if hardware.device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("hardware.device is mps, but MPS is not available; use auto or cpu")
-    if _uses_cpu(hardware):
+    if uses_cpu(hardware):
         retain_freed_memory()
         torch.set_num_threads(available_threads(hardware))
     precision = ACCELERATE_NAMES[choose_precision(hardware)]
@@ -72,7 +72,7 @@ def build_accelerator(
         # Accelerate shares one state per process; replace it, so that runs in one process can differ in precision.
         AcceleratorState._shared_state = {}
     return Accelerator(
-        cpu=_uses_cpu(hardware),
+        cpu=uses_cpu(hardware),
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,
         log_with=list(hardware.trackers) or None if logging_folder else None,
@@ -86,7 +86,7 @@ def build_accelerator(
 
 def init_processes(hardware: HardwareSection) -> PartialState:
     """Join the processes that `torchrun`, `srun` or Accelerate's launcher started; return their state."""
-    return PartialState(cpu=_uses_cpu(hardware), timeout=PROCESS_TIMEOUT)
+    return PartialState(cpu=uses_cpu(hardware), timeout=PROCESS_TIMEOUT)
 
 
 def available_threads(hardware: HardwareSection) -> int:
@@ -161,7 +161,7 @@ def pad_to_multiple_of(accelerator: Accelerator) -> int:
     return 8 if accelerator.device.type == "cuda" else 1
 
 
-def _uses_cpu(hardware: HardwareSection) -> bool:
+def uses_cpu(hardware: HardwareSection) -> bool:
     """Return whether to set `cpu=True`, without which Accelerate would not join processes on a machine without GPUs."""
     no_gpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
     return hardware.device == "cpu" or (hardware.device == "auto" and no_gpu)

@@ -89,9 +89,10 @@ def report_out_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            "out of memory: one step or evaluation batch does not fit on the device. Lower hardware.micro_batch_size "
-            "(the global batch stays the same), hardware.eval_batch_tokens or data.max_length (in pretraining, "
-            "max_length in phases), or use a smaller model"
+            "out of memory: one step or evaluation batch does not fit on the device. Set "
+            "hardware.gradient_checkpointing=true, lower hardware.micro_batch_size (the global batch stays the same), "
+            "hardware.eval_batch_tokens or data.max_length (in pretraining, max_length in phases), or use a smaller "
+            "model"
         ) from error
 
 

@@ -20,6 +20,7 @@ from bertcli.errors import DiskError, RunFolderError, UsageError
 from bertcli.files import fsync, manifest_problem, replace_folder, restore_folder, write_bytes, write_manifest
 from bertcli.models.compile import compile_layers
 from bertcli.models.freezing import all_encoder_layers
+from bertcli.models.gradient_checkpointing import checkpoint_layers
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.seen_embeddings import train_seen_rows_only
 from bertcli.runs.checkpoint import (
@@ -86,6 +87,8 @@ class TrainState:
         if is_sharded:
             self._full_module = copy.deepcopy(self.module)
         optimize_forward(self.module, accelerator.device)
+        if job.plan.gradient_checkpointing:
+            checkpoint_layers(self.module)
         if hardware.compile is True and not compile_layers(self.module):
             console.warn("hardware.compile does not support the layers of this model; nothing is compiled")
         if is_sharded:

@@ -15,10 +15,10 @@ import transformers
 from bertcli.cli.options import check_mirror
 from bertcli.data.sample import sample_documents
 from bertcli.models.tokenizer_training import train_tokenizer
-from tests.benchmarks import curves, encoders, finetuning, prediction, preparing, pretraining, scaling
+from tests.benchmarks import curves, encoders, finetuning, long_inputs, prediction, preparing, pretraining, scaling
 from tests.benchmarks.measure import run_in_process
 
-TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves", "scaling", "encoders")
+TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves", "scaling", "encoders", "long_inputs")
 
 
 def main() -> None:
@@ -49,6 +49,8 @@ def main() -> None:
         scaling.bench(arguments.rounds)
     if "encoders" in arguments.topics:
         encoders.bench(tokenizer, arguments.rounds)
+    if "long_inputs" in arguments.topics:
+        long_inputs.bench(arguments.rounds)
 
 
 if __name__ == "__main__":

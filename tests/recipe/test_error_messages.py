@@ -47,7 +47,7 @@ TRAINER_ARGUMENTS = {  # of transformers' Trainer and example scripts → what t
     "metric_for_best_model": "evaluation.best_by",
     "load_best_model_at_end": "always kept",
     "greater_is_better": "evaluation.best_by",
-    "gradient_checkpointing": "hardware.micro_batch_size",
+    "gradient_checkpointing": "hardware.gradient_checkpointing",
     "optim": "AdamW",
     "deepspeed": "hardware.shard=true",
     "output_dir": "--run",

@@ -275,8 +275,9 @@ def test_invalid_override_shows_the_correct_form(word: str, words: str) -> None:
         ("training.seed=1,2,3", "Did you mean training.seed=[1,2,3]?"),
         ("training.learning_rate=1e-5,2e-5", "Did you mean training.learning_rate=[1e-5,2e-5]?"),
         ("hardware.trackers=wandb", "Did you mean hardware.trackers=[wandb]?"),
-        ("training.gradient_checkpointing=true", "a smaller hardware.micro_batch_size saves memory"),
-        ("gradient_checkpointing=true", "a smaller hardware.micro_batch_size saves memory"),
+        ("training.gradient_checkpointing=true", "Did you mean hardware.gradient_checkpointing?"),
+        ("gradient_checkpointing=true", "Did you mean hardware.gradient_checkpointing?"),
+        ("hardware.gradient_checkpointing=yes", "expected `auto`, true or false"),
         (
             "model.add_tokens=[a, b c]",
             "found 'b c', expected a single word or marker without spaces",
