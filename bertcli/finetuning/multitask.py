@@ -87,6 +87,8 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
     if processes.is_main_process:
         for setup in setups.values():
             note_duplicates(console, setup)
+            for note in setup.word_notes():
+                console.warn(note)
         check_disk(run, recipe, len(recipes) * next(iter(setups.values())).count_parameters())
 
     def build_job(seed: int) -> MultitaskJob:

@@ -53,6 +53,8 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     _print_plan(console, setup, plan, memory, run)
     if processes.is_main_process:
         note_duplicates(console, setup)
+        for note in setup.word_notes():
+            console.warn(note)
         check_disk(run, recipe, setup.count_parameters())
 
     def build_job(seed: int) -> FinetuneJob:

@@ -25,10 +25,11 @@ from bertcli.data.sources import (
     locate_rows,
     with_row_numbers,
 )
-from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
+from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean, quoted
 from bertcli.finetuning.encoding_cache import encode_rows
 from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
+from bertcli.heads.word_alignment import row_words
 from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
 from bertcli.models.added_tokens import NO_ADDED_TOKENS, AddedTokens, add_tokens
 from bertcli.models.from_pretrained import (
@@ -40,6 +41,7 @@ from bertcli.models.from_pretrained import (
 )
 from bertcli.models.from_scratch import build_bert, build_bert_config
 from bertcli.models.missing_weights import MissingWeights
+from bertcli.models.split_words import find_different_words, is_kept_when_saved
 from bertcli.models.tokenizer_matching import (
     PADDING_SENSITIVE_FAMILIES,
     PADDING_WARNING,
@@ -69,6 +71,7 @@ HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks that ha
     "data.casing_feature": "token classification",
 }
 PART_CHARACTERS = 100_000  # per piece of text in tokenizer training, which takes 150 bytes per character
+WORD_ROWS = 100  # training rows in which the tokens of words are compared with those of running text
 SUBSET_SEED = 13  # subsets of rows are the same for every training seed
 
 
@@ -147,6 +150,28 @@ class FinetuneSetup:
             example = locate_rows(self.task, self.rows["train"], order[twins[0] : twins[0] + 2].tolist())
             number = len(np.unique(hashes[twins]))
             yield f"{number} training text{'s have' if number > 1 else ' has'} two labels, for example {example}"
+
+    def word_notes(self) -> Iterator[str]:
+        """Yield a warning if words get other tokens than in running text, in the first training rows or once saved."""
+        name = self.recipe.model.tokenizer or self.recipe.model.name
+        if not self.head.reads_words or name is None:
+            return
+        num_rows = min(WORD_ROWS, len(self.rows["train"]))
+        different = find_different_words(
+            self.tokenizer, row_words(self.task, self.rows["train"].select(range(num_rows)))
+        )
+        if different is not None:
+            count, as_words, as_text = different
+            yield (
+                f"the tokenizer of {name} reads the words of {count} of the first {num_rows} training rows otherwise "
+                f"than in running text, for example as {quoted(as_words)} instead of {quoted(as_text)}; if these are "
+                "many, a model with another tokenizer will score higher"
+            )
+        if self.source is not None and not is_kept_when_saved(self.tokenizer, self.source.config):
+            yield (
+                f"bertcli adds a space before each word for the tokenizer of {name}, but plain transformers builds the "
+                f"tokenizers of {self.source.config.model_type} models itself and will not; use bertcli to predict"
+            )
 
     def with_seed(self, seed: int) -> FinetuneSetup:
         """Return this setup for one seed of the recipe."""

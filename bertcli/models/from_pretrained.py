@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from bertcli.models.pickled_weights import (
     missing_weights_note,
 )
 from bertcli.models.saved_weights import check_dtypes, check_finite, check_shapes
+from bertcli.models.split_words import with_spaces_before_words
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -123,17 +124,16 @@ class ModelSource:
         """Load the fast tokenizer; `match_tokenizer` then makes it compatible with a model.
 
         Args:
-            is_split_into_words: whether the inputs will be lists of words; a tokenizer that treats the space before a
-                word as part of the word (RoBERTa's) then adds a space before each word.
+            is_split_into_words: whether the inputs will be lists of words, which the tokenizer then reads as it reads
+                running text (see `with_spaces_before_words`).
 
         Raises:
             ModelError: if the tokenizer does not exist, is corrupt, or has no vocabulary or no fast version.
         """
         from transformers import AutoTokenizer
 
-        tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", self.path)
-        if is_split_into_words and getattr(tokenizer, "add_prefix_space", None) is False:
-            tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, "tokenizer", self.path, add_prefix_space=True)
+        load = partial(_from_pretrained, AutoTokenizer.from_pretrained, "tokenizer", self.path)
+        tokenizer = load()
         if not tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer of {self.name}, a {type(tokenizer).__name__}, has no fast version (tokenizer.json), "
@@ -145,7 +145,7 @@ class ModelSource:
                 f"no tokenizer in {self.path}: tokenizer.json (or the files of its vocabulary, such as vocab.txt) is "
                 "missing, or has only special tokens; restore it"
             )
-        return tokenizer
+        return with_spaces_before_words(tokenizer, load) if is_split_into_words else tokenizer
 
     def load_model(
         self,

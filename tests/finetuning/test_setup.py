@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import transformers
+from tokenizers import Tokenizer, models, trainers
+from transformers import PreTrainedTokenizerFast
 
 from bertcli.commands.finetune import finetune as finetune_command
 from bertcli.console import Console
@@ -320,3 +322,24 @@ def test_training_a_model_that_mixes_padding_into_the_text_is_warned_about(
     recipe = load_recipe("sample/sentiment", ["model.name=fnet", "data.max_length=32"])
     set_up(recipe, None).build_model(Console(quiet=True))
     assert "fnet models mix padding into the text" in " ".join(capsys.readouterr().err.split())
+
+
+def test_words_that_have_other_tokens_than_in_running_text_are_warned_about(
+    encoder: Path, recipe_of: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"words": ["a", "fine", "film"], "tags": ["O", "O", "A"]}, {"words": ["film"], "tags": ["A"]}]
+    for split in ("train", "validation"):
+        write_rows(f"{split}.jsonl", rows)
+    tags = f"{FILES.replace('text]', 'words]')}, head: token_classification, label_column: tags"
+    assert list(set_up(recipe_of(tags), None).word_notes()) == []
+    backend = Tokenizer(models.BPE(unk_token="[UNK]"))  # not divided into words: a token may cover several
+    special = ["[UNK]", "[PAD]"]
+    backend.train_from_iterator(["a fine film"] * 9, trainers.BpeTrainer(special_tokens=special, show_progress=False))
+    shutil.copytree(encoder, "encoder")
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained("encoder")
+    recipe = recipe_of(tags, "model.name=encoder")
+    finetune(recipe, Path("run"), RunOptions(dry_run=True, console=Console(quiet=True)))
+    assert (
+        "the tokenizer of encoder reads the words of 1 of the first 2 training rows otherwise than in running text, "
+        "for example as ['a'"
+    ) in " ".join(capsys.readouterr().err.split())
