@@ -191,7 +191,17 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     tokenizer = run_in_process(lambda: train_tokenizer(lambda: sample_documents(200), 1024))
-    columns = ("model", "work", "contender", "sequences/s", "tokens/s", "share of the matrix rate", "GiB", "waits a step", "speedup")
+    columns = (
+        "model",
+        "work",
+        "contender",
+        "sequences/s",
+        "tokens/s",
+        "share of the matrix rate",
+        "GiB",
+        "waits a step",
+        "speedup",
+    )
     table = Table(*columns, title=f"{device}, torch {torch.__version__}, transformers {transformers.__version__}")
     start = time.perf_counter()
     for workload in SMALL_WORKLOADS if arguments.small else WORKLOADS:
