@@ -1,17 +1,25 @@
-"""Read JSON Lines, SQuAD's nested JSON and CoNLL files as plain rows."""
+"""Read JSON Lines, JSON (also SQuAD's, and exports of annotation tools) and CoNLL files as plain rows."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, BinaryIO
 
+from bertcli.data.annotation_exports import (
+    Row,
+    is_label_studio,
+    is_spacy_example,
+    read_label_studio,
+    read_prodigy_row,
+    read_spacy_example,
+)
 from bertcli.data.text_files import without_compression_suffix
 from bertcli.errors import DataError, shortened
 
-Row = dict[str, Any]
 MAX_LINE_EXCERPT = 50  # characters of a line in an error message
 MAX_JSON_DEPTH = 2000  # a few times this depth crashes pyarrow's reader
 TOO_DEEP = "JSON nested too deeply"
@@ -21,6 +29,7 @@ JSON_BLANKS = " \t\r\n"
 NOT_UNICODE = "a lone surrogate (half of a character, such as \\ud83d) in column {!r}; fix or remove it"
 BETWEEN_ENTRIES = re.compile(r"[ \t\r\n,]*")
 SAMPLED_BYTES = 1 << 12
+FROZENSET = re.compile(r"frozenset\((.*)\)", re.DOTALL)
 JSON_STRING = re.compile(rb'"(?:[^"\\\n]|\\.)*+"')
 SQUAD_KINDS: dict[Any, str] = {list: "a list", str: "text", int: "an integer", str | int: "text or an integer"}
 
@@ -40,19 +49,21 @@ def read_jsonl(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip(JSON_BLANKS):
             continue
-        if is_first and line.lstrip(JSON_BLANKS).startswith("["):
+        if is_first and line.lstrip(JSON_BLANKS).startswith("[") and not is_spacy_example(parse_json(line)):
             yield from read_json("\n" * (number - 1) + line + "".join(lines), path)
             return
         try:
             row = STRICT_JSON.decode(line)
         except (ValueError, RecursionError) as error:
             raise _not_json(error, path, number, ONE_OBJECT_PER_LINE) from error
-        yield f"{path}:{number}", require_object(row, f"{path}:{number}")
+        yield f"{path}:{number}", _to_row(row, f"{path}:{number}")
         is_first = False
 
 
 def read_json(text: str, path: str) -> Iterator[tuple[str, Row]]:
-    """Yield each object with its location from a JSON list, SQuAD's JSON, or JSON Lines (which often end in .json).
+    """Yield each object with its location from a JSON list, or JSON Lines (which often end in .json).
+
+    SQuAD's JSON and exports of Label Studio become rows; so do spaCy's examples, `["text", {"entities": […]}]`.
 
     Raises:
         DataError: if the text is in none of these formats, or an object has a duplicate key.
@@ -63,7 +74,7 @@ def read_json(text: str, path: str) -> Iterator[tuple[str, Row]]:
         first, _, rest = text.strip(JSON_BLANKS).partition("\n")
         has_lines_suffix = without_compression_suffix(path).suffix.lower() in JSON_LINES_SUFFIXES
         is_lines = has_lines_suffix or not rest or parse_json(first) is not None
-        if is_lines and not text.lstrip(JSON_BLANKS).startswith("["):
+        if is_lines and (not text.lstrip(JSON_BLANKS).startswith("[") or is_spacy_example(parse_json(first))):
             yield from read_jsonl(text.split("\n"), path)
             return
         line, cure = 1, ""
@@ -74,9 +85,13 @@ def read_json(text: str, path: str) -> Iterator[tuple[str, Row]]:
         elif isinstance(error, _RepeatedKeyError):
             line = _line_of_repeated_key(text)
         raise _not_json(error, path, line, cure) from error
-    rows = read_squad(content, path) if is_squad(content) else content if isinstance(content, list) else [content]
+    rows: Iterable[Any] = content if isinstance(content, list) and not is_spacy_example(content) else [content]
+    if is_squad(content):
+        rows = read_squad(content, path)
+    elif is_label_studio(content):
+        rows = read_label_studio(content, path)
     for number, row in enumerate(rows, start=1):
-        yield f"{path}, entry {number}", require_object(row, f"{path}, entry {number}")
+        yield f"{path}, entry {number}", _to_row(row, f"{path}, entry {number}")
 
 
 def parse_json(text: str) -> Any:
@@ -85,6 +100,33 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def parse_cell(value: Any) -> Any:
+    """Parse text that is a list, tuple, set or object printed as JSON or Python; return other values unchanged.
+
+    Text that Python would print differently is left unchanged: `['x' 'y']`, a printed NumPy array, would be parsed as a
+    list of one string.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if not text.startswith(("[", "{", "(", "set(", "frozenset(")):
+        return value
+    if frozen := FROZENSET.fullmatch(text):
+        text = frozen[1] or "set()"
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        parsed = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+    if isinstance(parsed, set):
+        return parsed if len(repr(parsed)) == len(text) else value  # a set is printed in any order
+    is_printed = isinstance(parsed, list | tuple | dict) and repr(parsed) == text
+    return value if not is_printed else list(parsed) if isinstance(parsed, tuple) else parsed
 
 
 class _RepeatedKeyError(ValueError):
@@ -166,6 +208,15 @@ def require_object(row: object, location: str) -> Row:
     if not isinstance(row, dict):
         raise DataError(f"{location}: found {type(row).__name__}, expected an object")
     return row
+
+
+def _to_row(value: object, location: str) -> Row:
+    """Return an entry of a JSON file as a row.
+
+    Raises:
+        DataError: if it is neither an object nor an example of spaCy.
+    """
+    return read_prodigy_row(require_object(read_spacy_example(value), location))
 
 
 def check_column_names(names: Iterable[str], path: str) -> None:
@@ -252,6 +303,10 @@ DOCUMENT_BOUNDARY = re.compile(r"#(?:begin|end) document\b")  # in CoNLL-2012; a
 CONLL_KEY = re.compile(r"#+[ \t]*[\w.:-]+[ \t]*=")  # the start of a comment such as `# sent_id = 1`
 WORD_INDEX = re.compile(r"(?:[0-9]+-)?([0-9]+)(?:\.[0-9]+)?")  # 3; 1-2 and 1.1 in CoNLL-U; 4-3 in WebAnno's TSV
 MIN_CONLL_2012_COLUMNS = 10
+UNIVERSAL_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")  # of CoNLL-U
+UNIVERSAL_TAGS = {"upos": 3, "xpos": 4}
+IOB_TAG = re.compile(r"O|[BIESLU]-.+")
+WEBANNO_INDEX = re.compile(r"[0-9]+-[0-9]+")
 
 ConllLine = tuple[int, str, list[str]]
 """Line number, text and columns; a blank line has no columns."""
@@ -260,7 +315,8 @@ ConllLine = tuple[int, str, list[str]]
 def read_conll(lines: Iterable[str], location: str, *, require_tags: bool = True) -> Iterator[Row]:
     """Yield a row for each sentence of a CoNLL file: one word per line, its tag in the last column.
 
-    Spaces and tabs separate columns, blank lines separate sentences, and comments before a sentence are skipped.
+    Spaces and tabs separate columns, blank lines separate sentences, and comments before a sentence are skipped. A
+    first column that numbers the words is skipped. In CoNLL-U, which has ten columns, the tags are the parts of speech.
 
     Args:
         lines: lines as an editor counts them, with or without line breaks.
@@ -274,10 +330,17 @@ def read_conll(lines: Iterable[str], location: str, *, require_tags: bool = True
     first = list(islice(sentences, 1))
     if first and _word_column(first[0]) > 0:  # one sentence may be `1 2 3`
         first += islice(sentences, 1)
-    _check_word_column(first, location)
-    for sentence in chain(first, sentences):
-        row = {"tokens": [columns[0] for columns in sentence]}
-        yield row | {"tags": [columns[-1] for columns in sentence]} if len(sentence[0]) > 1 else row
+    index = _find_word_column(first, location)
+    is_universal = index == 1 and len(first[0][0]) == len(UNIVERSAL_COLUMNS)
+    for number, lines_of_words in enumerate(chain(first, sentences), start=1):
+        sentence = lines_of_words if index == 0 else _without_subwords(lines_of_words, number, location)
+        row = {"tokens": [columns[index] for columns in sentence]}
+        if is_universal:
+            tags = {name: [columns[at] for columns in sentence] for name, at in UNIVERSAL_TAGS.items()}
+            yield row | {"tags": tags["upos"]} | tags
+        else:
+            has_tags = len(sentence[0]) > index + 1
+            yield row | {"tags": [columns[-1] for columns in sentence]} if has_tags else row
 
 
 def _conll_sentences(lines: Iterable[str], location: str, min_columns: int) -> Iterator[list[list[str]]]:
@@ -404,25 +467,42 @@ def _counts_words(column: Sequence[str]) -> bool:
     return numbers[0] in (0, 1) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
 
 
-def _check_word_column(sentences: list[list[list[str]]], location: str) -> None:
-    """Check that the words are in the first column, judging by the first two sentences.
+def _without_subwords(sentence: list[list[str]], number: int, location: str) -> list[list[str]]:
+    """Return the numbered words of a sentence without the ranges (1-2) and empty nodes (1.1) of CoNLL-U.
 
     Raises:
-        DataError: if the words are in another column.
+        DataError: if the first column does not number the words, unlike in the first sentences.
     """
-    columns = {_word_column(sentence) for sentence in sentences}
-    if 0 in columns or max(map(len, sentences), default=0) < 2:
-        return
-    word, num_columns = max(columns) + 1, len(sentences[0][0])
-    if word == 2:
-        tag = 4 if num_columns == 10 else 3
-        found = "the first column numbers the words, as in CoNLL-U"
-        command = f"grep -v '^#' FILE | cut -f{word},{tag} > NEW (if tabs separate the columns)"
-    else:
-        tag = word + 1
+    if not _counts_words([columns[0] for columns in sentence]):
+        raise DataError(
+            f"{location}: sentence {number} begins {' '.join(sentence[0])[:MAX_LINE_EXCERPT]!r}, expected a first "
+            "column that numbers the words, as in the first sentence"
+        )
+    return [columns for columns in sentence if columns[0].isdecimal()]
+
+
+def _find_word_column(sentences: list[list[list[str]]], location: str) -> int:
+    """Return the index of the column of words, judging by the first two sentences.
+
+    Raises:
+        DataError: if the words are not in the first or second column, or it is unclear which column has the tags.
+    """
+    indices = {_word_column(sentence) for sentence in sentences}
+    if 0 in indices or max(map(len, sentences), default=0) < 2:
+        return 0
+    lines = [columns for sentence in sentences for columns in sentence]
+    word, tag = max(indices) + 1, max(indices) + 2
+    if word > 2:
         found = "the columns are those of CoNLL-2012"
-        command = f"awk '!/^#/ {{print ${word}, ${tag}}}' FILE > NEW"
+    elif all(WEBANNO_INDEX.fullmatch(columns[0]) for columns in lines):
+        found, word, tag = "the columns are those of WebAnno's TSV", 3, 4
+    elif len(lines[0]) == 2:
+        found = "the first column numbers the words, and there are no tags"
+    elif len(lines[0]) > 3 and all(IOB_TAG.fullmatch(value) for columns in lines for value in columns[-2:]):
+        found = "there are two columns of tags"
+    else:
+        return word - 1
     raise DataError(
         f"{location}: {found}; expected the word in the first column and its tag in the last one. Keep only those two, "
-        f"for example columns {word} and {tag}: {command}"
+        f"for example columns {word} and {tag}: awk '!/^#/ {{print ${word}, ${tag}}}' FILE > NEW"
     )

@@ -14,12 +14,13 @@ from bertcli.data.formats import (
     Row,
     check_column_names,
     is_unicode,
+    parse_cell,
     read_conll,
     read_json,
     read_jsonl,
 )
 from bertcli.data.sources import column_names, load_split, split_files
-from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, text_options
+from bertcli.data.table_files import FILE_COLUMN, FORMAT_OF_SUFFIX, FORMATS, ROW_COLUMN, format_of, text_options
 from bertcli.data.text_files import TextOptions, read_lines, read_text, without_compression_suffix
 from bertcli.errors import DataError, UsageError, did_you_mean
 from bertcli.tasks.task import DELIMITERS, Task, check_encoding
@@ -27,8 +28,6 @@ from bertcli.tasks.task import DELIMITERS, Task, check_encoding
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll", "parquet")
-FORMAT_OF_SUFFIX = {f".{name}": name for name in FORMATS[1:]} | {".ndjson": "jsonl"}
 DEFAULT_TEXT_COLUMNS = ("text", "text_pair")
 PARQUET_BATCH_SIZE = 1024  # rows in memory
 INPUT_OPTIONS = TextOptions(setting="--input-{key}={value}")
@@ -172,7 +171,7 @@ def read_inputs(
             f"{did_you_mean(input_format, FORMATS)}"
         )
     needed = None if extra_columns is None else {*columns, *default_columns, *extra_columns}
-    for location, row in _read_rows(path, input_format, columns, needed, options):
+    for location, row in read_rows(path, input_format, columns, needed, options):
         use_defaults = columns[0] not in row and len(default_columns) >= len(columns)
         names = default_columns[: len(columns)] if use_defaults else columns
         inputs = {
@@ -187,10 +186,19 @@ def read_inputs(
         yield result
 
 
-def _read_rows(
+def read_rows(
     path: str, input_format: str, columns: Sequence[str], needed: set[str] | None, options: TextOptions
 ) -> Iterator[tuple[str, Row]]:
-    """Yield each row with its location; columns that are not in `needed` may be missing (None: all are needed)."""
+    """Yield each row of a file with its location, and its values as they are in the file: text in CSV and TSV.
+
+    Args:
+        input_format: one of `FORMATS`.
+        columns: names that the header of a CSV file should contain, if known; the values of a plain line.
+        needed: columns that are read; others may be missing. None: all.
+
+    Raises:
+        DataError: if the file is missing or not in this format or encoding.
+    """
     if input_format == "parquet":
         yield from _read_parquet(path, needed)
     elif input_format == "json":
@@ -262,6 +270,7 @@ def _json_value(value: Any) -> Any:
 
 def _input_value(row: Row, name: str, column: str, location: str, *, may_be_list: bool) -> Value:
     value = row.get(name)
+    value = parse_cell(value) if may_be_list and isinstance(parse_cell(value), list) else value
     if may_be_list and isinstance(value, list) and all(isinstance(part, str) for part in value):
         return value
     if not isinstance(value, str):
@@ -297,15 +306,38 @@ def load_inputs(
         return _reject_pairs(
             read_inputs(inputs.path, inputs.resolved_format, task.columns, extra_columns=kept, options=options)
         )
-    return read_inputs(
+    extra_columns = [name for name in (task.id_column, task.sentence_column) if name is not None]
+    input_rows = read_inputs(
         inputs.path,
         inputs.resolved_format,
         task.columns,
         default_columns=default_columns if inputs.columns is None else (),
         list_columns=task.list_columns,
-        extra_columns=None if inputs.keep_columns else (task.id_column,) if task.id_column else (),
+        extra_columns=None if inputs.keep_columns else extra_columns,
         options=inputs.text_options,
     )
+    return input_rows if task.sentence_column is None else _group_words(task, input_rows)
+
+
+def _group_words(task: Task, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield a row for each sentence of rows that hold a word each; other rows, without a sentence, are unchanged."""
+    column, current, sentence = str(task.sentence_column), "", dict[str, Any]()
+    for row in rows:
+        name = str(row.get(column, "")).strip()
+        word = row[task.text_columns[0]]
+        is_word = column in row and isinstance(word, str)
+        if sentence and is_word and name in ("", current):
+            sentence[task.text_columns[0]].append(word)
+            continue
+        if sentence:
+            yield sentence
+        sentence, current = {}, name
+        if is_word:
+            sentence = row | {task.text_columns[0]: [word]}
+        else:
+            yield row
+    if sentence:
+        yield sentence
 
 
 def _with_all_columns(task: Task, split: str, rows: Dataset) -> Iterator[Row]:
@@ -325,7 +357,7 @@ def _with_all_columns(task: Task, split: str, rows: Dataset) -> Iterator[Row]:
 
 
 def _read_all_columns(task: Task, path: str) -> Iterator[Row]:
-    file_format = infer_format(path)
+    file_format = format_of(path, task) or "text"
     return read_inputs(
         path,
         "json" if file_format == "jsonl" else file_format,  # as `read_files` reads both

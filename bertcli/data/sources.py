@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.data.formats import check_json_depth, join_words
-from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, read_files, summarize_error
+from bertcli.data.row_layouts import arrange_rows
+from bertcli.data.spans import CUT_COLUMN
+from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, label_text, read_files, summarize_error
 from bertcli.errors import DataError, did_you_mean, quoted
 from bertcli.tasks.task import NUMBER, SPLITS, Task
 
@@ -40,7 +43,7 @@ def load_split(task: Task, split: str, mirror: Path | None = None) -> Dataset:
     Raises:
         DataError: if the dataset, split or column does not exist, is unreadable, or has no rows.
     """
-    if split in ("train", "validation") and holds_out_rows(task):
+    if split in ("train", "validation") and task.holds_out_rows:
         return hold_out_rows(task, load_training_rows(task, mirror))[split]
     return _load_all_rows(task, split, mirror)
 
@@ -56,28 +59,32 @@ def load_training_rows(task: Task, mirror: Path | None = None) -> Dataset:
 
 def _load_all_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
     rows = _load_named_split(task, split, mirror)
+    _check_names(task, split, rows, _layout_keys(task, rows))
+    rows = arrange_rows(task, rows, partial(locate_rows, task, rows))
     if len(rows) == 0:
         raise DataError(f"{origin(task, split)}: split {split!r} has no rows")
     _check_columns(task, split, rows)
     return rows
 
 
+def _layout_keys(task: Task, rows: Dataset) -> dict[str, str]:
+    """Return the columns that `arrange_rows` needs, each with the task's key that names it."""
+    keys = {} if task.sentence_column is None else {task.sentence_column: "sentence_column"}
+    is_labelled = not {*task.label_columns}.isdisjoint(rows.column_names)
+    return keys | (dict.fromkeys(task.label_columns, "label_columns") if is_labelled else {})
+
+
 def origin(task: Task, split: str = "train") -> str:
     """Return the origin of a split for messages: its files, or the task's name."""
-    return ", ".join(getattr(task.files, split)) if task.files and split in SPLITS else task.name
+    return ", ".join(split_files(task, split) or [task.name])
 
 
 def split_files(task: Task, split: str) -> tuple[str, ...]:
     """Return the paths of the files with the rows of a split; none if it has no files."""
     if task.files is None or split not in SPLITS:
         return ()
-    is_held_out = split == "validation" and holds_out_rows(task)
-    return getattr(task.files, "train" if is_held_out else split)
-
-
-def holds_out_rows(task: Task) -> bool:
-    """Return whether training rows are held out for validation because the task has no validation split."""
-    return not (task.files.validation if task.files else task.splits.validation)
+    in_training_files = task.split_column is not None or (split == "validation" and task.holds_out_rows)
+    return getattr(task.files, "train" if in_training_files else split)
 
 
 def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:
@@ -178,8 +185,8 @@ def with_row_numbers(rows: Dataset) -> Dataset:
 
 
 def column_names(rows: Dataset) -> list[str]:
-    """Return the names of the columns, without those that hold row numbers and file paths."""
-    return [name for name in rows.column_names if name not in (ROW_COLUMN, FILE_COLUMN)]
+    """Return the names of the columns, without those that bertcli adds, such as row numbers."""
+    return [name for name in rows.column_names if name not in (ROW_COLUMN, FILE_COLUMN, CUT_COLUMN)]
 
 
 def hash_texts(task: Task, rows: Dataset) -> np.ndarray:
@@ -207,7 +214,7 @@ def locate_rows(task: Task, rows: Dataset, indices: Sequence[int]) -> str:
 
     Rows are numbered as in the file, even if `rows` is only a part of it. At most `MAX_LISTED_ROWS` are listed.
     """
-    files = getattr(task.files, str(rows.split)) if task.files and str(rows.split) in SPLITS else (task.name,)
+    files = split_files(task, str(rows.split)) or (task.name,)
     by_file: dict[str, list[int]] = defaultdict(list)
     for index in indices[:MAX_LISTED_ROWS]:
         path = rows[index][FILE_COLUMN] if FILE_COLUMN in rows.column_names else files[0]
@@ -223,11 +230,13 @@ def locate_rows(task: Task, rows: Dataset, indices: Sequence[int]) -> str:
 def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
     from datasets import Dataset
 
+    if task.split_column is not None:
+        return _select_split(task, split, _load_undivided_rows(task, mirror))
     if task.files is not None:
         if split not in SPLITS or not getattr(task.files, split):
             given = [name for name in SPLITS if getattr(task.files, name)]
             raise DataError(f"{task.name}: split {split!r} has no files, expected one of {given}")
-        is_grouped = split == "train" and holds_out_rows(task)
+        is_grouped = split == "train" and task.holds_out_rows
         used = task if is_grouped else task.model_copy(update={"group_by": None})
         return read_files(getattr(task.files, split), used, split)
     name = getattr(task.splits, split) if split in SPLITS else split
@@ -238,6 +247,36 @@ def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
 
         return Dataset.from_list(sample_rows(task.config or "", name))
     return _load_dataset_split(task, name, mirror)
+
+
+def _load_undivided_rows(task: Task, mirror: Path | None) -> Dataset:
+    """Load the rows of all splits that `task.split_column` distinguishes."""
+    if task.files is not None:
+        return read_files(task.files.train, task, "train")
+    return _load_dataset_split(task, "train", mirror)
+
+
+def _select_split(task: Task, split: str, rows: Dataset) -> Dataset:
+    """Return the rows that belong to a split according to `task.split_column`.
+
+    Raises:
+        DataError: if the column is missing, or no row belongs to the split.
+    """
+    from datasets import Dataset, NamedSplit
+
+    assert task.split_column is not None
+    _check_names(task, split, rows, {task.split_column: "split_column"})
+    name = getattr(task.splits, split) if split in SPLITS else split
+    names = [(label_text(value) or "").strip() for value in rows[task.split_column][:]]
+    selected = [row for row, value in enumerate(names) if value == name]
+    if not selected:
+        values = sorted({*names})
+        raise DataError(
+            f"{origin(task)}: no row has {name!r} in column {task.split_column!r}, expected one of {quoted(values)}. "
+            f"Set task.splits.{split}, or to null if there is no such split."
+        )
+    part = with_row_numbers(rows).select(selected).remove_columns(task.split_column)
+    return Dataset(part.with_format(None).flatten_indices().data.table, split=NamedSplit(split))
 
 
 def _load_dataset_split(task: Task, name: str, mirror: Path | None) -> Dataset:

@@ -21,7 +21,6 @@ from bertcli.data.delimited import (
     read_tsv,
 )
 from bertcli.data.formats import (
-    JSON_LINES_SUFFIXES,
     NOT_UNICODE,
     TOO_DEEP,
     Row,
@@ -55,6 +54,8 @@ FIRST_LINE = re.compile(r"\S.*")  # the first non-blank line
 QUOTED_VALUE = re.compile(r"'([^']{81,})'")
 GENERIC_MESSAGE = "An error occurred while generating the dataset"  # raised by `datasets` whatever the cause
 READ_ERRORS = (OSError, ValueError, TypeError, OverflowError, RecursionError, csv.Error)
+FORMATS = ("text", "jsonl", "json", "csv", "tsv", "conll", "parquet")  # of prediction inputs; a data file is not text
+FORMAT_OF_SUFFIX = {f".{name}": name for name in FORMATS[1:]} | {".ndjson": "jsonl", ".conllu": "conll"}
 ROW_COLUMN = "__row__"  # number of a row in its file, from 1; added if the rows are only a part of the file
 FILE_COLUMN = "__file__"  # path of a row's file; added if there are several files
 
@@ -156,7 +157,14 @@ def _explain(error: Exception) -> str:
 
 def _used_columns(task: Task) -> list[str]:
     """Return the names of the columns that a task uses, whether or not they exist."""
-    names = (*task.columns, task.label_column, task.id_column, task.group_by)
+    names = (
+        *task.columns,
+        *task.target_columns,
+        task.id_column,
+        task.group_by,
+        task.split_column,
+        task.sentence_column,
+    )
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
@@ -180,22 +188,29 @@ def _select_columns(table: pyarrow.Table, task: Task | None) -> pyarrow.Table:
 
 
 def _read_table(path: Path, task: Task | None) -> pyarrow.Table:
-    suffix = without_compression_suffix(path).suffix.lower()
-    options = text_options(task)
-    if suffix == ".parquet":
+    file_format, options = format_of(path, task), text_options(task)
+    if file_format == "parquet":
         return _read_parquet(path, task)
-    if suffix in (".csv", ".tsv"):
-        return _read_delimited(path, task, options, is_csv=suffix == ".csv")
-    if suffix in (*JSON_LINES_SUFFIXES, ".json"):
+    if file_format in ("csv", "tsv"):
+        return _read_delimited(path, task, options, is_csv=file_format == "csv")
+    if file_format in ("jsonl", "json"):
         return _read_json(path, task, options)
-    if suffix == ".conll":
+    if file_format == "conll":
         import pyarrow
 
         return pyarrow.Table.from_pylist(list(read_conll(read_lines(path, options), str(path))))
     raise DataError(
         f"found {path}, expected a file whose name ends in .csv, .tsv, .jsonl, .ndjson, .json or .conll, optionally "
-        "followed by .gz, .bz2 or .zst, or in .parquet"
+        "followed by .gz, .bz2 or .zst, or in .parquet; else set task.files.format"
     )
+
+
+def format_of(path: str | Path, task: Task | None) -> str | None:
+    """Return the format of a task's data file: that of its recipe, or that of the suffix; None if it is unknown."""
+    files = task.files if task is not None else None
+    if files is not None and files.format is not None:
+        return files.format
+    return FORMAT_OF_SUFFIX.get(without_compression_suffix(path).suffix.lower())
 
 
 def text_options(task: Task | None) -> TextOptions:
@@ -224,7 +239,7 @@ def _read_delimited(path: Path, task: Task | None, options: TextOptions, *, is_c
     """Read CSV or TSV with pyarrow; if pyarrow would fail or misread it, parse it row by row and requote it first."""
     import pyarrow
 
-    columns = (*task.columns, task.label_column) if task is not None else ()
+    columns = (*task.columns, *task.target_columns) if task is not None else ()
     content = read_utf8(path, options)
 
     def rows(lines: Iterable[str]) -> Iterator[list[str]]:
@@ -294,14 +309,15 @@ def _schema_of_first_row(text: str, task: Task) -> pyarrow.Schema | None:
 
     line = FIRST_LINE.search(text)
     first = parse_json(line[0]) if line else None
-    if not isinstance(first, dict) or _columns_to_read(list(first), task) is None:
+    if not isinstance(first, dict) or _columns_to_read(list(first), task) is None or task.span_column is not None:
         return None
     try:
         kinds = {name: pyarrow.infer_type([first[name]]) for name in _used_columns(task) if name in first}
     except (pyarrow.ArrowException, OverflowError, UnicodeError):
         return None
     # The keys of an object may be the labels, and pyarrow would ignore those that are not in the first row.
-    has_label_keys = task.head != "question_answering" and pyarrow.types.is_struct(kinds[task.label_column])
+    labels = [kinds[name] for name in task.target_columns if name in kinds]
+    has_label_keys = task.head != "question_answering" and any(map(pyarrow.types.is_struct, labels))
     is_determined = len(kinds) == len(_used_columns(task)) and not any("null" in str(kind) for kind in kinds.values())
     return pyarrow.schema(kinds) if is_determined and not has_label_keys else None
 
@@ -331,6 +347,8 @@ def _column_of_values(name: str, rows: Sequence[Row], path: Path, task: Task | N
     values = [row.get(name) for row in rows]
     if task is not None and name in task.columns:  # NaN is pandas' missing text
         values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+    if task is not None and name == task.span_column:  # `[0, 4, "PER"]` mixes types, which a column cannot
+        values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
     try:
         return pyarrow.array(values)
     except UnicodeEncodeError:
@@ -338,7 +356,7 @@ def _column_of_values(name: str, rows: Sequence[Row], path: Path, task: Task | N
         raise DataError(f"{path}: row {row + 1} has {NOT_UNICODE.format(name[:80])}") from None
     except (pyarrow.ArrowException, OverflowError):
         kinds = {type(value) for value in values if value is not None}
-        if task is not None and name in (task.label_column, task.id_column):
+        if task is not None and name in (*task.target_columns, task.id_column, task.split_column):
             if not kinds & {list, dict}:
                 return pyarrow.array(map(label_text, values), pyarrow.string())
             if dict not in kinds and task.problem == "multi_label":

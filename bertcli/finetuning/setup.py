@@ -19,7 +19,6 @@ from bertcli.data.sources import (
     ROW_COLUMN,
     hash_texts,
     hold_out_rows,
-    holds_out_rows,
     load_split,
     load_training_rows,
     locate_rows,
@@ -134,7 +133,7 @@ class FinetuneSetup:
         if shared:
             twin = int((train_hashes == hashes[shared[0]]).argmax())
             example, training_row = locate_rows(task, rows, shared[:1]), locate_rows(task, self.rows["train"], [twin])
-            is_held_out = split == "validation" and holds_out_rows(task)
+            is_held_out = split == "validation" and task.holds_out_rows
             yield (
                 f"{len(shared)} of {len(rows)} {split} rows ({len(shared) / len(rows):.1%}) have the same text as a "
                 f"training row, so their scores say little about unseen texts; for example {example} of {split} and "
@@ -284,7 +283,7 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
     task = recipe_task(recipe)
     check_recipe(recipe, task)
     training_rows = load_training_rows(task, mirror)
-    rows = hold_out_rows(task, training_rows) if holds_out_rows(task) else {"train": training_rows}
+    rows = hold_out_rows(task, training_rows) if task.holds_out_rows else {"train": training_rows}
     for split in ("validation", *task.splits.extra_validation):
         rows[split] = rows.get(split) or load_split(task, split, mirror)
     # Labels are collected from all rows, because a subset, or the rows that are not held out, may lack some.

@@ -5,16 +5,13 @@ Shapes: R rows, C labels.
 
 from __future__ import annotations
 
-import ast
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.data.formats import join_words
+from bertcli.data.formats import join_words, parse_cell
 from bertcli.data.sources import column_names, locate_rows, origin, row_number, with_row_numbers
 from bertcli.data.table_files import label_text
 from bertcli.errors import MAX_QUOTED_CHARS, DataError, ModelError, did_you_mean, quoted
@@ -32,7 +29,6 @@ MAX_IDS_LISTED = 10  # in an error message
 MAX_EXCERPT_CHARS = 60  # of a row in an error message
 MAX_AUTO_WEIGHT = 100.0
 NAN_TEXTS = ("nan", "NaN")  # as Python and R print NaN
-FROZENSET = re.compile(r"frozenset\((.*)\)", re.DOTALL)
 MULTI_HOT_PROBLEM = (
     "this looks like 0 or 1 for each label, expected the names of the row's labels, or an object such as "
     "{'sports': 1, 'music': 0}"
@@ -118,7 +114,7 @@ def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
             f"{list_labels(declared)}; "
             "make task.labels match"
         )
-    return task.labels or tuple(declared)
+    return task.labels or task.label_columns or tuple(declared)
 
 
 def resolve_labels(task: Task, train: Dataset) -> tuple[str, ...]:
@@ -208,8 +204,8 @@ def _label_lists(
 ) -> list[list[str] | None]:
     """Return the labels of each row of a multi-label task.
 
-    A cell is a list, an object (label → whether the row has it), comma-separated text, the printed form of a list or
-    object (as pandas writes it to CSV), or a single label.
+    A cell is a list, an object (label → whether the row has it), text separated by `label_delimiter`, the printed form
+    of a list or object (as pandas writes it to CSV), or a single label.
     """
     result: list[list[str] | None] = []
     for row, value in enumerate(values):
@@ -219,7 +215,7 @@ def _label_lists(
         ):
             result.append(None)
             continue
-        problem, names = _names_in_cell(cell, declared, listed)
+        problem, names = _names_in_cell(cell, declared, listed, task.label_delimiter)
         if problem:
             where = locate_rows(task, rows, [row])
             raise DataError(f"{where} has {value!r:.60} in column {task.label_column!r}: {problem}")
@@ -228,7 +224,7 @@ def _label_lists(
     return result
 
 
-def _names_in_cell(cell: Any, declared: Sequence[str], listed: Sequence[str]) -> tuple[str, list[str]]:
+def _names_in_cell(cell: Any, declared: Sequence[str], listed: Sequence[str], delimiter: str) -> tuple[str, list[str]]:
     """Return an error message (empty if there is no error) and the labels in a cell of a multi-label task."""
     if isinstance(cell, dict):
         if any(flag not in (None, 0, 1) for flag in cell.values()):
@@ -237,7 +233,7 @@ def _names_in_cell(cell: Any, declared: Sequence[str], listed: Sequence[str]) ->
     if isinstance(cell, set):
         cell = sorted(cell, key=str)
     if isinstance(cell, str):
-        names = _split_labels(cell)
+        names = _split_labels(cell, delimiter)
         if cell.strip().startswith(("[", "{", "('", '("')) and not {*names} <= {*listed}:
             problem = "cannot parse the printed list, expected comma-separated labels"
             return f"{problem}; if labels begin with a bracket, list them in task.labels", []
@@ -278,35 +274,8 @@ def _check_not_multi_hot(
         raise DataError(f"{where} has {values[0]!r:.60} in column {task.label_column!r}: {MULTI_HOT_PROBLEM}")
 
 
-def parse_cell(value: Any) -> Any:
-    """Parse text that is a list, tuple, set or object printed as JSON or Python; return other values unchanged.
-
-    Text that Python would print differently is left unchanged: `['x' 'y']`, a printed NumPy array, would be parsed as a
-    list of one string.
-    """
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if not text.startswith(("[", "{", "(", "set(", "frozenset(")):
-        return value
-    if frozen := FROZENSET.fullmatch(text):
-        text = frozen[1] or "set()"
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        parsed = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return value
-    if isinstance(parsed, set):
-        return parsed if len(repr(parsed)) == len(text) else value  # a set is printed in any order
-    is_printed = isinstance(parsed, list | tuple | dict) and repr(parsed) == text
-    return value if not is_printed else list(parsed) if isinstance(parsed, tuple) else parsed
-
-
-def _split_labels(text: str) -> list[str]:
-    return [label.strip() for label in text.split(",") if label.strip()]
+def _split_labels(text: str, delimiter: str) -> list[str]:
+    return [label.strip() for label in text.split(delimiter) if label.strip()]
 
 
 def match_labels(

@@ -16,6 +16,7 @@ from bertcli.data.encoding import (
     kept_pair_ids,
     special_tokens_template,
 )
+from bertcli.data.formats import parse_cell
 from bertcli.data.sources import locate_rows, origin
 from bertcli.data.table_files import label_text
 from bertcli.errors import DataError
@@ -26,7 +27,6 @@ from bertcli.heads.labels import (
     label_key,
     label_name,
     labels_with_gold,
-    parse_cell,
 )
 from bertcli.recipe.schema import DataSection, Recipe
 from bertcli.tasks.task import Task

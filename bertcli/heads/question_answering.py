@@ -21,6 +21,7 @@ from bertcli.data.encoding import (
     tokenize,
     window_bounds,
 )
+from bertcli.data.formats import parse_cell
 from bertcli.data.sources import column_names, locate_rows, origin
 from bertcli.errors import DataError, quoted, shortened
 from bertcli.heads.base import Head
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 MOVED_ANSWER = "the answer is not at its answer_start (in characters); its nearest occurrence in the passage is used"
+REPEATED_ANSWER = "the answer has no answer_start and occurs several times in the passage; its first occurrence is used"
 TRUNCATED_QUESTION = "the question is longer than {} tokens (data.max_question_length) and was truncated"
 
 
@@ -102,7 +104,7 @@ class QuestionAnswering(Head):
         answers = [] if spans is None else list(_row_answers(task, rows))
         alignment: list[np.ndarray] = []
         labels: list[tuple[int, int]] = []
-        row_warnings: list[RowWarning] = []
+        row_warnings: list[RowWarning] = [(row, REPEATED_ANSWER) for row in _rows_with_repeated_answers(task, rows)]
         for row, question, passage, offsets in self._tokenize_rows(task, rows, tokenizer):
             if len(question) > max_question_tokens:
                 row_warnings.append((row, TRUNCATED_QUESTION.format(max_question_tokens)))
@@ -276,6 +278,16 @@ def answer_spans(task: Task, rows: Dataset) -> list[tuple[int, int] | None] | No
     return spans
 
 
+def _rows_with_repeated_answers(task: Task, rows: Dataset) -> Iterator[int]:
+    """Yield the rows whose answer is a text alone, without its start, that occurs several times in the passage."""
+    if task.label_column in rows.column_names:
+        passages = rows[task.text_columns[1]][:]
+        for row, (passage, value) in enumerate(zip(passages, rows[task.label_column][:], strict=True)):
+            answer = parse_cell(value)
+            if isinstance(answer, str) and answer.strip() and passage.count(answer) > 1:
+                yield row
+
+
 def _is_moved(span: tuple[int, int] | None, answers: list[tuple[str, int]]) -> bool:
     """Return whether the first answer was found elsewhere than at its start offset; 0 may mean that it has none."""
     if span is None:
@@ -305,7 +317,13 @@ def _row_answers(task: Task, rows: Dataset) -> Iterator[list[tuple[str, int]]]:
 
 
 def _parse_answers(value: Any) -> list[tuple[Any, Any]] | None:
-    """Return the text and start of each answer in a cell; None if the format is unknown."""
+    """Return the text and start of each answer in a cell; None if the format is unknown.
+
+    In CSV, a cell is a printed list or object, or the text of the answer.
+    """
+    value = parse_cell(value)
+    if isinstance(value, str):
+        return [(value, None)] if value.strip() else []
     if isinstance(value, dict):
         if value and "text" not in value:
             return None

@@ -39,7 +39,7 @@ from bertcli.heads.thresholds import (
     thresholds_from_recipe,
 )
 from bertcli.recipe.schema import DataSection, Recipe
-from bertcli.tasks.task import NUMBER, Problem, Task
+from bertcli.tasks.task import COMMA_NUMBER, NUMBER, Problem, Task
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,12 @@ class TextClassification(Head):
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
-        """Return an error message if a regression task has labels, or the task definition has keys of other heads."""
+        """Return an error message if the task definition has labels unlike its problem, or keys of other heads."""
         if task.problem == "regression" and task.labels:
             return "found `labels`, but regression tasks have none; remove them"
-        return super().find_problem(task.model_copy(update={"problem": "single_label"}))
+        if task.problem != "multi_label" and task.label_columns:
+            return f"`label_columns` requires `problem: multi_label`, found {task.problem}"
+        return super().find_problem(task.model_copy(update={"problem": "single_label", "label_columns": ()}))
 
     @classmethod
     def answer_kind_of(cls, task: Task) -> str:
@@ -378,7 +380,8 @@ def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray |
     if missing:
         raise missing_labels(task, rows, missing)
     if not all(type(value) in (int, float) for value in values):
-        values = [_parse_number(value) for value in values]
+        decimal = "point" if task.files is None else task.files.decimal
+        values = [_parse_number(value, decimal) for value in values]
     numbers = np.asarray(values, dtype=np.float64)
     bad_rows = np.flatnonzero(~(np.abs(numbers) <= MAX_NUMBER)).tolist()
     if bad_rows:
@@ -427,8 +430,10 @@ def _check_spread(task: Task, mean: float, std: float) -> None:
         )
 
 
-def _parse_number(value: Any) -> float:
+def _parse_number(value: Any, decimal: str) -> float:
     """Return the value as a number; NaN if it is not one. `1_5` and `١` are not, although `float` accepts them."""
+    if decimal == "comma" and isinstance(value, str) and COMMA_NUMBER.fullmatch(value.strip()):
+        value = value.replace(".", "").replace(",", ".")
     if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
         return math.nan
     try:

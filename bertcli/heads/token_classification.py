@@ -18,6 +18,7 @@ import numpy as np
 
 from bertcli.data.encoding import IGNORED_LABEL, Encoded, EncodedBuilder, special_tokens_template, window_bounds
 from bertcli.data.sources import locate_rows, origin
+from bertcli.data.spans import iter_cut_warnings
 from bertcli.data.table_files import label_text
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
@@ -188,7 +189,13 @@ class TokenClassification(Head):
                 alignment += [UNALIGNED] * len(template.suffix)
         alignment_array = np.asarray(alignment, dtype=np.int32)
         labels = None if tags is None else self._token_labels(alignment_array, tags)
-        return builder.build(tokenizer, labels, labels_per_token=labels is not None, alignment=alignment_array)
+        return builder.build(
+            tokenizer,
+            labels,
+            labels_per_token=labels is not None,
+            alignment=alignment_array,
+            row_warnings=tuple(iter_cut_warnings(rows)),
+        )
 
     def _token_labels(self, alignment: np.ndarray, tags: list[list[str | None]]) -> np.ndarray:
         """Return the tag id of each aligned token, `IGNORED_LABEL` for others and for words without a tag. [T]"""

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bertcli.data.encoding import TOKENIZE_BATCH_SIZE, tokenize
+from bertcli.data.spans import SPAN_WORD_PATTERN
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ UNALIGNED = -1  # alignment of a token that is not used to predict a word's tag
 
 def row_words(task: Task, rows: Dataset) -> list[list[str]]:
     """Return the words of each row; plain texts are split at whitespace and punctuation."""
-    return [WORD_PATTERN.findall(row) if isinstance(row, str) else row for row in rows[task.text_columns[0]][:]]
+    pattern = WORD_PATTERN if task.span_column is None else SPAN_WORD_PATTERN
+    return [pattern.findall(row) if isinstance(row, str) else row for row in rows[task.text_columns[0]][:]]
 
 
 def word_offsets(text: str, words: Sequence[str]) -> list[tuple[int, int]]:

@@ -157,7 +157,7 @@ def _eval_results(scores: Mapping[str, float], **dataset: Any) -> list[EvalResul
 
 def _split_name(task: Task, split: str) -> str:
     """Return the name of a split in the dataset."""
-    if split == "validation" and not (task.files.validation if task.files else task.splits.validation):
+    if split == "validation" and task.holds_out_rows:
         return "held out from training rows"
     return str(getattr(task.splits, split, None) or split)
 

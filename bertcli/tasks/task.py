@@ -34,6 +34,7 @@ HEADS: dict[str, str | type] = {
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of CSV files
 BOOLEANS = ("true", "false")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+COMMA_NUMBER = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?", re.ASCII)  # 1.234,5: with a decimal comma
 INTEGRAL = re.compile(r"(-?\d+)\.0+", re.ASCII)
 MAIN_SCORES = {"seqeval": "f1", "squad": "f1", "squad_v2": "f1"}  # of metrics that compute several scores
 
@@ -75,6 +76,7 @@ def check_encoding(name: str) -> str:
 
 Encoding = Annotated[str, AfterValidator(check_encoding)]
 Delimiter = Literal["comma", "semicolon", "tab", "pipe"]  # the keys of DELIMITERS
+FileFormat = Literal["csv", "tsv", "jsonl", "json", "conll", "parquet"]
 
 
 def label_key(name: str) -> str:
@@ -107,7 +109,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Files(Section):
-    """The data files of each split, a path or a list of paths; the suffix determines the format."""
+    """The data files of each split, a path or a list of paths; the suffix determines the format by default."""
 
     train: Paths = Field((), description="training files: CSV, TSV, JSON, JSON Lines, Parquet or CoNLL")
     validation: Paths = Field((), description="validation files, which select the best checkpoint")
@@ -116,6 +118,8 @@ class Files(Section):
         None, description="encoding of text files without a byte order mark, such as windows-1252; null: UTF-8"
     )
     delimiter: Delimiter | None = Field(None, description="separator of .csv files; null: detected in each file")
+    decimal: Literal["point", "comma"] = Field("point", description="decimal separator of the numbers in a regression")
+    format: FileFormat | None = Field(None, description="format of all files; null: by the suffix of each")
 
     @field_validator("train", "validation", "test", mode="before")
     @classmethod
@@ -124,7 +128,7 @@ class Files(Section):
 
 
 class Splits(Section):
-    """The names of the splits in the dataset; null for a split that does not exist."""
+    """The names of the splits in the dataset, or in `split_column`; null for a split that does not exist."""
 
     train: str | None = Field("train", description="training split")
     validation: str | None = Field("validation", description="validation split, which selects the best checkpoint")
@@ -159,7 +163,10 @@ class Task(Section):
     dataset: str | None = Field(None, description="Hub dataset ID, folder in the Hub's layout, or `sample` (built in)")
     config: str | None = Field(None, description="configuration (subset) of the dataset")
     files: Files | None = Field(None, description="data files, instead of `dataset`")
-    splits: Splits = Field(Splits(), description="names of the splits in the dataset")
+    splits: Splits = Field(Splits(), description="names of the splits in the dataset, or in `split_column`")
+    split_column: str | None = Field(
+        None, description="column with the name of each row's split, if the training files hold all splits"
+    )
     held_out_fraction: float = Field(
         0.1,
         gt=0,
@@ -179,9 +186,25 @@ class Task(Section):
     )
     choice_columns: Names = Field((), description="columns of the choices, or one that holds a list (multiple_choice)")
     label_column: str = Field("label", description="column of the label or answer")
+    label_columns: Names = Field(
+        (), description="columns that hold 0 or 1, one per label, instead of `label_column` (multi_label)"
+    )
+    label_delimiter: str = Field(
+        ",", min_length=1, description="separator of the labels in a text that holds several (multi_label)"
+    )
+    span_column: str | None = Field(
+        None,
+        description="column of labelled spans, with start, end and label each, as annotation tools export them, "
+        "instead of `label_column` (token_classification)",
+    )
+    sentence_column: str | None = Field(
+        None,
+        description="column that numbers the sentences if each row is one word; empty: as above (token_classification)",
+    )
     id_column: str | None = Field(None, description="column of the question ID; null: the row number")
     problem: Problem = Field(
-        "single_label", description="single_label, multi_label (a list per row; in CSV, comma-separated) or regression"
+        "single_label",
+        description="single_label, multi_label (a list per row; in CSV, separated by `label_delimiter`) or regression",
     )
     unanswerable: bool = Field(False, description="whether questions may have no answer in the passage")
     labels: Names = Field((), description="label names, as in the data; empty: as declared by the dataset")
@@ -201,7 +224,24 @@ class Task(Section):
             raise ValueError("a task needs either `dataset` or `files`")
         if len(merge_spellings(self.labels)) != len(self.labels):
             raise ValueError("`labels` contains a label twice; surrounding spaces are ignored, and 1.0 is the label 1")
+        if self.label_columns and self.labels and {*self.labels} != {*self.label_columns}:
+            raise ValueError("`labels` differs from `label_columns`, whose names are the labels; remove `labels`")
+        if self.split_column is not None and self.files is not None and (self.files.validation or self.files.test):
+            raise ValueError("`split_column` divides the training files; remove the other files, or `split_column`")
+        if self.span_column is not None and self.sentence_column is not None:
+            raise ValueError("found `span_column` and `sentence_column`, expected one of them")
         return self
+
+    @property
+    def holds_out_rows(self) -> bool:
+        """Whether training rows are held out for validation because there is no validation split."""
+        by_file = self.files is not None and self.split_column is None
+        return not (self.files.validation if self.files is not None and by_file else self.splits.validation)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns in the data that hold the labels."""
+        return self.label_columns or (self.span_column or self.label_column,)
 
     @property
     def head_class(self) -> Any:

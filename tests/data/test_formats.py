@@ -123,16 +123,39 @@ def test_conll_word_with_spaces_in_a_tab_separated_file_is_one_word() -> None:
     "text",
     [
         "1\tthe\tO\tO\n2\tparis\tB-LOC\tO\n\n1\tanna\tB-PER\tO\n",  # GermEval
-        "# sent_id = 1\n1-2\tzum\t_\t_\n1\tzu\tADP\t_\n2\tdem\tDET\t_\n2.1\t_\t_\t_\n",  # CoNLL-U
-        "0 the O\n1 paris B-LOC\n",
+        "1 a\n2 b\n",
         "#FORMAT=WebAnno TSV 3.3\n\n#Text=Das ist\n1-1\t0-3\tDas\tO\n1-2\t4-7\tist\tO\n\n2-1\t8-9\tx\tO\n",
-        "1 a O\n\n1 b O\n2 c O\n",
         "".join(f"bc/cctv/00 0 {index} {word} NN * - - - * -\n" for index, word in enumerate("abc")),  # CoNLL-2012
     ],
 )
-def test_conll_word_index_in_the_first_column_is_refused(text: str) -> None:
-    with pytest.raises(DataError, match=r"expected the word in the first column.*(cut -f2,|print \$4, \$5)"):
+def test_conll_with_unclear_columns_is_refused_with_a_command(text: str) -> None:
+    with pytest.raises(DataError, match=r"expected the word in the first column.*print \$[234], \$[345]"):
         read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("0 the O\n1 paris B-LOC\n", [[("the", "O"), ("paris", "B-LOC")]]),
+        ("1 a O\n\n1 b O\n2 c O\n", [[("a", "O")], [("b", "O"), ("c", "O")]]),
+        ("1 the DT O\n2 paris NN B-LOC\n", [[("the", "O"), ("paris", "B-LOC")]]),
+        (
+            "# sent_id = 1\n1-2\tzum\t_\t_\n1\tzu\t_\tADP\n2\tdem\t_\tDET\n2.1\t_\t_\t_\n",
+            [[("zu", "ADP"), ("dem", "DET")]],
+        ),
+        (
+            "1\tzu\tzu\tADP\tAPPR\t_\t0\troot\t_\t_\n2\tdem\tder\tDET\tART\t_\t1\tdet\t_\t_\n",  # CoNLL-U
+            [[("zu", "ADP"), ("dem", "DET")]],
+        ),
+    ],
+)
+def test_conll_first_column_that_numbers_the_words_is_skipped(text: str, sentences: Sentences) -> None:
+    assert read(text) == sentences
+
+
+def test_conll_sentence_that_is_not_numbered_as_the_first_ones_is_refused() -> None:
+    with pytest.raises(DataError, match=r"sentence 3 begins 'the O O', expected a first column that numbers the words"):
+        read("1 a O\n2 b O\n\n1 a O\n2 b O\n\nthe O O\n")
 
 
 def test_conll_2012_is_readable_after_the_command_in_the_message(tmp_path: Path) -> None:
@@ -205,7 +228,7 @@ def test_conll_written_is_conll_read(sentences: Sentences, separator: str, line_
     lines = [line for sentence in sentences for line in [*(separator.join(word) for word in sentence), ""]]
     rows = read_or_message(line_end.join(lines))
     if isinstance(rows, str):
-        assert "expected the word in the first column" in rows
+        assert "the first column" in rows
         assert all(word[0].isdecimal() for word, _ in sentences[0])
     else:
         assert rows == sentences

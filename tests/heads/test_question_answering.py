@@ -251,7 +251,6 @@ def test_answer_without_start_is_found_in_the_passage(cell: Any) -> None:
     [
         [{"text": None, "answer_start": 0}],
         {"text": ["a", "dog"], "answer_start": [0]},
-        "dog",
         {"text": [7]},
         ["dog"],
         [["dog"]],
@@ -263,6 +262,26 @@ def test_answers_in_another_format_are_reported(cell: Any) -> None:
     rows = Dataset.from_dict({"question": ["q"], "context": ["a dog and a dog"], "answers": [cell]})
     with pytest.raises(DataError, match=r"row 1 has .* in column 'answers', expected answers with a `text`"):
         answer_spans(task_of(), rows)
+
+
+@pytest.mark.parametrize(
+    ("cell", "span", "warns"),
+    [
+        ("fox", (11, 14), False),
+        ("dog", (2, 5), True),
+        ("", None, False),
+        ("{'text': ['dog'], 'answer_start': [18]}", (18, 21), False),  # printed in CSV
+    ],
+)
+def test_answer_as_a_text_is_found_in_the_passage(
+    cell: str, span: tuple[int, int] | None, warns: bool, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = Dataset.from_dict({"question": ["q"], "context": ["a dog or a fox or dog"], "answers": [cell]})
+    assert answer_spans(task_of(), rows) == [span]
+    warnings = QuestionAnswering().encode(task_of(), rows, tokenizer, DataSection()).row_warnings
+    assert [message.partition(";")[0] for _, message in warnings] == (
+        ["the answer has no answer_start and occurs several times in the passage"] if warns else []
+    )
 
 
 def test_answers_as_a_list_of_texts_are_refused_with_file_and_row_even_if_unanswerable(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_completion_of_names_and_keys() -> None:
     [
         ("bertcli eval runs/mine --task glue/rt", "glue/rte"),
         ("bertcli finetune glue/sts", "glue/stsb"),
-        ("bertcli finetune own.yaml task.label_c", "task.label_column="),
+        ("bertcli finetune own.yaml task.text_c", "task.text_columns="),
     ],
 )
 def test_completion_in_the_shell(typed: str, offered: str) -> None:

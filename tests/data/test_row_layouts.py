@@ -1,0 +1,157 @@
+"""Rows in people's layouts are arranged as heads read them: columns of 0 and 1, a row per word, printed tags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertcli.data.prediction_inputs import PredictionInput, load_inputs
+from bertcli.data.sources import load_split, locate_rows
+from bertcli.errors import DataError, RecipeError
+from bertcli.heads.labels import label_names
+from bertcli.recipe.load import load_recipe
+from bertcli.tasks.task import Files, Splits, Task
+
+WriteCsv = Callable[..., Path]
+
+
+def multi_label_task(path: Path, **keys: Any) -> Task:
+    files = Files(train=(str(path),), validation=(str(path),))
+    return Task(files=files, text_columns=("text",), problem="multi_label", **keys)
+
+
+def test_columns_of_0_and_1_become_lists_of_labels(write_csv: WriteCsv) -> None:
+    rows = [["x", 1, "0"], ["y", "1.0", "TRUE"], ["z", 0, "false"], ["hidden", -1, -1], ["", "", ""]]
+    task = multi_label_task(write_csv("t.csv", ["text", "b", "a"], rows), label_columns=("b", "a"))
+    split = load_split(task, "train")
+    assert split["label"][:] == [["b"], ["b", "a"], [], None, None]
+    assert split.column_names == ["text", "label"]
+    assert task.head_class.task_labels(task, split) == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["x", 1, 2], "row 2 has '2' in column 'b', expected 0 or 1"),
+        (["x", 1, ""], "row 2 has no value in column 'b', expected 0 or 1 for each label"),
+    ],
+)
+def test_other_values_in_columns_of_0_and_1_are_refused(write_csv: WriteCsv, row: list[object], message: str) -> None:
+    path = write_csv("t.csv", ["text", "a", "b"], [["w", 0, 1], row])
+    with pytest.raises(DataError, match=message):
+        load_split(multi_label_task(path, label_columns=("a", "b")), "train")
+    with pytest.raises(DataError, match=r"no column 'c'; .* Set task\.label_columns"):
+        load_split(multi_label_task(path, label_columns=("a", "c")), "train")
+
+
+def test_labels_in_a_cell_are_separated_by_the_label_delimiter(write_csv: WriteCsv) -> None:
+    task = multi_label_task(write_csv("t.csv", ["text", "label"], [["x", "a, b; c"], ["y", "c"]]), label_delimiter=";")
+    split = load_split(task, "train")
+    assert label_names(task, split, split["label"][:]) == [["a, b", "c"], ["c"]]
+
+
+def word_task(path: Path) -> Task:
+    return Task(
+        head="token_classification",
+        files=Files(train=(str(path),), validation=(str(path),)),
+        text_columns=("Word",),
+        label_column="Tag",
+        sentence_column="Sentence #",
+    )
+
+
+def test_rows_of_words_become_sentences_whose_numbers_are_those_of_the_file(write_csv: WriteCsv) -> None:
+    header = ["Sentence #", "Word", "POS", "Tag"]
+    rows = [
+        ["1", "a", "X", "O"],
+        ["", '"', "X", "B-p"],
+        ["", "c", "X", ""],
+        ["2", "d", "X", "O"],
+        ["2", "null", "X", "O"],
+    ]
+    path = write_csv("ner.csv", header, rows)
+    task = word_task(path)
+    split = load_split(task, "train")
+    assert split["Word"][:] == [["a", '"', "c"], ["d", "null"]]
+    assert split["Tag"][:] == [["O", "B-p", ""], ["O", "O"]]
+    assert locate_rows(task, split, [1]) == f"{path}: row 4"
+    inputs = load_inputs(task, PredictionInput(path=str(path)), ("tokens",), None, from_run=True)
+    assert [row["Word"] for row in inputs] == split["Word"][:]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["", "a", "O"]], "row 1 has no sentence"),
+        ([["1", " ", "O"]], "row 1 of column 'Word' has no word"),
+        ([["1", "a", "O"], ["2", "b", "O"], ["1", "c", "O"]], "row 3 belongs to sentence '1', which ended above"),
+    ],
+)
+def test_unclear_sentences_are_refused(write_csv: WriteCsv, rows: list[list[str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_split(word_task(write_csv("ner.csv", ["Sentence #", "Word", "Tag"], rows)), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "tags", "expected"),
+    [
+        ("['Anna', 'is', 'here']", "['B-PER', 'O', None]", ["B-PER", "O", None]),
+        ("Anna is here", "B-PER O O", ["B-PER", "O", "O"]),
+        ("Anna is here", "B-PER,O,O", ["B-PER", "O", "O"]),
+        ('["Anna", "is", "here"]', "[3, 0, -100]", ["3", "0", "-100"]),
+    ],
+)
+def test_printed_words_and_tags_become_lists(write_csv: WriteCsv, text: str, tags: str, expected: list[str]) -> None:
+    path = write_csv("ner.csv", ["text", "tags"], [[text, tags]])
+    files = Files(train=(str(path),), validation=(str(path),))
+    task = Task(head="token_classification", files=files, text_columns=("text",), label_column="tags")
+    split = load_split(task, "train")
+    assert (split["text"][0], split["tags"][0]) == (["Anna", "is", "here"], expected)
+
+
+def split_task(path: Path, **splits: Any) -> Task:
+    return Task(
+        files=Files(train=(str(path),)),
+        text_columns=("text",),
+        split_column="part",
+        splits=Splits.model_validate(splits),
+    )
+
+
+def test_split_column_divides_the_rows_of_a_file(write_csv: WriteCsv) -> None:
+    rows = [[f"text {at}", "ab"[at % 2], ["train", "dev", "test", "unused"][at % 4]] for at in range(16)]
+    path = write_csv("all.csv", ["text", "label", "part"], rows)
+    task = split_task(path, validation="dev")
+    split = load_split(task, "validation")
+    assert split["text"][:] == ["text 1", "text 5", "text 9", "text 13"]
+    assert locate_rows(task, split, [1]) == f"{path}: row 6"
+    assert len(load_split(task, "test")) == len(load_split(task, "unused")) == 4
+    held_out = split_task(path, validation=None)
+    assert {*load_split(held_out, "validation")["text"]} < {"text 0", "text 4", "text 8", "text 12"}
+    with pytest.raises(
+        DataError, match=r"no row has 'valid' in column 'part', expected one of \['dev', .*Set task\.splits"
+    ):
+        load_split(split_task(path, validation="valid"), "validation")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("label_columns: [a, b]", "`label_columns` requires `problem: multi_label`, found single_label"),
+        ("label_columns: [a, b], problem: multi_label, labels: [a]", "`labels` differs from `label_columns`"),
+        ("head: question_answering, label_columns: [a], text_columns: [q, p]", "requires the head text_classification"),
+        ("span_column: spans", "`span_column` requires the head token_classification"),
+        ("sentence_column: s", "`sentence_column` requires the head token_classification"),
+        ("head: token_classification, sentence_column: s, span_column: p", "expected one of them"),
+        ("split_column: part, files: {train: a.csv, test: b.csv}", "`split_column` divides the training files"),
+    ],
+)
+def test_keys_of_layouts_that_do_not_fit_are_refused(keys: str, message: str) -> None:
+    files = "" if "files" in keys else "files: {train: a.csv}, "
+    texts = "" if "text_columns" in keys else "text_columns: [text], "
+    Path("r.yaml").write_text(f"task: {{{files}{texts}{keys}}}\n")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("r.yaml")
