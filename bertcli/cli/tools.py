@@ -1,4 +1,4 @@
-"""Commands other than `finetune`, `pretrain`, `eval` and `predict`: submit, report, fetch, export, push, env, recipes.
+"""Commands other than `finetune`, `pretrain`, `eval` and `predict`: init, submit, report, fetch and others.
 
 Heavy imports are inside the functions.
 """
@@ -36,6 +36,7 @@ from bertcli.errors import UsageError
 
 def add_tools(app: typer.Typer) -> None:
     """Register these commands with the app."""
+    app.command()(init)
     app.command()(submit)
     app.command()(report)
     app.command()(fetch)
@@ -43,6 +44,69 @@ def add_tools(app: typer.Typer) -> None:
     app.command()(push)
     app.command("env")(environment)
     app.add_typer(recipes_app, name="recipes")
+
+
+@handle_errors
+def init(
+    data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.", metavar="DATA")],
+    model: Annotated[
+        str | None, typer.Option(help="Model to fine-tune: folder, run or Hub ID [default: a BERT base that fits].")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Recipe to write; must not exist yet.")] = Path("recipe.yaml"),
+    text: Annotated[
+        list[str] | None, typer.Option(help="Column of the text; twice for pairs of texts [default: inferred].")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of the label or answer; repeat for columns of 0 and 1 [default: inferred]."),
+    ] = None,
+    problem: Annotated[
+        str | None,
+        typer.Option(
+            help="single_label, multi_label, regression, tags, spans, questions or choices [default: inferred]."
+        ),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column whose equal values stay in one split, or none [default: inferred].")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Column that names each row's split, or none [default: inferred].")
+    ] = None,
+    label_delimiter: Annotated[
+        str | None, typer.Option(help="Separator of several labels in a cell [default: inferred].")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of the files, such as windows-1252 [default: detected].")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Separator of CSV files: comma, semicolon, tab or pipe [default: detected].")
+    ] = None,
+    mirror: Mirror = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a recipe for your own data files.
+
+    File names such as train.csv, dev.csv and test.csv decide the splits. The summary says what was found, and which
+    option decides what is unclear.
+
+    Example: `bertcli init reviews.csv --model google-bert/bert-base-uncased`
+    """
+    from bertcli.commands.init import init as run_init
+    from bertcli.console import print_result
+    from bertcli.data.inferred_task import Choices
+
+    choices = Choices(tuple(text or ()), tuple(label or ()), problem, group, split, label_delimiter)
+    result = run_init(
+        data,
+        choices,
+        model=model,
+        output=output,
+        encoding=encoding,
+        delimiter=delimiter,
+        mirror=check_mirror(mirror),
+    )
+    print_result(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "\n".join(result.lines))
 
 
 @handle_errors

@@ -32,6 +32,7 @@ from bertcli.models.pickled_weights import (
 )
 from bertcli.models.saved_weights import check_dtypes, check_finite, check_shapes
 from bertcli.models.split_words import with_spaces_before_words
+from bertcli.recipe.yaml_layers import DATA_SUFFIXES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -337,7 +338,9 @@ def _resolve(name: str, mirror: Path | None) -> str:
         cure = f"; use one of its models: {', '.join(task_models)}" if task_models else ""
         raise ModelError(f"found folder {folder} without config.json, expected a run folder or a saved model{cure}")
     if folder.is_file():
-        raise ModelError(f"found file {folder}, expected a run folder, a saved model or a Hub model ID")
+        found = f"found file {folder}, expected a run folder, a saved model or a Hub model ID"
+        cure = f"; predict on data with --input {folder}, or create a recipe to train on it: bertcli init {folder}"
+        raise ModelError(found + (cure if folder.suffix.lower() in DATA_SUFFIXES else ""))
     if name.startswith((".", "/", "~")):  # not a Hub model ID
         siblings = [str(folder.with_name(sibling.name)) for sibling in folder.parent.glob("*/")]
         cure = did_you_mean(name, siblings, are_paths=True)

@@ -20,6 +20,7 @@ from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.yaml_layers import (
     COMMAND_LINE,
+    DATA_SUFFIXES,
     KeyPath,
     RecipeLayer,
     merge_layers,
@@ -177,9 +178,10 @@ def find_recipe(name_or_path: str, base_folder: Path = Path()) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     if os.path.isdir(path):
-        raise RecipeError(
-            [f"found the folder {quoted(name_or_path)}, expected a recipe file or one of: {', '.join(shipped)}"]
-        )
+        found = f"found the folder {quoted(name_or_path)}"
+        if any(file.suffix.lower() in DATA_SUFFIXES for file in path.iterdir()):
+            raise RecipeError([f"{found}, which has data. Create a recipe for it with `bertcli init {name_or_path}`."])
+        raise RecipeError([f"{found}, expected a recipe file or one of: {', '.join(shipped)}"])
     if (renamed := FORMER_RECIPES.get(name_or_path)) is not None:
         raise RecipeError([f"found no recipe {quoted(name_or_path)}, which is now called {renamed}"])
     files = [str(Path(name_or_path).with_name(file.name)) for file in path.parent.glob("*.yaml")]

@@ -108,16 +108,12 @@ def _has_known_key(node: Node | None) -> bool:
 
 def _data_problem(path: Path, schema: type[BaseModel]) -> str:
     """Return the message for a data file given as a recipe, which suggests a command for such a file."""
-    if schema is not Recipe or path.suffix.lower() == ".txt":
-        command = f'bertcli pretrain pretrain/domain "corpus.sources=[{{files: {path}}}]"'
-        cure = f"Pretrain on it with `{command}`"
-    elif path.suffix.lower() == ".conll":
-        cure = f"Fine-tune on it with `bertcli finetune ner/custom-conll task.files.train={path}`"
+    pretraining = f'`bertcli pretrain pretrain/domain "corpus.sources=[{{files: {path}}}]"`'
+    if schema is not Recipe:
+        cure = f"Pretrain on it with {pretraining}"
     else:
-        cure = (
-            "Create a recipe with `bertcli recipes copy sentiment/custom-csv mine.yaml`, set this file and its "
-            "columns in it, and run `bertcli finetune mine.yaml`"
-        )
+        cure = f"Create a recipe for it with `bertcli init {path}`"
+        cure += f", or pretrain on its text with {pretraining}" if path.suffix.lower() == ".txt" else ""
     return f"{path} is data, not a recipe. {cure}."
 
 

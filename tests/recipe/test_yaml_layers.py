@@ -25,16 +25,16 @@ def problems_of(path: Path | str, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "text", "command"),
     [
-        ("reviews.csv", f"text,label\n{SECRET},good\n" * 20000, "bertcli recipes copy sentiment/custom-csv mine.yaml"),
-        ("reviews.TSV", f"text\tlabel\n{SECRET}\tgood\n", "recipes copy sentiment/custom-csv"),
-        ("rows.jsonl", f'{{"text": "{SECRET}"}}\n' * 9, "recipes copy sentiment/custom-csv"),
-        ("rows.json", f'[{{"text": "{SECRET}"}}]', "recipes copy sentiment/custom-csv"),
-        ("row.json", f'{{"text": "{SECRET}"}}', "recipes copy sentiment/custom-csv"),
-        ("train.conll", f"{SECRET} O\n", "bertcli finetune ner/custom-conll task.files.train="),
+        ("reviews.csv", f"text,label\n{SECRET},good\n" * 20000, "bertcli init "),
+        ("reviews.TSV", f"text\tlabel\n{SECRET}\tgood\n", "bertcli init "),
+        ("rows.jsonl", f'{{"text": "{SECRET}"}}\n' * 9, "bertcli init "),
+        ("rows.json", f'[{{"text": "{SECRET}"}}]', "bertcli init "),
+        ("row.json", f'{{"text": "{SECRET}"}}', "bertcli init "),
+        ("train.conll", f"{SECRET} O\n", "bertcli init "),
         ("novel.txt", PROSE, 'bertcli pretrain pretrain/domain "corpus.sources=[{files: '),
-        ("novel", PROSE, "recipes copy sentiment/custom-csv"),
-        ("large.yaml", f"# {SECRET}\n" * 80000, "recipes copy sentiment/custom-csv"),
-        ("binary.yaml", f"\0{SECRET}", "recipes copy sentiment/custom-csv"),
+        ("novel", PROSE, "bertcli init "),
+        ("large.yaml", f"# {SECRET}\n" * 80000, "bertcli init "),
+        ("binary.yaml", f"\0{SECRET}", "bertcli init "),
     ],
 )
 def test_data_file_is_not_a_recipe(write_recipe: Write, name: str, text: str, command: str) -> None:

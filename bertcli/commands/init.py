@@ -1,0 +1,330 @@
+"""`bertcli init`: write a commented recipe for a person's own data files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bertcli.console import format_count
+from bertcli.data.file_detection import FileDialect, detect_dialect
+from bertcli.data.formats import Row, parse_cell
+from bertcli.data.inferred_task import KINDS, Choices, InferredTask
+from bertcli.data.prediction_inputs import read_rows
+from bertcli.data.schema_inference import infer_task, split_of_name
+from bertcli.data.spans import word_spans
+from bertcli.data.table_files import FORMAT_OF_SUFFIX
+from bertcli.data.text_files import without_compression_suffix
+from bertcli.errors import DataError, UsageError, did_you_mean, quoted, shortened
+from bertcli.heads.labels import labels_from_config
+from bertcli.models.from_pretrained import ModelSource, has_head
+from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
+from bertcli.recipe.load import load_recipe, to_yaml, to_yaml_value
+from bertcli.runs.folder import best_seed
+from bertcli.tasks.task import DELIMITERS, HEADS, SPLITS, check_encoding, load_class
+
+MAX_SAMPLED_ROWS = 100_000  # read to infer the columns
+MODELS = {"uncased": "google-bert/bert-base-uncased", "cased": "google-bert/bert-base-cased"}
+MULTILINGUAL_MODEL = "google-bert/bert-base-multilingual-cased"
+MIN_FOREIGN_SHARE = 0.005  # of the letters that are not ASCII, in texts that are not English
+LENGTHS = (64, 128, 256, 384, 512)  # choices for data.max_length
+QUESTION_LENGTH = 384  # with windows over long passages, as in BERT's SQuAD experiments
+TOKENS_PER_WORD = 1.5
+QUANTILE = 0.95  # of the rows that are not truncated
+MAX_WARNED_FILES = 3
+KEY_COMMENTS = {
+    "text_columns": "two columns for pairs of texts",
+    "labels": "f1 scores the second one",
+    "label_delimiter": "between the labels in a cell",
+    "label_columns": "each holds 0 or 1",
+    "span_column": "start, end and label of each span",
+    "sentence_column": "each row is one word",
+    "split_column": "names each row's split",
+    "group_by": "rows with the same value stay in one split",
+    "held_out_fraction": "of the training rows, for validation",
+    "unanswerable": "some questions have no answer in the passage",
+}
+
+
+@dataclass(frozen=True)
+class InitResult:
+    """What `init` found: lines for people, and the same as data."""
+
+    recipe: Path
+    findings: dict[str, str]
+    doubts: list[str]
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """The findings and doubts, and the next command."""
+        for topic, finding in self.findings.items():
+            yield f"{topic:<10}{finding}"
+        for doubt in self.doubts:
+            yield f"{'unsure':<10}{doubt}"
+        yield f"{'wrote':<10}{self.recipe}"
+        yield f"{'next':<10}bertcli finetune {self.recipe}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON data."""
+        return {"recipe": str(self.recipe), "findings": self.findings, "doubts": self.doubts}
+
+
+def init(
+    paths: Sequence[Path],
+    choices: Choices,
+    *,
+    model: str | None = None,
+    output: Path = Path("recipe.yaml"),
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    mirror: Path | None = None,
+) -> InitResult:
+    """Write a recipe for data files, and return what was found in them.
+
+    Args:
+        paths: data files, or folders of them; names such as `dev.csv` decide the split.
+        choices: decisions of the user, which are not inferred.
+        model: model to fine-tune; None: BERT base, cased or uncased, or multilingual.
+        output: the new recipe.
+        encoding: encoding of the files; None: detected, as is `delimiter`.
+
+    Raises:
+        UsageError: if the recipe exists, an option is invalid, or the data leave something open that the recipe needs.
+        DataError: if a file cannot be read.
+        ModelError: if the model cannot be loaded.
+    """
+    _check_options(choices, output, encoding, delimiter)
+    files, left_out = files_by_split(paths)
+    dialects = {path: detect_dialect(path, encoding, delimiter) for split in files.values() for path in split}
+    sample = _sample_rows({path: dialects[path] for path in files["train"]})
+    inferred = infer_task(sample, choices, has_validation=bool(files["validation"]))
+    data = {"max_length": choose_max_length(inferred, sample)}
+    section = _model_section(inferred, sample, model, mirror, data)
+    if inferred.skips_unlabelled:
+        data["skip_unlabelled"] = True
+    text = recipe_text(inferred, _files_section(files, dialects, inferred, output), section, data, output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("x", encoding="utf-8") as file:
+        file.write(text)
+    load_recipe(str(output))
+    findings = {"data": _describe_files(files, dialects, len(sample))} | inferred.findings
+    findings["model"] = f"{section['name']}, texts of up to {data['max_length']} tokens"
+    if left_out:
+        names = ", ".join(str(path) for path in left_out[:MAX_WARNED_FILES])
+        inferred.doubts.append(f"left out {shortened(names)}, whose names say no split; name the files to use")
+    return InitResult(output, findings, inferred.doubts)
+
+
+def _check_options(choices: Choices, output: Path, encoding: str | None, delimiter: str | None) -> None:
+    if output.exists():
+        raise UsageError(f"{output} already exists and is never replaced; choose another --output")
+    if choices.kind is not None and choices.kind not in KINDS:
+        expected = f"expected one of {', '.join(KINDS)}.{did_you_mean(choices.kind, KINDS)}"
+        raise UsageError(f"found --problem {quoted(choices.kind)}, {expected}")
+    if delimiter is not None and delimiter not in DELIMITERS:
+        raise UsageError(f"found --delimiter {quoted(delimiter)}, expected one of {', '.join(DELIMITERS)}")
+    if encoding is not None:
+        try:
+            check_encoding(encoding)
+        except ValueError as error:
+            raise UsageError(f"--encoding: {error}") from None
+
+
+def files_by_split(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the files of each split, and files that are left out because the names of the others say their split.
+
+    Raises:
+        UsageError: if a path does not exist, a folder has no data files, or none of the files is for training.
+    """
+    named: dict[str | None, list[Path]] = {split: [] for split in (*SPLITS, None)}
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"found no file or folder {path}")
+        for file in _data_files(path):
+            name = file.name if path.is_file() else str(file.relative_to(path))
+            named[split_of_name(without_compression_suffix(name).stem if path.is_file() else name)].append(file)
+    unnamed = named.pop(None)
+    files = {split: named[split] for split in SPLITS}
+    if files["train"]:
+        return files, unnamed
+    if unnamed:
+        return files | {"train": unnamed}, []
+    if sum(map(len, files.values())) == 1:  # a single file is for training, whatever its name
+        return {split: [] for split in SPLITS} | {"train": next(filter(None, files.values()))}, []
+    raise UsageError("found no training file, expected one whose name has `train`, or no split in its name")
+
+
+def _data_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+        and without_compression_suffix(file).suffix.lower() in FORMAT_OF_SUFFIX
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise UsageError(f"found no data files in {path}, expected {', '.join(FORMAT_OF_SUFFIX)}; name the files")
+    return files
+
+
+def _sample_rows(dialects: Mapping[Path, FileDialect]) -> list[Row]:
+    """Return the first rows of the files, with their values as in the files."""
+
+    def rows() -> Iterator[Row]:
+        for path, dialect in dialects.items():
+            for _, row in read_rows(str(path), dialect.format, (), None, dialect.options):
+                yield row
+
+    sample = list(islice(rows(), MAX_SAMPLED_ROWS))
+    if not sample:
+        raise DataError(f"{', '.join(map(str, dialects))}: found no rows after the header")
+    return sample
+
+
+def _describe_files(files: Mapping[str, Sequence[Path]], dialects: Mapping[Path, FileDialect], num_rows: int) -> str:
+    rows = f"{format_count(num_rows)} rows" if num_rows < MAX_SAMPLED_ROWS else f"more than {num_rows:,} rows"
+    first = files["train"][0]
+    others = [f"{split} {', '.join(path.name for path in paths)}" for split, paths in files.items() if paths]
+    more = f"; {shortened('; '.join(others))}" if len(dialects) > 1 else ""
+    return f"{first}: {dialects[first].description}, {rows}{more}"
+
+
+def choose_max_length(inferred: InferredTask, rows: Sequence[Row]) -> int:
+    """Return a maximum length in tokens that truncates few rows, estimated from their words."""
+    if inferred.kind == "questions":
+        return QUESTION_LENGTH
+    names = (*inferred.keys["text_columns"], *inferred.keys.get("choice_columns", ())[:1])
+    if "sentence_column" in inferred.keys:
+        return LENGTHS[1]
+    lengths = sorted(sum(_count_words(row.get(name)) for name in names) for row in rows)
+    num_tokens = TOKENS_PER_WORD * lengths[int(QUANTILE * (len(lengths) - 1))]
+    return next((length for length in LENGTHS if length > num_tokens), LENGTHS[-1])
+
+
+def _count_words(cell: Any) -> int:
+    cell = parse_cell(cell)
+    return len(cell) if isinstance(cell, list) else len(word_spans(str(cell or "")))
+
+
+def _model_section(
+    inferred: InferredTask, rows: Sequence[Row], name: str | None, mirror: Path | None, data: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the recipe's section `model`; lower `data.max_length` to what the model supports."""
+    if name is None:
+        return {"name": _default_model(inferred, rows)}
+    source = ModelSource(best_seed(name), mirror)
+    head_class = load_class(HEADS, inferred.keys["head"])
+    tokenizer = source.load_tokenizer(is_split_into_words=head_class.reads_words)
+    match_tokenizer(tokenizer, source.config, name)
+    data["max_length"] = min(data["max_length"], max_input_length(tokenizer, source.config))
+    if inferred.kind == "questions" and data["max_length"] < QUESTION_LENGTH:
+        data["max_question_length"] = max(1, min(64, data["max_length"] // 3))
+    section: dict[str, Any] = {"name": os.path.abspath(name) if os.path.isdir(name) else name}
+    if has_head(source.config, head_class.model_class) and inferred.kind not in ("questions", "choices"):
+        labels = inferred.keys.get("labels", ())
+        if not labels or sorted(labels) != sorted(labels_from_config(source.config)):
+            section["new_head"] = True  # its classifier is for other labels
+    return section
+
+
+def _default_model(inferred: InferredTask, rows: Sequence[Row]) -> str:
+    text = inferred.keys["text_columns"][0]
+    letters = [letter for row in rows[:1000] for letter in str(row.get(text)) if letter.isalpha()]
+    if sum(not letter.isascii() for letter in letters) > MIN_FOREIGN_SHARE * len(letters):
+        inferred.doubts.append("the texts are not all English, so the model is multilingual; --model names another")
+        return MULTILINGUAL_MODEL
+    return MODELS["cased" if inferred.kind in ("tags", "spans") else "uncased"]
+
+
+def _files_section(
+    files: Mapping[str, Sequence[Path]], dialects: Mapping[Path, FileDialect], inferred: InferredTask, output: Path
+) -> dict[str, Any]:
+    """Return the recipe's section `task.files`.
+
+    Raises:
+        UsageError: if the files have different formats or encodings.
+    """
+    folder = output.parent.resolve()
+    section: dict[str, Any] = {}
+    for split, paths in files.items():
+        names = [os.path.relpath(path.resolve(), folder) for path in paths]
+        if names:
+            section[split] = names[0] if len(names) == 1 else tuple(names)
+    formats = {dialect.format for dialect in dialects.values()}
+    if len(formats) > 1 and any(_suffix_format(path) != dialect.format for path, dialect in dialects.items()):
+        raise UsageError(f"found files of different formats ({', '.join(sorted(formats))}); convert them to one")
+    if any(_suffix_format(path) != dialect.format for path, dialect in dialects.items()):
+        section["format"] = formats.pop()
+    encodings = {dialect.encoding for path, dialect in dialects.items() if dialect.encoding or not _is_ascii(path)}
+    if len(encodings) > 1:
+        raise UsageError(
+            f"found files in different encodings ({', '.join(sorted(map(str, encodings))).replace('None', 'utf-8')}); "
+            "convert them to UTF-8"
+        )
+    if encodings - {None}:
+        section["encoding"] = encodings.pop()
+    delimiters = {dialect.delimiter for dialect in dialects.values()}
+    if len(delimiters) == 1 and not delimiters & {None, "comma"}:
+        section["delimiter"] = delimiters.pop()
+    if inferred.decimal is not None:
+        section["decimal"] = inferred.decimal
+    return section
+
+
+def _suffix_format(path: Path) -> str | None:
+    return FORMAT_OF_SUFFIX.get(without_compression_suffix(path).suffix.lower())
+
+
+def _is_ascii(path: Path) -> bool:
+    with path.open("rb") as file:
+        return all(block.isascii() for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def recipe_text(
+    inferred: InferredTask,
+    files: Mapping[str, Any],
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    output: Path,
+) -> str:
+    """Return the recipe as YAML with comments."""
+    name = re.sub(
+        r"[^\w.-]+", "-", Path(str(files["train"] if isinstance(files["train"], str) else files["train"][0])).name
+    )
+    what = f"{inferred.kind} of {', '.join(map(str, inferred.keys['text_columns']))}".replace("\n", " ")
+    lines = [
+        f"# {shortened(what)}; written by `bertcli init`. `bertcli recipes show {output.name}` lists all keys.",
+        f"#   bertcli finetune {output.name}",
+        *(f"# unsure: {doubt}" for doubt in inferred.doubts),
+        "task:",
+        *_yaml_lines({"name": without_compression_suffix(name).stem or "custom"}, 1),
+        "  files:",
+        *_yaml_lines(files, 2),
+    ]
+    keys = dict(inferred.keys)
+    if "validation" not in files and ("splits" not in keys or keys["splits"]["validation"] is None):
+        keys["held_out_fraction"] = 0.1
+    if keys.get("problem") == "single_label":
+        del keys["problem"]
+    lines += [*_yaml_lines(keys, 1), "model:", *_yaml_lines(model, 1), "data:", *_yaml_lines(data, 1)]
+    is_long = inferred.kind in ("tags", "spans")
+    training = {"epochs": 5 if is_long else 3, "global_batch_size": 32, "learning_rate": 5e-5 if is_long else 3e-5}
+    return "\n".join([*lines, "training:", *_yaml_lines(training | {"seed": 1}, 1)]) + "\n"
+
+
+def _yaml_lines(section: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """Yield a section's keys as YAML lines, with a comment where a key needs one."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield f"{'  ' * depth}{key}:"
+            yield from _yaml_lines(value, depth + 1)
+            continue
+        line = to_yaml({key: to_yaml_value(value)}).rstrip("\n").removesuffix("\n...")
+        comment = f"  # {KEY_COMMENTS[key]}" if key in KEY_COMMENTS and "\n" not in line else ""
+        yield from (f"{'  ' * depth}{part}" for part in f"{line}{comment}".splitlines())

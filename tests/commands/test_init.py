@@ -1,0 +1,514 @@
+"""From messy files to a model without an edit: `init`, a dry run of `finetune`, for some also predictions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from bertcli.cli.main import app
+from bertcli.commands.init import InitResult, init
+from bertcli.commands.predict import predict
+from bertcli.data.inferred_task import Choices
+from bertcli.data.prediction_inputs import PredictionInput
+from bertcli.errors import DataError, UsageError
+from bertcli.finetuning.run import finetune
+from bertcli.recipe.load import load_recipe, recipe_task
+from bertcli.runs.folder import RunOptions
+
+from ..conftest import QUIET
+
+NOUNS = ["film", "soup", "train", "day", "book", "harbour", "song", "city"]
+GOOD, BAD = ["fine", "lovely", "good"], ["bad", "awful", "dull"]
+NAMES = ["Anna", "Bruno", "Clara", "Émile"]
+CITIES = ["Oslo", "Paris", "Köln"]
+
+
+def reviews(number: int = 24) -> list[tuple[str, bool]]:
+    return [
+        (f"the {NOUNS[at % 8]} number {at} was {(GOOD if at % 2 else BAD)[at % 3]}, really", bool(at % 2))
+        for at in range(number)
+    ]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], delimiter: str = ",") -> str:
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\r\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def lines(rows: Sequence[object]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def span_rows(number: int = 16) -> list[tuple[str, list[tuple[int, int, str]]]]:
+    """Return texts with the character offsets of a name and of a city, after an emoji in some."""
+    rows = []
+    for at in range(number):
+        name, city = NAMES[at % 4], CITIES[at % 3]
+        text = f"{'🎈 ' * (at % 2)}{name}'s train to {city}-Süd left."
+        start = text.index(city)
+        rows.append(
+            (text, [(text.index(name), text.index(name) + len(name), "PER"), (start, start + len(city), "LOC")])
+        )
+    return rows
+
+
+def utf16_length(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+def label_studio() -> str:
+    tasks = []
+    for number, (text, spans) in enumerate(span_rows()):
+        result = [
+            {
+                "from_name": "label",
+                "to_name": "text",
+                "type": "labels",
+                "value": {
+                    "start": utf16_length(text[:start]),
+                    "end": utf16_length(text[:end]),
+                    "text": text[start:end],
+                    "labels": [kind],
+                },
+            }
+            for start, end, kind in spans
+        ]
+        tasks.append(
+            {"id": number, "data": {"text": text}, "annotations": [{"result": result, "was_cancelled": False}]}
+        )
+    empty: list[object] = []
+    tasks.append({"id": 99, "data": {"text": "Nothing here."}, "annotations": [{"result": empty}]})
+    tasks.append({"id": 100, "data": {"text": "Not annotated."}, "annotations": empty})
+    return json.dumps(tasks)
+
+
+def kaggle_ner() -> str:
+    rows: list[list[str]] = []
+    for number in range(16):
+        words = [(NAMES[number % 4], "NNP", "B-per"), ("visits", "VBZ", "O"), (CITIES[number % 3], "NNP", "B-geo")]
+        words += [('"', "``", "O"), (".", ".", "O")]
+        rows += [[f"Sentence: {number + 1}" if at == 0 else "", *word] for at, word in enumerate(words)]
+    return table(["Sentence #", "Word", "POS", "Tag"], rows)
+
+
+def conll() -> str:
+    sentences = [
+        f"# sent_id = {at}\n{NAMES[at % 4]}\tNNP\tPERSON\nvisits\tVBZ\tO\n{CITIES[at % 3]}\tNNP\tLOCATION\n"
+        for at in range(16)
+    ]
+    return "-DOCSTART-\t-X-\tO\n\n" + "\n".join(sentences)
+
+
+def questions() -> list[list[str]]:
+    return [
+        [str(at), f"where is {name} ?", f"{name} went to {city} by train, number {at}.", city]
+        for at, (name, city) in enumerate((NAMES[at % 4], CITIES[at % 3]) for at in range(16))
+    ]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files, what to expect of the recipe, and what the summary says."""
+
+    files: dict[str, str | bytes]
+    task: dict[str, Any]
+    says: str = ""
+    choices: Choices = field(default_factory=Choices)
+    paths: tuple[str, ...] = ()
+
+
+SENTIMENT = ["good", "bad"]
+CASES = {
+    "semicolons, Windows-1252 and missing labels": Case(
+        {
+            "Bewertungen.csv": table(
+                ["Nr", "Kommentar", "Stimmung"],
+                [
+                    [at, f"{text}, überraschend", "" if at == 3 else SENTIMENT[is_good]]
+                    for at, (text, is_good) in enumerate(reviews())
+                ],
+                ";",
+            ).encode("windows-1252")
+        },
+        {"text_columns": ("Kommentar",), "label_column": "Stimmung", "problem": "single_label"},
+        "windows-1252 (byte 0xfc in line 2 is not UTF-8)",
+    ),
+    "UTF-16 text saved by Excel": Case(
+        {"export.txt": table(["text", "label"], [[text, label] for text, label in reviews()], "\t").encode("utf-16")},
+        {"text_columns": ("text",), "label_column": "label"},
+        "UTF-16-LE with a byte order mark",
+    ),
+    "a byte order mark, an index, and authors who repeat": Case(
+        {
+            "posts.csv": "\ufeff"
+            + table(
+                ["", "author", "body", "topic", "date"],
+                [
+                    [at, f"user{at % 5}", text, ["sport", "music", "food"][at % 3], "2024-01-02"]
+                    for at, (text, _) in enumerate(reviews())
+                ],
+            )
+        },
+        {"text_columns": ("body",), "label_column": "topic", "group_by": "author"},
+        "UTF-8 with a byte order mark",
+    ),
+    "several labels in a cell, separated by bars": Case(
+        {
+            "issues.csv": table(
+                ["title", "tags"],
+                [
+                    [text, ["bug|ui", "ui", "docs|bug", "bug", "docs", "docs|ui"][at % 6]]
+                    for at, (text, _) in enumerate(reviews())
+                ],
+            )
+        },
+        {"text_columns": ("title",), "problem": "multi_label", "label_delimiter": "|"},
+        "3 labels",
+    ),
+    "columns of 0 and 1": Case(
+        {
+            "toxic.csv": table(
+                ["id", "comment_text", "toxic", "insult", "threat"],
+                [
+                    [f"{at:x}", text, int(is_good), (at % 3 == 0 and 1) or 0, int(at % 5 == 0)]
+                    for at, (text, is_good) in enumerate(reviews())
+                ],
+            )
+        },
+        {"label_columns": ("toxic", "insult", "threat"), "problem": "multi_label", "text_columns": ("comment_text",)},
+        "3 columns of 0 and 1",
+    ),
+    "printed lists of labels": Case(
+        {
+            "topics.csv": table(
+                ["text", "labels"], [[text, str(["a", "b"][: 1 + at % 2])] for at, (text, _) in enumerate(reviews())]
+            )
+        },
+        {"problem": "multi_label"},
+    ),
+    "numbers with a decimal comma": Case(
+        {
+            "noten.csv": table(
+                ["Text", "Note"], [[text, f"{at % 7},{at % 10}"] for at, (text, _) in enumerate(reviews())], ";"
+            )
+        },
+        {"problem": "regression", "label_column": "Note"},
+        "numbers from 0",
+        Choices(label=("Note",)),
+    ),
+    "a column that names the split": Case(
+        {
+            "all.jsonl": lines(
+                [
+                    {"review": text, "stars": at % 5 + 1, "split": ["train", "train", "dev", "test"][at % 4]}
+                    for at, (text, _) in enumerate(reviews(40))
+                ]
+            )
+        },
+        {"split_column": "split", "text_columns": ("review",), "problem": "single_label"},
+        "--problem regression predicts a number",
+    ),
+    "a folder of splits": Case(
+        {
+            f"data/{split}.tsv": "sentence\tlabel\n"
+            + "".join(f"{text}\t{int(label)}\n" for text, label in reviews(number))
+            for split, number in (("train", 24), ("dev", 8), ("test", 8))
+        },
+        {"text_columns": ("sentence",), "labels": ("0", "1")},
+        "validation dev.tsv",
+        paths=("data",),
+    ),
+    "pairs of texts": Case(
+        {
+            "nli.json": json.dumps(
+                [
+                    {"premise": text, "hypothesis": f"it was {at}", "label": ["entails", "contradicts"][at % 2]}
+                    for at, (text, _) in enumerate(reviews())
+                ]
+            )
+        },
+        {"text_columns": ("premise", "hypothesis")},
+    ),
+    "Excel's separator line": Case(
+        {"sep.csv": "sep=;\r\n" + table(["text", "label"], [[text, label] for text, label in reviews()], ";")},
+        {"text_columns": ("text",)},
+    ),
+    "Kaggle's rows of words": Case(
+        {"ner.csv": kaggle_ner().encode("windows-1252")},
+        {
+            "head": "token_classification",
+            "sentence_column": "Sentence #",
+            "text_columns": ("Word",),
+            "label_column": "Tag",
+        },
+        "3 tags",
+    ),
+    "CoNLL with comments and tags without B-": Case(
+        {"train.txt": conll()},
+        {"head": "token_classification", "label_column": "tags"},
+        "CoNLL",
+    ),
+    "printed words and tags": Case(
+        {
+            "ner.csv": table(
+                ["tokens", "ner_tags"],
+                [[str([NAMES[at % 4], "is", "here"]), str(["B-PER", "O", "O"])] for at in range(16)],
+            )
+        },
+        {"head": "token_classification", "text_columns": ("tokens",), "label_column": "ner_tags"},
+    ),
+    "words and tags separated by spaces": Case(
+        {
+            "ner.csv": table(
+                ["sentence", "word_labels"], [[f"{NAMES[at % 4]} is here", "B-per,O,O"] for at in range(16)]
+            )
+        },
+        {"head": "token_classification"},
+        choices=Choices(text=("sentence",), label=("word_labels",), kind="tags"),
+    ),
+    "doccano": Case(
+        {
+            "all.jsonl": lines(
+                [{"id": at, "text": text, "label": spans} for at, (text, spans) in enumerate(span_rows())]
+            )
+        },
+        {"head": "token_classification", "span_column": "label", "text_columns": ("text",)},
+        "32 spans: PER (16), LOC (16)",
+    ),
+    "doccano with relations": Case(
+        {
+            "all.jsonl": lines(
+                [
+                    {
+                        "text": text,
+                        "Comments": [],
+                        "relations": [],
+                        "entities": [
+                            {"id": 1, "label": kind, "start_offset": start, "end_offset": end}
+                            for start, end, kind in spans
+                        ],
+                    }
+                    for text, spans in span_rows()
+                ]
+            )
+        },
+        {"span_column": "entities", "text_columns": ("text",)},
+    ),
+    "Label Studio": Case(
+        {"project-1.json": label_studio()}, {"span_column": "label", "text_columns": ("text",)}, "1 row has no label"
+    ),
+    "Prodigy": Case(
+        {
+            "annotations.jsonl": lines(
+                [
+                    {
+                        "text": text,
+                        "_input_hash": 1,
+                        "_task_hash": 2,
+                        "answer": "reject" if at == 2 else "accept",
+                        "tokens": [{"text": "a", "start": 0, "end": 1, "id": 0}],
+                        "spans": [
+                            {"start": start, "end": end, "token_start": 0, "token_end": 0, "label": kind}
+                            for start, end, kind in spans
+                        ],
+                    }
+                    for at, (text, spans) in enumerate(span_rows())
+                ]
+            )
+        },
+        {"span_column": "spans"},
+        "1 row has no label",
+    ),
+    "spaCy": Case(
+        {"train.jsonl": lines([[text, {"entities": spans}] for text, spans in span_rows()])},
+        {"span_column": "entities", "text_columns": ("text",)},
+    ),
+    "GLiNER": Case(
+        {
+            "ner.json": json.dumps(
+                [
+                    {
+                        "tokenized_text": [NAMES[at % 4], "visits", "New", "York"],
+                        "ner": [[0, 0, "person"], [2, 3, "city"]],
+                    }
+                    for at in range(16)
+                ]
+            )
+        },
+        {"span_column": "ner", "text_columns": ("tokenized_text",)},
+    ),
+    "questions in CSV": Case(
+        {"faq.csv": table(["id", "question", "context", "answer"], questions())},
+        {
+            "head": "question_answering",
+            "text_columns": ("question", "context"),
+            "label_column": "answer",
+            "id_column": "id",
+        },
+    ),
+    "choices in columns": Case(
+        {
+            "quiz.csv": table(
+                ["question", "A", "B", "C", "answer"],
+                [[f"which noun is number {at} ?", *NOUNS[:3], "ABC"[at % 3]] for at in range(16)],
+            )
+        },
+        {"head": "multiple_choice", "choice_columns": ("A", "B", "C"), "label_column": "answer"},
+    ),
+}
+
+
+def write_files(case: Case) -> list[Path]:
+    for name, content in case.files.items():
+        path = Path(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return [Path(name) for name in case.paths or case.files]
+
+
+def run_init(case: Case, encoder: Path) -> InitResult:
+    return init(write_files(case), case.choices, model=str(encoder))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recipe_of_messy_files_is_ready_for_training(name: str, encoder: Path) -> None:
+    case = CASES[name]
+    result = run_init(case, encoder)
+    text = "\n".join(result.lines)
+    assert case.says in text
+    assert all(len(line) < 300 for line in text.splitlines())
+    assert len(text.splitlines()) <= 14
+    recipe = load_recipe("recipe.yaml")
+    task = recipe_task(recipe)
+    assert {key: getattr(task, key) for key in case.task} == case.task
+    finetune(recipe, Path("run"), RunOptions(dry_run=True, console=QUIET))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "semicolons, Windows-1252 and missing labels",
+        "columns of 0 and 1",
+        "numbers with a decimal comma",
+        "a column that names the split",
+        "Kaggle's rows of words",
+        "Label Studio",
+        "questions in CSV",
+    ],
+)
+def test_training_and_prediction_follow_without_an_edit(name: str, encoder: Path) -> None:
+    case = CASES[name]
+    (path,) = write_files(case)
+    init([path], case.choices, model=str(encoder))
+    words = ["training.max_steps=2", "training.global_batch_size=8"]
+    finetune(load_recipe("recipe.yaml", words), Path("run"), RunOptions(console=QUIET))
+    encoding = "windows-1252" if b"\xfc" in path.read_bytes() or "Kaggle" in name else None
+    number = predict("run", PredictionInput(path=str(path), encoding=encoding), "out.jsonl", console=QUIET)
+    answers = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    expected = {"Kaggle's rows of words": 16, "Label Studio": 18, "questions in CSV": 16}.get(name, 24)
+    assert number == len(answers) == (40 if "split" in name else expected)
+    if name == "Kaggle's rows of words":
+        assert answers[1]["words"] == ["Bruno", "visits", "Paris", '"', "."]
+    for answer in answers:
+        for entity in answer.get("entities") or ():
+            assert answer["text"][entity["start"] : entity["end"]] == entity["text"]
+
+
+def test_recipe_is_never_replaced(encoder: Path) -> None:
+    case = CASES["pairs of texts"]
+    run_init(case, encoder)
+    Path("recipe.yaml").write_text("mine")
+    with pytest.raises(UsageError, match=r"recipe\.yaml already exists and is never replaced; choose another --output"):
+        run_init(case, encoder)
+    assert Path("recipe.yaml").read_text() == "mine"
+
+
+def test_recipe_in_another_folder_finds_the_files(encoder: Path) -> None:
+    files = write_files(CASES["pairs of texts"])
+    init(files, Choices(), model=str(encoder), output=Path("mine/nli.yaml"))
+    assert "train: ../nli.json" in Path("mine/nli.yaml").read_text()
+    finetune(load_recipe("mine/nli.yaml"), Path("run"), RunOptions(dry_run=True, console=QUIET))
+
+
+def test_classifier_for_other_labels_is_replaced(encoder: Path) -> None:
+    case = CASES["pairs of texts"]
+    run_init(case, encoder)
+    finetune(load_recipe("recipe.yaml", ["training.max_steps=1"]), Path("run"), RunOptions(console=QUIET))
+    init([Path("nli.json")], Choices(), model="run", output=Path("again.yaml"))
+    assert not load_recipe("again.yaml").model.new_head
+    Path("other.csv").write_text(table(["text", "label"], [[text, at % 3] for at, (text, _) in enumerate(reviews())]))
+    init([Path("other.csv")], Choices(), model="run", output=Path("other.yaml"))
+    recipe = load_recipe("other.yaml")
+    assert recipe.model.new_head
+    finetune(recipe, Path("other"), RunOptions(dry_run=True, console=QUIET))
+
+
+@pytest.mark.parametrize(
+    ("content", "choices", "message"),
+    [
+        (
+            "text,label\na long text,b\n",
+            Choices(text=("txt",)),
+            r"found no column 'txt' \(--text\), .* Did you mean text\?",
+        ),
+        ("a,b\n1,2\n3,4\n", Choices(), "found no column of texts .* name it with --text"),
+        (
+            "text,date\nit was a fine day,2024-01-02\nit was bad,2024-01-03\n",
+            Choices(),
+            "found no column of labels .* --label",
+        ),
+        ("text,label\na,b\n", Choices(kind="tag"), r"found --problem 'tag', expected one of .* Did you mean tags\?"),
+        ("", Choices(), "is empty, expected rows with a header line"),
+        ("text,label\n", Choices(), "found no rows after the header"),
+        ("Привет мир;ярлык\n".encode("windows-1251"), Choices(), "not a Western encoding; set --encoding"),
+        (
+            "question,A,B,answer\n" + "what is it now ?,x,y,1\nwhat is that ?,x,y,2\n",
+            Choices(),
+            "numbers the choices from 1 to 2",
+        ),
+    ],
+)
+def test_what_the_data_leave_open_names_the_option(content: str | bytes, choices: Choices, message: str) -> None:
+    Path("data.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises((UsageError, DataError), match=message) as error:
+        init([Path("data.csv")], choices)
+    assert len(str(error.value)) < 300
+    assert not Path("recipe.yaml").exists()
+
+
+def test_content_of_a_file_is_quoted_briefly(encoder: Path) -> None:
+    secret = "the patient said " * 20
+    rows = [[secret + str(at), f"{secret}{at % 2}"] for at in range(8)]
+    Path("data.csv").write_text(table(["text", "label"], rows))
+    result = init([Path("data.csv")], Choices(), model=str(encoder))
+    assert all(line.count("patient") < 6 for line in result.lines)
+
+
+def test_command_prints_the_summary_and_the_next_command(encoder: Path) -> None:
+    write_files(CASES["pairs of texts"])
+    result = CliRunner().invoke(app, ["init", "nli.json", "--model", str(encoder), "--output", "nli.yaml"])
+    assert result.exit_code == 0, result.output
+    assert "bertcli finetune nli.yaml" in result.output
+    again = CliRunner().invoke(app, ["init", "nli.json", "--model", str(encoder), "--output", "b.yaml", "--json"])
+    assert json.loads(again.output)["recipe"] == "b.yaml"
+
+
+@pytest.mark.parametrize("command", ["finetune", "eval", "predict"])
+def test_data_in_place_of_a_recipe_or_model_names_init(command: str) -> None:
+    Path("reviews.csv").write_text("text,label\n" + "secret,good\n" * 100)
+    words = ["--input", "x"] if command == "predict" else []
+    Path("x").write_text("a\n")
+    result = CliRunner().invoke(app, [command, "reviews.csv", *words])
+    assert result.exit_code != 0
+    assert "bertcli init reviews.csv" in result.output
+    assert "secret" not in result.output
+    assert len(result.output.splitlines()) == 1
