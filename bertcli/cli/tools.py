@@ -1,4 +1,4 @@
-"""Commands other than `finetune`, `pretrain`, `eval` and `predict`: init, submit, report, fetch and others.
+"""Commands other than `finetune`, `pretrain`, `eval` and `predict`: init, check, submit, report, fetch and others.
 
 Heavy imports are inside the functions.
 """
@@ -37,6 +37,7 @@ from bertcli.errors import UsageError
 def add_tools(app: typer.Typer) -> None:
     """Register these commands with the app."""
     app.command()(init)
+    app.command()(check)
     app.command()(submit)
     app.command()(report)
     app.command()(fetch)
@@ -107,6 +108,27 @@ def init(
         mirror=check_mirror(mirror),
     )
     print_result(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "\n".join(result.lines))
+
+
+@handle_errors
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    mirror: Mirror = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check the data of a recipe: labels, duplicates and leaks between splits, lengths, unknown tokens and more.
+
+    Example: `bertcli check recipe.yaml`
+    """
+    from bertcli.commands.check import check as run_check
+    from bertcli.console import Console, print_result
+    from bertcli.finetuning.data_check import describe
+
+    result = run_check(recipe, distinct_overrides(overrides), mirror=check_mirror(mirror), console=Console(quiet=quiet))
+    print_result(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "\n".join(describe(result)))
 
 
 @handle_errors

@@ -1,0 +1,166 @@
+"""Checking a recipe's data finds what is wrong with it, and nothing in clean data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from bertcli.cli.main import app
+from bertcli.commands.check import check
+from bertcli.finetuning.data_check import DataCheck, Finding, describe, main_script
+
+from ..conftest import QUIET
+
+LONG = "the quick brown fox jumps over the lazy dog and then sleeps in the sun all day long"
+WriteCsv = Callable[..., Path]
+
+
+def clean_rows(number: int, prefix: str) -> list[list[object]]:
+    nouns = ["film", "soup", "train", "day", "book", "harbour"]
+    return [[f"{prefix} {nouns[at % 6]} {at * 7919 % 997} was {'good' if at % 2 else 'bad'}", ["neg", "pos"][at % 2]]
+            for at in range(number)]  # fmt: skip
+
+
+@pytest.fixture
+def run_check(write_csv: WriteCsv, encoder: Path) -> Callable[..., DataCheck]:
+    """Check a task with these training and validation rows."""
+
+    def run(train: list[list[object]], validation: list[list[object]], *keys: str, **task: Any) -> DataCheck:
+        for name, rows in (("train", train), ("dev", validation)):
+            write_csv(f"{name}.csv", ["text", "label"], rows)
+        files = {"train": "train.csv", "validation": "dev.csv"}
+        recipe = {"task": {"files": files, "text_columns": ["text"], **task}, "model": {"name": str(encoder)}}
+        Path("r.yaml").write_text(json.dumps(recipe))
+        return check("r.yaml", ["data.max_length=32", *keys], mirror=None, console=QUIET)
+
+    return run
+
+
+def findings(result: DataCheck, topic: str) -> list[Finding]:
+    folder = f"{Path.cwd()}/"
+    return [
+        replace(finding, message=finding.message.replace(folder, ""))
+        for finding in result.findings
+        if finding.topic == topic
+    ]
+
+
+def test_clean_data_has_no_findings(run_check: Callable[..., DataCheck]) -> None:
+    result = run_check(clean_rows(40, "a"), clean_rows(20, "one"))
+    assert [finding for finding in result.findings if finding.topic != "unknown tokens"] == []
+    assert result.splits["train"].labels == {"neg": 20, "pos": 20}
+    assert result.splits["train"].scripts == {"LATIN": 40}
+
+
+def test_duplicates_leaks_and_conflicts_are_counted(run_check: Callable[..., DataCheck]) -> None:
+    train = [*clean_rows(40, "a"), ["Fine, film!", "pos"], ["fine film", "pos"], ["FINE film", "neg"], [LONG, "pos"]]
+    dev = [*clean_rows(20, "one"), ["fine film ?", "pos"], [LONG.replace("dog", "cat"), "pos"], ["a fine thing", "odd"]]
+    result = run_check(train, dev, "data.skip_unlabelled=true", labels=["neg", "pos", "odd"])
+    (duplicates,) = findings(result, "duplicates")
+    assert (duplicates.count, duplicates.split) == (2, "train")
+    assert "train.csv: rows 41, 42 of train" in duplicates.message
+    (leak,) = findings(result, "leak")
+    assert leak.message == (
+        "1 of 23 validation rows (4.3%) have the text of a training row, for example dev.csv: row 21 of validation and "
+        "train.csv: row 41 of train"
+    )
+    (near,) = findings(result, "near leak")
+    assert near.count == 1
+    assert "dev.csv: row 22 of validation and train.csv: row 44 of train" in near.message
+    (conflict,) = findings(result, "two labels")
+    assert (conflict.count, "rows" in conflict.message) == (1, False)
+    assert [finding.message for finding in findings(result, "labels")] == [
+        "in validation, but not in training: odd (1)"
+    ]
+
+
+def test_texts_lengths_scripts_and_labels_are_reported(run_check: Callable[..., DataCheck]) -> None:
+    train = [*clean_rows(40, "a"), ["", "pos"], ["Хороший фильм", "Pos"]]
+    train += [[f"{LONG * 3} {at}", "rare"] for at in range(3)]
+    result = run_check(train, clean_rows(20, "one"), "data.max_length=8")
+    assert findings(result, "empty") == [
+        Finding("empty", "1 row without a text: train.csv: row 41 of train", 1, "train")
+    ]
+    assert "CYRILLIC (1), for example train.csv: row 42 of train" in findings(result, "scripts")[0].message
+    assert {finding.message for finding in findings(result, "labels")} == {
+        "fewer than 10 in training: rare (3), Pos (1)",
+        "in training, but not in validation: rare (3), Pos (1)",
+        "differ only in case: pos (21), Pos (1)",
+    }
+    lengths = findings(result, "lengths")
+    summary = result.splits["train"]
+    assert summary.cut_share is not None
+    assert lengths[0].message == f"{summary.cut_share:.1%} of the rows have more than 8 tokens (data.max_length)"
+    assert summary.tokens is not None
+    assert summary.tokens[2] > 48
+
+
+def test_labels_that_look_like_ids_and_missing_ones_are_reported(run_check: Callable[..., DataCheck]) -> None:
+    train = [[text, f"id{at}"] for at, (text, _) in enumerate(clean_rows(30, "a"))]
+    (column,) = [finding for finding in findings(run_check(train, train), "columns") if finding.split == "train"]
+    assert column.message == "30 different labels in 30 rows: column 'label' looks like an ID"
+    result = run_check([*clean_rows(30, "a"), ["no label", ""]], clean_rows(20, "one"))
+    assert findings(result, "unlabelled")[0].message == "1 row without a label: train.csv: row 31 of train"
+
+
+def test_regression_is_summarized_in_its_own_units(run_check: Callable[..., DataCheck]) -> None:
+    rows: list[list[object]] = [[text, at / 2] for at, (text, _) in enumerate(clean_rows(21, "a"))]
+    result = run_check(rows, rows, problem="regression")
+    assert result.splits["train"].numbers == (0.0, 5.0, 10.0)
+    assert findings(result, "leak")[0].count == 21
+
+
+def test_tags_and_spans_are_counted(encoder: Path) -> None:
+    rows = [
+        {"text": "Anna ran", "spans": [[0, 4, "PER"]]},
+        {"text": "Oslo is fine", "spans": [[0, 2, "LOC"]]},
+        {"text": "a day", "spans": []},
+    ]
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = "{train: t.jsonl, validation: t.jsonl}"
+    task = f"head: token_classification, text_columns: [text], span_column: spans, files: {files}"
+    Path("r.yaml").write_text(f"task: {{{task}, labels: [O, B-PER, I-PER, B-LOC]}}\nmodel: {{name: {encoder}}}\n")
+    result = check("r.yaml", ["data.max_length=32"], mirror=None, console=QUIET)
+    assert result.splits["train"].labels == {"PER": 1}
+    assert findings(result, "spans")[0].message == (
+        "1 spans begin or end inside a word, and train nothing: t.jsonl: row 2 of train"
+    )
+
+
+def test_entities_that_begin_inside_are_reported(encoder: Path) -> None:
+    Path("t.conll").write_text("Anna B-PER\nBell I-PER\nran O\n\nOslo I-LOC\nis O\n\n" * 2 + "a O\nb B-LOC\n")
+    files = "{train: t.conll, validation: t.conll}"
+    task = f"head: token_classification, text_columns: [tokens], label_column: tags, files: {files}"
+    Path("r.yaml").write_text(f"task: {{{task}}}\nmodel: {{name: {encoder}}}\n")
+    result = check("r.yaml", ["data.max_length=32"], mirror=None, console=QUIET)
+    tags = [finding.message for finding in findings(result, "tags") if finding.split == "train"]
+    assert tags == [
+        "2 rows with an entity that begins with I-, not B-: t.conll: rows 2, 4 of train",
+        "each training row has an entity, so the model may learn to always find one",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "script"), [("abc Я", "LATIN"), ("東京は", "CJK"), ("Привет a", "CYRILLIC"), ("12 !", "NONE")]
+)
+def test_main_script(text: str, script: str) -> None:
+    assert main_script(text) == script
+
+
+def test_command_prints_text_or_json(run_check: Callable[..., DataCheck]) -> None:
+    rows = clean_rows(20, "a")
+    lines = list(describe(run_check(rows, rows)))
+    assert lines[0] == "train         20 rows; neg 10 (50.0%), pos 10 (50.0%)"
+    result = CliRunner().invoke(app, ["check", "r.yaml", "data.max_length=32", "--json", "--quiet"])
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.output)
+    assert content["splits"]["train"]["rows"] == 20
+    assert "leak" in {finding["topic"] for finding in content["findings"]}
+    text = CliRunner().invoke(app, ["check", "r.yaml", "data.max_length=32", "--quiet"])
+    assert text.output.startswith(lines[0])
