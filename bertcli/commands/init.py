@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ LENGTHS = (64, 128, 256, 384, 512)  # choices for data.max_length
 QUESTION_LENGTH = 384  # with windows over long passages, as in BERT's SQuAD experiments
 TOKENS_PER_WORD = 1.5
 QUANTILE = 0.95  # of the rows that are not truncated
+BATCH_SIZE = 32
+MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 300, 3, 20
 MAX_WARNED_FILES = 3
 KEY_COMMENTS = {
     "text_columns": "two columns for pairs of texts",
@@ -46,6 +49,8 @@ KEY_COMMENTS = {
     "split_column": "names each row's split",
     "group_by": "rows with the same value stay in one split",
     "held_out_fraction": "of the training rows, for validation",
+    "skip_empty": "rows without a text",
+    "skip_unlabelled": "rows without a label",
     "unanswerable": "some questions have no answer in the passage",
 }
 
@@ -106,7 +111,7 @@ def init(
     section = _model_section(inferred, sample, model, mirror, data)
     if inferred.skips_unlabelled:
         data["skip_unlabelled"] = True
-    text = recipe_text(inferred, _files_section(files, dialects, inferred, output), section, data, output)
+    text = recipe_text(inferred, _files_section(files, dialects, inferred, output), section, data, output, len(sample))
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("x", encoding="utf-8") as file:
         file.write(text)
@@ -272,6 +277,8 @@ def _files_section(
     delimiters = {dialect.delimiter for dialect in dialects.values()}
     if len(delimiters) == 1 and not delimiters & {None, "comma"}:
         section["delimiter"] = delimiters.pop()
+    if inferred.skips_empty:
+        section["skip_empty"] = True
     if inferred.decimal is not None:
         section["decimal"] = inferred.decimal
     return section
@@ -292,6 +299,7 @@ def recipe_text(
     model: Mapping[str, Any],
     data: Mapping[str, Any],
     output: Path,
+    num_rows: int,
 ) -> str:
     """Return the recipe as YAML with comments."""
     name = re.sub(
@@ -313,9 +321,14 @@ def recipe_text(
     if keys.get("problem") == "single_label":
         del keys["problem"]
     lines += [*_yaml_lines(keys, 1), "model:", *_yaml_lines(model, 1), "data:", *_yaml_lines(data, 1)]
-    is_long = inferred.kind in ("tags", "spans")
-    training = {"epochs": 5 if is_long else 3, "global_batch_size": 32, "learning_rate": 5e-5 if is_long else 3e-5}
+    learning_rate = 5e-5 if inferred.kind in ("tags", "spans") else 3e-5
+    training = {"epochs": choose_epochs(num_rows), "global_batch_size": BATCH_SIZE, "learning_rate": learning_rate}
     return "\n".join([*lines, "training:", *_yaml_lines(training | {"seed": 1}, 1)]) + "\n"
+
+
+def choose_epochs(num_rows: int) -> int:
+    """Return a number of epochs with at least `MIN_STEPS` steps, as few rows need more epochs (Mosbach et al. 2021)."""
+    return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS * BATCH_SIZE / num_rows)))
 
 
 def _yaml_lines(section: Mapping[str, Any], depth: int) -> Iterator[str]:

@@ -19,11 +19,16 @@ LINK = re.compile(r"\w+://\S+")
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?")
 
 
+def is_blank(value: Any) -> bool:
+    """Return whether a cell has no text: it is null, NaN or blank."""
+    return (
+        value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and not value.strip())
+    )
+
+
 def is_missing(value: Any) -> bool:
-    """Return whether a cell is empty: null, NaN or blank text."""
-    if isinstance(value, str):
-        return not value.strip() or value.strip() in ("nan", "NaN")
-    return value is None or (isinstance(value, float) and value != value)
+    """Return whether a cell has no label: it is blank, or NaN as text in CSV."""
+    return is_blank(value) or (isinstance(value, str) and value.strip() in ("nan", "NaN"))
 
 
 @dataclass

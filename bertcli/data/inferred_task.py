@@ -62,6 +62,7 @@ class InferredTask:
         keys: keys of the recipe's section `task`, without files.
         findings: what was found, by topic.
         doubts: decisions that the data leave open, each with the option that decides it.
+        skips_empty: whether rows lack a text, so that `task.files.skip_empty` is needed.
         skips_unlabelled: whether rows lack a label, so that `data.skip_unlabelled` is needed.
         decimal: decimal separator of numbers; None: point.
     """
@@ -70,6 +71,7 @@ class InferredTask:
     keys: dict[str, Any] = field(default_factory=dict)
     findings: dict[str, str] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    skips_empty: bool = False
     skips_unlabelled: bool = False
     decimal: str | None = None
 

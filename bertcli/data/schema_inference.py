@@ -9,11 +9,12 @@ import re
 from collections.abc import Sequence
 
 from bertcli.data.annotation_inference import find_choices, find_questions, find_spans, find_tags
-from bertcli.data.column_profile import Column
+from bertcli.data.column_profile import ID_NAMES, Column, is_blank
 from bertcli.data.formats import Row
 from bertcli.data.inferred_task import GROUP_NAMES, Choices, InferredTask
 from bertcli.data.label_inference import find_classification
 from bertcli.errors import UsageError, did_you_mean, quoted, shortened
+from bertcli.tasks.task import NUMBER
 
 SPLIT_VALUES = {
     "train": ("train", "training", "trn"),
@@ -22,6 +23,7 @@ SPLIT_VALUES = {
 }
 """Names of each split in columns and file names, the usual ones first."""
 MIN_REPEATED_SHARE = 0.01  # of rows with the text of an earlier row, for grouping by text
+MAX_NAME_WORDS = 6  # in the name of a column
 MAX_GROUP_SHARE = 0.9  # distinct groups per row
 
 
@@ -38,9 +40,12 @@ def infer_task(rows: Sequence[Row], choices: Choices, *, has_validation: bool) -
     """
     columns = _columns_of(rows)
     _check_choices(columns, choices)
+    if not (choices.text and choices.label):
+        _check_header(columns)
     split = _find_split_column(columns, choices, has_validation=has_validation)
     usable = {name: column for name, column in columns.items() if column is not split and column.present}
     inferred = _infer_kind(usable, choices)
+    _skip_empty(inferred, usable)
     if split is not None:
         _add_split_column(inferred, split)
         has_validation = inferred.keys["splits"]["validation"] is not None
@@ -53,6 +58,22 @@ def infer_task(rows: Sequence[Row], choices: Choices, *, has_validation: bool) -
 def _columns_of(rows: Sequence[Row]) -> dict[str, Column]:
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: Column(name, [row.get(name) for row in rows]) for name in names}
+
+
+def _check_header(columns: dict[str, Column]) -> None:
+    """Check that the names of the columns are names, not the values of a first row.
+
+    Raises:
+        UsageError: if a name is a sentence, or one of the values of its column.
+    """
+    for name, column in columns.items():
+        is_value = name.strip() and column.counts[name.strip()] > 1
+        if len(name.split()) > MAX_NAME_WORDS or is_value or (NUMBER.fullmatch(name.strip()) and column.is_number):
+            names = ",".join(f"column{number}" for number in range(1, len(columns) + 1))
+            raise UsageError(
+                f"found {quoted(name)} as the name of a column, which looks like a value; if the file has no header line,"
+                f" add one, for example: sed -i '1i {shortened(names)}' FILE. If it has, set --text and --label"
+            )
 
 
 def _check_choices(columns: dict[str, Column], choices: Choices) -> None:
@@ -88,6 +109,17 @@ def _infer_kind(columns: dict[str, Column], choices: Choices) -> InferredTask:
                 "and --label"
             )
     return find_classification(columns, choices)
+
+
+def _skip_empty(inferred: InferredTask, columns: dict[str, Column]) -> None:
+    """Skip rows without a text, if there are some; a row that is a word cannot be skipped."""
+    texts = [columns[name] for name in inferred.keys["text_columns"]]
+    rows = zip(*(text.values for text in texts), strict=True)
+    num_empty = sum(any(is_blank(cell) for cell in cells) for cells in rows)
+    if num_empty and "sentence_column" not in inferred.keys:
+        inferred.skips_empty = True
+        have = "s have" if num_empty > 1 else " has"
+        inferred.findings["empty"] = f"{num_empty} row{have} no text and will be skipped (task.files.skip_empty)"
 
 
 def split_of_name(name: str) -> str | None:
@@ -157,7 +189,7 @@ def _add_groups(inferred: InferredTask, columns: dict[str, Column], choices: Cho
 
 
 def _is_group(column: Column) -> bool:
-    if not column.texts or len(column.texts) < len(column.values) or not column.name_score(GROUP_NAMES):
+    if not column.texts or len(column.texts) < len(column.values) or not column.name_score((*GROUP_NAMES, *ID_NAMES)):
         return False
     return 2 < len(column.counts) <= MAX_GROUP_SHARE * len(column.texts)
 

@@ -60,11 +60,24 @@ def load_training_rows(task: Task, mirror: Path | None = None) -> Dataset:
 def _load_all_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
     rows = _load_named_split(task, split, mirror)
     _check_names(task, split, rows, _layout_keys(task, rows))
+    if task.files is not None and task.files.skip_empty:
+        rows = without_empty_texts(rows, task.text_columns)
     rows = arrange_rows(task, rows, partial(locate_rows, task, rows))
     if len(rows) == 0:
         raise DataError(f"{origin(task, split)}: split {split!r} has no rows")
     _check_columns(task, split, rows)
     return rows
+
+
+def without_empty_texts(rows: Dataset, text_columns: Sequence[str]) -> Dataset:
+    """Return the rows whose texts are all present and not blank; they keep their row numbers."""
+    columns = [rows[name][:] for name in text_columns if name in rows.column_names]
+    kept = [
+        row
+        for row, cells in enumerate(zip(*columns, strict=True))
+        if all(cell and join_words(cell).strip() for cell in cells)
+    ]
+    return rows if not columns or len(kept) == len(rows) else with_row_numbers(rows).select(kept).flatten_indices()
 
 
 def _layout_keys(task: Task, rows: Dataset) -> dict[str, str]:

@@ -123,8 +123,9 @@ class _SplitRows:
 
     @cached_property
     def keys(self) -> list[str]:
-        """The normalized text of each row; that of each column is normalized on its own. [R]"""
-        return ["\n".join(map(normalize_text, text.split("\n"))) for text in self.texts]
+        """The normalized text of each row, with a line for each column. [R]"""
+        columns = [[normalize_text(join_words(cell)) for cell in self.rows[name][:]] for name in self.task.columns]
+        return ["\n".join(cells) for cells in zip(*columns, strict=True)]
 
     @cached_property
     def labels(self) -> list[Any] | None:
@@ -336,8 +337,8 @@ def _check_duplicates(check: DataCheck, splits: Sequence[_SplitRows]) -> None:
         if repeated:
             twin = first[split.keys[repeated[0]]]
             message = (
-                f"{_rows(len(repeated))} ({len(repeated) / len(split.keys):.1%}) repeat the text of an earlier row of "
-                f"{split.name}, for example {split.locate([twin, repeated[0]])}"
+                f"{_rows(len(repeated))} ({len(repeated) / len(split.keys):.2%}) with the text of an earlier row, for "
+                f"example {split.locate([twin, repeated[0]])}"
             )
             check.add("duplicates", message, len(repeated), split.name)
     train = splits[0]
@@ -354,11 +355,9 @@ def _check_leak(check: DataCheck, train: _SplitRows, split: _SplitRows, train_ro
     shared = [row for row, key in enumerate(split.keys) if key in train_rows]
     if shared:
         twin = train_rows[split.keys[shared[0]]]
-        num_rows = len(split.keys)
-        message = (
-            f"{len(shared)} of {num_rows} {split.name} rows ({len(shared) / num_rows:.1%}) have the text of a training "
-            f"row, for example {split.locate(shared[:1])} and {train.locate([twin])}"
-        )
+        share = len(shared) / len(split.keys)
+        example = f"{split.locate(shared[:1])} and {train.locate([twin])}"
+        message = f"{_rows(len(shared))} ({share:.2%}) with the text of a training row, for example {example}"
         check.add("leak", message, len(shared), split.name)
 
 
@@ -389,20 +388,24 @@ def _check_near_duplicates(
     check: DataCheck, splits: Sequence[_SplitRows], first_rows: dict[str, dict[str, int]]
 ) -> None:
     """Report rows that share most word pairs with another row, but do not have the same text."""
-    positions = [(split, row) for split in splits for row in first_rows[split.name].values()]
-    twins = find_near_duplicates([split.keys[row] for split, row in positions])
+    distinct: dict[str, tuple[_SplitRows, int]] = {}
+    for split in splits:
+        for key, row in first_rows[split.name].items():
+            distinct.setdefault(key, (split, row))
+    positions = list(distinct.values())
+    twins = find_near_duplicates([*distinct])
     by_split: dict[tuple[str, bool], list[tuple[int, int]]] = defaultdict(list)
     for index, twin in twins.items():
         (split, _), (other, _) = positions[index], positions[twin]
         is_leak = other.name == "train" != split.name
-        if (is_leak or other is split) and split.keys[positions[index][1]] != other.keys[positions[twin][1]]:
+        if is_leak or other is split:
             by_split[split.name, is_leak].append((index, twin))
     for (name, is_leak), pairs in by_split.items():
         (split, row), (other, other_row) = (positions[at] for at in pairs[0])
-        what = "a training row" if is_leak else f"an earlier row of {name}"
+        what = "a training row" if is_leak else "an earlier row"
         message = (
-            f"{_rows(len(pairs))} of {name} ({len(pairs) / len(split.keys):.1%}) nearly repeat the text of {what}, for "
-            f"example {split.locate([row])} and {other.locate([other_row])}"
+            f"{_rows(len(pairs))} ({len(pairs) / len(split.keys):.2%}) with nearly the text of {what}, for example "
+            f"{split.locate([row])} and {other.locate([other_row])}"
         )
         check.add("near leak" if is_leak else "near duplicates", message, len(pairs), name)
 
@@ -467,20 +470,20 @@ def _count_tokens(task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase)
 def describe(check: DataCheck) -> Iterator[str]:
     """Yield the lines of the text report."""
     for name, summary in check.splits.items():
-        yield f"{name:<14}{format_count(summary.rows)} rows{_describe_labels(summary)}"
+        yield f"{name:<16}{format_count(summary.rows)} rows{_describe_labels(summary)}"
         if summary.tokens is not None:
             mean, quantile, longest = summary.tokens
             yield (
-                f"{'':<14}{mean:.0f} tokens on average, 95% have at most {quantile:.0f}, the longest {longest}; "
+                f"{'':<16}{mean:.0f} tokens on average, 95% have at most {quantile:.0f}, the longest {longest}; "
                 f"{summary.cut_share:.1%} exceed {check.max_length}; {summary.unknown_share:.2%} unknown"
             )
     for finding in check.findings:
         where = f"{finding.split}: " if finding.split else ""
-        yield f"{finding.topic:<14}{where}{finding.message}"
+        yield f"{finding.topic:<16}{where}{finding.message}"
     for note in check.notes:
-        yield f"{'note':<14}{note}"
+        yield f"{'note':<16}{note}"
     if not check.findings:
-        yield f"{'ok':<14}nothing suspicious found"
+        yield f"{'ok':<16}nothing suspicious found"
 
 
 def _describe_labels(summary: SplitSummary) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,13 +67,11 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
         model = FinetuneJob(setup, plan).build_model(console)
         if recipe.training.teacher is not None:
             load_teacher(setup, model)
+        _warn_about_rows(console, setup, ("train", "validation"))
         console.say("dry run: recipe, data, labels, model, run folder and disk are fine; nothing was trained")
         return RunResults(dry_run=True, run=str(run))
     run_folder = open_run(processes, claim, console)
-    for split in setup.rows:
-        with console.waiting("tokenizing"):
-            notes = setup.row_warnings(split)
-        console.warn_about_rows(notes, where=f"{split} rows")
+    _warn_about_rows(console, setup, setup.rows)
     results = train_seeds(
         recipe.training.seed,
         build_job,
@@ -83,6 +82,13 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     )
     log_scores(console, results, run_folder)
     return results
+
+
+def _warn_about_rows(console: Console, setup: FinetuneSetup, splits: Iterable[str]) -> None:
+    for split in splits:
+        with console.waiting("tokenizing"):
+            notes = setup.row_warnings(split)
+        console.warn_about_rows(notes, where=f"{split} rows")
 
 
 def note_duplicates(console: Console, setup: FinetuneSetup) -> None:

@@ -118,6 +118,7 @@ class Files(Section):
         None, description="encoding of text files without a byte order mark, such as windows-1252; null: UTF-8"
     )
     delimiter: Delimiter | None = Field(None, description="separator of .csv files; null: detected in each file")
+    skip_empty: bool = Field(False, description="skip rows without a text; false: a missing text is an error")
     decimal: Literal["point", "comma"] = Field("point", description="decimal separator of the numbers in a regression")
     format: FileFormat | None = Field(None, description="format of all files; null: by the suffix of each")
 

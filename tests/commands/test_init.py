@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bertcli.cli.main import app
-from bertcli.commands.init import InitResult, init
+from bertcli.commands.init import InitResult, choose_epochs, init
 from bertcli.commands.predict import predict
 from bertcli.data.inferred_task import Choices
 from bertcli.data.prediction_inputs import PredictionInput
@@ -173,6 +173,18 @@ CASES = {
         },
         {"text_columns": ("title",), "problem": "multi_label", "label_delimiter": "|"},
         "3 labels",
+    ),
+    "missing texts in JSON, and customers who repeat": Case(
+        {
+            "r.jsonl": lines(
+                [
+                    {"Kunden-Nr": 1000 + at % 7, "text": None if at == 5 else text, "label": SENTIMENT[is_good]}
+                    for at, (text, is_good) in enumerate(reviews())
+                ]
+            )
+        },
+        {"group_by": "Kunden-Nr", "text_columns": ("text",)},
+        "1 row has no text and will be skipped",
     ),
     "columns of 0 and 1": Case(
         {
@@ -432,6 +444,11 @@ def test_recipe_is_never_replaced(encoder: Path) -> None:
     assert Path("recipe.yaml").read_text() == "mine"
 
 
+@pytest.mark.parametrize(("num_rows", "epochs"), [(10, 20), (1000, 10), (10_000, 3)])
+def test_few_rows_are_trained_on_for_more_epochs(num_rows: int, epochs: int) -> None:
+    assert choose_epochs(num_rows) == epochs
+
+
 def test_recipe_in_another_folder_finds_the_files(encoder: Path) -> None:
     files = write_files(CASES["pairs of texts"])
     init(files, Choices(), model=str(encoder), output=Path("mine/nli.yaml"))
@@ -470,6 +487,8 @@ def test_classifier_for_other_labels_is_replaced(encoder: Path) -> None:
         ("", Choices(), "is empty, expected rows with a header line"),
         ("text,label\n", Choices(), "found no rows after the header"),
         ("Привет мир;ярлык\n".encode("windows-1251"), Choices(), "not a Western encoding; set --encoding"),
+        ("good,a fine day\nbad,it was awful\ngood,nice\ngood,no\n", Choices(), "found 'good' as the name of a column"),
+        ("l,it was a fine day and we all had fun\nx,no\n", Choices(), "looks like a value; .* no header line, add one"),
         (
             "question,A,B,answer\n" + "what is it now ?,x,y,1\nwhat is that ?,x,y,2\n",
             Choices(),

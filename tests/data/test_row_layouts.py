@@ -112,6 +112,17 @@ def test_printed_words_and_tags_become_lists(write_csv: WriteCsv, text: str, tag
     assert (split["text"][0], split["tags"][0]) == (["Anna", "is", "here"], expected)
 
 
+def test_rows_without_a_text_are_skipped_on_request_and_the_others_keep_their_numbers() -> None:
+    Path("t.jsonl").write_text("".join(f'{{"text": {text}, "label": "a"}}\n' for text in ('"x"', "null", '" "', '"y"')))
+    files = Files(train=("t.jsonl",), validation=("t.jsonl",))
+    with pytest.raises(DataError, match=r"t\.jsonl: row 2 of split 'train' has no text"):
+        load_split(Task(files=files, text_columns=("text",)), "train")
+    task = Task(files=files.model_copy(update={"skip_empty": True}), text_columns=("text",))
+    split = load_split(task, "train")
+    assert split["text"][:] == ["x", "y"]
+    assert locate_rows(task, split, [1]) == "t.jsonl: row 4"
+
+
 def split_task(path: Path, **splits: Any) -> Task:
     return Task(
         files=Files(train=(str(path),)),

@@ -67,7 +67,7 @@ def test_duplicates_leaks_and_conflicts_are_counted(run_check: Callable[..., Dat
     assert "train.csv: rows 41, 42 of train" in duplicates.message
     (leak,) = findings(result, "leak")
     assert leak.message == (
-        "1 of 23 validation rows (4.3%) have the text of a training row, for example dev.csv: row 21 of validation and "
+        "1 row (4.35%) with the text of a training row, for example dev.csv: row 21 of validation and "
         "train.csv: row 41 of train"
     )
     (near,) = findings(result, "near leak")
@@ -156,7 +156,7 @@ def test_main_script(text: str, script: str) -> None:
 def test_command_prints_text_or_json(run_check: Callable[..., DataCheck]) -> None:
     rows = clean_rows(20, "a")
     lines = list(describe(run_check(rows, rows)))
-    assert lines[0] == "train         20 rows; neg 10 (50.0%), pos 10 (50.0%)"
+    assert lines[0] == "train           20 rows; neg 10 (50.0%), pos 10 (50.0%)"
     result = CliRunner().invoke(app, ["check", "r.yaml", "data.max_length=32", "--json", "--quiet"])
     assert result.exit_code == 0, result.output
     content = json.loads(result.output)
