@@ -18,7 +18,7 @@ from bertcli.data.inferred_task import KINDS, Choices, InferredTask
 from bertcli.data.prediction_inputs import read_rows
 from bertcli.data.schema_inference import infer_task, split_of_name
 from bertcli.data.spans import word_spans
-from bertcli.data.table_files import FORMAT_OF_SUFFIX
+from bertcli.data.table_files import FORMAT_OF_SUFFIX, declared_names
 from bertcli.data.text_files import without_compression_suffix
 from bertcli.errors import DataError, UsageError, did_you_mean, quoted, shortened
 from bertcli.heads.labels import labels_from_config
@@ -183,13 +183,21 @@ def _sample_rows(dialects: Mapping[Path, FileDialect]) -> list[Row]:
 
     def rows() -> Iterator[Row]:
         for path, dialect in dialects.items():
+            names = declared_names(path) if dialect.format == "parquet" else {}
             for _, row in read_rows(str(path), dialect.format, (), None, dialect.options):
-                yield row
+                yield row | {name: _named(row[name], labels) for name, labels in names.items() if name in row}
 
     sample = list(islice(rows(), MAX_SAMPLED_ROWS))
     if not sample:
         raise DataError(f"{', '.join(map(str, dialects))}: found no rows after the header")
     return sample
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return the name of a label id, or the names of a list of them."""
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _describe_files(files: Mapping[str, Sequence[Path]], dialects: Mapping[Path, FileDialect], num_rows: int) -> str:

@@ -33,6 +33,7 @@ CHOICE_COLUMN = re.compile(
 SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence", "sent_id", "sentence_number", "sentence_no")
 WORD_NAMES = ("word", "token", "tokens", "words", "form")
 TAG_NAMES = ("tag", "tags", "ner_tags", "ner", "label", "labels", "iob", "bio", "pos", "upos")
+NO_TAG = ("", "-1", "-100")  # ignored in the loss, as null is
 MAX_NUMBER_WORDS = 2  # in a column that numbers sentences, such as `Sentence: 1`
 MAX_TOKEN_WORDS = 1.2  # on average, if each row is one word
 
@@ -83,7 +84,8 @@ def find_tags(columns: dict[str, Column], choices: Choices) -> InferredTask | No
         where = f"a row per word, sentences by column {quoted(sentence.name)}"
     elif _has_tag_per_word(word, tag):
         inferred = InferredTask("tags", keys)
-        tags = Counter(label_text(item) or "" for value in tag.present for item in _items(value))
+        items = (label_text(item) or "" for value in tag.present for item in _items(value))
+        tags = Counter(item for item in items if item.strip() not in NO_TAG)
         where = "a tag per word"
     else:
         return None
@@ -120,9 +122,14 @@ def _items(value: Any) -> list[Any]:
 
 
 def _has_tag_per_word(word: Column, tag: Column) -> bool:
-    """Return whether each row has as many tags as words, and several words in some rows."""
+    """Return whether each row has as many tags as words, or two lists have the names of words and tags.
+
+    If they are texts, some rows must have several words, and the tags must recur.
+    """
     if word is tag or tag.is_number or not tag.present:
         return False
+    if word.are_lists and tag.are_lists and word.name_score(WORD_NAMES) == 2 and tag.name_score(TAG_NAMES) == 2:
+        return True
     lengths = [
         (
             len(words if isinstance(words := parse_cell(value), list) else str(value or "").split()),

@@ -116,6 +116,8 @@ def _find_labels(columns: Sequence[Column], choices: Choices, doubts: list[str])
         return flags
     ranked = sorted((column for column in columns if _label_score(column) > 0), key=_label_score, reverse=True)
     if not ranked:
+        if not columns:
+            raise UsageError("found only columns of texts, expected one of labels; add it, or name it with --label")
         raise UsageError(
             f"found no column of labels among {quoted([column.name for column in columns])}; name it with --label"
         )
@@ -128,9 +130,9 @@ def _find_labels(columns: Sequence[Column], choices: Choices, doubts: list[str])
 def _label_score(column: Column) -> float:
     """Return how likely a column holds labels; 0 if it cannot."""
     score = 3 * column.name_score(LABEL_NAMES)
-    if column.are_lists or (column.present and all(isinstance(value, dict) for value in column.present)):
+    if column.present and not column.texts:  # lists or objects
         return score + 2
-    if not column.texts or column.is_reference or len(column.counts) < 2:
+    if (column.is_reference and column.name_score(LABEL_NAMES) < 2) or len(column.counts) < 2:
         return 0
     share = len(column.counts) / len(column.texts)
     if column.is_number or column.is_comma_number:

@@ -71,8 +71,8 @@ def _check_header(columns: dict[str, Column]) -> None:
         if len(name.split()) > MAX_NAME_WORDS or is_value or (NUMBER.fullmatch(name.strip()) and column.is_number):
             names = ",".join(f"column{number}" for number in range(1, len(columns) + 1))
             raise UsageError(
-                f"found {quoted(name)} as the name of a column, which looks like a value; if the file has no header line,"
-                f" add one, for example: sed -i '1i {shortened(names)}' FILE. If it has, set --text and --label"
+                f"found {quoted(name)} as the name of a column, which looks like a value; if the file has no header, "
+                f"add a line, for example: sed -i '1i {shortened(names)}' FILE. If it has, set --text and --label"
             )
 
 

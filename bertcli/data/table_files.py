@@ -228,6 +228,18 @@ def _read_parquet(path: Path, task: Task | None) -> pyarrow.Table:
         return file.read(_columns_to_read(names, task))
 
 
+def declared_names(path: Path) -> dict[str, list[str]]:
+    """Return the label names that a Parquet file written by `datasets` declares, by column of label ids."""
+    from pyarrow.parquet import read_schema
+
+    metadata = (read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    features = json.loads(metadata).get("info", {}).get("features", {})
+    inner = {name: feature.get("feature", feature) for name, feature in features.items() if isinstance(feature, dict)}
+    return {
+        name: feature["names"] for name, feature in inner.items() if isinstance(feature, dict) and "names" in feature
+    }
+
+
 def _columns_to_read(names: Sequence[str], task: Task | None) -> list[str] | None:
     """Return the columns of a file that a task uses; None (read all) without a task or if a column is missing."""
     if task is None or not {*_used_columns(task)} <= {*names}:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from typer.testing import CliRunner
 
 from bertcli.cli.main import app
@@ -269,6 +270,11 @@ CASES = {
         {"head": "token_classification", "label_column": "tags"},
         "CoNLL",
     ),
+    "tags that are numbers, -100 or null": Case(
+        {"ner.jsonl": lines([{"tokens": ["Anna", "is", "here", "?"], "tags": [1, 0, -100, None]} for _ in range(16)])},
+        {"head": "token_classification", "text_columns": ("tokens",), "label_column": "tags"},
+        "2 tags: 1 (16), 0 (16)",
+    ),
     "printed words and tags": Case(
         {
             "ner.csv": table(
@@ -449,6 +455,16 @@ def test_few_rows_are_trained_on_for_more_epochs(num_rows: int, epochs: int) -> 
     assert choose_epochs(num_rows) == epochs
 
 
+def test_labels_of_a_parquet_file_have_the_names_that_it_declares(encoder: Path) -> None:
+    texts, labels = zip(*reviews(), strict=True)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    Dataset.from_dict({"text": texts, "label": [*map(int, labels)]}, features=features).to_parquet("reviews.parquet")
+    init([Path("reviews.parquet")], Choices(), model=str(encoder))
+    recipe = load_recipe("recipe.yaml")
+    assert recipe_task(recipe).labels == ("bad", "good")
+    finetune(recipe, Path("run"), RunOptions(dry_run=True, console=QUIET))
+
+
 def test_recipe_in_another_folder_finds_the_files(encoder: Path) -> None:
     files = write_files(CASES["pairs of texts"])
     init(files, Choices(), model=str(encoder), output=Path("mine/nli.yaml"))
@@ -484,11 +500,12 @@ def test_classifier_for_other_labels_is_replaced(encoder: Path) -> None:
             "found no column of labels .* --label",
         ),
         ("text,label\na,b\n", Choices(kind="tag"), r"found --problem 'tag', expected one of .* Did you mean tags\?"),
+        ("text\na day\n", Choices(), "found only columns of texts, expected one of labels"),
         ("", Choices(), "is empty, expected rows with a header line"),
         ("text,label\n", Choices(), "found no rows after the header"),
         ("Привет мир;ярлык\n".encode("windows-1251"), Choices(), "not a Western encoding; set --encoding"),
         ("good,a fine day\nbad,it was awful\ngood,nice\ngood,no\n", Choices(), "found 'good' as the name of a column"),
-        ("l,it was a fine day and we all had fun\nx,no\n", Choices(), "looks like a value; .* no header line, add one"),
+        ("l,it was a fine day and we all had fun\nx,no\n", Choices(), "looks like a value; .* no header, add a line"),
         (
             "question,A,B,answer\n" + "what is it now ?,x,y,1\nwhat is that ?,x,y,2\n",
             Choices(),

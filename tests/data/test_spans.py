@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from bertcli.data.sources import load_split
 from bertcli.data.spans import CUT_COLUMN, Span, find_overlap, parse_spans, place_spans, tags_of_spans, word_spans
 from bertcli.errors import DataError
 from bertcli.heads.token_classification import TokenClassification
+from bertcli.recipe.schema import DataSection
 from bertcli.tasks.tags import read_tag_set
 from bertcli.tasks.task import Files, Task
 
@@ -112,12 +114,30 @@ def test_span_that_cuts_a_word_is_reported_and_trains_nothing(tokenizer: Any) ->
     split = load_split(task, "train")
     assert split["tags"][:] == [["O", "B-X", "O"], ["O", None, "B-Y"]]
     assert split[CUT_COLUMN][:] == [0, 1]
-    from bertcli.recipe.schema import DataSection
-
     encoded = TokenClassification(("O", "B-X", "B-Y")).encode(task, split, tokenizer, DataSection())
     assert encoded.row_warnings == ((1, "a span begins or ends inside a word; the words that it covers get no tag"),)
     assert encoded.labels is not None
     assert (encoded.labels >= 0).sum() == 5
+
+
+def test_characters_of_predicted_entities_are_those_of_the_export(tokenizer: Any) -> None:
+    """With logits that favor the gold tags, predictions give back each span: its offsets, label and characters."""
+    text = "🎈 Émile's train to New York-based Acme Corp., 東京支社!"
+    names = {"Émile": "PER", "New York": "LOC", "Acme Corp.": "ORG", "東京": "LOC", "🎈": "X"}
+    spans = [[text.index(name), text.index(name) + len(name), label] for name, label in names.items()]
+    task = task_of([{"text": text, "label": spans}, {"text": "none", "label": []}])
+    rows = load_split(task, "train")
+    labels = TokenClassification.task_labels(task, rows)
+    head, task = TokenClassification(labels), task.model_copy(update={"labels": labels})
+    encoded = head.encode(task, rows, tokenizer, DataSection(max_length=256))
+    assert encoded.labels is not None
+    logits = np.eye(len(labels))[np.where(encoded.labels < 0, 0, encoded.labels)]
+    first, second = head.to_json(task, rows, encoded, logits)
+    assert second["entities"] == []
+    found = [[entity["start"], entity["end"], entity["label"]] for entity in first["entities"]]
+    assert sorted(found) == sorted(spans)
+    assert {text[start:end] for start, end, _ in found} == {*names}
+    assert all(entity["text"] == text[entity["start"] : entity["end"]] for entity in first["entities"])
 
 
 @pytest.mark.parametrize(
