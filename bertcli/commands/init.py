@@ -266,7 +266,7 @@ def _files_section(
     folder = output.parent.resolve()
     section: dict[str, Any] = {}
     for split, paths in files.items():
-        names = [os.path.relpath(path.resolve(), folder) for path in paths]
+        names = [_path_from(folder, path.resolve()) for path in paths]
         if names:
             section[split] = names[0] if len(names) == 1 else tuple(names)
     formats = {dialect.format for dialect in dialects.values()}
@@ -290,6 +290,12 @@ def _files_section(
     if inferred.decimal is not None:
         section["decimal"] = inferred.decimal
     return section
+
+
+def _path_from(folder: Path, path: Path) -> str:
+    """Return a path relative to `folder`, or the absolute path if it is far away."""
+    relative = os.path.relpath(path, folder)
+    return str(path) if relative.startswith(os.path.join("..", "..", "")) else relative
 
 
 def _suffix_format(path: Path) -> str | None:

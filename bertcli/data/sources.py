@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertcli.data.duplicates import normalize_text
 from bertcli.data.formats import check_json_depth, join_words
 from bertcli.data.row_layouts import arrange_rows
 from bertcli.data.spans import CUT_COLUMN
@@ -203,14 +204,14 @@ def column_names(rows: Dataset) -> list[str]:
 
 
 def hash_texts(task: Task, rows: Dataset) -> np.ndarray:
-    """Return a 64-bit hash of the texts of each row, ignoring differences in whitespace. [R]
+    """Return a 64-bit hash of the texts of each row, ignoring differences in case, spaces and punctuation. [R]
 
     It covers all input columns, so the same question about another passage has another hash. Hashes are comparable only
     within a process.
     """
 
     def hash_row(cells: Sequence[str | list[str]]) -> int:
-        return hash(tuple(" ".join(join_words(cell).split()) for cell in cells))
+        return hash(tuple(normalize_text(join_words(cell)) for cell in cells))
 
     batches = rows.select_columns(list(task.columns)).iter(batch_size=SCAN_BATCH_SIZE)
     hashes = (hash_row(cells) for batch in batches for cells in zip(*batch.values(), strict=True))

@@ -214,7 +214,7 @@ def test_leaked_validation_texts_are_counted_and_located(recipe_of: Callable[...
     train = [{"text": text, "label": "ab"[index % 2]} for index, text in enumerate(["one", "two ", "three", "four"])]
     write_rows("train.jsonl", [*train])
     new = [{"text": f"new {index}", "label": "a"} for index in range(6)]
-    write_rows("validation.jsonl", [*new, {"text": "four", "label": "a"}, {"text": " two", "label": "a"}])
+    write_rows("validation.jsonl", [*new, {"text": "four", "label": "a"}, {"text": " Two!", "label": "a"}])
     (note,) = notes_on(recipe_of(FILES))
     assert note == (
         "2 of 8 validation rows (25.0%) have the same text as a training row, so their scores say little about unseen "
