@@ -80,6 +80,14 @@ def test_duplicates_leaks_and_conflicts_are_counted(run_check: Callable[..., Dat
     ]
 
 
+def test_text_of_a_training_row_is_not_also_a_near_duplicate_of_another(run_check: Callable[..., DataCheck]) -> None:
+    near = LONG.replace("dog", "cat")
+    result = run_check([*clean_rows(20, "a"), [LONG, "pos"], [near, "pos"]], [*clean_rows(20, "one"), [near, "pos"]])
+    assert findings(result, "leak")[0].count == 1
+    assert findings(result, "near leak") == []
+    assert findings(result, "near duplicates")[0].count == 1
+
+
 def test_texts_lengths_scripts_and_labels_are_reported(run_check: Callable[..., DataCheck]) -> None:
     train = [*clean_rows(40, "a"), ["", "pos"], ["Хороший фильм", "Pos"]]
     train += [[f"{LONG * 3} {at}", "rare"] for at in range(3)]
