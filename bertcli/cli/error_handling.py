@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 import textwrap
 import traceback
@@ -72,31 +73,49 @@ class Commands(TyperGroup):
             if not hasattr(error, "format_message"):  # not a usage error
                 raise
             arguments = ctx.meta["bertcli.arguments"]
-            if (name := getattr(error, "option_name", None)) is not None:
-                error.message = f"{error.message}{_key_hint(name, arguments)}"  # type: ignore[attr-defined]
+            if getattr(error, "option_name", None) is not None:
+                hint = _option_hint(arguments, getattr(error, "ctx", None))
+                error.message = f"{error.message}{hint}"  # type: ignore[attr-defined]
             if "--json" in arguments:
                 _print_json_error(f"error: {error.format_message()}", getattr(error, "exit_code", 2))
             raise
 
 
-def _key_hint(option: str, arguments: list[str]) -> str:
-    """Return a hint that names the recipe key for an unknown option such as `--learning_rate 3e-5`, if there is one."""
+def _option_hint(arguments: list[str], context: Any) -> str:
+    """Return a hint that translates the unknown options, such as `--learning_rate 3e-5`, to recipe keys.
+
+    Args:
+        arguments: the command line.
+        context: the parser's context of the command.
+    """
     if not {"finetune", "pretrain", "submit", "check", "show"} & set(arguments):
         return ""
-    from bertcli.recipe.error_messages import UNSUPPORTED_KEYS, find_key
+    from bertcli.recipe.error_messages import find_key
+    from bertcli.recipe.hf_arguments import option_hint, override_for
 
-    name = option.lstrip("-").replace("-", "_")
-    if name in UNSUPPORTED_KEYS:
-        return f": {UNSUPPORTED_KEYS[name]}"
-    if (key := find_key(name, pretraining="pretrain" in arguments)) is None:
-        return ""
-    if "=" in key:  # the key includes its value
-        return f". Recipe keys are given without dashes: {key}"
-    position = next((index for index, word in enumerate(arguments) if word.partition("=")[0] == option), len(arguments))
-    value = "=".join(arguments[position : position + 1]).partition("=")[2] or "".join(
-        word for word in arguments[position + 1 : position + 2] if not word.startswith("-")
-    )
-    return f". Recipe keys are given without dashes: {key}={value or '…'}"
+    values = _option_values(arguments)
+    known = {name for parameter in context.command.params for name in parameter.opts} if context else set()
+    overrides, hints = [], []
+    for name, value in values.items():
+        if {f"--{name}", f"--{name.replace('_', '-')}"} & known:
+            continue
+        if (hint := option_hint(name, value)) is not None:
+            hints.append((name, hint))
+        elif (key := find_key(name, pretraining="pretrain" in arguments)) is not None:
+            overrides.append(override_for(name, key, value, values))
+    text = f"\nRecipe keys are given without dashes: {shlex.join(overrides)}" if overrides else ""
+    return text + "".join(f"\nInstead of --{name}: {hint}" for name, hint in hints)
+
+
+def _option_values(arguments: list[str]) -> dict[str, str]:
+    """Return the value of each option, by its name without dashes and with underscores; empty if it has none."""
+    values: dict[str, str] = {}
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            is_value = not following.startswith("-") or following.lstrip("-").replace(".", "").isdecimal()
+            values[name.lstrip("-").replace("-", "_")] = value if equals else following if is_value else ""
+    return values
 
 
 def _print_json_error(message: str, exit_code: int) -> None:

@@ -1,4 +1,7 @@
-"""Readable messages for validation errors: what was found, what was expected, and where a misplaced key belongs."""
+"""Readable messages for validation errors: what was found, what was expected, and where a misplaced key belongs.
+
+The names that transformers uses are in `recipe.hf_arguments`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from bertcli.errors import MAX_QUOTED_CHARS, did_you_mean, quoted, shortened
+from bertcli.recipe.hf_arguments import KEY_ALIASES, PRETRAIN_KEY_ALIASES, UNSUPPORTED_KEYS
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.yaml_layers import KeyPath
@@ -40,102 +44,12 @@ EXPECTED_BY_KEY = {  # keys with union types, for which pydantic reports one err
     "training.class_weights": "`auto`, or a mapping from label to number",
     "answers.thresholds": "`tuned`, or a mapping from label to number",
 }
-KEY_ALIASES = {  # key in transformers' example scripts or in earlier versions → current key
-    "batch_size": "training.global_batch_size",
-    "bf16": "hardware.precision=bf16",
-    "data_seed": "training.seed",
-    "dataset_config_name": "task.config",
-    "dataset_name": "task.dataset",
-    "eval_batch_size": "hardware.eval_batch_tokens",
-    "eval_steps": "evaluation.every_steps",
-    "eval_strategy": "evaluation.every_steps",
-    "evaluation_strategy": "evaluation.every_steps",
-    "fp16": "hardware.precision=fp16",
-    "fsdp": "hardware.shard=true",
-    "gradient_accumulation_steps": "hardware.micro_batch_size",
-    "ignore_mismatched_sizes": "model.new_head=true",
-    "label_column_name": "task.label_column",
-    "label_smoothing_factor": "training.label_smoothing",
-    "logging_steps": "hardware.log_every_steps",
-    "lora_r": "training.lora_rank",
-    "lr": "training.learning_rate",
-    "lr_scheduler_type": "training.schedule",
-    "max_eval_samples": "data.max_eval_examples",
-    "max_seq_length": "data.max_length",
-    "max_train_samples": "data.max_train_examples",
-    "metric_for_best_model": "evaluation.best_by",
-    "metric_name": "task.metrics",
-    "mixed_precision": "hardware.precision",
-    "model_name": "model.name",
-    "model_name_or_path": "model.name",
-    "no_cuda": "hardware.device=cpu",
-    "num_epochs": "training.epochs",
-    "num_train_epochs": "training.epochs",
-    "patience": "evaluation.early_stopping_patience",
-    "per_device_eval_batch_size": "hardware.eval_batch_tokens",
-    "per_device_train_batch_size": "training.global_batch_size",
-    "report_to": "hardware.trackers",
-    "save_steps": "evaluation.every_steps",
-    "save_strategy": "evaluation.every_steps",
-    "save_total_limit": "evaluation.keep_checkpoints",
-    "task_name": "task",
-    "test_file": "task.files.test",
-    "text_column_name": "task.text_columns",
-    "tokenizer_name": "model.tokenizer",
-    "torch_compile": "hardware.compile=true",
-    "train_batch_size": "training.global_batch_size",
-    "train_file": "task.files.train",
-    "use_cpu": "hardware.device=cpu",
-    "validation_file": "task.files.validation",
-    "version_2_with_negative": "task.unanswerable=true",
+MAIN_KEYS = {"model": "name", "tokenizer": "name", "objective": "kind"}  # the key meant if a section is set to a string
+FORMER_KEYS = {  # key in earlier versions → current key
     "consistent_tags": "answers.constrained_decoding",
     "mark_capitals": "data.casing_feature",
     "reinitialise_layers": "training.reinit_layers",
 }
-PRETRAIN_KEY_ALIASES = {  # aliases that differ in recipes for `bertcli pretrain`
-    "block_size": "phases=[{max_length: …}]",
-    "config_name": "model.family",
-    "dataset_config_name": "corpus.sources=[{dataset: …, config: …}]",
-    "dataset_name": "corpus.sources=[{dataset: …}]",
-    "line_by_line": "corpus.sources=[{files: …, documents: lines}]",
-    "max_length": "phases=[{max_length: …}]",
-    "max_seq_length": "phases=[{max_length: …}]",
-    "model_type": "model.family",
-    "tokenizer_name": "tokenizer.name",
-    "train_file": "corpus.sources=[{files: …}]",
-    "validation_split_percentage": "corpus.held_out_fraction",
-}
-UNSUPPORTED_KEYS = {  # key of another program → what to do instead
-    "auto_find_batch_size": "hardware.micro_batch_size=auto, the default, does this; leave it out",
-    "cache_dir": "caches are set by the environment variables BERTCLI_CACHE and HF_HOME",
-    "delimiter": "the separator of CSV files is task.files.delimiter",
-    "encoding": "the encoding of text files is task.files.encoding, or corpus.sources[…].encoding",
-    "deepspeed": "DeepSpeed is not supported; hardware.shard=true shards a large model",
-    "disable_tqdm": "this is an option, not a key; use --quiet",
-    "do_eval": "every run is evaluated; `bertcli eval` scores a finished one",
-    "do_predict": "use `bertcli predict` on the finished run",
-    "do_train": "`bertcli finetune` and `bertcli pretrain` always train; leave it out",
-    "greater_is_better": "the metric evaluation.best_by determines this; leave it out",
-    "group_by_length": "batches are grouped by length anyway; leave it out",
-    "hub_model_id": "use `bertcli push` on the finished run",
-    "hub_token": "log in with `hf auth login`",
-    "load_best_model_at_end": "the best model is always kept; leave it out",
-    "local_rank": "this is an option, not a key; use --processes",
-    "logging_dir": "everything is logged in the run folder; use --run",
-    "n_gpu": "this is an option, not a key; use --processes",
-    "num_labels": "the labels determine this; name them in task.labels",
-    "num_processes": "this is an option, not a key; use --processes",
-    "optim": "the optimizer is always AdamW; leave it out",
-    "output_dir": "the run folder is an option, not a key; use --run",
-    "overwrite_cache": "cached rows always match their files; leave it out",
-    "overwrite_output_dir": "this is an option, not a key; use --overwrite",
-    "pad_to_max_length": "padding is avoided where possible; leave it out",
-    "push_to_hub": "use `bertcli push` on the finished run",
-    "resume_from_checkpoint": "re-run the same command to resume; leave it out",
-    "run_name": "the run folder is an option, not a key; use --run",
-    "trust_remote_code": "code from the Hub is never run; use a model that transformers supports",
-}
-MAIN_KEYS = {"model": "name", "tokenizer": "name", "objective": "kind"}  # the key meant if a section is set to a string
 ALIASES_BY_SECTION = {  # former names whose new key depends on the section (`*`: an item of a list)
     "task": {"held_out_by": "group_by", "held_out_share": "held_out_fraction"},
     "task.splits": {"more_validation": "extra_validation"},
@@ -257,7 +171,7 @@ def _alias(schema: type[BaseModel], section: str, keys: KeyPath) -> str | None:
     pattern = ".".join("*" if isinstance(part, int) else part for part in keys[:-1])
     if key in (aliases := ALIASES_BY_SECTION.get(pattern, {})):
         return ".".join(filter(None, (section, aliases[key])))
-    aliases = KEY_ALIASES | (PRETRAIN_KEY_ALIASES if schema is PretrainRecipe else {})
+    aliases = KEY_ALIASES | FORMER_KEYS | (PRETRAIN_KEY_ALIASES if schema is PretrainRecipe else {})
     alias = aliases.get(key, "")
     home, *inner = alias.partition("=")[0].split(".")
     is_known = (

@@ -115,9 +115,14 @@ def test_broken_cache_variable_is_named_by_a_command(monkeypatch: pytest.MonkeyP
         (("--learning_rate", "3e-5"), "training.learning_rate=3e-5"),
         (("--learning-rate=3e-5",), "training.learning_rate=3e-5"),
         (("--model_name_or_path", "roberta-base"), "model.name=roberta-base"),
-        (("--num_train_epochs", "3", "--max_seq_length", "9"), "training.epochs=3"),
         (("--fp16", "--json"), "without dashes: hardware.precision=fp16"),
-        (("--output_dir", "out"), "use --run"),
+        (("--num_train_epochs", "3", "--max_seq_length", "9"), "training.epochs=3 data.max_length=9"),
+        (("--output_dir", "out"), "use --run out"),
+        (("--output_dir", "out", "--lr=3e-5", "--quiet"), "training.learning_rate=3e-5 Instead of --output_dir: the"),
+        (("--config", "mine.yaml"), "the recipe is the first argument, without an option: mine.yaml"),
+        (("--report_to", "wandb"), "'hardware.trackers=[wandb]'"),
+        (("--resume",), "re-run the same command to resume"),
+        (("--max_steps", "-1", "--eval_strategy", "epoch"), "training.max_steps=null evaluation.every_epochs=1"),
     ],
 )
 def test_option_of_another_program_leads_to_the_key(arguments: tuple[str, ...], key: str) -> None:

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from bertcli.cli.main import app
 from bertcli.errors import RecipeError
-from bertcli.recipe.error_messages import KEY_ALIASES, PRETRAIN_KEY_ALIASES, UNSUPPORTED_KEYS, find_key
+from bertcli.recipe.error_messages import FORMER_KEYS, find_key
+from bertcli.recipe.hf_arguments import KEY_ALIASES, PRETRAIN_KEY_ALIASES, UNSUPPORTED_KEYS
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
@@ -154,7 +155,7 @@ def _problems(load: Callable[..., object], name: str, overrides: list[str]) -> l
 
 def test_every_alias_leads_to_a_key_that_exists() -> None:
     """No alias is left over from a key that was renamed."""
-    for name in KEY_ALIASES:
+    for name in {**KEY_ALIASES, **FORMER_KEYS}:
         assert find_key(name) is not None, name
     for name in PRETRAIN_KEY_ALIASES:
         assert find_key(name, pretraining=True) == PRETRAIN_KEY_ALIASES[name]

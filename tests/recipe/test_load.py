@@ -10,7 +10,7 @@ import pytest
 
 from bertcli.errors import RecipeError
 from bertcli.recipe.catalogue import complete_key
-from bertcli.recipe.error_messages import KEY_ALIASES
+from bertcli.recipe.hf_arguments import KEY_ALIASES
 from bertcli.recipe.load import FORMER_RECIPES, dump_recipe, load_pretrain_recipe, load_recipe, shipped_recipes
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_suite
