@@ -20,7 +20,7 @@ from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
 from bertcli.pretraining.objective import Text, TokenObjective, TokenTargets
 from bertcli.recipe.pretrain_schema import OBJECTIVES
-from bertcli.recipe.schema import DataSection, Recipe
+from bertcli.recipe.schema import DataSection, Recipe, TrainingSection
 from bertcli.tasks.task import HEADS, Task
 
 
@@ -65,7 +65,7 @@ class Rating(Head):
             return None
         return np.asarray(rows[task.label_column][:], dtype=np.int64)
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, training: TrainingSection | None = None) -> torch.Tensor:
         return torch.nn.functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:

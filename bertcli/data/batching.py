@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 POOL_BATCHES = 100  # batches whose rows are sorted by length together
 CUTOFF_SALT = 4  # makes token cutoff independent of the row order, which uses the same seed
+BALANCE_SALT = 6  # likewise for over-sampling
 
 
 class Batchable(Protocol):
@@ -72,6 +73,30 @@ def length_grouped_batches(
     return [batches[index] for index in random.permutation(len(batches))]
 
 
+def balanced_items(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return the items of an epoch in which every label is as frequent as the most frequent one in the data.
+
+    Each item of a label is repeated equally often; the rest is sampled without replacement, anew in each epoch.
+
+    Args:
+        labels: the label id of each item. [N]
+    """
+    random = np.random.default_rng((seed, epoch, BALANCE_SALT))
+    items: list[np.ndarray] = []
+    _, counts = np.unique(labels, return_counts=True)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        num_repeats, num_sampled = divmod(int(counts.max()), len(members))
+        items += [np.tile(members, num_repeats), random.permutation(members)[:num_sampled]]
+    return np.concatenate(items)
+
+
+def num_balanced_items(labels: np.ndarray) -> int:
+    """Return the number of `balanced_items` of an epoch, given the label id of each item. [N]"""
+    _, counts = np.unique(labels, return_counts=True)
+    return len(counts) * int(counts.max())
+
+
 def token_budget_batches(lengths: np.ndarray, max_tokens: int, *, same_length: bool = False) -> Iterator[np.ndarray]:
     """Yield every row once, longest first, in batches of at most `max_tokens` padded tokens (but at least one row).
 
@@ -100,26 +125,38 @@ def training_batches(
     process: int = 0,
     num_processes: int = 1,
     multiple_of: int = 1,
+    balance: bool = False,
 ) -> Iterator[GlobalBatch]:
-    """Yield one process's batches for steps `start_step` to `total_steps` - 1."""
-    steps_per_epoch = -(-len(encoded) // global_batch_size)
+    """Yield one process's batches for steps `start_step` to `total_steps` - 1.
+
+    Args:
+        balance: over-sample items so that all labels are equally frequent (`balanced_items`).
+    """
+    num_items = num_balanced_items(_item_labels(encoded)) if balance else len(encoded)
+    steps_per_epoch = -(-num_items // global_batch_size)
     num_targets = encoded.num_targets
     teacher = {"teacher_logits": encoded.teacher_logits, "teacher_states": encoded.teacher_states}
     kinds = ["labels", *(kind for kind, values in teacher.items() if values is not None)]
     for epoch in range(start_step // steps_per_epoch, -(-total_steps // steps_per_epoch)):
         first_step = epoch * steps_per_epoch
-        batches = length_grouped_batches(encoded.lengths, global_batch_size, seed, epoch)
-        for rows in batches[max(0, start_step - first_step) : total_steps - first_step]:
+        items = balanced_items(_item_labels(encoded), seed, epoch) if balance else np.arange(len(encoded))
+        batches = length_grouped_batches(encoded.lengths[items], global_batch_size, seed, epoch)
+        for batch in batches[max(0, start_step - first_step) : total_steps - first_step]:
             yield build_global_batch(
                 encoded,
-                rows,
+                items[batch],
                 # A batch without labeled tokens has no targets; avoid dividing by 0.
-                dict.fromkeys(kinds, max(1, int(num_targets[rows].sum()))),
+                dict.fromkeys(kinds, max(1, int(num_targets[items[batch]].sum()))),
                 micro_batch_size=micro_batch_size,
                 process=process,
                 num_processes=num_processes,
                 multiple_of=multiple_of,
             )
+
+
+def _item_labels(encoded: Encoded) -> np.ndarray:
+    assert encoded.labels is not None
+    return encoded.labels
 
 
 def apply_token_cutoff(

@@ -161,6 +161,7 @@ class FinetuneJob(Job):
             process=accelerator.process_index,
             num_processes=accelerator.num_processes,
             multiple_of=pad_to_multiple_of(accelerator),
+            balance=training.balance is not None,
         )
         if not training.token_cutoff:
             return batches

@@ -24,7 +24,7 @@ def build_loss(head: Head, training: TrainingSection | None = None) -> Loss:
 
     def mean_loss(outputs: Any, targets: Targets, counts: dict[str, int]) -> torch.Tensor:
         logits = head.logits(outputs).float()
-        loss = head.loss(logits, targets["labels"], training.label_smoothing)
+        loss = head.loss(logits, targets["labels"], training)
         if "teacher_logits" in targets:
             soft_loss = distillation_loss(logits, targets["teacher_logits"], training.teacher_temperature)
             loss = (1 - training.teacher_weight) * loss + training.teacher_weight * soft_loss

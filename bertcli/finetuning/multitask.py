@@ -69,12 +69,12 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         setups = {name: set_up(task_recipe, options.mirror) for name, task_recipe in recipes.items()}
     with console.waiting("tokenizing"):
         sizes = {name: len(setup.encode("train")) for name, setup in setups.items()}
-    plan = make_plan(recipe, sum(sizes.values()), processes.num_processes)
-    probabilities = task_probabilities(list(sizes.values()), suite.multitask)
+        epoch_sizes = [setup.examples_per_epoch for setup in setups.values()]
+    plan = make_plan(recipe, sum(sizes.values()), processes.num_processes, sum(epoch_sizes))
+    probabilities = task_probabilities(epoch_sizes, suite.multitask)
     for (name, size), probability in zip(sizes.items(), probabilities, strict=True):
-        note = setups[name].target_note
-        targets = f"; {note}" if note else ""
-        console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps{targets}")
+        notes = [f"; {note}" for note in (setups[name].target_note, setups[name].balance_note) if note]
+        console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps{''.join(notes)}")
     workloads = (setup.workload(plan) for setup in setups.values())
     largest = max(workloads, key=lambda workload: workload.num_sequences * workload.length)
     model_class = next(iter(setups.values())).head.model_class

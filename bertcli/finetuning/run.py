@@ -47,7 +47,8 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     if len(setup.rows["train"]) > MANY_ROWS:
         console.say(f"data      tokenizing {len(setup.rows['train'])} training rows")
     with console.waiting("tokenizing"):
-        plan = make_plan(recipe, len(setup.encode("train")), processes.num_processes)
+        num_items = len(setup.encode("train"))
+        plan = make_plan(recipe, num_items, processes.num_processes, setup.examples_per_epoch)
         setup.encode("validation")
     memory = plan_memory(recipe.hardware, setup.head.model_class, setup.workload(plan), processes.num_processes)
     plan = replace(plan, gradient_checkpointing=memory.gradient_checkpointing)
@@ -105,15 +106,16 @@ def note_duplicates(console: Console, setup: FinetuneSetup) -> None:
 def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, memory: MemoryPlan, run: Path) -> None:
     recipe, training = setup.recipe, setup.recipe.training
     names = setup.head.labels
-    more = f", … {len(names)} labels" if len(names) > MAX_LABELS_SHOWN else ""
-    labels = f" ({shortened(', '.join(names[:MAX_LABELS_SHOWN]))}{more})" if names else ""
+    omitted = f", … {len(names)} labels" if len(names) > MAX_LABELS_SHOWN else ""
+    labels = f" ({shortened(', '.join(names[:MAX_LABELS_SHOWN]))}{omitted})" if names else ""
     rows = {split: len(split_rows) for split, split_rows in setup.rows.items()}
     windows = f" in {plan.num_train_examples} windows" if plan.num_train_examples > rows["train"] else ""
     accumulation = f" in {plan.accumulation_steps} micro-batches" if plan.accumulation_steps > 1 else ""
     targets = f"; {setup.target_note}" if setup.target_note else ""
     console.say(f"task      {setup.task.name}: {setup.task.answer_kind}{labels}{targets}")
     skipped = f"; skipped {setup.num_skipped} rows without a label" if setup.num_skipped else ""
-    console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows{skipped}")
+    more = skipped + (f"; {setup.balance_note}" if setup.balance_note else "")
+    console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows{more}")
     console.say(f"model     {setup.source.name if setup.source else f'BERT {recipe.model.size}, from scratch'}")
     if recipe.model.add_tokens:
         console.say(f"tokenizer {setup.added_tokens.note}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertcli.console import Console
+from bertcli.data.batching import num_balanced_items
 from bertcli.data.encoding import Encoded, split_at_spaces
 from bertcli.data.formats import join_words
 from bertcli.data.sources import (
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
 HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks that have them; see `Head.supported_keys`
     "training.label_smoothing": "tasks with one correct label per prediction",
     "training.class_weights": "text and token classification",
+    "training.loss": "text and token classification",
+    "training.balance": "text classification with one label per row",
     "training.teacher": "tasks with one correct label per text",
     "training.token_cutoff": "tasks with one prediction per text",
     "answers.thresholds": "text classification",
@@ -95,6 +98,22 @@ class FinetuneSetup:
         if split not in self._encoded:
             self._encoded[split] = encode_rows(self.head, self.task, self.rows[split], self.tokenizer, self.recipe.data)
         return self._encoded[split]
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """The number of training items in an epoch; rows of rare labels count repeatedly if they are over-sampled."""
+        encoded = self.encode("train")
+        if self.recipe.training.balance is None:
+            return len(encoded)
+        assert encoded.labels is not None
+        return num_balanced_items(encoded.labels)
+
+    @property
+    def balance_note(self) -> str:
+        """The plan's note on over-sampling; empty if rows are not over-sampled."""
+        if self.recipe.training.balance is None:
+            return ""
+        return f"{self.examples_per_epoch} training examples an epoch, equally many of each label"
 
     @property
     def target_scale(self) -> tuple[float, float] | None:
@@ -321,7 +340,8 @@ def check_recipe(recipe: Recipe, task: Task) -> None:
     Raises:
         RecipeError: if the recipe is invalid; the error lists every problem.
     """
-    problems = [*_metric_problems(recipe, task), *_head_key_problems(recipe, task), *_strategy_problems(recipe)]
+    problems = [*_metric_problems(recipe, task), *_head_key_problems(recipe, task)]
+    problems += [*_strategy_problems(recipe), *_imbalance_problems(recipe)]
     if task.files is None and task.splits.train is None:
         problems.append(f"{task.name} has no training split; use it only with `eval` and `predict`")
     if problems:
@@ -380,6 +400,17 @@ def _strategy_problems(recipe: Recipe) -> Iterator[str]:
         unused = _non_default_keys(training, ("reinit_layers", "token_cutoff", "teacher_hidden_weight"))
         cause = "is not supported with training.strategy=features, which runs the frozen encoder only once; remove it"
         yield from (f"training.{key} {cause}" for key in unused)
+
+
+def _imbalance_problems(recipe: Recipe) -> Iterator[str]:
+    """Yield a problem for each pair of keys that does not combine: focal loss, class weights, over-sampling."""
+    training = recipe.training
+    if training.loss == "focal" and training.label_smoothing:
+        yield "training.label_smoothing is not supported with training.loss=focal; remove one of them"
+    if training.loss != "focal" and _non_default_keys(training, ("focal_gamma",)):
+        yield "training.focal_gamma requires training.loss=focal"
+    if training.balance is not None and training.class_weights == "auto":
+        yield "training.balance and training.class_weights=auto both make rare labels count as much; remove one of them"
 
 
 def _non_default_keys(section: Section, keys: Iterable[str]) -> list[str]:

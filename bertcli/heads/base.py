@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bertcli.data.encoding import Encoded
-from bertcli.recipe.schema import DataSection, Recipe
+from bertcli.recipe.schema import DataSection, Recipe, TrainingSection
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -156,8 +156,13 @@ class Head(ABC):
         return outputs.logits
 
     @abstractmethod
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Return the loss summed over the targets of a batch; `label_smoothing` is ignored if not supported."""
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, training: TrainingSection | None = None) -> torch.Tensor:
+        """Return the loss summed over the targets of a batch.
+
+        Args:
+            training: how to compute the training loss, as far as the head supports it: label smoothing, class weights,
+                focal loss; None: the plain loss, which scores a model and does not depend on how it was trained.
+        """
 
     @abstractmethod
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> Any:

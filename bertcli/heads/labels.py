@@ -415,13 +415,26 @@ def compute_class_weights(
     if task.problem == "multi_label":
         counts = gold.sum(0)
         return [float(min(MAX_AUTO_WEIGHT, (len(gold) - count) / max(1.0, count))) for count in counts]
+    consequence = "has no automatic weight; add such rows, or list a weight for each label in training.class_weights"
+    check_all_labels_occur(task, labels, gold, consequence)
+    counts = np.bincount(gold, minlength=len(labels))
+    return [float(len(gold) / (len(labels) * count)) for count in counts]
+
+
+def check_all_labels_occur(task: Task, labels: tuple[str, ...], gold: np.ndarray, consequence: str) -> None:
+    """Check that each label of a single-label task has training rows.
+
+    Args:
+        gold: the label ids of the training rows. [R]
+        consequence: what the error message says about a label without rows, and the cure.
+
+    Raises:
+        DataError: if a label has none.
+    """
     counts = np.bincount(gold, minlength=len(labels))
     if not counts.all():
-        raise DataError(
-            f"{origin(task)}: no training row has the label {quoted(labels[int(counts.argmin())])}, so it has no "
-            "automatic weight; add such rows, or list a weight for each label in training.class_weights"
-        )
-    return [float(len(gold) / (len(labels) * count)) for count in counts]
+        label = quoted(labels[int(counts.argmin())])
+        raise DataError(f"{origin(task)}: no training row has the label {label}, so it {consequence}")
 
 
 def weights_from_recipe(weights: dict[str, float], labels: tuple[str, ...]) -> list[float]:

@@ -28,7 +28,7 @@ from bertcli.heads.labels import (
     label_name,
     labels_with_gold,
 )
-from bertcli.recipe.schema import DataSection, Recipe
+from bertcli.recipe.schema import DataSection, Recipe, TrainingSection
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -136,10 +136,11 @@ class MultipleChoice(Head):
             raise DataError(f"{where} {answer}, expected the number of a choice (0 to {count - 1}) or its letter")
         return np.asarray(answers, dtype=np.int64)
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, training: TrainingSection | None = None) -> torch.Tensor:
         """Return the cross-entropy over the choices, summed over the questions."""
         from torch.nn import functional
 
+        label_smoothing = training.label_smoothing if training else 0.0
         return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
 
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from bertcli.data.sources import column_names, locate_rows, origin
 from bertcli.errors import DataError, quoted, shortened
 from bertcli.heads.base import Head
 from bertcli.heads.span_decoding import NOT_IN_PASSAGE, SpanPrediction, best_spans, select_answer, strip_span
-from bertcli.recipe.schema import AnswersSection, DataSection, Recipe
+from bertcli.recipe.schema import AnswersSection, DataSection, Recipe, TrainingSection
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class QuestionAnswering(Head):
 
         return torch.stack((outputs.start_logits, outputs.end_logits), dim=-1)
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, training: TrainingSection | None = None) -> torch.Tensor:
         """Return the cross-entropy, averaged over start and end positions and summed over the windows."""
         from torch.nn import functional
 

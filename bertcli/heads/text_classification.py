@@ -18,6 +18,7 @@ from bertcli.errors import DataError, ModelError
 from bertcli.heads.base import Head
 from bertcli.heads.labels import (
     MISSING_LABEL,
+    check_all_labels_occur,
     compute_class_weights,
     is_missing_number,
     label_config_fields,
@@ -30,6 +31,7 @@ from bertcli.heads.labels import (
     resolve_labels,
     top_label_ids,
 )
+from bertcli.heads.losses import label_loss, label_set_loss
 from bertcli.heads.thresholds import (
     DEFAULT_THRESHOLD,
     Thresholds,
@@ -38,7 +40,7 @@ from bertcli.heads.thresholds import (
     saved_thresholds,
     thresholds_from_recipe,
 )
-from bertcli.recipe.schema import DataSection, Recipe
+from bertcli.recipe.schema import DataSection, Recipe, TrainingSection
 from bertcli.tasks.task import COMMA_NUMBER, NUMBER, Problem, Task
 
 if TYPE_CHECKING:
@@ -106,9 +108,9 @@ class TextClassification(Head):
         """Return the recipe keys that have an effect, given the problem and the number of texts."""
         keys = {"training.token_cutoff"}
         if task.problem != "regression":
-            keys |= {"training.class_weights", "answers.thresholds"}
+            keys |= {"training.class_weights", "training.loss", "answers.thresholds"}
         if task.problem == "single_label":
-            keys |= {"training.label_smoothing", "training.teacher"}
+            keys |= {"training.label_smoothing", "training.balance", "training.teacher"}
         if len(task.text_columns) == 1:
             keys.add("data.long_inputs")
         return frozenset(keys)
@@ -141,6 +143,10 @@ class TextClassification(Head):
             scale = _scale(gold)
             _check_spread(task, *scale)
             return cls(task.problem, (), trained_scale=scale)
+        if recipe.training.balance is not None:
+            check_all_labels_occur(
+                task, labels, gold, "cannot be over-sampled; add such rows, or remove training.balance"
+            )
         weights = compute_class_weights(recipe.training.class_weights, task, labels, gold)
         return cls(task.problem, labels, weights, _thresholds(recipe.answers.thresholds, task, labels))
 
@@ -259,18 +265,15 @@ class TextClassification(Head):
             multi_hot[row, [ids[name] for name in row_names]] = 1.0
         return multi_hot
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, training: TrainingSection | None = None) -> torch.Tensor:
         """Return the loss summed over the items: cross-entropy, mean binary cross-entropy over C, or squared error."""
         from torch.nn import functional
 
-        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        if self.problem == "single_label":
-            return functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
+        if self.problem == "regression":
+            return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
         if self.problem == "multi_label":
-            # Class weights apply to positive labels only.
-            losses = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="sum")
-            return losses / logits.shape[-1]
-        return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+            return label_set_loss(logits, labels, self.class_weights, training)
+        return label_loss(logits, labels, self.class_weights, training)
 
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
         """Decode logits [N, C] to predictions for R rows, in the format of `references`."""

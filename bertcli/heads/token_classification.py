@@ -34,10 +34,11 @@ from bertcli.heads.labels import (
     predefined_labels,
     weights_from_recipe,
 )
+from bertcli.heads.losses import label_loss
 from bertcli.heads.span_decoding import strip_span
 from bertcli.heads.tag_decoding import TAG_SCHEMES, allowed_transitions, detect_tag_scheme, viterbi_decode
 from bertcli.heads.word_alignment import UNALIGNED, casing_token_type_ids, row_words, tokenize_words, word_offsets
-from bertcli.recipe.schema import DataSection, Recipe
+from bertcli.recipe.schema import DataSection, Recipe, TrainingSection
 from bertcli.tasks.tags import TagSet, read_tag_set
 from bertcli.tasks.task import Task
 
@@ -90,8 +91,8 @@ class TokenClassification(Head):
     @classmethod
     def supported_keys(cls, task: Task) -> frozenset[str]:
         """Return the recipe keys that have an effect."""
-        keys = ("training.class_weights", "training.label_smoothing", "data.context_tokens", "data.casing_feature")
-        return frozenset(keys)
+        training = ("training.class_weights", "training.label_smoothing", "training.loss")
+        return frozenset((*training, "data.context_tokens", "data.casing_feature"))
 
     @classmethod
     def task_labels(cls, task: Task, train: Dataset) -> tuple[str, ...]:
@@ -238,19 +239,9 @@ class TokenClassification(Head):
                 found = f"have more or fewer tags than words (the first has {words} words and {tags} tags)"
             raise DataError(f"{locate_rows(task, rows, bad)} {found}; give each word one tag")
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Return the cross-entropy summed over the words."""
-        from torch.nn import functional
-
-        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        return functional.cross_entropy(
-            logits.flatten(0, -2),
-            labels.flatten(),
-            weights,
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-            label_smoothing=label_smoothing,
-        )
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, training: TrainingSection | None = None) -> torch.Tensor:
+        """Return the cross-entropy or focal loss summed over the words."""
+        return label_loss(logits.flatten(0, -2), labels.flatten(), self.class_weights, training)
 
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[list[str]]:
         """Decode logits [T, C] to the tags of each row's words."""

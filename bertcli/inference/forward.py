@@ -109,7 +109,7 @@ def _restore_order(encoded: Encoded, parts: list[tuple[np.ndarray, np.ndarray]],
 
 
 def summed_loss(head: Head) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """Return a function that computes the head's loss in fp32, summed over the targets of a batch."""
+    """Return a function that computes the head's plain loss in fp32, summed over the targets of a batch."""
     return lambda outputs, labels: head.loss(head.logits(outputs).float(), labels)
 
 

@@ -25,14 +25,19 @@ class Plan:
     gradient_checkpointing: bool = False  # whether activations are recomputed
 
 
-def make_plan(recipe: Recipe, num_train_examples: int, num_processes: int = 1) -> Plan:
+def make_plan(
+    recipe: Recipe, num_train_examples: int, num_processes: int = 1, examples_per_epoch: int | None = None
+) -> Plan:
     """Derive the plan of a run over `num_train_examples` rows.
+
+    Args:
+        examples_per_epoch: number of rows in an epoch, more than there are if some are over-sampled; None: each once.
 
     Raises:
         RecipeError: if there are more warmup steps than training steps.
     """
     training = recipe.training
-    steps_per_epoch = math.ceil(num_train_examples / training.global_batch_size)
+    steps_per_epoch = math.ceil((examples_per_epoch or num_train_examples) / training.global_batch_size)
     return complete_plan(
         recipe,
         num_train_examples=num_train_examples,

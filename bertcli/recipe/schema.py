@@ -208,6 +208,17 @@ class TrainingSection(OptimizationSection, StrategySection):
         description="weight of an additional loss on the distance to the teacher's [CLS] hidden states",
     )
 
+    loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy",
+        description="loss of labels and tags; focal: weighted less where the model is already right (Lin et al. 2017)",
+    )
+    focal_gamma: float = Field(
+        2.0, ge=0, le=100, description="focal: exponent of the weight (1 - p), p the probability of the gold label"
+    )
+    balance: Literal["labels"] | None = Field(
+        None,
+        description="labels: over-sample rows of rare labels, so that all labels are equally frequent in an epoch",
+    )
     class_weights: Literal["auto"] | dict[str, float] | None = Field(
         None, description="loss weight per label; auto: inversely proportional to its frequency"
     )

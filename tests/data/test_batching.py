@@ -10,7 +10,9 @@ import pytest
 from bertcli.data.batching import (
     GlobalBatch,
     apply_token_cutoff,
+    balanced_items,
     length_grouped_batches,
+    num_balanced_items,
     token_budget_batches,
     training_batches,
 )
@@ -99,6 +101,43 @@ def test_training_batches_partition_the_global_batch_over_processes_and_micro_ba
         assert step.num_examples in (13, 101 % 13)
         seen += [int(label) for micro in step.micro_batches for label in micro["labels"]]
     assert len(seen) == len(set(seen)) == step.num_examples
+
+
+def test_balanced_items_have_each_label_equally_often_and_every_item() -> None:
+    labels = np.random.default_rng(0).choice(4, size=500, p=[0.7, 0.2, 0.09, 0.01])
+    items = balanced_items(labels, seed=1, epoch=0)
+    assert len(items) == num_balanced_items(labels) == 4 * (labels == 0).sum()
+    assert len(set(np.bincount(labels[items]))) == 1
+    repeats = np.bincount(items, minlength=500)
+    assert repeats.min() >= 1
+    for label in range(4):  # no item of a label is drawn much more often than another
+        assert np.ptp(repeats[labels == label]) <= 1
+
+
+def test_balanced_items_depend_on_seed_and_epoch_alone() -> None:
+    labels = np.random.default_rng(0).choice(2, size=500, p=[0.7, 0.3])
+    drawn = {pair: sorted(balanced_items(labels, *pair).tolist()) for pair in ((1, 0), (1, 1), (2, 0))}
+    assert sorted(balanced_items(labels, 1, 0).tolist()) == drawn[1, 0]
+    assert drawn[1, 0] != drawn[1, 1]
+    assert drawn[1, 0] != drawn[2, 0]
+
+
+def test_balanced_training_batches_resume_at_any_step_and_are_shared_by_processes(lengths: np.ndarray) -> None:
+    labels = (np.random.default_rng(0).random(len(lengths)) < 0.1).astype(np.int64)
+    encoded = replace(encoded_rows(lengths), labels=labels)
+
+    def batches(start: int, process: int = 0, num_processes: int = 1) -> list[list[int]]:
+        options = {"global_batch_size": 64, "micro_batch_size": 64, "seed": 1, "total_steps": 300, "balance": True}
+        steps = training_batches(encoded, start_step=start, process=process, num_processes=num_processes, **options)
+        return [[int(row) for micro in step.micro_batches for row in micro["input_ids"][:, 0]] for step in steps]
+
+    full = batches(0)
+    per_epoch = -(-num_balanced_items(labels) // 64)
+    epoch = labels[np.concatenate(full[:per_epoch])]
+    assert (epoch == 0).sum() == (epoch == 1).sum() == (labels == 0).sum()
+    assert batches(per_epoch + 13) == full[per_epoch + 13 :]
+    halves = zip(batches(0, 0, 2), batches(0, 1, 2), strict=True)
+    assert [first + second for first, second in halves] == full
 
 
 def test_encoded_batch_is_padded() -> None:

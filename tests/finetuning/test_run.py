@@ -284,6 +284,56 @@ def test_run_of_an_earlier_version_whose_recipe_lacks_a_key_is_resumed(recipe_of
         finetune(recipe_of("training.max_steps=2", "training.token_cutoff=0.1"), Path("run"), RunOptions(console=QUIET))
 
 
+@pytest.fixture
+def skewed(write_csv: Callable[..., Path]) -> Path:
+    """A CSV file of 26 negative and 4 positive texts."""
+    texts = [[f"the {noun} was {word}", "negative"] for noun in ("film", "soup") for word in TEXTS_BY_LENGTH]
+    return write_csv("skewed.csv", ["text", "label"], [*texts, *[["a fine film", "positive"]] * 4])
+
+
+TEXTS_BY_LENGTH = [" ".join(["dull"] * length) for length in range(1, 14)]
+
+
+def test_over_sampled_epochs_are_in_the_plan_and_a_resumed_run_ends_where_an_uninterrupted_one_ends(
+    recipe_of: Callable[..., Recipe],
+    skewed: Path,
+    reviews: Path,
+    stop_after: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = f"task.files={{train: {skewed}, validation: {reviews}}}"
+    recipe = recipe_of(files, "training.balance=labels", "evaluation.every_steps=4")
+    results = finetune(recipe, Path("uninterrupted"), RunOptions(console=Console()))
+    plan = " ".join(capsys.readouterr().err.split())
+    assert "30 training and 40 validation rows; 52 training examples an epoch, equally many of each label" in plan
+    assert "8 steps of 13 examples, 4 per epoch" in plan
+    assert results.num_train_examples == 30
+    finetune(
+        recipe_of(files, "training.max_steps=8", "evaluation.every_steps=4"), Path("plain"), RunOptions(console=QUIET)
+    )
+    assert not same_weights("uninterrupted", "plain")
+    stop_after(5)
+    with pytest.raises(Interrupted):
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert same_weights("uninterrupted", "run")
+
+
+def test_focal_loss_trains_and_is_scored_by_cross_entropy(recipe_of: Callable[..., Recipe]) -> None:
+    keys = ("training.loss=focal", "training.epochs=6", "training.learning_rate=1e-2")
+    results = finetune(recipe_of(*keys), Path("run"), RunOptions(console=QUIET))
+    first, *_, last = (record["train/loss"] for record in read_records(Path("run/train.jsonl")))
+    assert last < first < 0.3  # a quarter of ln 2, at the start
+    assert results.mean("loss") == pytest.approx(evaluate("run", console=QUIET).mean("loss"), abs=1e-6)
+    assert results.mean("loss") > 0.3
+
+
+def test_label_without_training_rows_cannot_be_over_sampled(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("task.labels=[negative, neutral, positive]", "training.balance=labels")
+    with pytest.raises(DataError, match="no training row has the label 'neutral', so it cannot be over-sampled; add"):
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
+
+
 def test_early_stopping_stops_after_its_patience(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of("training.epochs=50", "training.learning_rate=1e-12", "evaluation.early_stopping_patience=2")
     assert finetune(recipe, Path("run"), RunOptions(console=QUIET)).total_steps == 9

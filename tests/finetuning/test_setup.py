@@ -159,6 +159,8 @@ CHOICE = "head: multiple_choice, dataset: sample, config: choices, text_columns:
     ("key", "supporting_tasks"),
     [
         ("training.class_weights=auto", {TEXT, PAIR, WORDS}),
+        ("training.loss=focal", {TEXT, PAIR, WORDS}),
+        ("training.balance=labels", {TEXT, PAIR}),
         ("training.label_smoothing=0.1", {TEXT, PAIR, WORDS, CHOICE}),
         ("training.token_cutoff=0.1", {TEXT, PAIR, NUMBER, CHOICE}),
         ("data.long_inputs=windows", {TEXT}),
@@ -177,6 +179,31 @@ def test_keys_that_the_head_does_not_support_are_rejected(
         with pytest.raises(RecipeError, match=f"^{key.partition('=')[0]}.* mine ") as error:
             check_recipe(recipe, recipe_task(recipe))
         assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("training.focal_gamma=1",), "training.focal_gamma requires training.loss=focal"),
+        (("training.loss=focal", "training.label_smoothing=0.1"), "training.label_smoothing is not supported with"),
+        (("training.balance=labels", "training.class_weights=auto"), "both make rare labels count as much"),
+    ],
+)
+def test_keys_that_do_not_combine_are_rejected(
+    recipe_of: Callable[..., Recipe], overrides: tuple[str, ...], message: str
+) -> None:
+    recipe = recipe_of(f"name: mine, {TEXT}", *overrides)
+    with pytest.raises(RecipeError, match=message) as error:
+        check_recipe(recipe, recipe_task(recipe))
+    assert len(error.value.problems) == 1
+
+
+def test_multi_label_rows_are_not_over_sampled(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(f"name: mine, {TEXT}, problem: multi_label", "training.balance=labels")
+    with pytest.raises(
+        RecipeError, match=r"^training\.balance is only for .* one label per row, but mine is multi_label"
+    ):
+        check_recipe(recipe, recipe_task(recipe))
 
 
 def test_all_invalid_keys_are_reported_at_once(recipe_of: Callable[..., Recipe]) -> None:

@@ -16,6 +16,7 @@ from bertcli.data.sources import read_files
 from bertcli.errors import DataError
 from bertcli.heads.labels import compute_class_weights, resolve_labels
 from bertcli.heads.text_classification import TextClassification, average_windows
+from bertcli.recipe.schema import TrainingSection
 from bertcli.tasks.task import Task
 
 
@@ -158,7 +159,9 @@ def test_auto_class_weights_are_balanced_with_a_mean_of_one() -> None:
     head = TextClassification("single_label", ("no", "yes"), weights)
     logits, labels = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    assert head.loss(logits, labels).item() == pytest.approx((losses * torch.tensor(weights)[labels]).sum().item())
+    weighted = head.loss(logits, labels, TrainingSection()).item()
+    assert weighted == pytest.approx((losses * torch.tensor(weights)[labels]).sum().item())
+    assert head.loss(logits, labels).item() == pytest.approx(losses.sum().item())  # scores do not depend on weights
 
 
 @pytest.mark.parametrize(
