@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,20 @@ from bertcli.data.sources import load_split, load_training_rows
 from bertcli.errors import DataError
 from bertcli.heads.labels import resolve_labels
 from bertcli.heads.text_classification import TextClassification
-from bertcli.inference.scoring import positive_label_id
-from bertcli.metrics import METRICS, check_binary_f1, compute_metric, compute_metrics, load_metric, score_names
+from bertcli.metrics import (
+    METRICS,
+    averaged_scores,
+    best_value,
+    check_metrics,
+    check_references,
+    compute_metric,
+    compute_metrics,
+    is_better_lower,
+    load_metric,
+    score_names,
+    selection_score,
+    task_score,
+)
 from bertcli.reports.analysis import per_label_scores
 from bertcli.tasks.task import Task
 
@@ -46,7 +59,7 @@ def test_binary_f1_uses_the_positive_label() -> None:
     assert f1 == [compute_metrics(["f1"], "single_label", predictions, references, label)["f1"] for label in (1, 0)]
     assert f1[0] == pytest.approx(2 / 3)
     with pytest.raises(DataError, match=r"found metric f1 with 3 labels, expected two\. Set task\.metrics to f1_macro"):
-        check_binary_f1(Task(dataset="x", text_columns=("a",), labels=("a", "b", "c"), metrics=("f1",)))
+        check_metrics(Task(dataset="x", text_columns=("a",), labels=("a", "b", "c"), metrics=("f1",)))
 
 
 def test_macro_and_micro_f1_of_multi_label_match_their_definitions() -> None:
@@ -99,10 +112,19 @@ ROWS: dict[str, tuple[Any, Any]] = {  # predictions and references of each kind
 }
 
 
+def probabilities_of(predictions: np.ndarray, kind: str) -> np.ndarray:
+    """Return random probabilities of the shape that a model gives for these predictions."""
+    if kind == "multi_label":
+        return RANDOM.random(predictions.shape)
+    return RANDOM.dirichlet(np.ones(predictions.max() + 1), len(predictions))
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_scores_are_those_of_the_evaluate_metric(name: str) -> None:
-    for kind in METRICS[name][1].split():
+    for kind in METRICS[name].answer_kinds:
         predictions, references = ROWS[kind]
+        if METRICS[name].needs == "probabilities":
+            predictions = probabilities_of(predictions, kind)
         expected = load_metric(name, kind).compute(predictions=predictions, references=references)
         for convert in (list, lambda values: values):
             assert compute_metric(name, kind, convert(predictions), convert(references)) == expected
@@ -119,11 +141,19 @@ def test_every_metric_is_maximal_on_gold_predictions() -> None:
     }
     spans = [{"text": golds[0], "best_text": golds[0], "null_odds": -1.0} for golds in gold["question_answering"]]
     predictions = gold | {"question_answering": spans}
-    for name, (_, kinds) in METRICS.items():
-        for kind in kinds.split():
-            scores = compute_metrics((name,), kind, predictions[kind], gold[kind])
+    probabilities = {
+        "single_label": np.eye(2)[gold["single_label"]],
+        "multiple_choice": np.eye(4)[gold["multiple_choice"]],
+        "multi_label": np.asarray(gold["multi_label"], dtype=np.float64),
+    }
+    for name, metric in METRICS.items():
+        for kind in metric.answer_kinds:
+            scores = compute_metrics(
+                (name,), kind, predictions[kind], gold[kind], probabilities=probabilities.get(kind)
+            )
+            best = 0.0 if metric.lower_is_better else 100.0 if kind == "question_answering" else 1.0
             for score in score_names([name]):
-                assert scores[score] == pytest.approx(100.0 if kind == "question_answering" else 1.0), (name, score)
+                assert scores[score] == pytest.approx(best), (name, score)
 
 
 LABEL_VALUES: dict[str, list[Any]] = {
@@ -167,7 +197,7 @@ def test_scores_of_labels_read_from_files_are_those_of_scikit_learn(tmp_path: Pa
     assert predicted_ids is not None
 
     names = ["accuracy", "f1_macro", "f1_micro", "matthews", *(["f1"] if len(values) == 2 else [])]
-    scores = compute_metrics(names, "single_label", predicted_ids, ids, positive_label_id(task, head))
+    scores = compute_metrics(names, "single_label", predicted_ids, ids, head.positive_label_id(task))
     sides = [*map(str, gold)], [*map(str, predicted)]
     assert scores["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(*sides))
     assert scores["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(*sides))
@@ -182,3 +212,174 @@ def test_scores_of_labels_read_from_files_are_those_of_scikit_learn(tmp_path: Pa
     for label, *numbers in zip(task.labels, *expected, strict=True):
         score = by_label[label]
         assert [score.precision, score.recall, score.f1, score.support] == pytest.approx(numbers)
+
+
+def one_vs_rest(function: Callable[..., Any], gold: np.ndarray, probabilities: np.ndarray) -> float:
+    return float(np.mean([function(gold == label, probabilities[:, label]) for label in np.unique(gold)]))
+
+
+@pytest.mark.parametrize("pos_label", [0, 1])
+def test_metrics_of_the_positive_label_match_scikit_learn(pos_label: int) -> None:
+    gold, predictions = RANDOM.integers(0, 2, 101), RANDOM.integers(0, 2, 101)
+    probabilities = RANDOM.dirichlet((1, 1), 101).round(1)  # with ties
+    names = ["f1", "f0.5", "f2", "precision", "recall", "roc_auc", "average_precision"]
+    scores = compute_metrics(names, "single_label", predictions, gold, pos_label, probabilities=probabilities)
+    options = {"pos_label": pos_label}
+    for name, beta in (("f1", 1), ("f0.5", 0.5), ("f2", 2)):
+        assert scores[name] == sklearn.metrics.fbeta_score(gold, predictions, beta=beta, **options)
+    assert scores["precision"] == sklearn.metrics.precision_score(gold, predictions, **options)
+    assert scores["recall"] == sklearn.metrics.recall_score(gold, predictions, **options)
+    positive = probabilities[:, pos_label]
+    assert scores["roc_auc"] == sklearn.metrics.roc_auc_score(gold == pos_label, positive)
+    assert scores["average_precision"] == sklearn.metrics.average_precision_score(gold, positive, **options)
+
+
+def test_metrics_of_several_labels_match_scikit_learn() -> None:
+    gold, predictions = RANDOM.integers(0, 4, 103), RANDOM.integers(0, 4, 103)
+    probabilities = RANDOM.dirichlet(np.ones(4), 103)
+    names = [name for name, metric in METRICS.items() if metric.answer_kinds[0] == "single_label"]
+    names = [name for name in names if "pos_label" not in METRICS[name].options]
+    scores = compute_metrics(names, "single_label", predictions, gold, probabilities=probabilities)
+    for average in ("macro", "micro", "weighted"):
+        for name, beta in (("f1", 1), ("f0.5", 0.5), ("f2", 2)):
+            expected = sklearn.metrics.fbeta_score(gold, predictions, beta=beta, average=average)
+            assert scores[f"{name}_{average}"] == expected
+        for name in ("precision", "recall"):
+            expected = getattr(sklearn.metrics, f"{name}_score")(gold, predictions, average=average)
+            assert scores[f"{name}_{average}"] == expected
+    assert scores["roc_auc_macro"] == pytest.approx(
+        sklearn.metrics.roc_auc_score(gold, probabilities, multi_class="ovr", average="macro")
+    )
+    expected = sklearn.metrics.average_precision_score(np.eye(4)[gold], probabilities, average="macro")
+    assert scores["average_precision_macro"] == pytest.approx(expected)
+    assert scores["log_loss"] == sklearn.metrics.log_loss(gold, probabilities)
+    assert scores["brier"] == pytest.approx(sklearn.metrics.brier_score_loss(gold, probabilities))
+
+
+def test_probability_metrics_of_two_labels_match_scikit_learn() -> None:
+    gold, probabilities = RANDOM.integers(0, 2, 50), RANDOM.dirichlet((1, 1), 50)
+    names = ["log_loss", "brier", "roc_auc_macro"]
+    scores = compute_metrics(names, "single_label", gold, gold, probabilities=probabilities)
+    assert scores["log_loss"] == sklearn.metrics.log_loss(gold, probabilities[:, 1])
+    assert scores["brier"] == pytest.approx(sklearn.metrics.brier_score_loss(gold, probabilities[:, 1]))
+    assert scores["roc_auc_macro"] == pytest.approx(sklearn.metrics.roc_auc_score(gold, probabilities[:, 1]))
+
+
+def test_probability_metrics_of_label_sets_match_scikit_learn() -> None:
+    gold, probabilities = RANDOM.integers(0, 2, (60, 3)), RANDOM.random((60, 3))
+    names = [name for name, metric in METRICS.items() if metric.needs == "probabilities"]
+    names = [name for name in names if "multi_label" in METRICS[name].answer_kinds]
+    scores = compute_metrics(names, "multi_label", gold, gold, probabilities=probabilities)
+    for name in ("roc_auc", "average_precision"):
+        for average in ("macro", "micro"):
+            expected = getattr(sklearn.metrics, f"{name}_score")(gold, probabilities, average=average)
+            assert scores[f"{name}_{average}"] == pytest.approx(expected)
+    pairs = list(zip(gold.T, probabilities.T, strict=True))
+    assert scores["log_loss"] == pytest.approx(np.mean([sklearn.metrics.log_loss(*pair) for pair in pairs]))
+    assert scores["brier"] == pytest.approx(np.mean([sklearn.metrics.brier_score_loss(*pair) for pair in pairs]))
+
+
+def test_regression_errors_match_scikit_learn() -> None:
+    gold = RANDOM.normal(size=61)
+    for predictions in (gold + RANDOM.normal(size=61), np.full(61, 0.5)):
+        scores = compute_metrics(("mse", "rmse", "mae", "r2"), "regression", predictions, gold)
+        assert scores == {
+            "mse": sklearn.metrics.mean_squared_error(gold, predictions),
+            "rmse": sklearn.metrics.root_mean_squared_error(gold, predictions),
+            "mae": sklearn.metrics.mean_absolute_error(gold, predictions),
+            "r2": sklearn.metrics.r2_score(gold, predictions),
+        }
+
+
+def test_mean_reciprocal_rank_matches_its_definition_and_ties_rank_last() -> None:
+    gold, probabilities = RANDOM.integers(0, 5, 57), RANDOM.dirichlet(np.ones(5), 57)
+    ranks = (-probabilities).argsort(1).argsort(1)[np.arange(57), gold] + 1
+    names = ("mrr", "log_loss", "brier")
+    scores = compute_metrics(names, "multiple_choice", gold, gold, probabilities=probabilities)
+    assert scores["mrr"] == pytest.approx((1 / ranks).mean())
+    assert scores["log_loss"] == sklearn.metrics.log_loss(gold, probabilities, labels=range(5))
+    constant = np.full((57, 5), 0.2)
+    assert compute_metrics(["mrr"], "multiple_choice", gold, gold, probabilities=constant)["mrr"] == pytest.approx(
+        1 / 5
+    )
+
+
+def test_labels_that_no_row_has_are_left_out_of_macro_ranking_scores() -> None:
+    gold, probabilities = RANDOM.integers(0, 3, 90), RANDOM.dirichlet(np.ones(4), 90)  # no row has label 3
+    names = ["roc_auc_macro", "average_precision_macro", "log_loss", "brier"]
+    scores = compute_metrics(names, "single_label", gold, gold, probabilities=probabilities)
+    assert scores["roc_auc_macro"] == pytest.approx(one_vs_rest(sklearn.metrics.roc_auc_score, gold, probabilities))
+    expected = one_vs_rest(sklearn.metrics.average_precision_score, gold, probabilities)
+    assert scores["average_precision_macro"] == pytest.approx(expected)
+    assert scores["log_loss"] == sklearn.metrics.log_loss(gold, probabilities, labels=range(4))
+    assert scores["brier"] == pytest.approx(sklearn.metrics.brier_score_loss(gold, probabilities, labels=range(4)))
+    label_sets = np.stack((gold == 0, np.ones(90), np.zeros(90)), axis=1)  # the last two have no ROC-AUC
+    scores = compute_metrics(names[:2], "multi_label", label_sets, label_sets, probabilities=probabilities[:, :3])
+    assert scores["roc_auc_macro"] == sklearn.metrics.roc_auc_score(gold == 0, probabilities[:, 0])
+    first = sklearn.metrics.average_precision_score(gold == 0, probabilities[:, 0])
+    assert scores["average_precision_macro"] == pytest.approx((first + 1) / 2)
+
+
+def test_constant_predictions_have_defined_scores() -> None:
+    gold, constant = np.array([0, 1, 1, 0, 0]), np.zeros(5, dtype=int)
+    probabilities = np.full((5, 2), 0.5)
+    names = ["f1", "f2", "precision", "recall", "roc_auc", "average_precision", "log_loss", "brier"]
+    scores = compute_metrics(names, "single_label", constant, gold, probabilities=probabilities)
+    assert scores == pytest.approx(
+        {"f1": 0, "f2": 0, "precision": 0, "recall": 0}
+        | {"roc_auc": 0.5, "average_precision": 0.4, "log_loss": np.log(2), "brier": 0.25}
+    )
+    certain = np.eye(2)[1 - gold]  # log loss stays finite
+    assert np.isfinite(compute_metrics(["log_loss"], "single_label", gold, gold, probabilities=certain)["log_loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "gold", "lack"),
+    [
+        ("roc_auc", "single_label", [0, 0], "rows with a label and rows without it"),
+        ("roc_auc", "single_label", [1, 1], "rows with a label and rows without it"),
+        ("roc_auc_macro", "single_label", [1, 1], "rows with a label and rows without it"),
+        ("roc_auc_macro", "multi_label", [[0, 1], [0, 1]], "rows with a label and rows without it"),
+        ("roc_auc_micro", "multi_label", [[1, 1], [1, 1]], "rows with a label and rows without it"),
+        ("average_precision", "single_label", [0, 0], "rows with the label"),
+        ("average_precision_macro", "multi_label", [[0, 0], [0, 0]], "rows with the label"),
+        ("r2", "regression", [1.0], "at least two rows, found 1"),
+        ("pearson", "regression", [1.0], "at least two rows, found 1"),
+    ],
+)
+def test_undefined_score_is_refused_with_what_it_needs(name: str, kind: str, gold: Any, lack: str) -> None:
+    array = np.asarray(gold)
+    task = Task.model_validate({"dataset": "x", "text_columns": ("a",), "problem": kind, "metrics": (name,)})
+    with pytest.raises(DataError, match=f"the metric {name} needs {lack} in split 'test'; use other rows, or leave"):
+        check_references(task, "test", array)
+    outputs = np.full((2, 2), 0.5) if METRICS[name].needs == "probabilities" else array
+    with pytest.raises(DataError, match=f"the metric {name} needs {lack}"):
+        compute_metric(name, kind, outputs, array)
+
+
+@pytest.mark.parametrize("name", ["precision", "f0.5", "roc_auc", "average_precision"])
+def test_metric_of_the_second_label_is_rejected_for_three_labels_and_names_its_averages(name: str) -> None:
+    task = Task(dataset="x", text_columns=("a",), labels=("a", "b", "c"), metrics=(name,))
+    with pytest.raises(DataError, match=rf"found metric {name} with 3 labels.* Set task\.metrics to {name}_macro"):
+        check_metrics(task)
+
+
+def test_direction_decides_which_score_is_best() -> None:
+    names = ["loss", "brier", "log_loss", "mse", "rmse", "mae", "perplexity", "generator_loss", "x/sst2/mae"]
+    assert all(is_better_lower(name) for name in names)
+    assert not any(is_better_lower(name) for name in ("f1", "r2", "mrr", "accuracy", "average", "exact", "x/f1"))
+    assert best_value("mae", [3.0, 1.0, 2.0]) == 1.0
+    assert best_value("f1", [3.0, 1.0, 2.0]) == 3.0
+    assert selection_score("mae", 1.0) > selection_score("mae", 2.0)
+    assert selection_score("f1", 1.0) < selection_score("f1", 2.0)
+
+
+def test_scores_for_which_lower_is_better_are_left_out_of_averages_over_tasks() -> None:
+    def task(*metrics: str) -> Task:
+        return Task.model_validate(
+            {"dataset": "x", "text_columns": ("a",), "problem": "regression", "metrics": metrics}
+        )
+
+    assert averaged_scores(task("pearson", "mae", "spearman")) == ["pearson", "spearman"]
+    assert task_score(task("pearson", "mae", "spearman"), {"pearson": 0.4, "mae": 9.0, "spearman": 0.6}) == 0.5
+    assert averaged_scores(task("mae")) == averaged_scores(task("pearson"), "loss") == []

@@ -22,7 +22,7 @@ from bertcli.inference.loaded_model import (
     pretraining_recipe,
 )
 from bertcli.inference.scoring import multitask_scores, score
-from bertcli.metrics import check_binary_f1, check_entity_metrics
+from bertcli.metrics import check_metrics, check_references
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.pretraining.job import score_held_out
 from bertcli.recipe.schema import HardwareSection
@@ -54,7 +54,7 @@ def evaluate(
     Raises:
         UsageError: if the model's task is unknown and `task_name` is None, or `task_name` is given for a run with
             several models.
-        DataError: if the split is missing or its labels are hidden.
+        DataError: if the split is missing, its labels are hidden, or a metric is undefined for it.
         ModelError: if the labels of the model and the task differ.
     """
     console, started_at = console or Console(), time.monotonic()
@@ -119,6 +119,7 @@ def _evaluate_model(
         raise DataError(
             f"{task.name}: the labels of split {split!r} are hidden; `bertcli predict` works without labels"
         )
+    check_references(task, split, references, loaded.head.positive_label_id(task))
     with console.waiting("tokenizing"):
         encoded = loaded.head.encode(task, rows, loaded.tokenizer, loaded.data)
     console.warn_about_rows(encoded.row_warnings)
@@ -173,6 +174,5 @@ def _with_checked_labels(loaded: LoadedModel, task: Task, mirror: Path | None) -
     cure = f"{renaming}ine-tune it on this task, or evaluate it on a task with the same labels."
     check_labels(loaded.head.labels, labels, loaded.name, cure)
     task = task.model_copy(update={"labels": labels})
-    check_binary_f1(task)
-    check_entity_metrics(task)
+    check_metrics(task)
     return task

@@ -148,11 +148,11 @@ def best_point_runs(results: CollectionResults, folder: Path) -> Runs:
     if results.points is None:
         return {}
     try:
-        means = {name: point.best_score for name, point in results.points.items()}
+        scores = {name: point.selection_score for name, point in results.points.items()}
     except ValueError as error:
         raise UsageError(f"cannot read the grid in {folder}: a point in results.json has {error}") from error
-    best = sorted(means, key=lambda name: means[name], reverse=True)[:MAX_CURVES]
-    return {name: read_runs([str(folder / name)])[str(folder / name)] for name in means if name in best}
+    best = sorted(scores, key=lambda name: scores[name], reverse=True)[:MAX_CURVES]
+    return {name: read_runs([str(folder / name)])[str(folder / name)] for name in scores if name in best}
 
 
 def _member_folders(results: CollectionResults, folder: Path) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.files import write_text
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
+from bertcli.metrics import best_value, selection_score
 from bertcli.recipe.expansion import Grid
 from bertcli.runs.folder import RunOptions
 from bertcli.runs.results import CollectionResults, RunResults
@@ -74,7 +75,7 @@ def claim_grid(grid: Grid, folder: Path, options: RunOptions) -> None:
 def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: dict[str, str]) -> CollectionResults:
     metric = str(next(iter(finished.values())).best_by)
     values = {name: results.values(metric) for name, results in finished.items()}
-    chosen = max(values, key=lambda name: statistics.fmean(values[name]))
+    chosen = max(values, key=lambda name: selection_score(metric, statistics.fmean(values[name])))
     table = [
         {
             "run": name,
@@ -82,7 +83,7 @@ def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: 
             "mean": f"{statistics.fmean(values[name]):.4f}",
             "sd": f"{statistics.stdev(values[name]):.4f}" if len(values[name]) > 1 else "",
             "median": f"{statistics.median(values[name]):.4f}",
-            "best": f"{max(values[name]):.4f}",
+            "best": f"{best_value(metric, values[name]):.4f}",
             "seeds": str(len(values[name])),
             "time": format_seconds(results.train_seconds),
             "chosen": "*" if name == chosen else "",

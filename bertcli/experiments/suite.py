@@ -14,7 +14,7 @@ from bertcli.experiments.grid import claim_grid, finetune_grid
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
-from bertcli.metrics import score_names, task_score
+from bertcli.metrics import averaged_scores, best_value, score_names, task_score
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
@@ -60,6 +60,8 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
     if results.average is not None:
         console.say(f"average   {results.average:.4f}, over {len(finished)} tasks\nrun       {folder}")
         console.say(f'next      bertcli predict {run_folder(folder, next(iter(finished)))} --text "…"')
+    elif finished:
+        console.say(f"run       {folder}; no average, since lower is better for the scores of some tasks")
     raise_if_failed(failed, len(suite.recipes), "tasks")
     return results
 
@@ -118,15 +120,16 @@ def _with_encoder_of(recipe: Recipe, run: str) -> Recipe:
 
 def _results(suite: Suite, folder: Path, finished: dict[str, RunResults], failed: dict[str, str]) -> CollectionResults:
     table: list[dict[str, str]] = []
-    scores: list[float] = []
+    tasks: dict[str, Task] = {}
     for name, member in suite.recipes.items():
         if name in failed:
             table.append(dict.fromkeys(HEADER, "") | {"task": name, "metric": "failed"})
             continue
-        task = recipe_task(member.first if isinstance(member, Grid) else member)
-        table += _rows(name, task, finished[name])
-        scores.append(_suite_score(task, finished[name]))
-    average = {"average": statistics.fmean(scores)} if scores else {}
+        tasks[name] = recipe_task(member.first if isinstance(member, Grid) else member)
+        table += _rows(name, tasks[name], finished[name])
+    average = {}
+    if tasks and all(map(averaged_scores, tasks.values())):
+        average["average"] = statistics.fmean(_suite_score(task, finished[name]) for name, task in tasks.items())
     return CollectionResults(run=str(folder), table=table, tasks=finished, failed=failed, **average)
 
 
@@ -151,7 +154,7 @@ def _rows(name: str, task: Task, results: RunResults) -> list[dict[str, str]]:
                     "split": split,
                     "metric": metric,
                     "mean ± sd": f"{mean:.4f}" + (f" ± {sd:.4f}" if sd is not None else ""),
-                    "best": f"{max(values):.4f}",
+                    "best": f"{best_value(metric, values):.4f}",
                     "published": f"{reference:.4f}" if reference is not None else "",
                     "time": format_seconds(results.train_seconds),
                 }

@@ -23,8 +23,8 @@ from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.inference.forward import Chunk, KeptLogits, chunks_with_logits, predict_logits
 from bertcli.inference.predictions import predictions_with_gold
-from bertcli.inference.scoring import positive_label_id, score
-from bertcli.metrics import compute_metrics
+from bertcli.inference.scoring import score
+from bertcli.metrics import compute_metrics, needs_probabilities
 from bertcli.models.cls_states import record_cls_states
 from bertcli.models.freezing import (
     LayerFreezer,
@@ -257,6 +257,11 @@ def with_tuned_thresholds(
         with manifest_update(folder, file.name):
             write_json(file, json.loads(file.read_text("utf-8")) | tuned.config_extras)
     scores = compute_metrics(
-        task.metric_names, tuned.answer_kind, tuned.apply_thresholds(logits), gold, positive_label_id(task, tuned)
+        task.metric_names,
+        tuned.answer_kind,
+        tuned.apply_thresholds(logits),
+        gold,
+        tuned.positive_label_id(task),
+        probabilities=tuned.probabilities(logits) if needs_probabilities(task.metric_names) else None,
     )
     return replace(setup, head=tuned), scores

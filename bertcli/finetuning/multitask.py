@@ -22,10 +22,11 @@ from bertcli.finetuning.run import note_duplicates
 from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.inference.loaded_model import multitask_models
 from bertcli.inference.scoring import multitask_scores
+from bertcli.metrics import averaged_scores
 from bertcli.models.freezing import LayerFreezer, build_freezer, lr_scales, reinitialize_layers
 from bertcli.models.from_pretrained import save_model
 from bertcli.models.shared_encoder import SharedEncoder
-from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.load import dump_recipe, recipe_task
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import MultitaskSection, Suite, recipes_by_name, run_folder
@@ -124,6 +125,13 @@ def _check_multitask(recipes: Collection[Recipe]) -> None:
         problems.append(f"training.strategy={training.strategy} is not supported in multitask training")
     if training.teacher is not None:
         problems.append("training.teacher is not supported in multitask training")
+    for task_recipe in recipes:
+        task, best_by = recipe_task(task_recipe), task_recipe.evaluation.best_by
+        if not averaged_scores(task, best_by):
+            problems.append(
+                f"{task.name} is scored by {best_by or task.primary_metric}, where lower is better, but the mean score "
+                "of the tasks selects the model; set task.metrics or evaluation.best_by to another score"
+            )
     if any(task_recipe.answers.thresholds is not None for task_recipe in recipes):
         problems.append("answers.thresholds is not supported in multitask training")
     if recipe.model.name is None and recipe.model.tokenizer is None:

@@ -30,7 +30,7 @@ from bertcli.finetuning.encoding_cache import encode_rows
 from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
 from bertcli.heads.word_alignment import row_words
-from bertcli.metrics import check_binary_f1, check_entity_metrics, check_metric, check_num_rows, score_names
+from bertcli.metrics import METRICS, check_metric, check_metrics, check_references, score_names
 from bertcli.models.added_tokens import NO_ADDED_TOKENS, AddedTokens, add_tokens
 from bertcli.models.from_pretrained import (
     ModelSource,
@@ -307,8 +307,7 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
         rows[split] = rows.get(split) or load_split(task, split, mirror)
     # Labels are collected from all rows, because a subset, or the rows that are not held out, may lack some.
     task = task.model_copy(update={"labels": task.head_class.task_labels(task, training_rows)})
-    check_binary_f1(task)
-    check_entity_metrics(task)
+    check_metrics(task)
     if problems := list(_metric_problems(recipe, task)):  # the labels decide the default metrics of tags
         raise RecipeError(problems)
     num_rows = sum(map(len, rows.values()))
@@ -330,7 +329,7 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
         if gold is None:
             raise DataError(f"{task.name}: split {split!r} has no labels; use a labeled split")
         if split != "train":
-            check_num_rows(task, split, len(rows[split]))
+            check_references(task, split, gold, head.positive_label_id(task))
     return FinetuneSetup(recipe, task, head, tokenizer, rows, references, source, mirror, num_skipped, added_tokens)
 
 
@@ -357,9 +356,13 @@ def _metric_problems(recipe: Recipe, task: Task) -> Iterator[str]:
             yield str(error)
             return  # `main_metric` and `best_by` may be right once the metric is corrected
     scores = score_names(task.metric_names)
-    for key, score in (("task.main_metric", task.main_metric), ("evaluation.best_by", recipe.evaluation.best_by)):
-        if score is not None and score not in scores:
-            yield f"found {key} {score!r}, expected one of {scores}.{did_you_mean(score, scores)}"
+    main_metric, best_by = task.main_metric, recipe.evaluation.best_by
+    if main_metric is not None and main_metric not in scores:
+        yield f"found task.main_metric {main_metric!r}, expected one of {scores}.{did_you_mean(main_metric, scores)}"
+    if best_by is not None and best_by not in (*scores, "loss"):
+        is_metric = best_by in METRICS and task.answer_kind in METRICS[best_by].answer_kinds
+        cure = f" Add {best_by} to task.metrics." if is_metric else did_you_mean(best_by, [*scores, "loss"])
+        yield f"found evaluation.best_by {best_by!r}, expected one of {[*scores, 'loss']}.{cure}"
 
 
 def _head_key_problems(recipe: Recipe, task: Task) -> Iterator[str]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bertcli.data.encoding import Encoded
+from bertcli.errors import DataError
 from bertcli.recipe.schema import DataSection, Recipe, TrainingSection
 from bertcli.tasks.task import Task
 
@@ -108,6 +109,10 @@ class Head(ABC):
         """Return this head with its labels in another order."""
         return self
 
+    def positive_label_id(self, task: Task) -> int:
+        """Return the model's id for the second of the task's two labels, which F1 and other binary metrics score."""
+        return self.labels.index(task.labels[1]) if len(task.labels) == len(self.labels) == 2 else 1
+
     @property
     @abstractmethod
     def answer_kind(self) -> str:
@@ -167,6 +172,14 @@ class Head(ABC):
     @abstractmethod
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> Any:
         """Decode logits [N, C], or [T, C] if `per_token`, to R predictions in the format that metrics expect."""
+
+    def to_probabilities(self, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
+        """Convert logits [N, C] to the probabilities [R, C] of the rows, float64, that metrics such as ROC-AUC need.
+
+        Raises:
+            DataError: if the head has none; then its tasks cannot use such metrics.
+        """
+        raise DataError(f"found a metric that needs probabilities, but {self.answer_kind} has none; choose another")
 
     @abstractmethod
     def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:

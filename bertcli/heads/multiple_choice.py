@@ -147,17 +147,21 @@ class MultipleChoice(Head):
         """Return the index of the most probable choice of each question. [N]"""
         return logits.argmax(-1)
 
-    def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Return the index of the predicted choice, its text, and the probability of each choice."""
+    def to_probabilities(self, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
+        """Convert logits [N, K] to the probabilities of the choices. [N, K]"""
         from scipy.special import softmax
 
+        return softmax(logits.astype(np.float64), axis=-1)
+
+    def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return the index of the predicted choice, its text, and the probability of each choice."""
         return [
             {
                 "choice": int(row.argmax()),
                 "answer": texts[int(row.argmax())],
-                "probabilities": [round(float(value), 6) for value in softmax(row)],
+                "probabilities": [round(float(value), 6) for value in row],
             }
-            for texts, row in zip(row_choices(task, rows), logits, strict=True)
+            for texts, row in zip(row_choices(task, rows), self.to_probabilities(encoded, logits), strict=True)
         ]
 
     def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:

@@ -293,10 +293,18 @@ class TextClassification(Head):
         index = self.labels.index(label)
         return np.where(self.probabilities(logits)[:, index] > threshold, index, 1 - index)
 
+    def to_probabilities(self, encoded: Encoded, logits: np.ndarray) -> np.ndarray:
+        """Convert logits [N, C] to the probabilities [R, C] of the rows, whose windows are averaged first."""
+        return self.probabilities(average_windows(encoded, logits))
+
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Convert logits [R, C] to probabilities [R, C] with softmax, or with sigmoid for multi-label tasks."""
+        """Convert logits [R, C] to probabilities [R, C] with softmax, or with sigmoid for multi-label tasks.
+
+        They are float64: in float32, all logits above 17 would have the same probability, 1.
+        """
         from scipy.special import expit, softmax
 
+        logits = logits.astype(np.float64)
         return softmax(logits, axis=-1) if self.problem == "single_label" else expit(logits)
 
     def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:

@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from bertcli.heads.base import Head
 from bertcli.inference.forward import Chunk
-from bertcli.metrics import compute_metrics, task_score
+from bertcli.metrics import compute_metrics, needs_probabilities, task_score
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Task
@@ -25,20 +27,24 @@ def score(chunks: Iterable[Chunk], head: Head, task: Task, references: Any) -> d
         TrainingError: if some logits are non-finite.
     """
     predictions: list[Any] = []
+    probabilities: list[np.ndarray] = []
     total, num_targets = 0.0, 0
     for rows, encoded, logits, loss in chunks:
         predictions.extend(head.to_predictions(task, rows, encoded, logits))
+        if needs_probabilities(task.metric_names):
+            probabilities.append(head.to_probabilities(encoded, logits))
         total += loss
         num_targets += int(encoded.num_targets.sum())
     scores = compute_metrics(
-        task.metric_names, head.answer_kind, predictions, references, positive_label_id(task, head), head.labels
+        task.metric_names,
+        head.answer_kind,
+        predictions,
+        references,
+        head.positive_label_id(task),
+        head.labels,
+        np.concatenate(probabilities) if probabilities else None,
     )
     return scores | {"loss": total / max(1, num_targets)}
-
-
-def positive_label_id(task: Task, head: Head) -> int:
-    """Return the model's id for the second of the task's two labels, for which binary F1 is computed."""
-    return head.labels.index(task.labels[1]) if len(task.labels) == len(head.labels) == 2 else 1
 
 
 def multitask_scores(recipes: Mapping[str, Recipe], each: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

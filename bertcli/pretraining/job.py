@@ -32,7 +32,6 @@ from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.history import is_better_lower
 from bertcli.runs.model_card import build_pretraining_card
 from bertcli.runs.results import EvalResults, RunResults
 from bertcli.training.devices import build_accelerator, pad_to_multiple_of, prepare_batch
@@ -159,11 +158,6 @@ class PretrainJob(Job):
         corpus, held_out = self.setup.corpus, self.setup.held_out
         texts = read_texts(corpus, held_out, np.arange(len(held_out)))
         return self.setup.objective.build_targets(texts, np.random.default_rng(EVAL_SEED))
-
-    def selection_score(self, scores: dict[str, float]) -> float:
-        """Return the `best_by` score, negated for loss and perplexity, so that higher is better."""
-        value = scores[self.best_by]
-        return -value if is_better_lower(self.best_by) else value
 
     def describe(self) -> dict[str, Any]:
         """Describe objective, model and corpus, with the unigram cross-entropy of the held-out text."""

@@ -95,7 +95,7 @@ EVAL_BATCHES = "evaluation batches are limited by tokens, hardware.eval_batch_to
 EVERY_ROW = "each row is evaluated once, and its logits move to the CPU at once; leave it out"
 PUSHED = "use `bertcli push` on the finished run"
 TRACKIO = "trackers are configured by their environment variables, such as TRACKIO_SPACE_ID; leave it out"
-CHECKPOINTING = "there is no gradient checkpointing; a smaller hardware.micro_batch_size saves memory"
+CHECKPOINTING = "hardware.gradient_checkpointing=auto, the default, does this where needed; leave it out"
 FAST_TOKENIZER = "tokenizers are always fast ones; leave it out"
 GENERATION = "this concerns models that generate text; leave it out"
 PREDICTED = "`bertcli predict --input` predicts on all rows of a file; leave it out"

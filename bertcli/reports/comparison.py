@@ -11,6 +11,7 @@ from urllib.parse import quote
 from bertcli.console import format_seconds, format_table
 from bertcli.errors import UsageError
 from bertcli.files import write_text
+from bertcli.metrics import is_better_lower, selection_score
 from bertcli.recipe.catalogue import compare_recipes
 from bertcli.reports.charts import SCORE_PREFIX
 from bertcli.reports.pages import (
@@ -24,7 +25,6 @@ from bertcli.reports.pages import (
 )
 from bertcli.runs.environment import mask_text
 from bertcli.runs.folder import RunFolder, chosen_run, seed_runs
-from bertcli.runs.history import is_better_lower
 
 Runs = dict[str, list[Run]]
 """The seeds of each run, by the run's name."""
@@ -33,7 +33,7 @@ Runs = dict[str, list[Run]]
 def compare_runs(runs: Runs) -> dict[str, Any]:
     """Compare best validation scores, training set sizes, training times and steps to a common target score.
 
-    The target is the lowest best score of all runs and seeds. Values are means over seeds.
+    The target is the worst of the best scores of all runs and seeds. Values are means over seeds.
 
     Raises:
         UsageError: if the runs have different tasks, or different metrics for selecting the best model.
@@ -166,9 +166,9 @@ def _steps_to(run: Run, target_score: float) -> int:
     Raises:
         UsageError: if none did, which means that the history does not match the results.
     """
-    sign, key = -1 if is_better_lower(run.metric) else 1, f"{SCORE_PREFIX}{run.metric}"
+    key = f"{SCORE_PREFIX}{run.metric}"
     for record in run.eval_records:
-        if key in record and sign * record[key] >= sign * target_score:
+        if key in record and selection_score(run.metric, record[key]) >= selection_score(run.metric, target_score):
             return int(record["step"])
     raise UsageError(
         f"{RunFolder(run.path).eval_history} has no evaluation with {run.metric} {target_score:.4f}, expected the one "

@@ -31,7 +31,7 @@ class Progress:
     """Position and counters of a run: everything that resuming needs besides tensors."""
 
     step: int = 0
-    best_score: float | None = None
+    best_score: float | None = None  # `Job.selection_score`: the highest is the best
     best_step: int | None = None
     evals_without_improvement: int = 0
     train_seconds: float = 0.0

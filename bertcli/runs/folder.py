@@ -277,7 +277,7 @@ def best_seed(name: str) -> str:
     for run in runs:
         results = RunFolder(Path(run)).read_results()
         try:
-            scores[run] = results.best_score if results is not None else -math.inf
+            scores[run] = results.selection_score if results is not None else -math.inf
         except ValueError as error:
             raise UsageError(f"cannot choose the best seed of {name}: {run}/results.json has {error}") from error
     return max(scores, key=lambda run: scores[run])

@@ -45,8 +45,3 @@ def truncate_after(path: Path, step: int) -> None:
     kept = [record for record in read_records(path) if record["step"] <= step]
     if path.is_file():
         write_chunks(path, (json.dumps(record) + "\n" for record in kept))
-
-
-def is_better_lower(score: str) -> bool:
-    """Return whether lower values of this score are better."""
-    return score.endswith(("loss", "perplexity"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertcli.console import format_seconds, format_table
+from bertcli.metrics import AVERAGES
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 MODEL_ARGUMENT = '"model")'  # last argument of the calls in the code: the folder next to the card; `push` replaces it
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HUB_METRICS = {  # our metric name → the Hub's, where they differ
-    "f1_macro": "f1",
-    "f1_micro": "f1",
+    **{f"{name}_{average}": name for name in ("f1", "precision", "recall") for average in AVERAGES},
+    "brier": "brier_score",
     "matthews": "matthews_correlation",
     "pearson": "pearsonr",
+    "r2": "r_squared",
+    "roc_auc_macro": "roc_auc",
+    "roc_auc_micro": "roc_auc",
     "spearman": "spearmanr",
 }
 NO_METRICS = ("loss",)

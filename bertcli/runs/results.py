@@ -121,6 +121,17 @@ class RunResults(Results):
             raise ValueError(f"no metrics.validation.{self.best_by}, expected the score of the best model")
         return self.mean(self.best_by)
 
+    @property
+    def selection_score(self) -> float:
+        """The `best_score`, negated if lower is better: the highest selects a seed or a point of a grid.
+
+        Raises:
+            ValueError: if a required key is missing; the message names it.
+        """
+        from bertcli.metrics import selection_score
+
+        return selection_score(str(self.best_by), self.best_score)
+
 
 def _member(content: Any) -> Any:
     return Results.from_json(content) if isinstance(content, Mapping) else content

@@ -271,6 +271,6 @@ class Task(Section):
 
     @property
     def primary_metric(self) -> str:
-        """The score that selects the best checkpoint (higher is better for all of them)."""
+        """The score that selects the best checkpoint unless the recipe sets `evaluation.best_by`."""
         first = self.metric_names[0]
         return self.main_metric or MAIN_SCORES.get(first, first)

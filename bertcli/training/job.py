@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from bertcli.console import Console
 from bertcli.data.batching import GlobalBatch
+from bertcli.metrics import selection_score
 from bertcli.models.from_pretrained import save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain_schema import PretrainRecipe
@@ -125,8 +126,8 @@ class Job(ABC):
         """Evaluate a model on a split."""
 
     def selection_score(self, scores: dict[str, float]) -> float:
-        """Return the score used to select the best model; higher is better."""
-        return scores[self.best_by]
+        """Return the score used to select the best model, negated if lower is better: the highest is the best."""
+        return selection_score(self.best_by, scores[self.best_by])
 
     def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> tuple[Scores, Predictions]:
         """Return the best model's scores on splits not used to select it, and its predictions with the gold labels.

@@ -110,11 +110,18 @@ FP32 = "hardware.precision=fp32"
 SHARDED = ("hardware.shard=true",)
 STAGES = ("training.strategy=gradual", "training.unfreeze_every_steps=5")
 FEATURES = ("training.strategy=features",)
+SKEWED = (
+    "training.balance=labels",
+    "training.loss=focal",
+    "data.max_train_examples=25",
+    "task.metrics=[f1, roc_auc, log_loss]",
+    "evaluation.best_by=log_loss",
+)
 
 
 @pytest.mark.parametrize(
     ("launcher", "overrides"),
-    [("", ()), ("torchrun", ()), ("accelerate", ()), ("", STAGES), ("", SHARDED), ("", FEATURES)],
+    [("", ()), ("torchrun", ()), ("accelerate", ()), ("", STAGES), ("", SHARDED), ("", FEATURES), ("", SKEWED)],
 )
 def test_two_processes_fine_tune_as_one(small: str, launcher: str, overrides: tuple[str, ...]) -> None:
     for processes, run in ((1, "one"), (2, "two")):

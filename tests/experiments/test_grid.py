@@ -70,6 +70,16 @@ def test_grid_chooses_the_best_point_by_validation_score_and_tabulates_all(monke
     assert rerun == list(grid.points)
 
 
+def test_grid_by_loss_chooses_the_lowest() -> None:
+    grid = load("training.learning_rate=[1e-3, 1e-12]", "training.seed=[1, 2]", "evaluation.best_by=loss")
+    results = finetune_grid(grid, Path("grid"), RunOptions(console=QUIET))
+    assert results.points is not None
+    means = {name: point.mean("loss") for name, point in results.points.items()}
+    assert results.chosen == min(means, key=lambda name: means[name])
+    (chosen,) = [row for row in results.table if row["chosen"]]
+    assert float(chosen["best"]) == pytest.approx(min(results.values("loss")), abs=1e-4)
+
+
 def test_grid_failed_point_does_not_stop_the_others() -> None:
     grid = load("training.warmup_steps=[0, 50]")
     with pytest.raises(TrainingError, match="1 of 2 points failed: warmup_steps=50"):

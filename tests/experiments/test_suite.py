@@ -97,6 +97,27 @@ def test_suite_average_weights_tasks_equally_as_fractions(monkeypatch: pytest.Mo
     assert results.average == pytest.approx((0.4 + 0.2 + (0.9 + 0.7) / 2 + 0.7 + 0.3) / 5)
 
 
+def test_suite_without_a_score_where_higher_is_better_has_no_average(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("errors.yaml").write_text(
+        "extends: sample/similarity\ntask: {name: errors, dataset: sample, config: similarity, problem: regression, "
+        "text_columns: [sentence1, sentence2], metrics: [mae]}\n"
+    )
+    score = SeedScore(mean=0.3, sd=0.1, values=[0.4, 0.2])
+
+    def finetune_result(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
+        name = "mae" if recipe_task(recipe).name == "errors" else "accuracy"
+        return RunResults(run=str(run), metrics={"validation": {name: score}}, train_seconds=1.0)
+
+    monkeypatch.setattr(suite_module, "finetune", finetune_result)
+    suite = load("suite: [errors.yaml, sample/sentiment]\n")
+    results = finetune_suite(suite, Path("all"), RunOptions(console=Console()))
+    assert results.average is None
+    assert "no average, since lower is better for the scores of some tasks" in capsys.readouterr().err
+    assert [row["best"] for row in results.table] == ["0.2000", "0.4000"]
+
+
 def test_start_from_uses_the_encoder_of_another_recipe() -> None:
     from safetensors.torch import load_file
 

@@ -139,6 +139,7 @@ def test_multitask_resumed_run_ends_where_an_uninterrupted_one_ends(
         (["model.name=null"], "requires a shared vocabulary"),
         (["training.epochs=[1, 2]"], "found a list under `training` with multitask"),
         (["start_from={sentiment: choices}"], "found start_from with multitask"),
+        (["evaluation.best_by=loss"], "sample/sentiment is scored by loss, where lower is better, but the mean score"),
     ],
 )
 def test_multitask_unsupported_keys_are_rejected(encoder: Path, overrides: list[str], message: str) -> None:

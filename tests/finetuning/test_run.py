@@ -284,6 +284,24 @@ def test_run_of_an_earlier_version_whose_recipe_lacks_a_key_is_resumed(recipe_of
         finetune(recipe_of("training.max_steps=2", "training.token_cutoff=0.1"), Path("run"), RunOptions(console=QUIET))
 
 
+def test_best_by_loss_keeps_the_model_with_the_lowest_validation_loss(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("training.epochs=8", "training.learning_rate=3e-2", "evaluation.best_by=loss")
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    losses = [record["eval/validation/loss"] for record in read_records(Path("run/eval.jsonl"))]
+    assert losses.index(min(losses)) not in (0, len(losses) - 1)  # neither the first nor the last is the best
+    assert results.best_score == min(losses)
+    assert results.best_step == 3 * (losses.index(min(losses)) + 1)
+    assert evaluate("run", console=QUIET).mean("loss") == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_early_stopping_by_loss_stops_when_it_rises(recipe_of: Callable[..., Recipe]) -> None:
+    keys = ("training.epochs=50", "training.learning_rate=3e-2", "evaluation.best_by=loss")
+    results = finetune(recipe_of(*keys, "evaluation.early_stopping_patience=2"), Path("run"), RunOptions(console=QUIET))
+    losses = [record["eval/validation/loss"] for record in read_records(Path("run/eval.jsonl"))]
+    assert losses.index(min(losses)) == len(losses) - 3
+    assert results.total_steps == 3 * len(losses) < 150
+
+
 @pytest.fixture
 def skewed(write_csv: Callable[..., Path]) -> Path:
     """A CSV file of 26 negative and 4 positive texts."""

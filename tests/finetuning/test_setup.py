@@ -206,6 +206,22 @@ def test_multi_label_rows_are_not_over_sampled(recipe_of: Callable[..., Recipe])
         check_recipe(recipe, recipe_task(recipe))
 
 
+@pytest.mark.parametrize(
+    ("best_by", "message"),
+    [
+        ("mae", r"expected one of \['accuracy', 'f1_macro', 'loss'\]\.$"),
+        ("roc_auc", r"Add roc_auc to task\.metrics\.$"),
+        ("los", r"Did you mean loss\?$"),
+    ],
+)
+def test_score_that_is_not_computed_cannot_select_the_best_model(
+    recipe_of: Callable[..., Recipe], best_by: str, message: str
+) -> None:
+    recipe = recipe_of(f"name: mine, {TEXT}", f"evaluation.best_by={best_by}")
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe, recipe_task(recipe))
+
+
 def test_all_invalid_keys_are_reported_at_once(recipe_of: Callable[..., Recipe]) -> None:
     overrides = [
         "training.lora_rank=4",

@@ -19,6 +19,7 @@ from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import random_subset
+from bertcli.heads.text_classification import TextClassification
 from bertcli.recipe.load import load_recipe
 from bertcli.reports.pages import read_run
 from bertcli.runs.folder import RunOptions
@@ -237,3 +238,19 @@ def test_mixed_inputs_are_rejected(runs: dict[str, Path]) -> None:
     Path("in.jsonl").write_text('{"tokens": ["a", "b"]}\n{"tokens": "a b"}\n')
     with pytest.raises(DataError, match="has both texts and lists of texts"):
         predictions(runs["entities"], path="in.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("task_labels", "model_labels", "expected"),
+    [
+        (("no", "yes"), ("no", "yes"), 1),
+        (("no", "yes"), ("yes", "no"), 0),
+        (("a", "b", "c"), ("c", "b", "a"), 1),
+        ((), ("a", "b"), 1),
+    ],
+)
+def test_binary_f1_scores_the_second_label_of_the_task(
+    task_labels: tuple[str, ...], model_labels: tuple[str, ...], expected: int
+) -> None:
+    task = Task(dataset="x", text_columns=("text",), labels=task_labels)
+    assert TextClassification("single_label", model_labels).positive_label_id(task) == expected

@@ -151,6 +151,13 @@ def test_logits_of_windows_are_averaged() -> None:
     assert average_windows(encoded, logits).tolist() == [[0.0, 3.0], [1.5, 0.0], [0.0, 1.0]]
 
 
+def test_probabilities_of_confident_logits_differ() -> None:
+    logits = np.array([[20.0, 30.0], [20.0, 31.0]], dtype=np.float32)
+    for problem in ("multi_label", "single_label"):
+        (first, second) = TextClassification(problem, ("x", "y")).probabilities(logits)[:, 1]
+        assert first < second < 1
+
+
 def test_auto_class_weights_are_balanced_with_a_mean_of_one() -> None:
     gold = np.array([0] * 30 + [1] * 10)
     weights = compute_class_weights("auto", task_of(), ("no", "yes"), gold)

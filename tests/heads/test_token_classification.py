@@ -25,7 +25,7 @@ from bertcli.finetuning.setup import set_up
 from bertcli.heads.labels import label_config_fields
 from bertcli.heads.token_classification import TokenClassification, compute_tag_weights, resolve_tags
 from bertcli.heads.word_alignment import UNALIGNED, word_offsets
-from bertcli.metrics import check_entity_metrics, compute_metrics
+from bertcli.metrics import check_metrics, compute_metrics
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe
@@ -266,11 +266,11 @@ def test_parts_of_speech_are_scored_by_accuracy() -> None:
     assert task_of(labels=("NOUN", "VERB")).metric_names == ("accuracy",)
     assert task_of(labels=("O", "PERSON")).metric_names == task_of().metric_names == ("seqeval",)
     assert task_of(labels=("NOUN", "VERB")).primary_metric == task_of(metrics=["accuracy"]).primary_metric == "accuracy"
-    check_entity_metrics(task_of(labels=("NOUN", "VERB")))
-    check_entity_metrics(task_of(labels=("O", "B-X", "Y"), metrics=["accuracy"]))
+    check_metrics(task_of(labels=("NOUN", "VERB")))
+    check_metrics(task_of(labels=("O", "B-X", "Y"), metrics=["accuracy"]))
     for labels in (("O", "B-X", "Y"), ("NOUN", "VERB")):
         with pytest.raises(DataError, match=r"set task.metrics to \[accuracy\]"):
-            check_entity_metrics(task_of(labels=labels, metrics=["seqeval"]))
+            check_metrics(task_of(labels=labels, metrics=["seqeval"]))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from bertcli.cli.main import app
 from bertcli.errors import UsageError
+from bertcli.metrics import best_value
 from bertcli.reports.comparison import compare_runs, comparison_table, read_runs
 from bertcli.runs.folder import RunFolder
 
@@ -25,7 +26,7 @@ def write_run(name: str, scores: list[float], metric: str = "f1", **rest: Any) -
     folder = RunFolder(Path(name))
     folder.path.mkdir(parents=True)
     folder.recipe.write_text("task: glue/sst2\n")
-    best = min(scores) if metric == "loss" else max(scores)
+    best = best_value(metric, scores)
     results = {
         "run": name,
         "task": "a task",
@@ -59,8 +60,9 @@ def test_compare_runs_averages_over_seeds() -> None:
     assert run["steps_to_weakest"] == 15
 
 
-def test_compare_runs_prefers_a_lower_loss() -> None:
-    runs = read_runs([write_run("weak", [3.0, 2.5], "loss"), write_run("strong", [2.7, 2.4, 1.0], "loss")])
+@pytest.mark.parametrize("metric", ["loss", "brier", "mae"])
+def test_compare_runs_prefers_lower_values_of_a_loss_or_an_error(metric: str) -> None:
+    runs = read_runs([write_run("weak", [3.0, 2.5], metric), write_run("strong", [2.7, 2.4, 1.0], metric)])
     comparison = compare_runs(runs)
     assert comparison["weakest"] == 2.5
     assert [run["steps_to_weakest"] for run in comparison["runs"]] == [20, 20]

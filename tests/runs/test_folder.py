@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,17 @@ def test_best_seed_names_the_key_that_results_lack(results: str, missing: str) -
         Path(f"run/seed-{seed}/results.json").write_text(results)
     with pytest.raises(UsageError, match=rf"best seed of run: run/seed-1/results\.json has {missing}"):
         best_seed("run")
+
+
+@pytest.mark.parametrize(("metric", "best"), [("f1", 2), ("mse", 1), ("loss", 1)])
+def test_best_seed_has_the_highest_score_or_the_lowest_error(metric: str, best: int) -> None:
+    open_run(Path("run"))
+    Path("run/results.json").write_text('{"run": "run"}')
+    for seed in (1, 2):
+        open_run(Path(f"run/seed-{seed}"))
+        results = {"run": "run", "best_by": metric, "metrics": {"validation": {metric: float(seed)}}}
+        Path(f"run/seed-{seed}/results.json").write_text(json.dumps(results))
+    assert best_seed("run") == f"run/seed-{best}"
 
 
 def test_unfinished_seeds_or_grid_are_reported_with_what_can_be_used() -> None:

@@ -108,7 +108,7 @@ def test_entity_f1_is_an_independent_count_in_every_dialect(dialect: str, rows: 
             assert tag_set.entities(tag_rows[-1]) == expected
             spans += [(index, *entity) for entity in expected]
     num_correct = len({*gold} & {*predicted})
-    scores = cast("dict[str, float]", METRICS["seqeval"][0](predicted_rows, gold_rows, labels))
+    scores = cast("dict[str, float]", METRICS["seqeval"].compute(predicted_rows, gold_rows, labels))
     assert scores["precision"] == pytest.approx(num_correct / len(predicted) if predicted else 0.0)
     assert scores["recall"] == pytest.approx(num_correct / len(gold) if gold else 0.0)
     total = len(gold) + len(predicted)
@@ -175,7 +175,7 @@ def test_any_tags_are_read_or_refused(rows: list[list[str]]) -> None:
         for _, first, last in tag_set.entities(row):
             assert 0 <= first <= last < len(row)
     if tag_set.marks_entities:
-        assert cast("dict[str, float]", METRICS["seqeval"][0](rows, rows))["accuracy"] == float(any(rows))
+        assert cast("dict[str, float]", METRICS["seqeval"].compute(rows, rows))["accuracy"] == float(any(rows))
 
 
 @pytest.mark.parametrize("tags", ["B-X I-X O", "b-x i-x o", "B_X I_X O", "X-B X-I O", "B I O"])
