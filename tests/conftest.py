@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -134,45 +133,25 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def roberta_tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer like RoBERTa's: a space belongs to the following word, no token types."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import RobertaTokenizer
+    from .model_families import build_roberta_tokenizer
 
-    trained = ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator(TEXTS, vocab_size=300, special_tokens=special, show_progress=False)
-    state = json.loads(trained._tokenizer.to_str())["model"]
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in state["merges"]]
-    return RobertaTokenizer(vocab=state["vocab"], merges=merges, add_prefix_space=True)
+    return build_roberta_tokenizer()
 
 
 @pytest.fixture
-def xlnet_tokenizer(encoder: Path) -> PreTrainedTokenizerBase:
+def xlnet_tokenizer() -> PreTrainedTokenizerBase:
     """A tokenizer like XLNet's: [CLS] is last, has a token type of its own, and padding is on the left."""
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from .model_families import build_xlnet_tokenizer
 
-    wordpiece: Any = AutoTokenizer.from_pretrained(encoder)
-    wordpiece.backend_tokenizer.post_processor = TemplateProcessing(
-        single="$A:0 [SEP]:0 [CLS]:2",
-        pair="$A:0 [SEP]:0 $B:1 [SEP]:1 [CLS]:2",
-        special_tokens=[(token, wordpiece.convert_tokens_to_ids(token)) for token in ("[SEP]", "[CLS]")],
-    )
-    names = {name: wordpiece.special_tokens_map[name] for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=wordpiece.backend_tokenizer, padding_side="left", model_input_names=inputs, **names
-    )
+    return build_xlnet_tokenizer()
 
 
 @pytest.fixture
 def gpt2_tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer like GPT-2's: it adds no special tokens, and the end of text is its only one."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
+    from .model_families import build_gpt2_tokenizer
 
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXTS, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
-    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
+    return build_gpt2_tokenizer()
 
 
 @pytest.fixture(params=["wordpiece", "byte-level"])

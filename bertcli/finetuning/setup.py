@@ -35,6 +35,7 @@ from bertcli.models.added_tokens import NO_ADDED_TOKENS, AddedTokens, add_tokens
 from bertcli.models.from_pretrained import (
     ModelSource,
     check_model_class,
+    check_trainable,
     has_head,
     invalid_config_errors,
     set_config_fields,
@@ -43,10 +44,11 @@ from bertcli.models.from_scratch import build_bert, build_bert_config
 from bertcli.models.missing_weights import MissingWeights
 from bertcli.models.split_words import find_different_words, is_kept_when_saved
 from bertcli.models.tokenizer_matching import (
-    PADDING_SENSITIVE_FAMILIES,
     PADDING_WARNING,
+    check_end_of_text,
     match_tokenizer,
     max_input_length,
+    mixes_padding,
 )
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
@@ -220,7 +222,7 @@ class FinetuneSetup:
             return build_bert(section, self.tokenizer, model_class, fields), True
         source, training = self.source, self.recipe.training
         new_weights: list[str] = []
-        if source.config.model_type in PADDING_SENSITIVE_FAMILIES:
+        if mixes_padding(source.config, self.recipe.data.max_length):
             console.warn(PADDING_WARNING.format(source.config.model_type))
         keeps_head = not section.new_head and has_head(source.config, model_class)
         if keeps_head and (problem := self.head.scale_problem(source.config)):
@@ -322,6 +324,7 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
         _match_tokenizer_to_model(recipe, tokenizer, build_bert_config(recipe.model, tokenizer), "a new BERT")
     else:
         _match_tokenizer_to_model(recipe, tokenizer, source.config, source.name)
+        check_end_of_text(tokenizer, source.config, head.model_class, source.name)
         head = _match_head_to_model(recipe, task, head, source)
     added_tokens = add_tokens(tokenizer, recipe.model.add_tokens, "model.add_tokens")
     references = {split: head.references(task, split_rows) for split, split_rows in rows.items()}
@@ -487,10 +490,12 @@ def _match_head_to_model(recipe: Recipe, task: Task, head: Head, source: ModelSo
     """Check the head against the pretrained model; return it with its labels in the order of a kept classifier.
 
     Raises:
-        ModelError: if the model's family has no such head, or its classifier has other labels.
+        ModelError: if the model's family has no such head or cannot be trained, or its classifier has other labels.
     """
     name, config = source.name, source.config
     check_model_class(config, head.model_class, name)
+    if recipe.training.strategy != "features":
+        check_trainable(config, name)
     if recipe.model.new_head or not has_head(config, head.model_class):
         return head
     saved = labels_from_config(config)

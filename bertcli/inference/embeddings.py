@@ -21,8 +21,9 @@ from bertcli.errors import UsageError
 from bertcli.files import new_file
 from bertcli.inference.forward import compute_logits
 from bertcli.inference.prediction_outputs import check_feature_output
+from bertcli.models.big_bird_attention import reset_attention_type
 from bertcli.models.deberta_attention import attend_in_one_precision
-from bertcli.models.from_pretrained import ModelSource
+from bertcli.models.from_pretrained import ModelSource, check_model_class
 from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
 from bertcli.recipe.schema import DataSection, HardwareSection
 from bertcli.training.devices import build_accelerator
@@ -49,6 +50,7 @@ class FeatureExtractor:
 
     def __init__(self, source: ModelSource, layers: list[int], data: DataSection, hardware: HardwareSection | None):
         config = source.config
+        check_model_class(config, "AutoModel", source.name)
         num_layers = config.num_hidden_layers
         for layer in layers:
             if not -num_layers - 1 <= layer <= num_layers:
@@ -64,6 +66,7 @@ class FeatureExtractor:
         if config.is_encoder_decoder:
             model = model.get_encoder()
         attend_in_one_precision(model)
+        reset_attention_type(model)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.max_length = min(data.max_length, max_input_length(self.tokenizer, config))
 

@@ -88,8 +88,6 @@ class MaskFiller:
         model = SparsePrediction(pretrained)
         optimize_forward(model, self.accelerator.device)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True).eval()
-        self.same_length = is_padding_sensitive(model)
-        self.multiple_of = 1 if self.same_length else pad_to_multiple_of(self.accelerator)
 
     def fill(self, inputs: Iterable[Row], column: str) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each input row with `masks`, the most probable tokens for each mask in the text of `column`.
@@ -112,9 +110,11 @@ class MaskFiller:
         masked_texts = np.flatnonzero(np.diff(cumulative_masks[encoded.offsets]))
         predictions: dict[int, list[TokenPredictions]] = {}
         lengths = encoded.lengths[masked_texts]
-        for batch_indices in token_budget_batches(lengths, self.max_tokens, same_length=self.same_length):
+        same_length = is_padding_sensitive(self.model, int(lengths.max(initial=0)))
+        multiple_of = 1 if same_length else pad_to_multiple_of(self.accelerator)
+        for batch_indices in token_budget_batches(lengths, self.max_tokens, same_length=same_length):
             items = masked_texts[batch_indices]
-            batch = encoded.batch(items, self.multiple_of)
+            batch = encoded.batch(items, multiple_of)
             predictions |= dict(zip(items.tolist(), self._fill_batch(batch), strict=True))
         return predictions
 

@@ -56,7 +56,7 @@ def compute_logits(
         Logits [N, …] or, if `per_token`, [T, …] without padding; and the loss summed over all items.
     """
     model.eval()
-    same_length = is_padding_sensitive(model)
+    same_length = is_padding_sensitive(model, int(encoded.lengths.max(initial=0)))
     multiple_of = 1 if same_length else pad_to_multiple_of(accelerator)
     min_length = min_sequence_length(model)
     max_tokens = max(1, max_tokens // encoded.num_choices)

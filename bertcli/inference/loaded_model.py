@@ -20,7 +20,7 @@ from bertcli.heads.labels import label_config_fields
 from bertcli.inference.forward import predict_logits
 from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.padding_free import optimize_forward
-from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
+from bertcli.models.tokenizer_matching import check_end_of_text, match_tokenizer, max_input_length
 from bertcli.recipe.load import load_any_recipe, load_recipe, recipe_task
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
@@ -94,6 +94,7 @@ def load_for_inference(
     hardware = (recipe.hardware if recipe else HardwareSection()).with_overrides(hardware)
     tokenizer = source.load_tokenizer(is_split_into_words=head_class.reads_words)
     match_tokenizer(tokenizer, source.config, source.name)
+    check_end_of_text(tokenizer, source.config, head_class.model_class, source.name)
     data = recipe.data if recipe else DEFAULT_DATA
     accelerator = build_accelerator(hardware)
     model = source.load_model(head_class.model_class)

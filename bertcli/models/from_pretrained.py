@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ from bertcli.models.pickled_weights import (
 )
 from bertcli.models.saved_weights import check_dtypes, check_finite, check_shapes
 from bertcli.models.split_words import with_spaces_before_words
+from bertcli.models.tokenizer_matching import PADDING_SENSITIVE_FAMILIES
 from bertcli.recipe.yaml_layers import DATA_SUFFIXES
 
 if TYPE_CHECKING:
@@ -53,6 +55,21 @@ DROPOUT_FIELDS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"),  # GPT-2
 )
 WEIGHT_OPTIONS = {"dtype": "float32", "use_safetensors": True}
+UNSUPPORTED_FAMILIES = {  # and why
+    "tapas": "it also reads the cells of tables",
+    **dict.fromkeys(
+        ("layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "bros"), "it also reads the positions of words on a page"
+    ),
+    "markuplm": "it also reads the paths of words in web pages",
+    **dict.fromkeys(("lxmert", "modernvbert", "neomme", "perceiver", "t5gemma2", "ultravbert"), "it also reads images"),
+    "qwen3_asr": "it also reads audio",
+    "mra": "its attention needs compiled kernels, without which it returns zeros",
+    "t5gemma": "its classifier reads another position of a text if there is padding after it",
+}
+CHOICE_PROBLEMS = {  # why the prediction for a choice would depend on the other choices
+    **dict.fromkeys(PADDING_SENSITIVE_FAMILIES, "mix padding into the text"),
+    "roformer": "read the last position, which is padding",
+}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's file name
 LOADABLE_WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, ADAPTER_WEIGHTS, PICKLED, PICKLED_INDEX)
 ADAPTER_PREFIX = "base_model.model."  # peft's, of tensor names
@@ -372,6 +389,8 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
             f"cannot use {name}: {config.model_type} has no model for {head} ({model_class}); use a model of another "
             "family"
         )
+    if config.model_type in UNSUPPORTED_FAMILIES:
+        raise ModelError(f"cannot use {name}: {UNSUPPORTED_FAMILIES[config.model_type]}; use a model of another family")
     has_classifier = model_class not in ("AutoModel", "AutoModelForSeq2SeqLM")
     if config.is_encoder_decoder and has_classifier and getattr(config, "decoder_start_token_id", None) is None:
         raise ModelError(
@@ -383,12 +402,28 @@ def check_model_class(config: PretrainedConfig, model_class: str, name: str) -> 
             f"({config.num_landmarks}) differs from its segment_means_seq_len; bertcli requires a model that "
             "accepts any length"
         )
-    if config.model_type == "tapas":
-        raise ModelError(f"{name} reads the cells of tables, expected a model of texts; use a model of another family")
+    if model_class == "AutoModelForMultipleChoice" and (problem := CHOICE_PROBLEMS.get(config.model_type)):
+        raise ModelError(
+            f"cannot use {name} for multiple choice, where choices of different lengths share a batch: "
+            f"{config.model_type} models {problem}; use a model of another family"
+        )
     if config.model_type == "xmod" and config.default_language is None:
         raise ModelError(
             f"{name} has an adapter for each language, but no default language; set default_language in its "
             f"config.json to one of {', '.join(config.languages):.80}"
+        )
+
+
+def check_trainable(config: PretrainedConfig, name: str) -> None:
+    """Check that models of this configuration can be trained on texts of any length.
+
+    Raises:
+        ModelError: if they cannot.
+    """
+    if config.model_type == "reformer" and config.axial_pos_embds:
+        raise ModelError(
+            f"{name} can be trained only on sequences of exactly {math.prod(config.axial_pos_shape)} tokens (its "
+            "axial_pos_shape); use a model of another family, or fine-tune it with training.strategy=features"
         )
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from bertcli.models.big_bird_attention import reset_attention_type
 from bertcli.models.cpu_dropout import use_cpu_dropout
 from bertcli.models.deberta_attention import attend_in_one_precision, skip_unused_relative_positions
 from bertcli.models.freezing import encoder_layers
@@ -37,7 +38,7 @@ def optimize_forward(model: nn.Module, device: torch.device) -> None:
 
     The model then accepts batches from `bertcli.data.token_index.add_token_index`. Families that are not in `FAMILIES`
     do not skip any computation, but get fp32 regression results and, on a CPU, faster dropout; DeBERTa can then be
-    trained in mixed precision, and its later versions faster.
+    trained in mixed precision, its later versions faster, and BigBird's attention no longer depends on earlier batches.
     """
     for task_model in model.models if isinstance(model, SharedEncoder) else [model]:
         encoders = find_encoders(task_model)
@@ -46,6 +47,7 @@ def optimize_forward(model: nn.Module, device: torch.device) -> None:
         use_fp32_output(task_model)
     attend_in_one_precision(model)
     skip_unused_relative_positions(model)
+    reset_attention_type(model)
     if device.type == "cpu":
         use_cpu_dropout(model)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bertcli.errors import ModelError
+from bertcli.models.big_bird_attention import max_full_attention
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ POSITION_OFFSET_FAMILIES = (  # their positions start after the padding index
     *("xmod", "data2vec-text", "esm", "luke", "lilt", "markuplm"),
 )
 PADDING_SENSITIVE_FAMILIES = (  # they mix padding into tokens: Fourier transforms, convolutions, landmarks, hashing
-    *("fnet", "convbert", "funnel", "mobilebert", "nystromformer", "reformer", "yoso"),
+    *("canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "reformer", "yoso"),
 )
 PADDING_WARNING = (
     "{} models mix padding into the text; training pads each batch to its longest text, while evaluation and "
@@ -95,6 +96,27 @@ def _match_padding_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedC
         tokenizer.pad_token = special[padding_id]
 
 
+def check_end_of_text(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, model_class: str, name: str
+) -> None:
+    """Check that a tokenizer ends texts with the token that the text classifiers of encoder-decoders read.
+
+    Args:
+        model_class: the `AutoModelFor…` name of the head.
+
+    Raises:
+        ModelError: if it does not.
+    """
+    if not config.is_encoder_decoder or model_class != "AutoModelForSequenceClassification":
+        return
+    ids, end_id = tokenizer("a")["input_ids"], config.eos_token_id
+    if ids[-1] != end_id:
+        raise ModelError(
+            f"found a tokenizer that ends texts with the token ID {ids[-1]}, expected {end_id}, the eos_token_id of "
+            f"{name}, which its classifier reads; use the tokenizer that the model was trained with"
+        )
+
+
 def _compares_padding_ids(config: PretrainedConfig) -> bool:
     """Return whether models find the last token of a text by the padding ID, as the classifiers of decoders do."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
@@ -154,8 +176,19 @@ def min_sequence_length(model: torch.nn.Module) -> int:
     )
 
 
-def is_padding_sensitive(model: torch.nn.Module) -> bool:
-    """Return whether padding changes a model's outputs, so only sequences of the same length may share a batch."""
+def is_padding_sensitive(model: torch.nn.Module, max_length: int) -> bool:
+    """Return whether padding changes a model's outputs, so only sequences of the same length may share a batch.
+
+    Args:
+        max_length: number of tokens of the longest sequence.
+    """
     from bertcli.models.shared_encoder import find_encoders
 
-    return any(encoder.config.model_type in PADDING_SENSITIVE_FAMILIES for encoder in find_encoders(model))
+    return any(mixes_padding(encoder.config, max_length) for encoder in find_encoders(model))
+
+
+def mixes_padding(config: PretrainedConfig, max_length: int) -> bool:
+    """Return whether models of this configuration mix padding into texts of at most `max_length` tokens."""
+    if config.model_type == "big_bird":  # the last block of a long sequence attends to all tokens
+        return config.attention_type == "block_sparse" and max_length > max_full_attention(config)
+    return config.model_type in PADDING_SENSITIVE_FAMILIES

@@ -131,7 +131,7 @@ class PretrainJob(Job):
         objective, held_out = self.setup.objective, self._held_out_targets
         sums: dict[str, np.ndarray] = {}  # for each score, its sum and number of targets
         model.eval()
-        same_length = is_padding_sensitive(model)
+        same_length = is_padding_sensitive(model, int(held_out.lengths.max(initial=0)))
         multiple_of = 1 if same_length else pad_to_multiple_of(accelerator)
         max_tokens = self.recipe.hardware.eval_batch_tokens
         batches = list(token_budget_batches(held_out.lengths, max_tokens, same_length=same_length))

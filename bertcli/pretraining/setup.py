@@ -28,14 +28,14 @@ from bertcli.data.corpus_sequences import (
 from bertcli.data.corpus_tokens import SENTENCE_START, Corpus, corpus_key, load_corpus
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.models.added_tokens import AddedTokens, add_tokens
-from bertcli.models.from_pretrained import ModelSource, check_model_class
+from bertcli.models.from_pretrained import ModelSource, check_model_class, check_trainable
 from bertcli.models.from_scratch import VOCABULARY_MULTIPLE, build_config, has_pair_head
 from bertcli.models.tokenizer_matching import (
-    PADDING_SENSITIVE_FAMILIES,
     PADDING_WARNING,
     first_position_id,
     match_tokenizer,
     max_input_length,
+    mixes_padding,
 )
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.pretraining.batches import ResolvedPhase, build_sequences
@@ -87,7 +87,7 @@ def set_up(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> Pre
     tokenizer = _load_tokenizer(recipe, source, mirror) or _train_tokenizer(recipe, mirror, console)
     objective, config, added_tokens = _build_objective(recipe, source, tokenizer)
     max_length = max(phase.max_length for phase in recipe.phases)
-    if config.model_type in PADDING_SENSITIVE_FAMILIES:
+    if mixes_padding(config, max_length):
         console.warn(PADDING_WARNING.format(config.model_type))
     with console.waiting("tokenizing the corpus"):
         corpus = load_corpus(recipe.corpus, tokenizer, mirror, _token_logger(console), console.warn)
@@ -180,7 +180,9 @@ def _build_objective(
     objective: Objective = recipe.objective.objective_class(recipe.objective, tokenizer)
     for field, value in objective.config_fields().items():
         setattr(config, field, value)
-    check_model_class(config, objective.model_class, source.name if source else f"model.family {config.model_type}")
+    name = source.name if source else f"model.family {config.model_type}"
+    check_model_class(config, objective.model_class, name)
+    check_trainable(config, name)
     best_by, score_names = recipe.evaluation.best_by, objective.score_names
     if best_by is not None and best_by not in score_names:
         cure = did_you_mean(best_by, score_names)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertcli.commands.predict import predict, predict_features
@@ -19,53 +18,9 @@ from bertcli.errors import ModelError, UsageError
 from bertcli.models.from_pretrained import ModelSource
 
 from ..conftest import QUIET
+from ..model_families import CLASSIFIER, save
 
 TEXTS = ["a film", "what a lovely day the soup was awful i love the harbour", "bad train", "film", ""]
-CLASSIFIER = "AutoModelForSequenceClassification"
-SIZES = {
-    **dict.fromkeys(["hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size", "true_hidden_size"], 32),
-    **dict.fromkeys(["intra_bottleneck_size"], 32),
-    **dict.fromkeys(["intermediate_size", "d_ff", "d_inner", "hidden_dim"], 64),
-    **dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings", "n_positions"], 64),
-    **dict.fromkeys(["num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"], 2),
-    **dict.fromkeys(["num_attention_heads", "n_heads", "n_head", "num_heads", "encoder_attention_heads"], 2),
-    **dict.fromkeys(["decoder_attention_heads", "num_key_value_heads", "bos_token_id", "cls_token_id"], 2),
-    **dict.fromkeys(["eos_token_id", "sep_token_id"], 3),
-    **dict.fromkeys(["d_kv", "d_head"], 16),
-}
-GPT2_FIELDS = {"n_embd", "n_layer", "n_head", "n_positions", "bos_token_id"}
-UNSUPPORTED_FIELDS = {
-    "xlnet": {"max_position_embeddings"},
-    "funnel": {"num_hidden_layers"},
-    "gpt2": {*SIZES} - GPT2_FIELDS,
-}
-SPECIFIC_FIELDS: dict[str, dict[str, Any]] = {
-    "longformer": {"attention_window": [8, 8]},
-    "funnel": {"block_sizes": [1, 1, 1], "num_decoder_layers": 1},
-    "t5": {"decoder_start_token_id": 0},
-    "roberta": {"type_vocab_size": 1},
-    "fnet": {"tpu_short_seq_length": 64},
-}
-
-
-def save(
-    family: str, tokenizer: PreTrainedTokenizerBase, model_class: str = CLASSIFIER, **fields: Any
-) -> PreTrainedModel:
-    """Save a small model with random weights, those of the padding token included, to the folder `family`."""
-    defaults = transformers.AutoConfig.for_model(family)
-    names = {name for name in SIZES if hasattr(defaults, name)} - UNSUPPORTED_FIELDS.get(family, set())
-    sizes = {name: SIZES[name] for name in names} | SPECIFIC_FIELDS.get(family, {})
-    if tokenizer.pad_token_id is not None and family != "gpt2":
-        sizes["pad_token_id"] = tokenizer.pad_token_id
-    config = transformers.AutoConfig.for_model(family, **sizes | fields, vocab_size=len(tokenizer))
-    torch.manual_seed(0)
-    model = getattr(transformers, model_class).from_config(config).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(family)
-    tokenizer.save_pretrained(family)
-    return model
 
 
 def probabilities(family: str, output: str, *values: list[str]) -> np.ndarray:
@@ -190,7 +145,11 @@ def test_cls_features_without_a_cls_token_are_refused(gpt2_tokenizer: PreTrained
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
-        ("xmod", {"languages": ["en", "de"]}, "set default_language in its config.json to one of en, de"),
+        (
+            "xmod",
+            {"languages": ["en", "de"], "default_language": None},
+            "set default_language in its config.json to one of en, de",
+        ),
         ("nystromformer", {"num_landmarks": 4}, "accepts only sequences of exactly 64 tokens"),
     ],
 )
