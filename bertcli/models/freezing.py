@@ -5,6 +5,7 @@ Depth counts from the bottom: 0 for the embeddings, 1 … L for the layers, L + 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,24 +19,48 @@ from bertcli.models.shared_encoder import find_encoders
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import StrategySection, TrainingSection
 
+PARTS_BELOW = {  # by family: parts of the encoder that its layers read, and their depth
+    "canine": {"initial_char_encoder": 0, "chars_to_molecules": 0},
+    "deberta-v2": {"encoder.LayerNorm": 0, "encoder.conv": 1},  # of the relative positions; beside the first layer
+}
 
-def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the encoder's layers, lowest first.
+
+def encoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the encoder's layers, lowest first; those of a decoder that reads the encoder's output come after them.
 
     Raises:
-        ModelError: if all layers share one set of weights, or the layers are not in a `ModuleList`.
+        ModelError: if all layers share one set of weights, or a layer is not a module by itself.
     """
-    num_layers = getattr(model.config, "num_hidden_layers", None)
-    stacks = [
-        part for part in model.base_model.modules() if isinstance(part, nn.ModuleList) and len(part) == num_layers
-    ]
+    config: Any = model.config
+    num_layers = getattr(config, "num_hidden_layers", None)
+    num_decoder_layers = getattr(config, "num_decoder_layers", getattr(config, "decoder_layers", None))
+    stacks = list(_layer_stacks(model.base_model, {num_layers, num_decoder_layers}))
+    if len({name.rpartition(".")[0] for name, _ in stacks}) < len(stacks):
+        stacks = []  # the parts of a layer are in different stacks, as in XLM
     if not stacks:
         raise ModelError(
-            f"cannot identify the layers of {model.config.model_type} models, which the recipe requires; use "
+            f"cannot identify the layers of {config.model_type} models, which the recipe requires; use "
             "training.strategy=full, and remove hardware.shard and these keys of training: freeze_embeddings, "
             "freeze_layers, head_learning_rate, layer_decay, reinit_layers, teacher_hidden_weight"
         )
-    return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
+    if config.is_encoder_decoder:
+        return [layer for _, layers in stacks for layer in layers]
+    return max((layers for _, layers in stacks), key=lambda layers: sum(map(_num_parameters, layers)))
+
+
+def _layer_stacks(base: nn.Module, sizes: set[int | None]) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Yield the name and the layers of each stack of one of these sizes; those of Funnel are in several blocks."""
+    found: list[str] = []
+    for name, part in base.named_modules():
+        if isinstance(part, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in found):
+            layers = [layer for block in part for layer in (block if isinstance(block, nn.ModuleList) else [block])]
+            if len(layers) in sizes:
+                found.append(name)
+                yield name, layers
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def all_encoder_layers(module: nn.Module) -> list[nn.Module]:
@@ -45,15 +70,26 @@ def all_encoder_layers(module: nn.Module) -> list[nn.Module]:
 
 def parameter_depths(model: PreTrainedModel) -> dict[str, int]:
     """Return the depth of each parameter, by name."""
-    layers = encoder_layers(model)
-    layer_depths = {id(part): depth for depth, layer in enumerate(layers, start=1) for part in layer.parameters()}
-    tables = [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
-    embeddings = {id(table.weight) for table in tables}  # GPT-2's are named wte and wpe
-    embeddings |= {id(part) for name, part in model.base_model.named_parameters() if "embed" in name}
-    return {
-        name: layer_depths.get(id(part), 0 if id(part) in embeddings else len(layers) + 1)
-        for name, part in model.named_parameters()
-    }
+    layers, base = encoder_layers(model), model.base_model
+    depths = {id(part): depth for depth, layer in enumerate(layers, start=1) for part in layer.parameters()}
+    tables = [module for module in base.modules() if isinstance(module, nn.Embedding)]
+    embeddings = [table.weight for table in tables]  # GPT-2's are named wte and wpe
+    embeddings += [part for name, part in base.named_parameters() if "embed" in name]
+    for part in embeddings:
+        depths.setdefault(id(part), 0)
+    for prefix, depth in _parts_below(model).items():
+        for name, part in base.named_parameters():
+            if name.startswith(f"{prefix}."):
+                depths.setdefault(id(part), depth)
+    return {name: depths.get(id(part), len(layers) + 1) for name, part in model.named_parameters()}
+
+
+def _parts_below(model: PreTrainedModel) -> dict[str, int]:
+    """Return the depth of the parts that layers read besides the embeddings, by name; all other parts are above."""
+    config: Any = model.config
+    if config.is_encoder_decoder:  # the norm after the encoder's last layer
+        return {"encoder": config.num_hidden_layers}
+    return PARTS_BELOW.get(config.model_type, {})
 
 
 def lr_scales(model: PreTrainedModel, section: TrainingSection) -> dict[str, float]:
@@ -100,12 +136,13 @@ class LayerFreezer:
 
     def __init__(self, model: PreTrainedModel, section: StrategySection, plan: Plan):
         self._section, self._plan = section, plan
-        self._num_layers = len(encoder_layers(model))
+        uses_layers = section.strategy != "features"
+        self._num_layers = len(encoder_layers(model)) if uses_layers else 0
         if section.freeze_layers > self._num_layers:
             raise ModelError(
                 f"training.freeze_layers is {section.freeze_layers}, but the model has {self._num_layers} layers"
             )
-        depths = parameter_depths(model)
+        depths = parameter_depths(model) if uses_layers else _head_depths(model)
         final_lowest = lowest_trainable_depth(section, self._num_layers, plan, plan.total_steps - 1)
         for name, part in model.named_parameters():
             part.requires_grad_(part.requires_grad and depths[name] >= final_lowest)
@@ -119,6 +156,14 @@ class LayerFreezer:
             for part, depth in self._trainable:
                 part.requires_grad_(depth >= lowest)
             self._lowest = lowest
+
+
+def _head_depths(model: PreTrainedModel) -> dict[str, int]:
+    """Return depth 0 for each parameter of the frozen encoder and 1 for those above it: the pooler and the head."""
+    pooler = getattr(model.base_model, "pooler", None)
+    above = set() if pooler is None else {id(part) for part in pooler.parameters()}
+    frozen = {id(part) for part in model.base_model.parameters()} - above
+    return {name: int(id(part) not in frozen) for name, part in model.named_parameters()}
 
 
 def build_freezer(model: PreTrainedModel, section: StrategySection, plan: Plan) -> LayerFreezer | None:
@@ -166,10 +211,13 @@ class PrecomputedHiddenStates:
 
     def __init__(self, model: PreTrainedModel):
         config = model.config
+        reason = "whose encoder shortens texts" if config.model_type == "funnel" else None
         if config.is_encoder_decoder or config.model_type == "longformer":
+            reason = "whose heads decide what the encoder attends to"
+        if reason is not None:
             raise ModelError(
-                f"training.strategy=features does not work with {config.model_type} models, whose heads decide what "
-                "the encoder attends to; set training.freeze_layers instead"
+                f"training.strategy=features does not work with {config.model_type} models, {reason}; set "
+                "training.freeze_layers instead"
             )
         self._hidden_states: torch.Tensor | None = None
         model.register_forward_pre_hook(self._take_hidden_states, with_kwargs=True, prepend=True)
@@ -186,6 +234,7 @@ class PrecomputedHiddenStates:
             return forward(*args, **inputs)
         hidden = self._hidden_states.flatten(0, -3)
         pooler = getattr(base, "pooler", None)
-        if isinstance(pooler, nn.Linear):  # in BigBird, whose activation is a module next to it
-            return _PrecomputedOutput(hidden, base.activation(pooler(hidden[:, 0])))
+        if isinstance(pooler, nn.Linear):  # in ALBERT and BigBird, whose activation is a module next to it
+            activation = getattr(base, "pooler_activation", None) or base.activation
+            return _PrecomputedOutput(hidden, activation(pooler(hidden[:, 0])))
         return _PrecomputedOutput(hidden, None if pooler is None else pooler(hidden))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from bertcli.errors import ModelError
 from bertcli.models.freezing import encoder_layers
@@ -42,11 +43,11 @@ def add_lora(model: PreTrainedModel, section: StrategySection, base_name: str) -
             "training.lora_merge=true, which saves a full model"
         )
     base = model.base_model
-    prefix = next(name for name, part in base.named_modules() if part is encoder_layers(model))
+    in_layers = {id(part) for layer in encoder_layers(model) for part in layer.modules()}
     targets = [
         f"{model.base_model_prefix}.{name}"
         for name, part in base.named_modules()
-        if isinstance(part, nn.Linear) and name.startswith(f"{prefix}.")
+        if isinstance(part, nn.Linear | Conv1D) and id(part) in in_layers
     ]
     head_names = [name for name, part in model.named_children() if part is not base]
     pooler = getattr(base, "pooler", None)

@@ -30,6 +30,7 @@ from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import TrainingSection
 
 from ..conftest import allow_missing
+from ..model_families import build_config, build_wordpiece_tokenizer
 
 PLAN = Plan(100, 10, 30, 3, 10, 10, 1)
 FAMILIES = ["bert", "roberta", "electra", "distilbert", "modernbert"]
@@ -46,6 +47,11 @@ def build(family: str = "bert", head: str = "SequenceClassification", layers: in
     config.pad_token_id = 0
     torch.manual_seed(0)
     return getattr(transformers, f"AutoModelFor{head}").from_config(config)
+
+
+def build_small(family: str) -> Any:
+    config = build_config(family, build_wordpiece_tokenizer())
+    return transformers.AutoModelForSequenceClassification.from_config(config)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,6 +86,41 @@ def test_parameter_depths_reject_families_that_share_one_layer() -> None:
     config = transformers.AlbertConfig(hidden_size=16, num_attention_heads=2, embedding_size=8, num_hidden_layers=4)
     with pytest.raises(ModelError, match="cannot identify the layers"):
         parameter_depths(transformers.AlbertModel(config))
+
+
+@pytest.mark.parametrize("family", ["xlm", "flaubert"])
+def test_parameter_depths_reject_families_with_the_parts_of_a_layer_in_several_lists(family: str) -> None:
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(family, emb_dim=16, n_layers=2))
+    with pytest.raises(ModelError, match="cannot identify the layers"):
+        parameter_depths(model)
+
+
+def test_decoder_layers_are_above_those_of_the_encoder() -> None:
+    sizes = {"encoder_layers": 2, "decoder_layers": 3, "d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    depths = parameter_depths(transformers.MBartForSequenceClassification(transformers.MBartConfig(**sizes)))
+    assert depths["model.encoder.layers.1.fc1.weight"] == depths["model.encoder.layer_norm.weight"] == 2
+    assert depths["model.decoder.layers.0.fc1.weight"] == 3
+    assert depths["model.decoder.layer_norm.weight"] == depths["classification_head.dense.weight"] == 6
+    assert depths["model.shared.weight"] == depths["model.decoder.embed_positions.weight"] == 0
+
+
+def test_relative_positions_of_deberta_are_below_its_layers() -> None:
+    model = build_small("deberta-v2")
+    depths = parameter_depths(model)
+    for part in ("rel_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"):
+        assert depths[f"deberta.encoder.{part}"] == 0
+    assert depths["deberta.encoder.conv.conv.weight"] == 1  # beside the first layer
+    LayerFreezer(model, TrainingSection(freeze_layers=1), PLAN)
+    trainable = [name for name, part in model.named_parameters() if part.requires_grad]
+    assert trainable
+    assert all(name.startswith(("deberta.encoder.layer.1.", "pooler.", "classifier.")) for name in trainable)
+
+
+def test_features_strategy_needs_no_layers() -> None:
+    model = build_small("albert")
+    LayerFreezer(model, TrainingSection(strategy="features"), PLAN)
+    trainable = {name for name, part in model.named_parameters() if part.requires_grad}
+    assert trainable == {"albert.pooler.weight", "albert.pooler.bias", "classifier.weight", "classifier.bias"}
 
 
 def test_lr_scales_decay_from_layer_to_layer() -> None:
