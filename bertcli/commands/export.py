@@ -40,7 +40,8 @@ def export(name: str, output: Path, *, mirror: Path | None = None, console: Cons
     source = ModelSource(name, mirror)
     tokenizer = source.load_tokenizer()
     match_tokenizer(tokenizer, source.config, name)
-    model = source.load_model(_model_class(source.config, name)).eval()
+    fields = {"use_cache": False} if hasattr(source.config, "use_cache") else {}  # of decoders, for generation only
+    model = source.load_model(_model_class(source.config, name), fields).eval()
     names = input_names(model, tokenizer)
     console.say(f"model     {name}: {type(model).__name__}, {model.num_parameters():,} parameters")
     with atomic_folder(output) as tmp, console.waiting("exporting to ONNX and comparing the outputs"):

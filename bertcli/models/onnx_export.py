@@ -79,7 +79,7 @@ def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> None:
                 node.metadata_props.clear()  # source locations, which contain paths on this machine
             program.save(path, external_data=4 * model.num_parameters() > MAX_ONNX_BYTES)
     except Exception as error:  # torch raises many types
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = str(error.__cause__ or error).strip().splitlines()[0].rstrip(":.")
         raise ModelError(f"cannot export {type(model).__name__} to ONNX ({cause})") from error
     finally:
         logger.setLevel(level)
