@@ -11,7 +11,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from bertcli.errors import ModelError
 from bertcli.models.from_pretrained import ModelSource
-from bertcli.models.tokenizer_matching import UNLIMITED_LENGTH, match_tokenizer, max_input_length
+from bertcli.models.tokenizer_matching import (
+    UNLIMITED_LENGTH,
+    check_end_of_text,
+    match_tokenizer,
+    max_input_length,
+)
 
 
 @pytest.fixture
@@ -117,3 +122,16 @@ def test_maximum_length_of_relative_positions_is_that_of_the_tokenizer(
     assert max_input_length(wordpiece, config_of(family, **fields)) == limit
     wordpiece.model_max_length = 50
     assert max_input_length(wordpiece, config_of(family, **fields)) == 50
+
+
+def test_classifier_that_reads_the_end_of_a_text_needs_a_tokenizer_that_adds_it(
+    wordpiece: PreTrainedTokenizerBase,
+) -> None:
+    classifier, end_id = "AutoModelForSequenceClassification", wordpiece.sep_token_id
+    check_end_of_text(wordpiece, config_of("bart", eos_token_id=end_id), classifier, "model")
+    for family, model_class in (("bart", "AutoModelForQuestionAnswering"), ("bert", classifier)):
+        check_end_of_text(wordpiece, config_of(family, eos_token_id=40), model_class, "model")
+    with pytest.raises(
+        ModelError, match=f"ends texts with the token ID {end_id}, expected 40, the eos_token_id of model"
+    ):
+        check_end_of_text(wordpiece, config_of("bart", eos_token_id=40), classifier, "model")
