@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SAMPLE = "The quick brown fox jumped over 12 lazy dogs, didn't it? In 1984, e.g. at San José (U.S.) / the lazy dogs."
 KEPT_OPTIONS = (
+    "extra_special_tokens",
     "model_max_length",
     "model_input_names",
     "padding_side",

@@ -21,10 +21,14 @@ from bertcli.errors import DataError, ModelError, RecipeError
 from bertcli.finetuning.run import finetune, note_duplicates
 from bertcli.finetuning.setup import check_recipe, set_up
 from bertcli.models.from_pretrained import ModelSource, save_model
+from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import dump_recipe, load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_finetuning, recipes_by_name
 from bertcli.runs.folder import RunOptions
+
+from ..conftest import QUIET
+from ..model_families import save
 
 
 @pytest.fixture
@@ -386,3 +390,19 @@ def test_words_that_have_other_tokens_than_in_running_text_are_warned_about(
         "the tokenizer of encoder reads the words of 1 of the first 2 training rows otherwise than in running text, "
         "for example as ['a'"
     ) in " ".join(capsys.readouterr().err.split())
+
+
+def test_saved_tagging_model_reads_words_as_running_text_in_plain_transformers(
+    recipe_of: Callable[..., Recipe],
+) -> None:
+    rows = [{"words": ["a", "fine", "film"], "tags": ["O", "O", "A"]}, {"words": ["film"], "tags": ["A"]}]
+    for split in ("train", "validation"):
+        write_rows(f"{split}.jsonl", rows)
+    tokenizer = train_tokenizer(lambda: ["it was a fine film"] * 9, 300, "bpe")  # bertcli's own
+    save("roberta", tokenizer, "AutoModel", "encoder")
+    tags = f"{FILES.replace('text]', 'words]')}, head: token_classification, label_column: tags"
+    finetune(recipe_of(tags, "model.name=encoder", "training.epochs=1"), Path("run"), RunOptions(console=QUIET))
+    saved = transformers.AutoTokenizer.from_pretrained("run/model")
+    as_words = saved(["a", "fine", "film"], is_split_into_words=True)["input_ids"]
+    assert saved.convert_ids_to_tokens(as_words) == ["<s>", "Ġa", "Ġfine", "Ġfilm", "</s>"]
+    assert as_words == saved("a fine film")["input_ids"] == tokenizer(" a fine film")["input_ids"]

@@ -125,6 +125,7 @@ FAMILIES = {
 def save(kind: str, family: str | None = None) -> PreTrainedTokenizerBase:
     """Save a tokenizer of a kind with the configuration of a family that uses it, in the folder `saved`."""
     tokenizer = KINDS[kind]()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<marker>"]})
     config_of(kind, family).save_pretrained("saved")
     tokenizer.save_pretrained("saved")
     return transformers.AutoTokenizer.from_pretrained("saved")
@@ -150,6 +151,7 @@ def test_words_have_the_tokens_of_running_text(kind: str) -> None:
         tokenizer.save_pretrained(folder)
         plain = transformers.AutoTokenizer.from_pretrained(folder)
         assert plain.special_tokens_map == original.special_tokens_map
+        assert plain.all_special_ids == original.all_special_ids
         assert plain("fox")["input_ids"] == original(f"{space}fox")["input_ids"]  # special tokens included
         for words in ROWS:
             text = " ".join(words)
