@@ -8,13 +8,16 @@ import pytest
 import torch
 import transformers
 
-from bertcli.models.freezing import encoder_layers, parameter_depths
+from bertcli.errors import ModelError
+from bertcli.models.freezing import PrecomputedHiddenStates, encoder_layers, parameter_depths
 from bertcli.models.from_pretrained import UNSUPPORTED_FAMILIES
+from bertcli.models.tokenizer_matching import match_tokenizer
 
 from .model_families import (
     CELLS,
     CLASSIFIER,
     FAMILIES,
+    PAIRS,
     TEXTS,
     build_config,
     build_tokenizer,
@@ -70,6 +73,23 @@ def test_no_part_that_the_layers_read_is_taken_for_one_above_them(family: str) -
     read = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
     assert read
     assert [name for name in read if depths[name] > len(layers)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {*UNSUPPORTED_FAMILIES}))
+def test_head_on_precomputed_hidden_states_gives_the_same_logits(family: str) -> None:
+    """As `training.strategy=features` trains it."""
+    model, tokenizer = build_any_model(family), build_tokenizer(family)
+    match_tokenizer(tokenizer, model.config, family)
+    inputs: Any = tokenizer(TEXTS, PAIRS, return_tensors="pt", padding=True)
+    try:
+        PrecomputedHiddenStates(model)
+    except ModelError:
+        return
+    with torch.inference_mode():
+        hidden_states, expected = model.base_model(**inputs)[0], model(**inputs)[0]
+        logits = model(**inputs, frozen_hidden_states=hidden_states)[0]
+    assert torch.allclose(logits, expected, atol=1e-5)
 
 
 def build_any_model(family: str) -> Any:

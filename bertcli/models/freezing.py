@@ -19,6 +19,11 @@ from bertcli.models.shared_encoder import find_encoders
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import StrategySection, TrainingSection
 
+HEAD_INPUTS = {  # why the encoder's last hidden states are not enough for the head, by family
+    "canine": "whose pooler reads other hidden states than the last",
+    "funnel": "whose encoder shortens texts",
+    "longformer": "whose heads decide what the encoder attends to",  # as those of encoder-decoders
+}
 PARTS_BELOW = {  # by family: parts of the encoder that its layers read, and their depth
     "canine": {"initial_char_encoder": 0, "chars_to_molecules": 0},
     "deberta-v2": {"encoder.LayerNorm": 0, "encoder.conv": 1},  # of the relative positions; beside the first layer
@@ -211,9 +216,7 @@ class PrecomputedHiddenStates:
 
     def __init__(self, model: PreTrainedModel):
         config = model.config
-        reason = "whose encoder shortens texts" if config.model_type == "funnel" else None
-        if config.is_encoder_decoder or config.model_type == "longformer":
-            reason = "whose heads decide what the encoder attends to"
+        reason = HEAD_INPUTS.get("longformer" if config.is_encoder_decoder else config.model_type)
         if reason is not None:
             raise ModelError(
                 f"training.strategy=features does not work with {config.model_type} models, {reason}; set "
