@@ -50,14 +50,15 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
         num_items = len(setup.encode("train"))
         plan = make_plan(recipe, num_items, processes.num_processes, setup.examples_per_epoch)
         setup.encode("validation")
-    memory = plan_memory(recipe.hardware, setup.head.model_class, setup.workload(plan), processes.num_processes)
+    workload = setup.workload(plan)
+    memory = plan_memory(recipe.hardware, setup.head.model_class, workload, processes.num_processes)
     plan = replace(plan, gradient_checkpointing=memory.gradient_checkpointing)
     _print_plan(console, setup, plan, memory, run)
     if processes.is_main_process:
         note_duplicates(console, setup)
         for note in setup.word_notes():
             console.warn(note)
-        check_disk(run, recipe, setup.count_parameters())
+        check_disk(run, recipe, workload.num_parameters)
 
     def build_job(seed: int) -> FinetuneJob:
         return FinetuneJob(setup.with_seed(seed), plan)

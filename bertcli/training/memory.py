@@ -75,7 +75,10 @@ class MemoryPlan:
         """Print the line of the plan; warn if the memory does not suffice."""
         names = ("weights", "gradients", "optimizer", "activations")
         unit, size, digits = ("GB", 1e9, 1) if self.total >= 1e9 else ("MB", 1e6, 0)
-        parts = ", ".join(f"{name} {getattr(self, name) / size:.{digits}f}" for name in names)
+        values = {name: f"{getattr(self, name) / size:.{digits}f}" for name in names}
+        if not self.activations:
+            values["activations"] = "unknown"
+        parts = ", ".join(f"{name} {value}" for name, value in values.items())
         checkpointing = " with gradient checkpointing" if self.gradient_checkpointing else ""
         console.say(f"memory    about {self.total / size:.{digits}f} {unit}: {parts}{checkpointing}")
         if self.is_short and self.available is not None:
@@ -133,7 +136,7 @@ def _supports_checkpointing(config: PretrainedConfig, model_class: str) -> bool:
 
 
 def activation_bytes(workload: Workload, precision: str, *, on_cpu: bool, checkpointing: bool = False) -> float:
-    """Estimate the peak memory of the activations of a training step, in bytes.
+    """Estimate the peak memory of the activations of a training step, in bytes; 0 if the sizes of layers are unknown.
 
     A layer keeps, for each token, the inputs of its matrix products, normalizations and activation function, that is
     8 H + 2 I numbers (with a gated activation, 8 H + 4 I), and the dropout masks of two residual branches, 2 H;
@@ -147,11 +150,13 @@ def activation_bytes(workload: Workload, precision: str, *, on_cpu: bool, checkp
     Args:
         precision: `fp32`, `bf16` or `fp16`.
     """
-    config: Any = workload.config
-    hidden, heads = config.hidden_size, config.num_attention_heads
+    config: Any = workload.config.get_text_config()
+    hidden, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 0)
+    num_layers = getattr(config, "num_hidden_layers", 0) * (2 if workload.config.is_encoder_decoder else 1)
+    if not hidden or not num_layers:  # such as Perceiver
+        return 0.0
     sizes = [size for name in INTERMEDIATE_FIELDS if (size := getattr(config, name, None))]
     intermediate = sizes[0] if sizes else 4 * hidden
-    num_layers = config.num_hidden_layers * (2 if config.is_encoder_decoder else 1)
     num_kept = num_layers if workload.num_layers is None else workload.num_layers
     number = 4 if precision == "fp32" else 2
     mask = number if on_cpu else 1
@@ -186,7 +191,9 @@ def available_memory(hardware: HardwareSection, num_processes: int = 1) -> float
         return min(limits) / num_processes if limits else None
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
-    return float(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    if torch.backends.mps.is_available():
+        return float(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return None
 
 
 def _machine_memory(file: Path = Path("/proc/meminfo")) -> float | None:

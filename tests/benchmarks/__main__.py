@@ -50,7 +50,7 @@ def main() -> None:
     if "encoders" in arguments.topics:
         encoders.bench(tokenizer, arguments.rounds)
     if "long_inputs" in arguments.topics:
-        long_inputs.bench(arguments.rounds)
+        long_inputs.bench()
 
 
 if __name__ == "__main__":

@@ -117,11 +117,16 @@ SKEWED = (
     "task.metrics=[f1, roc_auc, log_loss]",
     "evaluation.best_by=log_loss",
 )
+CHECKPOINTING = "hardware.gradient_checkpointing=true"
 
 
 @pytest.mark.parametrize(
     ("launcher", "overrides"),
-    [("", ()), ("torchrun", ()), ("accelerate", ()), ("", STAGES), ("", SHARDED), ("", FEATURES), ("", SKEWED)],
+    [
+        *(("", overrides) for overrides in ((), STAGES, SHARDED, FEATURES, SKEWED)),
+        *(("", (*overrides, CHECKPOINTING)) for overrides in (STAGES, SHARDED)),
+        *((launcher, ()) for launcher in ("torchrun", "accelerate")),
+    ],
 )
 def test_two_processes_fine_tune_as_one(small: str, launcher: str, overrides: tuple[str, ...]) -> None:
     for processes, run in ((1, "one"), (2, "two")):

@@ -159,6 +159,17 @@ def test_tied_and_sliced_tensors_are_saved_under_each_name(in_process: list[Path
     assert all(torch.equal(saved[name], view) for name, view in views.items())
 
 
+def test_former_names_of_layer_norm_weights_are_read(encoder: Path, in_process: list[Path]) -> None:
+    folder = pickled("model", encoder)
+    state = torch.load(folder / "pytorch_model.bin")
+    expected = {name: tensor + 1 for name, tensor in state.items() if "LayerNorm" in name}
+    former = {name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): name for name in state}
+    torch.save({old: expected.get(name, state[name]) for old, name in former.items()}, folder / "pytorch_model.bin")
+    loaded = ModelSource("model").load_model("AutoModelForMaskedLM").state_dict()
+    assert len(expected) > 5
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
 def test_safetensors_are_preferred(encoder: Path) -> None:
     folder = pickled("model", encoder)
     state = torch.load(folder / "pytorch_model.bin")

@@ -94,6 +94,14 @@ def test_unsupported_families_are_refused_for_true_and_ignored_for_auto(monkeypa
         plan_memory(HardwareSection(device="cpu", gradient_checkpointing=True), CLASSIFIER, albert)
 
 
+@pytest.mark.parametrize("family", ["fnet", "perceiver", "t5", "gpt2", "xlnet", "reformer", "canine", "mobilebert"])
+def test_every_family_has_a_plan(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Workload(transformers.AutoConfig.for_model(family), 10**9, 10**9, 4, 64)
+    plan_memory(HardwareSection(device="cpu"), CLASSIFIER, work).report(Console())
+    is_unknown = family == "perceiver"
+    assert ("activations unknown" in capsys.readouterr().err) == is_unknown
+
+
 def test_plan_states_the_memory_and_warns_if_it_does_not_suffice(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
