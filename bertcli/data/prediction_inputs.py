@@ -21,7 +21,7 @@ from bertcli.data.formats import (
 )
 from bertcli.data.sources import column_names, load_split, split_files
 from bertcli.data.table_files import FILE_COLUMN, FORMAT_OF_SUFFIX, FORMATS, ROW_COLUMN, format_of, text_options
-from bertcli.data.text_files import TextOptions, read_lines, read_text, without_compression_suffix
+from bertcli.data.text_files import TextOptions, is_utf8, read_lines, read_text, without_compression_suffix
 from bertcli.errors import DataError, UsageError, did_you_mean
 from bertcli.tasks.task import DELIMITERS, Task, check_encoding
 
@@ -306,6 +306,9 @@ def load_inputs(
         return _reject_pairs(
             read_inputs(inputs.path, inputs.resolved_format, task.columns, extra_columns=kept, options=options)
         )
+    options = inputs.text_options
+    if options.encoding is None and _has_encoding_of_task(task, inputs):
+        options = replace(options, encoding=task.files.encoding if task.files is not None else None)
     extra_columns = [name for name in (task.id_column, task.sentence_column) if name is not None]
     input_rows = read_inputs(
         inputs.path,
@@ -314,9 +317,15 @@ def load_inputs(
         default_columns=default_columns if inputs.columns is None else (),
         list_columns=task.list_columns,
         extra_columns=None if inputs.keep_columns else extra_columns,
-        options=inputs.text_options,
+        options=options,
     )
     return input_rows if task.sentence_column is None else _group_words(task, input_rows)
+
+
+def _has_encoding_of_task(task: Task, inputs: PredictionInput) -> bool:
+    """Return whether a file is not UTF-8, so that it is read in the encoding of the files that the task names."""
+    is_set = task.files is not None and task.files.encoding is not None
+    return is_set and inputs.path != "-" and inputs.resolved_format != "parquet" and not is_utf8(inputs.path)
 
 
 def _group_words(task: Task, rows: Iterable[Row]) -> Iterator[Row]:

@@ -199,6 +199,25 @@ def _has_nul(location: str, line: str, options: TextOptions) -> DataError:
     return DataError(f"{location}: has a NUL character; remove it, or check whether this is a text file")
 
 
+def is_utf8(path: str | Path) -> bool:
+    """Return whether the content of a file is UTF-8, or has a byte order mark, so that its encoding needs no setting.
+
+    Raises:
+        DataError: as `open_binary`.
+    """
+    decoder = codecs.getincrementaldecoder(UTF_8)()
+    with open_binary(path) as file:
+        if file.peek(MAX_SIGNATURE_BYTES).startswith(tuple(BYTE_ORDER_MARKS)):
+            return True
+        try:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
 def check_text(path: str | Path, options: TextOptions = DEFAULT_OPTIONS) -> None:
     """Check that a file is text.
 

@@ -22,7 +22,7 @@ from bertcli.data.corpus_reading import read_documents
 from bertcli.data.corpus_tokens import corpus_key
 from bertcli.data.prediction_inputs import PredictionInput, infer_format, read_inputs
 from bertcli.data.sources import load_split
-from bertcli.data.text_files import TextOptions, read_lines
+from bertcli.data.text_files import TextOptions, is_utf8, read_lines
 from bertcli.errors import DataError, RecipeError, UsageError
 from bertcli.recipe.load import load_recipe, recipe_task
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
@@ -382,3 +382,22 @@ def test_repeated_byte_order_mark_is_skipped() -> None:
     Path("a.csv").write_bytes(b"\xef\xbb\xbf" * 2 + b"text,label\na,x\n")
     assert train_rows("a.csv") == [("a", "x")]
     assert predict_texts("a.csv") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("schön".encode(), True),
+        (b"plain", True),
+        (b"", True),
+        ("schön".encode("utf-8-sig"), True),
+        ("schön".encode("utf-16"), True),
+        ("schön".encode("windows-1252"), False),
+        ("schön".encode()[:-2], False),
+        (gzip.compress("schön".encode("windows-1252")), False),
+        (b"a" * ((1 << 20) - 1) + "ö".encode(), True),  # a character that begins in one block and ends in the next
+    ],
+)
+def test_files_in_utf_8_or_with_a_byte_order_mark_need_no_encoding(content: bytes, expected: bool) -> None:
+    Path("a.txt").write_bytes(content)
+    assert is_utf8("a.txt") is expected
