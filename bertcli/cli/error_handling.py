@@ -99,6 +99,8 @@ def _option_hint(arguments: list[str], context: Any) -> str:
     for name, value in values.items():
         if {f"--{name}", f"--{name.replace('_', '-')}"} & known:
             continue
+        if name == "gradient_accumulation_steps" and "per_device_train_batch_size" in values:
+            continue  # a factor of the global batch size
         if (hint := option_hint(name, value)) is not None:
             hints.append((name, hint))
         elif (key := find_key(name, pretraining="pretrain" in arguments)) is not None:

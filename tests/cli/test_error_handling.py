@@ -131,6 +131,13 @@ def test_option_of_another_program_leads_to_the_key(arguments: tuple[str, ...], 
     assert key in " ".join(result.stderr.replace("│", " ").split())
 
 
+def test_accumulation_steps_are_part_of_the_global_batch_size() -> None:
+    arguments = ("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "4")
+    stderr = call("finetune", "glue/sst2", *arguments).stderr
+    assert "training.global_batch_size=32" in stderr
+    assert "Instead of" not in stderr
+
+
 def test_unknown_option_without_a_key_has_no_hint() -> None:
     assert "Recipe keys" not in call("finetune", "glue/sst2", "--nonsense").stderr
     assert "Recipe keys" not in call("env", "--learning_rate", "3").stderr
