@@ -18,6 +18,7 @@ from bertcli.cli.main import app
 from bertcli.commands.evaluate import evaluate
 from bertcli.errors import RecipeError
 from bertcli.finetuning.run import finetune
+from bertcli.metrics import AVERAGES, METRICS
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe, shipped_recipes
 from bertcli.recipe.schema import TrainingSection
 from bertcli.recipe.suite import load_finetuning
@@ -143,6 +144,13 @@ def test_the_tour_begins_as_it_is_shown() -> None:
     result = CliRunner().invoke(app, [*shlex.split(command)[2:], "--dry-run"])
     assert result.stderr.splitlines()[: len(plan)] == plan
     assert 'next      bertcli predict runs/sample-sentiment --text "…"' in rest
+
+
+def test_every_metric_is_listed() -> None:
+    section = RECIPES.partition("### Metrics")[2].partition("## Pretraining")[0]
+    for name in METRICS:
+        families = [name.removesuffix(f"_{average}") for average in AVERAGES]
+        assert any(f"`{listed}`" in section for listed in (name, *families)), name
 
 
 def test_strategy_keys_exist() -> None:
