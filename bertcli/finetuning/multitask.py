@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -73,17 +73,12 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         epoch_sizes = [setup.examples_per_epoch for setup in setups.values()]
     plan = make_plan(recipe, sum(sizes.values()), processes.num_processes, sum(epoch_sizes))
     probabilities = task_probabilities(epoch_sizes, suite.multitask)
-    for (name, size), probability in zip(sizes.items(), probabilities, strict=True):
-        notes = [f"; {note}" for note in (setups[name].target_note, setups[name].balance_note) if note]
-        console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps{''.join(notes)}")
     workloads = (setup.workload(plan) for setup in setups.values())
     largest = max(workloads, key=lambda workload: workload.num_sequences * workload.length)
     model_class = next(iter(setups.values())).head.model_class
     memory = plan_memory(recipe.hardware, model_class, largest, processes.num_processes)
     plan = replace(plan, gradient_checkpointing=memory.gradient_checkpointing)
-    if recipe.model.add_tokens:
-        console.say(f"tokenizer {next(iter(setups.values())).added_tokens.note}")
-    console.say(f"training  {plan.total_steps} steps of {recipe.training.global_batch_size} examples, each of one task")
+    _print_plan(console, setups, sizes, probabilities, plan)
     memory.report(console)
     if processes.is_main_process:
         for setup in setups.values():
@@ -111,6 +106,24 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
     )
     log_scores(console, results, folder, model=next(iter(multitask_models(best_seed(str(run))).values())))
     return results
+
+
+def _print_plan(
+    console: Console,
+    setups: Mapping[str, FinetuneSetup],
+    sizes: Mapping[str, int],
+    probabilities: Iterable[float],
+    plan: Plan,
+) -> None:
+    """Print the rows of each task [K], its share of the steps, and the length of training."""
+    for (name, size), probability in zip(sizes.items(), probabilities, strict=True):
+        notes = [f"; {note}" for note in (setups[name].target_note, setups[name].balance_note) if note]
+        console.say(f"task      {name}: {size} training rows, {probability:.1%} of the steps{''.join(notes)}")
+    setup = next(iter(setups.values()))
+    if setup.recipe.model.add_tokens:
+        console.say(f"tokenizer {setup.added_tokens.note}")
+    batch_size = setup.recipe.training.global_batch_size
+    console.say(f"training  {plan.total_steps} steps of {batch_size} examples, each of one task")
 
 
 def _check_multitask(recipes: Collection[Recipe]) -> None:

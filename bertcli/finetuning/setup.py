@@ -56,11 +56,12 @@ from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import Section, Task
-from bertcli.training.memory import Workload
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from bertcli.training.memory import Workload
 
 HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks that have them; see `Head.supported_keys`
     "training.label_smoothing": "tasks with one correct label per prediction",
@@ -273,6 +274,7 @@ class FinetuneSetup:
     def workload(self, plan: Plan) -> Workload:
         """Return what a process computes at a time in training, for an estimate of its memory."""
         from bertcli.models.freezing import encoder_layers, lowest_trainable_depth, parameter_depths
+        from bertcli.training.memory import Workload
 
         model, encoded, section = self._model_without_weights(), self.encode("train"), self.recipe.training
         config = copy.deepcopy(model.config)

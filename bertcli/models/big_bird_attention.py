@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from bertcli.models.shared_encoder import find_encoders
+from bertcli.models.tokenizer_matching import max_full_attention
 
 
 def reset_attention_type(model: nn.Module) -> None:
@@ -24,8 +25,3 @@ def _reset(encoder: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
     ids = args[0] if args else inputs["input_ids"]
     if ids.shape[-1] > max_full_attention(encoder.config):  # else transformers uses full attention by itself
         encoder.set_attention_type(encoder.config.attention_type)
-
-
-def max_full_attention(config: Any) -> int:
-    """Return the length up to which transformers uses full attention, whatever the configuration says."""
-    return (5 + 2 * config.num_random_blocks) * config.block_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bertcli.errors import ModelError
-from bertcli.models.big_bird_attention import max_full_attention
 
 if TYPE_CHECKING:
     import torch
@@ -192,3 +191,8 @@ def mixes_padding(config: PretrainedConfig, max_length: int) -> bool:
     if config.model_type == "big_bird":  # the last block of a long sequence attends to all tokens
         return config.attention_type == "block_sparse" and max_length > max_full_attention(config)
     return config.model_type in PADDING_SENSITIVE_FAMILIES
+
+
+def max_full_attention(config: Any) -> int:
+    """Return the length up to which BigBird uses full attention, whatever its configuration says."""
+    return (5 + 2 * config.num_random_blocks) * config.block_size

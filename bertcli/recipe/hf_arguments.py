@@ -23,6 +23,7 @@ KEY_ALIASES = {  # argument → recipe key, or recipe key with its value
     "evaluation_strategy": "evaluation.every_steps",
     "fp16": "hardware.precision=fp16",
     "fsdp": "hardware.shard=true",
+    "gradient_checkpointing": "hardware.gradient_checkpointing",
     "ignore_mismatched_sizes": "model.new_head=true",
     "label_column_name": "task.label_column",
     "label_smoothing_factor": "training.label_smoothing",
@@ -149,7 +150,6 @@ UNSUPPORTED_KEYS = {  # argument without an equivalent → what to do instead
     "full_determinism": "on a CPU, training.seed determines the result; on a GPU, there is no such option",
     "gradient_accumulation_steps": "training.global_batch_size counts the examples of a step over all devices and "
     "accumulation steps, and hardware.micro_batch_size how many a device computes at once; set these",
-    "gradient_checkpointing": CHECKPOINTING,
     "gradient_checkpointing_kwargs": CHECKPOINTING,
     "greater_is_better": "the metric evaluation.best_by determines this; leave it out",
     "group_by_length": GROUPED,
