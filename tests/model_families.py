@@ -31,7 +31,7 @@ from bertcli.inference.loaded_model import load_for_inference, predict_inputs
 from bertcli.models.from_pretrained import UNSUPPORTED_FAMILIES, ModelSource, check_model_class
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import load_recipe
-from bertcli.recipe.schema import DataSection
+from bertcli.recipe.schema import DataSection, HardwareSection
 from bertcli.runs.folder import RunOptions
 
 from .conftest import QUIET, REPOSITORY
@@ -39,6 +39,7 @@ from .conftest import TEXTS as SENTENCES
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 TOLERANCE = 1e-4
+FP32 = HardwareSection(device="cpu", precision="fp32")
 TABLE_START, TABLE_END = "<!-- families: start -->", "<!-- families: end -->"  # in recipes/README.md
 DECODERS = ("bloom", "gemma2", "gpt2", "gpt_neo", "gpt_neox", "llama", "mistral", "modernbert-decoder", "opt", "phi",
             "qwen2", "qwen3")  # fmt: skip
@@ -230,7 +231,7 @@ def assert_close(found: Any, expected: Any) -> None:
 
 def predicted(folder: str, rows: list[dict[str, Any]]) -> tuple[list[np.ndarray], Any]:
     """Return the logits that bertcli predicts for rows that share batches, and the tokenizer that it uses."""
-    loaded = load_for_inference(ModelSource(folder))
+    loaded = load_for_inference(ModelSource(folder), FP32)
     chunks = list(predict_inputs(loaded, loaded.task, rows, QUIET))
     (_, _, encoded, logits) = chunks[0]
     if loaded.head.per_token:
@@ -248,7 +249,7 @@ def check_single(family: str, tokenizer: Any) -> None:
 
 def check_pair(family: str, tokenizer: Any) -> None:
     save_supported(family, tokenizer, CLASSIFIER, "model", **LABELS)
-    loaded = load_for_inference(ModelSource("model"))
+    loaded = load_for_inference(ModelSource("model"), FP32)
     task = loaded.task.model_copy(update={"text_columns": ("text", "text_pair")})
     rows = [{"text": text, "text_pair": pair} for text, pair in zip(TEXTS, PAIRS, strict=True)]
     ((_, _, _, found),) = predict_inputs(loaded, task, rows, QUIET)
@@ -288,7 +289,7 @@ def check_choices(family: str, tokenizer: Any) -> None:
 
 def check_masks(family: str, tokenizer: Any) -> None:
     save_supported(family, tokenizer, "AutoModelForMaskedLM", "model")
-    filler = MaskFiller(ModelSource("model"), 3, None)
+    filler = MaskFiller(ModelSource("model"), 3, FP32)
     texts = [f"{text} {filler.tokenizer.mask_token} day" for text in TEXTS]
     compute = plain("model", "AutoModelForMaskedLM")
     for text, (_, found) in zip(texts, filler.fill(({"text": text} for text in texts), "text"), strict=True):
@@ -301,7 +302,7 @@ def check_masks(family: str, tokenizer: Any) -> None:
 def check_features(family: str, tokenizer: Any) -> None:
     save_supported(family, tokenizer, "AutoModel", "model")
     layers = [0, 1, -1]
-    extractor = FeatureExtractor(ModelSource("model"), layers, DataSection(), None)
+    extractor = FeatureExtractor(ModelSource("model"), layers, DataSection(), FP32)
     encoded = extractor.encode(TEXTS, None)
     found = pool(extractor.hidden_states(encoded), encoded, "mean")
     model: Any = transformers.AutoModel.from_pretrained("model").eval()
