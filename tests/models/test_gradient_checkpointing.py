@@ -14,13 +14,16 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
+from bertcli.commands.pretrain import pretrain
 from bertcli.console import Console
 from bertcli.data.encoding import Encoded
+from bertcli.data.sample import sample_documents
 from bertcli.errors import ModelError
 from bertcli.finetuning.run import finetune
 from bertcli.models.gradient_checkpointing import checkpoint_layers
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.sparse_prediction import SparsePrediction
+from bertcli.recipe.load import load_pretrain_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions
 from bertcli.training import memory
@@ -150,6 +153,27 @@ def test_run_learns_the_same_with_checkpointing(recipe_of: Callable[..., Recipe]
     for setting in ("false", "true"):
         recipe = recipe_of("model.dropout=0.1", f"hardware.gradient_checkpointing={setting}", *overrides)
         finetune(recipe, Path(setting), RunOptions(console=QUIET))
+    assert all(torch.equal(weights("false")[name], part) for name, part in weights("true").items())
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [("bert", ["packing=true"]), ("bert", []), ("electra", ["objective.kind=replaced_token_detection"])],
+)
+def test_pretraining_learns_the_same_with_checkpointing(
+    monkeypatch: pytest.MonkeyPatch, family: str, overrides: list[str]
+) -> None:
+    monkeypatch.setenv("BERTCLI_CACHE", str(Path("cache").resolve()))
+    Path("corpus.txt").write_text("\n\n".join(sample_documents(60)))
+    sizes = "hidden_size: 32, num_hidden_layers: 3, num_attention_heads: 2, intermediate_size: 64"
+    Path("recipe.yaml").write_text(
+        "corpus: {sources: [{files: corpus.txt}], held_out_fraction: 0.1}\ntokenizer: {vocab_size: 300}\n"
+        f"model: {{family: {family}, size: null, config_overrides: {{{sizes}}}}}\nphases: [{{max_length: 32}}]\n"
+        "training: {max_steps: 3, global_batch_size: 8, learning_rate: 3e-3}\n"
+    )
+    for setting in ("false", "true"):
+        recipe = load_pretrain_recipe("recipe.yaml", [*overrides, f"hardware.gradient_checkpointing={setting}"])
+        pretrain(recipe, Path(setting), RunOptions(console=QUIET))
     assert all(torch.equal(weights("false")[name], part) for name, part in weights("true").items())
 
 
