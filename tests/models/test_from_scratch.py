@@ -41,7 +41,7 @@ def test_encoder_decoder_classifies_by_the_end_of_text_of_a_trained_tokenizer(
     ("family", "model_class", "message"),
     [
         ("xlnet", "AutoModelForMaskedLM", "xlnet"),
-        ("tapas", "AutoModelForMaskedLM", "tapas reads the cells of tables, expected a model of texts"),
+        ("tapas", "AutoModelForMaskedLM", "tapas: it also reads the cells of tables"),
         ("modernbert-decoder", "AutoModelForCausalLM", "cannot build a model of family modernbert-decoder"),
     ],
 )
