@@ -259,7 +259,9 @@ class EvaluationSection(Section):
         2, ge=1, description="number of recent checkpoints to keep; the best model is always kept"
     )
     best_by: str | None = Field(
-        None, description="validation score that selects the best model, a metric or loss; null: the task's main metric"
+        None,
+        description="validation score that selects the best model, a metric or loss, and of equal scores the one with "
+        "the lowest loss; null: the task's main metric",
     )
     early_stopping_patience: Count | None = Field(
         None, ge=1, description="stop after this many evaluations without improvement"

@@ -32,6 +32,7 @@ class Progress:
 
     step: int = 0
     best_score: float | None = None  # `Job.selection_score`: the highest is the best
+    best_loss: float | None = None  # on the same evaluation; of equal scores, the one with the lowest loss is the best
     best_step: int | None = None
     evals_without_improvement: int = 0
     train_seconds: float = 0.0

@@ -255,9 +255,11 @@ class Trainer:
         self._write_record(self.folder.eval_history, record)
         listed = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.console.say(f"step {progress.step}/{self.plan.total_steps}  validation: {listed}")
-        score = self.job.selection_score(scores)
-        if progress.best_score is None or score > progress.best_score:
-            progress.best_score, progress.best_step = score, progress.step
+        score, loss, best_loss = self.job.selection_score(scores), scores.get("loss"), progress.best_loss
+        # Small validation splits have many ties, of which the first is often the least sure one.
+        is_surer = loss is not None and best_loss is not None and loss < best_loss
+        if progress.best_score is None or score > progress.best_score or (score == progress.best_score and is_surer):
+            progress.best_score, progress.best_loss, progress.best_step = score, loss, progress.step
             progress.evals_without_improvement = 0
             self.state.save_model(evaluation.logits)
         else:

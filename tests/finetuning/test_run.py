@@ -294,6 +294,16 @@ def test_best_by_loss_keeps_the_model_with_the_lowest_validation_loss(recipe_of:
     assert evaluate("run", console=QUIET).mean("loss") == pytest.approx(min(losses), abs=1e-6)
 
 
+def test_best_of_equal_scores_is_the_one_with_the_lowest_loss(recipe_of: Callable[..., Recipe]) -> None:
+    keys = ("training.epochs=8", "training.learning_rate=3e-3", "data.max_eval_examples=4")
+    results = finetune(recipe_of(*keys), Path("run"), RunOptions(console=QUIET))
+    records = read_records(Path("run/eval.jsonl"))
+    scores = [(record["eval/validation/accuracy"], -record["eval/validation/loss"]) for record in records]
+    steps = [record["step"] for record in records if record["eval/validation/accuracy"] == max(scores)[0]]
+    assert len(steps) > 1  # there is a tie
+    assert results.best_step == records[scores.index(max(scores))]["step"] != steps[0]
+
+
 def test_early_stopping_by_loss_stops_when_it_rises(recipe_of: Callable[..., Recipe]) -> None:
     keys = ("training.epochs=50", "training.learning_rate=3e-2", "evaluation.best_by=loss")
     results = finetune(recipe_of(*keys, "evaluation.early_stopping_patience=2"), Path("run"), RunOptions(console=QUIET))
@@ -438,7 +448,7 @@ def test_each_text_task_scores_the_same_in_training_and_eval(recipe_of: Callable
 
 
 def test_predictions_are_those_of_the_best_model_not_of_the_last(recipe_of: Callable[..., Recipe]) -> None:
-    overrides = ("training.epochs=4", "training.learning_rate=1e-2", "evaluation.best_by=f1_macro")
+    overrides = ("training.epochs=8", "training.learning_rate=3e-2", "evaluation.best_by=loss")
     results = finetune(recipe_of(*overrides), Path("run"), RunOptions(console=QUIET))
     assert results.best_step < results.total_steps
     losses = [line["loss"] for line in read_records(Path("run/predictions/validation.jsonl"))]
