@@ -281,7 +281,10 @@ class FinetuneSetup:
         set_config_fields(config, {}, self.recipe.model.dropout)
         num_parameters = num_trainable = model.num_parameters()
         num_layers = None
-        if section.strategy != "full" or section.freeze_layers or section.freeze_embeddings:
+        if section.strategy == "features":  # also of families whose layers cannot be identified
+            num_trainable = num_parameters - model.base_model.num_parameters()
+            num_layers = 0
+        elif section.strategy != "full" or section.freeze_layers or section.freeze_embeddings:
             layers = len(encoder_layers(model))
             lowest = lowest_trainable_depth(section, layers, plan, plan.total_steps - 1)
             depths = parameter_depths(model)
