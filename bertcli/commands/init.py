@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.console import format_count
+from bertcli.data.file_columns import check_splits, common_columns, read_columns
 from bertcli.data.file_detection import FileDialect, detect_dialect
 from bertcli.data.formats import Row, parse_cell
 from bertcli.data.inferred_task import KINDS, Choices, InferredTask
@@ -105,8 +106,13 @@ def init(
     _check_options(choices, output, encoding, delimiter)
     files, left_out = files_by_split(paths)
     dialects = {path: detect_dialect(path, encoding, delimiter) for split in files.values() for path in split}
+    columns = {split: {path: read_columns(path, dialects[path]) for path in paths} for split, paths in files.items()}
     sample = _sample_rows({path: dialects[path] for path in files["train"]})
+    training = common_columns(columns.pop("train"), choices)
+    if len(files["train"]) > 1:
+        sample = [{name: row[name] for name in training if name in row} for row in sample]
     inferred = infer_task(sample, choices, has_validation=bool(files["validation"]))
+    check_splits(inferred, columns, training)
     data = {"max_length": choose_max_length(inferred, sample)}
     section = _model_section(inferred, sample, model, mirror, data)
     if inferred.skips_unlabelled:

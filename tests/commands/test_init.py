@@ -550,3 +550,45 @@ def test_data_in_place_of_a_recipe_or_model_names_init(command: str) -> None:
     assert "bertcli init reviews.csv" in result.output
     assert "secret" not in result.output
     assert len(result.output.splitlines()) == 1
+
+
+REVIEWS = "text,label\n" + "".join(f"a long text {at} of words,{'ab'[at % 2]}\n" for at in range(8))
+STARS = REVIEWS.replace("text,label", "text,stars", 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"one.csv": REVIEWS, "two.csv": STARS},
+            r"two\.csv has the column \['stars'\], but one\.csv has the column \['label'\]; use the same columns",
+        ),
+        (
+            {"one.csv": REVIEWS, "two.jsonl": lines([{"text": "a day", "label": "a", "by": "me"}])},
+            r"two\.jsonl has the column \['by'\], but one\.csv has no others",
+        ),
+        (
+            {"one.csv": REVIEWS, "two.jsonl": lines([{"text": "a day", "label": ["a", "b"]}])},
+            r"two\.jsonl and one\.csv differ in column 'label': only one of them has lists",
+        ),
+        (
+            {"train.csv": REVIEWS, "dev.csv": STARS},
+            r"dev\.csv \(validation\) has no column 'label', .* it has \['stars'\] instead",
+        ),
+    ],
+)
+def test_files_with_different_columns_are_refused(files: dict[str, str], message: str) -> None:
+    for name, content in files.items():
+        Path(name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        init([*map(Path, files)], Choices())
+    assert not Path("recipe.yaml").exists()
+
+
+def test_files_share_the_named_columns_and_a_test_file_needs_no_labels(encoder: Path) -> None:
+    Path("train_1.csv").write_text(REVIEWS)
+    Path("train_2.csv").write_text(REVIEWS.replace("text,label", "by,text,label", 1).replace("\na ", "\nme,a "))
+    Path("test.csv").write_text("text\na day\n")
+    paths = [Path("train_1.csv"), Path("train_2.csv"), Path("test.csv")]
+    init(paths, Choices(text=("text",), label=("label",)), model=str(encoder))
+    finetune(load_recipe("recipe.yaml"), Path("run"), RunOptions(dry_run=True, console=QUIET))
