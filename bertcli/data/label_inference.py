@@ -19,9 +19,10 @@ from bertcli.data.inferred_task import (
     shell_argument,
     skip_unlabelled,
 )
+from bertcli.data.row_layouts import FLAGS, MISSING_FLAGS
 from bertcli.data.table_files import label_text
 from bertcli.errors import UsageError, quoted
-from bertcli.tasks.task import label_key, merge_spellings
+from bertcli.tasks.task import NUMBER, label_key, merge_spellings
 
 PAIR_NAMES = (
     ("premise", "hypothesis"),
@@ -57,7 +58,7 @@ def find_classification(columns: dict[str, Column], choices: Choices) -> Inferre
     keys: dict[str, Any] = {"head": "text_classification", "text_columns": tuple(column.name for column in texts)}
     inferred = InferredTask("single_label", keys, doubts=doubts)
     if len(labels) > 1:
-        _set_flags(inferred, labels)
+        _set_flags(inferred, labels, choices)
     else:
         _set_label(inferred, labels[0], choices)
     inferred.findings = {"text": _describe_texts(texts)} | inferred.findings
@@ -143,10 +144,29 @@ def _label_score(column: Column) -> float:
     return score + (2 if len(column.counts) <= MAX_CLASSES else 1) + 1 - share - 2 * is_group
 
 
-def _set_flags(inferred: InferredTask, flags: Sequence[Column]) -> None:
+def _set_flags(inferred: InferredTask, flags: Sequence[Column], choices: Choices) -> None:
+    """Set the keys for a column of 0 and 1 for each label.
+
+    Raises:
+        UsageError: if a column has other values, is named twice, or another problem is chosen.
+    """
     inferred.kind = "multi_label"
     names = tuple(column.name for column in flags)
-    inferred.keys |= {"label_columns": names, "label_column": "labels", "problem": "multi_label"}
+    if choices.kind not in (None, "multi_label"):
+        raise UsageError(
+            f"found {len(flags)} columns of labels and --problem {choices.kind}, expected one; name it with --label"
+        )
+    if len({*names}) < len(names):
+        raise UsageError(f"found a column twice in --label ({quoted(names)}); name each once")
+    for column in flags:
+        texts = column.texts or [repr(value) for value in column.present]
+        wrong = next((text for text in texts if label_key(text) not in (*FLAGS, *MISSING_FLAGS)), None)
+        if wrong is not None:
+            raise UsageError(
+                f"column {quoted(column.name)} has {quoted(wrong)}, expected 0 or 1, as --label names several columns; "
+                "name only one for labels in a single column"
+            )
+    inferred.keys |= {"label_columns": names, "problem": "multi_label"}
     counts = Counter({column.name: sum(label_key(text) in ("1", "true") for text in column.texts) for column in flags})
     inferred.findings["labels"] = f"{len(flags)} columns of 0 and 1: {describe_counts(counts)}"
     missing = [row for row in zip(*(column.values for column in flags), strict=True) if is_missing(row[0])]
@@ -162,6 +182,11 @@ def _set_label(inferred: InferredTask, column: Column, choices: Choices) -> None
     if kind == "regression":
         if column.is_comma_number:
             inferred.decimal = "comma"
+        elif (wrong := next((text for text in column.texts if not NUMBER.fullmatch(text)), None)) is not None:
+            raise UsageError(
+                f"{where} has {quoted(wrong)}, expected numbers for --problem regression; correct it, or leave out "
+                "--problem"
+            )
         numbers = [
             float(text.replace(".", "").replace(",", ".") if inferred.decimal else text) for text in column.texts
         ]
@@ -191,9 +216,18 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _kind_of_label(inferred: InferredTask, column: Column, choices: Choices) -> tuple[str, str | None]:
-    """Return the kind of task for a column of labels, and the separator of several labels in a cell."""
+    """Return the kind of task for a column of labels, and the separator of several labels in a cell.
+
+    Raises:
+        UsageError: if the column has lists or objects, and a problem with one label per row is chosen.
+    """
     delimiter = choices.label_delimiter
     if column.are_lists or not column.texts:
+        if column.present and choices.kind not in (None, "multi_label"):
+            raise UsageError(
+                f"column {quoted(column.name)} has {quoted(column.present[0])}, expected one value per row for "
+                f"--problem {choices.kind}; leave out --problem, or name another column with --label"
+            )
         return "multi_label", None
     if choices.kind == "multi_label" or (choices.kind is None and delimiter is not None):
         return "multi_label", delimiter or _find_label_delimiter(column) or ","

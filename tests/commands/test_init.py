@@ -408,6 +408,8 @@ def test_recipe_of_messy_files_is_ready_for_training(name: str, encoder: Path) -
     recipe = load_recipe("recipe.yaml")
     task = recipe_task(recipe)
     assert {key: getattr(task, key) for key in case.task} == case.task
+    if task.label_columns:
+        assert "label_column:" not in Path("recipe.yaml").read_text()
     finetune(recipe, Path("run"), RunOptions(dry_run=True, console=QUIET))
 
 
@@ -592,3 +594,32 @@ def test_files_share_the_named_columns_and_a_test_file_needs_no_labels(encoder: 
     paths = [Path("train_1.csv"), Path("train_2.csv"), Path("test.csv")]
     init(paths, Choices(text=("text",), label=("label",)), model=str(encoder))
     finetune(load_recipe("recipe.yaml"), Path("run"), RunOptions(dry_run=True, console=QUIET))
+
+
+@pytest.mark.parametrize(
+    ("content", "choices", "message"),
+    [
+        (REVIEWS, Choices(kind="regression"), r"column 'label' has 'a', expected numbers for --problem regression"),
+        (
+            lines([{"text": f"a long text {at}", "labels": ["a", "b"]} for at in range(4)]),
+            Choices(label=("labels",), kind="single_label"),
+            r"column 'labels' has \['a', 'b'\], expected one value per row for --problem single_label",
+        ),
+        (
+            table(["text", "A", "B"], [[f"a long text {at}", "ab"[at % 2], at % 2] for at in range(8)]),
+            Choices(label=("A", "B")),
+            r"column 'A' has 'a', expected 0 or 1, as --label names several columns",
+        ),
+        (
+            table(["text", "A", "B"], [[f"a long text {at}", at % 2, at % 2] for at in range(8)]),
+            Choices(label=("A", "B"), kind="single_label"),
+            r"found 2 columns of labels and --problem single_label, expected one",
+        ),
+    ],
+)
+def test_options_that_contradict_the_labels_are_refused(content: str, choices: Choices, message: str) -> None:
+    path = Path("data.jsonl" if content.startswith("{") else "data.csv")
+    path.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        init([path], choices)
+    assert not Path("recipe.yaml").exists()
