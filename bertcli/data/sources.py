@@ -60,7 +60,7 @@ def load_training_rows(task: Task, mirror: Path | None = None) -> Dataset:
 
 def _load_all_rows(task: Task, split: str, mirror: Path | None) -> Dataset:
     rows = _load_named_split(task, split, mirror)
-    _check_names(task, split, rows, _layout_keys(task, rows))
+    _check_names(task, split, rows, _layout_keys(task, split, rows))
     if task.files is not None and task.files.skip_empty:
         rows = without_empty_texts(rows, task.text_columns)
     rows = arrange_rows(task, rows, partial(locate_rows, task, rows))
@@ -81,10 +81,12 @@ def without_empty_texts(rows: Dataset, text_columns: Sequence[str]) -> Dataset:
     return rows if not columns or len(kept) == len(rows) else with_row_numbers(rows).select(kept).flatten_indices()
 
 
-def _layout_keys(task: Task, rows: Dataset) -> dict[str, str]:
-    """Return the columns that `arrange_rows` needs, each with the task's key that names it."""
+def _layout_keys(task: Task, split: str, rows: Dataset) -> dict[str, str]:
+    """Return the columns that `arrange_rows` needs, each with the task's key; only training rows need labels."""
     keys = {} if task.sentence_column is None else {task.sentence_column: "sentence_column"}
-    is_labelled = not {*task.label_columns}.isdisjoint(rows.column_names)
+    if task.span_column is not None and split == "train":
+        keys[task.span_column] = "span_column"
+    is_labelled = split == "train" or not {*task.label_columns}.isdisjoint(rows.column_names)
     return keys | (dict.fromkeys(task.label_columns, "label_columns") if is_labelled else {})
 
 
@@ -248,7 +250,8 @@ def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
         return _select_split(task, split, _load_undivided_rows(task, mirror))
     if task.files is not None:
         if split not in SPLITS or not getattr(task.files, split):
-            given = [name for name in SPLITS if getattr(task.files, name)]
+            held_out = ("validation",) if task.holds_out_rows else ()
+            given = [name for name in SPLITS if getattr(task.files, name) or name in held_out]
             raise DataError(f"{task.name}: split {split!r} has no files, expected one of {given}")
         is_grouped = split == "train" and task.holds_out_rows
         used = task if is_grouped else task.model_copy(update={"group_by": None})

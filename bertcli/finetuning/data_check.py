@@ -23,7 +23,7 @@ from bertcli.data.sources import hold_out_rows, load_split, load_training_rows, 
 from bertcli.data.spans import CUT_COLUMN
 from bertcli.errors import BertcliError, DataError, shortened
 from bertcli.finetuning.setup import random_subset
-from bertcli.heads.labels import label_names
+from bertcli.heads.labels import check_label_column, label_names
 from bertcli.heads.token_classification import tag_names
 from bertcli.heads.word_alignment import row_words, tokenize_words
 from bertcli.models.from_pretrained import ModelSource
@@ -172,6 +172,7 @@ def check_data(recipe: Recipe, mirror: Path | None, console: Console) -> DataChe
 
 def _load_splits(task: Task, mirror: Path | None, check: DataCheck) -> list[_SplitRows]:
     training = load_training_rows(task, mirror)
+    check_label_column(task, training)
     rows = hold_out_rows(task, training) if task.holds_out_rows else {"train": training}
     labelled = task
     try:  # labels are collected from all training rows, as in training

@@ -96,17 +96,26 @@ def declared_labels(feature: Any) -> list[str]:
     return list(getattr(inner, "names", None) or [])
 
 
-def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
-    """Return the labels that the task definition lists, else those that the dataset declares; empty if neither does.
+def check_label_column(task: Task, train: Dataset) -> None:
+    """Check that the training rows have the column of labels.
 
     Raises:
-        DataError: if the label column is missing, or the task definition and the dataset disagree.
+        DataError: if they do not; the message lists the columns that they have.
     """
     if task.label_column not in train.column_names:
         raise DataError(
             f"{origin(task)}: found columns {quoted(column_names(train))}, expected the label column "
             f"{task.label_column!r}.{did_you_mean(task.label_column, column_names(train))} Set task.label_column."
         )
+
+
+def predefined_labels(task: Task, train: Dataset) -> tuple[str, ...]:
+    """Return the labels that the task definition lists, else those that the dataset declares; empty if neither does.
+
+    Raises:
+        DataError: if the label column is missing, or the task definition and the dataset disagree.
+    """
+    check_label_column(task, train)
     declared = declared_labels(train.features[task.label_column])
     if task.labels and declared and set(task.labels) != set(declared):
         raise DataError(

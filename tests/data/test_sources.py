@@ -206,8 +206,8 @@ def test_missing_file_unknown_format_and_missing_split_are_named(tmp_path: Path,
     (tmp_path / "a.xlsx").write_bytes(gzip.compress(b"x"))
     with pytest.raises(DataError, match=r"expected a file whose name ends in"):
         load_split(task_of(tmp_path / "a.xlsx"), "train")
-    with pytest.raises(DataError, match="split 'test' has no files"):
-        load_split(task_of(reviews), "test")
+    with pytest.raises(DataError, match=r"split 'test' has no files, expected one of \['train', 'validation'\]"):
+        load_split(task_of(reviews), "test")  # validation rows are held out
 
 
 def test_unreachable_hub_suggests_a_mirror() -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from bertcli.cli.main import app
 from bertcli.commands.check import check
+from bertcli.errors import DataError
 from bertcli.finetuning.data_check import DataCheck, Finding, describe, main_script
 
 from ..conftest import QUIET
@@ -139,6 +140,19 @@ def test_tags_and_spans_are_counted(encoder: Path) -> None:
     assert findings(result, "spans")[0].message == (
         "1 spans begin or end inside a word, and train nothing: t.jsonl: row 2 of train"
     )
+
+
+def test_missing_label_columns_are_errors(run_check: Callable[..., DataCheck], encoder: Path) -> None:
+    rows = clean_rows(20, "a")
+    message = r"expected the label column 'lable'\. Did you mean label\? Set task\.label_column"
+    for keys in ((), ("task.labels=[neg,pos]",), ("task.problem=regression",)):
+        with pytest.raises(DataError, match=message):
+            run_check(rows, rows, "task.label_column=lable", *keys)
+    Path("t.jsonl").write_text(json.dumps({"text": "Anna ran", "label": [[0, 4, "PER"]]}) + "\n")
+    task = "head: token_classification, text_columns: [text], span_column: lable, files: {train: t.jsonl}"
+    Path("r.yaml").write_text(f"task: {{{task}}}\nmodel: {{name: {encoder}}}\n")
+    with pytest.raises(DataError, match=r"no column 'lable'; .* Did you mean label\? Set task\.span_column"):
+        check("r.yaml", [], mirror=None, console=QUIET)
 
 
 def test_entities_that_begin_inside_are_reported(encoder: Path) -> None:
