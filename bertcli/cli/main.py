@@ -296,7 +296,11 @@ add_tools(app)
 def _check_inputs(text: list[str] | None, input_file: str | None, split: str | None, format_name: str | None) -> None:
     if [text, input_file, split].count(None) != (3 if format_name == "glue" else 2):
         raise UsageError(ONE_INPUT)
-    if input_file not in (None, "-") and (os.path.isdir(input_file) or not os.path.exists(input_file)):
+    if input_file is None or input_file == "-":
+        return
+    if os.path.isdir(input_file):
+        raise UsageError(f"--input {input_file} is a folder, expected a file; predict each of its files by itself")
+    if not os.path.exists(input_file):
         raise UsageError(f"found no file {input_file} (from --input)")
 
 

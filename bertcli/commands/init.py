@@ -26,6 +26,7 @@ from bertcli.heads.labels import labels_from_config
 from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
 from bertcli.recipe.load import load_recipe, to_yaml, to_yaml_value
+from bertcli.recipe.yaml_layers import RECIPE_SUFFIXES
 from bertcli.runs.folder import best_seed
 from bertcli.tasks.task import DELIMITERS, HEADS, SPLITS, check_encoding, load_class
 
@@ -103,8 +104,9 @@ def init(
         DataError: if a file cannot be read.
         ModelError: if the model cannot be loaded.
     """
-    _check_options(choices, output, encoding, delimiter)
+    _check_options(choices, encoding, delimiter)
     files, left_out = files_by_split(paths)
+    _check_recipe_path(output)
     dialects = {path: detect_dialect(path, encoding, delimiter) for split in files.values() for path in split}
     columns = {split: {path: read_columns(path, dialects[path]) for path in paths} for split, paths in files.items()}
     sample = _sample_rows({path: dialects[path] for path in files["train"]})
@@ -130,9 +132,16 @@ def init(
     return InitResult(output, findings, inferred.doubts)
 
 
-def _check_options(choices: Choices, output: Path, encoding: str | None, delimiter: str | None) -> None:
+def _check_recipe_path(output: Path) -> None:
+    if output.is_dir():
+        raise UsageError(
+            f"--output {output} is a folder, expected the name of a file, such as {output / 'recipe.yaml'}"
+        )
     if output.exists():
         raise UsageError(f"{output} already exists and is never replaced; choose another --output")
+
+
+def _check_options(choices: Choices, encoding: str | None, delimiter: str | None) -> None:
     if choices.kind is not None and choices.kind not in KINDS:
         expected = f"expected one of {', '.join(KINDS)}.{did_you_mean(choices.kind, KINDS)}"
         raise UsageError(f"found --problem {quoted(choices.kind)}, {expected}")
@@ -149,12 +158,15 @@ def files_by_split(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[P
     """Return the files of each split, and files that are left out because the names of the others say their split.
 
     Raises:
-        UsageError: if a path does not exist, a folder has no data files, or none of the files is for training.
+        UsageError: if a path does not exist or is a recipe, a folder has no data files, or none of the files is for
+            training.
     """
     named: dict[str | None, list[Path]] = {split: [] for split in (*SPLITS, None)}
     for path in paths:
         if not path.exists():
             raise UsageError(f"found no file or folder {path}")
+        if path.is_file() and path.suffix.lower() in RECIPE_SUFFIXES:
+            raise UsageError(f"{path} is a recipe, not data; train with `bertcli finetune {path}`, or name data files")
         for file in _data_files(path):
             name = file.name if path.is_file() else str(file.relative_to(path))
             named[split_of_name(without_compression_suffix(name).stem if path.is_file() else name)].append(file)
@@ -195,7 +207,8 @@ def _sample_rows(dialects: Mapping[Path, FileDialect]) -> list[Row]:
 
     sample = list(islice(rows(), MAX_SAMPLED_ROWS))
     if not sample:
-        raise DataError(f"{', '.join(map(str, dialects))}: found no rows after the header")
+        has_header = any(dialect.format in ("csv", "tsv") for dialect in dialects.values())
+        raise DataError(f"{', '.join(map(str, dialects))}: found no rows{' after the header' if has_header else ''}")
     return sample
 
 

@@ -90,7 +90,8 @@ def detect_dialect(path: Path, encoding: str | None = None, delimiter: str | Non
     options = TextOptions(encoding, delimiter, INIT_OPTIONS.setting)
     lines = list(islice(read_lines(path, options), MAX_SAMPLED_LINES))
     if not "".join(lines).strip():
-        raise DataError(f"{path} is empty, expected rows with a header line")
+        expected = "rows" if suffix_format in ("json", "jsonl", "conll") else "rows with a header line"
+        raise DataError(f"{path} is empty, expected {expected}")
     file_format = _detect_format(lines, suffix_format)
     if file_format not in ("csv", "tsv"):
         return FileDialect(file_format, encoding, evidence=evidence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -623,3 +624,26 @@ def test_options_that_contradict_the_labels_are_refused(content: str, choices: C
     with pytest.raises(UsageError, match=message):
         init([path], choices)
     assert not Path("recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "output", "message"),
+    [
+        ("nofile.csv", "recipe.yaml", "found no file or folder nofile.csv"),
+        ("data.csv", "recipe.yaml", "recipe.yaml already exists"),
+        ("data.csv", "folder", "--output folder is a folder, expected the name of a file, such as folder/recipe.yaml"),
+        ("recipe.yaml", "new.yaml", "recipe.yaml is a recipe, not data; train with `bertcli finetune recipe.yaml`"),
+    ],
+)
+def test_paths_of_inputs_are_checked_before_that_of_the_recipe(path: str, output: str, message: str) -> None:
+    Path("data.csv").write_text(REVIEWS)
+    Path("recipe.yaml").write_text("task: {}\n")
+    Path("folder").mkdir()
+    with pytest.raises(UsageError, match=re.escape(message)):
+        init([Path(path)], Choices(), output=Path(output))
+
+
+def test_empty_json_lines_need_rows_but_no_header() -> None:
+    Path("empty.jsonl").touch()
+    with pytest.raises(DataError, match=r"empty\.jsonl is empty, expected rows$"):
+        init([Path("empty.jsonl")], Choices())

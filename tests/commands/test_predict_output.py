@@ -149,7 +149,7 @@ def test_standard_input_is_never_replaced_by_predictions() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--input", "folder"), "found no file folder (from --input)"),
+        (("--input", "folder"), "--input folder is a folder, expected a file"),
         (("--text", "a", "--columns", ""), "--columns '' has an empty name; separate the names by single commas"),
         (("--text", "a", "--columns", "text,"), "--columns 'text,' has an empty name"),
         (("--text", "a", "--labels", ""), "--labels '' has an empty name"),
