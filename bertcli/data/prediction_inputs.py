@@ -435,6 +435,9 @@ def _row_from_values(task: Task, values: Sequence[str]) -> Row:
         UsageError: if there are too few or too many values.
     """
     num_texts = len(task.text_columns)
+    if len(task.columns) == 1 < len(values):
+        option = "--pair" if len(values) == 2 else "--choice"
+        raise UsageError(f"found {len(values)} texts for one input, but this model takes one text; leave out {option}")
     if len(values) != len(task.columns) and not (len(task.choice_columns) == 1 and len(values) > num_texts + 1):
         raise UsageError(
             f"found {len(values)} text{'s' * (len(values) > 1)} for one input, expected {', '.join(task.columns)}; "

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bertcli.data.prediction_inputs import InputRows, read_inputs
-from bertcli.errors import DataError
+from bertcli.data.prediction_inputs import InputRows, PredictionInput, load_inputs, read_inputs
+from bertcli.errors import DataError, UsageError
+from bertcli.tasks.task import Task
 
 
 @pytest.mark.parametrize("input_format", ["csv", "tsv", "parquet"])
@@ -45,3 +46,10 @@ def test_input_rows_are_read_like_a_dataset() -> None:
 def test_input_rows_with_texts_and_lists_of_texts_in_a_column_are_refused() -> None:
     with pytest.raises(DataError, match="column 'text' of the inputs has both texts and lists of texts"):
         InputRows.from_rows([{"text": "one"}, {"text": None}, {"text": ["two"]}])
+
+
+@pytest.mark.parametrize(("values", "option"), [(["a", "b"], "--pair"), (["a", "b", "c"], "--choice")])
+def test_model_of_single_texts_refuses_a_second_one(values: list[str], option: str) -> None:
+    task = Task(dataset="x", text_columns=("text",))
+    with pytest.raises(UsageError, match=f"this model takes one text; leave out {option}"):
+        list(load_inputs(task, PredictionInput(values=[values]), (), None, from_run=True))
