@@ -126,9 +126,12 @@ def check(
     from bertcli.commands.check import check as run_check
     from bertcli.console import Console, print_result
     from bertcli.finetuning.data_check import describe
+    from bertcli.recipe.catalogue import run_recipe_path
 
-    result = run_check(recipe, distinct_overrides(overrides), mirror=check_mirror(mirror), console=Console(quiet=quiet))
-    print_result(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "\n".join(describe(result)))
+    words = distinct_overrides(overrides)
+    result = run_check(recipe, words, mirror=check_mirror(mirror), console=Console(quiet=quiet))
+    lines = describe(result, shlex.join(["bertcli", "finetune", run_recipe_path(recipe), *words]))
+    print_result(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 @handle_errors

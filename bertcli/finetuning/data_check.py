@@ -21,6 +21,7 @@ from bertcli.data.encoding import iter_input_ids, special_tokens_template
 from bertcli.data.formats import join_words
 from bertcli.data.sources import hold_out_rows, load_split, load_training_rows, locate_rows
 from bertcli.data.spans import CUT_COLUMN
+from bertcli.data.unknown_tokens import count_unknown_parts
 from bertcli.errors import BertcliError, DataError, shortened
 from bertcli.finetuning.setup import random_subset
 from bertcli.heads.labels import check_label_column, label_names
@@ -70,6 +71,8 @@ class SplitSummary:
 
     Attributes:
         labels: rows (or words, or spans) with each label; empty for regression, questions and choices.
+        num_counted: number of rows (or words, or spans) that `labels` counts; several labels of a row count once.
+        without_labels: rows whose list of labels is empty, in multi-label tasks.
         numbers: smallest, mean and largest number of a regression.
         tokens: mean, 95th percentile and maximum number of tokens per row, with special tokens.
         cut_share: share of the rows that exceed `data.max_length`.
@@ -81,6 +84,8 @@ class SplitSummary:
     unlabelled: int = 0
     empty_texts: int = 0
     labels: dict[str, int] = field(default_factory=dict)
+    num_counted: int = 0
+    without_labels: int = 0
     numbers: tuple[float, float, float] | None = None
     tokens: tuple[float, float, int] | None = None
     cut_share: float | None = None
@@ -252,10 +257,10 @@ def _check_labels(check: DataCheck, split: _SplitRows, summary: SplitSummary) ->
     elif task.head_class.reads_words:
         _check_tags(check, split, summary, labels)
     elif task.head == "text_classification":
-        counts = Counter(
-            name for label in labels for name in (label if isinstance(label, tuple) else [label]) if name is not None
-        )
+        names = [{*label} if isinstance(label, tuple) else {label} for label in labels if label is not None]
+        counts = Counter(name for row in names for name in sorted(row))
         summary.labels = dict(counts.most_common())
+        summary.num_counted, summary.without_labels = len(names), names.count(set())
         if len(counts) > MAX_ID_SHARE * len(labels) and len(labels) > MIN_LABEL_ROWS:
             what = f"column {task.label_column!r:.80} looks like an ID"
             message = f"{len(counts)} different labels in {len(labels)} rows: {what}"
@@ -267,7 +272,8 @@ def _check_tags(check: DataCheck, split: _SplitRows, summary: SplitSummary, labe
     tag_set = read_tag_set(split.task.labels)
     words = Counter(tag for tags in labels if tags is not None for tag in tags if tag is not None)
     counts = Counter(kind for tags in labels if tags for kind, _, _ in tag_set.entities([tag or "O" for tag in tags]))
-    summary.labels = dict((counts if tag_set.marks_entities else words).most_common())
+    counted = counts if tag_set.marks_entities else words
+    summary.labels, summary.num_counted = dict(counted.most_common()), counted.total()
     if tag_set.problem is not None:
         check.add("tags", tag_set.problem, 1, split.name)
     parts = dict(zip(split.task.labels, split_tags(split.task.labels), strict=True))
@@ -438,8 +444,12 @@ def _check_tokens(check: DataCheck, splits: Sequence[_SplitRows], recipe: Recipe
             message = f"{summary.cut_share:.1%} of the rows have more than {check.max_length} tokens (data.max_length)"
             check.add("lengths", message, round(summary.cut_share * len(split.rows)), split.name)
         if summary.unknown_share > MAX_UNKNOWN_SHARE:
+            texts = (join_words(cell) for column in split.task.columns for cell in rows[column][:])
+            parts = dict(count_unknown_parts(tokenizer, texts).most_common(MAX_LISTED_LABELS + 1))
+            most = f", most often {_listed(parts)}" if parts else ""
             message = (
-                f"{summary.unknown_share:.1%} of the tokens are unknown to the tokenizer of {name}; use another model"
+                f"{summary.unknown_share:.1%} of the tokens are unknown to the tokenizer of {name}{most}; add them "
+                "(model.add_tokens), or use another model"
             )
             check.add("unknown tokens", message, num_unknown, split.name)
 
@@ -468,8 +478,8 @@ def _count_tokens(task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase)
     return lengths + longest, num_unknown
 
 
-def describe(check: DataCheck) -> Iterator[str]:
-    """Yield the lines of the text report."""
+def describe(check: DataCheck, next_command: str) -> Iterator[str]:
+    """Yield the lines of the text report; the last ones are the number of findings and the next command."""
     for name, summary in check.splits.items():
         yield f"{name:<16}{format_count(summary.rows)} rows{_describe_labels(summary)}"
         if summary.tokens is not None:
@@ -483,8 +493,9 @@ def describe(check: DataCheck) -> Iterator[str]:
         yield f"{finding.topic:<16}{where}{finding.message}"
     for note in check.notes:
         yield f"{'note':<16}{note}"
-    if not check.findings:
-        yield f"{'ok':<16}nothing suspicious found"
+    number = len(check.findings)
+    yield f"{'verdict':<16}{number or 'no'} finding{'s' * (number != 1)}"
+    yield f"{'next':<16}{next_command}"
 
 
 def _describe_labels(summary: SplitSummary) -> str:
@@ -492,10 +503,10 @@ def _describe_labels(summary: SplitSummary) -> str:
         return "; numbers from {:g} to {:g}, {:g} on average".format(*(summary.numbers[at] for at in (0, 2, 1)))
     if not summary.labels:
         return "" if summary.unlabelled < summary.rows else ", unlabelled"
-    total = sum(summary.labels.values())
     listed = [
-        f"{label[:30]} {format_count(count)} ({count / total:.1%})"
+        f"{label[:30]} {format_count(count)} ({count / summary.num_counted:.1%})"
         for label, count in list(summary.labels.items())[:MAX_LISTED_LABELS]
     ]
     more = f", … {len(summary.labels)} labels" if len(summary.labels) > MAX_LISTED_LABELS else ""
-    return f"; {', '.join(listed)}{more}"
+    rest = f"; {_rows(summary.without_labels)} without any label" if summary.without_labels else ""
+    return f"; {', '.join(listed)}{more}{rest}"

@@ -177,7 +177,7 @@ def test_main_script(text: str, script: str) -> None:
 
 def test_command_prints_text_or_json(run_check: Callable[..., DataCheck]) -> None:
     rows = clean_rows(20, "a")
-    lines = list(describe(run_check(rows, rows)))
+    lines = list(describe(run_check(rows, rows), "bertcli finetune r.yaml"))
     assert lines[0] == "train           20 rows; neg 10 (50.0%), pos 10 (50.0%)"
     result = CliRunner().invoke(app, ["check", "r.yaml", "data.max_length=32", "--json", "--quiet"])
     assert result.exit_code == 0, result.output
@@ -186,3 +186,30 @@ def test_command_prints_text_or_json(run_check: Callable[..., DataCheck]) -> Non
     assert "leak" in {finding["topic"] for finding in content["findings"]}
     text = CliRunner().invoke(app, ["check", "r.yaml", "data.max_length=32", "--quiet"])
     assert text.output.startswith(lines[0])
+    number = len(content["findings"])
+    assert text.output.splitlines()[-2:] == [
+        f"verdict         {number} findings",
+        "next            bertcli finetune r.yaml data.max_length=32",
+    ]
+
+
+def test_report_of_clean_data_says_so() -> None:
+    assert [*describe(DataCheck("t", 32), "bertcli finetune r.yaml")] == [
+        "verdict         no findings",
+        "next            bertcli finetune r.yaml",
+    ]
+
+
+def test_shares_of_several_labels_are_of_the_rows(run_check: Callable[..., DataCheck]) -> None:
+    labels = ["a", "a,b", "a,b", ""] * 5
+    rows: list[list[object]] = [[text, label] for (text, _), label in zip(clean_rows(20, "a"), labels, strict=True)]
+    result = run_check(rows, rows, problem="multi_label")
+    first = next(describe(result, ""))
+    assert first == "train           20 rows; a 15 (75.0%), b 10 (50.0%); 5 rows without any label"
+
+
+def test_most_frequent_unknown_words_are_named(run_check: Callable[..., DataCheck]) -> None:
+    rows: list[list[object]] = [[f"{text} 東 京", label] for text, label in clean_rows(20, "a")]
+    (finding,) = [each for each in findings(run_check(rows, rows), "unknown tokens") if each.split == "train"]
+    assert "most often 東 (20), 京 (20)" in finding.message
+    assert "model.add_tokens" in finding.message
