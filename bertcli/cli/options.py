@@ -115,7 +115,10 @@ InputFormat = Annotated[
 ]
 InputEncoding = Annotated[
     str | None,
-    typer.Option(help="Encoding of --input, such as windows-1252 [default: from its byte order mark, else UTF-8]."),
+    typer.Option(
+        help="Encoding of --input, such as windows-1252 [default: from its byte order mark, else UTF-8; if it is not "
+        "UTF-8, that of the run's files]."
+    ),
 ]
 InputDelimiter = Annotated[
     str | None,

@@ -43,7 +43,7 @@ MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 300, 3, 20
 MAX_WARNED_FILES = 3
 KEY_COMMENTS = {
     "text_columns": "two columns for pairs of texts",
-    "labels": "f1 scores the second one",
+    "labels": "the second one is the positive one if `metrics` has f1",
     "label_delimiter": "between the labels in a cell",
     "label_columns": "each holds 0 or 1",
     "span_column": "start, end and label of each span",
@@ -73,7 +73,7 @@ class InitResult:
         for doubt in self.doubts:
             yield f"{'unsure':<10}{doubt}"
         yield f"{'wrote':<10}{self.recipe}"
-        yield f"{'next':<10}bertcli finetune {self.recipe}"
+        yield f"{'next':<10}bertcli check {self.recipe}, then bertcli finetune {self.recipe}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bertcli.data.column_profile import Column, is_missing
+from bertcli.data.column_profile import Column, is_blank, is_missing
 from bertcli.data.inferred_task import (
     GROUP_NAMES,
     LABEL_NAMES,
@@ -168,8 +168,12 @@ def _set_flags(inferred: InferredTask, flags: Sequence[Column], choices: Choices
             )
     inferred.keys |= {"label_columns": names, "problem": "multi_label"}
     counts = Counter({column.name: sum(label_key(text) in ("1", "true") for text in column.texts) for column in flags})
-    inferred.findings["labels"] = f"{len(flags)} columns of 0 and 1: {describe_counts(counts)}"
-    missing = [row for row in zip(*(column.values for column in flags), strict=True) if is_missing(row[0])]
+    rows = [*zip(*(column.values for column in flags), strict=True)]
+    missing = [row for row in rows if is_missing(row[0])]
+    none = [row for row in rows if {label_key(label_text(cell) or "") for cell in row} <= {"0", "false"}]
+    inferred.findings["labels"] = (
+        f"{len(flags)} columns of 0 and 1: {describe_counts(counts)}{_without_any_label(len(none))}"
+    )
     inferred.skips_unlabelled = bool(missing)
 
 
@@ -192,12 +196,16 @@ def _set_label(inferred: InferredTask, column: Column, choices: Choices) -> None
         ]
         inferred.findings["labels"] = f"{where}: numbers from {min(numbers):g} to {max(numbers):g}"
     elif kind == "multi_label":
-        counts = Counter(name for value in column.present for name in _labels_in(value, delimiter))
+        rows = [_labels_in(value, delimiter) for value in column.present]
+        if all(isinstance(value, str) for value in column.values):  # an empty cell means none of the labels
+            rows += [[] for value in column.values if is_blank(value)]
+        counts = Counter(name for names in rows for name in names)
         if delimiter not in (None, ","):
             inferred.keys["label_delimiter"] = delimiter
         separated = "" if delimiter is None else f", separated by {delimiter!r}"
         inferred.findings["labels"] = (
             f"{where}: several labels{separated}; {len(counts)} labels: {describe_counts(counts)}"
+            f"{_without_any_label(rows.count([]))}"
         )
     else:
         names = merge_spellings(column.counts)
@@ -206,6 +214,10 @@ def _set_label(inferred: InferredTask, column: Column, choices: Choices) -> None
             inferred.keys["labels"] = _ordered(names)
         _doubt_spellings(inferred, column)
     skip_unlabelled(inferred, column)
+
+
+def _without_any_label(num_rows: int) -> str:
+    return f"; {num_rows} row{'s' * (num_rows > 1)} without any label" if num_rows else ""
 
 
 def _ordered(names: Iterable[str]) -> tuple[str, ...]:

@@ -538,7 +538,7 @@ def test_command_prints_the_summary_and_the_next_command(encoder: Path) -> None:
     write_files(CASES["pairs of texts"])
     result = CliRunner().invoke(app, ["init", "nli.json", "--model", str(encoder), "--output", "nli.yaml"])
     assert result.exit_code == 0, result.output
-    assert "bertcli finetune nli.yaml" in result.output
+    assert "bertcli check nli.yaml, then bertcli finetune nli.yaml" in result.output
     again = CliRunner().invoke(app, ["init", "nli.json", "--model", str(encoder), "--output", "b.yaml", "--json"])
     assert json.loads(again.output)["recipe"] == "b.yaml"
 
@@ -647,3 +647,16 @@ def test_empty_json_lines_need_rows_but_no_header() -> None:
     Path("empty.jsonl").touch()
     with pytest.raises(DataError, match=r"empty\.jsonl is empty, expected rows$"):
         init([Path("empty.jsonl")], Choices())
+
+
+@pytest.mark.parametrize(
+    ("header", "labels"),
+    [
+        (["text", "labels"], [["a;b"], [""], ["b"], ["a"]]),
+        (["text", "a", "b"], [[1, 1], [0, 0], [0, 1], [1, 0]]),
+    ],
+)
+def test_rows_without_any_label_are_counted(header: list[str], labels: list[list[object]], encoder: Path) -> None:
+    Path("data.csv").write_text(table(header, [[f"a long text {at}", *labels[at % 4]] for at in range(16)]))
+    result = init([Path("data.csv")], Choices(kind="multi_label"), model=str(encoder))
+    assert result.findings["labels"].endswith("a (8), b (8); 4 rows without any label")
