@@ -51,7 +51,8 @@ def common_columns(files: Mapping[Path, FileColumns], choices: Choices) -> list[
     is_decided = choices.text and choices.label and {*chosen} <= {*common}
     for path, columns in others:
         if is_decided or columns.keys() == expected.keys():
-            nested = [name for name in chosen or common if name in columns and columns[name] != expected[name]]
+            compared = chosen if is_decided else common
+            nested = [name for name in compared if columns[name] != expected[name]]
             if nested:
                 raise UsageError(
                     f"{path} and {first} differ in column {quoted(nested[0])}: only one of them has lists or objects; "

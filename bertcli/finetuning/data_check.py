@@ -177,7 +177,6 @@ def check_data(recipe: Recipe, mirror: Path | None, console: Console) -> DataChe
 
 def _load_splits(task: Task, mirror: Path | None, check: DataCheck) -> list[_SplitRows]:
     training = load_training_rows(task, mirror)
-    check_label_column(task, training)
     rows = hold_out_rows(task, training) if task.holds_out_rows else {"train": training}
     labelled = task
     try:  # labels are collected from all training rows, as in training
@@ -187,6 +186,8 @@ def _load_splits(task: Task, mirror: Path | None, check: DataCheck) -> list[_Spl
         check.add("labels", str(error), 1, "train")
     for name in ("validation", *task.splits.extra_validation):
         rows[name] = rows.get(name) or load_split(task, name, mirror)
+    for name, part in rows.items():  # training and validation need labels
+        check_label_column(task, part, name)
     has_test = task.files.test if task.files is not None and task.split_column is None else task.splits.test
     if has_test:
         try:

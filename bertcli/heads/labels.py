@@ -96,16 +96,18 @@ def declared_labels(feature: Any) -> list[str]:
     return list(getattr(inner, "names", None) or [])
 
 
-def check_label_column(task: Task, train: Dataset) -> None:
-    """Check that the training rows have the column of labels.
+def check_label_column(task: Task, rows: Dataset, split: str = "train") -> None:
+    """Check that the rows of a split, arranged as heads read them, have labels.
 
     Raises:
         DataError: if they do not; the message lists the columns that they have.
     """
-    if task.label_column not in train.column_names:
+    if task.label_column not in rows.column_names:
+        names, expected = column_names(rows), task.target_columns[0]
+        key = "label_columns" if task.label_columns else "span_column" if task.span_column else "label_column"
         raise DataError(
-            f"{origin(task)}: found columns {quoted(column_names(train))}, expected the label column "
-            f"{task.label_column!r}.{did_you_mean(task.label_column, column_names(train))} Set task.label_column."
+            f"{origin(task, split)}: found columns {quoted(names)}, expected the label column {expected!r}."
+            f"{did_you_mean(expected, names)} Set task.{key}."
         )
 
 

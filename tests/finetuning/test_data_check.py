@@ -142,12 +142,18 @@ def test_tags_and_spans_are_counted(encoder: Path) -> None:
     )
 
 
-def test_missing_label_columns_are_errors(run_check: Callable[..., DataCheck], encoder: Path) -> None:
+def test_missing_label_columns_are_errors(
+    run_check: Callable[..., DataCheck], write_csv: WriteCsv, encoder: Path
+) -> None:
     rows = clean_rows(20, "a")
     message = r"expected the label column 'lable'\. Did you mean label\? Set task\.label_column"
     for keys in ((), ("task.labels=[neg,pos]",), ("task.problem=regression",)):
         with pytest.raises(DataError, match=message):
             run_check(rows, rows, "task.label_column=lable", *keys)
+    run_check(rows, rows)
+    write_csv("dev.csv", ["text", "lable"], rows)
+    with pytest.raises(DataError, match=r"dev\.csv: found columns .* expected the label column 'label'"):
+        check("r.yaml", [], mirror=None, console=QUIET)
     Path("t.jsonl").write_text(json.dumps({"text": "Anna ran", "label": [[0, 4, "PER"]]}) + "\n")
     task = "head: token_classification, text_columns: [text], span_column: lable, files: {train: t.jsonl}"
     Path("r.yaml").write_text(f"task: {{{task}}}\nmodel: {{name: {encoder}}}\n")
