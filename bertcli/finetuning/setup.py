@@ -282,7 +282,8 @@ class FinetuneSetup:
         num_parameters = num_trainable = model.num_parameters()
         num_layers = None
         if section.strategy == "features":  # also of families whose layers cannot be identified
-            num_trainable = num_parameters - model.base_model.num_parameters()
+            encoder: Any = model.base_model
+            num_trainable = num_parameters - encoder.num_parameters()
             num_layers = 0
         elif section.strategy != "full" or section.freeze_layers or section.freeze_embeddings:
             layers = len(encoder_layers(model))
