@@ -363,7 +363,7 @@ def _folder_cache(path: str) -> str | None:
     """Return where to cache the rows of a dataset's folder; None: where the library caches those of a Hub dataset.
 
     The library does not notice that files of a folder were replaced, or belong to another mirror with the same README:
-    it would return the rows that it cached before. So each version of the files has a folder of its own.
+    it would return the rows that it cached before. So each version of the files has a separate folder.
     """
     import datasets
 

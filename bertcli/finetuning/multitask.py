@@ -73,7 +73,7 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         epoch_sizes = [setup.examples_per_epoch for setup in setups.values()]
     plan = make_plan(recipe, sum(sizes.values()), processes.num_processes, sum(epoch_sizes))
     probabilities = task_probabilities(epoch_sizes, suite.multitask)
-    workloads = (setup.workload(plan) for setup in setups.values())
+    workloads = [setup.workload(plan) for setup in setups.values()]
     largest = max(workloads, key=lambda workload: workload.num_sequences * workload.length)
     model_class = next(iter(setups.values())).head.model_class
     memory = plan_memory(recipe.hardware, model_class, largest, processes.num_processes)
@@ -85,7 +85,7 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
             note_duplicates(console, setup)
             for note in setup.word_notes():
                 console.warn(note)
-        check_disk(run, recipe, len(recipes) * next(iter(setups.values())).count_parameters())
+        check_disk(run, recipe, len(recipes) * workloads[0].num_parameters)
 
     def build_job(seed: int) -> MultitaskJob:
         return MultitaskJob({name: setup.with_seed(seed) for name, setup in setups.items()}, plan, probabilities)

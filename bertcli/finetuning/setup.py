@@ -251,14 +251,6 @@ class FinetuneSetup:
                 vars(model.config).pop(name, None)  # left over from an earlier task
         return model, any(new_weights)
 
-    def count_parameters(self) -> int:
-        """Return the number of parameters, without allocating or loading the model.
-
-        Raises:
-            ModelError: if the configuration of the model cannot be used.
-        """
-        return self._model_without_weights().num_parameters()
-
     def _model_without_weights(self) -> PreTrainedModel:
         """Build the model, or the encoder of a pretrained one, without allocating memory for its weights."""
         import torch
@@ -272,7 +264,11 @@ class FinetuneSetup:
         return model
 
     def workload(self, plan: Plan) -> Workload:
-        """Return what a process computes at a time in training, for an estimate of its memory."""
+        """Return what a process computes at a time in training, for an estimate of its memory.
+
+        Raises:
+            ModelError: if the configuration of the model cannot be used.
+        """
         from bertcli.models.freezing import encoder_layers, lowest_trainable_depth, parameter_depths
         from bertcli.training.memory import Workload
 

@@ -9,8 +9,9 @@ Shapes: B targets (items, or words), C labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.recipe.schema import TrainingSection
@@ -37,20 +38,10 @@ def label_loss(
     """
     from torch.nn import functional
 
-    if training is None:
-        return functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
-    losses = functional.cross_entropy(
-        logits,
-        labels,
-        None if class_weights is None else logits.new_tensor(class_weights),
-        ignore_index=IGNORED_LABEL,
-        reduction="none" if training.loss == "focal" else "sum",
-        label_smoothing=training.label_smoothing,
-    )
-    if training.loss == "focal":
-        plain = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
-        losses = losses * _focal_weights(plain, training)
-    return losses.sum()
+    weight = None if class_weights is None else logits.new_tensor(class_weights)
+    cross_entropy = partial(functional.cross_entropy, logits, labels, ignore_index=IGNORED_LABEL)
+    smoothing = 0.0 if training is None else training.label_smoothing
+    return _summed(cross_entropy, training, weight=weight, label_smoothing=smoothing)
 
 
 def label_set_loss(
@@ -69,18 +60,21 @@ def label_set_loss(
     """
     from torch.nn import functional
 
+    weight = None if class_weights is None else logits.new_tensor(class_weights)
+    cross_entropy = partial(functional.binary_cross_entropy_with_logits, logits, labels)
+    return _summed(cross_entropy, training, pos_weight=weight) / logits.shape[-1]
+
+
+def _summed(
+    cross_entropy: Callable[..., torch.Tensor], training: TrainingSection | None, **options: Any
+) -> torch.Tensor:
+    """Return the sum of cross-entropies, with focal weights and these options if they are for training."""
     if training is None:
-        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[-1]
-    losses = functional.binary_cross_entropy_with_logits(
-        logits,
-        labels,
-        pos_weight=None if class_weights is None else logits.new_tensor(class_weights),
-        reduction="none" if training.loss == "focal" else "sum",
-    )
-    if training.loss == "focal":
-        plain = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        losses = losses * _focal_weights(plain, training)
-    return losses.sum() / logits.shape[-1]
+        return cross_entropy(reduction="sum")
+    if training.loss != "focal":
+        return cross_entropy(reduction="sum", **options)
+    plain = cross_entropy(reduction="none")
+    return (cross_entropy(reduction="none", **options) * _focal_weights(plain, training)).sum()
 
 
 def _focal_weights(cross_entropies: torch.Tensor, training: TrainingSection) -> torch.Tensor:

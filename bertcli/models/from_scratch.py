@@ -43,7 +43,9 @@ FAMILY_SIZES: dict[tuple[str, str], dict[str, int]] = {
     ("modernbert", "base"): {"num_hidden_layers": 22, "intermediate_size": 1152},
     ("modernbert", "large"): {"num_hidden_layers": 28, "intermediate_size": 2624},
 }  # fmt: skip
-GATED_FAMILIES = ("modernbert", "eurobert", "nomic_bert", "gte")  # a gated feed-forward layer has three matrices
+GATED_FAMILIES = (  # with three matrices in a feed-forward layer instead of two
+    *("modernbert", "modernbert-decoder", "eurobert", "nomic_bert", "gte"),
+)
 
 
 def build_config(
@@ -99,11 +101,16 @@ def _size_fields(section: ArchitectureSection) -> dict[str, Any]:
     }
 
 
+def padded_vocab_size(num_entries: int) -> int:
+    """Return the vocabulary size of a new model for a tokenizer with this many entries."""
+    return -(-num_entries // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
 def _match_config(
     config: PretrainedConfig, section: ArchitectureSection, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int
 ) -> None:
     """Set the fields of a new configuration that depend on the tokenizer or the sequences."""
-    config.vocab_size = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    config.vocab_size = padded_vocab_size(len(tokenizer))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if hasattr(config, name):
             setattr(config, name, getattr(tokenizer, name, None))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -61,8 +61,15 @@ def _layer_kinds(encoder: PreTrainedModel) -> set[str]:
     return set(getattr(encoder.config, "layer_types", None) or ())
 
 
-def _parameter_names(module: nn.Module) -> list[str]:
-    return list(inspect.signature(type(module).forward).parameters)[1:]
+def _bind(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of a module by name."""
+    kind: Any = type(module)
+    return dict(zip(_parameter_names(kind), args, strict=False)) | inputs
+
+
+@cache  # inspecting a signature takes longer than the rest of a hook
+def _parameter_names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 class PaddingFree:
@@ -116,7 +123,7 @@ class PaddingFree:
         A family with local attention gets a mask per kind of layer, without the window: `varlen_attention_forward`
         applies it itself, so that transformers need not build a mask of all pairs of positions.
         """
-        inputs = dict(zip(_parameter_names(encoder), args, strict=False)) | inputs
+        inputs = _bind(encoder, args, inputs)
         mask = None if self._is_full or self.unpadded is not None else inputs.get("attention_mask")
         kinds = _layer_kinds(encoder)
         if "sliding_attention" in kinds:
@@ -131,7 +138,7 @@ class PaddingFree:
         """Unpad the inputs of an encoder, or of its stack of layers: [B, S] to [1, T] and [B, S, H] to [1, T, H]."""
         if self.unpadded is None:
             return None
-        inputs = dict(zip(_parameter_names(stack), args, strict=False)) | inputs
+        inputs = _bind(stack, args, inputs)
         indices = self.unpadded.indices
         self._shape = inputs["input_ids" if stack is encoder else "hidden_states"].shape[:2]
         for name, value in inputs.items():
@@ -169,7 +176,7 @@ class PaddingFree:
         """Compute the last layer: [1, M, H] for the output positions, or [B, S, H] or [1, T, H] without any."""
         if self.output_positions is None:
             return full_forward(*args, **inputs)
-        inputs = dict(zip(_parameter_names(layer), args, strict=False)) | inputs
+        inputs = _bind(layer, args, inputs)
         attention = partial(
             varlen_attention_forward,
             attention_mask=inputs.get("attention_mask"),

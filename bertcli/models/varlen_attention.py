@@ -5,6 +5,7 @@ Shapes as in `bertcli.data.token_index`, and N heads, E head size, L longest seq
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,15 +45,18 @@ def varlen_attention_forward(
     Args:
         query: [B, N, S, E]; [1, N, T, E] with `unpadded`, [1, N, M, E] with `output_positions`.
         key: [B, N, S, E], or [1, N, T, E] with `unpadded`; `value` likewise.
-        attention_mask: [B, 1, S, S], true where a query may attend to a key; None with `unpadded` or without masking.
+        attention_mask: [B, 1, S, S] or [B, 1, 1, S], true where a query may attend to a key; None with `unpadded` or
+            without masking.
         unpadded: `TokenIndex` of the tokens in `key` and `value`; None: they are padded.
         output_positions: `TokenIndex` of the tokens in `query`; None: the same tokens as in `key`.
         sliding_window: a query attends only to keys at a smaller distance in tokens; None: to all keys.
     """
     query_index = unpadded if output_positions is None else output_positions
+    attend = partial(
+        _padded_attention, module, dropout=dropout, scaling=scaling, window=sliding_window, options=options
+    )
     if query_index is None:
-        attention = partial(_padded_attention, module, query, key, value, attention_mask, dropout, scaling)
-        return attention(window=sliding_window, **options), None
+        return attend(query, key, value, attention_mask), None
     if unpadded is not None and dropout == 0.0 and _supports_flash(query):
         return _flash_attention(query, key, value, query_index, unpadded, scaling, sliding_window), None
     rows, max_seqlen = len(query_index.cu_seqlens) - 1, query_index.max_seqlen
@@ -75,8 +79,7 @@ def varlen_attention_forward(
         full_mask = query_masks.new_ones((rows * max_seqlen, query_masks.shape[-1]))
         full_mask = full_mask.index_copy(0, query_index.padded_indices, query_masks)
         attention_mask = full_mask.view(rows, 1, max_seqlen, -1)
-    attention = partial(_padded_attention, module, query, key, value, attention_mask, dropout, scaling)
-    attended = attention(window=sliding_window, positions=positions, **options)
+    attended = attend(query, key, value, attention_mask, positions=positions)
     attended = attended.flatten(0, 1)[query_index.padded_indices]
     if num_fill_tokens:
         attended = functional.pad(attended, (0, 0, 0, 0, 0, num_fill_tokens))
@@ -140,12 +143,12 @@ def _padded_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
+    *,
     dropout: float,
     scaling: float | None,
-    *,
     window: int | None = None,
     positions: torch.Tensor | None = None,
-    **options: Any,
+    options: dict[str, Any] | None = None,
 ) -> torch.Tensor:
     """Compute attention over padded sequences [B, S, N, E].
 
@@ -155,17 +158,19 @@ def _padded_attention(
     Args:
         window: a query attends only to keys at a smaller distance; None: to all.
         positions: the position of each query [B, S]; None: they are in order.
+        options: further options of the fused kernel.
     """
     num_keys = key.shape[2]
     if window is not None and num_keys > window:
         if positions is None and num_keys > MIN_WINDOWS * window and (mask is None or mask.shape[2] == 1):
-            return _local_attention(module, query, key, value, mask, dropout, scaling, window)
+            attend = partial(_padded_attention, module, dropout=dropout, scaling=scaling)
+            return _local_attention(attend, query, key, value, mask, window)
         places = torch.arange(num_keys, device=query.device)
         distances = (places[:, None] if positions is None else positions[:, None, :, None]) - places
         is_near = distances.abs() < window
         mask = is_near if mask is None else mask & is_near
     if _fused_is_faster(query, num_keys, dropout):
-        options = {"dropout": dropout, "scaling": scaling, "is_causal": False} | options
+        options = {"dropout": dropout, "scaling": scaling, "is_causal": False} | (options or {})
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if key.shape[1] != query.shape[1]:
@@ -186,13 +191,11 @@ def _fused_is_faster(query: torch.Tensor, num_keys: int, dropout: float) -> bool
 
 
 def _local_attention(
-    module: nn.Module,
+    attend: Callable[..., torch.Tensor],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    dropout: float,
-    scaling: float | None,
     window: int,
 ) -> torch.Tensor:
     """Compute attention within a window over padded sequences [B, S, N, E], in time and memory linear in S.
@@ -201,6 +204,7 @@ def _local_attention(
     Beltagy et al. 2020, https://arxiv.org/abs/2004.05150.
 
     Args:
+        attend: computes attention of each query to all keys that a mask allows.
         mask: [B, 1, 1, S], true for keys that may be attended to; None: all.
     """
     (rows, _, length, _), reach = query.shape, window - 1
@@ -218,7 +222,7 @@ def _local_attention(
     near_keys = is_near & is_key[:, :, None]  # [B, blocks, reach, 3 * reach]
     near_keys = near_keys | ~near_keys.any(-1, keepdim=True)
     query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
-    attended = _padded_attention(module, query, key, value, near_keys.flatten(0, 1)[:, None], dropout, scaling)
+    attended = attend(query, key, value, near_keys.flatten(0, 1)[:, None])
     return attended.unflatten(0, (rows, blocks)).flatten(1, 2)[:, :length]
 
 

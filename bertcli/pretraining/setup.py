@@ -29,7 +29,7 @@ from bertcli.data.corpus_tokens import SENTENCE_START, Corpus, corpus_key, load_
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean
 from bertcli.models.added_tokens import AddedTokens, add_tokens
 from bertcli.models.from_pretrained import ModelSource, check_model_class, check_trainable
-from bertcli.models.from_scratch import VOCABULARY_MULTIPLE, build_config, has_pair_head
+from bertcli.models.from_scratch import build_config, has_pair_head, padded_vocab_size
 from bertcli.models.tokenizer_matching import (
     PADDING_WARNING,
     first_position_id,
@@ -136,7 +136,7 @@ def check_recipe(
     sentinels = recipe.objective.objective_class.needs_sentinels
     placeholder = train_tokenizer(lambda: ["a b"], PLACEHOLDER_VOCAB_SIZE, recipe.tokenizer.kind, sentinels=sentinels)
     objective, config, added_tokens = _build_objective(recipe, source, placeholder)
-    config.vocab_size = _padded_size(_trained_vocab_size(recipe) + len(added_tokens.pieces))
+    config.vocab_size = padded_vocab_size(_trained_vocab_size(recipe) + len(added_tokens.pieces))
     return config, objective, None, added_tokens
 
 
@@ -200,11 +200,7 @@ def _load_tokenizer(
 
 
 def _trained_vocab_size(recipe: PretrainRecipe) -> int:
-    return _padded_size(recipe.tokenizer.vocab_size)
-
-
-def _padded_size(vocab_size: int) -> int:
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return padded_vocab_size(recipe.tokenizer.vocab_size)
 
 
 def _train_tokenizer(recipe: PretrainRecipe, mirror: Path | None, console: Console) -> PreTrainedTokenizerBase:

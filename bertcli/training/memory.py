@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertcli.console import Console, format_size
+from bertcli.models.from_scratch import GATED_FAMILIES
 from bertcli.models.gradient_checkpointing import unsupported
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training.devices import choose_precision, uses_cpu
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 USABLE_SHARE = 0.9  # of the available memory; the rest is for fragmentation and buffers of the libraries
 EFFICIENT_TOKENS = 8192  # per micro-batch on a GPU; halving larger micro-batches costs almost no speed
-GATED_FAMILIES = ("modernbert", "modernbert-decoder", "eurobert", "nomic_bert", "gte", "jina_embeddings_v3")
 UNFUSED_FAMILIES = ("deberta", "deberta-v2", "convbert", "funnel", "mpnet", "xlnet")  # attention without SDPA
 INTERMEDIATE_FIELDS = ("intermediate_size", "hidden_dim", "d_ff", "encoder_ffn_dim", "n_inner")
 GROUP_FILES = {  # by version of control groups: a group's limit and use of memory, and its unused file cache
