@@ -18,7 +18,7 @@ from bertcli.cli.main import app
 from bertcli.commands.evaluate import evaluate
 from bertcli.errors import RecipeError
 from bertcli.finetuning.run import finetune
-from bertcli.metrics import AVERAGES, METRICS
+from bertcli.metrics.scores import AVERAGES, METRICS
 from bertcli.recipe.load import load_pretrain_recipe, load_recipe, shipped_recipes
 from bertcli.recipe.schema import TrainingSection
 from bertcli.recipe.suite import load_finetuning

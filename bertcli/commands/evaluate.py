@@ -22,7 +22,7 @@ from bertcli.inference.loaded_model import (
     pretraining_recipe,
 )
 from bertcli.inference.scoring import multitask_scores, score
-from bertcli.metrics import check_metrics, check_references
+from bertcli.metrics.scores import check_metrics, check_references
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.pretraining.job import score_held_out
 from bertcli.recipe.schema import HardwareSection

@@ -15,7 +15,7 @@ from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.files import write_text
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
-from bertcli.metrics import best_value, selection_score
+from bertcli.metrics.scores import best_value, selection_score
 from bertcli.recipe.expansion import Grid
 from bertcli.runs.folder import RunOptions
 from bertcli.runs.results import CollectionResults, RunResults

@@ -14,7 +14,7 @@ from bertcli.experiments.grid import claim_grid, finetune_grid
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
-from bertcli.metrics import averaged_scores, best_value, score_names, task_score
+from bertcli.metrics.scores import averaged_scores, best_value, score_names, task_score
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe

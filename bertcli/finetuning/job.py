@@ -24,7 +24,7 @@ from bertcli.heads.text_classification import TextClassification, average_window
 from bertcli.inference.forward import Chunk, KeptLogits, chunks_with_logits, predict_logits
 from bertcli.inference.predictions import predictions_with_gold
 from bertcli.inference.scoring import score
-from bertcli.metrics import compute_metrics, needs_probabilities
+from bertcli.metrics.scores import compute_metrics, needs_probabilities
 from bertcli.models.cls_states import record_cls_states
 from bertcli.models.freezing import (
     LayerFreezer,

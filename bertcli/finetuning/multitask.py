@@ -22,7 +22,7 @@ from bertcli.finetuning.run import note_duplicates
 from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.inference.loaded_model import multitask_models
 from bertcli.inference.scoring import multitask_scores
-from bertcli.metrics import averaged_scores
+from bertcli.metrics.scores import averaged_scores
 from bertcli.models.freezing import LayerFreezer, build_freezer, lr_scales, reinitialize_layers
 from bertcli.models.from_pretrained import save_model
 from bertcli.models.shared_encoder import SharedEncoder

@@ -30,7 +30,7 @@ from bertcli.finetuning.encoding_cache import encode_rows
 from bertcli.heads.base import Head
 from bertcli.heads.labels import OPTIONAL_CONFIG_FIELDS, check_labels, labelled_rows, labels_from_config
 from bertcli.heads.word_alignment import row_words
-from bertcli.metrics import METRICS, check_metric, check_metrics, check_references, score_names
+from bertcli.metrics.scores import METRICS, check_metric, check_metrics, check_references, score_names
 from bertcli.models.added_tokens import NO_ADDED_TOKENS, AddedTokens, add_tokens
 from bertcli.models.from_pretrained import (
     ModelSource,

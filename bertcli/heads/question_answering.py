@@ -189,7 +189,7 @@ class QuestionAnswering(Head):
         `start` and `gold_start` are character offsets in the passage, None for no answer. `right` is whether the
         prediction exactly matches any gold answer; `loss` is 1 minus the best F1.
         """
-        from bertcli.metrics import exact_match, token_f1_v2
+        from bertcli.metrics.squad import exact_match, token_f1_v2
 
         gold, spans = self.references(task, rows), answer_spans(task, rows)
         assert gold is not None

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertcli.heads.base import Head
 from bertcli.inference.forward import Chunk
-from bertcli.metrics import compute_metrics, needs_probabilities, task_score
+from bertcli.metrics.scores import compute_metrics, needs_probabilities, task_score
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Task

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from bertcli.console import format_seconds, format_table
 from bertcli.errors import UsageError
 from bertcli.files import write_text
-from bertcli.metrics import is_better_lower, selection_score
+from bertcli.metrics.scores import is_better_lower, selection_score
 from bertcli.recipe.catalogue import compare_recipes
 from bertcli.reports.charts import SCORE_PREFIX
 from bertcli.reports.pages import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertcli.console import format_seconds, format_table
-from bertcli.metrics import AVERAGES
+from bertcli.metrics.scores import AVERAGES
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe

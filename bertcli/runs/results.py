@@ -128,7 +128,7 @@ class RunResults(Results):
         Raises:
             ValueError: if a required key is missing; the message names it.
         """
-        from bertcli.metrics import selection_score
+        from bertcli.metrics.scores import selection_score
 
         return selection_score(str(self.best_by), self.best_score)
 

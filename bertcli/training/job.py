@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from bertcli.console import Console
 from bertcli.data.batching import GlobalBatch
-from bertcli.metrics import selection_score
+from bertcli.metrics.scores import selection_score
 from bertcli.models.from_pretrained import save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain_schema import PretrainRecipe

@@ -25,7 +25,7 @@ from bertcli.finetuning.setup import set_up
 from bertcli.heads.labels import label_config_fields
 from bertcli.heads.token_classification import TokenClassification, compute_tag_weights, resolve_tags
 from bertcli.heads.word_alignment import UNALIGNED, word_offsets
-from bertcli.metrics import check_metrics, compute_metrics
+from bertcli.metrics.scores import check_metrics, compute_metrics
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bertcli.cli.main import app
 from bertcli.errors import UsageError
-from bertcli.metrics import best_value
+from bertcli.metrics.scores import best_value
 from bertcli.reports.comparison import compare_runs, comparison_table, read_runs
 from bertcli.runs.folder import RunFolder
 

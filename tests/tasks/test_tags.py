@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bertcli.errors import DataError
 from bertcli.heads.tag_decoding import allowed_transitions, detect_tag_scheme
-from bertcli.metrics import METRICS, compute_metrics
+from bertcli.metrics.scores import METRICS, compute_metrics
 from bertcli.reports.analysis import entity_pairs, extract_entities, per_label_scores
 from bertcli.tasks.tags import infer_tag_set, read_tag_set, require_readable
 

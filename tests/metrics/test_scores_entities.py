@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bertcli.data.sources import load_training_rows
 from bertcli.errors import DataError
 from bertcli.heads.token_classification import TokenClassification, resolve_tags
-from bertcli.metrics import compute_metrics
+from bertcli.metrics.scores import compute_metrics
 from bertcli.tasks.task import Task
 
 

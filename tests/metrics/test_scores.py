@@ -18,7 +18,7 @@ from bertcli.data.sources import load_split, load_training_rows
 from bertcli.errors import DataError
 from bertcli.heads.labels import resolve_labels
 from bertcli.heads.text_classification import TextClassification
-from bertcli.metrics import (
+from bertcli.metrics.scores import (
     METRICS,
     averaged_scores,
     best_value,

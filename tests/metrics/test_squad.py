@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bertcli.metrics import score_squad, score_squad_v2
+from bertcli.metrics.squad import score_squad, score_squad_v2
 
 CASES = [  # predicted answer, gold answers
     ("the Beatles", ["Beatles", "The Beatles!"]),
