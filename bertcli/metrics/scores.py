@@ -111,7 +111,7 @@ def _two_rows(references: np.ndarray, pos_label: int) -> str:
     return f"at least two rows, found {len(references)}" if len(references) < 2 else ""
 
 
-def _indicators(references: np.ndarray, num_labels: int) -> np.ndarray:
+def label_indicators(references: np.ndarray, num_labels: int) -> np.ndarray:
     """Return whether each row has each label, from label IDs [N] or multi-hot labels [N, C]. [N, C]"""
     return references > 0 if references.ndim == 2 else references[:, None] == np.arange(num_labels)
 
@@ -126,7 +126,7 @@ def _ranking(function: str, average: str) -> ScoreFunction:
     def score(probabilities: np.ndarray, references: np.ndarray, pos_label: int = 1) -> float:
         from sklearn import metrics
 
-        compute, is_gold = getattr(metrics, function), _indicators(references, probabilities.shape[1])
+        compute, is_gold = getattr(metrics, function), label_indicators(references, probabilities.shape[1])
         if average == "binary":
             return compute(is_gold[:, pos_label], probabilities[:, pos_label])
         if average == "micro":
@@ -171,7 +171,7 @@ def _brier(probabilities: np.ndarray, references: np.ndarray) -> float:
 
     With more than two labels of which each row has one, it is the sum over the labels, from 0 to 2 (Brier 1950).
     """
-    squares = (probabilities - _indicators(references, probabilities.shape[1])) ** 2
+    squares = (probabilities - label_indicators(references, probabilities.shape[1])) ** 2
     has_sum = references.ndim == 1 and probabilities.shape[1] > 2
     return float(squares.sum(1).mean() if has_sum else squares.mean())
 
@@ -180,7 +180,7 @@ def _mean_reciprocal_rank(probabilities: np.ndarray, references: np.ndarray) -> 
     """Return the mean of 1 / rank of the gold choice; among equal probabilities, it ranks last."""
     from sklearn.metrics import label_ranking_average_precision_score
 
-    return label_ranking_average_precision_score(_indicators(references, probabilities.shape[1]), probabilities)
+    return label_ranking_average_precision_score(label_indicators(references, probabilities.shape[1]), probabilities)
 
 
 def _seqeval(
@@ -199,14 +199,45 @@ def _seqeval(
     """
     from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-    tag_set = read_tag_set(tuple(labels)) if labels else infer_tag_set([*predictions, *references])
-    require_readable(tag_set)
     accuracy = _accuracy(predictions, references)
-    predicted, gold = (list(map(tag_set.to_iobes, rows)) for rows in _tagged(predictions, references))
+    predicted, gold = _iobes_rows(predictions, references, labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an entity type without examples
         precision, recall, f1, _ = precision_recall_fscore_support(gold, predicted, average="micro", zero_division=0)
     return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "accuracy": float(accuracy)}
+
+
+def count_entities(
+    predictions: list[list[str]], references: list[list[str | None]], labels: Sequence[str] | None = None
+) -> np.ndarray:
+    """Return the numbers of right, predicted and gold entities of each row, from which F1 is computed. [N, 3]
+
+    Args: as for the metric `seqeval`.
+
+    Raises:
+        DataError: as the metric.
+    """
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    pairs = zip(*_iobes_rows(predictions, references, labels), strict=True)
+    entities = [(set(get_entities(predicted)), set(get_entities(gold))) for predicted, gold in pairs]
+    return np.array([(len(predicted & gold), len(predicted), len(gold)) for predicted, gold in entities])
+
+
+def _iobes_rows(
+    predictions: list[list[str]], references: list[list[str | None]], labels: Sequence[str] | None
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the rows of predicted and gold tags in the scheme IOBES, without the words that lack a gold tag."""
+    tag_set = read_tag_set(tuple(labels)) if labels else infer_tag_set([*predictions, *references])
+    require_readable(tag_set)
+    predicted, gold = (list(map(tag_set.to_iobes, rows)) for rows in _tagged(predictions, references))
+    return predicted, gold
+
+
+def count_tags(predictions: list[list[str]], references: list[list[str | None]]) -> np.ndarray:
+    """Return the numbers of right predictions and of words with a gold tag of each row. [N, 2]"""
+    rows = zip(*_tagged(predictions, references), strict=True)
+    return np.array([(sum(map(operator.eq, predicted, gold)), len(gold)) for predicted, gold in rows])
 
 
 def _tagged(predictions: Any, references: Any) -> tuple[list[list[str]], list[list[str]]]:

@@ -43,15 +43,26 @@ def token_f1_v2(answer: str, gold: str) -> float:
     return token_f1(answer, gold)
 
 
+RULES = {"exact_match": exact_match, "f1": token_f1}
+RULES_V2 = {"exact": exact_match, "f1": token_f1_v2}
+
+
 def score_squad(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return SQuAD 1.1 `exact_match` and `f1` in percent, with the maximum over each question's gold answers."""
+    # The official script accumulates with `+=`; `sum` and NumPy's `mean` may differ in the last digits.
+    return {
+        name: 100.0 * functools.reduce(operator.add, scores, 0) / len(scores)
+        for name, scores in squad_question_scores(predictions, references).items()
+    }
+
+
+def squad_question_scores(
+    predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]
+) -> dict[str, list[float]]:
+    """Return the SQuAD 1.1 scores of each question, from 0 to 1."""
     texts = [answer["text"] for answer in predictions]
     golds = [list(answers) or [""] for answers in references]
-    values = {
-        name: _max_over_golds(rule, texts, golds) for name, rule in (("exact_match", exact_match), ("f1", token_f1))
-    }
-    # The official script accumulates with `+=`; `sum` and NumPy's `mean` may differ in the last digits.
-    return {name: 100.0 * functools.reduce(operator.add, scores, 0) / len(scores) for name, scores in values.items()}
+    return {name: _max_over_golds(rule, texts, golds) for name, rule in RULES.items()}
 
 
 def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -61,12 +72,8 @@ def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[S
     no-answer thresholds, reached at `best_exact_thresh` and `best_f1_thresh`. These thresholds are tuned on the gold
     answers: use them to choose the recipe's threshold, but do not report the `best_` scores.
     """
-    # Gold answers that are empty after normalization are ignored, but their questions still count as answerable.
-    golds = [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
-    has_answer = [bool(answers) for answers in references]
-    texts = [answer["text"] for answer in predictions]
-    rules = {"exact": exact_match, "f1": token_f1_v2}
-    values = {name: _max_over_golds(rule, texts, golds) for name, rule in rules.items()}
+    golds, has_answer = _golds_v2(references), [bool(answers) for answers in references]
+    values = squad_v2_question_scores(predictions, references)
     scores = {name: _percent(value) for name, value in values.items()}
     for group, is_member in (("HasAns", True), ("NoAns", False)):
         if is_member in has_answer:
@@ -77,11 +84,27 @@ def score_squad_v2(predictions: Sequence[dict[str, Any]], references: Sequence[S
                 scores[f"{group}_{name}"] = _percent(members)
     spans = [answer["best_text"] for answer in predictions]
     null_odds = np.array([answer["null_odds"] for answer in predictions])
-    for name, rule in rules.items():
+    for name, rule in RULES_V2.items():
         span_scores = _max_over_golds(rule, spans, golds)
         best, threshold = best_no_answer_threshold(span_scores, spans, null_odds, np.array(has_answer))
         scores |= {f"best_{name}": best, f"best_{name}_thresh": threshold}
     return scores
+
+
+def squad_v2_question_scores(
+    predictions: Sequence[dict[str, Any]], references: Sequence[Sequence[str]]
+) -> dict[str, list[float]]:
+    """Return the SQuAD 2.0 scores of each question, from 0 to 1."""
+    texts, golds = [answer["text"] for answer in predictions], _golds_v2(references)
+    return {name: _max_over_golds(rule, texts, golds) for name, rule in RULES_V2.items()}
+
+
+def _golds_v2(references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the gold answers of each question that are not empty after normalization, or one empty answer.
+
+    A question of which all gold answers are empty after normalization still counts as answerable.
+    """
+    return [[answer for answer in answers if normalize_answer(answer)] or [""] for answers in references]
 
 
 def best_no_answer_threshold(

@@ -1,0 +1,70 @@
+"""The answers of a model to the rows of a split beside the gold values, as arrays that can be saved and resampled.
+
+Shapes: N rows, C labels (or choices).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bertcli.metrics.scores import DTYPES, count_entities, count_tags
+from bertcli.metrics.squad import squad_question_scores, squad_v2_question_scores
+
+Answers = dict[str, np.ndarray]
+"""What the scores of a split are computed from: arrays with an entry for each of the N rows, and scalars."""
+
+GOLD_HASH = "gold_hash"
+QUESTION_SCORES = {"squad": squad_question_scores, "squad_v2": squad_v2_question_scores}
+
+
+def collect_answers(
+    metric_names: Iterable[str],
+    answer_kind: str,
+    predictions: Any,
+    references: Any,
+    pos_label: int = 1,
+    labels: Sequence[str] | None = None,
+    probabilities: np.ndarray | None = None,
+) -> Answers:
+    """Return the arrays from which these metrics are computed for N rows, or for a sample of them.
+
+    They are `predicted` and `gold` [N] (or [N, C] if a row has several labels) with `probabilities` [N, C] if a metric
+    needs them; for tags, counts of `words` and `entities` (see `count_tags` and `count_entities`); and for questions,
+    the scores of each.
+
+    Args: as `bertcli.metrics.scores.compute_metrics`.
+    """
+    answers: Answers = {GOLD_HASH: np.array(_hash_gold(references, labels))}
+    if answer_kind in DTYPES:
+        dtype = DTYPES[answer_kind]
+        answers |= {"predicted": np.asarray(predictions, dtype), "gold": np.asarray(references, dtype)}
+        if answer_kind == "single_label":
+            answers["pos_label"] = np.array(pos_label)
+        if probabilities is not None:
+            answers["probabilities"] = probabilities
+    elif answer_kind == "token_classification":
+        answers["words"] = count_tags(predictions, references)
+        if "seqeval" in metric_names:
+            answers["entities"] = count_entities(predictions, references, labels)
+    else:
+        for name in QUESTION_SCORES.keys() & {*metric_names}:
+            scores = QUESTION_SCORES[name](predictions, references)
+            answers |= {score: np.array(values) for score, values in scores.items()}
+        answers["has_answer"] = np.array([bool(texts) for texts in references])
+    return answers
+
+
+def _hash_gold(references: Any, labels: Sequence[str] | None) -> str:
+    """Return a hash of the gold values and of the names of the labels: equal if two models answered the same rows."""
+    gold = references.tolist() if isinstance(references, np.ndarray) else references
+    return hashlib.sha256(json.dumps([gold, list(labels or ())]).encode()).hexdigest()
+
+
+def num_rows(answers: Answers) -> int:
+    """Return the number of rows, N."""
+    return next(len(values) for values in answers.values() if values.ndim)

@@ -1,0 +1,126 @@
+"""Whether one model is better than another, or whether the rows of the split happened to suit it.
+
+Shapes: N rows, B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bertcli.errors import DataError
+from bertcli.metrics.answers import GOLD_HASH, Answers, num_rows
+from bertcli.metrics.bootstrap import Interval, block_sizes, bootstrap_samples, percentile_interval
+from bertcli.metrics.weighted_scores import WeightedScore, is_right, weighted_scores
+
+NUM_SWAPS = 9999
+RIGHT_OR_WRONG = ("accuracy", "exact_match")  # scores that count right rows, if the answers are labels
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much a score of model B exceeds that of model A on the same rows, and how sure that is.
+
+    Attributes:
+        score: name of the score.
+        interval: 95 % confidence interval of the difference, by the paired bootstrap; None if all samples agree.
+        p_value: probability of a difference at least as large, in either direction, if the models were equally good.
+        test: name of the test that gave the p-value.
+    """
+
+    score: str
+    first: float
+    second: float
+    interval: Interval | None
+    p_value: float
+    test: str
+
+    @property
+    def value(self) -> float:
+        """The difference: B minus A."""
+        return self.second - self.first
+
+
+def compare_answers(
+    metric_names: Sequence[str], first: Sequence[Answers], second: Sequence[Answers], seed: int = 0
+) -> list[Difference]:
+    """Compare the scores of two models on the same rows; with several seeds, their means over the seeds.
+
+    The interval is that of the paired bootstrap (Koehn 2004). The p-value of label accuracy is that of McNemar's exact
+    test on the rows that only one model has right; that of every other score, or of several seeds, is by approximate
+    randomization (Noreen 1989): the answers of the models to a row are swapped at random.
+
+    Args:
+        first: the answers of model A with each seed.
+        second: the answers of model B with each seed, as many as of A.
+        seed: of the samples.
+
+    Raises:
+        DataError: if the models answered different rows, or their numbers of seeds differ.
+    """
+    if len(first) != len(second):
+        raise DataError(
+            f"found {len(first)} and {len(second)} seeds, expected equal numbers; name the run of one seed of each"
+        )
+    if len({str(answers[GOLD_HASH]) for answers in (*first, *second)}) > 1:
+        raise DataError("the models were scored on different rows, or with their labels in another order")
+    differences = []
+    for name, score in weighted_scores(metric_names, first[0]).items():
+        ones = np.ones((1, num_rows(first[0])))
+        first_score, second_score = (_mean_score(score, answers, ones).item() for answers in (first, second))
+        samples = [
+            _mean_score(score, second, counts) - _mean_score(score, first, counts)
+            for counts in bootstrap_samples(num_rows(first[0]), seed)
+        ]
+        if len(first) == 1 and name in RIGHT_OR_WRONG and "predicted" in first[0]:
+            p_value, test = mcnemar_p_value(is_right(first[0]), is_right(second[0])), "McNemar's exact test"
+        else:
+            p_value, test = _randomization_p_value(score, first, second, seed), "approximate randomization"
+        differences.append(
+            Difference(name, first_score, second_score, percentile_interval(np.concatenate(samples)), p_value, test)
+        )
+    return differences
+
+
+def _mean_score(score: WeightedScore, seeds: Sequence[Answers], weights: np.ndarray) -> np.ndarray:
+    return np.mean([score(answers, weights) for answers in seeds], axis=0)
+
+
+def mcnemar_p_value(first_right: np.ndarray, second_right: np.ndarray) -> float:
+    """Return the two-sided p-value of McNemar's exact test, given whether each model has each row right [N]."""
+    from scipy.stats import binomtest
+
+    only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
+    return float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
+
+
+def _randomization_p_value(
+    score: WeightedScore, first: Sequence[Answers], second: Sequence[Answers], seed: int
+) -> float:
+    """Return the share of random swaps whose difference is at least as large as the observed one."""
+    both = [_concatenate(*pair) for pair in zip(first, second, strict=True)]
+    unswapped = np.zeros((1, num_rows(first[0])))
+    observed = abs(_swapped_difference(score, both, unswapped).item())
+    values = [np.abs(_swapped_difference(score, both, swaps)) for swaps in _random_swaps(unswapped.shape[1], seed)]
+    differences = np.concatenate(values)
+    tolerance = 1e-9 * max(1.0, observed)  # equal differences differ in their rounding
+    return float(((differences >= observed - tolerance).sum() + 1) / (len(differences) + 1))
+
+
+def _random_swaps(num_rows: int, seed: int) -> Iterator[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    for size in block_sizes(num_rows, NUM_SWAPS):
+        yield generator.integers(0, 2, (size, num_rows)).astype(np.float64)
+
+
+def _concatenate(first: Answers, second: Answers) -> Answers:
+    """Return the answers of two models as answers to 2N rows; scalars are equal."""
+    return {name: np.concatenate((values, second[name])) if values.ndim else values for name, values in first.items()}
+
+
+def _swapped_difference(score: WeightedScore, both: Sequence[Answers], swaps: np.ndarray) -> np.ndarray:
+    """Return B minus A after the answers to some rows were swapped; a weight of 0 or 1 says whose answer counts. [B]"""
+    first, second = np.hstack((1 - swaps, swaps)), np.hstack((swaps, 1 - swaps))
+    return _mean_score(score, both, second) - _mean_score(score, both, first)

@@ -1,0 +1,60 @@
+"""Bootstrap intervals against SciPy, and how often they hold the true score."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bertcli.metrics.answers import Answers, collect_answers
+from bertcli.metrics.bootstrap import MAX_DRAWS, block_sizes, bootstrap_intervals, bootstrap_samples
+
+
+def labels(random: np.random.Generator, num_rows: int, accuracy: float, positive: float = 0.5) -> Answers:
+    """Answers to rows of which a share is positive, right with the probability `accuracy`."""
+    gold = (random.random(num_rows) < positive).astype(int)
+    predicted = np.where(random.random(num_rows) < accuracy, gold, 1 - gold)
+    return collect_answers(["accuracy"], "single_label", predicted, gold)
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    random = np.random.default_rng(1)
+    gold = random.normal(size=200)
+    predicted = gold + random.normal(size=200)
+    answers = collect_answers(["mae", "pearson"], "regression", predicted, gold)
+    intervals = bootstrap_intervals(["mae", "pearson"], answers)
+    functions = {"mae": lambda x, y: np.abs(x - y).mean(), "pearson": lambda x, y: stats.pearsonr(x, y).statistic}
+    for name, function in functions.items():
+        expected = stats.bootstrap(
+            (predicted, gold), function, paired=True, vectorized=False, n_resamples=4000, method="percentile", rng=2
+        ).confidence_interval
+        width = expected.high - expected.low
+        assert intervals[name] == pytest.approx((expected.low, expected.high), abs=0.08 * width)  # of 1,000 samples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "truth"), [("accuracy", 0.8), ("f1", 2 * 0.3 * 0.8 / (0.3 + 0.38))])
+def test_intervals_hold_the_true_score_of_95_percent_of_splits(name: str, truth: float) -> None:
+    random = np.random.default_rng(3)
+    intervals = [bootstrap_intervals([name], labels(random, 300, 0.8, 0.3), seed)[name] for seed in range(1000)]
+    assert 0.93 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.97
+
+
+def test_each_sample_draws_as_many_rows_as_there_are() -> None:
+    counts = np.concatenate([*bootstrap_samples(50, 0)])
+    assert counts.shape == (1000, 50)
+    assert (counts.sum(1) == 50).all()
+    assert counts.var() == pytest.approx(0.98, abs=0.05)  # of a binomial distribution with 50 draws
+
+
+def test_blocks_bound_memory_and_time() -> None:
+    assert sum(block_sizes(100, 1000)) == 1000
+    assert max(block_sizes(10**6, 1000)) * 10**6 < 10**7
+    assert sum(block_sizes(MAX_DRAWS // 500, 1000)) == 500
+    assert sum(block_sizes(10**8, 1000)) == 200
+
+
+def test_no_interval_if_all_rows_are_right() -> None:
+    random = np.random.default_rng(0)
+    assert bootstrap_intervals(["accuracy"], labels(random, 20, 1.0)) == {}
+    assert bootstrap_intervals(["accuracy"], labels(random, 1, 0.5)) == {}
