@@ -223,7 +223,8 @@ def evaluate(
     width = max(20, *(len(name) + 2 for name in scores))
     for name, score in scores.items():
         text = f"{score:.6f}" if isinstance(score, float) else f"{score.mean:.6f} ± {score.sd:.6f}"
-        print_result(f"{name:<{width}}{text}")
+        interval = results.interval_text(name, split)
+        print_result(f"{name:<{width}}{text}{f'  95 % interval {interval}' if interval else ''}")
 
 
 @app.command()

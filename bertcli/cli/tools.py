@@ -206,6 +206,9 @@ def report(
     plots: Annotated[
         Path | None, typer.Option(help="Write the charts as PNG files to this folder, which must be new or empty.")
     ] = None,
+    significance: Annotated[
+        bool, typer.Option("--significance", help="Test on the validation rows whether one of two runs is better.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -215,11 +218,13 @@ def report(
     For a single run, grid or suite, `report.html` in its folder is rewritten unless `--html` names another file.
 
     Example: `bertcli report runs/first runs/second --html compared.html`
+
+    Example: `bertcli report runs/first runs/second --significance`
     """
     from bertcli.commands.report import report as compare
     from bertcli.console import Console, print_result
 
-    results, table = compare(runs, html=html, plots=plots, console=Console(quiet=quiet))
+    results, table = compare(runs, html=html, plots=plots, significance=significance, console=Console(quiet=quiet))
     print_result(json.dumps(results, ensure_ascii=False) if as_json else table)
 
 

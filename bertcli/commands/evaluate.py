@@ -21,7 +21,8 @@ from bertcli.inference.loaded_model import (
     multitask_models,
     pretraining_recipe,
 )
-from bertcli.inference.scoring import multitask_scores, score
+from bertcli.inference.scoring import decode, multitask_scores
+from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.scores import check_metrics, check_references
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.pretraining.job import score_held_out
@@ -91,8 +92,19 @@ def _evaluate_run(
         task_name: recipe for task_name, model in models.items() if (recipe := finetuning_recipe(model)) is not None
     }
     scores = multitask_scores(recipes, {task_name: results.mean_scores(split) for task_name, results in each.items()})
-    num_examples = sum(results.num_examples or 0 for results in each.values())
-    return EvalResults(task=" + ".join(models), run=name, num_examples=num_examples, metrics={split: {**scores}})
+    return EvalResults(
+        task=" + ".join(models),
+        run=name,
+        num_examples=sum(results.num_examples or 0 for results in each.values()),
+        metrics={split: {**scores}},
+        intervals={
+            split: {
+                f"{task_name}/{score}": interval
+                for task_name, results in each.items()
+                for score, interval in results.intervals[split].items()
+            }
+        },
+    )
 
 
 def _evaluate_model(
@@ -135,8 +147,12 @@ def _evaluate_model(
             with_loss=True,
             on_batch=display.advance,
         )
-        scores = score(chunks, loaded.head, task, references)
-    return EvalResults(task=task.name, run=name, num_examples=len(rows), metrics={split: {**scores}})
+        decoded = decode(chunks, loaded.head, task)
+    scores = decoded.score(references) | {"loss": decoded.loss}
+    intervals = bootstrap_intervals(decoded.with_gold(references))
+    return EvalResults(
+        task=task.name, run=name, num_examples=len(rows), metrics={split: {**scores}}, intervals={split: intervals}
+    )
 
 
 def _note_limit(loaded: LoadedModel, task: Task, split: str, num_rows: int, console: Console) -> None:

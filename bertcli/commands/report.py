@@ -16,10 +16,16 @@ from bertcli.experiments.collection import (
     write_pages,
 )
 from bertcli.reports.comparison import compare_runs, comparison_table, read_runs, write_page, write_plots
+from bertcli.reports.significance import compare_two_runs
 
 
 def report(
-    runs: Sequence[str], *, html: Path | None = None, plots: Path | None = None, console: Console | None = None
+    runs: Sequence[str],
+    *,
+    html: Path | None = None,
+    plots: Path | None = None,
+    significance: bool = False,
+    console: Console | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Compare finished runs, or summarize one run, grid or suite; return the results and their table as text.
 
@@ -28,6 +34,7 @@ def report(
     Args:
         html: file to write the page to; it must not exist.
         plots: folder to write the charts to as PNG files; it must be empty or not exist.
+        significance: test whether one of two runs is better, on their answers to the validation rows.
 
     Raises:
         UsageError: if a folder is not a finished run, the runs cannot be compared, or an output file exists.
@@ -42,6 +49,11 @@ def report(
         members = read_runs(runs)
         results = compare_runs(members)
         table = comparison_table(results)
+        if significance:
+            results["significance"], sentences = compare_two_runs(members)
+            table = f"{table}\n\n{sentences}"
+    elif significance:
+        raise UsageError(f"{runs[0]} is a grid or a suite; --significance compares two runs: name two of its runs")
     else:
         members, results = best_point_runs(collection, Path(runs[0])), collection.to_json()
         table = collection_table(collection)

@@ -82,6 +82,7 @@ def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: 
             "metric": metric,
             "mean": f"{statistics.fmean(values[name]):.4f}",
             "sd": f"{statistics.stdev(values[name]):.4f}" if len(values[name]) > 1 else "",
+            "95 % interval": results.interval_text(metric),
             "median": f"{statistics.median(values[name]):.4f}",
             "best": f"{best_value(metric, values[name]):.4f}",
             "seeds": str(len(values[name])),

@@ -24,7 +24,7 @@ from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.tasks.task import Task
 from bertcli.training.startup import join_processes
 
-HEADER = ("task", "split", "metric", "mean ± sd", "best", "published", "time")
+HEADER = ("task", "split", "metric", "mean ± sd", "95 % interval", "best", "published", "time")
 
 
 def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> CollectionResults:
@@ -154,6 +154,7 @@ def _rows(name: str, task: Task, results: RunResults) -> list[dict[str, str]]:
                     "split": split,
                     "metric": metric,
                     "mean ± sd": f"{mean:.4f}" + (f" ± {sd:.4f}" if sd is not None else ""),
+                    "95 % interval": results.interval_text(metric, split),
                     "best": f"{best_value(metric, values):.4f}",
                     "published": f"{reference:.4f}" if reference is not None else "",
                     "time": format_seconds(results.train_seconds),

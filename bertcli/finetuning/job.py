@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,9 +22,9 @@ from bertcli.finetuning.loss import build_loss
 from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.inference.forward import Chunk, KeptLogits, chunks_with_logits, predict_logits
-from bertcli.inference.predictions import predictions_with_gold
-from bertcli.inference.scoring import score
-from bertcli.metrics.scores import compute_metrics, needs_probabilities
+from bertcli.inference.predictions import PredictionLines
+from bertcli.inference.scoring import Decoded, decode
+from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.models.cls_states import record_cls_states
 from bertcli.models.freezing import (
     LayerFreezer,
@@ -40,11 +40,11 @@ from bertcli.models.lora import add_lora, save_lora
 from bertcli.models.padding_free import optimize_forward
 from bertcli.recipe.plan import Plan
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import VALIDATION_PREDICTIONS
+from bertcli.runs.folder import VALIDATION_ANSWERS, VALIDATION_PREDICTIONS
 from bertcli.runs.model_card import build_model_card
 from bertcli.runs.results import RunResults
 from bertcli.training.devices import pad_to_multiple_of
-from bertcli.training.job import Evaluation, Job, Logits, OnBatch, Predictions, Scores
+from bertcli.training.job import BestModel, Evaluation, Job, Logits, OnBatch
 from bertcli.training.loop import Loss
 from bertcli.training.meters import RunClock
 
@@ -178,6 +178,17 @@ class FinetuneJob(Job):
         on_batch: OnBatch = lambda num_items: None,
     ) -> Evaluation:
         """Compute the metrics and the loss on a split."""
+        decoded, logits = self._decode(accelerator, model, split, on_batch)
+        return Evaluation(decoded.score(self.setup.references[split]) | {"loss": decoded.loss}, logits)
+
+    def _decode(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        split: str,
+        on_batch: OnBatch = lambda num_items: None,
+    ) -> tuple[Decoded, Logits]:
+        """Predict a split, with its loss; return the predictions, and the logits unless they are too large to keep."""
         setup, encoded = self.setup, self._encoded_split(split)
         chunks = KeptLogits(
             predict_logits(
@@ -191,17 +202,16 @@ class FinetuneJob(Job):
                 on_batch=on_batch,
             )
         )
-        scores = score(chunks, setup.head, setup.task, setup.references[split])
-        return Evaluation(scores, {} if chunks.logits is None else {encoded.fingerprint: chunks.logits})
+        decoded = decode(chunks, setup.head, setup.task)
+        return decoded, {} if chunks.logits is None else {encoded.fingerprint: chunks.logits}
 
     def _encoded_split(self, split: str) -> Encoded:
         return self._encoded.get(split) or self.setup.encode(split)
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> tuple[Scores, Predictions]:
+    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> BestModel:
         """Score the extra validation splits, decode the validation logits, and tune thresholds if enabled."""
         setup, task = self.setup, self.setup.task
-        rows, encoded = setup.rows["validation"], setup.encode("validation")
-        scores: Scores = {}
+        rows, encoded, references = setup.rows["validation"], setup.encode("validation"), setup.references["validation"]
         kept, best = logits.get(encoded.fingerprint), None
         if kept is None or task.splits.extra_validation:
             best = ModelSource(str(model), setup.mirror).load_model(setup.head.model_class)
@@ -215,14 +225,30 @@ class FinetuneJob(Job):
             max_tokens = self.recipe.hardware.eval_batch_tokens
             return predict_logits(accelerator, best, rows, encoded, setup.head, max_tokens=max_tokens)
 
+        found = BestModel()
         if setup.recipe.answers.thresholds == "tuned":
-            setup, scores["validation_tuned"] = with_tuned_thresholds(accelerator, chunks(), setup, model)
-            self.setup = setup
-        lines = predictions_with_gold(chunks(), len(rows), setup.head, task)
+            averaged: list[np.ndarray] = []
+            decoded = decode(
+                chunks(), setup.head, task, lambda chunk: averaged.append(average_windows(chunk[1], chunk[2]))
+            )
+            found.intervals["validation"] = bootstrap_intervals(decoded.with_gold(references))
+            self.setup = setup = with_tuned_thresholds(accelerator, np.concatenate(averaged), setup, model)
+        lines = PredictionLines(len(rows), setup.head, task)
+        decoded = decode(chunks(), setup.head, task, lines.add)
+        answers = decoded.with_gold(references)
+        intervals = bootstrap_intervals(answers)
+        if setup.recipe.answers.thresholds == "tuned":
+            found.scores["validation_tuned"], found.intervals["validation_tuned"] = decoded.score(references), intervals
+        else:
+            found.intervals["validation"] = intervals
+        found.answers[VALIDATION_ANSWERS], found.predictions[VALIDATION_PREDICTIONS] = answers, lines.lines
         for split in task.splits.extra_validation:
             assert best is not None
-            scores[split] = self.evaluate(accelerator, best, split).scores
-        return scores, {VALIDATION_PREDICTIONS: list(lines)}
+            decoded, _ = self._decode(accelerator, best, split)
+            gold = self.setup.references[split]
+            found.scores[split] = decoded.score(gold) | {"loss": decoded.loss}
+            found.intervals[split] = bootstrap_intervals(decoded.with_gold(gold))
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return the task, head and model."""
@@ -240,28 +266,19 @@ class FinetuneJob(Job):
 
 
 def with_tuned_thresholds(
-    accelerator: Accelerator, chunks: Iterable[Chunk], setup: FinetuneSetup, folder: Path
-) -> tuple[FinetuneSetup, dict[str, float]]:
-    """Return the setup with the thresholds that maximize F1 on the validation split, and the metrics with them.
+    accelerator: Accelerator, logits: np.ndarray, setup: FinetuneSetup, folder: Path
+) -> FinetuneSetup:
+    """Return the setup with the thresholds that maximize F1 on the validation split.
 
     The thresholds are also written to `config.json` of the model in `folder`, where `eval` and `predict` read them.
 
     Args:
-        chunks: the validation split with its logits.
+        logits: of the rows of the validation split. [R, C]
     """
-    head, task, gold = cast("TextClassification", setup.head), setup.task, setup.references["validation"]
-    logits = np.concatenate([average_windows(chunk, chunk_logits) for _, chunk, chunk_logits, _ in chunks])
-    tuned = head.tune_thresholds(task, logits, gold)
+    head, gold = cast("TextClassification", setup.head), setup.references["validation"]
+    tuned = head.tune_thresholds(setup.task, logits, gold)
     if accelerator.is_main_process:
         file = folder / "config.json"
         with manifest_update(folder, file.name):
             write_json(file, json.loads(file.read_text("utf-8")) | tuned.config_extras)
-    scores = compute_metrics(
-        task.metric_names,
-        tuned.answer_kind,
-        tuned.apply_thresholds(logits),
-        gold,
-        tuned.positive_label_id(task),
-        probabilities=tuned.probabilities(logits) if needs_probabilities(task.metric_names) else None,
-    )
-    return replace(setup, head=tuned), scores
+    return replace(setup, head=tuned)

@@ -33,7 +33,7 @@ from bertcli.recipe.suite import MultitaskSection, Suite, recipes_by_name, run_f
 from bertcli.runs.folder import RunOptions, best_seed, claim_run
 from bertcli.runs.model_card import build_multitask_card
 from bertcli.runs.results import RunResults
-from bertcli.training.job import Evaluation, Job, Logits, OnBatch, Predictions, Scores
+from bertcli.training.job import BestModel, Evaluation, Job, Logits, OnBatch
 from bertcli.training.loop import Loss, Targets
 from bertcli.training.memory import plan_memory
 from bertcli.training.meters import RunClock
@@ -258,19 +258,21 @@ class MultitaskJob(Job):
         logits = {f"{name}/{key}": values for name, task in each.items() for key, values in task.logits.items()}
         return Evaluation(multitask_scores(self._recipes, {name: task.scores for name, task in each.items()}), logits)
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> tuple[Scores, Predictions]:
-        """Return each task's scores on its extra validation splits, prefixed with its name, and its predictions."""
-        scores: Scores = {}
-        predictions: Predictions = {}
+    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> BestModel:
+        """Return what the model of each task answers; scores and files are prefixed with the task's name."""
+        all_tasks = BestModel()
         for name, job in self.jobs.items():
-            task_folder = run_folder(model, name)
-            prefix = f"{name}/"
+            task_folder, prefix = run_folder(model, name), f"{name}/"
             own = {key.removeprefix(prefix): values for key, values in logits.items() if key.startswith(prefix)}
-            task_scores, task_predictions = job.evaluate_best(accelerator, task_folder, own)
-            for split, values in task_scores.items():
-                scores.setdefault(split, {}).update({f"{name}/{metric}": value for metric, value in values.items()})
-            predictions |= {f"{task_folder.name}-{file}": lines for file, lines in task_predictions.items()}
-        return scores, predictions
+            best = job.evaluate_best(accelerator, task_folder, own)
+            for split, scores in best.scores.items():
+                all_tasks.scores.setdefault(split, {}).update({prefix + score: scores[score] for score in scores})
+            for split, intervals in best.intervals.items():
+                named = {prefix + score: interval for score, interval in intervals.items()}
+                all_tasks.intervals.setdefault(split, {}).update(named)
+            all_tasks.predictions |= {f"{task_folder.name}-{file}": lines for file, lines in best.predictions.items()}
+            all_tasks.answers |= {f"{task_folder.name}-{file}": answers for file, answers in best.answers.items()}
+        return all_tasks
 
     @property
     def _recipes(self) -> dict[str, Recipe]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bertcli.data.encoding import Encoded
@@ -17,25 +16,32 @@ MAX_WORDS = 1000  # of a row with a tag per word
 MIN_CHARACTERS = 40  # kept of each word or choice
 
 
-def predictions_with_gold(chunks: Iterable[Chunk], num_rows: int, head: Head, task: Task) -> Iterator[dict[str, Any]]:
-    """Yield predictions next to the gold labels: `Head.with_gold` plus `row` (from 1), `tokens` and `texts`.
+class PredictionLines:
+    """Predictions next to the gold labels: `Head.with_gold` plus `row` (from 1), `tokens` and `texts`.
 
     If the rows are part of a file, `row_in_file` is the row's number in that file.
 
     If there are more than `MAX_ROWS` rows, only every second, third … is kept; long texts are truncated.
     """
-    stride = -(-num_rows // MAX_ROWS)
-    first = 0
-    for rows, encoded, logits, _ in chunks:
+
+    def __init__(self, num_rows: int, head: Head, task: Task):
+        self._stride, self._head, self._task = -(-num_rows // MAX_ROWS), head, task
+        self._num_rows = 0  # so far
+        self.lines: list[dict[str, Any]] = []
+
+    def add(self, chunk: Chunk) -> None:
+        """Add the lines of the next chunk of rows."""
+        rows, encoded, logits, _ = chunk
         num_tokens = _num_tokens_of_rows(encoded)
-        lines = head.with_gold(task, rows, encoded, logits)
-        for index in range(-first % stride, len(rows), stride):
+        lines = self._head.with_gold(self._task, rows, encoded, logits)
+        for index in range(-self._num_rows % self._stride, len(rows), self._stride):
             row = rows[index]
-            texts = {name: row[name] for name in task.columns}
-            line = {"row": first + index + 1} | ({"row_in_file": row[ROW_COLUMN]} if ROW_COLUMN in row else {})
+            texts = {name: row[name] for name in self._task.columns}
+            line: dict[str, Any] = {"row": self._num_rows + index + 1}
+            line |= {"row_in_file": row[ROW_COLUMN]} if ROW_COLUMN in row else {}
             line |= {"tokens": num_tokens[index], "texts": texts} | lines[index]
-            yield _truncated(line)
-        first += len(rows)
+            self.lines.append(_truncated(line))
+        self._num_rows += len(rows)
 
 
 def _num_tokens_of_rows(encoded: Encoded) -> list[int]:

@@ -6,19 +6,27 @@ Shapes: N rows, C labels (or choices).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from bertcli.errors import DataError
+from bertcli.files import write_bytes
 from bertcli.metrics.scores import DTYPES, count_entities, count_tags
 from bertcli.metrics.squad import squad_question_scores, squad_v2_question_scores
 
 Answers = dict[str, np.ndarray]
-"""What the scores of a split are computed from: arrays with an entry for each of the N rows, and scalars."""
+"""What the scores of a split are computed from: arrays with an entry for each of the N rows, and scalars.
 
-GOLD_HASH = "gold_hash"
+The scalars are the names of the metrics, and a hash of the gold values.
+"""
+
+GOLD_HASH, METRIC_NAMES = "gold_hash", "metrics"
 QUESTION_SCORES = {"squad": squad_question_scores, "squad_v2": squad_v2_question_scores}
 
 
@@ -39,7 +47,8 @@ def collect_answers(
 
     Args: as `bertcli.metrics.scores.compute_metrics`.
     """
-    answers: Answers = {GOLD_HASH: np.array(_hash_gold(references, labels))}
+    names = [*metric_names]
+    answers = {GOLD_HASH: np.array(_hash_gold(references, labels)), METRIC_NAMES: np.array(" ".join(names))}
     if answer_kind in DTYPES:
         dtype = DTYPES[answer_kind]
         answers |= {"predicted": np.asarray(predictions, dtype), "gold": np.asarray(references, dtype)}
@@ -49,10 +58,10 @@ def collect_answers(
             answers["probabilities"] = probabilities
     elif answer_kind == "token_classification":
         answers["words"] = count_tags(predictions, references)
-        if "seqeval" in metric_names:
+        if "seqeval" in names:
             answers["entities"] = count_entities(predictions, references, labels)
     else:
-        for name in QUESTION_SCORES.keys() & {*metric_names}:
+        for name in QUESTION_SCORES.keys() & {*names}:
             scores = QUESTION_SCORES[name](predictions, references)
             answers |= {score: np.array(values) for score, values in scores.items()}
         answers["has_answer"] = np.array([bool(texts) for texts in references])
@@ -68,3 +77,23 @@ def _hash_gold(references: Any, labels: Sequence[str] | None) -> str:
 def num_rows(answers: Answers) -> int:
     """Return the number of rows, N."""
     return next(len(values) for values in answers.values() if values.ndim)
+
+
+def save_answers(path: Path, answers: Answers) -> None:
+    """Write answers as a compressed NumPy archive (`numpy.load` reads it)."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **answers)  # type: ignore[arg-type]
+    write_bytes(path, [buffer.getvalue()])
+
+
+def load_answers(path: Path) -> Answers:
+    """Read the answers that `save_answers` wrote.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise DataError(f"cannot read the answers to the validation split in {path}: {error}") from error

@@ -5,7 +5,7 @@ Shapes: N rows, B samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,7 +22,7 @@ MAX_DRAWS = 10**8  # rows drawn in all samples, which bounds the time for millio
 MAX_BLOCK = 2**22  # rows drawn in the samples that are scored at once, which bounds the memory
 
 
-def bootstrap_intervals(metric_names: Iterable[str], answers: Answers, seed: int = 0) -> dict[str, Interval]:
+def bootstrap_intervals(answers: Answers, seed: int = 0) -> dict[str, Interval]:
     """Return the percentile interval of each score (Efron and Tibshirani 1993), by the name of the score.
 
     Scores that cannot be computed for a sample have none, nor have those that are equal in all samples, as when every
@@ -31,7 +31,7 @@ def bootstrap_intervals(metric_names: Iterable[str], answers: Answers, seed: int
     Args:
         seed: of the samples.
     """
-    functions = weighted_scores(metric_names, answers)
+    functions = weighted_scores(answers)
     values: dict[str, list[np.ndarray]] = {name: [] for name in functions}
     for counts in bootstrap_samples(num_rows(answers), seed):
         for name, score in functions.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertcli.errors import DataError
-from bertcli.metrics.answers import GOLD_HASH, Answers, num_rows
+from bertcli.metrics.answers import GOLD_HASH, METRIC_NAMES, Answers, num_rows
 from bertcli.metrics.bootstrap import Interval, block_sizes, bootstrap_samples, percentile_interval
 from bertcli.metrics.weighted_scores import WeightedScore, is_right, weighted_scores
 
@@ -43,9 +43,7 @@ class Difference:
         return self.second - self.first
 
 
-def compare_answers(
-    metric_names: Sequence[str], first: Sequence[Answers], second: Sequence[Answers], seed: int = 0
-) -> list[Difference]:
+def compare_answers(first: Sequence[Answers], second: Sequence[Answers], seed: int = 0) -> list[Difference]:
     """Compare the scores of two models on the same rows; with several seeds, their means over the seeds.
 
     The interval is that of the paired bootstrap (Koehn 2004). The p-value of label accuracy is that of McNemar's exact
@@ -58,7 +56,7 @@ def compare_answers(
         seed: of the samples.
 
     Raises:
-        DataError: if the models answered different rows, or their numbers of seeds differ.
+        DataError: if the models answered different rows, have no metric in common, or their numbers of seeds differ.
     """
     if len(first) != len(second):
         raise DataError(
@@ -66,8 +64,11 @@ def compare_answers(
         )
     if len({str(answers[GOLD_HASH]) for answers in (*first, *second)}) > 1:
         raise DataError("the models were scored on different rows, or with their labels in another order")
+    functions = {name: score for name, score in weighted_scores(first[0]).items() if name in weighted_scores(second[0])}
+    if not functions:
+        raise DataError(f"the metrics are {first[0][METRIC_NAMES]} and {second[0][METRIC_NAMES]}, none of them in both")
     differences = []
-    for name, score in weighted_scores(metric_names, first[0]).items():
+    for name, score in functions.items():
         ones = np.ones((1, num_rows(first[0])))
         first_score, second_score = (_mean_score(score, answers, ones).item() for answers in (first, second))
         samples = [
@@ -117,7 +118,8 @@ def _random_swaps(num_rows: int, seed: int) -> Iterator[np.ndarray]:
 
 def _concatenate(first: Answers, second: Answers) -> Answers:
     """Return the answers of two models as answers to 2N rows; scalars are equal."""
-    return {name: np.concatenate((values, second[name])) if values.ndim else values for name, values in first.items()}
+    shared = {name: (values, second[name]) for name, values in first.items() if name in second}
+    return {name: np.concatenate(pair) if pair[0].ndim else pair[0] for name, pair in shared.items()}
 
 
 def _swapped_difference(score: WeightedScore, both: Sequence[Answers], swaps: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from bertcli.metrics.answers import Answers
+from bertcli.metrics.answers import METRIC_NAMES, Answers
 from bertcli.metrics.scores import AVERAGES, F_BETAS, label_indicators
 
 WeightedScore = Callable[[Answers, np.ndarray], np.ndarray]
@@ -26,14 +26,14 @@ RowValues = Callable[[Answers], np.ndarray]
 """(answers to N rows) → a value for each row [N]."""
 
 
-def weighted_scores(metric_names: Iterable[str], answers: Answers) -> dict[str, WeightedScore]:
-    """Return the functions for the scores of these metrics, by the name of the score.
+def weighted_scores(answers: Answers) -> dict[str, WeightedScore]:
+    """Return the functions for the scores of the answers' metrics, by the name of the score.
 
     Scores that are tuned on the rows themselves, such as `best_f1` of SQuAD 2.0, are left out, as are those of groups
     that have no rows, such as `NoAns_f1`.
     """
     found: dict[str, WeightedScore] = {}
-    for name in metric_names:
+    for name in str(answers[METRIC_NAMES]).split():
         found |= WEIGHTED_SCORES[name]
     if "has_answer" in answers:
         for group, has_answer in ANSWERABLE.items():

@@ -185,6 +185,7 @@ def _compare_run(name: str, seeds: list[Run], target_score: float) -> dict[str, 
         "num_train_examples": first.num_train_examples,
         "mean": statistics.fmean(values),
         "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "interval": first.interval_text(str(first.best_by)) if len(seeds) == 1 else "",
         "values": values,
         "steps_to_weakest": statistics.fmean(_steps_to(run, target_score) for run in seeds),
         "train_seconds": statistics.fmean(run.results.train_seconds for run in seeds),
@@ -200,7 +201,8 @@ def _comparison_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[s
     header = ["run", "model", "examples", comparison["metric"], f"steps to {comparison['weakest']:.4f}", "time"]
     rows = []
     for run in comparison["runs"]:
-        deviation = "" if run["sd"] is None else f" ± {run['sd']:.4f}"
+        interval = f" ({run['interval']})" if run["interval"] else ""
+        deviation = interval if run["sd"] is None else f" ± {run['sd']:.4f}"
         cells = [run["run"], run["start"], _cell(run["num_train_examples"]), f"{run['mean']:.4f}{deviation}"]
         rows.append([*cells, f"{run['steps_to_weakest']:.0f}", format_seconds(run["train_seconds"])])
     return header, rows

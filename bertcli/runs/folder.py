@@ -36,6 +36,7 @@ from bertcli.runs.results import RunResults
 
 SUMMARY = "summary.csv"  # the table of a grid
 VALIDATION_PREDICTIONS = "validation.jsonl"  # in `predictions/`; multitask runs prefix it with `TASK-`
+VALIDATION_ANSWERS = "validation.npz"  # the answers as arrays, likewise
 MAX_LISTED = 5  # maximum number of runs named in a message
 LOCK = ".lock"
 SLURM_FILES = re.compile(r"(?:job|gather)(?:-\d+)?\.sh|\d+(?:_\d+)?\.log")  # scripts and logs of `bertcli submit`
@@ -185,7 +186,8 @@ class RunFolder:
     def written_predictions(self) -> list[Path]:
         """Return the paths at which the run writes predictions; other files in `predictions/` are the user's."""
         prefixes = ("", *(f"{task.name}-" for task in self.model.glob("*/")))
-        return [self.predictions / f"{prefix}{VALIDATION_PREDICTIONS}" for prefix in prefixes]
+        names = (VALIDATION_PREDICTIONS, VALIDATION_ANSWERS)
+        return [self.predictions / f"{prefix}{name}" for prefix in prefixes for name in names]
 
     def shared_folders(self) -> tuple[Path, ...]:
         """Return the folders in which a person, or a tracker other than TensorBoard, may keep other files."""

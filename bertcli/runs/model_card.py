@@ -71,7 +71,7 @@ def build_model_card(
 
 Fine-tuned with [bertcli](https://pypi.org/project/bertcli) from {start} on {examples}, seed {results.seed}.
 
-{_table(results.mean_metrics())}
+{_table(results.mean_metrics(), results)}
 
 {best} of {results.total_steps}. {_training_summary(results, environment)}
 
@@ -103,7 +103,7 @@ def build_pretraining_card(results: RunResults, recipe: PretrainRecipe, environm
 Pretrained with [bertcli](https://pypi.org/project/bertcli) from {start} on {results.num_tokens:,} tokens of
 {results.num_documents:,} documents, seed {results.seed}.
 
-{_table({"held out": results.mean_scores("validation") | unigram})}
+{_table({"held out": results.mean_scores("validation") | unigram}, results)}
 
 Step {results.best_step} of {results.total_steps}. {_training_summary(results, environment)}
 
@@ -122,7 +122,7 @@ def build_multitask_card(results: RunResults, recipes: Mapping[str, Recipe]) -> 
     """
     models = "\n".join(f"* `model/{folder}`" for folder in recipes)
     texts = "\n".join(_recipe_section(recipe) for recipe in recipes.values())
-    return f"# One encoder, several tasks\n\n{models}\n\n{_table(results.mean_metrics())}\n\n{texts}\n"
+    return f"# One encoder, several tasks\n\n{models}\n\n{_table(results.mean_metrics(), results)}\n\n{texts}\n"
 
 
 def _metadata(
@@ -172,9 +172,14 @@ def _hub_ids(names: Sequence[str | None]) -> list[str]:
     return list(dict.fromkeys(name for name in candidates if not Path(name).exists()))
 
 
-def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [(split, name, f"{value:.4f}") for split, scores in metrics.items() for name, value in scores.items()]
-    return format_table(("split", "score", "value"), rows)
+def _table(metrics: Mapping[str, Mapping[str, float]], results: RunResults) -> str:
+    header, num_columns = ("split", "score", "value", "95 % interval"), 4 if results.intervals else 3
+    rows = [
+        (split, name, f"{value:.4f}", results.interval_text(name, split))[:num_columns]
+        for split, scores in metrics.items()
+        for name, value in scores.items()
+    ]
+    return format_table(header[:num_columns], rows)
 
 
 def _training_summary(results: RunResults, environment: Mapping[str, Any]) -> str:

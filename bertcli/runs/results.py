@@ -22,6 +22,8 @@ class SeedScore(BaseModel):
 Score = float | SeedScore
 Metrics = dict[str, dict[str, Score]]
 """Scores by split and metric name."""
+Intervals = dict[str, dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]]
+"""95 % confidence intervals by split and name of the score, as far as there are any."""
 
 
 class Results(BaseModel):
@@ -38,6 +40,7 @@ class Results(BaseModel):
     head: str | None = None
     model: str | None = None
     metrics: Metrics = {}
+    intervals: Intervals = {}  # not for the mean of several seeds
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -64,6 +67,11 @@ class Results(BaseModel):
     def mean_scores(self, split: str) -> dict[str, float]:
         """Return the mean of each metric of a split over the seeds."""
         return {metric: self.mean(metric, split) for metric in self.metrics[split]}
+
+    def interval_text(self, metric: str, split: str = "validation") -> str:
+        """Return the 95 % confidence interval of a score as text; empty if it has none."""
+        interval = self.intervals.get(split, {}).get(metric)
+        return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
     def mean_metrics(self) -> dict[str, dict[str, float]]:
         """Return the mean of each metric over the seeds, by split."""

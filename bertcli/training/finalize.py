@@ -9,12 +9,13 @@ from accelerate import Accelerator
 
 from bertcli.console import escape_control
 from bertcli.files import write_chunks, write_json, write_text
+from bertcli.metrics.answers import save_answers
 from bertcli.reports.comparison import write_page
 from bertcli.runs.checkpoint import Progress
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import read_records
 from bertcli.runs.results import RunResults
-from bertcli.training.job import Job, Logits, Scores
+from bertcli.training.job import BestModel, Job, Logits
 
 
 def finalize(
@@ -32,11 +33,14 @@ def finalize(
         validation_logits: of the best model, as far as they were kept.
     """
     accelerator.wait_for_everyone()  # the main process may still be writing the model
-    more_scores, predictions = job.evaluate_best(accelerator, folder.model, validation_logits)
-    results = _summarize(job, folder, progress, more_scores, setup)
+    best = job.evaluate_best(accelerator, folder.model, validation_logits)
+    results = _summarize(job, folder, progress, best, setup)
     if accelerator.is_main_process:
-        for name, lines in predictions.items():
+        if best.predictions:
             folder.predictions.mkdir(exist_ok=True)
+        for name, answers in best.answers.items():
+            save_answers(folder.predictions / name, answers)
+        for name, lines in best.predictions.items():
             texts = (f"{escape_control(json.dumps(line, ensure_ascii=False))}\n" for line in lines)
             write_chunks(folder.predictions / name, texts)
         write_text(folder.card, job.card(results))
@@ -47,19 +51,18 @@ def finalize(
     return results
 
 
-def _summarize(
-    job: Job, folder: RunFolder, progress: Progress, more_scores: Scores, setup: dict[str, Any]
-) -> RunResults:
+def _summarize(job: Job, folder: RunFolder, progress: Progress, best: BestModel, setup: dict[str, Any]) -> RunResults:
     """Collect what was trained, its scores, and the amount of computation."""
     evaluations = read_records(folder.eval_history)
-    best = next(record for record in evaluations if record["step"] == progress.best_step)
+    record = next(record for record in evaluations if record["step"] == progress.best_step)
     prefix = "eval/validation/"
-    validation = {key.removeprefix(prefix): best[key] for key in best if key.startswith(prefix)}
+    validation = {key.removeprefix(prefix): record[key] for key in record if key.startswith(prefix)}
     seconds = progress.train_seconds
     return RunResults(
         **job.describe(),
         seed=job.seed,
-        metrics={"validation": validation, **more_scores},
+        metrics={"validation": validation, **best.scores},
+        **({"intervals": best.intervals} if best.intervals else {}),
         best_by=job.best_by,
         best_step=progress.best_step,
         total_steps=progress.step,

@@ -12,6 +12,8 @@ from accelerate import Accelerator
 
 from bertcli.console import Console
 from bertcli.data.batching import GlobalBatch
+from bertcli.metrics.answers import Answers
+from bertcli.metrics.bootstrap import Interval
 from bertcli.metrics.scores import selection_score
 from bertcli.models.from_pretrained import save_model
 from bertcli.recipe.plan import Plan
@@ -42,6 +44,23 @@ class Evaluation:
 
     scores: dict[str, float]
     logits: Logits = field(default_factory=dict)
+
+
+@dataclass
+class BestModel:
+    """What the best model answered after training.
+
+    Attributes:
+        scores: on splits that were not used to select it, by split and metric.
+        intervals: 95 % confidence intervals, by split and score.
+        predictions: the lines of each file in `predictions/`, with the gold labels.
+        answers: what the validation scores are computed from, by the name of its file in `predictions/`.
+    """
+
+    scores: Scores = field(default_factory=dict)
+    intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=dict)
+    answers: dict[str, Answers] = field(default_factory=dict)
 
 
 class Job(ABC):
@@ -129,13 +148,13 @@ class Job(ABC):
         """Return the score used to select the best model, negated if lower is better: the highest is the best."""
         return selection_score(self.best_by, scores[self.best_by])
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> tuple[Scores, Predictions]:
-        """Return the best model's scores on splits not used to select it, and its predictions with the gold labels.
+    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> BestModel:
+        """Return what the best model answers after training; by default, nothing.
 
         Args:
             logits: of the evaluation that selected the model, as far as they were kept.
         """
-        return {}, {}
+        return BestModel()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

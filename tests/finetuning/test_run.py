@@ -22,6 +22,7 @@ from bertcli.errors import DataError, DiskError, Interrupted, ModelError, Recipe
 from bertcli.finetuning.loss import build_loss
 from bertcli.finetuning.run import finetune
 from bertcli.heads.base import Head
+from bertcli.metrics.answers import load_answers
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.runs import checkpoint as checkpoint_module
@@ -81,6 +82,7 @@ def test_run_folder_has_exactly_these_files_and_consistent_scores(recipe_of: Cal
         "model/tokenizer.json",
         "model/tokenizer_config.json",
         "predictions/validation.jsonl",
+        "predictions/validation.npz",
         "recipe.yaml",
         "report.html",
         "results.json",
@@ -91,7 +93,12 @@ def test_run_folder_has_exactly_these_files_and_consistent_scores(recipe_of: Cal
     assert [record["step"] for record in read_records(Path("run/eval.jsonl"))] == [3, 6]
     best = max(record["eval/validation/accuracy"] for record in read_records(Path("run/eval.jsonl")))
     assert results.metrics["validation"]["accuracy"] == best
-    assert f"| accuracy | {best:.4f} |" in Path("run/README.md").read_text()
+    low, high = results.intervals["validation"]["accuracy"]
+    assert low < best < high
+    assert f"| accuracy | {best:.4f} | {low:.4f} to {high:.4f} |" in Path("run/README.md").read_text()
+    assert f"{low:.4f} to {high:.4f}" in Path("run/report.html").read_text()
+    answers = load_answers(Path("run/predictions/validation.npz"))
+    assert (answers["predicted"] == answers["gold"]).mean() == best
     assert load_recipe("run/recipe.yaml") == recipe_of()
 
 

@@ -14,7 +14,7 @@ def labels(random: np.random.Generator, num_rows: int, accuracy: float, positive
     """Answers to rows of which a share is positive, right with the probability `accuracy`."""
     gold = (random.random(num_rows) < positive).astype(int)
     predicted = np.where(random.random(num_rows) < accuracy, gold, 1 - gold)
-    return collect_answers(["accuracy"], "single_label", predicted, gold)
+    return collect_answers(["accuracy", "f1"], "single_label", predicted, gold)
 
 
 def test_intervals_are_those_of_scipy() -> None:
@@ -22,7 +22,7 @@ def test_intervals_are_those_of_scipy() -> None:
     gold = random.normal(size=200)
     predicted = gold + random.normal(size=200)
     answers = collect_answers(["mae", "pearson"], "regression", predicted, gold)
-    intervals = bootstrap_intervals(["mae", "pearson"], answers)
+    intervals = bootstrap_intervals(answers)
     functions = {"mae": lambda x, y: np.abs(x - y).mean(), "pearson": lambda x, y: stats.pearsonr(x, y).statistic}
     for name, function in functions.items():
         expected = stats.bootstrap(
@@ -36,7 +36,7 @@ def test_intervals_are_those_of_scipy() -> None:
 @pytest.mark.parametrize(("name", "truth"), [("accuracy", 0.8), ("f1", 2 * 0.3 * 0.8 / (0.3 + 0.38))])
 def test_intervals_hold_the_true_score_of_95_percent_of_splits(name: str, truth: float) -> None:
     random = np.random.default_rng(3)
-    intervals = [bootstrap_intervals([name], labels(random, 300, 0.8, 0.3), seed)[name] for seed in range(1000)]
+    intervals = [bootstrap_intervals(labels(random, 300, 0.8, 0.3), seed)[name] for seed in range(1000)]
     assert 0.93 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.97
 
 
@@ -56,5 +56,5 @@ def test_blocks_bound_memory_and_time() -> None:
 
 def test_no_interval_if_all_rows_are_right() -> None:
     random = np.random.default_rng(0)
-    assert bootstrap_intervals(["accuracy"], labels(random, 20, 1.0)) == {}
-    assert bootstrap_intervals(["accuracy"], labels(random, 1, 0.5)) == {}
+    assert bootstrap_intervals(labels(random, 20, 1.0)) == {}
+    assert bootstrap_intervals(labels(random, 1, 0.5)) == {}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertcli.metrics.answers import Answers, collect_answers
+from bertcli.metrics.answers import collect_answers
 from bertcli.metrics.scores import METRICS, compute_metrics, score_names
 from bertcli.metrics.weighted_scores import WEIGHTED_SCORES, weighted_scores
 
@@ -54,7 +54,7 @@ def test_scores_of_samples_are_those_of_the_metric_on_the_drawn_rows(name: str, 
     options = {"pos_label": 0} if binary else {}
     answers = collect_answers([name], kind, **given, **options)
     samples = [np.arange(N), *random.integers(0, N, (6, N))]
-    functions = weighted_scores([name], answers)
+    functions = weighted_scores(answers)
     assert {*score_names([name])} - TUNED <= {*functions}
     weights = np.stack([np.bincount(rows, minlength=N) for rows in samples]).astype(float)
     for score, function in functions.items():
@@ -71,17 +71,17 @@ def test_every_metric_has_weighted_scores() -> None:
 
 def test_scores_that_a_sample_leaves_undefined_are_nan() -> None:
     gold = np.array([0, 0, 1])
-    answers: Answers = {"gold": gold, "probabilities": np.eye(2)[gold], "pos_label": np.array(1)}
-    for name in ("roc_auc", "average_precision"):
-        score = weighted_scores([name], answers)[name]
+    names = ("roc_auc", "average_precision")
+    answers = collect_answers(names, "single_label", gold, gold, probabilities=np.eye(2)[gold])
+    for score in weighted_scores(answers).values():
         assert np.isnan(score(answers, np.array([[1.0, 2, 0], [1, 1, 1]]))).tolist() == [True, False]
 
 
 def test_questions_without_an_answer_are_scored_apart() -> None:
     spans = [{"text": text, "best_text": text, "null_odds": 0.0} for text in ("a dog", "", "cat")]
     answers = collect_answers(["squad_v2"], "question_answering", spans, [["dog"], [], []])
-    functions = weighted_scores(["squad_v2"], answers)
+    functions = weighted_scores(answers)
     scores = [functions[name](answers, np.ones((1, 3))).item() for name in ("HasAns_exact", "NoAns_exact")]
     assert scores == [100, 50]
     answers = collect_answers(["squad_v2"], "question_answering", spans[:1], [["dog"]])
-    assert "NoAns_exact" not in weighted_scores(["squad_v2"], answers)
+    assert "NoAns_exact" not in weighted_scores(answers)
