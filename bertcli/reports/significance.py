@@ -56,6 +56,8 @@ def _sentence(difference: Difference, first_name: str, second_name: str, *, in_p
     if difference.interval is not None:
         low, high = sorted(sign * scale * bound for bound in difference.interval)
         interval = f", 95 % interval {low:.2f} to {high:.2f}"
+    if not difference.value:
+        return f"no difference: {difference.score} {difference.first:.4f} of both"
     if difference.p_value < ALPHA:
         start = f"{better} is better: {difference.score}"
     else:

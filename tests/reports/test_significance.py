@@ -50,6 +50,7 @@ def test_the_better_run_is_named_with_interval_and_p_value() -> None:
 def test_runs_that_could_be_equally_good_are_not_called_better() -> None:
     names = write_labels("weak", 70), write_labels("strong", 73)
     assert "no clear difference: accuracy of strong +3.00 points, 95 % interval 0.00 to 7.00, p 0.250" in report(*names)
+    assert "no difference: accuracy 0.7000 of both\n" in report("weak", write_labels("equal", 70))
 
 
 def test_errors_are_compared_in_their_own_units() -> None:
