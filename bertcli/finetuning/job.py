@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,16 +13,14 @@ from accelerate import Accelerator
 from bertcli.console import Console
 from bertcli.data.batching import GlobalBatch, apply_token_cutoff, training_batches
 from bertcli.data.encoding import Encoded
-from bertcli.files import manifest_update, write_json
+from bertcli.finetuning.best_model import BestModelEvaluation
 from bertcli.finetuning.distillation import with_teacher_outputs
 from bertcli.finetuning.frozen_outputs import with_frozen_outputs
 from bertcli.finetuning.loss import build_loss
 from bertcli.finetuning.setup import FinetuneSetup
-from bertcli.heads.text_classification import TextClassification, average_windows
-from bertcli.inference.forward import Chunk, KeptLogits, chunks_with_logits, predict_logits
-from bertcli.inference.predictions import PredictionLines
-from bertcli.inference.scoring import Decoded, decode
-from bertcli.metrics.bootstrap import bootstrap_intervals
+from bertcli.inference.forward import KeptLogits, predict_logits
+from bertcli.inference.scoring import decode
+from bertcli.models.calibration import find_output_layer
 from bertcli.models.cls_states import record_cls_states
 from bertcli.models.freezing import (
     LayerFreezer,
@@ -35,12 +31,9 @@ from bertcli.models.freezing import (
     lr_scales,
     reinitialize_layers,
 )
-from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.lora import add_lora, save_lora
-from bertcli.models.padding_free import optimize_forward
 from bertcli.recipe.plan import Plan
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import VALIDATION_ANSWERS, VALIDATION_PREDICTIONS
 from bertcli.runs.model_card import build_model_card
 from bertcli.runs.results import RunResults
 from bertcli.training.devices import pad_to_multiple_of
@@ -62,11 +55,15 @@ class FinetuneJob(Job):
         self.best_by = setup.recipe.evaluation.best_by or setup.task.primary_metric
         self._lora: PeftModel | None = None
         self._freezer: LayerFreezer | None = None
+        self._output_layer: str | None = None  # if the model will be calibrated
         self._encoded: dict[str, Encoded] = {}  # splits with outputs of a teacher or a frozen encoder
 
     def build_model(self, console: Console) -> PreTrainedModel:
         """Build the model, and reinitialize layers, add LoRA or freeze parameters as the recipe says."""
         section, model = self.setup.recipe.training, self.setup.build_model(console)
+        if self.setup.recipe.answers.calibrated:
+            num_logits = 1 if self.setup.head.answer_kind == "multiple_choice" else len(self.setup.head.labels)
+            self._output_layer = find_output_layer(model, num_logits)
         if section.reinit_layers:
             reinitialize_layers(model, section.reinit_layers)
         if section.strategy == "lora":
@@ -178,17 +175,6 @@ class FinetuneJob(Job):
         on_batch: OnBatch = lambda num_items: None,
     ) -> Evaluation:
         """Compute the metrics and the loss on a split."""
-        decoded, logits = self._decode(accelerator, model, split, on_batch)
-        return Evaluation(decoded.score(self.setup.references[split]) | {"loss": decoded.loss}, logits)
-
-    def _decode(
-        self,
-        accelerator: Accelerator,
-        model: torch.nn.Module,
-        split: str,
-        on_batch: OnBatch = lambda num_items: None,
-    ) -> tuple[Decoded, Logits]:
-        """Predict a split, with its loss; return the predictions, and the logits unless they are too large to keep."""
         setup, encoded = self.setup, self._encoded_split(split)
         chunks = KeptLogits(
             predict_logits(
@@ -203,52 +189,16 @@ class FinetuneJob(Job):
             )
         )
         decoded = decode(chunks, setup.head, setup.task)
-        return decoded, {} if chunks.logits is None else {encoded.fingerprint: chunks.logits}
+        scores = decoded.score(setup.references[split]) | {"loss": decoded.loss}
+        return Evaluation(scores, {} if chunks.logits is None else {encoded.fingerprint: chunks.logits})
 
     def _encoded_split(self, split: str) -> Encoded:
         return self._encoded.get(split) or self.setup.encode(split)
 
     def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> BestModel:
-        """Score the extra validation splits, decode the validation logits, and tune thresholds if enabled."""
-        setup, task = self.setup, self.setup.task
-        rows, encoded, references = setup.rows["validation"], setup.encode("validation"), setup.references["validation"]
-        kept, best = logits.get(encoded.fingerprint), None
-        if kept is None or task.splits.extra_validation:
-            best = ModelSource(str(model), setup.mirror).load_model(setup.head.model_class)
-            optimize_forward(best, accelerator.device)
-            best = accelerator.prepare_model(best, evaluation_mode=True)
-
-        def chunks() -> Iterator[Chunk]:
-            if kept is not None:
-                return chunks_with_logits(rows, encoded, setup.head, kept)
-            assert best is not None
-            max_tokens = self.recipe.hardware.eval_batch_tokens
-            return predict_logits(accelerator, best, rows, encoded, setup.head, max_tokens=max_tokens)
-
-        found = BestModel()
-        if setup.recipe.answers.thresholds == "tuned":
-            averaged: list[np.ndarray] = []
-            decoded = decode(
-                chunks(), setup.head, task, lambda chunk: averaged.append(average_windows(chunk[1], chunk[2]))
-            )
-            found.intervals["validation"] = bootstrap_intervals(decoded.with_gold(references))
-            self.setup = setup = with_tuned_thresholds(accelerator, np.concatenate(averaged), setup, model)
-        lines = PredictionLines(len(rows), setup.head, task)
-        decoded = decode(chunks(), setup.head, task, lines.add)
-        answers = decoded.with_gold(references)
-        intervals = bootstrap_intervals(answers)
-        if setup.recipe.answers.thresholds == "tuned":
-            found.scores["validation_tuned"], found.intervals["validation_tuned"] = decoded.score(references), intervals
-        else:
-            found.intervals["validation"] = intervals
-        found.answers[VALIDATION_ANSWERS], found.predictions[VALIDATION_PREDICTIONS] = answers, lines.lines
-        for split in task.splits.extra_validation:
-            assert best is not None
-            decoded, _ = self._decode(accelerator, best, split)
-            gold = self.setup.references[split]
-            found.scores[split] = decoded.score(gold) | {"loss": decoded.loss}
-            found.intervals[split] = bootstrap_intervals(decoded.with_gold(gold))
-        return found
+        """Calibrate the best model and tune its thresholds, if the recipe says so; return its answers."""
+        kept = logits.get(self.setup.encode("validation").fingerprint)
+        return BestModelEvaluation(self.setup, accelerator, model, kept, self._output_layer).evaluate()
 
     def describe(self) -> dict[str, Any]:
         """Return the task, head and model."""
@@ -263,22 +213,3 @@ class FinetuneJob(Job):
         is_full_model = recipe.training.strategy != "lora" or recipe.training.lora_merge
         base = None if is_full_model else self._base_model
         return build_model_card(results, recipe, self.setup.task, describe_environment(), base)
-
-
-def with_tuned_thresholds(
-    accelerator: Accelerator, logits: np.ndarray, setup: FinetuneSetup, folder: Path
-) -> FinetuneSetup:
-    """Return the setup with the thresholds that maximize F1 on the validation split.
-
-    The thresholds are also written to `config.json` of the model in `folder`, where `eval` and `predict` read them.
-
-    Args:
-        logits: of the rows of the validation split. [R, C]
-    """
-    head, gold = cast("TextClassification", setup.head), setup.references["validation"]
-    tuned = head.tune_thresholds(setup.task, logits, gold)
-    if accelerator.is_main_process:
-        file = folder / "config.json"
-        with manifest_update(folder, file.name):
-            write_json(file, json.loads(file.read_text("utf-8")) | tuned.config_extras)
-    return replace(setup, head=tuned)

@@ -147,6 +147,8 @@ def _check_multitask(recipes: Collection[Recipe]) -> None:
             )
     if any(task_recipe.answers.thresholds is not None for task_recipe in recipes):
         problems.append("answers.thresholds is not supported in multitask training")
+    if any(task_recipe.answers.calibrated for task_recipe in recipes):
+        problems.append("answers.calibrated is not supported in multitask training")
     if recipe.model.name is None and recipe.model.tokenizer is None:
         problems.append("multitask training requires a shared vocabulary: set model.name or model.tokenizer")
     if problems:

@@ -71,6 +71,7 @@ HEAD_KEYS = {  # recipe keys that only some heads support, and the tasks that ha
     "training.teacher": "tasks with one correct label per text",
     "training.token_cutoff": "tasks with one prediction per text",
     "answers.thresholds": "text classification",
+    "answers.calibrated": "classification of texts and multiple choice",
     "data.long_inputs": "classification or regression of single texts",
     "data.context_tokens": "token classification",
     "data.casing_feature": "token classification",
@@ -401,6 +402,11 @@ def _strategy_problems(recipe: Recipe) -> Iterator[str]:
         yield (
             "model.add_tokens adds embeddings, which a LoRA adapter does not save; set training.lora_merge=true, or "
             "training.strategy=full"
+        )
+    if training.strategy == "lora" and not training.lora_merge and recipe.answers.calibrated:
+        yield (
+            "answers.calibrated=true changes the weights of the output layer, but training.lora_merge=false saves only "
+            "an adapter; set training.lora_merge=true, or remove it"
         )
     if training.strategy == "lora" and training.reinit_layers:
         yield "training.reinit_layers reinitializes layers that training.strategy=lora does not train; remove it"

@@ -63,7 +63,9 @@ class MultipleChoice(Head):
     @classmethod
     def supported_keys(cls, task: Task) -> frozenset[str]:
         """Return the recipe keys that have an effect."""
-        return frozenset({"training.label_smoothing", "training.teacher", "training.token_cutoff"})
+        return frozenset(
+            {"training.label_smoothing", "training.teacher", "training.token_cutoff", "answers.calibrated"}
+        )
 
     @classmethod
     def default_task(cls, name: str) -> Task:

@@ -108,7 +108,7 @@ class TextClassification(Head):
         """Return the recipe keys that have an effect, given the problem and the number of texts."""
         keys = {"training.token_cutoff"}
         if task.problem != "regression":
-            keys |= {"training.class_weights", "training.loss", "answers.thresholds"}
+            keys |= {"training.class_weights", "training.loss", "answers.thresholds", "answers.calibrated"}
         if task.problem == "single_label":
             keys |= {"training.label_smoothing", "training.balance", "training.teacher"}
         if len(task.text_columns) == 1:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bertcli.errors import DataError, did_you_mean
+from bertcli.metrics.calibration import calibration_error
 from bertcli.metrics.squad import score_squad, score_squad_v2
 from bertcli.tasks.tags import infer_tag_set, read_tag_set, require_readable
 from bertcli.tasks.task import MAIN_SCORES, Task
@@ -293,6 +294,9 @@ METRICS: dict[str, Metric] = {
     **_ranking_metrics("average_precision", "average_precision_score"),
     "log_loss": Metric(_log_loss, (*LABELS, "multiple_choice"), "probabilities", lower_is_better=True),
     "brier": Metric(_brier, (*LABELS, "multiple_choice"), "probabilities", lower_is_better=True),
+    "calibration_error": Metric(
+        calibration_error, ("single_label", "multiple_choice"), "probabilities", lower_is_better=True
+    ),
     "mrr": Metric(_mean_reciprocal_rank, ("multiple_choice",), "probabilities"),
     "pearson": Metric(_correlation("pearsonr"), ("regression",), requirement=_two_rows),
     "spearman": Metric(_correlation("spearmanr"), ("regression",), requirement=_two_rows),

@@ -16,6 +16,7 @@ from operator import itemgetter
 import numpy as np
 
 from bertcli.metrics.answers import METRIC_NAMES, Answers
+from bertcli.metrics.calibration import NUM_BINS, confidence_bins
 from bertcli.metrics.scores import AVERAGES, F_BETAS, label_indicators
 
 WeightedScore = Callable[[Answers, np.ndarray], np.ndarray]
@@ -125,6 +126,14 @@ def _row_brier(answers: Answers) -> np.ndarray:
 def _reciprocal_ranks(answers: Answers) -> np.ndarray:
     values = answers["probabilities"]
     return np.asarray(1 / (values >= values[_gold_indicators(answers)][:, None]).sum(1))
+
+
+def _calibration_error(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    values = answers["probabilities"]
+    confidences = values.max(1)
+    excess = confidences - (values.argmax(1) == answers["gold"])
+    in_bin = np.equal.outer(confidence_bins(confidences), np.arange(NUM_BINS))
+    return np.asarray(np.abs(weights @ (excess[:, None] * in_bin)).sum(1) / weights.sum(1))
 
 
 def _errors(answers: Answers) -> np.ndarray:
@@ -245,6 +254,7 @@ WEIGHTED_SCORES: dict[str, Scores] = {
     **_by_average("average_precision", partial(_ranking, _average_precision), RANKING_AVERAGES),
     "log_loss": {"log_loss": _mean(_row_log_loss)},
     "brier": {"brier": _mean(_row_brier)},
+    "calibration_error": {"calibration_error": _calibration_error},
     "mrr": {"mrr": _mean(_reciprocal_ranks)},
     "pearson": {"pearson": _pearson},
     "spearman": {"spearman": _spearman},

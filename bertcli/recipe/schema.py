@@ -236,7 +236,11 @@ class AnswersSection(Section):
         description="probability threshold per label (multi-label, or the second of two labels); tuned: for the best "
         "F1 on the validation split; null: 0.5",
     )
-
+    calibrated: bool = Field(
+        False,
+        description="divide the logits by the temperature that fits the validation split best, so that probabilities "
+        "match how often predictions are right; it is merged into the saved weights",
+    )
     constrained_decoding: bool = Field(
         True,
         description="decode the most probable valid tag sequence (IOB2, IOBES, BILOU); false: the best tag per word",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bertcli.metrics.calibration import NUM_BINS, confidence_bins, fit_temperature
 from bertcli.reports.charts import Chart, Series
 from bertcli.tasks.tags import TagSet, infer_tag_set
 
@@ -24,7 +25,6 @@ NO_ENTITY = "–"
 MAX_LABELS = 15  # in a confusion matrix
 MAX_TABLE_ROWS = 40
 MAX_MISTAKES = 20
-NUM_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -172,32 +172,11 @@ def measure_calibration(
     (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
     """
     confidence, correct = np.asarray(confidences, dtype=float), np.asarray(is_correct, dtype=float)
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins = confidence_bins(confidence, num_bins)
     counts = np.bincount(bins, minlength=num_bins)
     sums, num_correct = (np.bincount(bins, weights=values, minlength=num_bins) for values in (confidence, correct))
     accuracies = [float(hits) / int(count) if count else None for hits, count in zip(num_correct, counts, strict=True)]
     return Calibration(accuracies, float(np.abs(sums - num_correct).sum() / len(confidence)))
-
-
-def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """Return the softmax temperature that minimizes the cross-entropy of the gold labels.
-
-    If it is above 1, the model is overconfident.
-
-    Args:
-        probabilities: probabilities of the labels; each row sums to 1. [N, C]
-        gold: ids of the gold labels. [N]
-    """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
-
-    logits = np.log(np.clip(probabilities, 1e-30, None))
-    rows = np.arange(len(gold))
-
-    def cross_entropy(log_temperature: float) -> float:
-        return -float(log_softmax(logits / math.exp(log_temperature), axis=-1)[rows, gold].mean())
-
-    return math.exp(minimize_scalar(cross_entropy, bounds=(-3.0, 3.0), method="bounded").x)
 
 
 def fit_row_temperature(rows: Rows) -> float | None:

@@ -243,6 +243,7 @@ def _summary(results: RunResults) -> list[tuple[str, str]]:
         ("parameters", format_count(results.num_parameters)),
         ("training time", format_seconds(results.train_seconds)),
         ("device", f"{results.device}, {results.precision}"),
+        *([("logits divided by", f"{results.temperature:.3f}")] if results.temperature is not None else []),
         *((f"threshold for {label}", f"{value:.4f}") for label, value in (results.thresholds or {}).items()),
     ]
 

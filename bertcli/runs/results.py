@@ -115,6 +115,7 @@ class RunResults(Results):
     unigram_cross_entropy: float | None = None
     # Only for fine-tuning.
     thresholds: dict[str, float] | None = None
+    temperature: float | None = None  # that the logits were divided by
 
     @property
     def best_score(self) -> float:

@@ -59,7 +59,7 @@ def _summarize(job: Job, folder: RunFolder, progress: Progress, best: BestModel,
     validation = {key.removeprefix(prefix): record[key] for key in record if key.startswith(prefix)}
     seconds = progress.train_seconds
     return RunResults(
-        **job.describe(),
+        **job.describe() | best.extras,
         seed=job.seed,
         metrics={"validation": validation, **best.scores},
         **({"intervals": best.intervals} if best.intervals else {}),

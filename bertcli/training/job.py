@@ -54,6 +54,7 @@ class BestModel:
         scores: on splits that were not used to select it, by split and metric.
         intervals: 95 % confidence intervals, by split and score.
         predictions: the lines of each file in `predictions/`, with the gold labels.
+        extras: entries in `results.json` that are known only now, such as thresholds.
         answers: what the validation scores are computed from, by the name of its file in `predictions/`.
     """
 
@@ -61,6 +62,7 @@ class BestModel:
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     predictions: Predictions = field(default_factory=dict)
     answers: dict[str, Answers] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
 
 
 class Job(ABC):

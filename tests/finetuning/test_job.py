@@ -19,6 +19,7 @@ from bertcli.commands.evaluate import evaluate
 from bertcli.commands.predict import predict
 from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.errors import Interrupted, ModelError, RecipeError
+from bertcli.finetuning import best_model as best_model_module
 from bertcli.finetuning import frozen_outputs as frozen_outputs_module
 from bertcli.finetuning import job as job_module
 from bertcli.finetuning.frozen_outputs import with_frozen_outputs
@@ -231,13 +232,14 @@ FINAL_OUTPUTS = ("predictions/validation.jsonl", "model/config.json")
 def count_evaluations(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Return a function that returns the number of times a split has been predicted since its last call."""
     calls: list[object] = []
-    predict_logits = job_module.predict_logits
+    predict_logits = forward.predict_logits
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(args)
         return predict_logits(*args, **options)
 
-    monkeypatch.setattr(job_module, "predict_logits", counted)
+    for module in (job_module, best_model_module):
+        monkeypatch.setattr(module, "predict_logits", counted)
 
     def count() -> int:
         number = len(calls)
@@ -259,7 +261,7 @@ def test_validation_split_is_not_predicted_again_when_a_run_ends(
     assert count_evaluations() == 3
     monkeypatch.setattr(forward, "MAX_KEPT_BYTES", 0)
     finetune(recipe, Path("computed"), RunOptions(console=QUIET))
-    assert count_evaluations() == 3 + 1 + (overrides == TUNED)
+    assert count_evaluations() == 3 + (3 if overrides == TUNED else 1)
     for name in FINAL_OUTPUTS:
         assert Path("kept", name).read_text() == Path("computed", name).read_text()
     assert not list(Path("kept").glob(".logits*"))

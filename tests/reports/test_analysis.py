@@ -9,13 +9,13 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import precision_recall_fscore_support
 
+from bertcli.metrics.calibration import fit_temperature
 from bertcli.reports.analysis import (
     NO_ENTITY,
     confusion_matrix,
     entity_pairs,
     extract_entities,
     fit_row_temperature,
-    fit_temperature,
     infer_row_tags,
     measure_calibration,
     per_label_scores,

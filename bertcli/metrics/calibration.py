@@ -1,0 +1,53 @@
+"""How far probabilities can be trusted: calibration error, and the temperature that corrects it (Guo et al. 2017).
+
+Source: https://arxiv.org/abs/1706.04599. Shapes: N rows, C labels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+NUM_BINS = 10
+
+
+def confidence_bins(confidences: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+    """Return which of equally wide bins (low, high] each confidence is in, from 0. [N]"""
+    return np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
+
+
+def calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
+    """Return the expected calibration error: the mean, over the rows, of |accuracy - mean confidence| of their bin.
+
+    Args:
+        probabilities: probabilities of the labels. [N, C]
+        references: ids of the gold labels. [N]
+    """
+    confidences, is_right = probabilities.max(1), probabilities.argmax(1) == references
+    excess = np.bincount(confidence_bins(confidences), weights=confidences - is_right)
+    return float(np.abs(excess).sum() / len(confidences))
+
+
+def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
+    """Return the temperature by which to divide the logits to minimize the cross-entropy of the gold labels.
+
+    If it is above 1, the model is overconfident.
+
+    Args:
+        probabilities: probabilities of the labels; if a row has one label, they sum to 1. [N, C]
+        gold: ids of the gold labels [N], or whether each row has each label [N, C].
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    if gold.ndim == 2:  # each label of each row is a decision between two labels
+        probabilities, gold = probabilities.ravel(), (gold > 0).astype(int).ravel()
+        probabilities = np.stack((1 - probabilities, probabilities), axis=1)
+    logits = np.log(np.clip(probabilities, 1e-30, None))
+    rows = np.arange(len(gold))
+
+    def cross_entropy(log_temperature: float) -> float:
+        return -float(log_softmax(logits / math.exp(log_temperature), axis=-1)[rows, gold].mean())
+
+    return math.exp(minimize_scalar(cross_entropy, bounds=(-3.0, 3.0), method="bounded").x)

@@ -1,0 +1,84 @@
+"""Calibration of the best model: merged into its weights once, whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bertcli.commands.evaluate import evaluate
+from bertcli.errors import RecipeError
+from bertcli.finetuning import best_model as best_model_module
+from bertcli.finetuning.run import finetune
+from bertcli.models.calibration import saved_temperature
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.folder import RunOptions
+
+from ..conftest import QUIET
+
+CALIBRATED = ("answers.calibrated=true", "task.metrics=[accuracy, log_loss, calibration_error]")
+
+
+def predictions(run: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in Path(run, "predictions/validation.jsonl").read_text().splitlines()]
+
+
+def test_calibrated_probabilities_are_those_of_plain_transformers(recipe_of: Callable[..., Recipe]) -> None:
+    results = finetune(recipe_of(*CALIBRATED, "training.learning_rate=0.01"), Path("run"), RunOptions(console=QUIET))
+    before, after = (results.mean_scores(split) for split in ("validation", "validation_calibrated"))
+    assert after["log_loss"] < before["log_loss"]
+    assert after["accuracy"] == before["accuracy"]
+    assert saved_temperature(Path("run/model")) == results.temperature
+    tokenizer = AutoTokenizer.from_pretrained("run/model")
+    model = AutoModelForSequenceClassification.from_pretrained("run/model")
+    lines = predictions("run")
+    with torch.no_grad():
+        inputs = tokenizer([line["texts"]["text"] for line in lines], padding=True, return_tensors="pt")
+        confidences = model(**inputs).logits.softmax(-1).max(-1).values.tolist()
+    assert [line["confidence"] for line in lines] == pytest.approx(confidences, abs=1e-5)
+    evaluated = evaluate("run", console=QUIET).mean_scores("validation")
+    assert {name: evaluated[name] for name in after} == pytest.approx(after, abs=1e-5)
+
+
+@pytest.mark.parametrize("lost_logits", [False, True])
+def test_run_stopped_after_its_calibration_ends_as_an_undisturbed_one(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, lost_logits: bool
+) -> None:
+    recipe = recipe_of(*CALIBRATED)
+    expected = finetune(recipe, Path("undisturbed"), RunOptions(console=QUIET))
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best_model_module, "PredictionLines", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert saved_temperature(Path("run/model")) is not None
+    if lost_logits:
+        Path("run/.logits.safetensors").unlink()
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert results.temperature == expected.temperature
+    assert results.mean_scores("validation_calibrated") == pytest.approx(expected.mean_scores("validation_calibrated"))
+    weights = [load_file(f"{run}/model/model.safetensors") for run in ("undisturbed", "run")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_thresholds_are_tuned_on_calibrated_probabilities(recipe_of: Callable[..., Recipe]) -> None:
+    overrides = ("answers.calibrated=true", "answers.thresholds=tuned", "task.problem=multi_label")
+    results = finetune(recipe_of(*overrides), Path("run"), RunOptions(console=QUIET))
+    assert results.temperature is not None
+    tuned = results.mean_scores("validation_tuned")
+    evaluated = evaluate("run", console=QUIET).mean_scores("validation")
+    assert {name: evaluated[name] for name in tuned} == pytest.approx(tuned)
+
+
+def test_adapters_are_not_calibrated(recipe_of: Callable[..., Recipe]) -> None:
+    with pytest.raises(RecipeError, match=r"set training\.lora_merge=true"):
+        finetune(recipe_of(*CALIBRATED, "training.strategy=lora"), Path("run"), RunOptions(console=QUIET))
+    assert not Path("run").exists()
