@@ -5,6 +5,7 @@ Shapes: R rows of a split, L texts.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,11 @@ from bertcli.data.spans import CUT_COLUMN
 from bertcli.data.unknown_tokens import count_unknown_parts
 from bertcli.errors import BertcliError, DataError, shortened
 from bertcli.finetuning.setup import random_subset
-from bertcli.heads.labels import check_label_column, label_names
+from bertcli.heads.labels import check_label_column, label_names, labelled_rows
+from bertcli.heads.text_classification import gold_numbers
 from bertcli.heads.token_classification import tag_names
 from bertcli.heads.word_alignment import row_words, tokenize_words
+from bertcli.metrics import check_references
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
@@ -108,8 +111,10 @@ class DataCheck:
         return asdict(self)
 
     def add(self, topic: str, message: str, count: int, split: str | None = None) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(topic, message, count, split))
+        """Add a finding, unless it was added before."""
+        finding = Finding(topic, message, count, split)
+        if finding not in self.findings:
+            self.findings.append(finding)
 
 
 @dataclass
@@ -134,12 +139,14 @@ class _SplitRows:
 
     @cached_property
     def labels(self) -> list[Any] | None:
-        """The label of each row, comparable: text, tuple or None; None if there are no labels."""
+        """The label of each row, comparable: text, number, tuple or None; None if there are no labels."""
         task, rows = self.task, self.rows
         if task.label_column not in rows.column_names:
             return None
         values = rows[task.label_column][:]
-        if task.head == "text_classification" and task.problem != "regression":
+        if task.problem == "regression":
+            values = gold_numbers(task, values)
+        elif task.head == "text_classification":
             values = label_names(task, rows, values)
         elif task.head_class.reads_words:
             names = tag_names(task, rows, values)
@@ -148,8 +155,8 @@ class _SplitRows:
         return None if all(label is None for label in labels) else labels
 
     def locate(self, indices: Sequence[int]) -> str:
-        """Return the location of rows for messages."""
-        return f"{locate_rows(self.task, self.rows, indices)} of {self.name}"
+        """Return the location of rows in their files, and their split, for messages."""
+        return f"{locate_rows(self.task, self.rows, indices)} ({self.name})"
 
 
 def check_data(recipe: Recipe, mirror: Path | None, console: Console) -> DataCheck:
@@ -168,10 +175,13 @@ def check_data(recipe: Recipe, mirror: Path | None, console: Console) -> DataChe
         _check_texts(check, split, summary)
         _check_labels(check, split, summary)
     _compare_labels(check, splits)
+    _check_head(check, splits, recipe)
     with console.waiting("comparing texts"):
         _check_duplicates(check, splits)
     with console.waiting("tokenizing"):
         _check_tokens(check, splits, recipe, mirror)
+    if check.findings and task.files is not None:
+        check.notes.append("rows are numbered as in their files, the first one after any header being row 1")
     return check
 
 
@@ -253,8 +263,9 @@ def _check_labels(check: DataCheck, split: _SplitRows, summary: SplitSummary) ->
             "unlabelled", f"{_rows(len(missing))} without a label: {split.locate(missing)}", len(missing), split.name
         )
     if task.problem == "regression":
-        numbers = [float(str(label).replace(",", ".")) for label in labels if label is not None]
-        summary.numbers = (min(numbers), sum(numbers) / len(numbers), max(numbers))
+        numbers = [label for label in labels if label is not None and math.isfinite(label)]
+        if numbers:
+            summary.numbers = (min(numbers), sum(numbers) / len(numbers), max(numbers))
     elif task.head_class.reads_words:
         _check_tags(check, split, summary, labels)
     elif task.head == "text_classification":
@@ -328,6 +339,23 @@ def _compare_labels(check: DataCheck, splits: Sequence[_SplitRows]) -> None:
     doubled = {label: train[label] for names in spellings.values() if len(names) > 1 for label in names}
     if doubled:
         check.add("labels", f"differ only in case: {_listed(doubled)}", len(doubled), "train")
+
+
+def _check_head(check: DataCheck, splits: Sequence[_SplitRows], recipe: Recipe) -> None:
+    """Report labels and answers for which `finetune` refuses the rows; rows without any are reported elsewhere."""
+    train, task = splits[0], splits[0].task
+    try:
+        head = task.head_class.from_data(task, labelled_rows(task, train.rows), recipe)
+    except DataError as error:
+        check.add("labels", str(error), 1, train.name)
+        return
+    for split in splits[1:]:
+        try:
+            gold = head.references(task, labelled_rows(task, split.rows))
+            if gold is not None:
+                check_references(task, split.name, gold, head.positive_label_id(task))
+        except DataError as error:
+            check.add("labels", str(error), 1, split.name)
 
 
 def _listed(counts: dict[str, int]) -> str:

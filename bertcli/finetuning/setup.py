@@ -159,8 +159,8 @@ class FinetuneSetup:
             is_held_out = split == "validation" and task.holds_out_rows
             yield (
                 f"{len(shared)} of {len(rows)} {split} rows ({len(shared) / len(rows):.1%}) have the same text as a "
-                f"training row, so their scores say little about unseen texts; for example {example} of {split} and "
-                f"{training_row} of train"
+                f"training row, so their scores say little about unseen texts; for example {example} ({split}) and "
+                f"{training_row} (train)"
                 + (f". task.group_by={task.text_columns[0]} keeps equal texts in one split" if is_held_out else "")
             )
 

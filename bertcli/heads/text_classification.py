@@ -378,22 +378,26 @@ def average_windows(encoded: Encoded, logits: np.ndarray) -> np.ndarray:
     return np.add.reduceat(logits, starts, axis=0) / counts[:, None].astype(logits.dtype)
 
 
+def gold_numbers(task: Task, values: Sequence[Any]) -> list[float | None]:
+    """Return the number in each cell of a regression task; None if it is missing, NaN if it is not a number."""
+    decimal = "point" if task.files is None else task.files.decimal
+    values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
+    return [None if is_missing_number(value) else _parse_number(value, decimal) for value in values]
+
+
 def _parse_numbers(task: Task, rows: Dataset, values: list[Any]) -> np.ndarray | None:
     """Return the gold numbers [R] of a regression task; None if all are missing or -1.
 
     Raises:
         DataError: if a row's number is missing or invalid; the message lists such rows.
     """
-    values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
-    missing = [row for row, value in enumerate(values) if is_missing_number(value)]
+    parsed = gold_numbers(task, values)
+    missing = [row for row, value in enumerate(parsed) if value is None]
     if len(missing) == len(values):
         return None
     if missing:
         raise missing_labels(task, rows, missing)
-    if not all(type(value) in (int, float) for value in values):
-        decimal = "point" if task.files is None else task.files.decimal
-        values = [_parse_number(value, decimal) for value in values]
-    numbers = np.asarray(values, dtype=np.float64)
+    numbers = np.asarray(parsed, dtype=np.float64)
     bad_rows = np.flatnonzero(~(np.abs(numbers) <= MAX_NUMBER)).tolist()
     if bad_rows:
         value = rows[bad_rows[0]][task.label_column]

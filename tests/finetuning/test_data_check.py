@@ -65,15 +65,15 @@ def test_duplicates_leaks_and_conflicts_are_counted(run_check: Callable[..., Dat
     result = run_check(train, dev, "data.skip_unlabelled=true", labels=["neg", "pos", "odd"])
     (duplicates,) = findings(result, "duplicates")
     assert (duplicates.count, duplicates.split) == (2, "train")
-    assert "train.csv: rows 41, 42 of train" in duplicates.message
+    assert "train.csv: rows 41, 42 (train)" in duplicates.message
     (leak,) = findings(result, "leak")
     assert leak.message == (
-        "1 row (4.35%) with the text of a training row, for example dev.csv: row 21 of validation and "
-        "train.csv: row 41 of train"
+        "1 row (4.35%) with the text of a training row, for example dev.csv: row 21 (validation) and "
+        "train.csv: row 41 (train)"
     )
     (near,) = findings(result, "near leak")
     assert near.count == 1
-    assert "dev.csv: row 22 of validation and train.csv: row 44 of train" in near.message
+    assert "dev.csv: row 22 (validation) and train.csv: row 44 (train)" in near.message
     (conflict,) = findings(result, "two labels")
     assert (conflict.count, "rows" in conflict.message) == (1, False)
     assert [finding.message for finding in findings(result, "labels")] == [
@@ -94,9 +94,9 @@ def test_texts_lengths_scripts_and_labels_are_reported(run_check: Callable[..., 
     train += [[f"{LONG * 3} {at}", "rare"] for at in range(3)]
     result = run_check(train, clean_rows(20, "one"), "data.max_length=8")
     assert findings(result, "empty") == [
-        Finding("empty", "1 row without a text: train.csv: row 41 of train", 1, "train")
+        Finding("empty", "1 row without a text: train.csv: row 41 (train)", 1, "train")
     ]
-    assert "CYRILLIC (1), for example train.csv: row 42 of train" in findings(result, "scripts")[0].message
+    assert "CYRILLIC (1), for example train.csv: row 42 (train)" in findings(result, "scripts")[0].message
     assert {finding.message for finding in findings(result, "labels")} == {
         "fewer than 10 in training: rare (3), Pos (1)",
         "in training, but not in validation: rare (3), Pos (1)",
@@ -115,7 +115,7 @@ def test_labels_that_look_like_ids_and_missing_ones_are_reported(run_check: Call
     (column,) = [finding for finding in findings(run_check(train, train), "columns") if finding.split == "train"]
     assert column.message == "30 different labels in 30 rows: column 'label' looks like an ID"
     result = run_check([*clean_rows(30, "a"), ["no label", ""]], clean_rows(20, "one"))
-    assert findings(result, "unlabelled")[0].message == "1 row without a label: train.csv: row 31 of train"
+    assert findings(result, "unlabelled")[0].message == "1 row without a label: train.csv: row 31 (train)"
 
 
 def test_regression_is_summarized_in_its_own_units(run_check: Callable[..., DataCheck]) -> None:
@@ -123,6 +123,35 @@ def test_regression_is_summarized_in_its_own_units(run_check: Callable[..., Data
     result = run_check(rows, rows, problem="regression")
     assert result.splits["train"].numbers == (0.0, 5.0, 10.0)
     assert findings(result, "leak")[0].count == 21
+
+
+def test_regression_targets_are_read_as_in_training(run_check: Callable[..., DataCheck]) -> None:
+    texts = [text for text, _ in clean_rows(22, "a")]
+    rows: list[list[object]] = [[text, f"1.00{at},5"] for at, text in enumerate(texts[:10])]
+    result = run_check([*rows, [texts[10], ""]], rows, "task.files.decimal=comma", problem="regression")
+    assert result.splits["train"].numbers == (1000.5, 1005.0, 1009.5)
+    assert result.splits["train"].unlabelled == 1
+    assert findings(result, "labels") == findings(result, "two labels") == []
+    result = run_check([*rows, [texts[11], "1,234.5"]], rows, "task.files.decimal=comma", problem="regression")
+    (finding,) = findings(result, "labels")
+    assert "train.csv: row 11 has no finite number in column 'label', found '1,234.5'" in finding.message
+
+
+def test_labels_that_training_refuses_are_findings(run_check: Callable[..., DataCheck], encoder: Path) -> None:
+    rows = clean_rows(20, "a")
+    (finding,) = findings(run_check(rows, rows[::2], "task.metrics=[roc_auc]"), "labels")[-1:]
+    assert finding.split == "validation"
+    assert "the metric roc_auc needs rows with a label and rows without it in split 'validation'" in finding.message
+    (finding,) = findings(run_check(rows[::2], rows[::2], "task.labels=[neg,pos]"), "labels")
+    assert finding.message == "train.csv: all training rows have the same label, expected at least two labels"
+    questions = [{"question": f"{at}?", "choices": ["a", "b", "c"][: 2 + at], "answer": 0} for at in range(2)]
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    task = "head: multiple_choice, text_columns: [question], choice_columns: [choices], label_column: answer"
+    files = "files: {train: t.jsonl, validation: t.jsonl}"
+    Path("r.yaml").write_text(f"task: {{{task}, {files}}}\nmodel: {{name: {encoder}}}\n")
+    result = check("r.yaml", ["data.max_length=32"], mirror=None, console=QUIET)
+    assert findings(result, "labels")[0].message == "t.jsonl: row 2 has 3 choices, expected 2, as in the first row"
+    assert result.notes == ["rows are numbered as in their files, the first one after any header being row 1"]
 
 
 def test_tags_and_spans_are_counted(encoder: Path) -> None:
@@ -138,7 +167,7 @@ def test_tags_and_spans_are_counted(encoder: Path) -> None:
     result = check("r.yaml", ["data.max_length=32"], mirror=None, console=QUIET)
     assert result.splits["train"].labels == {"PER": 1}
     assert findings(result, "spans")[0].message == (
-        "1 spans begin or end inside a word, and train nothing: t.jsonl: row 2 of train"
+        "1 spans begin or end inside a word, and train nothing: t.jsonl: row 2 (train)"
     )
 
 
@@ -169,7 +198,7 @@ def test_entities_that_begin_inside_are_reported(encoder: Path) -> None:
     result = check("r.yaml", ["data.max_length=32"], mirror=None, console=QUIET)
     tags = [finding.message for finding in findings(result, "tags") if finding.split == "train"]
     assert tags == [
-        "2 rows with an entity that begins with I-, not B-: t.conll: rows 2, 4 of train",
+        "2 rows with an entity that begins with I-, not B-: t.conll: rows 2, 4 (train)",
         "each training row has an entity, so the model may learn to always find one",
     ]
 

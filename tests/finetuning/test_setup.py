@@ -266,7 +266,7 @@ def test_leaked_validation_texts_are_counted_and_located(recipe_of: Callable[...
     assert note == (
         "2 of 8 validation rows (25.0%) have the same text as a training row, so their scores say little about unseen "
         "texts; "
-        "for example validation.jsonl: row 7 of validation and train.jsonl: row 4 of train"
+        "for example validation.jsonl: row 7 (validation) and train.jsonl: row 4 (train)"
     )
     write_rows("validation.jsonl", [*new])
     assert notes_on(recipe_of(FILES)) == []
@@ -293,7 +293,7 @@ def test_leaked_rows_of_a_held_out_split_are_those_of_the_file_and_group_by_keep
     write_rows("rows.jsonl", [{"text": f"text {index // 2}", "label": "ab"[index // 2 % 2]} for index in range(40)])
     task = "files: {train: rows.jsonl}, text_columns: [text]"
     (note,) = notes_on(recipe_of(task))
-    numbers = [int(number) for number in re.findall(r"row (\d+) of", note)]
+    numbers = [int(number) for number in re.findall(r"row (\d+) \(", note)]
     assert len(numbers) == 2
     assert (numbers[0] - 1) // 2 == (numbers[1] - 1) // 2  # rows of the file with the same text
     assert note.endswith("task.group_by=text keeps equal texts in one split")
