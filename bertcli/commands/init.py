@@ -50,7 +50,7 @@ KEY_COMMENTS = {
     "sentence_column": "each row is one word",
     "split_column": "names each row's split",
     "group_by": "rows with the same value stay in one split",
-    "held_out_fraction": "of the training rows, for validation",
+    "held_out_fraction": "of the training rows, or of their groups, for validation",
     "skip_empty": "rows without a text",
     "skip_unlabelled": "rows without a label",
     "unanswerable": "some questions have no answer in the passage",
@@ -162,12 +162,16 @@ def files_by_split(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[P
             training.
     """
     named: dict[str | None, list[Path]] = {split: [] for split in (*SPLITS, None)}
+    seen: set[Path] = set()
     for path in paths:
         if not path.exists():
             raise UsageError(f"found no file or folder {path}")
         if path.is_file() and path.suffix.lower() in RECIPE_SUFFIXES:
             raise UsageError(f"{path} is a recipe, not data; train with `bertcli finetune {path}`, or name data files")
         for file in _data_files(path):
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
             name = file.name if path.is_file() else str(file.relative_to(path))
             named[split_of_name(without_compression_suffix(name).stem if path.is_file() else name)].append(file)
     unnamed = named.pop(None)
@@ -209,6 +213,16 @@ def _sample_rows(dialects: Mapping[Path, FileDialect]) -> list[Row]:
     if not sample:
         has_header = any(dialect.format in ("csv", "tsv") for dialect in dialects.values())
         raise DataError(f"{', '.join(map(str, dialects))}: found no rows{' after the header' if has_header else ''}")
+    ((path, dialect), *_), first = dialects.items(), sample[0]
+    if (
+        len(sample) == 1
+        and dialect.format == "json"
+        and any(isinstance(value, list | dict) for value in first.values())
+    ):
+        raise DataError(
+            f"{path}: found only one row, an object with the keys {quoted([*first])}, expected a list with an object "
+            "for each row, or one object per line"
+        )
     return sample
 
 

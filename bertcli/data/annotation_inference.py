@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bertcli.data.column_profile import Column, is_missing
@@ -19,7 +20,7 @@ from bertcli.data.inferred_task import (
     rank_texts,
     skip_unlabelled,
 )
-from bertcli.data.spans import parse_spans
+from bertcli.data.spans import parse_spans, place_spans, tags_of_spans
 from bertcli.data.table_files import label_text
 from bertcli.errors import UsageError, quoted, shortened
 from bertcli.tasks.task import label_key
@@ -35,6 +36,7 @@ WORD_NAMES = ("word", "token", "tokens", "words", "form")
 TAG_NAMES = ("tag", "tags", "ner_tags", "ner", "label", "labels", "iob", "bio", "pos", "upos")
 NO_TAG = ("", "-1", "-100")  # ignored in the loss, as null is
 MAX_NUMBER_WORDS = 2  # in a column that numbers sentences, such as `Sentence: 1`
+MAX_ABSENT_SHARE = 0.5  # of answers that are not in their passage; with more, they are labels
 MAX_TOKEN_WORDS = 1.2  # on average, if each row is one word
 
 
@@ -62,7 +64,21 @@ def find_spans(columns: dict[str, Column], choices: Choices) -> InferredTask | N
         },
     )
     skip_unlabelled(inferred, spans)
+    num_cut = sum(_num_cut_spans(*row) for row in zip(texts[0].values, spans.values, strict=True))
+    if num_cut:
+        inferred.doubts.append(
+            f"{num_cut} of {sum(counts.values())} spans begin or end inside a word, whose words then train nothing; "
+            "offsets count characters from 0 and do not include the end"
+        )
     return inferred
+
+
+def _num_cut_spans(text: Any, cell: Any) -> int:
+    """Return how many spans of a text begin or end inside a word; 0 if some are invalid, which reading reports."""
+    try:
+        return tags_of_spans(text, place_spans(text, parse_spans(cell) or ()))[1] if isinstance(text, str) else 0
+    except ValueError:
+        return 0
 
 
 def _are_words(column: Column) -> bool:
@@ -156,6 +172,12 @@ def find_choices(columns: dict[str, Column], choices: Choices) -> InferredTask |
     if named is not None and _are_words(named):
         choice_columns = [named]
         num_choices = len(named.present[0])
+        unequal = next((value for value in named.present if len(value) != num_choices), None)
+        if unequal is not None:
+            raise UsageError(
+                f"column {quoted(named.name)} has {num_choices} choices in the first row, but {len(unequal)} in "
+                f"another, {quoted(unequal)}; expected as many in each row"
+            )
     elif len(series) > 1:
         choice_columns, num_choices = series, len(series)
     else:
@@ -168,12 +190,20 @@ def find_choices(columns: dict[str, Column], choices: Choices) -> InferredTask |
     label = next((column for column in labels if _is_choice_label(column, num_choices)), None)
     rest = [column for column in columns.values() if column not in (*choice_columns, label) and not column.is_reference]
     texts = chosen_columns(columns, choices.text) or rank_texts([column for column in rest if column.texts])[:1]
+    if label is None:
+        _refuse_choice_texts(labels, choice_columns)
     if label is None or not texts:
         return None
     if "0" not in label.counts and str(num_choices) in label.counts:
         raise UsageError(
             f"column {quoted(label.name)} numbers the choices from 1 to {num_choices}, expected 0 to {num_choices - 1} "
             "or letters (A, B, …); subtract 1 in the file"
+        )
+    doubts = []
+    if label.is_number and "0" not in label.counts:
+        doubts.append(
+            f"no row of column {quoted(label.name)} has 0, the number of the first choice; if the numbers count from "
+            "1, subtract 1 in the file"
         )
     return InferredTask(
         "choices",
@@ -188,8 +218,22 @@ def find_choices(columns: dict[str, Column], choices: Choices) -> InferredTask |
             f"text in column {quoted(texts[0].name)}",
             "labels": f"column {quoted(label.name)}: {describe_counts(label.counts)}",
         },
+        doubts,
         skips_unlabelled=len(label.present) < len(label.values),
     )
+
+
+def _refuse_choice_texts(labels: Iterable[Column], choice_columns: Sequence[Column]) -> None:
+    """Raise an error if a column has the text of one of the choices in each row, instead of its number."""
+    rows = zip(*(column.values for column in choice_columns), strict=True)
+    texts = [{str(text) for cell in map(parse_cell, row) for text in (cell if isinstance(cell, list) else [cell])}
+             for row in rows]  # fmt: skip
+    for column in labels:
+        if all(is_missing(value) or str(value) in row for value, row in zip(column.values, texts, strict=True)):
+            raise UsageError(
+                f"column {quoted(column.name)} has the text of a choice, {quoted(column.texts[0])}, expected its "
+                "number, from 0, or its letter (A, B, …); write that in the file"
+            )
 
 
 def _is_choice_label(column: Column, num_choices: int) -> bool:
@@ -206,12 +250,11 @@ def find_questions(columns: dict[str, Column], choices: Choices) -> InferredTask
     answers = next(iter(chosen_columns(columns, choices.label)), None) or first_named(columns.values(), ANSWER_NAMES)
     if question is None or context is None or answers is None or not question.texts or not context.texts:
         return None
-    pairs = list(zip(context.values, answers.values, strict=True))
-    if (
-        answers.texts
-        and choices.kind is None
-        and not all(is_missing(answer) or str(answer).strip() in str(passage) for passage, answer in pairs)
-    ):
+    pairs = [(str(passage), answer) for passage, answer in zip(context.values, answers.values, strict=True)]
+    absent = [
+        answer for passage, answer in pairs if not is_missing(answer) and str(answer).strip() not in passage
+    ] if answers.texts else []  # fmt: skip
+    if len(absent) > MAX_ABSENT_SHARE * len(answers.texts) and choices.kind is None:
         return None
     unanswered = sum(not _has_answer(parse_cell(value)) for value in answers.values)
     inferred = InferredTask(
@@ -226,7 +269,12 @@ def find_questions(columns: dict[str, Column], choices: Choices) -> InferredTask
     if unanswered:
         inferred.keys["unanswerable"] = True
         inferred.findings["answers"] = f"{unanswered} of {len(answers.values)} questions have no answer in the passage"
-    repeated = sum(str(passage).count(str(answer)) > 1 for passage, answer in pairs) if answers.texts else 0
+    if absent:
+        raise UsageError(
+            f"found answers that are not in their passage, such as {quoted(absent[0])} ({len(absent)} in all, column "
+            f"{quoted(context.name)}); correct them, or set --problem single_label if the answers are labels"
+        )
+    repeated = sum(passage.count(str(answer)) > 1 for passage, answer in pairs) if answers.texts else 0
     if repeated:
         inferred.doubts.append(
             f"{repeated} answers occur several times in their passage, and the first place is used; --label COLUMN "

@@ -181,18 +181,19 @@ def _explain_quotes(record: str, first_line: int, path: str, delimiter: str) -> 
 
 def _with_header(rows: Iterable[Cells], path: str, delimiter: str) -> Iterator[Cells]:
     """Yield the non-blank rows, the header first; check that every row has as many values as the header."""
-    width = 0
+    header, width = 1, 0
     for number, row in rows:
         if not row or (width != 1 and len(row) == 1 and not row[0].strip(" \t")):
             continue
         if width == 0:
             check_column_names(row, path)
-            width = len(row)
+            header, width = number, len(row)
         if len(row) != width:
             name = next(name for name, value in DELIMITERS.items() if value == delimiter)
+            cure = f"; if line {header} is not the header, remove it" if width == 1 else ""
             raise DataError(
                 f"{path}:{number}: found {len(row)} value{'s' * (len(row) > 1)}, separated by {name}, expected {width} "
-                "as in the header"
+                f"as in the header{cure}"
             )
         yield number, row
     if width == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -43,6 +44,10 @@ MAX_CLASSES = 20  # integers with more distinct values are numbers to predict
 MAX_LABEL_SHARE = 0.5  # distinct labels per row; a column with more is no label
 MIN_DELIMITED_SHARE = 0.02  # of the cells with several labels
 MAX_LABEL_WORDS = 5
+NUMBER_LIKE = re.compile(r"[$€£¥]?\s?[+-]?\d[\d.,'\s]*[%$€£¥]?")  # also with units, or separators of thousands
+MIN_NUMBER_SHARE = 0.5  # of a column's distinct values, which then are numbers
+THOUSANDS = {mark: re.compile(rf"[+-]?[1-9]\d{{0,2}}{re.escape(mark)}\d{{3}}") for mark in ",."}  # 1,234 may be 1234
+MAX_EXPLAINED_COLUMNS = 3
 
 
 def find_classification(columns: dict[str, Column], choices: Choices) -> InferredTask:
@@ -119,9 +124,9 @@ def _find_labels(columns: Sequence[Column], choices: Choices, doubts: list[str])
     if not ranked:
         if not columns:
             raise UsageError("found only columns of texts, expected one of labels; add it, or name it with --label")
-        raise UsageError(
-            f"found no column of labels among {quoted([column.name for column in columns])}; name it with --label"
-        )
+        reasons = "; ".join(map(_why_no_label, columns[:MAX_EXPLAINED_COLUMNS]))
+        more = "; …" if len(columns) > MAX_EXPLAINED_COLUMNS else ""
+        raise UsageError(f"found no column of labels: {reasons}{more}. Name it with --label")
     if len(ranked) > 1 and _label_score(ranked[1]) > _label_score(ranked[0]) - 2:
         second = ranked[1].name
         doubts.append(f"column {quoted(second)} may also be the label; --label {shell_argument(second)} uses it")
@@ -132,7 +137,7 @@ def _label_score(column: Column) -> float:
     """Return how likely a column holds labels; 0 if it cannot."""
     score = 3 * column.name_score(LABEL_NAMES)
     if column.present and not column.texts:  # lists or objects
-        return score + 2
+        return score + 2 if all(map(_is_label_set, column.present)) else 0
     if (column.is_reference and column.name_score(LABEL_NAMES) < 2) or len(column.counts) < 2:
         return 0
     share = len(column.counts) / len(column.texts)
@@ -142,6 +147,29 @@ def _label_score(column: Column) -> float:
         return 0
     is_group = column.name_score(GROUP_NAMES) > 0
     return score + (2 if len(column.counts) <= MAX_CLASSES else 1) + 1 - share - 2 * is_group
+
+
+def _is_label_set(value: Any) -> bool:
+    """Return whether a cell holds labels: a list of them, an object of 0 and 1 for each, or a single one."""
+    if isinstance(value, dict):
+        return all(flag in (None, 0, 1) for flag in value.values())
+    if isinstance(value, list | set):
+        return not any(isinstance(item, list | dict | set) for item in value)
+    return not str(value).strip().startswith(("[", "{"))
+
+
+def _why_no_label(column: Column) -> str:
+    """Return why a column is not taken for labels."""
+    name = f"column {quoted(column.name)}"
+    if not column.texts:
+        wrong = next(value for value in column.present if not _is_label_set(value))
+        return f"{name} has {quoted(wrong)}, expected a label"
+    if len(column.counts) < 2:
+        return f"{name} has one value, {quoted(column.texts[0])}"
+    if column.is_reference:
+        return f"{name} has IDs, links or dates, such as {quoted(column.texts[0])}"
+    num_values, example = len(column.counts), quoted(column.texts[0])
+    return f"{name} has {num_values} different values in {len(column.texts)} rows, such as {example}"
 
 
 def _set_flags(inferred: InferredTask, flags: Sequence[Column], choices: Choices) -> None:
@@ -195,6 +223,7 @@ def _set_label(inferred: InferredTask, column: Column, choices: Choices) -> None
             float(text.replace(".", "").replace(",", ".") if inferred.decimal else text) for text in column.texts
         ]
         inferred.findings["labels"] = f"{where}: numbers from {min(numbers):g} to {max(numbers):g}"
+        _doubt_thousands(inferred, column)
     elif kind == "multi_label":
         rows = [_labels_in(value, delimiter) for value in column.present]
         if all(isinstance(value, str) for value in column.values):  # an empty cell means none of the labels
@@ -212,6 +241,13 @@ def _set_label(inferred: InferredTask, column: Column, choices: Choices) -> None
         inferred.findings["labels"] = f"{where}: {len(names)} labels: {describe_counts(column.counts)}"
         if len(names) == 2:
             inferred.keys["labels"] = _ordered(names)
+        elif any(label_key(name) == "-1" for name in names):  # otherwise it would be a missing label
+            is_numeric = all(map(NUMBER.fullmatch, names))
+            inferred.keys["labels"] = tuple(sorted(names, key=float) if is_numeric else sorted(names))
+            inferred.doubts.append(
+                "-1 is taken as a label; if it marks rows without one, remove it from task.labels, and set "
+                "data.skip_unlabelled=true"
+            )
         _doubt_spellings(inferred, column)
     skip_unlabelled(inferred, column)
 
@@ -231,10 +267,17 @@ def _kind_of_label(inferred: InferredTask, column: Column, choices: Choices) -> 
     """Return the kind of task for a column of labels, and the separator of several labels in a cell.
 
     Raises:
-        UsageError: if the column has lists or objects, and a problem with one label per row is chosen.
+        UsageError: if the column has lists or objects, and a problem with one label per row is chosen; or most values
+            are numbers, but some are not.
     """
     delimiter = choices.label_delimiter
     if column.are_lists or not column.texts:
+        wrong = next((value for value in column.present if not _is_label_set(value)), None)
+        if wrong is not None:
+            raise UsageError(
+                f"column {quoted(column.name)} has {quoted(wrong)}, expected a label, a list of labels, or an object "
+                "of 0 and 1 for each label; name another column with --label"
+            )
         if column.present and choices.kind not in (None, "multi_label"):
             raise UsageError(
                 f"column {quoted(column.name)} has {quoted(column.present[0])}, expected one value per row for "
@@ -257,6 +300,7 @@ def _kind_of_label(inferred: InferredTask, column: Column, choices: Choices) -> 
                 "--problem regression predicts a number"
             )
         return "single_label", None
+    _check_numbers(column)
     if (delimiter := _find_label_delimiter(column)) is not None:
         inferred.doubts.append(
             f"cells of column {quoted(column.name)} are taken as several labels separated by {delimiter!r}; "
@@ -264,6 +308,33 @@ def _kind_of_label(inferred: InferredTask, column: Column, choices: Choices) -> 
         )
         return "multi_label", delimiter
     return "single_label", None
+
+
+def _check_numbers(column: Column) -> None:
+    """Check that values are not numbers to predict, of which some are damaged, missing or have a unit.
+
+    Raises:
+        UsageError: if most are numbers, and too many to be labels.
+    """
+    num_numbers = sum(NUMBER_LIKE.fullmatch(text) is not None for text in column.counts)
+    if num_numbers > max(MAX_CLASSES, MIN_NUMBER_SHARE * len(column.counts)):
+        wrong = next(text for text in column.counts if not NUMBER.fullmatch(text))
+        raise UsageError(
+            f"column {quoted(column.name)} has numbers, but also {quoted(wrong)} ({column.counts[wrong]}×), expected "
+            "numbers such as 1234.5, or an empty cell if there is none; correct it, or set --problem single_label"
+        )
+
+
+def _doubt_thousands(inferred: InferredTask, column: Column) -> None:
+    """Doubt that a mark is the decimal separator if it has three digits after it in all numbers, as in 1,234."""
+    mark = "," if inferred.decimal == "comma" else "."
+    marked = [text for text in column.counts if mark in text]
+    if marked and all(map(THOUSANDS[mark].fullmatch, marked)):
+        name = "comma" if mark == "," else "point"
+        inferred.doubts.append(
+            f"the {name} in numbers such as {quoted(marked[0])} is read as a decimal {name}; if it separates "
+            "thousands, remove it from the file"
+        )
 
 
 def _find_label_delimiter(column: Column) -> str | None:

@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from bertcli.data.annotation_inference import find_choices, find_questions, find_spans, find_tags
 from bertcli.data.column_profile import ID_NAMES, Column, is_blank
 from bertcli.data.formats import Row
-from bertcli.data.inferred_task import GROUP_NAMES, Choices, InferredTask
+from bertcli.data.inferred_task import (
+    GROUP_NAMES,
+    LABEL_NAMES,
+    TEXT_NAMES,
+    Choices,
+    InferredTask,
+    shell_argument,
+)
 from bertcli.data.label_inference import find_classification
 from bertcli.errors import UsageError, did_you_mean, quoted, shortened
 from bertcli.tasks.task import NUMBER
@@ -64,8 +71,15 @@ def _check_header(columns: dict[str, Column]) -> None:
     """Check that the names of the columns are names, not the values of a first row.
 
     Raises:
-        UsageError: if a name is a sentence, or one of the values of its column.
+        UsageError: if a name is a sentence, or one of the values of its column, or the first row has names.
     """
+    first = [(column, str(column.values[0]).strip()) for column in columns.values()]
+    cells = [cell for column, cell in first if column.counts[cell] == 1]
+    if sum(cell.lower() in (*TEXT_NAMES, *LABEL_NAMES, *ID_NAMES) for cell in cells) > 1:
+        raise UsageError(
+            f"found {quoted([*columns])} as the names of columns, but the first row, {quoted(cells)}, looks like the "
+            "header; remove what is above it"
+        )
     for name, column in columns.items():
         is_value = name.strip() and column.counts[name.strip()] > 1
         if len(name.split()) > MAX_NAME_WORDS or is_value or (NUMBER.fullmatch(name.strip()) and column.is_number):
@@ -130,23 +144,50 @@ def split_of_name(name: str) -> str | None:
 
 
 def _find_split_column(columns: dict[str, Column], choices: Choices, *, has_validation: bool) -> Column | None:
-    """Return the column that names each row's split, if there is one."""
+    """Return the column that names each row's split, if there is one.
+
+    Raises:
+        UsageError: if most values of a column name a split, but not all, or several name the same one.
+    """
     if choices.split == "none" or (has_validation and choices.split is None):
         return None
     if choices.split is not None:
         return columns[choices.split]
     for column in columns.values():
-        splits = [split_of_name(text) for text in column.counts]
-        is_split = len(splits) > 1 and all(splits) and len({*splits}) == len(splits)
-        if is_split and "train" in splits and column.name not in (*choices.text, *choices.label):
+        named = {text: split for text in column.counts if (split := split_of_name(text)) is not None}
+        if (
+            "train" not in named.values()
+            or len({*named.values()}) < 2
+            or column.name in (*choices.text, *choices.label)
+        ):
+            continue
+        if len({*named.values()}) == len(column.counts):
             return column
+        if sum(column.counts[text] for text in named) > len(column.texts) / 2:
+            raise UsageError(
+                f"column {quoted(column.name)} seems to name the split of each row, but has the values "
+                f"{quoted([*column.counts])}, expected one name each for training, validation and test; correct it, "
+                f"use --split {shell_argument(column.name)} to leave out rows with other values, or --split none to "
+                "ignore the column"
+            )
     return None
 
 
 def _add_split_column(inferred: InferredTask, column: Column) -> None:
+    """Set the keys for a column that names each row's split.
+
+    Raises:
+        UsageError: if no value names the training split, or several values name the same split.
+    """
     names: dict[str, str | None] = dict.fromkeys(SPLIT_VALUES)
     for text in column.counts:
-        if (split := split_of_name(text)) is not None:
+        split = split_of_name(text)
+        if split is not None and names[split] is not None:
+            raise UsageError(
+                f"found {quoted(names[split])} and {quoted(text)} in column {quoted(column.name)}, which both name the "
+                f"{split} split; write them in the same way"
+            )
+        if split is not None:
             names[split] = text
     if names["train"] is None:
         raise UsageError(
@@ -154,9 +195,11 @@ def _add_split_column(inferred: InferredTask, column: Column) -> None:
             "(or dev) and test"
         )
     inferred.keys |= {"split_column": column.name, "splits": names}
-    counts = ", ".join(f"{text} ({count})" for text, count in column.counts.most_common(3))
+    counts = ", ".join(f"{text} ({column.counts[text]})" for text in names.values() if text is not None)
+    num_left_out = len(column.values) - sum(column.counts[text] for text in names.values() if text is not None)
+    left_out = f"; {num_left_out} row{'s' * (num_left_out > 1)} without one of these left out" if num_left_out else ""
     held_out = "" if names["validation"] else "; 10% of the training rows are held out for validation"
-    inferred.findings["splits"] = f"column {quoted(column.name)}: {shortened(counts)}{held_out}"
+    inferred.findings["splits"] = f"column {quoted(column.name)}: {shortened(counts)}{left_out}{held_out}"
 
 
 def _add_groups(inferred: InferredTask, columns: dict[str, Column], choices: Choices) -> None:
@@ -173,7 +216,8 @@ def _add_groups(inferred: InferredTask, columns: dict[str, Column], choices: Cho
     else:
         group = next((name for name, column in columns.items() if name not in used and _is_group(column)), None)
         text = columns.get(inferred.keys["text_columns"][-1 if inferred.kind == "questions" else 0])
-        if group is None and text is not None and _is_repeated(text):
+        is_word = "sentence_column" in inferred.keys  # words repeat
+        if group is None and text is not None and _is_repeated(text) and not is_word:
             group = text.name
         if group is not None:
             inferred.doubts.append(
@@ -182,7 +226,7 @@ def _add_groups(inferred: InferredTask, columns: dict[str, Column], choices: Cho
             )
     if group is not None:
         inferred.keys["group_by"] = group
-        held_out += f", by column {quoted(group)}"
+        held_out = f"10% of the values of column {quoted(group)}, with all their rows, are held out for validation"
     elif inferred.kind == "single_label":
         held_out += ", stratified by label"
     inferred.findings.setdefault("splits", held_out)

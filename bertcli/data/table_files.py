@@ -41,7 +41,7 @@ from bertcli.data.text_files import (
     read_utf8,
     without_compression_suffix,
 )
-from bertcli.errors import DataError, shortened
+from bertcli.errors import DataError, quoted, shortened
 from bertcli.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
         DataError: if a file is missing or unreadable, its encoding or format is unknown, or the files' columns differ.
     """
     import pyarrow
-    from datasets import Dataset, NamedSplit
+    from datasets import Dataset, NamedSplit, disable_progress_bars
 
+    disable_progress_bars()  # of what is done with the rows later
     tables = []
     for path in map(Path, paths):
         check_exists(path)
@@ -109,14 +110,22 @@ def _concatenate(tables: Sequence[pyarrow.Table], paths: Sequence[str], task: Ta
     numbered = []
     for path, table in zip(paths, tables, strict=True):
         if table.schema.names != tables[0].schema.names or table.schema.types != tables[0].schema.types:
-            columns, first = ({field.name: str(field.type) for field in each.schema} for each in (table, tables[0]))
             raise DataError(
-                f"{path} has the columns {columns!s:.80}, but {paths[0]} has {first!s:.80}; use the same columns, "
-                "in the same order and of the same types, in all files"
+                f"{path} {_difference(table.schema, tables[0].schema, paths[0])}; use the same columns, in the same "
+                "order and of the same types, in all files"
             )
         table = table.append_column(ROW_COLUMN, pyarrow.array(range(1, len(table) + 1), pyarrow.int64()))
         numbered.append(table.append_column(FILE_COLUMN, pyarrow.repeat(str(path), len(table))))
     return pyarrow.concat_tables(numbered)
+
+
+def _difference(schema: pyarrow.Schema, first: pyarrow.Schema, first_path: str) -> str:
+    """Return how the columns of a file differ from those of the first file."""
+    for field in schema:
+        if field.name in first.names and (kind := first.field(field.name).type) != field.type:
+            kinds = f"{shortened(str(field.type))} in column {quoted(field.name)}"
+            return f"has {kinds}, but {first_path} has {shortened(str(kind))}"
+    return f"has the columns {quoted(schema.names)}, but {first_path} has {quoted(first.names)}"
 
 
 def _with_label_texts(table: pyarrow.Table, column: str) -> pyarrow.Table:

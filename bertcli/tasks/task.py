@@ -172,7 +172,8 @@ class Task(Section):
         0.1,
         gt=0,
         lt=1,
-        description="fraction of the training rows held out for validation if there is no validation split",
+        description="fraction of the training rows (with `group_by`, of the groups) held out for validation if there "
+        "is no validation split",
     )
     group_by: str | None = Field(
         None,

@@ -129,6 +129,7 @@ class Case:
 
 
 SENTIMENT = ["good", "bad"]
+SETS = ["train", "dev", "test", "unused"]
 CASES = {
     "semicolons, Windows-1252 and missing labels": Case(
         {
@@ -502,7 +503,7 @@ def test_classifier_for_other_labels_is_replaced(encoder: Path) -> None:
         (
             "text,date\nit was a fine day,2024-01-02\nit was bad,2024-01-03\n",
             Choices(),
-            "found no column of labels .* --label",
+            "found no column of labels: column 'date' has IDs, links or dates, .* --label",
         ),
         ("text,label\na,b\n", Choices(kind="tag"), r"found --problem 'tag', expected one of .* Did you mean tags\?"),
         ("text\na day\n", Choices(), "found only columns of texts, expected one of labels"),
@@ -515,6 +516,46 @@ def test_classifier_for_other_labels_is_replaced(encoder: Path) -> None:
             "question,A,B,answer\n" + "what is it now ?,x,y,1\nwhat is that ?,x,y,2\n",
             Choices(),
             "numbers the choices from 1 to 2",
+        ),
+        (
+            "question,A,B,answer\n" + "what is it now ?,x,y,x\nwhat is that ?,v,w,w\n",
+            Choices(),
+            "column 'answer' has the text of a choice, 'x', expected its number, from 0, or its letter",
+        ),
+        (
+            "# saved by me,in May\ntext,label\nit was a fine day,good\nit was bad,bad\n",
+            Choices(),
+            r"the first row, \['text', 'label'\], looks like the header; remove what is above it",
+        ),
+        ("My answers\ntext,label\na day,b\n", Choices(), "expected 1 as in the header; if line 1 is not the header"),
+        (
+            table(["text", "price"], [[text, f"${at}"] for at, (text, _) in enumerate(reviews(44))]),
+            Choices(label=("price",)),
+            r"column 'price' has numbers, but also '\$0' \(1×\), expected numbers such as 1234.5, or an empty cell",
+        ),
+        (
+            table(["text", "score"], [[text, at / 7 if at != 5 else "NA"] for at, (text, _) in enumerate(reviews(44))]),
+            Choices(),
+            r"column 'score' has numbers, but also 'NA' \(1×\)",
+        ),
+        (
+            table(["text", "label", "set"], [[text, at % 2, SETS[at % 4]] for at, (text, _) in enumerate(reviews())]),
+            Choices(),
+            r"'set' seems to name the split .* values \['train', 'dev', 'test', 'unused'\], .* --split none",
+        ),
+        (
+            table(["text", "label", "set"], [[text, at % 2, SETS[at % 4]] for at, (text, _) in enumerate(reviews())])
+            + "a day,1,Train\r\n",
+            Choices(split="set"),
+            "found 'train' and 'Train' in column 'set', which both name the train split",
+        ),
+        (
+            table(
+                ["question", "context", "answer"],
+                [[asked, passage, "Rome" if at == "3" else answer] for at, asked, passage, answer in questions()],
+            ),
+            Choices(),
+            r"found answers that are not in their passage, such as 'Rome' \(1 in all, column 'context'\)",
         ),
     ],
 )
@@ -660,3 +701,74 @@ def test_rows_without_any_label_are_counted(header: list[str], labels: list[list
     Path("data.csv").write_text(table(header, [[f"a long text {at}", *labels[at % 4]] for at in range(16)]))
     result = init([Path("data.csv")], Choices(kind="multi_label"), model=str(encoder))
     assert result.findings["labels"].endswith("a (8), b (8); 4 rows without any label")
+
+
+DOUBTFUL = {
+    "numbers with a comma before three digits": (
+        table(["text", "price"], [[text, f"1,{at + 100}"] for at, (text, _) in enumerate(reviews())]),
+        "the comma in numbers such as '1,100' is read as a decimal comma; if it separates thousands, remove it",
+    ),
+    "the label -1": (
+        table(["text", "label"], [[text, at % 3 - 1] for at, (text, _) in enumerate(reviews())]),
+        "-1 is taken as a label; if it marks rows without one, remove it from task.labels",
+    ),
+    "choices that may count from 1": (
+        table(["question", "A", "B", "C", "answer"], [[f"{at} is ?", "x", "y", "z", 1 + at % 2] for at in range(24)]),
+        "no row of column 'answer' has 0, the number of the first choice",
+    ),
+    "spans whose end is included": (
+        lines([{"text": text, "label": [[*span[:1], span[1] - 1, span[2]] for span in spans]}
+               for text, spans in span_rows()]),
+        "32 of 32 spans begin or end inside a word",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_what_may_be_misread_is_a_doubt(name: str) -> None:
+    content, doubt = DOUBTFUL[name]
+    data = Path("data.jsonl" if content.startswith("{") else "data.csv")
+    data.write_text(content)
+    assert doubt in " ".join(init([data], Choices()).doubts)
+    if name == "the label -1":
+        assert recipe_task(load_recipe("recipe.yaml")).labels == ("-1", "0", "1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps({"data": [{"text": "a day", "label": 1}]}), r"only one row, an object with the keys \['data'\]"),
+        (json.dumps([{"text": {"en": "a day"}, "label": at} for at in "ab"]), "column 'text' has {'en': 'a day'}"),
+        (json.dumps(2 * [{"text": "a day", "label": [["0", "X"]]}]), r"column 'label' has \[\['0', 'X'\]\]"),
+        (json.dumps([{"question": "a ?", "choices": [*text], "answer": 0} for text in ("xy", "xyz")]),
+         "has 2 choices in the first row, but 3 in another"),
+    ],
+)  # fmt: skip
+def test_nested_json_is_not_taken_for_labels(content: str, message: str) -> None:
+    Path("data.json").write_text(content)
+    with pytest.raises((UsageError, DataError), match=message):
+        init([Path("data.json")], Choices())
+
+
+def test_a_file_that_is_named_twice_is_read_once() -> None:
+    Path("data").mkdir()
+    Path("data/all.csv").write_text(table(["text", "label"], reviews()))
+    Path("link.csv").symlink_to("data/all.csv")
+    init([Path("data"), Path("data/all.csv"), Path("link.csv")], Choices())
+    files = recipe_task(load_recipe("recipe.yaml")).files
+    assert files is not None
+    assert len(files.train) == 1
+
+
+def test_groups_and_rows_left_out_are_described() -> None:
+    rows = [[text, at % 2, f"user{at % 5}"] for at, (text, _) in enumerate(reviews())]
+    Path("a.csv").write_text(table(["text", "label", "author"], rows))
+    splits = init([Path("a.csv")], Choices(), output=Path("a.yaml")).findings["splits"]
+    assert splits == "10% of the values of column 'author', with all their rows, are held out for validation"
+    rows = [[text, at % 2, SETS[at % 4]] for at, (text, _) in enumerate(reviews())]
+    Path("b.csv").write_text(table(["text", "label", "set"], rows))
+    splits = init([Path("b.csv")], Choices(split="set"), output=Path("b.yaml")).findings["splits"]
+    assert splits == "column 'set': train (6), dev (6), test (6); 6 rows without one of these left out"
+    Path("ner.csv").write_text(kaggle_ner())
+    init([Path("ner.csv")], Choices(), output=Path("ner.yaml"))
+    assert recipe_task(load_recipe("ner.yaml")).group_by is None  # words repeat

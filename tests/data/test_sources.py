@@ -219,8 +219,24 @@ def test_unreachable_hub_suggests_a_mirror() -> None:
 def test_files_with_different_columns_are_rejected(write_csv: Callable[..., Path]) -> None:
     paths = [write_csv("a.csv", ["text", "label"], [["a", 1]]), write_csv("b.csv", ["text", "n"], [["b", 1]])]
     task = Task.model_validate({"files": {"test": [str(path) for path in paths]}, "text_columns": ("text",)})
-    with pytest.raises(DataError, match="has the columns"):
+    with pytest.raises(DataError, match=r"b\.csv has the columns \['text', 'n'\], but .*\['text', 'label'\]"):
         load_split(task, "test")
+    for name, number in (("a", 0), ("b", 0.5)):
+        row = {"text": "a", "label": {"x" * 90: number}}
+        paths[name == "b"] = paths[0].with_name(f"{name}.jsonl")
+        paths[name == "b"].write_text(json.dumps(row) + "\n")
+    task = Task.model_validate({"files": {"test": [str(path) for path in paths]}, "text_columns": ("text",)})
+    with pytest.raises(DataError, match=r"b\.jsonl has struct<x{72}… in column 'label', but .* has struct<x{72}…"):
+        load_split(task, "test")
+
+
+def test_rows_are_selected_without_progress_bars(
+    write_csv: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_csv("a.csv", ["text", "label", "split"], [["a", 1, "train"], ["b", 0, "train"], ["c", 1, "dev"]])
+    fields = {"files": {"train": str(path)}, "text_columns": ("text",), "split_column": "split"}
+    assert len(load_split(Task.model_validate(fields), "train")) == 2
+    assert capfd.readouterr().err == ""
 
 
 def write_rows(path: Path, labels: list[str]) -> Path:
