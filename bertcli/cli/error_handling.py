@@ -101,11 +101,13 @@ def _option_hint(arguments: list[str], context: Any) -> str:
             continue
         if name == "gradient_accumulation_steps" and "per_device_train_batch_size" in values:
             continue  # a factor of the global batch size
-        if (hint := option_hint(name, value)) is not None:
+        if "." in name:  # a recipe key
+            overrides.append(f"{name}={value or '…'}")
+        elif (hint := option_hint(name, value)) is not None:
             hints.append((name, hint))
         elif (key := find_key(name, pretraining="pretrain" in arguments)) is not None:
             overrides.append(override_for(name, key, value, values))
-    text = f"\nRecipe keys are given without dashes: {shlex.join(overrides)}" if overrides else ""
+    text = f"\nRecipe keys are given without dashes: {shlex.join(dict.fromkeys(overrides))}" if overrides else ""
     return text + "".join(f"\nInstead of --{name}: {hint}" for name, hint in hints)
 
 

@@ -53,7 +53,7 @@ def init(
     model: Annotated[
         str | None, typer.Option(help="Model to fine-tune: folder, run or Hub ID [default: a BERT base that fits].")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Recipe to write; must not exist yet.")] = Path("recipe.yaml"),
+    output: Annotated[Path | None, typer.Option(help="New recipe [default: named after the data].")] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="Column of the text; twice for pairs of texts [default: inferred].")
     ] = None,

@@ -85,7 +85,7 @@ def init(
     choices: Choices,
     *,
     model: str | None = None,
-    output: Path = Path("recipe.yaml"),
+    output: Path | None = None,
     encoding: str | None = None,
     delimiter: str | None = None,
     mirror: Path | None = None,
@@ -96,7 +96,7 @@ def init(
         paths: data files, or folders of them; names such as `dev.csv` decide the split.
         choices: decisions of the user, which are not inferred.
         model: model to fine-tune; None: BERT base, cased or uncased, or multilingual.
-        output: the new recipe.
+        output: the new recipe; None: named after the data, which also names the run folder.
         encoding: encoding of the files; None: detected, as is `delimiter`.
 
     Raises:
@@ -106,6 +106,7 @@ def init(
     """
     _check_options(choices, encoding, delimiter)
     files, left_out = files_by_split(paths)
+    output = output or Path(f"{data_name(paths)}.yaml")
     _check_recipe_path(output)
     dialects = {path: detect_dialect(path, encoding, delimiter) for split in files.values() for path in split}
     columns = {split: {path: read_columns(path, dialects[path]) for path in paths} for split, paths in files.items()}
@@ -119,7 +120,8 @@ def init(
     section = _model_section(inferred, sample, model, mirror, data)
     if inferred.skips_unlabelled:
         data["skip_unlabelled"] = True
-    text = recipe_text(inferred, _files_section(files, dialects, inferred, output), section, data, output, len(sample))
+    section_of_files = _files_section(files, dialects, inferred, output)
+    text = recipe_text(inferred, data_name(paths), section_of_files, section, data, output, len(sample))
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("x", encoding="utf-8") as file:
         file.write(text)
@@ -130,6 +132,15 @@ def init(
         names = ", ".join(str(path) for path in left_out[:MAX_WARNED_FILES])
         inferred.doubts.append(f"left out {shortened(names)}, whose names say no split; name the files to use")
     return InitResult(output, findings, inferred.doubts)
+
+
+def data_name(paths: Sequence[Path]) -> str:
+    """Return a name for data files: that of the first file or folder, or of its folder if it only says the split."""
+    path = paths[0].resolve()
+    name = path.name if path.is_dir() else without_compression_suffix(path.name).stem
+    if split_of_name(name) is not None and path.parent.name:
+        name = path.parent.name
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "custom"
 
 
 def _check_recipe_path(output: Path) -> None:
@@ -342,6 +353,7 @@ def _is_ascii(path: Path) -> bool:
 
 def recipe_text(
     inferred: InferredTask,
+    name: str,
     files: Mapping[str, Any],
     model: Mapping[str, Any],
     data: Mapping[str, Any],
@@ -349,16 +361,13 @@ def recipe_text(
     num_rows: int,
 ) -> str:
     """Return the recipe as YAML with comments."""
-    name = re.sub(
-        r"[^\w.-]+", "-", Path(str(files["train"] if isinstance(files["train"], str) else files["train"][0])).name
-    )
     what = f"{inferred.kind} of {', '.join(map(str, inferred.keys['text_columns']))}".replace("\n", " ")
     lines = [
         f"# {shortened(what)}; written by `bertcli init`. `bertcli recipes show {output.name}` lists all keys.",
         f"#   bertcli finetune {output.name}",
         *(f"# unsure: {doubt}" for doubt in inferred.doubts),
         "task:",
-        *_yaml_lines({"name": without_compression_suffix(name).stem or "custom"}, 1),
+        *_yaml_lines({"name": name}, 1),
         "  files:",
         *_yaml_lines(files, 2),
     ]

@@ -108,8 +108,10 @@ def _regression(function: str) -> ScoreFunction:
     return score
 
 
-def _two_rows(references: np.ndarray, pos_label: int) -> str:
-    return f"at least two rows, found {len(references)}" if len(references) < 2 else ""
+def _two_numbers(references: np.ndarray, pos_label: int) -> str:
+    if len(references) < 2:
+        return f"at least two rows, found {len(references)}"
+    return "rows with different numbers" if (references == references[0]).all() else ""
 
 
 def label_indicators(references: np.ndarray, num_labels: int) -> np.ndarray:
@@ -298,12 +300,12 @@ METRICS: dict[str, Metric] = {
         calibration_error, ("single_label", "multiple_choice"), "probabilities", lower_is_better=True
     ),
     "mrr": Metric(_mean_reciprocal_rank, ("multiple_choice",), "probabilities"),
-    "pearson": Metric(_correlation("pearsonr"), ("regression",), requirement=_two_rows),
-    "spearman": Metric(_correlation("spearmanr"), ("regression",), requirement=_two_rows),
+    "pearson": Metric(_correlation("pearsonr"), ("regression",), requirement=_two_numbers),
+    "spearman": Metric(_correlation("spearmanr"), ("regression",), requirement=_two_numbers),
     "mse": Metric(_regression("mean_squared_error"), ("regression",), lower_is_better=True),
     "rmse": Metric(_regression("root_mean_squared_error"), ("regression",), lower_is_better=True),
     "mae": Metric(_regression("mean_absolute_error"), ("regression",), lower_is_better=True),
-    "r2": Metric(_regression("r2_score"), ("regression",), requirement=_two_rows),
+    "r2": Metric(_regression("r2_score"), ("regression",), requirement=_two_numbers),
     "seqeval": Metric(
         _seqeval, ("token_classification",), options=("labels",), scores=("precision", "recall", "f1", "accuracy")
     ),

@@ -172,7 +172,7 @@ UNSUPPORTED_KEYS = {  # argument without an equivalent → what to do instead
     "length_column_name": GROUPED,
     "liger_kernel_config": "Liger kernels are not supported; leave it out",
     "load_best_model_at_end": "the best model is always kept; leave it out",
-    "local_rank": "this is an option, not a key; use --processes",
+    "local_rank": "--processes N starts all processes; leave it out",
     "log_level": "this is an option, not a key; use --quiet",
     "log_level_replica": ON_MAIN_PROCESS,
     "log_on_each_node": ON_MAIN_PROCESS,
@@ -261,7 +261,11 @@ OPTION_HINTS = {  # options of other programs that are neither arguments above n
     "resume": "re-run the same command to resume; leave it out",
     "save_dir": RUN_FOLDER,
 }
-INTERVALS = {"no": "evaluation.every_epochs=null", "epoch": "evaluation.every_epochs=1"}
+INTERVALS = {
+    "no": "evaluation.every_epochs=null",
+    "epoch": "evaluation.every_epochs=1",
+    "steps": "evaluation.every_steps=500",  # the default of eval_steps and save_steps
+}
 PRECISION_OFF = {"False": "hardware.precision=auto", "false": "hardware.precision=auto"}
 OVERRIDES = {  # argument → its value → the recipe key and value that mean the same, where the value differs
     "bf16": PRECISION_OFF,
@@ -275,6 +279,7 @@ OVERRIDES = {  # argument → its value → the recipe key and value that mean t
     "save_strategy": INTERVALS,
     "use_cpu": {"False": "hardware.device=auto", "false": "hardware.device=auto"},
 }
+STRATEGIES = ("eval_strategy", "evaluation_strategy", "save_strategy")
 LIST_KEYS = ("hardware.trackers", "task.metrics", "task.text_columns")
 
 
@@ -287,6 +292,8 @@ def override_for(argument: str, key: str, value: str, arguments: Mapping[str, st
         value: the value given; empty if there is none.
         arguments: all arguments of the command line with their values, some of which belong together.
     """
+    if argument in STRATEGIES and value == "steps":
+        value = arguments.get("eval_steps") or arguments.get("save_steps") or value
     if value in (special := OVERRIDES.get(argument, {})):
         return special[value]
     if "=" in key:  # the key includes its value

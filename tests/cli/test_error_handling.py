@@ -123,6 +123,8 @@ def test_broken_cache_variable_is_named_by_a_command(monkeypatch: pytest.MonkeyP
         (("--report_to", "wandb"), "'hardware.trackers=[wandb]'"),
         (("--resume",), "re-run the same command to resume"),
         (("--max_steps", "-1", "--eval_strategy", "epoch"), "training.max_steps=null evaluation.every_epochs=1"),
+        (("--eval_strategy", "steps", "--eval_steps", "50"), "evaluation.every_steps=50"),
+        (("--training.learning_rate", "3e-5"), "training.learning_rate=3e-5"),
     ],
 )
 def test_option_of_another_program_leads_to_the_key(arguments: tuple[str, ...], key: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from typer.testing import CliRunner
 
 from bertcli.cli.main import app
-from bertcli.commands.init import InitResult, choose_epochs, init
+from bertcli.commands.init import InitResult, choose_epochs
+from bertcli.commands.init import init as run_init
 from bertcli.commands.predict import predict
 from bertcli.data.inferred_task import Choices
 from bertcli.data.prediction_inputs import PredictionInput
@@ -27,6 +30,7 @@ from bertcli.runs.folder import RunOptions
 
 from ..conftest import QUIET
 
+init = partial(run_init, output=Path("recipe.yaml"))
 NOUNS = ["film", "soup", "train", "day", "book", "harbour", "song", "city"]
 GOOD, BAD = ["fine", "lovely", "good"], ["bad", "awful", "dull"]
 NAMES = ["Anna", "Bruno", "Clara", "Émile"]
@@ -772,3 +776,23 @@ def test_groups_and_rows_left_out_are_described() -> None:
     Path("ner.csv").write_text(kaggle_ner())
     init([Path("ner.csv")], Choices(), output=Path("ner.yaml"))
     assert recipe_task(load_recipe("ner.yaml")).group_by is None  # words repeat
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("reviews.csv", "reviews"),
+        ("My reviews (2).csv", "My-reviews-2"),
+        ("news/train.csv", "news"),
+        ("news/sport-train.csv.gz", "news"),
+        ("news", "news"),
+    ],
+)
+def test_recipe_and_task_are_named_after_the_data(path: str, name: str) -> None:
+    Path("news").mkdir()
+    file = Path("news/all.csv" if path == "news" else path)
+    content = table(["text", "label"], reviews()).encode()
+    file.write_bytes(gzip.compress(content) if path.endswith(".gz") else content)
+    result = CliRunner().invoke(app, ["init", path])
+    assert f"wrote     {name}.yaml\n" in result.output
+    assert recipe_task(load_recipe(f"{name}.yaml")).name == name

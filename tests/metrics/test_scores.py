@@ -345,6 +345,7 @@ def test_constant_predictions_have_defined_scores() -> None:
         ("average_precision_macro", "multi_label", [[0, 0], [0, 0]], "rows with the label"),
         ("r2", "regression", [1.0], "at least two rows, found 1"),
         ("pearson", "regression", [1.0], "at least two rows, found 1"),
+        ("spearman", "regression", [1.5, 1.5, 1.5], "rows with different numbers"),
     ],
 )
 def test_undefined_score_is_refused_with_what_it_needs(name: str, kind: str, gold: Any, lack: str) -> None:

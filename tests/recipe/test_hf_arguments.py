@@ -79,6 +79,7 @@ def test_reasons_say_what_to_do() -> None:
         ("fp16", "True", "hardware.precision=fp16"),
         ("bf16", "False", "hardware.precision=auto"),
         ("eval_strategy", "epoch", "evaluation.every_epochs=1"),
+        ("eval_strategy", "steps", "evaluation.every_steps=500"),
         ("save_strategy", "no", "evaluation.every_epochs=null"),
         ("eval_steps", "500", "evaluation.every_steps=500"),
         ("metric_for_best_model", "eval_loss", "evaluation.best_by=loss"),
