@@ -51,7 +51,7 @@ def add_tools(app: typer.Typer) -> None:
 def init(
     data: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.", metavar="DATA")],
     model: Annotated[
-        str | None, typer.Option(help="Model to fine-tune: folder, run or Hub ID [default: a BERT base that fits].")
+        str | None, typer.Option(help="Model to fine-tune: folder, run or Hub ID [default: BERT].")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="New recipe [default: named after the data].")] = None,
     text: Annotated[
@@ -70,11 +70,9 @@ def init(
     group: Annotated[
         str | None, typer.Option(help="Column whose equal values stay in one split, or none [default: inferred].")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Column that names each row's split, or none [default: inferred].")
-    ] = None,
+    split: Annotated[str | None, typer.Option(help="Column of each row's split, or none [default: inferred].")] = None,
     label_delimiter: Annotated[
-        str | None, typer.Option(help="Separator of several labels in a cell [default: inferred].")
+        str | None, typer.Option(help="Separator of labels in a cell [default: inferred].")
     ] = None,
     encoding: Annotated[
         str | None, typer.Option(help="Encoding of the files, such as windows-1252 [default: detected].")
@@ -82,6 +80,7 @@ def init(
     delimiter: Annotated[
         str | None, typer.Option(help="Separator of CSV files: comma, semicolon, tab or pipe [default: detected].")
     ] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns of CSV without a header, such as label,text.")] = None,
     mirror: Mirror = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -105,6 +104,7 @@ def init(
         output=output,
         encoding=encoding,
         delimiter=delimiter,
+        column_names=columns,
         mirror=check_mirror(mirror),
     )
     print_result(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "\n".join(result.lines))

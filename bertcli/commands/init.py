@@ -51,6 +51,7 @@ KEY_COMMENTS = {
     "split_column": "names each row's split",
     "group_by": "rows with the same value stay in one split",
     "held_out_fraction": "of the training rows, or of their groups, for validation",
+    "column_names": "the files have no header",
     "skip_empty": "rows without a text",
     "skip_unlabelled": "rows without a label",
     "unanswerable": "some questions have no answer in the passage",
@@ -88,6 +89,7 @@ def init(
     output: Path | None = None,
     encoding: str | None = None,
     delimiter: str | None = None,
+    column_names: str | None = None,
     mirror: Path | None = None,
 ) -> InitResult:
     """Write a recipe for data files, and return what was found in them.
@@ -98,6 +100,7 @@ def init(
         model: model to fine-tune; None: BERT base, cased or uncased, or multilingual.
         output: the new recipe; None: named after the data, which also names the run folder.
         encoding: encoding of the files; None: detected, as is `delimiter`.
+        column_names: names of the columns of CSV or TSV files without a header, separated by commas.
 
     Raises:
         UsageError: if the recipe exists, an option is invalid, or the data leave something open that the recipe needs.
@@ -108,7 +111,9 @@ def init(
     files, left_out = files_by_split(paths)
     output = output or Path(f"{data_name(paths)}.yaml")
     _check_recipe_path(output)
-    dialects = {path: detect_dialect(path, encoding, delimiter) for split in files.values() for path in split}
+    header = tuple(name.strip() for name in column_names.split(",")) if column_names is not None else ()
+    dialects = {path: detect_dialect(path, encoding, delimiter, header) for split in files.values() for path in split}
+    _check_columns_option(header, dialects)
     columns = {split: {path: read_columns(path, dialects[path]) for path in paths} for split, paths in files.items()}
     sample = _sample_rows({path: dialects[path] for path in files["train"]})
     training = common_columns(columns.pop("train"), choices)
@@ -163,6 +168,14 @@ def _check_options(choices: Choices, encoding: str | None, delimiter: str | None
             check_encoding(encoding)
         except ValueError as error:
             raise UsageError(f"--encoding: {error}") from None
+
+
+def _check_columns_option(names: Sequence[str], dialects: Mapping[Path, FileDialect]) -> None:
+    if len({*names}) < len(names) or "" in names:
+        raise UsageError(f"found --columns {quoted(','.join(names))}, expected a different name for each column")
+    other = next((path for path, dialect in dialects.items() if names and not dialect.column_names), None)
+    if other is not None:
+        raise UsageError(f"--columns names the columns of CSV and TSV files without a header, but found {other}")
 
 
 def files_by_split(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -329,6 +342,8 @@ def _files_section(
     delimiters = {dialect.delimiter for dialect in dialects.values()}
     if len(delimiters) == 1 and not delimiters & {None, "comma"}:
         section["delimiter"] = delimiters.pop()
+    if header := next(iter(dialects.values())).column_names:
+        section["column_names"] = header
     if inferred.skips_empty:
         section["skip_empty"] = True
     if inferred.decimal is not None:

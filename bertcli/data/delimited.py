@@ -41,17 +41,18 @@ def read_csv(
     sample = list(islice(lines, SAMPLED_LINES))
     delimiter, num_skipped = find_delimiter(sample, path, options, columns)
     lines = islice(chain(sample, lines), num_skipped, None)
-    yield from _with_header(_split_csv(lines, num_skipped + 1, path, delimiter), path, delimiter)
+    yield from _with_header(_split_csv(lines, num_skipped + 1, path, delimiter), path, delimiter, options.column_names)
 
 
-def read_tsv(lines: Iterable[str], path: str) -> Iterator[Cells]:
+def read_tsv(lines: Iterable[str], path: str, options: TextOptions = DEFAULT_OPTIONS) -> Iterator[Cells]:
     """Yield the rows of an unquoted TSV file, the header first; blank lines are skipped.
 
     Raises:
         DataError: if a row has more or fewer values than the header.
     """
     rows = ((number, line.removesuffix("\n").removesuffix("\r")) for number, line in enumerate(lines, start=1))
-    yield from _with_header(((number, row.split("\t") if row else []) for number, row in rows), path, "\t")
+    cells = ((number, row.split("\t") if row else []) for number, row in rows)
+    yield from _with_header(cells, path, "\t", options.column_names)
 
 
 def find_delimiter(
@@ -61,6 +62,7 @@ def find_delimiter(
 
     The separator is the one set in `options` or in a first line such as Excel's `sep=;`. Otherwise it is the one with
     the most `columns` in the header and, if several tie, the one that gives every row as many values as the header.
+    Without a header, it is one that gives the first row as many values as there are column names.
 
     Args:
         sample: the first lines, with their line endings.
@@ -76,6 +78,8 @@ def find_delimiter(
     headers = {delimiter: next(_rows(sample, delimiter), []) for delimiter in DELIMITERS.values()}
     num_named = {delimiter: len({*columns} & {*names}) for delimiter, names in headers.items() if len(names) > 1}
     candidates = [delimiter for delimiter in num_named if num_named[delimiter] == max(num_named.values())]
+    if options.column_names:
+        candidates = [delimiter for delimiter, row in headers.items() if len(row) == len(options.column_names)]
     if len(candidates) > 1:
         agreeing = [delimiter for delimiter in candidates if _widths_agree(sample, delimiter)]
         if len(agreeing) != 1:
@@ -179,21 +183,32 @@ def _explain_quotes(record: str, first_line: int, path: str, delimiter: str) -> 
     return f"{path}:{first_line}: has a carriage return in the middle of a value; remove it, or quote the value"
 
 
-def _with_header(rows: Iterable[Cells], path: str, delimiter: str) -> Iterator[Cells]:
-    """Yield the non-blank rows, the header first; check that every row has as many values as the header."""
-    header, width = 1, 0
+def _with_header(rows: Iterable[Cells], path: str, delimiter: str, column_names: Sequence[str]) -> Iterator[Cells]:
+    """Yield the non-blank rows, the header first; check that every row has as many values as the header.
+
+    Args:
+        column_names: the header of a file that has none.
+    """
+    header, width = 1, len(column_names)
+    if column_names:
+        yield 0, [*column_names]
     for number, row in rows:
         if not row or (width != 1 and len(row) == 1 and not row[0].strip(" \t")):
             continue
+        if row == [*column_names]:
+            raise DataError(
+                f"{path}:{number}: this line has the names of the columns, so the file has a header; do not name them"
+            )
         if width == 0:
-            check_column_names(row, path)
+            check_column_names(row, path, "; if the file has no header, add one")
             header, width = number, len(row)
         if len(row) != width:
             name = next(name for name, value in DELIMITERS.items() if value == delimiter)
             cure = f"; if line {header} is not the header, remove it" if width == 1 else ""
+            source = "for the given column names" if column_names else "as in the header"
             raise DataError(
                 f"{path}:{number}: found {len(row)} value{'s' * (len(row) > 1)}, separated by {name}, expected {width} "
-                f"as in the header{cure}"
+                f"{source}{cure}"
             )
         yield number, row
     if width == 0:

@@ -30,7 +30,7 @@ MIN_NUL_SHARE = 0.3  # of the bytes at even or at odd positions, in UTF-16 witho
 LETTER_RUN = re.compile(r"[À-ÖØ-öø-ÿ]{3,}")  # rare in Western languages; a sign of Cyrillic, Greek and others
 MAX_RUN_SHARE = 0.2  # of the letters beyond ASCII
 MAX_TAGS = 200  # distinct last columns in a CoNLL file's sample
-QUOTED_CELL = re.compile(r'(?:^|\t)"(?:[^"]|"")*"(?=\t|$)', re.MULTILINE)
+QUOTED_CELL = re.compile(r'(?:^|\t)"(?:[^"]|"")*"(?=\t|\r?$)', re.MULTILINE)
 PARQUET_MARK = b"PAR1"
 INIT_OPTIONS = TextOptions(setting="--{key} {value}")
 FORMAT_NAMES = {
@@ -52,17 +52,19 @@ class FileDialect:
         encoding: encoding to set in a recipe; None: UTF-8, or a byte order mark determines it.
         delimiter: name of the separator of CSV, a key of `DELIMITERS`; None in other formats.
         evidence: what the encoding was inferred from; empty for plain UTF-8.
+        column_names: names of the columns of CSV or TSV without a header; empty: the first line has them.
     """
 
     format: str
     encoding: str | None = None
     delimiter: str | None = None
     evidence: str = ""
+    column_names: tuple[str, ...] = ()
 
     @property
     def options(self) -> TextOptions:
         """The options for reading the file."""
-        return TextOptions(self.encoding, self.delimiter, INIT_OPTIONS.setting)
+        return TextOptions(self.encoding, self.delimiter, INIT_OPTIONS.setting, self.column_names)
 
     @property
     def description(self) -> str:
@@ -71,11 +73,14 @@ class FileDialect:
         return f"{FORMAT_NAMES[self.format]}{separator}" + (f", {self.evidence}" if self.evidence else "")
 
 
-def detect_dialect(path: Path, encoding: str | None = None, delimiter: str | None = None) -> FileDialect:
+def detect_dialect(
+    path: Path, encoding: str | None = None, delimiter: str | None = None, column_names: tuple[str, ...] = ()
+) -> FileDialect:
     """Detect how a data file is written.
 
     Args:
         encoding: its encoding, if known; `delimiter` likewise.
+        column_names: names of the columns, if it has no header.
 
     Raises:
         DataError: if the file cannot be read, or is not a text file or Parquet.
@@ -87,7 +92,7 @@ def detect_dialect(path: Path, encoding: str | None = None, delimiter: str | Non
     evidence = ""
     if encoding is None:
         encoding, evidence = detect_encoding(path)
-    options = TextOptions(encoding, delimiter, INIT_OPTIONS.setting)
+    options = TextOptions(encoding, delimiter, INIT_OPTIONS.setting, column_names)
     lines = list(islice(read_lines(path, options), MAX_SAMPLED_LINES))
     if not "".join(lines).strip():
         expected = "rows" if suffix_format in ("json", "jsonl", "conll") else "rows with a header line"
@@ -96,12 +101,12 @@ def detect_dialect(path: Path, encoding: str | None = None, delimiter: str | Non
     if file_format not in ("csv", "tsv"):
         return FileDialect(file_format, encoding, evidence=evidence)
     if file_format == "tsv" and not QUOTED_CELL.search("".join(lines)):
-        return FileDialect("tsv", encoding, evidence=evidence)
+        return FileDialect("tsv", encoding, evidence=evidence, column_names=column_names)
     if file_format == "tsv":  # quoted, so it is read as CSV
-        return FileDialect("csv", encoding, "tab", evidence)
+        return FileDialect("csv", encoding, "tab", evidence, column_names)
     separator, _ = find_delimiter(lines[:SAMPLED_LINES], str(path), options)
     name = next(name for name, value in DELIMITERS.items() if value == separator)
-    return FileDialect("csv", encoding, name, evidence)
+    return FileDialect("csv", encoding, name, evidence, column_names)
 
 
 def _is_parquet(path: Path) -> bool:

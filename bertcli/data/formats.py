@@ -219,8 +219,11 @@ def _to_row(value: object, location: str) -> Row:
     return read_prodigy_row(require_object(read_spacy_example(value), location))
 
 
-def check_column_names(names: Iterable[str], path: str) -> None:
+def check_column_names(names: Iterable[str], path: str, cure: str = "") -> None:
     """Check that no two columns have the same name; columns without a name are ignored.
+
+    Args:
+        cure: what else to do about a duplicate name.
 
     Raises:
         DataError: if a name occurs twice or contains a NUL character.
@@ -230,7 +233,7 @@ def check_column_names(names: Iterable[str], path: str) -> None:
         if "\0" in name:
             raise DataError(f"{path} has a NUL character in a column name; it is not a text file")
         if name and name in seen:
-            raise DataError(f"{path} has the column {name[:80]!r} twice; rename or remove one of them")
+            raise DataError(f"{path} has the column {name[:80]!r} twice; rename or remove one of them{cure}")
         seen.add(name)
 
 

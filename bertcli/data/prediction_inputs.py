@@ -212,7 +212,7 @@ def read_rows(
         elif input_format == "conll":
             yield from _read_conll(lines, path)
         else:
-            rows = read_tsv(lines, path) if input_format == "tsv" else read_csv(lines, path, options, columns)
+            rows = read_tsv(lines, path, options) if input_format == "tsv" else read_csv(lines, path, options, columns)
             _, names = next(rows)
             yield from ((f"{path}:{line}", dict(zip(names, row, strict=True))) for line, row in rows)
 

@@ -83,10 +83,9 @@ def _check_header(columns: dict[str, Column]) -> None:
     for name, column in columns.items():
         is_value = name.strip() and column.counts[name.strip()] > 1
         if len(name.split()) > MAX_NAME_WORDS or is_value or (NUMBER.fullmatch(name.strip()) and column.is_number):
-            names = ",".join(f"column{number}" for number in range(1, len(columns) + 1))
             raise UsageError(
                 f"found {quoted(name)} as the name of a column, which looks like a value; if the file has no header, "
-                f"add a line, for example: sed -i '1i {shortened(names)}' FILE. If it has, set --text and --label"
+                f"name its {len(columns)} columns, such as --columns text,label. If it has, set --text and --label"
             )
 
 

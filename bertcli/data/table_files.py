@@ -225,7 +225,9 @@ def format_of(path: str | Path, task: Task | None) -> str | None:
 def text_options(task: Task | None) -> TextOptions:
     """Return the options for reading a task's text files."""
     files = task.files if task is not None else None
-    return TextOptions(files.encoding, files.delimiter) if files is not None else DEFAULT_OPTIONS
+    if files is None:
+        return DEFAULT_OPTIONS
+    return TextOptions(files.encoding, files.delimiter, column_names=files.column_names)
 
 
 def _read_parquet(path: Path, task: Task | None) -> pyarrow.Table:
@@ -264,23 +266,30 @@ def _read_delimited(path: Path, task: Task | None, options: TextOptions, *, is_c
     content = read_utf8(path, options)
 
     def rows(lines: Iterable[str]) -> Iterator[list[str]]:
-        numbered = read_csv(lines, str(path), options, columns) if is_csv else read_tsv(lines, str(path))
+        numbered = read_csv(lines, str(path), options, columns) if is_csv else read_tsv(lines, str(path), options)
         return (row for _, row in numbered)
 
     sample = list(islice(read_lines(path, options), SAMPLED_LINES))
-    names = next(rows(sample))
+    has_header = not options.column_names
+    names, *_ = islice(rows(sample), 1 if has_header else 2)  # the second is checked not to be a header
     delimiter, num_skipped = find_delimiter(sample, str(path), options, columns) if is_csv else ("\t", 0)
     begins_blank = bool(sample) and sample[0].strip("\r\n").isspace()  # pyarrow would take the line for the header
     if num_skipped == 0 and not begins_blank and is_sound(content, delimiter, is_quoted=is_csv):
         with suppress(pyarrow.ArrowInvalid):
-            return _parse_delimited(content, names, task, delimiter, is_quoted=is_csv)
+            return _parse_delimited(content, names, task, delimiter, is_quoted=is_csv, has_header=has_header)
     quoted = io.StringIO()
     csv.writer(quoted, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows(read_lines(path, options)))
     return _parse_delimited(quoted.getvalue().encode(), names, task, ",", is_quoted=True)
 
 
 def _parse_delimited(
-    content: bytes, names: Sequence[str], task: Task | None, delimiter: str, *, is_quoted: bool
+    content: bytes,
+    names: Sequence[str],
+    task: Task | None,
+    delimiter: str,
+    *,
+    is_quoted: bool,
+    has_header: bool = True,
 ) -> pyarrow.Table:
     import pyarrow
     from pyarrow import csv as arrow_csv
@@ -294,7 +303,7 @@ def _parse_delimited(
     convert_options = arrow_csv.ConvertOptions(column_types=types, include_columns=_columns_to_read(names, task))
 
     def read(file: pyarrow.BufferReader, block_size: int) -> pyarrow.Table:
-        options = arrow_csv.ReadOptions(block_size=block_size)
+        options = arrow_csv.ReadOptions(block_size=block_size, column_names=None if has_header else names)
         return arrow_csv.read_csv(file, options, parse_options=parse_options, convert_options=convert_options)
 
     return _read_in_blocks(content, read)

@@ -49,11 +49,13 @@ class TextOptions:
         encoding: encoding of files without a byte order mark; None: UTF-8.
         delimiter: name of the separator of CSV, a key of `tasks.task.DELIMITERS`; None: detect it.
         setting: how to set one of the above, a template with `{key}` and `{value}`.
+        column_names: names of the columns of CSV and TSV files without a header; empty: they have one.
     """
 
     encoding: str | None = None
     delimiter: str | None = None
     setting: str = "task.files.{key}={value}"
+    column_names: tuple[str, ...] = ()
 
     def cure(self, key: str, value: str) -> str:
         """Return an instruction to set `key` to `value`, for a message."""

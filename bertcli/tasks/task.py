@@ -118,9 +118,19 @@ class Files(Section):
         None, description="encoding of text files without a byte order mark, such as windows-1252; null: UTF-8"
     )
     delimiter: Delimiter | None = Field(None, description="separator of .csv files; null: detected in each file")
+    column_names: Names = Field(
+        (), description="names of the columns of CSV and TSV files without a header; empty: the first line has them"
+    )
     skip_empty: bool = Field(False, description="skip rows without a text; false: a missing text is an error")
     decimal: Literal["point", "comma"] = Field("point", description="decimal separator of the numbers in a regression")
     format: FileFormat | None = Field(None, description="format of all files; null: by the suffix of each")
+
+    @field_validator("column_names")
+    @classmethod
+    def _check_column_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len({*names}) < len(names):
+            raise ValueError("a name occurs twice; name each column differently")
+        return names
 
     @field_validator("train", "validation", "test", mode="before")
     @classmethod

@@ -23,6 +23,7 @@ from bertcli.commands.init import init as run_init
 from bertcli.commands.predict import predict
 from bertcli.data.inferred_task import Choices
 from bertcli.data.prediction_inputs import PredictionInput
+from bertcli.data.sources import load_training_rows
 from bertcli.errors import DataError, UsageError
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_recipe, recipe_task
@@ -515,7 +516,11 @@ def test_classifier_for_other_labels_is_replaced(encoder: Path) -> None:
         ("text,label\n", Choices(), "found no rows after the header"),
         ("Привет мир;ярлык\n".encode("windows-1251"), Choices(), "not a Western encoding; set --encoding"),
         ("good,a fine day\nbad,it was awful\ngood,nice\ngood,no\n", Choices(), "found 'good' as the name of a column"),
-        ("l,it was a fine day and we all had fun\nx,no\n", Choices(), "looks like a value; .* no header, add a line"),
+        (
+            "l,it was a fine day and we all had fun\nx,no\n",
+            Choices(),
+            "looks like a value; .* no header, name its 2 columns, such as --columns text,label",
+        ),
         (
             "question,A,B,answer\n" + "what is it now ?,x,y,1\nwhat is that ?,x,y,2\n",
             Choices(),
@@ -796,3 +801,48 @@ def test_recipe_and_task_are_named_after_the_data(path: str, name: str) -> None:
     result = CliRunner().invoke(app, ["init", path])
     assert f"wrote     {name}.yaml\n" in result.output
     assert recipe_task(load_recipe(f"{name}.yaml")).name == name
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("sms", "\t"), ("sms.tsv", "\t"), ("sms.csv", ","), ("sms.txt", ";")])
+@pytest.mark.parametrize("is_quoted", [False, True])
+def test_files_without_a_header_are_read_with_the_given_names(name: str, delimiter: str, is_quoted: bool) -> None:
+    rows = [[SENTIMENT[is_good], text.replace(",", '"' if is_quoted else " ")] for text, is_good in reviews()]
+    if name.endswith(".tsv"):  # TSV is not quoted
+        rows = [[label, text.replace('"', " ")] for label, text in rows]
+    header, *others = rows
+    Path(name).write_text(table(header, others, delimiter))
+    with pytest.raises(UsageError, match="--columns text,label"):
+        init([Path(name)], Choices())
+    init([Path(name)], Choices(), column_names="label, text")
+    recipe = load_recipe("recipe.yaml")
+    task = recipe_task(recipe)
+    assert (task.text_columns, task.label_column, task.holds_out_rows) == (("text",), "label", True)
+    loaded = load_training_rows(task)
+    assert [[*row] for row in zip(loaded["label"], loaded["text"], strict=True)] == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        (
+            "label,text\ngood,a fine day\nbad,it was bad\n",
+            "label,text",
+            "data.csv:1: this line has the names of the col",
+        ),
+        (
+            "good,a fine day\nbad,it was bad\n",
+            "label,text,id",
+            "data.csv:1: found 2 values, .* expected 3 for the given",
+        ),
+        ("good,a fine day\nbad,it was bad\n", "a,a", "found --columns 'a,a', expected a different name for each"),
+        (
+            '{"text": "a day", "label": 1}\n',
+            "label,text",
+            "--columns names the columns of CSV and TSV files without a he",
+        ),
+    ],
+)
+def test_column_names_that_do_not_fit_are_refused(content: str, columns: str, message: str) -> None:
+    Path("data.csv").write_text(content)
+    with pytest.raises((UsageError, DataError), match=message):
+        init([Path("data.csv")], Choices(), column_names=columns)
