@@ -29,7 +29,7 @@ from bertcli.heads.labels import check_label_column, label_names, labelled_rows
 from bertcli.heads.text_classification import gold_numbers
 from bertcli.heads.token_classification import tag_names
 from bertcli.heads.word_alignment import row_words, tokenize_words
-from bertcli.metrics import check_references
+from bertcli.metrics.scores import check_references
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
