@@ -177,7 +177,8 @@ def _padded_attention(
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     scores = torch.matmul(query * scale, key.transpose(2, 3))
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        # Not -inf: a query of the padding may have no key, and the NaN of its softmax would reach the gradients.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = fast_dropout(functional.softmax(scores, dim=-1, dtype=torch.float32), dropout)
     return torch.matmul(weights.to(value.dtype), value).transpose(1, 2)
 
@@ -207,7 +208,7 @@ def _local_attention(
         attend: computes attention of each query to all keys that a mask allows.
         mask: [B, 1, 1, S], true for keys that may be attended to; None: all.
     """
-    (rows, _, length, _), reach = query.shape, window - 1
+    (rows, _, length, _), reach = query.shape, max(1, window - 1)
     blocks = -(-length // reach)
     padding = blocks * reach - length
     is_key = query.new_ones((rows, length), dtype=torch.bool) if mask is None else mask[:, 0, 0].expand(rows, length)

@@ -181,13 +181,17 @@ def test_each_pooling_of_a_classifier_gives_the_loss_of_the_padded_model(family:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the second one takes the path with dropout
-@pytest.mark.parametrize("lengths", [[100, 41, 3], [64, 64], [13, 1]])
-def test_local_attention_of_long_texts_is_that_of_transformers(lengths: list[int], dropout: float) -> None:
+@pytest.mark.parametrize("reach", [3, 0])
+@pytest.mark.parametrize("lengths", [[100, 41, 3], [64, 64], [13, 1], [9, 1]])
+def test_local_attention_of_long_texts_is_that_of_transformers(lengths: list[int], reach: int, dropout: float) -> None:
     batch = encode(lengths, labels="tokens").batch(np.arange(len(lengths)))
     batch["labels"].clamp_(max=1)
-    name, fields = "AutoModelForTokenClassification", {"num_hidden_layers": 3, "max_position_embeddings": 128}
+    name = "AutoModelForTokenClassification"
+    fields: dict[str, Any] = {"num_hidden_layers": 3, "max_position_embeddings": 128, "sliding_window": reach}
     padded = loss_and_gradients(build("modernbert", name, **fields), batch)
-    model = build("modernbert", name, **fields, attention_dropout=dropout)
+    model: Any = build("modernbert", name, **fields)
+    for layer in model.model.layers:
+        layer.attn.attention_dropout = dropout
     optimize_forward(model, CPU)
     assert_same(padded, loss_and_gradients(model, batch))
     assert_same(padded, loss_and_gradients(model, prepare_batch(batch, model, CPU)))
