@@ -13,6 +13,7 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +40,25 @@ class AddedTokens:
         pieces: for the ID of each token, the IDs of the pieces that it was divided into before.
         known: tokens that were skipped because they are in the vocabulary.
         duplicates: tokens that were skipped because they are listed before, with their locations.
+        reused: tokens that have the text of an entry of the vocabulary, such as a piece that continues a word; texts
+            are now matched with that entry, which keeps its row.
     """
 
     pieces: dict[int, list[int]]
     known: tuple[str, ...] = ()
     duplicates: tuple[str, ...] = ()
+    reused: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.pieces)
 
     @property
     def note(self) -> str:
-        """The number of added tokens, and which ones were skipped."""
+        """The number of added tokens, and which ones were skipped or reuse an entry of the vocabulary."""
         skipped = ((self.known, "already in the vocabulary"), (self.duplicates, "listed twice"))
         notes = [f"; skipped {len(tokens)} {cause}: {_listed(tokens)}" for tokens, cause in skipped if tokens]
+        if self.reused:
+            notes.append(f"; {len(self.reused)} use the entry of a piece of the same text: {_listed(self.reused)}")
         return f"{len(self.pieces)} added token{'' if len(self.pieces) == 1 else 's'}{''.join(notes)}"
 
     @property
@@ -184,28 +190,30 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, value: str | tuple[str, ...],
     normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     state = b"" if pre_tokenizer is None else pre_tokenizer.__getstate__()
     has_spaces = any(name in state for name in SPACE_IN_TOKENS)
+    encode = partial(tokenizer.encode, add_special_tokens=False, verbose=False)  # without the padding of the backend
+    earlier = tokenizer.get_added_vocab()
     new: dict[str, list[int]] = {}  # pieces by token
     known, duplicates, forms = list[str](), list[str](), set[str]()
     for token, location in read_tokens(value, key) if value else ():
         form = token if normalizer is None or not _is_word(token) else normalizer.normalize_str(token)
-        encoding = backend.encode(f" {token}", add_special_tokens=False)
-        if not form.strip() or not encoding.ids:
+        pieces = encode(f" {token}")
+        if not form.strip() or not pieces:
             raise DataError(f"{location}: the tokenizer normalizes {quoted(token)} to nothing; remove it")
         if form in forms:
             duplicates.append(f"{token} ({location})")
-        elif len(encoding.ids) == 1 and encoding.ids[0] != tokenizer.unk_token_id:
+        elif token in earlier or (len(pieces) == 1 and pieces[0] != tokenizer.unk_token_id):
             known.append(token)
         else:
-            new[token] = encoding.ids
+            new[token] = pieces
         forms.add(form)
     tokenizer.add_tokens([_added_token(token, has_spaces=has_spaces) for token in new])
     ids: Any = tokenizer.convert_tokens_to_ids([*new])
     for token, index in zip(new, ids, strict=True):
-        if index not in backend.encode(f"a {token}", add_special_tokens=False).ids:
+        if index not in encode(f"a {token}"):
             raise ModelError(f"the tokenizer would not find {quoted(token)} in a text; remove it from {key}")
-    # A piece that continues a word in byte-level vocabularies may have the same text; it keeps its row.
-    pieces = {index: new[token] for token, index in zip(new, ids, strict=True) if index >= vocab_size}
-    return AddedTokens(pieces, tuple(known), tuple(duplicates))
+    rows = {index: new[token] for token, index in zip(new, ids, strict=True) if index >= vocab_size}
+    reused = tuple(token for token, index in zip(new, ids, strict=True) if index < vocab_size)
+    return AddedTokens(rows, tuple(known), tuple(duplicates), reused)
 
 
 def _added_token(token: str, *, has_spaces: bool) -> Any:

@@ -121,6 +121,32 @@ def test_known_and_repeated_tokens_are_skipped_and_named(uncased: PreTrainedToke
     assert len(tokenizer) == size + 1
 
 
+def test_padding_saved_with_a_tokenizer_adds_no_pieces(uncased: PreTrainedTokenizerBase) -> None:
+    expected = add_tokens(copy.deepcopy(uncased), ("party", "imatinib"), KEY)
+    tokenizer = copy.deepcopy(uncased)
+    tokenizer.backend_tokenizer.enable_padding(length=20)
+    assert add_tokens(tokenizer, ("party", "imatinib"), KEY) == expected
+
+
+@pytest.mark.parametrize("algorithm", ["wordpiece", "bpe", "unigram"])
+def test_special_tokens_remain_special(algorithm: Any) -> None:
+    vocab_size = {"wordpiece": 150, "bpe": 300, "unigram": 60}[algorithm]
+    tokenizer = train_tokenizer(lambda: LOWERCASE, vocab_size, algorithm)
+    special = tuple(tokenizer.all_special_tokens)
+    before = copy.deepcopy(tokenizer.added_tokens_decoder)
+    assert add_tokens(tokenizer, special, KEY).known == special
+    assert tokenizer.added_tokens_decoder == before
+
+
+def test_word_with_the_text_of_a_piece_uses_its_entry(roberta_tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer = copy.deepcopy(roberta_tokenizer)
+    vocab = tokenizer.get_vocab()
+    word = next(word for word in sorted(vocab) if word.isascii() and word.isalpha() and f"Ġ{word}" not in vocab)
+    added = add_tokens(tokenizer, (word, "zyxzyx"), KEY)
+    assert added.note == f"1 added token; 1 use the entry of a piece of the same text: {word}"
+    assert tokenizer.encode(f"a {word}", add_special_tokens=False)[-1] == vocab[word]
+
+
 def test_file_has_a_token_per_line() -> None:
     Path("words.txt").write_bytes("\ufeffimatinib\r\n\n [DRUG] \nil-2".encode())
     assert read_tokens("words.txt", KEY) == [
