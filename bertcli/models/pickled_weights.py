@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"  # file names of transformers
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+PICKLED_ADAPTER = "adapter_model.bin"  # of peft
 OTHER_FORMATS = {  # file names of weights that cannot be used
     "tf_model.h5": "TensorFlow",
     "tf_model.h5.index.json": "TensorFlow",
@@ -81,7 +82,12 @@ def shard_names(index: Path) -> list[str]:
 
 
 def missing_weights_note(folder: Path) -> str:
-    """Say which weights a folder without loadable ones should have, or that those it has are of another framework."""
+    """Say which weights a folder without loadable ones should have, or why those it has cannot be loaded."""
+    if (folder / PICKLED_ADAPTER).is_file():
+        return (
+            f"found only {PICKLED_ADAPTER}, a pickled LoRA adapter, expected adapter_model.safetensors; convert it with "
+            "peft, as in PeftModel.from_pretrained(base_model, folder).save_pretrained(folder)"
+        )
     names = sorted({file.name for file in folder.iterdir()} & {*OTHER_FORMATS})
     found = ", ".join(f"{name} ({OTHER_FORMATS[name]})" for name in names)
     if not found:

@@ -233,6 +233,23 @@ def test_weights_of_other_frameworks_are_named(encoder: Path, name: str, framewo
         _ = ModelSource("model").config
 
 
+def test_pickled_adapter_is_named(encoder: Path) -> None:
+    folder = pickled("model", encoder)
+    (folder / "pytorch_model.bin").rename(folder / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"found only adapter_model\.bin, a pickled LoRA adapter, expected adapter_m"):
+        _ = ModelSource("model").config
+
+
+def test_weights_without_any_of_the_encoder_are_refused(encoder: Path, in_process: list[Path]) -> None:
+    folder = pickled("model", encoder)
+    state = torch.load(folder / "pytorch_model.bin")
+    for content, found in (({f"module.{name}": state[name] for name in state}, "'module.bert"), ({}, "none")):
+        torch.save(content, folder / "pytorch_model.bin")
+        for new_head in (True, False):
+            with pytest.raises(ModelError, match=rf"no tensor of its encoder: found {found}.*expected names such as "):
+                ModelSource("model").load_model(CLASSIFIER, new_head=new_head, on_missing=lambda weights: None)
+
+
 def test_threads_convert_a_model_once(encoder: Path, in_process: list[Path]) -> None:
     pickled("model", encoder)
     with ThreadPoolExecutor(4) as pool:
