@@ -85,8 +85,8 @@ def missing_weights_note(folder: Path) -> str:
     """Say which weights a folder without loadable ones should have, or why those it has cannot be loaded."""
     if (folder / PICKLED_ADAPTER).is_file():
         return (
-            f"found only {PICKLED_ADAPTER}, a pickled LoRA adapter, expected adapter_model.safetensors; convert it with "
-            "peft, as in PeftModel.from_pretrained(base_model, folder).save_pretrained(folder)"
+            f"found only {PICKLED_ADAPTER}, a pickled LoRA adapter, expected adapter_model.safetensors; convert it "
+            "with peft, as in PeftModel.from_pretrained(base_model, folder).save_pretrained(folder)"
         )
     names = sorted({file.name for file in folder.iterdir()} & {*OTHER_FORMATS})
     found = ", ".join(f"{name} ({OTHER_FORMATS[name]})" for name in names)

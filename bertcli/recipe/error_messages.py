@@ -129,12 +129,13 @@ def find_key(name: str, *, pretraining: bool = False) -> str | None:
     return None
 
 
-def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: bool = True) -> str:
+def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, value: object = None, *, suggest: bool = True) -> str:
     """Describe an unknown key in one line: where it belongs, or which keys have similar names.
 
     Args:
         schema: the recipe's schema; the key is also searched for in its other sections.
         keys: the path of the unknown key.
+        value: its value; the keys of a section that only the other command's recipes have are searched for, too.
         suggest: whether to search for similar keys, which is slow for thousands of unknown keys.
     """
     section, key = ".".join(map(str, keys[:-1])), str(keys[-1])
@@ -150,6 +151,14 @@ def describe_unknown_key(schema: type[BaseModel], keys: KeyPath, *, suggest: boo
     if alias := _alias(schema, section, (*keys[:-1], name)):
         return f"found unknown key {quoted(key)} {where}. Did you mean {alias}?"
     owners = [owner for owner in _sections_with_key(schema, name) if owner != section]
+    if owners and isinstance(value, dict) and (other := _command_with_key(schema, name)):
+        cures = dict.fromkeys(
+            f"{owner}.{name if inner == MAIN_KEYS.get(name) else inner}"
+            for inner in map(str, value)
+            for owner in (owners if inner == MAIN_KEYS.get(name) else _sections_with_key(schema, inner))
+        )
+        cure = f". Did you mean {', '.join(cures)}?" if cures else ""
+        return f"found section {key!r} {where}, which only recipes for `bertcli {other}` have{cure}"
     if owners:
         return f"found key {key!r} {where}, expected it in section {owners[0]!r}. Did you mean {owners[0]}.{name}?"
     if other := _command_with_key(schema, name):

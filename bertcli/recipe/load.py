@@ -321,7 +321,7 @@ def validate_section(
             if details["type"] == "extra_forbidden":
                 schema = layer.schema if prefix else model
                 suggest = len(problems) < MAX_PROBLEMS  # further problems are not shown
-                problems[f"{location}: {describe_unknown_key(schema, keys, suggest=suggest)}"] = None
+                problems[f"{location}: {describe_unknown_key(schema, keys, details['input'], suggest=suggest)}"] = None
             else:
                 problems[f"{location}: {describe_problem(keys, dict(details))}"] = None
         return None, list(problems)

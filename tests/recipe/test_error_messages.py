@@ -131,6 +131,21 @@ def test_key_of_the_other_kind_of_recipe_names_its_command(load, override: str, 
     assert caught.value.problems[0].endswith(f"which only recipes for `bertcli {command}` have")
 
 
+@pytest.mark.parametrize(
+    ("override", "cure"),
+    [
+        ("tokenizer.add_tokens=[a]", ". Did you mean model.add_tokens?"),
+        ("tokenizer.name=a", ". Did you mean model.tokenizer?"),
+        ("tokenizer.lowercase=true", ""),
+    ],
+)
+def test_section_of_the_other_kind_of_recipe_leads_to_the_key_of_this_kind(override: str, cure: str) -> None:
+    assert _problems(load_recipe, "glue/sst2", [override]) == [
+        "command line: found section 'tokenizer' at the top level, which only recipes for `bertcli pretrain` have"
+        + cure
+    ]
+
+
 def test_key_with_hyphens_leads_to_the_key_with_underscores(tmp_path: Path) -> None:
     for override in ("training.max-steps=3", "hardware.micro-batch-size=3"):
         (problem,) = _problems(load_recipe, "glue/sst2", [override])
