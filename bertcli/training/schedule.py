@@ -35,11 +35,14 @@ def lr_scale(
     """
     if step < warmup_steps:
         return step / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     if schedule == "warmup_stable_decay":
         start = max(warmup_steps, total_steps * (1 - decay_ratio))
-        decayed = min(1.0, max(0.0, (step - start) / max(1, total_steps - start)))
-        return DECAYS[decay_shape](decayed)
+        return DECAYS[decay_shape](_progress(step, start, total_steps))
     if schedule == "inverse_sqrt":
         return math.sqrt(max(1, warmup_steps) / max(1, step, warmup_steps))
-    return 1.0 if schedule == "constant" else DECAYS[schedule](progress)
+    return 1.0 if schedule == "constant" else DECAYS[schedule](_progress(step, warmup_steps, total_steps))
+
+
+def _progress(step: float, start: float, end: float) -> float:
+    """Return the share (0 … 1) of the steps, or of the time, from `start` to `end` that has passed."""
+    return min(1.0, max(0.0, step - start) / (end - start)) if end > start else float(step >= end)

@@ -39,3 +39,10 @@ def test_warmup_stable_decay_matches_transformers_at_every_step(warmup: int, sha
         optimizer.step()
         reference.step()
     assert lr_scale("warmup_stable_decay", 50, warmup, 50, decay_ratio=1.0) == 0.0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "warmup_stable_decay"])
+def test_decay_of_less_than_a_second_or_step_ends_at_zero(schedule: str) -> None:
+    times = [lr_scale(schedule, seconds, 4.5, 5.0) for seconds in (4.4, 4.6, 4.9, 5.0, 5.1)]
+    assert times[1:] == sorted(times[1:], reverse=True)
+    assert times[-2:] == [0.0, 0.0]
