@@ -6,6 +6,7 @@ random numbers again, so losses and gradients do not change.
 
 from __future__ import annotations
 
+import inspect
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -36,6 +37,13 @@ def checkpoint_layers(module: nn.Module) -> None:
         for layer in layers:
             layer.gradient_checkpointing = layer is not _last_layer(encoder)
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        if "use_cache" in inspect.signature(encoder.forward).parameters:
+            encoder.register_forward_pre_hook(_without_cache, with_kwargs=True)
+
+
+def _without_cache(_: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, Any]:
+    """Keep no keys and values for generation, to which recomputed layers of GPT-2 would add theirs again."""
+    return args, inputs | {"use_cache": False}
 
 
 def unsupported(model_type: str) -> ModelError:

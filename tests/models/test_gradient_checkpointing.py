@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 LENGTHS = (5, 23, 9, 14, 2)
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 90}
 SIZES |= {"dim": 32, "hidden_dim": 48, "n_heads": 2, "n_layers": 3, "embedding_size": 32, "pad_token_id": 0}
-SIZES |= {"d_model": 32, "encoder_layers": 3, "num_layers": 3, "head_dim": 16}
+SIZES |= {"d_model": 32, "encoder_layers": 3, "num_layers": 3, "head_dim": 16, "n_embd": 32, "n_layer": 3, "n_head": 2}
 HEADS = ("SequenceClassification", "TokenClassification", "MaskedLM")
 
 
@@ -102,6 +102,22 @@ def test_loss_and_gradients_are_those_without_checkpointing(family: str, head: s
             assert (gradient is None) == (others[1][name] is None), name
             assert gradient is None or torch.equal(gradient, others[1][name]), name
         assert torch.equal(state, others[2])  # dropout has drawn as many random numbers
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_loss_and_gradients_of_decoders_do_not_depend_on_a_cache(family: str) -> None:
+    head = "SequenceClassification"
+    model, recomputing = build(family, head, 0.0), build(family, head, 0.0)
+    for part in (model, recomputing):
+        for module in part.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        optimize_forward(part, CPU)
+    checkpoint_layers(recomputing)
+    (loss, gradients, *_), others = step(model, head), step(recomputing, head)
+    torch.testing.assert_close(others[0], loss)
+    for name, gradient in gradients.items():
+        assert gradient is None or torch.allclose(gradient, others[1][name], atol=1e-5), name
 
 
 def test_only_the_last_layer_keeps_its_activations() -> None:
