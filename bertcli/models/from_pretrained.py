@@ -523,6 +523,8 @@ def set_dropout(config: PretrainedConfig, dropout: float) -> None:
     for name in DROPOUT_FIELDS:
         if hasattr(config, name):
             setattr(config, name, dropout)
+    # Without it, the token classifiers of GPT-2, Llama and other decoders use a rate of 0.1.
+    config.classifier_dropout = dropout
 
 
 @contextmanager

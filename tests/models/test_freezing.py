@@ -82,6 +82,24 @@ def test_set_dropout_sets_every_dropout_field(family: str) -> None:
     assert not left
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+def test_set_dropout_sets_the_rate_of_each_layer_of_a_token_classifier(family: str) -> None:
+    sizes = {
+        "n_layer": 1,
+        "num_hidden_layers": 1,
+        "n_embd": 16,
+        "n_head": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+    }
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 20}
+    defaults = transformers.CONFIG_MAPPING[family]()
+    config = transformers.CONFIG_MAPPING[family](**{name: sizes[name] for name in sizes if hasattr(defaults, name)})
+    set_dropout(config, 0.25)
+    model = transformers.AutoModelForTokenClassification.from_config(config)
+    assert {part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)} == {0.25}
+
+
 def test_parameter_depths_reject_families_that_share_one_layer() -> None:
     config = transformers.AlbertConfig(hidden_size=16, num_attention_heads=2, embedding_size=8, num_hidden_layers=4)
     with pytest.raises(ModelError, match="cannot identify the layers"):
