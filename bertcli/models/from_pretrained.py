@@ -31,7 +31,7 @@ from bertcli.models.pickled_weights import (
     find_weights_on_hub,
     missing_weights_note,
 )
-from bertcli.models.saved_weights import check_dtypes, check_finite, check_shapes
+from bertcli.models.saved_weights import check_dtypes, check_finite, check_names, check_shapes
 from bertcli.models.split_words import with_spaces_before_words
 from bertcli.models.tokenizer_matching import PADDING_SENSITIVE_FAMILIES
 from bertcli.recipe.yaml_layers import DATA_SUFFIXES
@@ -245,7 +245,8 @@ class ModelSource:
             tensors = [pair for pair in (*saved.named_parameters(), *saved.named_buffers()) if pair[0] in persistent]
             check_finite(tensors, self.path, f"{saved.base_model_prefix}.")
             missing, unexpected = report["missing_keys"], report["unexpected_keys"]
-            self._check_names(saved, missing, unexpected)
+            expected = [name for name, _ in saved.named_parameters() if is_encoder_tensor(saved, name)]
+            check_names(expected, missing, unexpected, self.path)
             if not new_head:
                 _remove_missing_pooler(saved, missing)
                 return _copy_to_aligned_memory(saved), missing, unexpected
@@ -254,20 +255,6 @@ class ModelSource:
             model.load_state_dict(saved.state_dict())
             return model, missing, unexpected
         return model, _copy_encoder(saved, model, missing), unexpected
-
-    def _check_names(self, model: PreTrainedModel, missing: set[str], unexpected: set[str]) -> None:
-        """Check that the saved weights, some of which are not in `model`, have any of its encoder.
-
-        Raises:
-            ModelError: if they do not, as with the prefix `module.` of a model wrapped by torch.
-        """
-        expected = [name for name, _ in model.named_parameters() if is_encoder_tensor(model, name)]
-        if expected and missing.issuperset(expected):
-            found = f"found {', '.join(map(quoted, sorted(unexpected)[:2]))}" if unexpected else "found none"
-            raise ModelError(
-                f"the weights in {self.path} have no tensor of its encoder: {found}, expected names such as "
-                f"{expected[0]!r}; restore the file, or rename its tensors"
-            )
 
     def _load_with_adapter(self) -> tuple[PreTrainedModel, set[str]]:
         """Load a LoRA adapter saved by peft together with its base model, and merge them.

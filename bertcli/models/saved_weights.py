@@ -1,20 +1,39 @@
-"""Check the shapes, types and values of saved weights."""
+"""Check the names, shapes, types and values of saved weights."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertcli.errors import ModelError
+from bertcli.errors import ModelError, quoted
 
 if TYPE_CHECKING:
     import torch
 
 MAX_SHAPES_LISTED = 3  # in an error message
 FLOAT_DTYPES = ("F", "BF")  # prefixes of safetensors' names of floating-point types
+
+
+def check_names(expected: Sequence[str], missing: set[str], unexpected: Collection[str], path: str) -> None:
+    """Check that saved weights have some of the encoder's.
+
+    Args:
+        expected: names of the encoder's parameters.
+        missing: names of the model's tensors that are not saved.
+        unexpected: names of saved tensors that are not in the model.
+
+    Raises:
+        ModelError: if they do not, as with the prefix `module.` of a model wrapped by torch.
+    """
+    if expected and missing.issuperset(expected):
+        found = f"found {', '.join(map(quoted, sorted(unexpected)[:2]))}" if unexpected else "found none"
+        raise ModelError(
+            f"the weights in {path} have no tensor of its encoder: {found}, expected names such as {expected[0]!r}; "
+            "restore the file, or rename its tensors"
+        )
 
 
 def check_shapes(
