@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bertcli.files import file_lock, manifest_problem, temporary_path, write_manifest
 
-# Each access verifies the sizes and first megabytes of the files. This covers JSON files and array headers completely,
-# without reading gigabytes of tokens.
+# Each access verifies the sizes and, by default, first megabytes of the files. This covers JSON files and array headers
+# completely, without reading gigabytes of tokens.
 VERIFIED_MEGABYTES = 16
 STALE_AFTER_SECONDS = 24 * 3600
 
@@ -27,17 +27,25 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertcli"
 
 
-def get_or_create(folder: Path, create: Callable[[Path], None], warn: Callable[[str], None]) -> Path:
+def get_or_create(
+    folder: Path,
+    create: Callable[[Path], None],
+    warn: Callable[[str], None],
+    *,
+    verify_all: bool = False,
+) -> Path:
     """Return `folder`; if it is missing or damaged, create it first, in one process at a time.
 
     Args:
         create: called with the path of a folder to fill.
         warn: called with a message if the folder is damaged, or if another process is creating it.
+        verify_all: verify the whole files, not only their beginning.
     """
-    if manifest_problem(folder, VERIFIED_MEGABYTES) is not None:
+    if manifest_problem(folder, _verified_megabytes(verify_all)) is not None:
         with _entry_lock(folder, warn):
-            if not is_valid_entry(folder, warn):  # another process may have created it in the meantime
-                with _filled_folder(folder, create) as tmp:
+            # Another process may have created it in the meantime.
+            if not is_valid_entry(folder, warn, verify_all=verify_all):
+                with _filled_folder(folder, create, verify_all=verify_all) as tmp:
                     _move_into_place(tmp, folder)
     return folder
 
@@ -50,11 +58,15 @@ def _entry_lock(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def is_valid_entry(folder: Path, warn: Callable[[str], None]) -> bool:
+def _verified_megabytes(verify_all: bool) -> int | None:
+    return None if verify_all else VERIFIED_MEGABYTES
+
+
+def is_valid_entry(folder: Path, warn: Callable[[str], None], *, verify_all: bool = False) -> bool:
     """Return whether `folder` exists and matches its manifest; warn if it exists but does not match."""
     if not folder.is_dir():
         return False
-    problem = manifest_problem(folder, VERIFIED_MEGABYTES)
+    problem = manifest_problem(folder, _verified_megabytes(verify_all))
     if problem is not None:
         warn(f"{folder} in the cache is damaged ({problem}); rebuilding it and keeping the damaged copy next to it")
     return problem is None
@@ -80,7 +92,7 @@ def create_atomically(folder: Path, create: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _filled_folder(folder: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+def _filled_folder(folder: Path, create: Callable[[Path], None], *, verify_all: bool = False) -> Iterator[Path]:
     """Yield a temporary folder next to `folder`, filled and with a manifest; remove it at the end if still there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
@@ -88,7 +100,7 @@ def _filled_folder(folder: Path, create: Callable[[Path], None]) -> Iterator[Pat
     tmp.mkdir()
     try:
         create(tmp)
-        write_manifest(tmp, VERIFIED_MEGABYTES)
+        write_manifest(tmp, _verified_megabytes(verify_all))
         yield tmp
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,24 +25,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MIN_ROWS = 20_000  # fewer are encoded in less than a second
-FORMAT_VERSION = 1  # increase when rows are encoded differently, to invalidate cached ones
+FORMAT_VERSION = 2  # increase when rows are encoded differently, to invalidate cached ones
 FILE = "encoded.safetensors"
 
 
 def encode_rows(
-    head: Head, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection
+    head: Head,
+    task: Task,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataSection,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Encoded:
-    """Encode rows as `Head.encode` does, or read them from the cache; few rows are not cached."""
+    """Encode rows as `Head.encode` does, or read them from the cache; few rows are not cached.
+
+    Args:
+        warn: called with a message if the cache is damaged or cannot be used, or if another process is encoding them.
+    """
+    from safetensors import SafetensorError
+
     if len(rows) < MIN_ROWS or not tokenizer.is_fast:
         return head.encode(task, rows, tokenizer, data)
     folder = cache_folder() / "encoded" / encoding_key(head, task, rows, tokenizer, data)
     try:
+        # The whole file is verified: all of it is read anyway, and a wrong token would be learned in silence.
         get_or_create(
-            folder, lambda tmp: _write(head.encode(task, rows, tokenizer, data), tmp / FILE), warn=warnings.warn
+            folder, lambda tmp: _write(head.encode(task, rows, tokenizer, data), tmp / FILE), warn, verify_all=True
         )
         return _read(folder / FILE)
-    except OSError as error:  # a full disk, or a cache of another user
-        warnings.warn(f"encoded rows are not cached: {error}", stacklevel=2)
+    except (OSError, SafetensorError) as error:  # a full disk, or a cache that another user owns or is emptying
+        warn(f"encoded rows are not cached: {error}")
         return head.encode(task, rows, tokenizer, data)
 
 
@@ -54,6 +67,7 @@ def encoding_key(head: Head, task: Task, rows: Dataset, tokenizer: PreTrainedTok
     state.update(task.model_dump_json().encode() + data.model_dump_json().encode())
     state.update(tokenizer.backend_tokenizer.to_str().encode())
     state.update(repr((tokenizer.special_tokens_map, tokenizer.padding_side, tokenizer.model_input_names)).encode())
+    state.update(repr(rows.features).encode())  # the names of label IDs
     for name in rows.column_names:
         state.update(json.dumps([name, rows[name][:]], default=str).encode())
     return state.hexdigest()

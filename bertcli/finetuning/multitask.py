@@ -67,7 +67,7 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         return report_finished(run, claim.results, console, is_main_process=processes.is_main_process)
     _check_multitask(recipes.values())
     with processes.main_process_first(), console.waiting("reading rows"):  # the other processes read the cache it fills
-        setups = {name: set_up(task_recipe, options.mirror) for name, task_recipe in recipes.items()}
+        setups = {name: set_up(task_recipe, options.mirror, console.warn) for name, task_recipe in recipes.items()}
     with console.waiting("tokenizing"):
         sizes = {name: len(setup.encode("train")) for name, setup in setups.items()}
         epoch_sizes = [setup.examples_per_epoch for setup in setups.values()]

@@ -43,7 +43,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     if claim.results is not None and not options.dry_run:
         return report_finished(run, claim.results, console, is_main_process=processes.is_main_process)
     with processes.main_process_first(), console.waiting("reading rows"):  # the other processes read the cache it fills
-        setup = set_up(recipe, options.mirror)
+        setup = set_up(recipe, options.mirror, console.warn)
     if len(setup.rows["train"]) > MANY_ROWS:
         console.say(f"data      tokenizing {len(setup.rows['train'])} training rows")
     with console.waiting("tokenizing"):

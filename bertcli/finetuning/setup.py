@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -95,12 +96,15 @@ class FinetuneSetup:
     mirror: Path | None
     num_skipped: int = 0  # number of rows without a label, in all splits (`data.skip_unlabelled`)
     added_tokens: AddedTokens = NO_ADDED_TOKENS  # to the vocabulary of the tokenizer (`model.add_tokens`)
+    warn: Callable[[str], None] = warnings.warn  # prints the warnings of the cache of encoded rows
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def encode(self, split: str) -> Encoded:
         """Return a split as token IDs with labels; it is tokenized only once."""
         if split not in self._encoded:
-            self._encoded[split] = encode_rows(self.head, self.task, self.rows[split], self.tokenizer, self.recipe.data)
+            self._encoded[split] = encode_rows(
+                self.head, self.task, self.rows[split], self.tokenizer, self.recipe.data, self.warn
+            )
         return self._encoded[split]
 
     @property
@@ -295,8 +299,11 @@ class FinetuneSetup:
         return Workload(config, num_parameters, num_trainable, num_sequences, int(np.ceil(longest.mean())), num_layers)
 
 
-def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
+def set_up(recipe: Recipe, mirror: Path | None, warn: Callable[[str], None] = warnings.warn) -> FinetuneSetup:
     """Load and check everything the recipe names, without computing anything expensive or writing anything.
+
+    Args:
+        warn: prints the warnings of the cache of encoded rows.
 
     Raises:
         RecipeError: if a key is invalid for the task or strategy.
@@ -336,7 +343,9 @@ def set_up(recipe: Recipe, mirror: Path | None) -> FinetuneSetup:
             raise DataError(f"{task.name}: split {split!r} has no labels; use a labeled split")
         if split != "train":
             check_references(task, split, gold, head.positive_label_id(task))
-    return FinetuneSetup(recipe, task, head, tokenizer, rows, references, source, mirror, num_skipped, added_tokens)
+    return FinetuneSetup(
+        recipe, task, head, tokenizer, rows, references, source, mirror, num_skipped, added_tokens, warn
+    )
 
 
 def check_recipe(recipe: Recipe, task: Task) -> None:

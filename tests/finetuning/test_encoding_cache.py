@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from safetensors import SafetensorError
 
 from bertcli.data.encoding import Encoded
 from bertcli.finetuning import encoding_cache
@@ -76,19 +78,45 @@ def test_key_changes_with_rows_labels_tokenizer_and_settings(
     assert encoding_key(*arguments(setup)) == keys[0]
     setup.tokenizer.add_tokens(["harbourmaster"])
     keys.append(encoding_key(*arguments(setup)))
+    for names in (["positive", "negative"], ["negative", "positive"]):  # of the same label IDs
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        rows = Dataset.from_dict({"text": ["it was fine", "it was dull"], "label": [0, 1]}, features)
+        keys.append(encoding_key(setup.head, setup.task, rows, setup.tokenizer, setup.recipe.data))
     assert len(set(keys)) == len(keys)
 
 
 def test_damaged_entry_is_rebuilt_and_an_unwritable_cache_is_not_needed(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = set_up(recipe_of(), None)
+    monkeypatch.setattr("bertcli.cache.VERIFIED_MEGABYTES", 0)  # by default, only the sizes of files are verified
+    warnings: list[str] = []
+    setup = set_up(recipe_of(), None, warnings.append)
     expected = setup.encode("train")
     (entry,) = Path("cache/encoded").glob(f"[!.]*/{FILE}")
-    entry.write_bytes(entry.read_bytes()[:-4])
-    with pytest.warns(UserWarning, match="damaged"):
-        assert_equal(encode_rows(*arguments(setup)), expected)
+    content = entry.read_bytes()
+    for damaged in (content[:-4], content[:-4] + b"\1\1\1\1"):
+        entry.write_bytes(damaged)
+        assert_equal(encode_rows(*arguments(setup), warn=warnings.append), expected)
+        assert "damaged" in warnings.pop()
     Path("file").write_text("not a folder")
     monkeypatch.setenv("BERTCLI_CACHE", "file")
-    with pytest.warns(UserWarning, match="encoded rows are not cached"):
-        assert_equal(encode_rows(*arguments(setup)), expected)
+    assert_equal(encode_rows(*arguments(setup), warn=warnings.append), expected)
+    assert "encoded rows are not cached" in warnings.pop()
+    assert not warnings
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "")]
+)
+def test_rows_are_encoded_without_a_cache_on_a_full_disk(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    warnings: list[str] = []
+    setup = set_up(recipe_of(), None, warnings.append)
+    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    assert_equal(setup.encode("train"), setup.head.encode(*arguments(setup)[1:]))
+    assert "encoded rows are not cached" in warnings.pop()
+    assert not [*Path("cache/encoded").iterdir()]
