@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bertcli.files import file_lock, manifest_problem, temporary_path, write_manifest
+from bertcli.files import file_lock, manifest_problem, named_in_errors, temporary_path, write_manifest
 
 # Each access verifies the sizes and, by default, first megabytes of the files. This covers JSON files and array headers
 # completely, without reading gigabytes of tokens.
@@ -99,8 +99,9 @@ def _filled_folder(folder: Path, create: Callable[[Path], None], *, verify_all: 
     tmp = temporary_path(folder)
     tmp.mkdir()
     try:
-        create(tmp)
-        write_manifest(tmp, _verified_megabytes(verify_all))
+        with named_in_errors(folder):
+            create(tmp)
+            write_manifest(tmp, _verified_megabytes(verify_all))
         yield tmp
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

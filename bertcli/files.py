@@ -37,7 +37,7 @@ def write_bytes(path: Path, chunks: Iterable[bytes]) -> None:
     """Stream `chunks` to `path` atomically."""
     tmp = temporary_path(path)
     try:
-        with _named_in_errors(path), tmp.open("xb") as file:
+        with named_in_errors(path), tmp.open("xb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
@@ -48,7 +48,7 @@ def write_bytes(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 @contextmanager
-def _named_in_errors(path: Path) -> Iterator[None]:
+def named_in_errors(path: Path) -> Iterator[None]:
     """Add `path` to the errors raised on a full disk, which do not name the file."""
     try:
         yield
@@ -208,7 +208,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     tmp = temporary_path(path)
     try:
         tmp.touch()
-        with _named_in_errors(path):
+        with named_in_errors(path):
             yield tmp
         check_output(path, overwrite=overwrite)  # another process may have created it in the meantime
         tmp.replace(path)

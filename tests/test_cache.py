@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,15 @@ def test_cache_reports_and_rebuilds_a_damaged_entry(tmp_path: Path, name: str, h
     get_or_create(entry, lambda _: pytest.fail("created again"), pytest.fail)
     assert (entry / "about.json").read_text() == '{"number": 7}'
     assert sorted(path.name.partition(".")[2].partition(".")[0] for path in entry.parent.iterdir()) == ["", "damaged"]
+
+
+def test_cache_names_the_entry_if_the_disk_is_full(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # without a file name, as from `file.write`
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*entry'"):
+        get_or_create(tmp_path / "entry", fail, pytest.fail)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_cache_removes_a_killed_process_s_temporary_folder_after_a_day(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from bertcli.console import Console
 from bertcli.data.encoding import Encoded, special_tokens_template
 from bertcli.errors import ModelError
-from bertcli.finetuning.frozen_outputs import MAX_CHUNK_ITEMS, get_or_compute, outputs_key
+from bertcli.finetuning.frozen_outputs import MAX_CHUNK_ITEMS, create_array, get_or_compute, outputs_key
 from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.labels import check_labels
 from bertcli.inference.forward import check_finite, compute_logits
@@ -108,7 +108,8 @@ def with_teacher_outputs(
             _compute_outputs(teacher, teacher_encoded, depths, size, folder, display.advance)
 
     precision = teacher.accelerator.mixed_precision
-    key = outputs_key(teacher.model.state_dict(), teacher_encoded, depths, size if depths else 0, precision)
+    settings = depths, size if depths else 0, precision
+    key = outputs_key(_model(teacher).config, teacher.model.state_dict(), teacher_encoded, *settings)
     folder = get_or_compute(accelerator, "teachers", key, compute, console.warn)
     logits = np.load(folder / LOGITS)
     if head.labels:
@@ -149,7 +150,7 @@ def _compute_outputs(
     shape = (len(encoded.offsets) - 1, len(depths), model.config.hidden_size)
     projects = size < shape[2]
     path = folder and folder / (FULL_SIZE_STATES if projects else STATES)
-    states = np.lib.format.open_memmap(path, "w+", np.float16, shape) if path and depths else None
+    states = create_array(path, np.float16, shape) if path and depths else None
     start = 0
     for _, chunk in encoded.chunks(MAX_CHUNK_ITEMS):
         values, _ = compute_logits(
@@ -178,7 +179,7 @@ def _compute_outputs(
 
 def _write_projected(states: np.ndarray, size: int, path: Path) -> None:
     """Write states [n, L, H], projected onto their principal components, as [n, L, size]."""
-    projected = np.lib.format.open_memmap(path, "w+", np.float16, (*states.shape[:2], size))
+    projected = create_array(path, np.float16, (*states.shape[:2], size))
     mean, components = principal_components(states, size)
     for start in range(0, len(states), MAX_CHUNK_ITEMS):
         chunk = states[start : start + MAX_CHUNK_ITEMS]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +21,47 @@ from bertcli.inference.forward import compute_logits
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 MAX_CHUNK_ITEMS = 4096  # bounds the outputs held in memory
 HIDDEN_STATES = "hidden_states.npy"
+NAMES = {"_name_or_path", "id2label", "label2id"}  # in a configuration; they do not change what a model computes
 
 
-def outputs_key(weights: Mapping[str, torch.Tensor], encoded: Encoded, *settings: object) -> str:
-    """Return the cache key of a model's outputs: a hash of its weights, the token IDs and the settings."""
+def outputs_key(
+    config: PretrainedConfig, weights: Mapping[str, torch.Tensor], encoded: Encoded, *settings: object
+) -> str:
+    """Return the cache key of a model's outputs: a hash of its configuration and weights, the token IDs and settings.
+
+    The weights alone do not determine the outputs: the numbers of heads, the activation function and much more are only
+    in the configuration.
+    """
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    fields = {name: value for name, value in config.to_dict().items() if name not in NAMES}
+    digest.update(json.dumps(fields, sort_keys=True, default=str).encode())
     for name, tensor in weights.items():
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     for values in (encoded.input_ids, encoded.token_type_ids, encoded.offsets):
         if values is not None:
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
+
+
+def create_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """Create a memory-mapped array in a `.npy` file, and allocate its space on disk.
+
+    Raises:
+        OSError: if the disk is full. Without the allocation, writing to the array would then kill the process.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not supported by the file system
+                    raise
+    return array
 
 
 def get_or_compute(
@@ -79,7 +108,8 @@ def with_frozen_outputs(
     first_only = padding_free is not None and padding_free.output_tokens == "first"
     # The pooler comes after the encoder and is trained.
     encoder = {name: part for name, part in model.base_model.state_dict().items() if "pooler" not in name}
-    key = outputs_key(encoder, encoded, type(model).__name__, first_only, accelerator.mixed_precision)
+    settings = type(model).__name__, first_only, accelerator.mixed_precision
+    key = outputs_key(model.config, encoder, encoded, *settings)
 
     def compute(folder: Path | None) -> None:
         path = folder and folder / HIDDEN_STATES
@@ -122,8 +152,7 @@ def _compute_hidden_states(
         if path is None:
             continue
         if array is None:
-            shape = (num_vectors, hidden.shape[1])
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            array = create_array(path, np.float32, (num_vectors, hidden.shape[1]))
         array[start : start + len(hidden)] = hidden
         start += len(hidden)
     if array is not None:

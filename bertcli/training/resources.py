@@ -115,8 +115,10 @@ def _write_errno(error: BaseException | None, path: Path) -> int | None:
     if error is None:
         return None
     if isinstance(error, OSError) and error.errno is not None:
-        is_in_run = error.filename is not None and path.resolve() in Path(os.fsdecode(error.filename)).resolve().parents
-        return error.errno if error.errno in FULL_ERRORS or (error.errno in DENIED_ERRORS and is_in_run) else None
+        if error.filename is None:
+            return error.errno if error.errno in FULL_ERRORS else None
+        is_in_run = path.resolve() in Path(os.fsdecode(error.filename)).resolve().parents  # not in a cache, say
+        return error.errno if error.errno in FULL_ERRORS | DENIED_ERRORS and is_in_run else None
     if "inline_container.cc" in str(error):  # torch does not report the cause
         return errno.ENOSPC if _max_file_bytes() is None or shutil.disk_usage(path).free == 0 else errno.EFBIG
     if (numbers := OS_ERROR.search(str(error))) is not None:  # safetensors

@@ -43,6 +43,7 @@ def test_failed_write_names_what_ran_out(
     "error",
     [
         PermissionError(errno.EACCES, "Permission denied", "/elsewhere/data.csv"),
+        OSError(errno.ENOSPC, "No space left on device", "/elsewhere/cache"),
         FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
         RuntimeError("size mismatch"),
         OSError("no number"),
