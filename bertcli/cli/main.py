@@ -73,8 +73,8 @@ DEFAULT_ENVIRONMENT = {  # libraries read these at import; variables that are al
     "HF_HUB_VERBOSITY": "error",  # hide the retry warnings; the final error is reported once
 }
 SEVERAL_PROCESSES = (
-    "--processes divides the rows of --input FILE or --split; it is not available for --text, standard input, "
-    "--features, --format glue and --format squad"
+    "several processes (--processes, torchrun, srun) divide the rows of a file (--input) or --split; use a single one "
+    "for --text, standard input, pipes, --features, --format glue and --format squad"
 )
 ONE_INPUT = (
     "give exactly one of --text (repeatable), --input FILE (`-` for stdin) and --split NAME; "
@@ -129,7 +129,7 @@ def finetune(
     from bertcli.runs.folder import RunOptions
 
     loaded = load_finetuning(recipe, distinct_overrides(overrides))
-    if processes > 1 and jobs > 1:
+    if jobs > 1 and _has_several_processes(processes):
         raise UsageError("give either --processes (several processes per run) or --jobs (several runs), not both")
     mirror = check_mirror(mirror)
     _launch_processes(processes)
@@ -268,8 +268,8 @@ def predict(
         raise UsageError("--labels has no effect with --features or --format glue; leave it out")
     if keep_columns and (features or text):
         raise UsageError("--keep-columns has no effect with --text or --features; leave it out")
-    if processes > 1 and (features or text or input_file == "-" or format_name in ("glue", "squad")):
-        raise UsageError(SEVERAL_PROCESSES)
+    if _has_several_processes(processes):
+        _check_divisible(input_file, split, is_single=features or format_name in ("glue", "squad"))
     values = build_inputs(text, pair, choice)
     format_name = _check_output(output, format_name, pooling if features else None, input_file, keep_columns, overwrite)
     mirror, hardware = check_mirror(mirror), hardware_section(device, precision)
@@ -303,6 +303,12 @@ def _check_inputs(text: list[str] | None, input_file: str | None, split: str | N
         raise UsageError(f"--input {input_file} is a folder, expected a file; predict each of its files by itself")
     if not os.path.exists(input_file):
         raise UsageError(f"found no file {input_file} (from --input)")
+
+
+def _check_divisible(input_file: str | None, split: str | None, *, is_single: bool) -> None:
+    # Each process reads all rows and predicts some of them, which it could not do with a pipe.
+    if is_single or (split is None and not (input_file and os.path.isfile(input_file))):
+        raise UsageError(SEVERAL_PROCESSES)
 
 
 def _check_model(name: str, mirror: Path | None, format_name: str | None) -> None:
@@ -340,6 +346,14 @@ def _check_output(
         )
     check_feature_output(Path(output), pooling, inputs, overwrite=overwrite)
     return None
+
+
+def _has_several_processes(processes: int) -> bool:
+    """Return whether this command runs, or will run, in several processes, given `--processes`."""
+    from bertcli.cluster.launch import join_slurm_step, world_size
+
+    join_slurm_step()
+    return max(processes, world_size()) > 1
 
 
 def _launch_processes(num_processes: int) -> None:

@@ -35,6 +35,11 @@ def is_worker_process() -> bool:
     return "RANK" in os.environ
 
 
+def world_size() -> int:
+    """Return the number of processes that a launcher started, of which this is one; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if is_worker_process() else 1
+
+
 def join_slurm_step() -> None:
     """If `srun` started this process as one of several, set torch's environment variables from Slurm's.
 

@@ -8,12 +8,14 @@ import math
 import re
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from bertcli.cluster.launch import world_size
 from bertcli.console import Console, escape_control, ignore_broken_pipe, is_first_process
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import (
@@ -276,6 +278,8 @@ def _write_output(
     num_predictions = 0  # if the reader closes the pipe early, the block below ends without a result
     with _open_output(output, overwrite=overwrite) as file, progress.display("predictions") as display:
         num_predictions = write_predictions(display.track(predictions), file, format_name, console.warn)
+    if world_size() > 1:  # after such an end, the others still wait for this one's share
+        deque(predictions, maxlen=0)
     if not to_stdout:
         console.say(f"wrote {num_predictions} predictions to {output}")
     return num_predictions

@@ -189,11 +189,12 @@ def test_signal_saves_and_sets_the_exit_code(small: Path, number: int, code: int
     assert 1 <= len(list(Path("runs/small/checkpoints").glob("step-*"))) <= 2
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
 @pytest.mark.slow
-def test_broken_pipe_ends_predict_quietly(small: Path) -> None:
+def test_broken_pipe_ends_predict_quietly(small: Path, processes: str) -> None:
     call("finetune", str(small))
     Path("many.txt").write_text("film\n" * 20000)
-    process = start("predict", "runs/small", "--input", "many.txt", "--quiet")
+    process = start("predict", "runs/small", "--input", "many.txt", "--quiet", "--processes", processes)
     assert process.stdout is not None
     assert process.stderr is not None
     assert json.loads(process.stdout.readline())["text"] == "film"
@@ -201,6 +202,32 @@ def test_broken_pipe_ends_predict_quietly(small: Path) -> None:
     assert process.wait() in (0, -signal.SIGPIPE)
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("is_launched", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--input", "pipe"),  # each process would read some of its rows
+        ("--input", "-"),
+        ("--text", "fine"),
+        ("--input", "texts.txt", "--features", "--output", "features.npy"),
+        ("--split", "test", "--format", "squad", "--output", "answers"),
+        ("--format", "glue", "--output", "glue"),
+    ],
+)
+def test_predict_refuses_to_divide_anything_but_a_file_or_split_among_processes(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], is_launched: bool
+) -> None:
+    os.mkfifo("pipe")
+    Path("texts.txt").write_text("fine\n")
+    if is_launched:  # by torchrun
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    result = call("predict", "run", *arguments, *(() if is_launched else ("--processes", "2")))
+    assert result.exit_code == 2
+    assert "several processes" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow

@@ -421,3 +421,20 @@ def test_keep_columns_needs_a_format_with_free_columns() -> None:
     for format_name in ("glue", "squad"):
         with pytest.raises(UsageError, match=f"--keep-columns has no effect on --format {format_name}"):
             predict("run", PredictionInput(path="in.csv", keep_columns=True), "out", format_name, console=QUIET)
+
+
+@pytest.mark.parametrize(("world_size", "num_computed"), [(1, 1), (2, 9)])
+def test_first_process_computes_its_share_after_the_reader_has_closed_the_pipe(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, num_computed: int
+) -> None:
+    def write(predictions: Any, *_: Any) -> int:
+        next(predictions)
+        raise BrokenPipeError
+
+    computed: list[int] = []
+    predictions = (({}, {"label": str(row)}) for row in range(9) if computed.append(row) is None)
+    monkeypatch.setattr(module, "write_predictions", write)
+    monkeypatch.setattr("bertcli.console.discard_stdout", lambda: None)
+    monkeypatch.setattr(module, "world_size", lambda: world_size)
+    module._write_output("-", predictions, "jsonl", QUIET, overwrite=False)
+    assert len(computed) == num_computed
