@@ -42,6 +42,7 @@ LOCK = ".lock"
 SLURM_FILES = re.compile(r"(?:job|gather)(?:-\d+)?\.sh|\d+(?:_\d+)?\.log")  # scripts and logs of `bertcli submit`
 LOG_HEADER = "# messages of a run started by `bertcli finetune --jobs`\n"  # of `log.txt`
 CHECKPOINTS = re.compile(r"\.?step-\d{8}(?:\.tmp|\.old)?")
+MODEL_LEFTOVERS = re.compile(r"\.model(?:\.old|\.tmp|-step-\d{8})")  # of an interrupted save
 MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".bin"}  # of files that `save_pretrained` writes
 
 
@@ -98,6 +99,10 @@ class RunFolder:
     def model(self) -> Path:
         """Best model so far, as `save_pretrained` writes it."""
         return self.path / "model"
+
+    def unpublished_model(self, step: int) -> Path:
+        """Model of an evaluation at `step`, until the checkpoint that selects it as the best is saved."""
+        return self.path / f".model-step-{step:08d}"
 
     @property
     def results(self) -> Path:
@@ -204,7 +209,7 @@ class RunFolder:
     def clean_up(self) -> None:
         """Remove files left by an interrupted save."""
         restore_folder(self.model)
-        for leftover in (*self.checkpoints.glob(".step-*"), self.path / ".model.tmp"):
+        for leftover in (*self.checkpoints.glob(".step-*"), *self.path.glob(".model-step-*")):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -477,8 +482,7 @@ def _is_run_file(path: Path) -> bool:
         with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
             return file.readline() == LOG_HEADER
         return False
-    leftovers = (f".{run.model.name}.tmp", f".{run.model.name}.old")
-    return path.name in RUN_FILES - {LOCK, SUMMARY} or path.name in leftovers
+    return path.name in RUN_FILES - {LOCK, SUMMARY} or MODEL_LEFTOVERS.fullmatch(path.name) is not None
 
 
 def _may_precede_run(path: Path) -> bool:

@@ -117,11 +117,15 @@ class TrainState:
             set_seed(job.seed, device_specific=True)
 
     def save_model(self, validation_logits: Logits) -> None:
-        """Replace the saved best model, and its logits, with this one. All processes must call it together."""
+        """Save this model, the best so far, and its logits. All processes must call it together.
+
+        It replaces the earlier best model in `model/` only after the checkpoint of its step: if the run is killed
+        before, it resumes from an earlier checkpoint, which names the earlier model as the best.
+        """
         module = self._full()
         if not self._accelerator.is_main_process:
             return
-        self._write_model(module)
+        self._write_model(module, self.progress.step)
         if validation_logits:
             content = safetensors.numpy.save(validation_logits, {"step": str(self.progress.step)})
             write_bytes(self._folder.validation_logits, [content])
@@ -139,14 +143,19 @@ class TrainState:
                     logits = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return broadcast_object_list([logits])[0]
 
-    def _write_model(self, module: torch.nn.Module) -> None:
-        tmp = self._folder.path / ".model.tmp"
-        shutil.rmtree(tmp, ignore_errors=True)
-        self._job.save_model(module, tmp)
-        write_manifest(tmp)
-        fsync(*tmp.rglob("*"), tmp)
-        replace_folder(tmp, self._folder.model)
-        fsync(self._folder.path)
+    def _write_model(self, module: torch.nn.Module, step: int) -> None:
+        folder = self._folder.unpublished_model(step)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._job.save_model(module, folder)
+        write_manifest(folder)
+        fsync(*folder.rglob("*"), folder)
+
+    def publish_model(self) -> None:
+        """Replace `model/` with the model of the best step if that is not published yet; for the main process."""
+        step = self.progress.best_step
+        if step is not None and self._folder.unpublished_model(step).is_dir():
+            replace_folder(self._folder.unpublished_model(step), self._folder.model)
+            fsync(self._folder.path)
 
     def ensure_best_model(self) -> None:
         """Check the saved best model; if it is damaged, restore it from the checkpoint of its step.
@@ -163,6 +172,7 @@ class TrainState:
         problem, can_restore = None, False
         if self._accelerator.is_main_process:
             restore_folder(self._folder.model)
+            self.publish_model()  # if the run was killed after the checkpoint of that step
             problem = self._folder.model_problem()
             can_restore = problem is not None and manifest_problem(checkpoint) is None
         problem, can_restore = broadcast_object_list([problem, can_restore])
@@ -177,7 +187,8 @@ class TrainState:
         if self._accelerator.is_main_process:
             module = self.module if self._full_module is None else self._full_module
             load_weights(checkpoint, module)
-            self._write_model(module)
+            self._write_model(module, step)
+            self.publish_model()
         self._console.warn(f"{message}; restored it from {checkpoint.name}")
         self._accelerator.wait_for_everyone()
 
@@ -196,6 +207,7 @@ class TrainState:
                 states,
                 keep=self._job.recipe.evaluation.keep_checkpoints,
             )
+            self.publish_model()
         self._accelerator.wait_for_everyone()
 
     def _full(self) -> torch.nn.Module:

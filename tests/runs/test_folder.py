@@ -245,7 +245,7 @@ def test_overwrite_keeps_files_that_a_person_added_to_the_folders_of_a_run() -> 
     written = [
         *(f"slurm/{name}" for name in ("job.sh", "gather-2.sh", "123.log", "124_0.log")),
         *("trackers/bertcli/events.out.tfevents.1.host.2.0", "checkpoints/step-00000004/progress.json", "eval.jsonl"),
-        *(".model.tmp/config.json", "checkpoints/.step-00000004.tmp/optimizer.pt"),
+        *(".model-step-00000004/config.json", ".model.old/config.json", "checkpoints/.step-00000004.tmp/optimizer.pt"),
     ]
     mine = [
         *("slurm/notes.txt", "slurm/my-job.sh", "trackers/mine/notes.md", "trackers/aim.db"),

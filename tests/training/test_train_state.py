@@ -158,3 +158,25 @@ def test_run_is_not_resumed_on_changed_rows(stopped: Callable[..., Recipe], revi
                 finetune(recipe, Path("run"), RunOptions(console=QUIET, dry_run=dry_run))
     reviews.write_text(original, "utf-8")
     finetune(recipe, Path("run"), RunOptions(console=QUIET))
+
+
+@pytest.mark.parametrize(("fault", "best_step"), [("TrainState.save_checkpoint", 3), ("replace_folder", 5)])
+def test_saved_model_is_that_of_the_best_step_after_a_kill(
+    stopped: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, fault: str, best_step: int
+) -> None:
+    recipe, selection_score = stopped(3), "bertcli.finetuning.job.FinetuneJob.selection_score"
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # step 5 is the best so far; its checkpoint or model is not in place yet
+        patch.setattr(selection_score, lambda job, scores: 1.0)
+        patch.setattr(f"bertcli.training.train_state.{fault}", die)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    # On a GPU, or with other `hardware` keys, a repeated step may have a lower score.
+    monkeypatch.setattr(selection_score, lambda job, scores: -1.0)
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert results.best_step == best_step
+    assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
+    assert not [*Path("run").glob(".model*")]
