@@ -85,8 +85,9 @@ class Trainer:
         self.progress = self.state.progress
         if self.accelerator.device.type == "cpu":
             module, tokens, saved = self.state.module, job.tokens_per_micro_batch, self.progress.num_threads
-            self.progress.num_threads = choose_num_threads(recipe.hardware, module, tokens, saved)
-            torch.set_num_threads(self.progress.num_threads)
+            num_threads = choose_num_threads(recipe.hardware, module, tokens, saved)
+            torch.set_num_threads(num_threads)
+            self.progress.num_threads = saved or num_threads  # it may be resumed again where there are more cores
         self.stopped_by: int | None = None  # the signal that arrived during the last step
         budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
         self.clock = RunClock(self.accelerator, job.plan.total_steps, budget, elapsed)
@@ -153,7 +154,7 @@ class Trainer:
             micro_batch_size=progress.micro_batch_size,
             halve_on_oom=hardware.micro_batch_size == "auto" and self.accelerator.num_processes == 1,
         )
-        threads = f", threads: {progress.num_threads}" if progress.num_threads else ""
+        threads = f", threads: {torch.get_num_threads()}" if self.accelerator.device.type == "cpu" else ""
         device = f"device    {self.accelerator.device} in {self.precision}{threads}"
         reason = reason_not_to_compile(self.accelerator.device) if hardware.compile == "auto" else ""
         self.console.say(f"{device}; layers are not compiled: {reason}" if reason else device)

@@ -16,6 +16,7 @@ from bertcli.commands.evaluate import evaluate
 from bertcli.errors import DiskError, Interrupted, RunFolderError
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.checkpoint import read_progress
 from bertcli.runs.folder import RunFolder, RunOptions
 from bertcli.training import trainer
 
@@ -125,10 +126,15 @@ def test_best_model_damaged_during_the_last_steps_is_not_published(
     assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
 
 
-def test_run_without_a_manifest_is_resumed(stopped: Callable[..., Recipe]) -> None:
+def test_run_without_a_manifest_is_resumed_on_fewer_cores(
+    stopped: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "choose_num_threads", lambda hardware, module, tokens, saved: 1 if saved else 2)
     recipe = stopped(1, "evaluation.keep_checkpoints=1")
     Path("run/model/manifest.json").unlink()
     finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    (checkpoint,) = Path("run/checkpoints").iterdir()
+    assert read_progress(checkpoint).num_threads == 2  # for when it is resumed where there are more cores again
     (Path("run") / WEIGHTS).unlink()
     assert RunFolder(Path("run")).model_problem() is not None
 
