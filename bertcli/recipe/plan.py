@@ -105,7 +105,10 @@ def evaluation_note(plan: Plan, tokens_per_step: float, tokens_per_evaluation: i
     share = num_evaluations * tokens_per_evaluation / 3 / (plan.total_steps * tokens_per_step)
     if share <= 1 / 3:
         return None
+    evaluations, less_often = "evaluation", ""
+    if num_evaluations > 1:
+        evaluations, less_often = "evaluations", "less often (evaluation.every_steps) or "
     return (
-        f"note      {num_evaluations} evaluations will take about {share:.0%} of the time of the training steps; "
-        f"evaluate less often (evaluation.every_steps) or {cure}"
+        f"note      {num_evaluations} {evaluations} will take about {share:.0%} of the time of the training steps; "
+        f"evaluate {less_often}{cure}"
     )

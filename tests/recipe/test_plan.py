@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bertcli.recipe.plan import Plan, evaluation_note
@@ -30,3 +32,10 @@ def test_evaluations_that_take_more_than_a_third_of_the_training_time_are_noted(
         assert note is not None
         assert f"5 evaluations will take {share} of the time" in note
         assert note.endswith("or on fewer rows (data.max_eval_examples)")
+
+
+def test_note_on_a_single_evaluation_does_not_suggest_fewer() -> None:
+    note = evaluation_note(replace(PLAN, eval_every_steps=PLAN.total_steps), 1000.0, 10**9, "on fewer rows")
+    assert note is not None
+    assert "1 evaluation will" in note
+    assert note.endswith("; evaluate on fewer rows")
