@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MIN_ROWS = 20_000  # fewer are encoded in less than a second
 FORMAT_VERSION = 2  # increase when rows are encoded differently, to invalidate cached ones
+HASHED_ROWS = 10_000  # at once, which bounds the memory
 FILE = "encoded.safetensors"
 
 
@@ -68,8 +69,8 @@ def encoding_key(head: Head, task: Task, rows: Dataset, tokenizer: PreTrainedTok
     state.update(tokenizer.backend_tokenizer.to_str().encode())
     state.update(repr((tokenizer.special_tokens_map, tokenizer.padding_side, tokenizer.model_input_names)).encode())
     state.update(repr(rows.features).encode())  # the names of label IDs
-    for name in rows.column_names:
-        state.update(json.dumps([name, rows[name][:]], default=str).encode())
+    for batch in rows.iter(HASHED_ROWS):
+        state.update(json.dumps(batch, default=str).encode())
     return state.hexdigest()
 
 
