@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,16 +21,16 @@ from bertcli.data.duplicates import normalize_text
 from bertcli.data.formats import check_json_depth, join_words
 from bertcli.data.row_layouts import arrange_rows
 from bertcli.data.spans import CUT_COLUMN
+from bertcli.data.splitting import HELD_OUT_SEED, assign_folds, sample_groups, stratified_sample
 from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, label_text, read_files, summarize_error
 from bertcli.errors import DataError, did_you_mean, quoted
-from bertcli.tasks.task import NUMBER, SPLITS, Task
+from bertcli.tasks.task import SPLITS, FoldTask, Task
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
 SCAN_BATCH_SIZE = 1000  # rows in memory when scanning all rows
-HELD_OUT_SEED = 13  # the held-out rows are the same for every training seed
 MAX_LISTED_ROWS = 10  # in a message
 
 
@@ -107,7 +106,7 @@ def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:
     """Split the rows deterministically into `train` and the held-out rows, `validation`.
 
     Rows of a group (`task.group_by`) stay together. Without groups, if each row has one label, the split is stratified
-    by label and, if possible, no label is held out entirely.
+    by label and, if possible, no label is held out entirely. For a `FoldTask`, its fold is held out.
 
     Raises:
         DataError: if there are too few rows or groups, or a row has no group.
@@ -117,25 +116,39 @@ def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:
             f"{origin(task)}: found one training row, expected at least two to hold some out for validation"
         )
     rows = with_row_numbers(rows)
-    if task.group_by is not None:
-        held_out = _held_out_groups(task, rows)
+    if isinstance(task, FoldTask):
+        held_out = {*np.flatnonzero(folds_of_rows(task, rows) == task.fold).tolist()}
+    elif task.group_by is not None:
+        held_out = sample_groups(_groups(task, rows), task.held_out_fraction)
     else:
         num_held_out = min(len(rows) - 1, max(1, math.ceil(task.held_out_fraction * len(rows))))
-        labels = _strata(task, rows)
+        labels = strata(task, rows)
         if labels is None:
             parts = rows.train_test_split(test_size=num_held_out, seed=HELD_OUT_SEED)
             return {"train": parts["train"], "validation": parts["test"]}
-        held_out = _stratified_sample(labels, num_held_out)
+        held_out = stratified_sample(labels, num_held_out)
     return {
         "train": rows.select([row for row in range(len(rows)) if row not in held_out]),
         "validation": rows.select(sorted(held_out)),
     }
 
 
-def _strata(task: Task, rows: Dataset) -> list[str] | None:
+def folds_of_rows(task: FoldTask, rows: Dataset) -> np.ndarray:
+    """Return the fold of each training row, from 1. [R]
+
+    Raises:
+        DataError: if there are fewer rows or groups than folds, every label has fewer rows, or a row has no group.
+    """
+    groups = None if task.group_by is None else _groups(task, rows)
+    try:
+        return assign_folds(len(rows), task.num_folds, strata(task, rows), groups)
+    except ValueError as error:
+        raise DataError(f"{origin(task)}: {error}; lower data.folds") from error
+
+
+def strata(task: Task, rows: Dataset) -> list[str] | None:
     """Return the label of each row as text; None if the rows do not have one label each."""
-    has_one_label = task.head == "text_classification" and task.problem == "single_label"
-    if not has_one_label or task.label_column not in rows.column_names:
+    if not task.has_one_label or task.label_column not in rows.column_names:
         return None
     values = rows[task.label_column][:]
     if any(isinstance(value, list | dict) for value in values):
@@ -143,45 +156,20 @@ def _strata(task: Task, rows: Dataset) -> list[str] | None:
     return [str(value).strip() for value in values]
 
 
-def _stratified_sample(labels: Sequence[str], num_rows: int) -> set[int]:
-    """Draw a stratified sample of rows; if possible, leave at least one row of each label undrawn."""
-    by_label: dict[str, list[int]] = defaultdict(list)
-    for row, label in enumerate(labels):
-        by_label[label].append(row)
-    generator = Random(HELD_OUT_SEED)
-    for label in sorted(by_label):
-        generator.shuffle(by_label[label])
-    fraction = num_rows / len(labels)
-    counts = {label: math.floor(fraction * len(rows)) for label, rows in by_label.items()}
-    by_remainder = sorted(by_label, key=lambda label: (counts[label] - fraction * len(by_label[label]), label))
-    for min_training_rows in (1, 0):  # of each label
-        while sum(counts.values()) < num_rows:
-            open_labels = [label for label in by_remainder if counts[label] < len(by_label[label]) - min_training_rows]
-            if not open_labels:
-                break
-            for label in open_labels[: num_rows - sum(counts.values())]:
-                counts[label] += 1
-    return {row for label, count in counts.items() for row in by_label[label][:count]}
-
-
-def _held_out_groups(task: Task, rows: Dataset) -> set[int]:
+def _groups(task: Task, rows: Dataset) -> list[Any]:
+    """Return the group of each row."""
     assert task.group_by is not None
     _check_names(task, "train", rows, {task.group_by: "group_by"})
     values = [_group_value(value) for value in rows[task.group_by][:]]
     if None in values:
         where = locate_rows(task, rows, [values.index(None)])
         raise DataError(f"{where} has no value in column {task.group_by!r}; add one")
-    groups = sorted(set(values))
-    if all(NUMBER.fullmatch(str(value)) for value in groups):
-        groups.sort(key=float)
-    if len(groups) < 2:
+    if len(set(values)) < 2:
         raise DataError(
             f"{origin(task)}: column {task.group_by!r} has the same value in all rows, expected at least two "
             "values; set task.group_by to another column, or to null"
         )
-    Random(HELD_OUT_SEED).shuffle(groups)
-    held_out = set(groups[: min(len(groups) - 1, max(1, round(task.held_out_fraction * len(groups))))])
-    return {row for row, value in enumerate(values) if value in held_out}
+    return values
 
 
 def _group_value(value: Any) -> Any:

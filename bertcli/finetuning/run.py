@@ -16,6 +16,7 @@ from bertcli.recipe.plan import Plan, evaluation_note, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions, claim_run, seed_folders
 from bertcli.runs.results import RunResults
+from bertcli.tasks.task import FoldTask
 from bertcli.training.memory import MemoryPlan, plan_memory
 from bertcli.training.resources import check_disk
 from bertcli.training.seeds import check_resumable, log_scores, train_seeds
@@ -117,6 +118,8 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, memory: Memo
     skipped = f"; skipped {setup.num_skipped} rows without a label" if setup.num_skipped else ""
     more = skipped + (f"; {setup.balance_note}" if setup.balance_note else "")
     console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows{more}")
+    if isinstance(setup.task, FoldTask):
+        console.say(f"fold      {setup.task.fold} of {setup.task.num_folds} {setup.task.division}")
     console.say(f"model     {setup.source.name if setup.source else f'BERT {recipe.model.size}, from scratch'}")
     if recipe.model.add_tokens:
         console.say(f"tokenizer {setup.added_tokens.note}")

@@ -28,7 +28,7 @@ from bertcli.recipe.yaml_layers import (
     read_yaml_file,
 )
 from bertcli.tasks import TASKS, get_task
-from bertcli.tasks.task import SPLITS, Task
+from bertcli.tasks.task import SPLITS, FoldTask, Task
 
 FORMER_RECIPES = {  # former name of a built-in recipe → current name
     "ner/own-conll": "ner/custom-conll",
@@ -148,8 +148,14 @@ def to_yaml(value: Any) -> str:
 
 
 def recipe_task(recipe: Recipe) -> Task:
-    """Return the recipe's task: a built-in definition, or the inline definition in the recipe."""
-    return get_task(recipe.task) if isinstance(recipe.task, str) else recipe.task
+    """Return the recipe's task: a built-in definition, or the inline definition in the recipe.
+
+    For one fold of a cross-validation, it is a `FoldTask`.
+    """
+    task, data = get_task(recipe.task) if isinstance(recipe.task, str) else recipe.task, recipe.data
+    if data.fold is None or data.folds is None:
+        return task
+    return FoldTask(**dict(task), num_folds=data.folds, fold=data.fold)
 
 
 def shipped_recipes_folder() -> Path:

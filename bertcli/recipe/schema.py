@@ -127,6 +127,23 @@ class DataSection(Section):
         description="size of a random subset of each evaluation split, the same for every seed, in the original order "
         "(with `context_tokens`: the first rows)",
     )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="cross-validation: number of parts of the training rows; a model for each is trained on the others",
+    )
+    fold: int | None = Field(
+        None, ge=1, le=1000, description="the fold to hold out for validation, from 1; null: one run for each"
+    )
+
+    @model_validator(mode="after")
+    def _check_fold(self) -> Self:
+        if self.fold is not None and self.folds is None:
+            raise ValueError("`fold` requires `folds`, the number of folds")
+        if self.fold is not None and self.folds is not None and self.fold > self.folds:
+            raise ValueError(f"found fold {self.fold}, expected at most {self.folds}, the number of `folds`")
+        return self
 
 
 class OptimizationSection(Section):
@@ -321,6 +338,15 @@ class Recipe(Section):
     )
     hardware: HardwareSection = Field(HardwareSection(), description="how the run executes, not what it learns")
 
+    @property
+    def is_cross_validation(self) -> bool:
+        """Whether the recipe stands for a run per fold of the training rows."""
+        return self.data.folds is not None and self.data.fold is None
+
+    def with_fold(self, fold: int) -> Self:
+        """Return a copy for one fold, from 1."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
+
     def with_seed(self, seed: int) -> Self:
         """Return a copy with a single seed."""
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": (seed,)})})
@@ -332,5 +358,20 @@ class Recipe(Section):
             raise ValueError(
                 f"hardware.micro_batch_size {micro} is larger than "
                 f"training.global_batch_size {self.training.global_batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cross_validation(self) -> Self:
+        if self.is_cross_validation and len(self.training.seed) > 1:
+            raise ValueError(
+                "data.folds takes one training.seed; for several, repeat the command with another seed and --run"
+            )
+        if self.is_cross_validation and self.data.max_eval_examples is not None:
+            raise ValueError("data.folds predicts every training row; remove data.max_eval_examples")
+        if self.is_cross_validation and self.answers.thresholds == "tuned":
+            raise ValueError(
+                "answers.thresholds=tuned would tune thresholds on the fold that they are scored on; with data.folds, "
+                "set them as numbers"
             )
         return self

@@ -251,6 +251,11 @@ class Task(Section):
         return not (self.files.validation if self.files is not None and by_file else self.splits.validation)
 
     @property
+    def has_one_label(self) -> bool:
+        """Whether each row has one label, by which rows can be stratified."""
+        return self.head == "text_classification" and self.problem == "single_label"
+
+    @property
     def target_columns(self) -> tuple[str, ...]:
         """The columns in the data that hold the labels."""
         return self.label_columns or (self.span_column or self.label_column,)
@@ -285,3 +290,23 @@ class Task(Section):
         """The score that selects the best checkpoint unless the recipe sets `evaluation.best_by`."""
         first = self.metric_names[0]
         return self.main_metric or MAIN_SCORES.get(first, first)
+
+
+class FoldTask(Task):
+    """A task in cross-validation: its validation split is a fold of its training rows, also if it has another one."""
+
+    num_folds: int
+    fold: int  # from 1
+
+    @property
+    def holds_out_rows(self) -> bool:
+        """Always true."""
+        return True
+
+    @property
+    def division(self) -> str:
+        """How the training rows are divided into folds, for the plan."""
+        rules = ["stratified by label"] * self.has_one_label
+        rules += [f"grouped by {self.group_by}"] if self.group_by is not None else []
+        unused = "" if super().holds_out_rows else "; the validation split of the task is not used"
+        return "folds of the training rows" + ", ".join(["", *rules]) + unused

@@ -13,7 +13,7 @@ import pytest
 from bertcli.data.sources import load_split, load_training_rows, locate_rows
 from bertcli.data.table_files import read_files
 from bertcli.errors import DataError
-from bertcli.tasks.task import Task
+from bertcli.tasks.task import FoldTask, Task
 
 
 def task_of(path: Path | str, **rest: Any) -> Task:
@@ -310,3 +310,33 @@ def test_group_by_compares_values_as_written_without_surrounding_spaces(tmp_path
     titles = {split: {title.strip() for title in load_split(task, split)["title"]} for split in ("train", "validation")}
     assert len(titles["train"]) == len(titles["validation"]) == 1
     assert titles["train"] != titles["validation"]
+
+
+@pytest.mark.parametrize("group_by", [None, "title"])
+def test_each_training_row_is_in_the_validation_split_of_one_fold(tmp_path: Path, group_by: str | None) -> None:
+    path = tmp_path / "rows.csv"
+    rows = [f"t{row},{'ab'[row % 2]},{row // 4},u{row}" for row in range(40)]
+    path.write_text("text,label,title,id\n" + "\n".join(rows), "utf-8")
+    (tmp_path / "other.csv").write_text("text,label\nother,a\n", "utf-8")
+    definition = task_of(path, group_by=group_by).model_dump() | {
+        "files": {"train": str(path), "validation": str(tmp_path / "other.csv")}
+    }
+    held_out: list[int] = []
+    for fold in range(1, 6):
+        task = FoldTask.model_validate(definition | {"num_folds": 5, "fold": fold}, strict=False)
+        train, validation = (load_split(task, split) for split in ("train", "validation"))
+        assert len(train) == 32
+        assert sorted(train["__row__"][:] + validation["__row__"][:]) == [*range(1, 41)]
+        assert sorted(validation["label"][:]) == ["a"] * 4 + ["b"] * 4
+        if group_by:
+            assert not set(train["title"][:]) & set(validation["title"][:])
+        assert locate_rows(task, validation, [0]) == f"{path}: row {validation[0]['__row__']}"
+        held_out += validation["__row__"][:]
+    assert sorted(held_out) == [*range(1, 41)]
+
+
+def test_more_folds_than_rows_are_refused_with_the_file(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.csv", ["a", "b"])
+    task = FoldTask(**dict(task_of(path)), num_folds=3, fold=1)
+    with pytest.raises(DataError, match=r"rows\.csv: found 2 training rows, expected at least 3.*; lower data\.folds"):
+        load_split(task, "validation")

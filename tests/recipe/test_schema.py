@@ -36,6 +36,25 @@ def test_numbers_beyond_reason_are_refused(override: str, expected: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.folds=1"], "found 1 for data.folds, expected a number of at least 2"),
+        (["data.folds=3", "data.fold=4"], "found fold 4, expected at most 3, the number of `folds`"),
+        (["data.folds=3", "data.fold=0"], "found 0 for data.fold, expected a number of at least 1"),
+        (["data.fold=1"], "`fold` requires `folds`, the number of folds"),
+        (["data.folds=3", "training.seed=[1,2]"], "data.folds takes one training.seed; for several, repeat"),
+        (["data.folds=3", "data.max_eval_examples=9"], "predicts every training row; remove data.max_eval_examples"),
+        (["data.folds=3", "answers.thresholds=tuned"], "on the fold that they are scored on; with data.folds, set"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused_with_the_cure(overrides: list[str], expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("sample/sentiment", overrides)
+    (problem,) = caught.value.problems
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("tokenizer.vocab_size=999999999999", "expected a number of at most 2000000"),
