@@ -215,7 +215,8 @@ def report(
 ) -> None:
     """Compare runs: scores, number of training examples and training time.
 
-    For a single run, grid or suite, `report.html` in its folder is rewritten unless `--html` names another file.
+    For a single run, grid, cross-validation or suite, `report.html` in its folder is rewritten unless `--html` names
+    another file.
 
     Example: `bertcli report runs/first runs/second --html compared.html`
 

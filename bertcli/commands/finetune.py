@@ -1,4 +1,4 @@
-"""`bertcli finetune`: fine-tune one recipe, a grid, a suite, or one model on several tasks."""
+"""`bertcli finetune`: fine-tune one recipe, its folds, a grid, a suite, or one model on several tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bertcli.finetuning.setup import check_recipe
 from bertcli.malloc import without_garbage_collection
 from bertcli.models.added_tokens import read_tokens
 from bertcli.models.from_pretrained import ModelSource
-from bertcli.recipe.expansion import Grid
+from bertcli.recipe.expansion import Grid, fold_recipes
 from bertcli.recipe.load import dump_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, independent_recipes_by_folder
@@ -23,10 +23,11 @@ from bertcli.training.startup import report_finished
 
 
 def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, jobs: int = 1) -> RunResults:
-    """Fine-tune as the recipe, grid or suite says; return the content of `results.json`.
+    """Fine-tune as the recipe, grid or suite says, or once per fold of a recipe; return the content of `results.json`.
 
     Args:
-        jobs: number of runs (seeds, grid points, recipes of a suite) to train in parallel, each in its own process.
+        jobs: number of runs (seeds, folds, grid points, recipes of a suite) to train in parallel, each in its own
+            process.
 
     Raises:
         BertcliError: if anything fails; the message says how to fix the problem.
@@ -34,29 +35,35 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
     is_multitask = isinstance(recipe, Suite) and recipe.multitask is not None
     if jobs > 1 and is_multitask:
         raise UsageError("--jobs trains several runs in parallel, but multitask training is one run; use --processes")
-    if isinstance(recipe, Recipe):
+    if isinstance(recipe, Recipe) and recipe.is_cross_validation:
+        _check_inputs(recipe, options)
+    elif isinstance(recipe, Recipe):
         claim = _check(recipe, run, options)
         if claim.results is not None and not options.dry_run and not is_worker_process():
             return report_finished(run, claim.results, options.console)
     with options.console.waiting(LOADING), without_garbage_collection():
+        from bertcli.experiments.collection import claim_members
+        from bertcli.experiments.cross_validation import cross_validate
         from bertcli.experiments.grid import claim_grid, finetune_grid
         from bertcli.experiments.run_many import run_in_parallel
         from bertcli.experiments.suite import claim_suite, finetune_suite
         from bertcli.finetuning.multitask import finetune_multitask
         from bertcli.finetuning.run import finetune as finetune_recipe
     if jobs > 1 and not options.dry_run:
-        recipes = {run: recipe} if isinstance(recipe, Recipe) else independent_recipes_by_folder(recipe, run)
+        recipes = independent_recipes_by_folder(recipe, run)
         if isinstance(recipe, Suite):
             claim_suite(recipe, run, options)
         elif isinstance(recipe, Grid):
             claim_grid(recipe, run, options)
+        elif recipe.is_cross_validation:
+            claim_members(run, fold_recipes(recipe), options)
         failed = run_in_parallel(recipes, jobs, options)
         options = replace(options, overwrite=False, failed=failed)  # the earlier runs have been replaced
     if isinstance(recipe, Suite):
         return (finetune_multitask if is_multitask else finetune_suite)(recipe, run, options)
     if isinstance(recipe, Grid):
         return finetune_grid(recipe, run, options)
-    return finetune_recipe(recipe, run, options)
+    return (cross_validate if recipe.is_cross_validation else finetune_recipe)(recipe, run, options)
 
 
 def _check(recipe: Recipe, run: Path, options: RunOptions) -> RunClaim:
@@ -71,13 +78,23 @@ def _check(recipe: Recipe, run: Path, options: RunOptions) -> RunClaim:
         ModelError: if the name of a model is that of a file, or of a folder that has no model or does not exist.
         UsageError: if a model is a run that is not finished.
     """
-    task, section = recipe_task(recipe), recipe.model
-    check_recipe(recipe, task)
+    check_recipe(recipe, recipe_task(recipe))
     claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
     if claim.results is None or options.dry_run:
-        for path in (*task.files.train, *task.files.validation) if task.files else ():
-            check_exists(Path(path))
-        read_tokens(section.add_tokens, "model.add_tokens")
-        for name in filter(None, (section.name, section.tokenizer, recipe.training.teacher)):
-            ModelSource(best_seed(name), options.mirror)
+        _check_inputs(recipe, options)
     return claim
+
+
+def _check_inputs(recipe: Recipe, options: RunOptions) -> None:
+    """Check the recipe, and that its files and models exist.
+
+    Raises:
+        BertcliError: as `_check`, except for the run folder.
+    """
+    task, section = recipe_task(recipe), recipe.model
+    check_recipe(recipe, task)
+    for path in (*task.files.train, *task.files.validation) if task.files else ():
+        check_exists(Path(path))
+    read_tokens(section.add_tokens, "model.add_tokens")
+    for name in filter(None, (section.name, section.tokenizer, recipe.training.teacher)):
+        ModelSource(best_seed(name), options.mirror)

@@ -9,7 +9,7 @@ from typing import Any
 from bertcli.console import Console
 from bertcli.errors import UsageError
 from bertcli.experiments.collection import (
-    best_point_runs,
+    charted_runs,
     collection_table,
     read_collection,
     write_collection_page,
@@ -27,9 +27,9 @@ def report(
     significance: bool = False,
     console: Console | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Compare finished runs, or summarize one run, grid or suite; return the results and their table as text.
+    """Compare finished runs, or summarize a run, grid, cross-validation or suite; return results and table.
 
-    The page of a single run, grid or suite (`report.html` in its folder) is rewritten unless `html` is given.
+    The page of what is summarized (`report.html` in its folder) is rewritten unless `html` is given.
 
     Args:
         html: file to write the page to; it must not exist.
@@ -55,7 +55,7 @@ def report(
     elif significance:
         raise UsageError(f"{runs[0]} is a grid or a suite; --significance compares two runs: name two of its runs")
     else:
-        members, results = best_point_runs(collection, Path(runs[0])), collection.to_json()
+        members, results = charted_runs(collection, Path(runs[0])), collection.to_json()
         table = collection_table(collection)
     if plots is not None:
         write_plots(members, plots)

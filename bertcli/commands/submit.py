@@ -111,10 +111,10 @@ def submit(
 
 
 def plan_jobs(name: str, overrides: Sequence[str], run: Path) -> JobPlan:
-    """Plan the commands for a fine-tuning recipe, a pretraining recipe, a grid or a suite.
+    """Plan the commands for a fine-tuning recipe, its folds, a pretraining recipe, a grid or a suite.
 
     A job reads the recipe saved in its run folder, so editing the original file while the job is queued has no effect.
-    Only a job for a whole grid or suite, or for multitask training, reads the original file.
+    Only a job for all folds, or a whole grid or suite, or for multitask training, reads the original file.
 
     Raises:
         RecipeError: if the recipe is invalid; every problem is listed.
@@ -124,7 +124,7 @@ def plan_jobs(name: str, overrides: Sequence[str], run: Path) -> JobPlan:
     command = JobCommand(run.name, ["finetune", name, *overrides, "--run", str(run)])
     if isinstance(recipe, Suite) and recipe.multitask is not None:
         return JobPlan(recipe, command, [], {})
-    if isinstance(recipe, Suite | Grid):
+    if isinstance(recipe, Suite | Grid) or (isinstance(recipe, Recipe) and recipe.is_cross_validation):
         independent = independent_recipes_by_folder(recipe, run)
         return JobPlan(
             recipe,
@@ -160,7 +160,7 @@ def _build_scripts(
     if len(plan.array_commands) < 2:
         raise UsageError(
             f"--array requires at least two independent runs, found {len(plan.array_commands)}; use several seeds "
-            "(training.seed=[1,2,3]), a grid, or a suite whose recipes do not start from one another, or "
+            "(training.seed=[1,2,3]), folds, a grid, or a suite whose recipes do not start from one another, or "
             "leave out --array"
         )
     about_array = f"{command_line}\nEach task of this array trains one run; another job then collects the results."

@@ -1,20 +1,33 @@
-"""The folder of a grid or suite: its `results.json`, table, page and charts."""
+"""The folder of a collection (a grid, cross-validation or suite): its `results.json`, table, page and charts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bertcli.console import Console, format_table
 from bertcli.errors import RunFolderError, UsageError
 from bertcli.files import write_json, write_text
+from bertcli.finetuning.setup import set_up
+from bertcli.recipe.expansion import fold_recipes
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import run_folder
 from bertcli.reports.comparison import Runs, page_links, read_runs, write_run_pages
 from bertcli.reports.pages import Table, comparison_page
-from bertcli.runs.folder import SUMMARY, RunFolder, check_is_run, claim_run, remove_run
+from bertcli.runs.folder import (
+    OUT_OF_FOLD_PREDICTIONS,
+    SUMMARY,
+    RunFolder,
+    RunOptions,
+    check_is_run,
+    claim_run,
+    fold_runs,
+    remove_run,
+)
 from bertcli.runs.results import CollectionResults
 
 MAX_CURVES = 8  # one per color of the charts
@@ -28,26 +41,26 @@ def claim_collection(
     dry_run: bool = False,
     check: Callable[[], object] = lambda: None,
 ) -> None:
-    """Check that `folder` can hold the runs of a grid or suite without replacing anything else.
+    """Check that `folder` can hold the runs of a collection without replacing anything else.
 
     Points or tasks may be added to a finished grid or suite, whose results are then rewritten.
 
     Args:
-        runs: the run folders of the grid or suite, inside `folder`.
-        overwrite: remove a single run that is in the folder, or the results of other points or tasks.
+        runs: the run folders of the collection, inside `folder`.
+        overwrite: remove a single run that is in the folder, or the results of other points, folds or tasks.
         dry_run: remove nothing.
         check: called before anything is removed; raises an error if the new runs could not start.
 
     Raises:
         RunFolderError: if `folder` holds a run (with `overwrite`, a run in progress), or files that no run wrote and
-            that would be replaced, or (without `overwrite`) the results of a grid or suite with other runs.
+            that would be replaced, or (without `overwrite`) the results of a collection with other runs.
     """
     run = RunFolder(folder)
-    written = (run.results, run.card, run.report, folder / SUMMARY)
+    written = (run.results, run.card, run.report, folder / SUMMARY, run.predictions / OUT_OF_FOLD_PREDICTIONS)
     if run.recipe.is_file():
         if not overwrite:
             raise RunFolderError(
-                f"{folder} holds a single run, expected a folder for the runs of a grid or suite. "
+                f"{folder} holds a single run, expected a folder for the runs of a grid, suite or cross-validation. "
                 "Choose another folder with --run, or replace that run with --overwrite."
             )
         check_is_run(folder)
@@ -59,24 +72,48 @@ def claim_collection(
         lost = [name for name, member in _member_folders(earlier, folder).items() if member not in members]
         if lost and not overwrite:
             raise RunFolderError(
-                f"{folder} holds a grid or suite with other runs: {', '.join(lost):.80} would be lost. "
-                "Include all of its runs, choose another folder with --run, or replace the results with --overwrite."
+                f"{folder} holds a grid, suite or cross-validation with other runs: {', '.join(lost):.80} would be "
+                "lost. Include all of its runs, choose another folder with --run, or replace the results with "
+                "--overwrite."
             )
         if lost and not dry_run:
             check()
             for path in written:
                 path.unlink(missing_ok=True)
     else:
-        existing = [path.name for path in written if path.exists()]
+        existing = [str(path.relative_to(folder)) for path in written if path.exists()]
         if existing:
             raise RunFolderError(
-                f"{folder} contains {existing[0]} but is not the folder of a grid or suite; choose another "
-                "folder with --run"
+                f"{folder} contains {existing[0]} but is not the folder of a grid, suite or cross-validation; "
+                "choose another folder with --run"
             )
 
 
+def claim_members(folder: Path, recipes: Mapping[str, Recipe], options: RunOptions) -> None:
+    """Check that `folder` can hold recipes that differ in a few keys, each in a run folder of its name.
+
+    What they replace is removed. They are checked first, so that if one would be refused, the folder stays as it was.
+
+    Raises:
+        RunFolderError: if the folder holds other files, or the run of a different recipe.
+    """
+    for name, recipe in recipes.items():
+        if recipe.is_cross_validation:
+            claim_members(folder / name, fold_recipes(recipe), replace(options, dry_run=True))
+        else:
+            check_member(folder / name, recipe, overwrite=options.overwrite)
+    first = next(iter(recipes.values()))
+    claim_collection(
+        folder,
+        [folder / name for name in recipes],
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+        check=partial(set_up, first.with_fold(1) if first.is_cross_validation else first, options.mirror),
+    )
+
+
 def check_member(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
-    """Check that `folder` can hold the run of one recipe of a grid or suite, without writing anything.
+    """Check that `folder` can hold the run of one recipe of a collection, without writing anything.
 
     Raises:
         RunFolderError: if it holds other files or a run with a different recipe, or cannot be written.
@@ -86,7 +123,7 @@ def check_member(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
 
 
 def write_collection(folder: Path, results: CollectionResults, console: Console) -> None:
-    """Write and print the results of a grid or suite."""
+    """Write and print the results of a collection."""
     folder.mkdir(parents=True, exist_ok=True)  # missing if every member failed before it wrote anything
     write_json(RunFolder(folder).results, results.to_json())
     table = collection_table(results)
@@ -98,7 +135,7 @@ def write_collection(folder: Path, results: CollectionResults, console: Console)
 
 
 def read_collection(name: str) -> CollectionResults | None:
-    """Return the results of the finished grid or suite in the folder `name`; None if it holds neither.
+    """Return the results of the finished collection in the folder `name`; None if it holds none.
 
     Raises:
         UsageError: if the results cannot be read.
@@ -108,12 +145,12 @@ def read_collection(name: str) -> CollectionResults | None:
 
 
 def collection_table(results: CollectionResults) -> str:
-    """Format the table of a grid or suite as text."""
+    """Format the table of a collection as text."""
     return format_table(*_table(results))
 
 
 def write_pages(name: str) -> Path:
-    """Rewrite the page of a run, grid or suite, after the pages of the runs in it; return its path."""
+    """Rewrite the page of a run or collection, after the pages of the runs in it; return its path."""
     results = read_collection(name)
     if results is None:
         return write_run_pages(name)
@@ -125,26 +162,30 @@ def write_pages(name: str) -> Path:
 
 
 def write_collection_page(folder: Path, results: CollectionResults, page: Path) -> None:
-    """Write the page of a grid or suite: its table with links, the curves of a grid's points, and the failures.
+    """Write the page of a collection: its table with links, learning curves unless it is a suite, and the failures.
 
     Raises:
-        UsageError: if a point of the grid cannot be read.
+        UsageError: if a point or fold cannot be read.
     """
     members = _member_folders(results, folder)
-    runs = best_point_runs(results, folder)
+    runs = charted_runs(results, folder)
     first = next(iter(runs.values()), None)
-    kind = f"points of {first[0].task_or_objective}" if first else "tasks"
+    kind = f"{'folds' if results.folds else 'points'} of {first[0].task_or_objective}" if first else "tasks"
     title = f"{folder.resolve().name}: {len(members) + len(results.failed)} {kind}"
     links = page_links(members, page)
     write_text(page, comparison_page(title, _table(results), runs, links=links, failed=results.failed))
 
 
-def best_point_runs(results: CollectionResults, folder: Path) -> Runs:
-    """Return the points of a grid with the best means, by name; empty for a suite, whose tasks share no metric.
+def charted_runs(results: CollectionResults, folder: Path) -> Runs:
+    """Return the points of a grid with the best means, or the first folds, by name.
+
+    There are none for a suite, whose tasks share no metric.
 
     Raises:
-        UsageError: if a point cannot be read.
+        UsageError: if a point or fold cannot be read.
     """
+    if results.folds is not None:
+        return {run.name: read_runs([str(run)])[str(run)] for run in fold_runs(folder)[:MAX_CURVES]}
     if results.points is None:
         return {}
     try:
@@ -156,10 +197,10 @@ def best_point_runs(results: CollectionResults, folder: Path) -> Runs:
 
 
 def _member_folders(results: CollectionResults, folder: Path) -> dict[str, Path]:
-    """Return the folders of the finished points or tasks, by name."""
-    if results.points is not None:
-        return {name: folder / name for name in results.points}
-    return {name: run_folder(folder, name) for name in results.tasks or {}}
+    """Return the folders of the finished points, folds or tasks, by name."""
+    if results.tasks is not None:
+        return {name: run_folder(folder, name) for name in results.tasks}
+    return {name: folder / name for name in results.members}
 
 
 def _table(results: CollectionResults) -> Table:

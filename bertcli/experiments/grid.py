@@ -10,14 +10,14 @@ from pathlib import Path
 
 from bertcli.console import format_seconds
 from bertcli.errors import TrainingError
-from bertcli.experiments.collection import SUMMARY, check_member, claim_collection, write_collection
+from bertcli.experiments.collection import SUMMARY, claim_members, write_collection
+from bertcli.experiments.cross_validation import cross_validate
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.files import write_text
 from bertcli.finetuning.run import finetune
-from bertcli.finetuning.setup import set_up
 from bertcli.metrics.scores import best_value, selection_score
 from bertcli.recipe.expansion import Grid
-from bertcli.runs.folder import RunOptions
+from bertcli.runs.folder import RunOptions, train_without_folds
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.training.startup import join_processes
 
@@ -25,8 +25,9 @@ from bertcli.training.startup import join_processes
 def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionResults:
     """Fine-tune each point of the grid in its own run folder in `folder`; return the content of `results.json`.
 
-    The point with the best validation score, averaged over its seeds, is chosen. A point that fails is reported and
-    skipped (with several processes, the first failure ends the grid); re-running the command trains only what is left.
+    The point with the best validation score, averaged over its seeds or folds, is chosen. A point that fails is
+    reported and skipped (with several processes, the first failure ends the grid); re-running the command trains only
+    what is left.
 
     Raises:
         RunFolderError: if the folder holds other files, or a point with a different recipe; nothing is trained then.
@@ -36,7 +37,9 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     processes, console = join_processes(grid.first.hardware, options.console)
     if processes.is_main_process:
         claim_grid(grid, folder, options)
-    runs = {name: partial(finetune, recipe, folder / name, options) for name, recipe in grid.points.items()}
+    has_folds = grid.first.is_cross_validation
+    train = cross_validate if has_folds else finetune
+    runs = {name: partial(train, recipe, folder / name, options) for name, recipe in grid.points.items()}
     finished, failed = run_each(runs, processes, console)
     if options.dry_run:
         return CollectionResults(dry_run=True, run=str(folder), failed=failed)
@@ -47,8 +50,10 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     if processes.is_main_process:
         write_collection(folder, results, console)
         write_text(folder / SUMMARY, _csv(results.table))
-    console.say(f"chosen    {results.chosen}, by {results.best_by} on the validation split\nrun       {folder}")
-    console.say(f'next      bertcli predict {folder} --text "…"')
+    split = "folds" if has_folds else "validation split"
+    console.say(f"chosen    {results.chosen}, by {results.best_by} on the {split}\nrun       {folder}")
+    predict = f'bertcli predict {folder} --text "…"'
+    console.say(f"next      {train_without_folds(folder / str(results.chosen)) if has_folds else predict}")
     raise_if_failed(failed, len(grid.points), "points")
     return results
 
@@ -56,20 +61,10 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
 def claim_grid(grid: Grid, folder: Path, options: RunOptions) -> None:
     """Check that `folder` can hold the grid and the run of each of its points; remove what the grid replaces.
 
-    The points are checked first, so that a grid of which one point would be refused leaves the folder as it was.
-
     Raises:
         RunFolderError: if the folder holds other files, or a point with a different recipe.
     """
-    for name, recipe in grid.points.items():
-        check_member(folder / name, recipe, overwrite=options.overwrite)
-    claim_collection(
-        folder,
-        [folder / name for name in grid.points],
-        overwrite=options.overwrite,
-        dry_run=options.dry_run,
-        check=partial(set_up, grid.first, options.mirror),
-    )
+    claim_members(folder, grid.points, options)
 
 
 def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: dict[str, str]) -> CollectionResults:
@@ -85,14 +80,14 @@ def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: 
             "95 % interval": results.interval_text(metric),
             "median": f"{statistics.median(values[name]):.4f}",
             "best": f"{best_value(metric, values[name]):.4f}",
-            "seeds": str(len(values[name])),
+            "folds" if grid.first.is_cross_validation else "seeds": str(len(values[name])),
             "time": format_seconds(results.train_seconds),
             "chosen": "*" if name == chosen else "",
         }
         for name, results in finished.items()
     ]
     return CollectionResults(
-        **finished[chosen].to_json()
+        **finished[chosen].model_dump(exclude_unset=True, exclude={"folds"})
         | {
             "run": str(folder),
             "train_seconds": sum(results.train_seconds for results in finished.values()),

@@ -19,7 +19,7 @@ from bertcli.files import manifest_update, write_json
 from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.inference.forward import Chunk, chunks_with_logits, predict_logits
-from bertcli.inference.predictions import PredictionLines
+from bertcli.inference.predictions import MAX_ROWS, PredictionLines
 from bertcli.inference.scoring import Decoded, decode
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.calibration import fit_temperature
@@ -27,6 +27,7 @@ from bertcli.models.calibration import divide_logits, saved_temperature
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.padding_free import optimize_forward
 from bertcli.runs.folder import VALIDATION_ANSWERS, VALIDATION_PREDICTIONS
+from bertcli.tasks.task import FoldTask
 from bertcli.training.job import BestModel
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class BestModelEvaluation:
         if answers.thresholds == "tuned":
             found.extras |= self._tune_thresholds()
             name = "validation_tuned"
-        lines = PredictionLines(len(self.setup.rows["validation"]), self.setup.head, self.setup.task)
+        num_rows = len(self.setup.rows["validation"])
+        max_rows = num_rows if isinstance(self.setup.task, FoldTask) else MAX_ROWS  # out-of-fold predictions need all
+        lines = PredictionLines(num_rows, self.setup.head, self.setup.task, max_rows=max_rows)
         decoded, gold = self._decode("validation", lines.add), self.setup.references["validation"]
         found.predictions[VALIDATION_PREDICTIONS] = lines.lines
         found.answers[VALIDATION_ANSWERS] = decoded.with_gold(gold)

@@ -36,6 +36,7 @@ from bertcli.recipe.plan import Plan
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.model_card import build_model_card
 from bertcli.runs.results import RunResults
+from bertcli.tasks.task import FoldTask
 from bertcli.training.devices import pad_to_multiple_of
 from bertcli.training.job import BestModel, Evaluation, Job, Logits, OnBatch
 from bertcli.training.loop import Loss
@@ -205,6 +206,8 @@ class FinetuneJob(Job):
         task, section = self.setup.task, self.setup.recipe.model
         size = section.size if section.name is None else None
         described = {"task": task.name, "head": task.head, "model": section.name, "size": size}
+        if isinstance(task, FoldTask):
+            described["validation_fingerprint"] = self.setup.encode("validation").fingerprint
         return described | self.setup.head.config_extras
 
     def card(self, results: RunResults) -> str:

@@ -119,7 +119,7 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, memory: Memo
     more = skipped + (f"; {setup.balance_note}" if setup.balance_note else "")
     console.say(f"data      {rows['train']} training{windows} and {rows['validation']} validation rows{more}")
     if isinstance(setup.task, FoldTask):
-        console.say(f"fold      {setup.task.fold} of {setup.task.num_folds} {setup.task.division}")
+        console.say(f"fold      {setup.task.fold} of {setup.task.num_folds} of the training rows{setup.task.division}")
     console.say(f"model     {setup.source.name if setup.source else f'BERT {recipe.model.size}, from scratch'}")
     if recipe.model.add_tokens:
         console.say(f"tokenizer {setup.added_tokens.note}")
@@ -132,7 +132,9 @@ def _print_plan(console: Console, setup: FinetuneSetup, plan: Plan, memory: Memo
     encoded = setup.encode("train")
     tokens_per_step = len(encoded.input_ids) / len(encoded) * training.global_batch_size
     num_tokens = len(setup.encode("validation").input_ids)
-    note = evaluation_note(plan, tokens_per_step, num_tokens, "on fewer rows (data.max_eval_examples)")
+    is_fold = isinstance(setup.task, FoldTask)
+    cure = "with more folds (data.folds)" if is_fold else "on fewer rows (data.max_eval_examples)"
+    note = evaluation_note(plan, tokens_per_step, num_tokens, cure)
     if note is not None and training.strategy != "features":  # whose frozen encoder processes each row only once
         console.say(note)
     seeds = ", ".join(map(str, training.seed))

@@ -74,6 +74,15 @@ def _hash_gold(references: Any, labels: Sequence[str] | None) -> str:
     return hashlib.sha256(json.dumps([gold, list(labels or ())]).encode()).hexdigest()
 
 
+def concatenate_answers(*parts: Answers) -> Answers:
+    """Return the answers to the rows of all parts, with the arrays that all of them have."""
+    shared = [name for name in parts[0] if all(name in answers for answers in parts)]
+    arrays = {name: [answers[name] for answers in parts] for name in shared}
+    together = {name: np.concatenate(values) if values[0].ndim else values[0] for name, values in arrays.items()}
+    hashes = "".join(str(answers[GOLD_HASH]) for answers in parts)
+    return together | {GOLD_HASH: np.array(hashlib.sha256(hashes.encode()).hexdigest())}
+
+
 def num_rows(answers: Answers) -> int:
     """Return the number of rows, N."""
     return next(len(values) for values in answers.values() if values.ndim)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertcli.errors import DataError
-from bertcli.metrics.answers import GOLD_HASH, METRIC_NAMES, Answers, num_rows
+from bertcli.metrics.answers import GOLD_HASH, METRIC_NAMES, Answers, concatenate_answers, num_rows
 from bertcli.metrics.bootstrap import Interval, block_sizes, bootstrap_samples, percentile_interval
 from bertcli.metrics.weighted_scores import WeightedScore, is_right, weighted_scores
 
@@ -101,7 +101,7 @@ def _randomization_p_value(
     score: WeightedScore, first: Sequence[Answers], second: Sequence[Answers], seed: int
 ) -> float:
     """Return the share of random swaps whose difference is at least as large as the observed one."""
-    both = [_concatenate(*pair) for pair in zip(first, second, strict=True)]
+    both = [concatenate_answers(*pair) for pair in zip(first, second, strict=True)]
     unswapped = np.zeros((1, num_rows(first[0])))
     observed = abs(_swapped_difference(score, both, unswapped).item())
     values = [np.abs(_swapped_difference(score, both, swaps)) for swaps in _random_swaps(unswapped.shape[1], seed)]
@@ -114,12 +114,6 @@ def _random_swaps(num_rows: int, seed: int) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(seed)
     for size in block_sizes(num_rows, NUM_SWAPS):
         yield generator.integers(0, 2, (size, num_rows)).astype(np.float64)
-
-
-def _concatenate(first: Answers, second: Answers) -> Answers:
-    """Return the answers of two models as answers to 2N rows; scalars are equal."""
-    shared = {name: (values, second[name]) for name, values in first.items() if name in second}
-    return {name: np.concatenate(pair) if pair[0].ndim else pair[0] for name, pair in shared.items()}
 
 
 def _swapped_difference(score: WeightedScore, both: Sequence[Answers], swaps: np.ndarray) -> np.ndarray:

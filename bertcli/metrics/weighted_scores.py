@@ -15,7 +15,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from bertcli.metrics.answers import METRIC_NAMES, Answers
+from bertcli.metrics.answers import METRIC_NAMES, Answers, num_rows
 from bertcli.metrics.calibration import NUM_BINS, confidence_bins
 from bertcli.metrics.scores import AVERAGES, F_BETAS, label_indicators
 
@@ -41,6 +41,12 @@ def weighted_scores(answers: Answers) -> dict[str, WeightedScore]:
             if has_answer not in answers["has_answer"]:
                 found = {score: function for score, function in found.items() if not score.startswith(group)}
     return found
+
+
+def compute_scores(answers: Answers) -> dict[str, float]:
+    """Return the scores of the answers, by name, as far as they are functions of weighted rows."""
+    ones = np.ones((1, num_rows(answers)))
+    return {name: score(answers, ones).item() for name, score in weighted_scores(answers).items()}
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray, default: float = 0.0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Expand grids: lists under keys of `training` become one recipe per combination of values."""
+"""Expand grids and folds: one recipe per combination of the lists under `training`, one per fold of `data.folds`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ class Grid:
     def first(self) -> Recipe:
         """The recipe of the first point, used for everything that all points share."""
         return next(iter(self.points.values()))
+
+
+def fold_recipes(recipe: Recipe) -> dict[str, Recipe]:
+    """Return the recipe of each fold of a cross-validation, by the name of its run folder."""
+    return {f"fold-{fold}": recipe.with_fold(fold) for fold in range(1, (recipe.data.folds or 0) + 1)}
 
 
 def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid:

@@ -365,7 +365,8 @@ class Recipe(Section):
     def _check_cross_validation(self) -> Self:
         if self.is_cross_validation and len(self.training.seed) > 1:
             raise ValueError(
-                "data.folds takes one training.seed; for several, repeat the command with another seed and --run"
+                f"data.folds takes one training.seed, found {[*self.training.seed]!s:.80}; set one, and for others "
+                "repeat the command with another --run"
             )
         if self.is_cross_validation and self.data.max_eval_examples is not None:
             raise ValueError("data.folds predicts every training row; remove data.max_eval_examples")

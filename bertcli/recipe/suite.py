@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from bertcli.errors import RecipeError, did_you_mean, quoted
-from bertcli.recipe.expansion import Grid, expand_recipe, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid, expand_recipe, fold_recipes, load_recipe_or_grid
 from bertcli.recipe.load import find_recipe, read_with_extends, validate_section
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.yaml_layers import RecipeLayer, merge_layers, parse_overrides
@@ -107,6 +107,11 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
             recipes[name] = expand_recipe(member, recipe_overrides)
         except RecipeError as error:
             problems = [*dict.fromkeys([*problems, *error.problems])]
+    problems += [
+        f"found data.folds with {name}, expected no folds in a suite: cross-validate each recipe by itself"
+        for name, member in recipes.items()
+        if (member.first if isinstance(member, Grid) else member).data.folds is not None
+    ]
     problems += _folder_conflicts(names)
     if keys.multitask is not None and not problems:
         problems += _multitask_conflicts(recipes, start_from)
@@ -184,22 +189,25 @@ def recipes_by_name(suite_or_grid: Suite | Grid) -> dict[str, Recipe]:
     return recipes
 
 
-def recipes_by_folder(suite_or_grid: Suite | Grid, folder: Path) -> dict[Path, Recipe]:
-    """Return all recipes of a suite or a grid by their run folders inside `folder`."""
-    if isinstance(suite_or_grid, Grid):
-        return {folder / point: recipe for point, recipe in suite_or_grid.points.items()}
-    recipes: dict[Path, Recipe] = {}
-    for name, member in suite_or_grid.recipes.items():
-        member_folder = run_folder(folder, name)
-        recipes |= recipes_by_folder(member, member_folder) if isinstance(member, Grid) else {member_folder: member}
-    return recipes
+def recipes_by_folder(recipe: Recipe | Grid | Suite, folder: Path) -> dict[Path, Recipe]:
+    """Return the recipe of each run by its folder: `folder`, or those inside it of folds, grid points and a suite."""
+    members: Mapping[Path, Recipe | Grid]
+    if isinstance(recipe, Recipe):
+        if not recipe.is_cross_validation:
+            return {folder: recipe}
+        members = {folder / name: fold for name, fold in fold_recipes(recipe).items()}
+    elif isinstance(recipe, Grid):
+        members = {folder / name: point for name, point in recipe.points.items()}
+    else:
+        members = {run_folder(folder, name): member for name, member in recipe.recipes.items()}
+    return {
+        path: single for path, member in members.items() for path, single in recipes_by_folder(member, path).items()
+    }
 
 
-def independent_recipes_by_folder(suite_or_grid: Suite | Grid, folder: Path) -> dict[Path, Recipe]:
+def independent_recipes_by_folder(recipe: Recipe | Grid | Suite, folder: Path) -> dict[Path, Recipe]:
     """Return, by run folder, the recipes that can start at once because they do not start from another recipe."""
-    if isinstance(suite_or_grid, Suite):
-        independent = {
-            name: member for name, member in suite_or_grid.recipes.items() if name not in suite_or_grid.start_from
-        }
-        suite_or_grid = replace(suite_or_grid, recipes=independent)
-    return recipes_by_folder(suite_or_grid, folder)
+    if isinstance(recipe, Suite):
+        independent = {name: member for name, member in recipe.recipes.items() if name not in recipe.start_from}
+        recipe = replace(recipe, recipes=independent)
+    return recipes_by_folder(recipe, folder)

@@ -24,7 +24,7 @@ from bertcli.reports.pages import (
     run_page,
 )
 from bertcli.runs.environment import mask_text
-from bertcli.runs.folder import RunFolder, chosen_run, seed_runs
+from bertcli.runs.folder import RunFolder, chosen_run, fold_runs, seed_runs
 
 Runs = dict[str, list[Run]]
 """The seeds of each run, by the run's name."""
@@ -84,7 +84,7 @@ def write_page(names: Sequence[str], page: Path) -> None:
         text = run_page(first[0])
     elif len(names) > 1:
         links = page_links({name: Path(name) for name in names}, page)
-        differences = [tuple(map(mask_text, row)) for row in compare_recipes(*map(chosen_run, names))]
+        differences = [tuple(map(mask_text, row)) for row in compare_recipes(*map(_example_run, names))]
         title = f"Runs of {first[0].task_or_objective}"
         text = comparison_page(title, _comparison_rows(compare_runs(runs)), runs, links=links, differences=differences)
     else:
@@ -136,6 +136,12 @@ def write_plots(runs: Runs, folder: Path) -> None:
         save_charts(folder, run_charts(first), run_confusion_matrix(first))
     else:
         save_charts(folder, comparison_charts(runs))
+
+
+def _example_run(name: str) -> str:
+    """Return the run whose recipe stands for those of a run, a grid's chosen point or a cross-validation."""
+    name = chosen_run(name)
+    return next(map(str, fold_runs(Path(name))), name)
 
 
 def _by_seed(runs: Runs) -> Runs:

@@ -35,6 +35,7 @@ from bertcli.recipe.schema import RESUME_MAY_CHANGE
 from bertcli.runs.results import RunResults
 
 SUMMARY = "summary.csv"  # the table of a grid
+OUT_OF_FOLD_PREDICTIONS = "out-of-fold.jsonl"  # in `predictions/` of a cross-validation
 VALIDATION_PREDICTIONS = "validation.jsonl"  # in `predictions/`; multitask runs prefix it with `TASK-`
 VALIDATION_ANSWERS = "validation.npz"  # the answers as arrays, likewise
 MAX_LISTED = 5  # maximum number of runs named in a message
@@ -220,10 +221,10 @@ RUN_FILES = {LOCK, SUMMARY} | {
 
 
 def check_not_run_output(output: Path) -> None:
-    """Check that a command may write the file `output`, which must not be part of a run, a grid, a suite or a model.
+    """Check that a command may write the file `output`, which must not be part of a run, a collection or a model.
 
     Raises:
-        UsageError: if the file is one that a run, grid or suite writes, or part of a saved model.
+        UsageError: if the file is one that a run, grid, cross-validation or suite writes, or part of a saved model.
     """
     path = Path(os.path.realpath(output))
     for parent in path.parents:
@@ -239,7 +240,10 @@ def check_not_run_output(output: Path) -> None:
 
 def _is_run_output(folder: RunFolder, path: Path) -> bool:
     entry = folder.path / path.relative_to(folder.path).parts[0]
-    return path in folder.written_predictions() if entry == folder.predictions else entry.name in RUN_FILES
+    if entry != folder.predictions:
+        return entry.name in RUN_FILES
+    is_run = folder.recipe.is_file()
+    return path in (folder.written_predictions() if is_run else [folder.predictions / OUT_OF_FOLD_PREDICTIONS])
 
 
 def chosen_run(name: str) -> str:
@@ -264,10 +268,32 @@ def seed_folders(parent: Path, seeds: Sequence[int]) -> list[Path]:
 
 
 def seed_runs(name: str) -> list[str]:
-    """Return the run folder of each seed if `name` holds several, else `name`; for a grid, use its chosen point."""
+    """Return the run folder of each seed or fold if `name` holds several, else `name`.
+
+    For a grid, use its chosen point.
+    """
     name = chosen_run(name)
+    folds = fold_runs(Path(name))
+    if folds:
+        return [str(run) for run in folds]
     children = sorted(Path(name).glob("seed-*/recipe.yaml"), key=lambda path: (len(path.parent.name), path.parent.name))
     return [str(path.parent) for path in children] or [name]
+
+
+def fold_runs(folder: Path) -> list[Path]:
+    """Return the run folder of each fold of a finished cross-validation; none for other folders.
+
+    Raises:
+        UsageError: if the results in the folder cannot be read.
+    """
+    folds = {} if RunFolder(folder).recipe.is_file() else RunFolder(folder).read_results_json().get("folds")
+    return [folder / name for name in folds] if isinstance(folds, dict) else []
+
+
+def train_without_folds(folder: Path) -> str:
+    """Return the command that trains one model with the recipe of a cross-validation."""
+    recipe = RunFolder(folder / "fold-1").recipe
+    return f"bertcli finetune {recipe} data.folds=null data.fold=null --run FOLDER"
 
 
 def best_seed(name: str) -> str:
@@ -305,6 +331,11 @@ def check_finished(name: str) -> None:
     if not members and not is_run:
         return  # not written by a run
     choice = f"choose one of them: {', '.join(usable[:MAX_LISTED])}{', …' * (len(usable) > MAX_LISTED)}"
+    if folds := fold_runs(folder.path):
+        raise UsageError(
+            f"{folder.path} is a cross-validation of {len(folds)} models, of which none is chosen. Train one model "
+            f"without folds with `{train_without_folds(folder.path)}`, or {choice}"
+        )
     if is_finished:
         raise UsageError(f"{name} holds {len(members)} runs with a model each; {choice}")
     state = f"{len(usable)} of its {len(members)} runs finished" if members else "it has no model yet"

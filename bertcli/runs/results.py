@@ -116,6 +116,7 @@ class RunResults(Results):
     # Only for fine-tuning.
     thresholds: dict[str, float] | None = None
     temperature: float | None = None  # that the logits were divided by
+    validation_fingerprint: str | None = None  # of the encoded rows of a fold
 
     @property
     def best_score(self) -> float:

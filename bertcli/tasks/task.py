@@ -305,8 +305,8 @@ class FoldTask(Task):
 
     @property
     def division(self) -> str:
-        """How the training rows are divided into folds, for the plan."""
+        """How the training rows are divided into folds, for the plan: empty, or with a leading comma."""
         rules = ["stratified by label"] * self.has_one_label
         rules += [f"grouped by {self.group_by}"] if self.group_by is not None else []
         unused = "" if super().holds_out_rows else "; the validation split of the task is not used"
-        return "folds of the training rows" + ", ".join(["", *rules]) + unused
+        return ", ".join(["", *rules]) + unused

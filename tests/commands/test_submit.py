@@ -119,6 +119,19 @@ def test_plan_jobs_of_a_grid_trains_each_point_and_then_reads_the_grid() -> None
     assert list(plan.recipes) == [Path("runs/grid/epochs=1"), Path("runs/grid/epochs=2")]
 
 
+def test_plan_jobs_of_folds_trains_each_fold_and_then_scores_all() -> None:
+    plan = plan_jobs("sample/sentiment", ["data.folds=2", "training.epochs=[1,2]"], Path("runs/cv"))
+    assert [command.name for command in plan.array_commands] == [
+        f"epochs={epochs}/fold-{fold}" for epochs in (1, 2) for fold in (1, 2)
+    ]
+    plan = plan_jobs("sample/sentiment", ["data.folds=2"], Path("runs/cv"))
+    assert [command.arguments for command in plan.array_commands] == [
+        ["finetune", f"runs/cv/fold-{fold}/recipe.yaml", "--run", f"runs/cv/fold-{fold}"] for fold in (1, 2)
+    ]
+    assert plan.command.arguments == ["finetune", "sample/sentiment", "data.folds=2", "--run", "runs/cv"]
+    assert list(plan.recipes) == [Path("runs/cv/fold-1"), Path("runs/cv/fold-2")]
+
+
 def test_submit_multitask_as_one_run(fake_slurm: FakeSlurm) -> None:
     arguments = ["strategies/multitask", "model.name=x", "--run", "both"]
     assert submit(*arguments).exit_code == 0

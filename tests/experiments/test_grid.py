@@ -134,7 +134,7 @@ def test_grid_with_other_points_is_refused_unless_it_only_adds_some(monkeypatch:
     before = Path("grid/results.json").read_text(), Path("grid/summary.csv").read_text()
     other = load("training.learning_rate=[1e-4, 2e-3]")
     for dry_run in (True, False):
-        with pytest.raises(RunFolderError, match=r"grid or suite with other runs: learning_rate=0\.001 would be lost"):
+        with pytest.raises(RunFolderError, match=r"grid, suite .* with other runs: learning_rate=0\.001 would be lost"):
             finetune_grid(other, Path("grid"), RunOptions(console=QUIET, dry_run=dry_run))
     command = ["finetune", "sample/sentiment", *SHORT, "training.learning_rate=[1e-4, 2e-3]", "--run", "grid"]
     assert CliRunner().invoke(app, [*command, "--jobs", "2"]).exit_code == 2

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RecipeError
-from bertcli.recipe.expansion import Grid, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid, fold_recipes, load_recipe_or_grid
+from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, load_finetuning, recipes_by_name
 
@@ -53,6 +54,17 @@ def test_grid_reports_each_error_once() -> None:
     assert "warmup_ratio" in text
     with pytest.raises(RecipeError, match=r"mine\.yaml:2: found an empty list"):
         load("task: glue/rte\ntraining: {epochs: []}\n")
+
+
+def test_folds_are_a_recipe_each_that_differs_only_in_the_fold() -> None:
+    recipe = load("task: glue/rte\ndata: {folds: 3}\n")
+    assert isinstance(recipe, Recipe)
+    folds = fold_recipes(recipe)
+    assert list(folds) == ["fold-1", "fold-2", "fold-3"]
+    assert [fold.data.fold for fold in folds.values()] == [1, 2, 3]
+    assert load(dump_recipe(folds["fold-2"])) == folds["fold-2"]
+    assert folds["fold-2"].model_copy(update={"data": recipe.data}) == recipe
+    assert load(dump_recipe(folds["fold-2"]), "data.folds=null", "data.fold=null") == load("task: glue/rte\n")
 
 
 def test_grids_inside_a_suite() -> None:

@@ -42,7 +42,7 @@ def test_numbers_beyond_reason_are_refused(override: str, expected: str) -> None
         (["data.folds=3", "data.fold=4"], "found fold 4, expected at most 3, the number of `folds`"),
         (["data.folds=3", "data.fold=0"], "found 0 for data.fold, expected a number of at least 1"),
         (["data.fold=1"], "`fold` requires `folds`, the number of folds"),
-        (["data.folds=3", "training.seed=[1,2]"], "data.folds takes one training.seed; for several, repeat"),
+        (["data.folds=3", "training.seed=[1,2]"], "data.folds takes one training.seed, found [1, 2]; set one"),
         (["data.folds=3", "data.max_eval_examples=9"], "predicts every training row; remove data.max_eval_examples"),
         (["data.folds=3", "answers.thresholds=tuned"], "on the fold that they are scored on; with data.folds, set"),
     ],

@@ -58,6 +58,7 @@ def test_suite_is_not_a_recipe_and_recipe_not_a_suite() -> None:
         ("suite: [glue/rte]\ntraining: {epoch: 1}\n", "recipe.yaml:2: found unknown key 'epoch'"),
         ("suite: [glue/rte]\nstart_from: {rrte: x}\n", "Did you mean rte"),
         ("suite: [glue/rte, glue/mrpc]\nstart_from: {rte: mrpc, mrpc: rte}\n", "start from each other"),
+        ("suite: [glue/rte, glue/mrpc]\ndata: {folds: 2}\n", "found data.folds with glue/rte, expected no folds in a"),
     ],
 )
 def test_suite_reports_each_error_once(write_recipe: Write, text: str, words: str) -> None:

@@ -19,10 +19,11 @@ RUN: dict[str, Any] = {
     "tag_scheme": "IOB2",  # of a head, unknown here
 }
 GRID = RUN | {"table": [{"run": "epochs=1", "mean": "0.5"}], "points": {"epochs=1": RUN}, "chosen": "epochs=1"}
+FOLDS = RUN | {"table": [{"fold": "fold-1"}], "folds": {"fold-1": RUN | {"validation_fingerprint": "0f"}}}
 SUITE = {"run": "runs/all", "table": [{"task": "a"}], "tasks": {"a": RUN, "b": GRID}, "failed": {"c": "why"}}
 
 
-@pytest.mark.parametrize("content", [RUN, GRID, SUITE], ids=["run", "grid", "suite with a grid"])
+@pytest.mark.parametrize("content", [RUN, GRID, FOLDS, SUITE], ids=["run", "grid", "folds", "suite"])
 def test_results_are_read_and_written_without_loss(content: dict[str, Any]) -> None:
     results = Results.from_json(content)
     assert isinstance(results, CollectionResults) == ("table" in content)
