@@ -119,6 +119,7 @@ def finetune(
 
     If a `training` key other than `seed` is a list, a grid search trains each combination of values, once per seed, and
     chooses the one with the best mean validation score over seeds.
+    With `data.folds=5`, a model is trained for each of five folds of the training rows (cross-validation).
     Re-run the same command to resume.
 
     Example: `bertcli finetune glue/sst2 training.seed=1 --run runs/first`

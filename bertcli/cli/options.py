@@ -85,7 +85,7 @@ Processes = Annotated[
     int, typer.Option(min=1, help="Number of processes on this machine that share the work, e.g. one per GPU.")
 ]
 Jobs = Annotated[
-    int, typer.Option(min=1, help="Number of runs to execute in parallel, for a grid, suite or list of seeds.")
+    int, typer.Option(min=1, help="Number of runs to execute in parallel, for a grid, suite, folds or a list of seeds.")
 ]
 TaskName = Annotated[
     str | None,

@@ -155,7 +155,7 @@ def submit(
         bool,
         typer.Option(
             "--array",
-            help="Submit a job array (one task per seed, grid point or recipe) and a job that collects results.",
+            help="Submit a job array (one task per seed, fold, grid point or recipe) and a job that collects results.",
         ),
     ] = False,
     mirror: Mirror = None,
