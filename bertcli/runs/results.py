@@ -1,4 +1,4 @@
-"""What `results.json` holds: the scores of a run, its seeds, a grid or a suite, and how they were achieved."""
+"""What `results.json` holds: the scores of a run, seeds, folds, a grid or a suite, and how they were achieved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 
 class SeedScore(BaseModel):
-    """One metric over several seeds."""
+    """One metric over several seeds or folds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -148,15 +148,20 @@ def _member(content: Any) -> Any:
 
 
 Member = Annotated[SerializeAsAny[RunResults], BeforeValidator(_member)]
-"""The results of a point or task; the results of a grid in a suite remain a collection."""
+"""The results of a point, fold or task; the results of a grid in a suite remain a collection."""
 
 
 class CollectionResults(RunResults):
-    """The results of a grid (`points`, and those of the `chosen` point at the top level) or of a suite (`tasks`)."""
+    """The results of a grid, a cross-validation or a suite, whose runs are in `points`, `folds` or `tasks`.
+
+    The metrics of a grid are those of the `chosen` point; those of a cross-validation are over its folds
+    (`validation`), and of the predictions of all folds as if they were one split (`out_of_fold`).
+    """
 
     table: list[dict[str, str]] = []
     points: dict[str, Member] | None = None
     chosen: str | None = None
+    folds: dict[str, Member] | None = None
     tasks: dict[str, Member] | None = None
     average: float | None = None
     failed: dict[str, str] = {}
@@ -170,8 +175,8 @@ class CollectionResults(RunResults):
 
     @property
     def members(self) -> list[str]:
-        """The names of the points or tasks that finished."""
-        return list(self.points if self.points is not None else self.tasks or {})
+        """The names of the points, folds or tasks that finished."""
+        return list(next((runs for runs in (self.points, self.folds, self.tasks) if runs is not None), {}))
 
 
 SHARED_BY_SEEDS = (
