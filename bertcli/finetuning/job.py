@@ -34,6 +34,7 @@ from bertcli.models.freezing import (
 from bertcli.models.lora import add_lora, save_lora
 from bertcli.recipe.plan import Plan
 from bertcli.runs.environment import describe_environment
+from bertcli.runs.folder import ReasonToStop
 from bertcli.runs.model_card import build_model_card
 from bertcli.runs.results import RunResults
 from bertcli.tasks.task import FoldTask
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 class FinetuneJob(Job):
     """Fine-tune a model on one task."""
 
-    def __init__(self, setup: FinetuneSetup, plan: Plan):
-        self.setup, self.plan = setup, plan
+    def __init__(self, setup: FinetuneSetup, plan: Plan, reason_to_stop: ReasonToStop | None = None):
+        self.setup, self.plan, self.reason_to_stop = setup, plan, reason_to_stop
         self.recipe, self.tokenizer = setup.recipe, setup.tokenizer
         self.best_by = setup.recipe.evaluation.best_by or setup.task.primary_metric
         self._lora: PeftModel | None = None

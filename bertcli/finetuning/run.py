@@ -62,7 +62,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
         check_disk(run, recipe, workload.num_parameters)
 
     def build_job(seed: int) -> FinetuneJob:
-        return FinetuneJob(setup.with_seed(seed), plan)
+        return FinetuneJob(setup.with_seed(seed), plan, options.reason_to_stop)
 
     if options.dry_run:
         if not options.overwrite:

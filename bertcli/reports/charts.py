@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bertcli.runs.history import SCORE_PREFIX
+
 Point = tuple[float, float]
 Records = Sequence[dict[str, Any]]
 
@@ -14,7 +16,6 @@ MAX_CURVE_POINTS = 400
 MAX_DOTS = 1000  # in a scatter chart
 MAX_BARS = 30  # in a histogram
 MAX_TICKS = 5  # per axis, approximately
-SCORE_PREFIX = "eval/validation/"
 
 
 @dataclass(frozen=True)

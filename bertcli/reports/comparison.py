@@ -13,7 +13,6 @@ from bertcli.errors import UsageError
 from bertcli.files import write_text
 from bertcli.metrics.scores import is_better_lower, selection_score
 from bertcli.recipe.catalogue import compare_recipes
-from bertcli.reports.charts import SCORE_PREFIX
 from bertcli.reports.pages import (
     Run,
     comparison_charts,
@@ -25,6 +24,7 @@ from bertcli.reports.pages import (
 )
 from bertcli.runs.environment import mask_text
 from bertcli.runs.folder import RunFolder, chosen_run, fold_runs, seed_runs
+from bertcli.runs.history import SCORE_PREFIX
 
 Runs = dict[str, list[Run]]
 """The seeds of each run, by the run's name."""

@@ -47,6 +47,14 @@ MODEL_LEFTOVERS = re.compile(r"\.model(?:\.old|\.tmp|-step-\d{8})")  # of an int
 MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".bin"}  # of files that `save_pretrained` writes
 
 
+ReasonToStop = Callable[[float, float], str | None]
+"""Why a run ends after an evaluation that is not its last; None if it continues.
+
+Called in the main process with the completed share of the run and the evaluation's selection score, of which the
+highest is the best; called again for the last evaluation when a run is resumed.
+"""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """Options of a run that are not part of its recipe.
@@ -56,6 +64,7 @@ class RunOptions:
         dry_run: check everything and print the plan, but train nothing and write nothing.
         overwrite: replace an earlier run in the run folder.
         failed: errors, by folder, of runs that have just failed in another process; they are not tried again.
+        reason_to_stop: asked after each evaluation whether the run ends early; None: it does not.
     """
 
     mirror: Path | None = None
@@ -63,6 +72,7 @@ class RunOptions:
     overwrite: bool = False
     console: Console = field(default_factory=Console)
     failed: Mapping[Path, ProcessError] = field(default_factory=dict)
+    reason_to_stop: ReasonToStop | None = None
 
 
 @dataclass(frozen=True)

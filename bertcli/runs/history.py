@@ -10,6 +10,8 @@ from typing import Any
 from bertcli.errors import RunFolderError
 from bertcli.files import write_chunks
 
+SCORE_PREFIX = "eval/validation/"  # of the validation scores in the record of an evaluation
+
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append one record to the history `path`."""
@@ -38,6 +40,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 f"{path}:{number} is corrupt ({error}); fix that line, or train again with --overwrite"
             ) from error
     return records
+
+
+def validation_scores(record: dict[str, Any]) -> dict[str, float]:
+    """Return the validation scores of an evaluation by metric."""
+    return {key.removeprefix(SCORE_PREFIX): value for key, value in record.items() if key.startswith(SCORE_PREFIX)}
 
 
 def truncate_after(path: Path, step: int) -> None:

@@ -13,7 +13,7 @@ from bertcli.metrics.answers import save_answers
 from bertcli.reports.comparison import write_page
 from bertcli.runs.checkpoint import Progress
 from bertcli.runs.folder import RunFolder
-from bertcli.runs.history import read_records
+from bertcli.runs.history import read_records, validation_scores
 from bertcli.runs.results import RunResults
 from bertcli.training.job import BestModel, Job, Logits
 
@@ -55,13 +55,11 @@ def _summarize(job: Job, folder: RunFolder, progress: Progress, best: BestModel,
     """Collect what was trained, its scores, and the amount of computation."""
     evaluations = read_records(folder.eval_history)
     record = next(record for record in evaluations if record["step"] == progress.best_step)
-    prefix = "eval/validation/"
-    validation = {key.removeprefix(prefix): record[key] for key in record if key.startswith(prefix)}
     seconds = progress.train_seconds
     return RunResults(
         **job.describe() | best.extras,
         seed=job.seed,
-        metrics={"validation": validation, **best.scores},
+        metrics={"validation": validation_scores(record), **best.scores},
         **({"intervals": best.intervals} if best.intervals else {}),
         best_by=job.best_by,
         best_step=progress.best_step,

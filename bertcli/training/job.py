@@ -19,6 +19,7 @@ from bertcli.models.from_pretrained import save_model
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.folder import ReasonToStop
 from bertcli.runs.results import RunResults
 from bertcli.training.loop import Loss
 from bertcli.training.meters import RunClock
@@ -72,6 +73,7 @@ class Job(ABC):
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
     best_by: str  # the metric that selects the best model
+    reason_to_stop: ReasonToStop | None = None  # asked after each evaluation
     stream_position: list[int] | None = None  # position in the data, for checkpoints; None: the step determines it
 
     @property

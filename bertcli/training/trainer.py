@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from bertcli.console import Console
 from bertcli.errors import Interrupted, TrainingError
@@ -18,7 +19,7 @@ from bertcli.models.compile import compile_layers, uncompile_layers
 from bertcli.runs.checkpoint import list_checkpoints
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import RunFolder, exclusive_lock
-from bertcli.runs.history import append_record, truncate_after
+from bertcli.runs.history import SCORE_PREFIX, append_record, read_records, truncate_after, validation_scores
 from bertcli.runs.results import RunResults
 from bertcli.training.compile_trial import compile_if_faster, reason_not_to_compile
 from bertcli.training.devices import (
@@ -100,7 +101,7 @@ class Trainer:
     def fit(self) -> None:
         """Run the remaining optimizer steps; log, evaluate, save and stop between them."""
         progress, plan = self.progress, self.plan
-        if self._should_stop_early():
+        if self._reason_to_stop() is not None:
             return
         self.job.on_train_start(self.accelerator, self.state.module, self.console)
         self.job.set_trainable(progress.step)
@@ -133,9 +134,8 @@ class Trainer:
                     )
                 if is_last:
                     break
-                if self._should_stop_early():
-                    evals = progress.evals_without_improvement
-                    self.console.say(f"stopping early: {self.job.best_by} did not improve in {evals} evaluations")
+                if (reason := self._reason_to_stop()) is not None:
+                    self.console.say(f"stopping early: {reason}")
                     break
                 meter = StepMeter(self.accelerator.device)
 
@@ -252,7 +252,7 @@ class Trainer:
         on_batch(0)
         evaluation = self.job.evaluate(self.accelerator, self.state.module, on_batch=on_batch)
         scores = evaluation.scores
-        record = {"step": progress.step} | {f"eval/validation/{name}": value for name, value in scores.items()}
+        record = {"step": progress.step} | {f"{SCORE_PREFIX}{name}": value for name, value in scores.items()}
         self._write_record(self.folder.eval_history, record)
         listed = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.console.say(f"step {progress.step}/{self.plan.total_steps}  validation: {listed}")
@@ -273,6 +273,18 @@ class Trainer:
         self.progress.stream_position = self.job.stream_position
         self.state.save_checkpoint()
 
-    def _should_stop_early(self) -> bool:
-        patience = self.recipe.evaluation.early_stopping_patience
-        return patience is not None and self.progress.evals_without_improvement >= patience
+    def _reason_to_stop(self) -> str | None:
+        """Return why the run ends after its last evaluation so far; None if it continues."""
+        patience, evals = self.recipe.evaluation.early_stopping_patience, self.progress.evals_without_improvement
+        if patience is not None and evals >= patience:
+            return f"{self.job.best_by} did not improve in {evals} evaluations"
+        if self.job.reason_to_stop is None:
+            return None
+        reason = None
+        if self.is_main_process and (records := read_records(self.folder.eval_history)):
+            share, score = (
+                self.clock.share(records[-1]["step"]),
+                self.job.selection_score(validation_scores(records[-1])),
+            )
+            reason = self.job.reason_to_stop(share, score) if share < 1 else None
+        return broadcast_object_list([reason])[0]

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -564,3 +565,31 @@ def test_run_is_scored_without_its_training_rows(
     assert evaluate("run", split="test", console=QUIET).num_examples == 20
     Path("other.yaml").write_text(f"task: {{files: {{test: {test}}}, text_columns: [text]}}", "utf-8")
     assert evaluate("run", task_name="other.yaml", split="test", console=QUIET).num_examples == 20
+
+
+def test_run_ends_after_the_evaluation_that_gives_a_reason_even_if_it_is_killed_there(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def reason_to_stop(share: float, score: float) -> str | None:
+        asked.append((share, score))
+        return "enough" if len(asked) > 1 else None
+
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    recipe, options = recipe_of("training.epochs=4"), RunOptions(console=QUIET, reason_to_stop=reason_to_stop)
+    with monkeypatch.context() as patch:
+        patch.setattr("bertcli.training.trainer.finalize", kill)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(recipe, Path("run"), options)
+    results = finetune(recipe, Path("run"), options)
+    records = read_records(Path("run/eval.jsonl"))
+    scores = [record["eval/validation/accuracy"] for record in records]
+    assert asked == [(0.25, scores[0]), (0.5, scores[1]), (0.5, scores[1])]
+    assert results.total_steps == records[-1]["step"] == 2 * records[0]["step"]
+    last = finetune(
+        recipe, Path("other"), replace(options, reason_to_stop=lambda share, _: "end" if share == 1 else None)
+    )
+    assert last.total_steps == 4 * records[0]["step"]
