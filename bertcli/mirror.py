@@ -11,11 +11,12 @@ from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.search import Search
 from bertcli.recipe.suite import Suite, recipes_by_name
 from bertcli.tasks import TASKS
 from bertcli.tasks.task import Task
 
-AnyRecipe = Recipe | PretrainRecipe | Grid | Suite
+AnyRecipe = Recipe | PretrainRecipe | Grid | Search | Suite
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Requirement:
 
 def requirements(recipe: AnyRecipe) -> Iterator[Requirement]:
     """Yield the datasets and models that a recipe loads by Hub ID, not local folders or the built-in sample data."""
-    if isinstance(recipe, Suite | Grid):
-        for member in recipes_by_name(recipe).values():
+    if isinstance(recipe, Suite | Grid | Search):
+        for member in recipe.probes() if isinstance(recipe, Search) else recipes_by_name(recipe).values():
             yield from requirements(member)
         return
     if isinstance(recipe, PretrainRecipe):

@@ -118,7 +118,7 @@ def finetune(
     """Fine-tune a model from a recipe.
 
     If a `training` key other than `seed` is a list, a grid search trains each combination of values, once per seed, and
-    chooses the one with the best mean validation score over seeds.
+    chooses the one with the best mean validation score over seeds. With `search`, trials draw values from ranges.
     With `data.folds=5`, a model is trained for each of five folds of the training rows (cross-validation).
     Re-run the same command to resume.
 

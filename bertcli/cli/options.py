@@ -85,7 +85,20 @@ Processes = Annotated[
     int, typer.Option(min=1, help="Number of processes on this machine that share the work, e.g. one per GPU.")
 ]
 Jobs = Annotated[
-    int, typer.Option(min=1, help="Number of runs to execute in parallel, for a grid, suite, folds or a list of seeds.")
+    int,
+    typer.Option(
+        min=1, help="Number of runs to execute in parallel: folds, seeds, or those of a grid, search or suite."
+    ),
+]
+Array = Annotated[
+    bool,
+    typer.Option(
+        "--array",
+        help="Submit a job array (one task per seed, fold, grid point or recipe) and a job that collects results.",
+    ),
+]
+Workers = Annotated[
+    int, typer.Option("--jobs", min=2, help="With --array: number of tasks that share the trials of a search.")
 ]
 TaskName = Annotated[
     str | None,

@@ -15,6 +15,7 @@ import typer
 
 from bertcli.cli.error_handling import handle_errors
 from bertcli.cli.options import (
+    Array,
     Debug,
     Json,
     Mirror,
@@ -25,6 +26,7 @@ from bertcli.cli.options import (
     RecipesAndKeys,
     Run,
     RunOrModel,
+    Workers,
     check_mirror,
     default_run_folder,
     distinct_overrides,
@@ -151,13 +153,8 @@ def submit(
         list[str] | None,
         typer.Option("--sbatch", help="Additional sbatch option, e.g. account=ours or mem=64G; repeatable."),
     ] = None,
-    array: Annotated[
-        bool,
-        typer.Option(
-            "--array",
-            help="Submit a job array (one task per seed, fold, grid point or recipe) and a job that collects results.",
-        ),
-    ] = False,
+    array: Array = False,
+    workers: Workers = 4,
     mirror: Mirror = None,
     print_only: Annotated[
         bool, typer.Option("--print", help="Print the batch scripts without writing or submitting anything.")
@@ -185,6 +182,7 @@ def submit(
         run or default_run_folder(recipe),
         JobResources(nodes, gpus, cpus, time, partition, tuple(directives or ())),
         array=array,
+        num_workers=workers,
         print_only=print_only,
         overwrite=overwrite,
         mirror=mirror,

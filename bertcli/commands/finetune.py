@@ -1,4 +1,4 @@
-"""`bertcli finetune`: fine-tune one recipe, its folds, a grid, a suite, or one model on several tasks."""
+"""`bertcli finetune`: fine-tune a recipe, its folds, a grid, a search, a suite, or one model on several tasks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid, fold_recipes
 from bertcli.recipe.load import dump_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.search import Search
 from bertcli.recipe.suite import Suite, independent_recipes_by_folder
 from bertcli.runs.folder import RunClaim, RunOptions, best_seed, claim_run
 from bertcli.runs.results import RunResults
 from bertcli.training.startup import report_finished
 
 
-def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, jobs: int = 1) -> RunResults:
-    """Fine-tune as the recipe, grid or suite says, or once per fold of a recipe; return the content of `results.json`.
+def finetune(recipe: Recipe | Grid | Search | Suite, run: Path, options: RunOptions, *, jobs: int = 1) -> RunResults:
+    """Fine-tune as the recipe, grid, search or suite says, or once per fold; return the content of `results.json`.
 
     Args:
-        jobs: number of runs (seeds, folds, grid points, recipes of a suite) to train in parallel, each in its own
-            process.
+        jobs: number of runs (seeds, folds, grid points, trials, recipes of a suite) to train in parallel, each in its
+            own process.
 
     Raises:
         BertcliError: if anything fails; the message says how to fix the problem.
@@ -46,9 +47,12 @@ def finetune(recipe: Recipe | Grid | Suite, run: Path, options: RunOptions, *, j
         from bertcli.experiments.cross_validation import cross_validate
         from bertcli.experiments.grid import claim_grid, finetune_grid
         from bertcli.experiments.run_many import run_in_parallel
+        from bertcli.experiments.search import finetune_search
         from bertcli.experiments.suite import claim_suite, finetune_suite
         from bertcli.finetuning.multitask import finetune_multitask
         from bertcli.finetuning.run import finetune as finetune_recipe
+    if isinstance(recipe, Search):
+        return finetune_search(recipe, run, options, jobs=jobs)
     if jobs > 1 and not options.dry_run:
         recipes = independent_recipes_by_folder(recipe, run)
         if isinstance(recipe, Suite):

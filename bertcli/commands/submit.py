@@ -23,8 +23,11 @@ from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.search import Search
 from bertcli.recipe.suite import Suite, independent_recipes_by_folder, recipes_by_folder
-from bertcli.runs.folder import RunFolder, claim_run, remove_run, seed_run
+from bertcli.runs.folder import SEARCH, RunFolder, claim_run, remove_run, seed_run
+
+DEFAULT_WORKERS = 4  # tasks in the array of a search
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def submit(
     resources: JobResources,
     *,
     array: bool = False,
+    num_workers: int = DEFAULT_WORKERS,
     print_only: bool = False,
     overwrite: bool = False,
     mirror: Path | None = None,
@@ -83,6 +87,7 @@ def submit(
     Args:
         name: a fine-tuning or pretraining recipe, or a suite.
         array: submit a job array with one task per independent run, and a job that collects their results.
+        num_workers: number of tasks in the array of a search, which share its trials.
         print_only: build the scripts, but write and submit nothing.
         overwrite: replace an existing run in `run`.
         command_line: this program's command line, written as a comment at the top of each script.
@@ -95,7 +100,7 @@ def submit(
         ClusterError: if the cluster rejects a job.
     """
     console = console or Console()
-    plan = plan_jobs(name, overrides, run)
+    plan = plan_jobs(name, overrides, run, num_workers=num_workers)
     environment = JobEnvironment(
         Path.cwd(), _slurm_folder(run), (sys.executable, "-m", "bertcli"), mirror.absolute() if mirror else None
     )
@@ -110,11 +115,14 @@ def submit(
     return SlurmSubmission(scripts, jobs)
 
 
-def plan_jobs(name: str, overrides: Sequence[str], run: Path) -> JobPlan:
-    """Plan the commands for a fine-tuning recipe, its folds, a pretraining recipe, a grid or a suite.
+def plan_jobs(name: str, overrides: Sequence[str], run: Path, *, num_workers: int = DEFAULT_WORKERS) -> JobPlan:
+    """Plan the commands for a fine-tuning recipe, its folds, a pretraining recipe, a grid, a search or a suite.
 
     A job reads the recipe saved in its run folder, so editing the original file while the job is queued has no effect.
     Only a job for all folds, or a whole grid or suite, or for multitask training, reads the original file.
+
+    Args:
+        num_workers: number of jobs that share the trials of a search, all with the same command.
 
     Raises:
         RecipeError: if the recipe is invalid; every problem is listed.
@@ -133,6 +141,9 @@ def plan_jobs(name: str, overrides: Sequence[str], run: Path) -> JobPlan:
             independent,
             [path for path in recipes_by_folder(recipe, run) if path not in independent],
         )
+    if isinstance(recipe, Search):
+        worker = JobCommand(run.name, ["finetune", str(run / SEARCH), "--run", str(run)])
+        return JobPlan(recipe, worker, [worker] * min(num_workers, recipe.settings.trials), {})
     verb = "pretrain" if isinstance(recipe, PretrainRecipe) else "finetune"
     seed_folders = {seed: seed_run(run, seed) for seed in recipe.training.seed}
     array_commands = [
@@ -231,7 +242,11 @@ def _prepare_run_folders(plan: JobPlan, run: Path, console: Console, *, overwrit
     Raises:
         RunFolderError: if a folder holds other files, or a run with a different recipe.
     """
-    if plan.is_multitask:
+    if isinstance(plan.recipe, Search):
+        from bertcli.experiments.search import claim_search
+
+        claim_search(plan.recipe, run, overwrite=overwrite)
+    elif plan.is_multitask:
         if overwrite and run.is_dir():
             remove_run(run)
     elif run not in plan.recipes:

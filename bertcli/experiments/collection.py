@@ -16,10 +16,12 @@ from bertcli.recipe.expansion import fold_recipes
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import run_folder
+from bertcli.reports.charts import Chart, trials_chart
 from bertcli.reports.comparison import Runs, page_links, read_runs, write_run_pages
 from bertcli.reports.pages import Table, comparison_page
 from bertcli.runs.folder import (
     OUT_OF_FOLD_PREDICTIONS,
+    SEARCH,
     SUMMARY,
     RunFolder,
     RunOptions,
@@ -52,10 +54,12 @@ def claim_collection(
         check: called before anything is removed; raises an error if the new runs could not start.
 
     Raises:
-        RunFolderError: if `folder` holds a run (with `overwrite`, a run in progress), or files that no run wrote and
-            that would be replaced, or (without `overwrite`) the results of a collection with other runs.
+        RunFolderError: if `folder` holds a search or a run (with `overwrite`, a run in progress), or files that no run
+            wrote and that would be replaced, or (without `overwrite`) the results of a collection with other runs.
     """
     run = RunFolder(folder)
+    if (folder / SEARCH).is_file():
+        raise RunFolderError(f"{folder} holds a search; choose another folder with --run")
     written = (run.results, run.card, run.report, folder / SUMMARY, run.predictions / OUT_OF_FOLD_PREDICTIONS)
     if run.recipe.is_file():
         if not overwrite:
@@ -162,7 +166,7 @@ def write_pages(name: str) -> Path:
 
 
 def write_collection_page(folder: Path, results: CollectionResults, page: Path) -> None:
-    """Write the page of a collection: its table with links, learning curves unless it is a suite, and the failures.
+    """Write the page of a collection: its table with links, learning curves unless it is a suite, what a search found.
 
     Raises:
         UsageError: if a point or fold cannot be read.
@@ -170,10 +174,28 @@ def write_collection_page(folder: Path, results: CollectionResults, page: Path) 
     members = _member_folders(results, folder)
     runs = charted_runs(results, folder)
     first = next(iter(runs.values()), None)
-    kind = f"{'folds' if results.folds else 'points'} of {first[0].task_or_objective}" if first else "tasks"
+    names = "folds" if results.folds else "points" if results.importances is None else "trials"
+    kind = f"{names} of {first[0].task_or_objective}" if first else "tasks"
     title = f"{folder.resolve().name}: {len(members) + len(results.failed)} {kind}"
-    links = page_links(members, page)
-    write_text(page, comparison_page(title, _table(results), runs, links=links, failed=results.failed))
+    write_text(
+        page,
+        comparison_page(
+            title,
+            _table(results),
+            runs,
+            links=page_links(members, page),
+            failed=results.failed,
+            charts=[_trials_chart(results)] if results.importances is not None else [],
+            importances=results.importances,
+        ),
+    )
+
+
+def _trials_chart(results: CollectionResults) -> Chart:
+    trials = {
+        int(name.rpartition("-")[2]): (trial.best_score, trial.pruned) for name, trial in (results.points or {}).items()
+    }
+    return trials_chart(trials, str(results.best_by))
 
 
 def charted_runs(results: CollectionResults, folder: Path) -> Runs:

@@ -49,7 +49,7 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     results = _results(grid, folder, finished, failed)
     if processes.is_main_process:
         write_collection(folder, results, console)
-        write_text(folder / SUMMARY, _csv(results.table))
+        write_text(folder / SUMMARY, to_csv(results.table))
     split = "folds" if has_folds else "validation split"
     console.say(f"chosen    {results.chosen}, by {results.best_by} on the {split}\nrun       {folder}")
     predict = f'bertcli predict {folder} --text "…"'
@@ -100,7 +100,8 @@ def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: 
     )
 
 
-def _csv(table: list[dict[str, str]]) -> str:
+def to_csv(table: list[dict[str, str]]) -> str:
+    """Return a table as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
     writer.writeheader()

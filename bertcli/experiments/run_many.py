@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -44,17 +44,31 @@ def run_each(
     failed: dict[str, str] = {}
     for number, (name, run) in enumerate(runs.items(), start=1):
         console.say(f"\n{name} ({number} of {len(runs)})")
-        try:
-            finished[name] = run()
-        except (Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise
-        except BaseException as error:  # one failed run, even a panic of a Rust library, does not stop the others
-            if processes.num_processes > 1:
-                raise
-            kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "
-            failed[name] = f"{kind}{error}"
-            console.warn(f"{name} failed: {failed[name]}")
+        result = attempt(name, run, processes, console)
+        if isinstance(result, str):
+            failed[name] = result
+        else:
+            finished[name] = result
     return finished, failed
+
+
+def attempt(name: str, run: Callable[[], RunResults], processes: PartialState, console: Console) -> RunResults | str:
+    """Call a run; return its results, or its error, which is printed, too.
+
+    Raises:
+        Interrupted: if a signal arrived.
+        Exception: if the run failed and there are several processes.
+    """
+    try:
+        return run()
+    except (Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # one failed run, even a panic of a Rust library, does not stop the others
+        if processes.num_processes > 1:
+            raise
+        kind = "" if isinstance(error, BertcliError) else f"unexpected {type(error).__name__}: "
+        console.warn(f"{name} failed: {kind}{error}")
+        return f"{kind}{error}"
 
 
 def raise_if_failed(failed: Mapping[str, str], num_runs: int, kind: str) -> None:
@@ -142,9 +156,53 @@ def start_run(
         file: where to write the recipe; the results or the error are written next to it as JSON.
     """
     file.write_text(dump_recipe(recipe), "utf-8")
-    command = [sys.executable, "-m", "bertcli", "finetune", str(file), "--run", str(folder)]
+    return _start(file, folder, file.with_suffix(".json"), mirror, environment)
+
+
+def run_workers(
+    recipe: Path, folder: Path, jobs: int, options: RunOptions, on_poll: Callable[[], None]
+) -> list[ProcessError]:
+    """Run `jobs` processes of `bertcli finetune`, all with the same recipe and folder; return errors of failed ones.
+
+    Each process gets its share of the cores and one of the GPUs visible to this process. The messages of all are in
+    `log.txt` in the folder.
+
+    Args:
+        on_poll: called about once a second until all have ended.
+
+    Raises:
+        Interrupted: if a signal arrived and was passed on; all runs are saved.
+    """
+    with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
+        outputs = [Path(scratch, f"{number}.json") for number in range(jobs)]
+        children = [
+            _start(recipe, folder, output, options.mirror, os.environ | slot)
+            for output, slot in zip(outputs, _slots(jobs), strict=True)
+        ]
+        try:
+            codes = [pool.submit(_wait, child, stop) for child in children]
+            while wait(codes, timeout=1.0).not_done:
+                on_poll()
+        except KeyboardInterrupt:
+            for child in children:
+                child.kill()
+            raise
+        if stop.signal_number is not None:
+            raise Interrupted(stop.signal_number, "stopped and saved all runs; re-run the same command to resume")
+        return [
+            _run_error(folder, code.result(), output)
+            for code, output in zip(codes, outputs, strict=True)
+            if code.result() != 0
+        ]
+
+
+def _start(
+    recipe: Path, folder: Path, results: Path, mirror: Path | None, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start `bertcli finetune`, which writes its results or error to a file, and its messages to the folder's log."""
+    command = [sys.executable, "-m", "bertcli", "finetune", str(recipe), "--run", str(folder)]
     command += ["--quiet", "--json", "--debug", *(["--mirror", str(mirror)] if mirror else [])]
-    with RunFolder(folder).log.open("ab") as log, file.with_suffix(".json").open("wb") as output:
+    with RunFolder(folder).log.open("ab") as log, results.open("wb") as output:
         if log.tell() == 0:
             log.write(LOG_HEADER.encode())
             log.flush()

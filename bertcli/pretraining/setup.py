@@ -42,6 +42,7 @@ from bertcli.pretraining.batches import ResolvedPhase, build_sequences
 from bertcli.pretraining.objective import Objective
 from bertcli.recipe.plan import Plan, complete_plan
 from bertcli.recipe.pretrain_schema import Phase, PretrainRecipe, Source
+from bertcli.recipe.schema import parse_seconds
 from bertcli.runs.folder import best_seed
 from bertcli.training.memory import Workload
 
@@ -399,7 +400,7 @@ def resolve_phases(
         total_steps=total_steps,
         global_batch_size=max(batch_sizes),
         num_processes=num_processes,
-        budget_seconds=_parse_seconds(training.budget),
+        budget_seconds=parse_seconds(training.budget),
     )
     ends = np.cumsum([phase.fraction for phase in phases]).tolist()
     ends[-1] = 1.0  # despite rounding errors
@@ -442,8 +443,3 @@ def _sequences_per_chunk(setup: PretrainSetup, max_tokens: int) -> float:
     sample = order[: max(2, int(np.searchsorted(np.cumsum(document_lengths(order)), PLAN_SAMPLE_TOKENS)))]
     pairs = build_sentence_pairs(setup.corpus, sample, max_tokens, section.pairs, section.short_seq_prob, random)
     return len(pairs) / int((-(-document_lengths(sample) // max_tokens)).sum())
-
-
-def _parse_seconds(duration: str | None) -> float | None:
-    """Parse a duration: `30m` → 1800.0."""
-    return None if duration is None else float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]

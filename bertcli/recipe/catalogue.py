@@ -28,6 +28,7 @@ from bertcli.recipe.load import (
 )
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.search import Search, dump_search, search_schema, space_values
 from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, recipes_by_name
 from bertcli.tasks import TASKS
 
@@ -38,8 +39,8 @@ SCHEMAS: dict[str, type[BaseModel]] = {"finetune": Recipe, "pretrain": PretrainR
 YAML_INDENT = 2
 
 
-def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe | Grid | Suite:
-    """Load a recipe, grid or suite by built-in name, from a file or from a run folder, with `key=value` overrides.
+def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe | Grid | Search | Suite:
+    """Load a recipe, grid, search or suite by built-in name, file or run folder, with `key=value` overrides.
 
     Raises:
         RecipeError: if the recipe is invalid; the message lists every error.
@@ -89,6 +90,8 @@ def show_recipe(name_or_path: str, overrides: Sequence[str] = (), *, comments: b
         return text
     dump = dump_annotated if comments else dump_recipe
     recipe = load_any(name_or_path, overrides)
+    if isinstance(recipe, Search):
+        return dump_search_annotated(recipe) if comments else dump_search(recipe)
     if not isinstance(recipe, Suite | Grid):
         return dump(recipe)
     return "---\n".join(f"# {name}\n{dump(member)}" for name, member in recipes_by_name(recipe).items())
@@ -97,6 +100,16 @@ def show_recipe(name_or_path: str, overrides: Sequence[str] = (), *, comments: b
 def dump_annotated(recipe: BaseModel) -> str:
     """Return a recipe as YAML, with the description of each key as a comment; it loads back to an equal recipe."""
     return to_yaml(_annotate(recipe, 0)).lstrip("\n")
+
+
+def dump_search_annotated(search: Search) -> str:
+    """Return a search as YAML, like `dump_annotated`."""
+    section = CommentedMap()
+    section["search"] = _annotate(search.settings, 1)
+    section["search"].update(to_yaml_value(space_values(search)))
+    above = "\nRanges and choices for keys of `training`, from which each trial draws its values"
+    section.yaml_set_comment_before_after_key("search", before=above)
+    return dump_annotated(search.base) + to_yaml(section)
 
 
 def _annotate(section: BaseModel, depth: int, *, comments: bool = True) -> CommentedMap:
@@ -206,6 +219,7 @@ def json_schema(kind: str) -> dict[str, Any]:
     schema = SCHEMAS[kind].model_json_schema()
     schema["properties"]["extends"] = {"type": "string", "description": "recipe that this one extends"}
     if kind == "finetune":
+        schema["properties"]["search"] = search_schema()
         suite = SuiteKeys.model_json_schema()
         schema["properties"] |= suite["properties"]
         schema["$defs"] |= suite["$defs"]
@@ -228,6 +242,8 @@ def _dump_single(name: str) -> str:
     recipe = load_any(name)
     if isinstance(recipe, Suite):
         raise UsageError(f"{name} is a suite; specify one of its recipes: {', '.join(recipe.recipes)}")
+    if isinstance(recipe, Search):
+        return dump_search(recipe)
     if isinstance(recipe, Grid):
         raise UsageError(f"{name} is a grid of {len(recipe.points)} recipes; specify one of its runs")
     return dump_recipe(recipe)

@@ -82,7 +82,7 @@ def describe_problem(keys: KeyPath, error: dict[str, Any]) -> str:
     if (expected := EXPECTED_BY_KEY.get(".".join(map(str, keys[:2])))) is not None:
         return f"found {quoted(error['input'])} for {keys[0]}.{keys[1]}, expected {expected}"
     if keys[-1:] == ("budget",):
-        return f"found {quoted(error['input'])} for training.budget, expected a time such as 90s, 30m or 2h"
+        return f"found {quoted(error['input'])} for {keys[0]}.budget, expected a time such as 90s, 30m or 2h"
     name, error_type, context = shortened(".".join(map(str, keys))), error["type"], error.get("ctx", {})
     if error_type == "missing":
         return f"found no {name}, which is required"

@@ -1,4 +1,4 @@
-"""Expand grids and folds: one recipe per combination of the lists under `training`, one per fold of `data.folds`."""
+"""Expand a recipe: a grid into its points, cross-validation into a recipe per fold; or resolve a search."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from bertcli.errors import RecipeError
 from bertcli.recipe.load import apply_overrides, read_finetune_recipe, resolve_recipe
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.search import Search, resolve_search
 from bertcli.recipe.yaml_layers import RecipeLayer
 
 NON_GRID_KEYS = ("seed",)  # a list of seeds means several runs of one grid point
@@ -40,8 +41,8 @@ def fold_recipes(recipe: Recipe) -> dict[str, Recipe]:
     return {f"fold-{fold}": recipe.with_fold(fold) for fold in range(1, (recipe.data.folds or 0) + 1)}
 
 
-def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid:
-    """Load a built-in recipe or a YAML file: a recipe, or a grid if keys of `training` hold lists.
+def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid | Search:
+    """Load a built-in recipe or a YAML file: a recipe, a search, or a grid if keys of `training` hold lists.
 
     Raises:
         RecipeError: if the recipe is invalid; the message lists every error as `file:line: found … expected …`.
@@ -49,14 +50,17 @@ def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Rec
     return expand_recipe(read_finetune_recipe(name_or_path), overrides)
 
 
-def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid:
-    """Resolve a partial recipe with `key=value` overrides to a recipe, or to a grid if keys of `training` hold lists.
+def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid | Search:
+    """Resolve a partial recipe with `key=value` overrides to a recipe, a search, or, if it has lists, a grid.
 
     Raises:
         RecipeError: if the recipe is invalid; the message lists every error.
     """
     merged = copy.deepcopy(layer)
-    apply_overrides(merged, overrides)
+    override_problems = apply_overrides(merged, overrides)
+    if "search" in merged.values:
+        merged.problems += override_problems
+        return resolve_search(merged)
     training: Any = merged.values.get("training")
     lists = {
         key: values

@@ -42,6 +42,8 @@ FORMER_RECIPES = {  # former name of a built-in recipe → current name
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a fine-tuning recipe by built-in name (`glue/sst2`) or from a YAML file, with `key=value` overrides.
 
+    Of a search, which has one recipe per trial, this is the recipe without its section `search`.
+
     Precedence, lowest first: defaults, the file that it `extends`, the file, the command line. Relative paths under
     `task.files`, or of `model.add_tokens`, are resolved against the folder of the file that contains them (on the
     command line: the current folder); `task.dataset` and `model.name` may be Hub IDs, so they are kept as given.
@@ -49,7 +51,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: if the recipe is invalid; the message lists every error as `file:line: found … expected …`.
     """
-    recipe = resolve_recipe(read_finetune_recipe(name_or_path), overrides)
+    layer = read_finetune_recipe(name_or_path)
+    layer.values.pop("search", None)
+    recipe = resolve_recipe(layer, overrides)
     assert isinstance(recipe, Recipe)
     return recipe
 

@@ -10,6 +10,7 @@ from bertcli.recipe.schema import (
     AddedTokenList,
     BatchSize,
     Count,
+    Duration,
     Epochs,
     EvaluationSection,
     HardwareSection,
@@ -211,10 +212,8 @@ class PretrainingSection(OptimizationSection):
 
     epochs: Epochs = Field(1.0, description="passes over the corpus")
     max_tokens: Count | None = Field(None, ge=1, description="number of training tokens; overrides `epochs`")
-    budget: str | None = Field(
-        None,
-        pattern=r"^(0*[1-9]\d*(\.\d+)?|0+\.\d*[1-9]\d*)[smh]$",
-        description="time limit, such as 30m or 2h; schedule and phases are scaled to fit it",
+    budget: Duration | None = Field(
+        None, description="time limit, such as 30m or 2h; schedule and phases are scaled to fit it"
     )
     global_batch_size: BatchSize = Field(256, ge=1, description="sequences per optimizer step, over all processes")
     learning_rate: LearningRate = Field(1e-4, description="peak learning rate")

@@ -24,6 +24,12 @@ VocabSize = Annotated[int, Field(le=2_000_000)]
 Epochs = Annotated[float, Field(gt=0, le=100_000)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range of NumPy's seeds
+Duration = Annotated[str, Field(pattern=r"^(0*[1-9]\d*(\.\d+)?|0+\.\d*[1-9]\d*)[smh]$")]  # such as 90s, 30m or 2h
+
+
+def parse_seconds(duration: str | None) -> float | None:
+    """Parse a `Duration`: `30m` → 1800.0."""
+    return None if duration is None else float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
 def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:

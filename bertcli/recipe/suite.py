@@ -14,6 +14,7 @@ from bertcli.errors import RecipeError, did_you_mean, quoted
 from bertcli.recipe.expansion import Grid, expand_recipe, fold_recipes, load_recipe_or_grid
 from bertcli.recipe.load import find_recipe, read_with_extends, validate_section
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.search import Search
 from bertcli.recipe.yaml_layers import RecipeLayer, merge_layers, parse_overrides
 from bertcli.tasks.task import Names, Section
 
@@ -57,8 +58,8 @@ class Suite:
     multitask: MultitaskSection | None = None
 
 
-def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid | Suite:
-    """Load anything that `bertcli finetune` accepts: a recipe, a grid or a suite.
+def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid | Search | Suite:
+    """Load anything that `bertcli finetune` accepts: a recipe, a grid, a search or a suite.
 
     Raises:
         RecipeError: if a recipe is invalid; the message lists every error.
@@ -104,7 +105,11 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
         try:
             member = read_with_extends(find_recipe(name, path.parent), Recipe)
             merge_layers(member, copy.deepcopy(shared))
-            recipes[name] = expand_recipe(member, recipe_overrides)
+            expanded = expand_recipe(member, recipe_overrides)
+            if isinstance(expanded, Search):
+                location = member.location(("search",))
+                raise RecipeError([f"{location}: found search in a suite; search by each recipe on its own"])
+            recipes[name] = expanded
         except RecipeError as error:
             problems = [*dict.fromkeys([*problems, *error.problems])]
     problems += [

@@ -38,7 +38,7 @@ MAX_BYTES = 1_000_000  # in a recipe file
 MAX_VALUES, MAX_DEPTH = 100_000, 20  # in a recipe, after aliases are expanded
 DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".conll", ".gz", ".zst", ".bz2", ".zip"}
 RECIPE_SUFFIXES = {".yaml", ".yml"}
-TOP_LEVEL_KEYS = {*Recipe.model_fields, "extends", "suite", "corpus", "tokenizer", "objective"}
+TOP_LEVEL_KEYS = {*Recipe.model_fields, "extends", "search", "suite", "corpus", "tokenizer", "objective"}
 KNOWN_KEY_LINE = re.compile(rf"^(?:{'|'.join(sorted(TOP_LEVEL_KEYS))}):", re.MULTILINE)
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels, which is too deep for a recipe"
 
@@ -259,7 +259,8 @@ def merge_layers(base: RecipeLayer, override: RecipeLayer) -> None:
 
 def _merge_values(base: dict[str, Any], override: dict[str, Any], prefix: KeyPath, replaced: set[KeyPath]) -> None:
     for key, value in override.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
+        is_section = prefix != ("search",)  # whose values are distributions, each a mapping that is replaced as a whole
+        if is_section and isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge_values(base[key], value, (*prefix, key), replaced)
         else:
             base[key] = value

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bertcli.metrics import best_value
 from bertcli.runs.history import SCORE_PREFIX
 
 Point = tuple[float, float]
@@ -130,6 +131,24 @@ def overlay_charts(histories: Sequence[tuple[str, int, Records, Records]], metri
         ]
         charts.append(Chart(name, title, "step", y, series, y_from_zero=name == "speed"))
     return [chart for chart in charts if chart.series]
+
+
+def trials_chart(trials: Mapping[int, tuple[float, bool]], metric: str) -> Chart:
+    """Return a chart of the scores of the trials of a search, and of the best score so far.
+
+    Args:
+        trials: score of each trial by number, and whether it was pruned.
+    """
+    complete = [(float(number), score) for number, (score, is_pruned) in trials.items() if not is_pruned]
+    pruned = [(float(number), score) for number, (score, is_pruned) in trials.items() if is_pruned]
+    scores = [score for _, score in complete]
+    best = [(number, best_value(metric, scores[: index + 1])) for index, (number, _) in enumerate(complete)]
+    series = [
+        Series("complete", complete, "dots", color=0),
+        Series("pruned", pruned, "dots", color=1),
+        Series("best so far", best, color=2),
+    ]
+    return Chart("trials", f"Validation {metric} by trial", "trial", metric, [one for one in series if one.points])
 
 
 def scatter_chart(pairs: Sequence[Point]) -> Chart:

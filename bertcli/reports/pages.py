@@ -193,6 +193,8 @@ def comparison_page(
     differences: Sequence[Sequence[str]] | None = None,
     links: Mapping[str, str] | None = None,
     failed: Mapping[str, str] | None = None,
+    charts: Sequence[Chart] = (),
+    importances: Mapping[str, float] | None = None,
 ) -> str:
     """Return the HTML page that compares several runs.
 
@@ -202,13 +204,17 @@ def comparison_page(
         differences: recipe keys, each with its value in every run; None omits the section.
         links: path of each row's page, relative to this page, by the row's name.
         failed: reason why each failed run failed, by the run's name.
+        charts: drawn before the learning curves.
+        importances: of the keys of a search, as shares of the variance of the scores; None omits the section.
     """
     return _render(
         "comparison.html.j2",
         title=title,
         names=list(runs),
         table=table,
+        overview=[draw(chart) for chart in charts],
         drawings=[draw(chart) for chart in comparison_charts(runs)] if runs else [],
+        importances=importances,
         differences=differences,
         links=links or {},
         failed=failed or {},

@@ -34,7 +34,8 @@ from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.recipe.schema import RESUME_MAY_CHANGE
 from bertcli.runs.results import RunResults
 
-SUMMARY = "summary.csv"  # the table of a grid
+SUMMARY = "summary.csv"  # the table of a grid or search
+SEARCH = "search.yaml"  # the recipe of a search
 OUT_OF_FOLD_PREDICTIONS = "out-of-fold.jsonl"  # in `predictions/` of a cross-validation
 VALIDATION_PREDICTIONS = "validation.jsonl"  # in `predictions/`; multitask runs prefix it with `TASK-`
 VALIDATION_ANSWERS = "validation.npz"  # the answers as arrays, likewise
@@ -224,7 +225,7 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-RUN_FILES = {LOCK, SUMMARY} | {
+RUN_FILES = {LOCK, SUMMARY, SEARCH} | {
     getattr(RunFolder(Path()), name).name for name, kind in vars(RunFolder).items() if isinstance(kind, property)
 }
 """Names of the files and folders that a run writes."""
@@ -523,7 +524,7 @@ def _is_run_file(path: Path) -> bool:
         with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
             return file.readline() == LOG_HEADER
         return False
-    return path.name in RUN_FILES - {LOCK, SUMMARY} or MODEL_LEFTOVERS.fullmatch(path.name) is not None
+    return path.name in RUN_FILES - {LOCK, SUMMARY, SEARCH} or MODEL_LEFTOVERS.fullmatch(path.name) is not None
 
 
 def _may_precede_run(path: Path) -> bool:

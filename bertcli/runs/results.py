@@ -117,6 +117,7 @@ class RunResults(Results):
     thresholds: dict[str, float] | None = None
     temperature: float | None = None  # that the logits were divided by
     validation_fingerprint: str | None = None  # of the encoded rows of a fold
+    pruned: bool = False  # as a trial of a search
 
     @property
     def best_score(self) -> float:
@@ -152,10 +153,10 @@ Member = Annotated[SerializeAsAny[RunResults], BeforeValidator(_member)]
 
 
 class CollectionResults(RunResults):
-    """The results of a grid, a cross-validation or a suite, whose runs are in `points`, `folds` or `tasks`.
+    """The results of a grid, search, cross-validation or suite, whose runs are in `points`, `folds` or `tasks`.
 
-    The metrics of a grid are those of the `chosen` point; those of a cross-validation are over its folds
-    (`validation`), and of the predictions of all folds as if they were one split (`out_of_fold`).
+    The metrics of a grid or search are those of the `chosen` point or trial; those of a cross-validation are over its
+    folds (`validation`), and of the predictions of all folds as if they were one split (`out_of_fold`).
     """
 
     table: list[dict[str, str]] = []
@@ -164,6 +165,7 @@ class CollectionResults(RunResults):
     folds: dict[str, Member] | None = None
     tasks: dict[str, Member] | None = None
     average: float | None = None
+    importances: dict[str, float] | None = None  # only for a search: of each key of `training`, in the scores
     failed: dict[str, str] = {}
 
     @field_validator("table")

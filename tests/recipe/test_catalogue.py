@@ -40,6 +40,7 @@ from bertcli.recipe.load import (
 )
 from bertcli.recipe.pretrain_schema import PretrainingSection
 from bertcli.recipe.schema import TrainingSection
+from bertcli.recipe.search import Search, dump_search
 from bertcli.recipe.suite import Suite, recipes_by_name
 
 
@@ -143,13 +144,15 @@ def test_show_output_loads_to_the_same_recipe() -> None:
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_show_describes_each_key_and_its_output_loads_to_the_same_recipe(name: str) -> None:
     loaded = load_any(name)
-    recipes = recipes_by_name(loaded).values() if isinstance(loaded, Suite | Grid) else [loaded]
+    one = loaded.base if isinstance(loaded, Search) else loaded
+    recipes = recipes_by_name(one).values() if isinstance(one, Suite | Grid) else [one]
     documents = show_recipe(name).split("---\n")
     shown = list(zip(documents, show_recipe(name, comments=False).split("---\n"), recipes, strict=True))
     for document, plain, recipe in shown[:3]:  # of a grid's many points, which differ in single values
         Path("shown.yaml").write_text(document, "utf-8")
         assert load_any_recipe("shown.yaml") == recipe
-        assert plain.removeprefix(f"# {plain.partition(chr(10))[0][2:]}\n") == dump_recipe(recipe)
+        whole = dump_search(loaded) if isinstance(loaded, Search) else dump_recipe(recipe)
+        assert plain.removeprefix(f"# {plain.partition(chr(10))[0][2:]}\n") == whole
         section = type(recipe).model_fields["training"].annotation
         assert section is not None
         for key, field in section.model_fields.items():
