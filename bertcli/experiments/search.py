@@ -209,8 +209,8 @@ def _train_trials(
             number, values = assigned
             console.say(f"\n{trial_name(number)} of {settings.trials}: {_describe_values(values)}")
             recipe, run = search.trial_recipe(values), folder / trial_name(number)
-            if trial is not None and len(recipe.training.seed) == 1:
-                options = replace(options, reason_to_stop=trial.reason_to_stop)
+            if len(recipe.training.seed) == 1:
+                options = replace(options, reason_to_stop=_never if trial is None else trial.reason_to_stop)
             started_at = time.monotonic()
             try:
                 results = attempt(run.name, partial(finetune, recipe, run, options), processes, console)
@@ -221,6 +221,10 @@ def _train_trials(
             if trial is not None:
                 _report(trial, run, results)
     console.warn(f"the last {MAX_FAILURES} trials failed, so no more are started")
+
+
+def _never(share: float, score: float) -> None:
+    """Stands for the `reason_to_stop` of the main process, the only one in which it is called."""
 
 
 def _progress(study: SharedStudy, console: Console) -> Callable[[], None]:

@@ -51,8 +51,9 @@ MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".bin"}  # of files
 ReasonToStop = Callable[[float, float], str | None]
 """Why a run ends after an evaluation that is not its last; None if it continues.
 
-Called in the main process with the completed share of the run and the evaluation's selection score, of which the
-highest is the best; called again for the last evaluation when a run is resumed.
+Called with the completed share of the run and the evaluation's selection score, of which the highest is the best;
+called again for the last evaluation when a run is resumed. With several processes, each has one, but only that of the
+main process is called.
 """
 
 
