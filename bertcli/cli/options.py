@@ -87,7 +87,7 @@ Processes = Annotated[
 Jobs = Annotated[
     int,
     typer.Option(
-        min=1, help="Number of runs to execute in parallel: folds, seeds, or those of a grid, search or suite."
+        min=1, help="Number of runs to execute in parallel: seeds, folds, or those of a grid, search or suite"
     ),
 ]
 Array = Annotated[

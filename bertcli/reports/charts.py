@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bertcli.metrics import best_value
+from bertcli.metrics.scores import best_value
 from bertcli.runs.history import SCORE_PREFIX
 
 Point = tuple[float, float]

@@ -15,7 +15,17 @@ import transformers
 from bertcli.cli.options import check_mirror
 from bertcli.data.sample import sample_documents
 from bertcli.models.tokenizer_training import train_tokenizer
-from tests.benchmarks import curves, encoders, finetuning, long_inputs, prediction, preparing, pretraining, scaling
+from tests.benchmarks import (
+    curves,
+    encoders,
+    finetuning,
+    long_inputs,
+    prediction,
+    preparing,
+    pretraining,
+    scaling,
+    search,
+)
 from tests.benchmarks.measure import run_in_process
 
 TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves", "scaling", "encoders", "long_inputs")
@@ -24,8 +34,9 @@ TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves", "sca
 def main() -> None:
     """Run the selected benchmarks; all by default."""
     parser = argparse.ArgumentParser(prog="bench")
-    parser.add_argument("topics", nargs="*", choices=TOPICS, default=TOPICS)
+    parser.add_argument("topics", nargs="*", choices=(*TOPICS, "search"), default=TOPICS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=20, help="of `search`, which is not run by default")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -33,11 +44,17 @@ def main() -> None:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, "
           f"{torch.get_num_threads()} threads, {versions}")  # fmt: skip
+    mirror = os.environ.get("BERTCLI_MIRROR")
+    if "search" in arguments.topics:
+        assert mirror, "set BERTCLI_MIRROR to a mirror with nyu-mll/glue"
+        search.bench(Path(mirror), arguments.trials)
+        arguments.topics.remove("search")
+    if not arguments.topics:
+        return
     tokenizer = run_in_process(lambda: train_tokenizer(lambda: sample_documents(200), 1024))
     if "finetuning" in arguments.topics:
         finetuning.bench(tokenizer, arguments.rounds)
     if "pretraining" in arguments.topics:
-        mirror = os.environ.get("BERTCLI_MIRROR")
         pretraining.bench(check_mirror(Path(mirror)) if mirror else None, arguments.rounds)
     if "prediction" in arguments.topics:
         prediction.bench(tokenizer, arguments.rounds)

@@ -239,3 +239,16 @@ def test_shipped_scripts_have_no_absolute_paths_and_end_like_those_of_submit(pat
 def test_shipped_scripts_are_not_listed_as_recipes() -> None:
     assert len(EXAMPLES) == 3
     assert not [name for name in shipped_recipes() if name.startswith("slurm")]
+
+
+def test_submit_array_of_a_search_writes_its_recipe_and_shares_its_trials(fake_slurm: FakeSlurm) -> None:
+    keys = ["search.epochs={int: [1, 3]}", "search.trials=9"]
+    assert submit("sample/sentiment", *keys, "--array", "--jobs", "3", "--run", "runs/search").exit_code == 0
+    job, gather = (Path("runs/search/slurm", name).read_text() for name in ("job.sh", "gather.sh"))
+    assert "#SBATCH --array=0-2" in job
+    assert "  2) arguments=(finetune runs/search/search.yaml --run runs/search) ;;" in job
+    assert " finetune runs/search/search.yaml --run runs/search &" in gather
+    assert "trials: 9" in Path("runs/search/search.yaml").read_text()
+    changed = submit("sample/sentiment", keys[0], "training.warmup_ratio=0.2", "--array", "--run", "runs/search")
+    assert changed.exit_code == 2
+    assert "runs/search holds a search with a different recipe" in changed.stderr

@@ -245,6 +245,15 @@ def test_submit_array_of_a_search_runs_the_same_command_in_each_task() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_search_trains_each_trial_in_two_processes() -> None:
+    command = ["finetune", "sample/sentiment", *SHORT, *SPACE, "search.trials=2", "--run", "search", "--processes", "2"]
+    process = subprocess.run([sys.executable, "-m", "bertcli", *command, "--json"], check=False, capture_output=True)
+    assert process.returncode == 0, process.stderr
+    assert list(json.loads(process.stdout)["points"]) == ["trial-0", "trial-1"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_parallel_search_killed_twice_loses_and_doubles_no_trial() -> None:
     arguments = ["sample/sentiment", *SHORT, *SPACE, "search.trials=8", "--run", "search", "--jobs", "2"]
     command = [sys.executable, "-m", "bertcli", "finetune", *arguments]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from bertcli.cli.main import app
 from bertcli.errors import UsageError
 from bertcli.metrics.scores import best_value
+from bertcli.reports.charts import trials_chart
 from bertcli.reports.comparison import compare_runs, comparison_table, read_runs
 from bertcli.runs.folder import RunFolder
 
@@ -118,3 +119,14 @@ def test_report_of_results_without_counts_says_unknown() -> None:
     assert result.exit_code == 0, result.stderr
     assert "| one | scratch |          | 0.5000 |" in result.stdout
     assert "unknown" in Path("one/report.html").read_text()
+
+
+def test_trials_chart_shows_the_best_complete_score_so_far() -> None:
+    chart = trials_chart({0: (0.5, False), 1: (0.9, True), 3: (0.4, False), 4: (0.6, False)}, "accuracy")
+    assert {series.name: series.points for series in chart.series} == {
+        "complete": [(0.0, 0.5), (3.0, 0.4), (4.0, 0.6)],
+        "pruned": [(1.0, 0.9)],
+        "best so far": [(0.0, 0.5), (3.0, 0.5), (4.0, 0.6)],
+    }
+    (complete, best) = trials_chart({0: (0.5, False), 1: (0.7, False)}, "loss").series
+    assert (complete.points[1], best.points[1]) == ((1.0, 0.7), (1.0, 0.5))
