@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
 
 from bertcli.errors import UsageError
 from bertcli.experiments import shared_study
@@ -164,7 +165,14 @@ def test_incomplete_line_of_a_killed_process_is_dropped(monkeypatch: pytest.Monk
     assert all_values(study)[:3] == values
     assert len(open_study().records()) == 4
     monkeypatch.setattr(shared_study, "LOCK_GRACE_SECONDS", 3)
-    journal.with_name(f"{JOURNAL}.lock").symlink_to(journal.absolute())  # of a killed process
+
+    def kill(lock: JournalFileSymlinkLock) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileSymlinkLock, "release", kill)
+        with pytest.raises(KeyboardInterrupt):
+            open_study()
     started_at = time.monotonic()
     assert train(open_study(), 5, closeness) == 1
     assert time.monotonic() - started_at < 10
