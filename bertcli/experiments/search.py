@@ -165,7 +165,7 @@ def _dry_run(search: Search, folder: Path, options: RunOptions, console: Console
     values = propose([], search.space, search.base.training.seed[0])
     console.say(f"search    {_describe_space(search)}")
     console.say(f"\n{trial_name(0)} of {search.settings.trials}: {_describe_values(values)}")
-    finetune(search.trial_recipe(values), folder / trial_name(0), replace(options, overwrite=False))
+    finetune(search.trial_recipe(values), folder / trial_name(0), options)
     return CollectionResults(dry_run=True, run=str(folder))
 
 

@@ -159,6 +159,19 @@ def test_shipped_scripts_run_seeds_and_collect_their_results(cluster: Cluster, s
     assert len(cluster.results("shipped")["runs"]) == 2
 
 
+def test_array_of_a_search_shares_its_trials(cluster: Cluster) -> None:
+    space = ["search.learning_rate={log_uniform: [1e-5, 1e-3]}", "search.trials=3"]
+    submitted = cluster.submit("search", *space, "--array", "--jobs", "2")
+    cluster.wait_for_steps("search/trial-1")
+    cluster.call("scancel", "--signal=USR1", "--batch", f"{submitted['job']}_0")
+    cluster.wait_until(submitted["job"], "COMPLETED")
+    cluster.wait_until(submitted["gathering_job"], "COMPLETED")
+    assert list(cluster.results("search")["points"]) == ["trial-0", "trial-1", "trial-2"]
+    logs = [Path(submitted["log"].replace("*", str(number))).read_text() for number in range(2)]
+    assert "stopped and saved after step" in logs[0]
+    assert sum(log.count("resuming search/trial-") for log in logs) == 1
+
+
 def test_two_nodes_train_the_same_as_one(cluster: Cluster) -> None:
     one, two = cluster.submit("one"), cluster.submit("two", "--nodes", "2")
     for job in (one["job"], two["job"]):
