@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
+from datasets import disable_progress_bars, load_dataset
 from rich.console import Console
 from rich.table import Table
 
@@ -46,6 +46,7 @@ def bench(mirror: Path, num_trials: int = 20, num_rows: int = NUM_TRAIN) -> None
 
 def _write_task(folder: Path, mirror: Path, num_rows: int) -> str:
     """Write the splits as CSV files, and return the part of the recipe that all contenders share."""
+    disable_progress_bars()
     cola = {
         split: load_dataset("parquet", data_files=str(mirror / f"datasets/nyu-mll/glue/cola/{split}-*.parquet"))[
             "train"
