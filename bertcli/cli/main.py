@@ -162,7 +162,8 @@ def pretrain(
     """
     from bertcli.console import LOADING, Console, print_result
     from bertcli.recipe.load import dump_recipe, load_pretrain_recipe
-    from bertcli.runs.folder import RunOptions, claim_run
+    from bertcli.runs.claim import claim_run
+    from bertcli.runs.folder import RunOptions
 
     loaded = load_pretrain_recipe(recipe, distinct_overrides(overrides))
     mirror = check_mirror(mirror)

@@ -27,7 +27,7 @@ from bertcli.models.pickled_weights import (
     convert_weights,
 )
 from bertcli.recipe.pretrain_schema import PretrainRecipe
-from bertcli.runs.folder import nearest_folder
+from bertcli.runs.claim import nearest_folder
 
 SAFETENSORS_FILES = (SAFETENSORS, SAFETENSORS_INDEX, "model-*-of-*.safetensors")
 SHARDED_PICKLE_FILES = (PICKLED_INDEX, "pytorch_model-*-of-*.bin")

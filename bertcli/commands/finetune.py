@@ -18,7 +18,8 @@ from bertcli.recipe.load import dump_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
 from bertcli.recipe.suite import Suite, independent_recipes_by_folder
-from bertcli.runs.folder import RunClaim, RunOptions, best_seed, claim_run
+from bertcli.runs.claim import RunClaim, claim_run
+from bertcli.runs.folder import RunOptions, best_seed
 from bertcli.runs.results import RunResults
 from bertcli.training.startup import report_finished
 

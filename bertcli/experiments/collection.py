@@ -19,17 +19,8 @@ from bertcli.recipe.suite import run_folder
 from bertcli.reports.charts import Chart, trials_chart
 from bertcli.reports.comparison import Runs, page_links, read_runs, write_run_pages
 from bertcli.reports.pages import Table, comparison_page
-from bertcli.runs.folder import (
-    OUT_OF_FOLD_PREDICTIONS,
-    SEARCH,
-    SUMMARY,
-    RunFolder,
-    RunOptions,
-    check_is_run,
-    claim_run,
-    fold_runs,
-    remove_run,
-)
+from bertcli.runs.claim import check_is_run, claim_run, remove_run
+from bertcli.runs.folder import OUT_OF_FOLD_PREDICTIONS, SEARCH, SUMMARY, RunFolder, RunOptions, fold_runs
 from bertcli.runs.results import CollectionResults
 
 MAX_CURVES = 8  # one per color of the charts

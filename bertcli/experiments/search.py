@@ -40,7 +40,8 @@ from bertcli.recipe.catalogue import compare_recipe_texts
 from bertcli.recipe.expansion import load_recipe_or_grid
 from bertcli.recipe.schema import HardwareSection
 from bertcli.recipe.search import Search, SearchSection, dump_search
-from bertcli.runs.folder import SEARCH, SUMMARY, RunFolder, RunOptions, remove_run
+from bertcli.runs.claim import remove_run
+from bertcli.runs.folder import SEARCH, SUMMARY, RunFolder, RunOptions
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.training.startup import join_processes
 

@@ -14,7 +14,8 @@ from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, evaluation_note, make_plan
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunOptions, claim_run, seed_folders
+from bertcli.runs.claim import claim_run
+from bertcli.runs.folder import RunOptions, seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.tasks.task import FoldTask
 from bertcli.training.memory import MemoryPlan, plan_memory

@@ -10,7 +10,8 @@ from accelerate import PartialState
 from bertcli.console import Console, format_seconds
 from bertcli.files import write_json
 from bertcli.reports.comparison import write_page
-from bertcli.runs.folder import RunFolder, claim_run, seed_folders, seed_run
+from bertcli.runs.claim import claim_run
+from bertcli.runs.folder import RunFolder, seed_folders, seed_run
 from bertcli.runs.results import RunResults, SeedScore, summarize_seeds
 from bertcli.training.job import Job
 from bertcli.training.startup import open_run, report_finished

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from bertcli.console import Console
 from bertcli.recipe.schema import HardwareSection
 from bertcli.reports.comparison import write_missing_pages
-from bertcli.runs.folder import RunClaim, RunFolder
+from bertcli.runs.claim import RunClaim
+from bertcli.runs.folder import RunFolder
 from bertcli.runs.results import RunResults
 from bertcli.training.signals import exit_on_requeue
 

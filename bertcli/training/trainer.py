@@ -17,8 +17,9 @@ from bertcli.errors import Interrupted, TrainingError
 from bertcli.files import write_json
 from bertcli.models.compile import compile_layers, uncompile_layers
 from bertcli.runs.checkpoint import list_checkpoints
+from bertcli.runs.claim import exclusive_lock
 from bertcli.runs.environment import describe_environment
-from bertcli.runs.folder import RunFolder, exclusive_lock
+from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import SCORE_PREFIX, append_record, read_records, truncate_after, validation_scores
 from bertcli.runs.results import RunResults
 from bertcli.training.compile_trial import compile_if_faster, reason_not_to_compile

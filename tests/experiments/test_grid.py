@@ -27,7 +27,8 @@ from bertcli.finetuning.run import finetune
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions, chosen_run, claim_run
+from bertcli.runs.claim import claim_run
+from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions, chosen_run
 from bertcli.runs.results import RunResults
 
 from ..conftest import QUIET

@@ -27,7 +27,8 @@ from bertcli.metrics.answers import load_answers
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe, TrainingSection
 from bertcli.runs import checkpoint as checkpoint_module
-from bertcli.runs.folder import RunOptions, exclusive_lock
+from bertcli.runs.claim import exclusive_lock
+from bertcli.runs.folder import RunOptions
 from bertcli.runs.history import read_records
 from bertcli.runs.results import SeedScore
 from bertcli.training import trainer as trainer_module

@@ -9,8 +9,8 @@ import pytest
 
 from bertcli.recipe.load import dump_recipe, load_recipe, recipe_task
 from bertcli.reports.pages import read_run, run_page
+from bertcli.runs.claim import claim_run
 from bertcli.runs.environment import describe_environment, mask_secrets
-from bertcli.runs.folder import claim_run
 from bertcli.runs.model_card import build_model_card
 from bertcli.runs.results import RunResults
 

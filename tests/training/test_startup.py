@@ -9,7 +9,7 @@ from typing import cast
 from accelerate import PartialState
 
 from bertcli.recipe.load import dump_recipe, load_recipe
-from bertcli.runs.folder import claim_run
+from bertcli.runs.claim import claim_run
 from bertcli.training.startup import open_run
 
 from ..conftest import QUIET
