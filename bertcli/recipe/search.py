@@ -130,11 +130,14 @@ def resolve_search(layer: RecipeLayer) -> Search:
         base = resolve_recipe(copy.deepcopy(layer), [])
     except RecipeError as error:
         raise RecipeError([*problems, *error.problems]) from None
+    assert isinstance(base, Recipe)
+    if base.is_cross_validation:
+        location = layer.location(("data", "folds"))
+        problems.append(f"{location}: found data.folds in a search, whose trials are single runs; remove one of them")
     problems += _value_problems(layer, space)
     if problems:
         raise RecipeError(problems)
     assert isinstance(settings, SearchSection)
-    assert isinstance(base, Recipe)
     return Search(base, space, settings)
 
 

@@ -129,6 +129,8 @@ def test_search_is_refused_with_a_grid_a_fixed_value_or_a_suite() -> None:
     with pytest.raises(RecipeError, match=r"mine\.yaml:2: found search in a suite; search by each recipe on its own"):
         load_finetuning("suite.yaml")
     assert "mine.yaml:2: found 'x' for search, expected a section" in problems("extends: glue/rte\nsearch: x\n")
+    (problem,) = problems(RECIPE, "data.folds=3")
+    assert problem == "command line: found data.folds in a search, whose trials are single runs; remove one of them"
 
 
 def test_search_is_valid_in_the_json_schema() -> None:
