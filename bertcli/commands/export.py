@@ -1,78 +1,139 @@
-"""`bertcli export`: export a trained model to ONNX, for use without PyTorch."""
+"""`bertcli export`: export a trained model to ONNX, for use without PyTorch, and compare its score, size and speed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertcli.console import Console, format_size
-from bertcli.errors import ModelError
+from bertcli.console import Console, format_size, format_table
+from bertcli.errors import DataError, UsageError
 from bertcli.files import atomic_folder
-from bertcli.models.from_pretrained import ModelSource, has_head
-from bertcli.models.onnx_export import check_packages, input_names, largest_difference, write_onnx
-from bertcli.models.tokenizer_matching import match_tokenizer, set_input_names
+from bertcli.inference.latency import measure_latency
+from bertcli.inference.onnx_model import OnnxModel
+from bertcli.inference.validation_sample import ValidationSample, load_validation_sample
+from bertcli.models.from_pretrained import ModelSource
+from bertcli.models.onnx_export import check_packages, export_onnx, input_names, load_for_export, random_batch
+from bertcli.models.onnx_precision import NUM_BITS, onnx_bytes
+from bertcli.models.tokenizer_matching import set_input_names
+from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.folder import best_seed
-from bertcli.tasks.task import HEADS, load_class
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from torch import nn
+    from transformers import PreTrainedModel
 
-MAX_DIFFERENCE = 1e-4  # between the outputs of PyTorch and ONNX Runtime
-PRETRAINING_CLASSES = ("AutoModelForMaskedLM", "AutoModelForPreTraining")
-HEADLESS_CLASS = "AutoModel"
+ON_CPU = HardwareSection(device="cpu", precision="fp32")
+NUM_TIMED_ROWS = 40
+RANDOM_LENGTH = 32  # tokens, of the rows that are timed if there are no validation texts
+TIMING_SECONDS = 1.0
+MAX_POINTS_LOST = 1.0  # without a warning
 
 
-def export(name: str, output: Path, *, mirror: Path | None = None, console: Console | None = None) -> dict[str, Any]:
+def export(
+    name: str, output: Path, *, precision: str = "fp32", mirror: Path | None = None, console: Console | None = None
+) -> dict[str, Any]:
     """Export the model of a run (the best of several seeds), a model folder or a Hub model to ONNX.
 
     Writes `model.onnx`, `config.json` and the tokenizer files to the new folder `output`, after checking that the graph
-    and the model give the same outputs.
+    and the model give the same outputs. Then compares their scores on the validation split, sizes and latencies.
+
+    Args:
+        precision: `fp32`, `fp16` or `int8`.
 
     Raises:
         ModelError: if the architecture cannot be exported, the model lacks weights, its tokenizer is incompatible,
             or the outputs differ.
-        UsageError: if `output` exists.
+        UsageError: if `output` exists, or the precision is unknown.
         BertcliError: if a package is not installed.
     """
     console = console or Console()
+    if precision not in NUM_BITS:
+        raise UsageError(f"found --precision {precision}, expected one of {', '.join(NUM_BITS)}")
     check_packages()
     name = best_seed(name)
     source = ModelSource(name, mirror)
-    tokenizer = source.load_tokenizer()
-    match_tokenizer(tokenizer, source.config, name)
-    fields = {"use_cache": False} if hasattr(source.config, "use_cache") else {}  # of decoders, for generation only
-    model = source.load_model(_model_class(source.config, name), fields).eval()
+    model, tokenizer = load_for_export(source)
     names = input_names(model, tokenizer)
     console.say(f"model     {name}: {type(model).__name__}, {model.num_parameters():,} parameters")
     with atomic_folder(output) as tmp, console.waiting("exporting to ONNX and comparing the outputs"):
-        write_onnx(model, names, tmp / "model.onnx")
-        difference = largest_difference(model, names, tmp / "model.onnx")
-        if not difference <= MAX_DIFFERENCE:  # also true for NaN
-            raise ModelError(
-                f"outputs of the ONNX graph of {name} differ from the model's by {difference:.1g}, expected at most "
-                f"{MAX_DIFFERENCE:.0e}; nothing was exported"
-            )
+        difference = export_onnx(model, names, tmp / "model.onnx", precision)
         set_input_names(tokenizer, names)
         model.config.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         size = sum(path.stat().st_size for path in tmp.iterdir())
     console.say(f"compared  ONNX Runtime with PyTorch on several batch shapes: largest difference {difference:.1g}")
     console.say(f"exported  {output}, {format_size(size)}")
+    comparison = _compare(source, model, names, output / "model.onnx", precision, console)
     console.say(f'next      onnxruntime.InferenceSession("{output / "model.onnx"}")')
-    return {"output": str(output), "model": name, "inputs": names, "largest_difference": difference, "bytes": size}
+    return {
+        "output": str(output),
+        "model": name,
+        "precision": precision,
+        "inputs": names,
+        "largest_difference": difference,
+        "bytes": size,
+        **comparison,
+    }
 
 
-def _model_class(config: PretrainedConfig, name: str) -> str:
-    """Return the transformers class whose weights were all saved with the model, so that none is newly initialized.
+def _compare(
+    source: ModelSource, model: PreTrainedModel, names: list[str], path: Path, precision: str, console: Console
+) -> dict[str, Any]:
+    """Print score, size and latency of a model and of its exported graph, and return them as JSON data."""
+    sample = _load_sample(source, model, console)
+    forms: dict[str, nn.Module] = {"PyTorch fp32": model, f"ONNX {precision}": OnnxModel(path, model)}
+    sizes = (4 * model.num_parameters(), onnx_bytes(path))
+    if sample is None:
+        batches = [random_batch(model, names, 1, RANDOM_LENGTH)]
+    else:
+        batches = [*sample.batches(names, 1, NUM_TIMED_ROWS)]
+    entries: list[dict[str, Any]] = []
+    for (form, module), num_bytes in zip(forms.items(), sizes, strict=True):
+        with console.waiting(f"scoring and timing {form}"):
+            scores = None if sample is None else sample.score(module)
+            latency = measure_latency(module, batches, TIMING_SECONDS).median_ms
+        entries.append({"form": form, "bytes": num_bytes, "latency_ms": round(latency, 3), "scores": scores})
+    metric = None if sample is None else sample.main_metric(entries[0]["scores"])
+    num_rows = 0 if sample is None else len(sample.rows)
+    console.say(_format_comparison(entries, metric, num_rows))
+    if sample is not None and metric is not None:
+        _warn_about_score(entries, sample, metric, precision, console)
+    return {"metric": metric, "num_rows": num_rows, "comparison": entries}
 
-    Raises:
-        ModelError: if the model has a head that cannot be exported.
-    """
-    supported = (*(load_class(HEADS, head).model_class for head in HEADS), *PRETRAINING_CLASSES)
-    model_class = next((candidate for candidate in supported if has_head(config, candidate)), None)
-    architecture = (config.architectures or ["unknown"])[0]
-    if model_class is None and ("For" in architecture or "LMHead" in architecture):
-        raise ModelError(
-            f"{name} is a {architecture}, expected an encoder without a head or with one of {', '.join(supported)}"
+
+def _load_sample(source: ModelSource, model: PreTrainedModel, console: Console) -> ValidationSample | None:
+    try:
+        sample = load_validation_sample(source, model, ON_CPU)
+    except DataError as error:
+        console.warn(f"not scored: {error}")
+        return None
+    if sample is None:
+        console.say(f"score     not computed: {source.name} is not a fine-tuning run, so its task is unknown")
+    return sample
+
+
+def _format_comparison(entries: list[dict[str, Any]], metric: str | None, num_rows: int) -> str:
+    header = ["", "MB", "ms for one row", *([] if metric is None else [f"{metric} ({num_rows} rows)"])]
+    return format_table(
+        header,
+        [
+            [
+                *(entry["form"], f"{entry['bytes'] / 1e6:.1f}", f"{entry['latency_ms']:.2f}"),
+                *([] if metric is None else [f"{entry['scores'][metric]:.4f}"]),
+            ]
+            for entry in entries
+        ],
+    )
+
+
+def _warn_about_score(
+    entries: list[dict[str, Any]], sample: ValidationSample, metric: str, precision: str, console: Console
+) -> None:
+    before, after = (entry["scores"][metric] for entry in entries)
+    lost = sample.points_lost(metric, before, after)
+    if lost > MAX_POINTS_LOST:
+        cure = "--precision fp32, or fp16 for a GPU" if precision == "int8" else "--precision fp32"
+        console.warn(
+            f"{metric} is worse by {lost:.1f} points in {precision}: {after:.4f}, with PyTorch {before:.4f}; export to "
+            f"another folder with {cure}"
         )
-    return model_class or HEADLESS_CLASS

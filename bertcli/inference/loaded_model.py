@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_DATA = DataSection(max_length=512)  # of models without a run folder; capped at the model's maximum length
 CHUNK_SIZE = 1024  # number of input rows in memory
@@ -64,13 +64,19 @@ class LoadedModel:
 
 
 def load_for_inference(
-    source: ModelSource, hardware: HardwareSection | None = None, labels: Sequence[str] | None = None
+    source: ModelSource,
+    hardware: HardwareSection | None = None,
+    labels: Sequence[str] | None = None,
+    *,
+    model: PreTrainedModel | None = None,
 ) -> LoadedModel:
     """Load a model with its head.
 
     Args:
         hardware: overrides for the run's hardware settings.
         labels: new names for the model's labels, in the order of their IDs; None: the saved names.
+        model: the model, already loaded from `source`, to be used as transformers runs it; None: load it, and skip
+            unnecessary computation.
 
     Raises:
         ModelError: if the model does not exist, has no supported head, lacks weights, or is incompatible with its
@@ -97,8 +103,9 @@ def load_for_inference(
     check_end_of_text(tokenizer, source.config, head_class.model_class, source.name)
     data = recipe.data if recipe else DEFAULT_DATA
     accelerator = build_accelerator(hardware)
-    model = source.load_model(head_class.model_class)
-    optimize_forward(model, accelerator.device)
+    if model is None:
+        model = source.load_model(head_class.model_class)
+        optimize_forward(model, accelerator.device)
     return LoadedModel(
         name=source.name,
         recipe=recipe,

@@ -10,19 +10,29 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertcli.errors import BertcliError, ModelError
-from bertcli.models.tokenizer_matching import max_positions
+from bertcli.models.from_pretrained import ModelSource, has_head
+from bertcli.models.onnx_precision import MAX_ONNX_BYTES, convert_onnx
+from bertcli.models.tokenizer_matching import match_tokenizer, max_positions
+from bertcli.tasks.task import HEADS, load_class
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-MAX_ONNX_BYTES = 2_000_000_000  # limit of an ONNX file; the weights of larger models go into a separate file
+PRETRAINING_CLASSES = ("AutoModelForMaskedLM", "AutoModelForPreTraining")
+HEADLESS_CLASS = "AutoModel"
+MAX_DIFFERENCES = {  # between the outputs of PyTorch and ONNX Runtime, by precision
+    "fp32": 1e-4,
+    "fp16": 0.05,
+    "int8": 1.0,  # quantization errors differ from model to model: only a score says whether they matter
+}
 MAX_LENGTH = 512  # tokens, in the comparison
 BATCH_SHAPES = ((1, 2), (1, 13), (3, 7), (5, MAX_LENGTH))  # (B, S), in the comparison
 
@@ -34,18 +44,82 @@ def check_packages() -> None:
         BertcliError: if a package is missing; the message says how to install it.
     """
     try:
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BertcliError(
-            f'export needs {error.name}, which is not installed: pip install "bertcli[export]"'
-        ) from error
+        raise BertcliError(f'ONNX needs {error.name}, which is not installed: pip install "bertcli[export]"') from error
+
+
+def load_for_export(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model as it was saved, with or without a head, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: if the architecture cannot be exported, the model lacks weights, or its tokenizer is incompatible.
+    """
+    tokenizer = source.load_tokenizer()
+    match_tokenizer(tokenizer, source.config, source.name)
+    fields = {"use_cache": False} if hasattr(source.config, "use_cache") else {}  # of decoders, for generation only
+    return source.load_model(_model_class(source.config, source.name), fields).eval(), tokenizer
+
+
+def _model_class(config: PretrainedConfig, name: str) -> str:
+    """Return the transformers class whose weights were all saved with the model, so that none is newly initialized.
+
+    Raises:
+        ModelError: if the model has a head that cannot be exported.
+    """
+    supported = (*(load_class(HEADS, head).model_class for head in HEADS), *PRETRAINING_CLASSES)
+    model_class = next((candidate for candidate in supported if has_head(config, candidate)), None)
+    architecture = (config.architectures or ["unknown"])[0]
+    if model_class is None and ("For" in architecture or "LMHead" in architecture):
+        raise ModelError(
+            f"{name} is a {architecture}, expected an encoder without a head or with one of {', '.join(supported)}"
+        )
+    return model_class or HEADLESS_CLASS
 
 
 def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the names of the inputs that the tokenizer produces and the model accepts."""
     parameters = inspect.signature(model.forward).parameters
     return [name for name in INPUTS if name in tokenizer.model_input_names and name in parameters]
+
+
+def export_onnx(model: PreTrainedModel, names: list[str], path: Path, precision: str) -> float:
+    """Export a model as an ONNX graph in a precision, and check that the model and the graph give the same outputs.
+
+    Args:
+        names: of the inputs, from `input_names`.
+        precision: `fp32`, `fp16` or `int8`.
+
+    Returns:
+        The largest difference between the outputs, as `largest_difference` defines it.
+
+    Raises:
+        ModelError: if this architecture cannot be exported, or the outputs differ.
+    """
+    with TemporaryDirectory(dir=path.parent) as folder:
+        graph = Path(folder, path.name)
+        write_onnx(model, names, graph)
+        difference = _check_outputs(model, names, graph, "fp32")
+        if precision == "fp32":
+            for file in [*graph.parent.iterdir()]:  # the weights of a large model are in a file of their own
+                file.rename(path.with_name(file.name))
+        else:
+            convert_onnx(graph, path, precision)
+            difference = _check_outputs(model, names, path, precision)
+    return difference
+
+
+def _check_outputs(model: PreTrainedModel, names: list[str], path: Path, precision: str) -> float:
+    difference = largest_difference(model, names, path)
+    if not difference <= MAX_DIFFERENCES[precision]:  # also true for NaN
+        cure = "" if precision == "fp32" else "; export it with --precision fp32"
+        raise ModelError(
+            f"outputs of the {precision} ONNX graph differ from the model's by {difference:.1g}, expected at most "
+            f"{MAX_DIFFERENCES[precision]:.0e}{cure}"
+        )
+    return difference
 
 
 def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> None:
@@ -56,7 +130,7 @@ def write_onnx(model: PreTrainedModel, names: list[str], path: Path) -> None:
     """
     import torch
 
-    example = _batch(model, names, 2, 7)
+    example = random_batch(model, names, 2, 7)
     axes = dict(enumerate(("batch", "choices", "length") if has_choices(model) else ("batch", "length")))
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -113,10 +187,10 @@ def has_choices(model: PreTrainedModel) -> bool:
 def _batches(model: PreTrainedModel, names: list[str]) -> Iterator[Mapping[str, torch.Tensor]]:
     num_positions = max_positions(model.config) or MAX_LENGTH
     for rows, length in BATCH_SHAPES:
-        yield _batch(model, names, rows, min(length, num_positions))
+        yield random_batch(model, names, rows, min(length, num_positions))
 
 
-def _batch(model: PreTrainedModel, names: list[str], rows: int, length: int) -> dict[str, Any]:
+def random_batch(model: PreTrainedModel, names: list[str], rows: int, length: int) -> dict[str, Any]:
     """Return random tokens [B, S] or [B, 3, S]; half of the last row is padding."""
     import torch
 

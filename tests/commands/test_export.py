@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -15,9 +17,14 @@ from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
 from bertcli.commands import export as export_command
+from bertcli.commands.evaluate import evaluate
+from bertcli.finetuning.run import finetune
+from bertcli.models import onnx_export
 from bertcli.models.from_pretrained import ModelSource, save_model
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.folder import RunOptions
 
-from ..conftest import REPOSITORY, TEXTS
+from ..conftest import QUIET, REPOSITORY, TEXTS
 
 HEADS = {
     "AutoModelForSequenceClassification": {"num_labels": 3},
@@ -29,8 +36,17 @@ HEADS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_command, "TIMING_SECONDS", 0.01)
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["export", *arguments])
+
+
+def wrong_logits(model: Any, **inputs: torch.Tensor) -> Any:
+    return SimpleNamespace(logits=-model.original(**inputs).logits)
 
 
 def save(folder: Path, encoder: Path, model_class: str, num_layers: int = 1, **fields: Any) -> Path:
@@ -70,7 +86,10 @@ def exported(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("exports") / "classifier"
     result = call(str(classifier), "--output", str(output), "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["largest_difference"] < 1e-4
+    facts = json.loads(result.stdout)
+    assert facts["largest_difference"] < 1e-4
+    assert (facts["metric"], [entry["scores"] for entry in facts["comparison"]]) == (None, [None, None])
+    assert "is not a fine-tuning run, so its task is unknown" in result.stderr
     return output
 
 
@@ -92,18 +111,55 @@ def test_onnx_example_of_the_readme_runs(exported: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.strip() in ("good", "bad")
 
 
+def test_export_in_int8_compares_score_size_and_latency(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune(recipe_of("task.metrics=[f1]"), Path("run"), RunOptions(console=QUIET))
+    monkeypatch.setattr(export_command, "MAX_POINTS_LOST", 100.0)
+    result = call("run", "--output", "exported", "--precision", "int8", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "warning" not in result.stderr
+    facts = json.loads(result.stdout)
+    assert (facts["precision"], facts["metric"], facts["num_rows"]) == ("int8", "f1", 4)
+    pytorch, exported = facts["comparison"]
+    assert pytorch["scores"]["f1"] == evaluate("run", console=QUIET).mean_scores("validation")["f1"]
+    assert exported["bytes"] == Path("exported/model.onnx").stat().st_size
+    assert min(entry["latency_ms"] for entry in facts["comparison"]) > 0
+    assert all(entry["form"] in result.stderr for entry in facts["comparison"])
+    assert exported["scores"].keys() == pytorch["scores"].keys()
+
+
+@pytest.mark.parametrize("is_available", [True, False])
+def test_export_warns_about_a_worse_or_unknown_score(
+    recipe_of: Callable[..., Recipe], reviews: Path, monkeypatch: pytest.MonkeyPatch, is_available: bool
+) -> None:
+    finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
+    monkeypatch.setattr(export_command.OnnxModel, "forward", wrong_logits)
+    monkeypatch.setattr(export_command, "MAX_POINTS_LOST", -100.0)
+    if not is_available:
+        reviews.unlink()
+    result = call("run", "--output", "exported", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert Path("exported/model.onnx").is_file()
+    if is_available:
+        assert re.search(r"accuracy is worse by -?\d+\.\d points in fp32: .* --precision fp32", result.stderr)
+    else:
+        assert re.search(r"not scored: .*reviews\.csv", result.stderr)
+
+
 def test_export_keeps_an_existing_folder(classifier: Path) -> None:
     Path("mine").mkdir()
     result = call(str(classifier), "--output", "mine")
     assert result.exit_code == 2
     assert "mine already exists" in result.stderr
     assert call(str(classifier), "--output", "x", "--format", "torchscript").exit_code == 2
+    assert "expected one of fp32, fp16, int8" in call(str(classifier), "--output", "x", "--precision", "bf16").stderr
 
 
 def test_export_removes_a_graph_with_different_outputs(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_command, "write_onnx", lambda model, names, path: path.write_bytes(b"graph"))
+    monkeypatch.setattr(onnx_export, "write_onnx", lambda model, names, path: path.write_bytes(b"graph"))
     for difference in (0.5, float("nan")):
-        monkeypatch.setattr(export_command, "largest_difference", lambda *_, value=difference: value)
+        monkeypatch.setattr(onnx_export, "largest_difference", lambda *_, value=difference: value)
         result = call(str(classifier), "--output", "exported")
         assert result.exit_code == 1
         assert "differ from the model's by" in result.stderr

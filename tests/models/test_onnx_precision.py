@@ -1,0 +1,59 @@
+"""Graphs in int8 and fp16 are smaller, keep the types of their inputs and outputs, and give about the same outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from bertcli.models.onnx_export import largest_difference, write_onnx
+from bertcli.models.onnx_precision import convert_onnx, onnx_bytes
+
+NAMES = ["input_ids", "attention_mask"]
+
+
+@pytest.fixture(scope="module")
+def model() -> BertForSequenceClassification:
+    fields = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=500, max_position_embeddings=64, initializer_range=0.1, **fields)
+    return BertForSequenceClassification(config).eval()
+
+
+@pytest.fixture(scope="module")
+def graph(model: BertForSequenceClassification, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    write_onnx(model, NAMES, path)
+    return path
+
+
+@pytest.mark.parametrize(("precision", "share", "tolerance"), [("fp16", 0.6, 0.01), ("int8", 0.5, 0.2)])
+def test_onnx_precision_keeps_outputs_in_a_smaller_file(
+    model: BertForSequenceClassification, graph: Path, precision: str, share: float, tolerance: float
+) -> None:
+    target = Path("model.onnx")
+    convert_onnx(graph, target, precision)
+    assert onnx_bytes(target) < share * onnx_bytes(graph)
+    assert 0 < largest_difference(model, NAMES, target) < tolerance
+    entries = [[*onnx.load(path).graph.input, *onnx.load(path).graph.output] for path in (graph, target)]
+    types = [[(entry.name, entry.type.tensor_type.elem_type) for entry in part] for part in entries]
+    assert types[0] == types[1]
+
+
+def test_int8_quantizes_linear_layers_and_embeddings(graph: Path) -> None:
+    convert_onnx(graph, Path("int8.onnx"), "int8")
+    converted = onnx.load("int8.onnx").graph
+    sizes = [len(tensor.raw_data) for tensor in converted.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert max(sizes) < 4 * 500 * 8  # what stays in fp32 is small: biases, scales, normalization
+    assert {node.op_type for node in converted.node} >= {"MatMulInteger", "DequantizeLinear"}
+
+
+def test_int8_weights_have_7_bits_so_that_16_bit_sums_do_not_overflow(graph: Path) -> None:
+    convert_onnx(graph, Path("int8.onnx"), "int8")
+    nodes = [node for node in onnx.load("int8.onnx").graph.node if node.op_type == "MatMulInteger"]
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load("int8.onnx").graph.initializer}
+    assert nodes
+    assert max(abs(weights[node.input[1]].astype(int)).max() for node in nodes) == 64
