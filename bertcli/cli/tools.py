@@ -35,6 +35,14 @@ from bertcli.cli.options import (
 from bertcli.cli.recipes import recipes_app
 from bertcli.errors import UsageError
 
+SERVERS = """To serve a text classifier or tagger, pass the model folder of a run, not the exported one, to vLLM,
+`vllm serve runs/glue-sst2/model --runner pooling` (POST /classify, or /pooling for tags), or a text classifier to
+text-embeddings-inference, `text-embeddings-router --model-id runs/glue-sst2/model` (POST /predict).
+
+Triton serves exported models: `mkdir -p repository/sst2/1 && cp exported/model.onnx* repository/sst2/1/`, then
+`tritonserver --model-repository=repository --backend-config=default-max-batch-size=32`; it reads inputs and outputs
+from the graph."""
+
 
 def add_tools(app: typer.Typer) -> None:
     """Register these commands with the app."""
@@ -43,7 +51,8 @@ def add_tools(app: typer.Typer) -> None:
     app.command()(submit)
     app.command()(report)
     app.command()(fetch)
-    app.command()(export)
+    app.command(epilog=SERVERS)(export)
+    app.command()(bench)
     app.command()(push)
     app.command("env")(environment)
     app.add_typer(recipes_app, name="recipes")
@@ -290,6 +299,40 @@ def export(
     results = run_export(model, output, precision=precision, mirror=mirror, console=Console(quiet=quiet))
     if as_json:
         print_result(json.dumps(results, ensure_ascii=False))
+
+
+@handle_errors
+def bench(
+    model: RunOrModel,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Number of threads [default: OMP_NUM_THREADS, or one per core].")
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Time made-up texts of this many tokens [default: the task's validation texts]."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, max=600, help="Duration of each measurement.")] = 2.0,
+    mirror: Mirror = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Time a model on this machine's CPU: latency and throughput of PyTorch and ONNX Runtime.
+
+    Times batches of 1, 8 and 32 rows in fp32, in bf16 if the CPU has instructions for it, and as ONNX graphs in fp32
+    and int8, which requires `pip install "bertcli[export]"`. Tokenization is not included.
+
+    Example: `bertcli bench runs/glue-sst2 --threads 2`
+    """
+    mirror = check_mirror(mirror)
+    from bertcli.commands.bench import bench as run_bench
+    from bertcli.commands.bench import format_results
+    from bertcli.console import Console, print_result
+
+    results = run_bench(
+        model, threads=threads, length=length, seconds=seconds, mirror=mirror, console=Console(quiet=quiet)
+    )
+    print_result(json.dumps(results, ensure_ascii=False) if as_json else format_results(results["results"]))
 
 
 @handle_errors

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("bertcli", "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "numpy")
@@ -39,6 +40,16 @@ def num_cores() -> int:
     from joblib import cpu_count
 
     return int(cpu_count())
+
+
+def cpu_name() -> str:
+    """Return the name of the CPU, such as `AMD EPYC 9R14`; its architecture if the system does not name it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+    except OSError:  # not Linux
+        text = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def mask_secrets(arguments: Sequence[str]) -> list[str]:
