@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import torch
 from transformers import PreTrainedModel
 
+from bertcli.models.onnx_export import load_session
+
 
 class OnnxModel(torch.nn.Module):
     """An exported graph, run on the CPU with as many threads as torch uses.
@@ -17,13 +19,9 @@ class OnnxModel(torch.nn.Module):
     """
 
     def __init__(self, path: Path, original: PreTrainedModel):
-        import onnxruntime
-
         super().__init__()
         self.original = original
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = load_session(path, torch.get_num_threads())
         self._input_names = [entry.name for entry in self._session.get_inputs()]
         self._output_names = [entry.name for entry in self._session.get_outputs()]
 
