@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import onnx
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from bertcli.models.onnx_export import largest_difference, write_onnx
+from bertcli.models.onnx_export import MAX_DIFFERENCES, largest_difference, write_onnx
 from bertcli.models.onnx_precision import convert_onnx, onnx_bytes
 
 NAMES = ["input_ids", "attention_mask"]
@@ -60,3 +61,15 @@ def test_int8_weights_have_7_bits_so_that_16_bit_sums_do_not_overflow(graph: Pat
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load("int8.onnx").graph.initializer}
     assert nodes
     assert max(abs(weights[node.input[1]].astype(int)).max() for node in nodes) == 64
+
+
+def test_int8_difference_tells_quantization_errors_from_a_wrong_graph(
+    model: BertForSequenceClassification, graph: Path
+) -> None:
+    convert_onnx(graph, Path("int8.onnx"), "int8")
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        wrong.classifier.bias += 5
+    limit = MAX_DIFFERENCES["int8"]
+    assert largest_difference(model, NAMES, Path("int8.onnx"), "int8") < limit
+    assert largest_difference(wrong, NAMES, Path("int8.onnx"), "int8") > limit
