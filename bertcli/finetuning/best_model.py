@@ -19,7 +19,7 @@ from bertcli.files import manifest_update, write_json
 from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.inference.forward import Chunk, chunks_with_logits, predict_logits
-from bertcli.inference.predictions import MAX_ROWS, PredictionLines
+from bertcli.inference.predictions import PredictionLines
 from bertcli.inference.scoring import Decoded, decode
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.calibration import fit_temperature
@@ -67,9 +67,8 @@ class BestModelEvaluation:
         if answers.thresholds == "tuned":
             found.extras |= self._tune_thresholds()
             name = "validation_tuned"
-        num_rows = len(self.setup.rows["validation"])
-        max_rows = num_rows if isinstance(self.setup.task, FoldTask) else MAX_ROWS  # out-of-fold predictions need all
-        lines = PredictionLines(num_rows, self.setup.head, self.setup.task, max_rows=max_rows)
+        num_rows, task = len(self.setup.rows["validation"]), self.setup.task
+        lines = PredictionLines(num_rows, self.setup.head, task, all_rows=isinstance(task, FoldTask))
         decoded, gold = self._decode("validation", lines.add), self.setup.references["validation"]
         found.predictions[VALIDATION_PREDICTIONS] = lines.lines
         found.answers[VALIDATION_ANSWERS] = decoded.with_gold(gold)

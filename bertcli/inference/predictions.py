@@ -21,11 +21,13 @@ class PredictionLines:
 
     If the rows are part of a file, `row_in_file` is the row's number in that file.
 
-    If there are more than `max_rows` rows, only every second, third … is kept; long texts are truncated.
+    If there are more than `MAX_ROWS` rows, only every second, third … is kept, unless all are wanted. Long texts are
+    truncated.
     """
 
-    def __init__(self, num_rows: int, head: Head, task: Task, *, max_rows: int = MAX_ROWS):
-        self._stride, self._head, self._task = -(-num_rows // max_rows), head, task
+    def __init__(self, num_rows: int, head: Head, task: Task, *, all_rows: bool = False):
+        self._stride = 1 if all_rows else -(-num_rows // MAX_ROWS)
+        self._head, self._task = head, task
         self._num_rows = 0  # so far
         self.lines: list[dict[str, Any]] = []
 

@@ -52,7 +52,7 @@ def test_run_stopped_after_its_calibration_ends_as_an_undisturbed_one(
     recipe = recipe_of(*CALIBRATED)
     expected = finetune(recipe, Path("undisturbed"), RunOptions(console=QUIET))
 
-    def stop(*arguments: object) -> None:
+    def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -24,6 +24,7 @@ from bertcli.models.from_pretrained import ModelSource, save_model
 from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import dump_recipe, load_recipe, recipe_task, shipped_recipes
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.search import Search
 from bertcli.recipe.suite import load_finetuning, recipes_by_name
 from bertcli.runs.folder import RunOptions
 
@@ -244,7 +245,8 @@ def test_all_invalid_keys_are_reported_at_once(recipe_of: Callable[..., Recipe])
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if not name.startswith("pretrain/")])
 def test_shipped_recipes_set_only_supported_keys(name: str) -> None:
     loaded = load_finetuning(name)
-    for recipe in [loaded] if isinstance(loaded, Recipe) else recipes_by_name(loaded).values():
+    single = loaded.base if isinstance(loaded, Search) else loaded
+    for recipe in [single] if isinstance(single, Recipe) else recipes_by_name(single).values():
         check_recipe(recipe, recipe_task(recipe))
 
 
