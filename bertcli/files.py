@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -186,7 +186,7 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
         raise UsageError(
             f"cannot write {path}: folder {path.parent} does not exist; create it, or choose another --output"
         )
-    if not os.access(path if _is_device(path) else path.parent, os.W_OK):
+    if not os.access(path if is_device(path) else path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}: {os.strerror(errno.EACCES)}")
 
 
@@ -201,7 +201,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))  # replace the target of a symbolic link, not the link
     check_output(path, overwrite=overwrite)
-    if _is_device(path):
+    if is_device(path):
         with suppress(BrokenPipeError):
             yield path
         return
@@ -216,7 +216,8 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 
-def _is_device(path: Path) -> bool:
+def is_device(path: Path) -> bool:
+    """Return whether `path` is a pipe or a device, such as `/dev/null`, which has no content to replace."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
@@ -274,6 +275,12 @@ def files_outside_manifest(folder: Path) -> list[Path]:
         return []
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return [path for path in files if path.relative_to(folder).as_posix() not in listed]
+
+
+def hash_files(files: Mapping[str, Path]) -> str:
+    """Return a hash of the names and contents of files."""
+    fingerprints = {name: _fingerprint(files[name], None) for name in sorted(files)}
+    return hashlib.blake2b(json.dumps(fingerprints).encode(), digest_size=16).hexdigest()
 
 
 def _fingerprint(path: Path, first_megabytes: int | None) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from bertcli.cli.main import app
 from bertcli.cli.options import default_run_folder
-from bertcli.commands.predict import write_predictions
 from bertcli.console import Console, escape_control, format_table
 from bertcli.data.sources import load_rows, resolve_dataset
 from bertcli.errors import DataError, ModelError, RecipeError
+from bertcli.inference.prediction_formats import TextWriter
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid, load_recipe_or_grid
 from bertcli.recipe.load import load_recipe
@@ -64,17 +64,24 @@ def test_tracebacks_escape_control_characters_and_name_the_process(
     assert "\x1b" not in result.stderr
 
 
+def written(texts: list[str], kind: str) -> tuple[str, str | None]:
+    """The content of a file with predictions for texts, and the warning about it."""
+    file, writer = io.StringIO(), TextWriter(kind)
+    writer.write([[({"text": text}, {"label": "a"}) for text in texts]], file)
+    return file.getvalue(), writer.warning
+
+
 def test_predictions_escape_control_characters_in_json_and_formulas_in_tables() -> None:
-    rows = [({"text": text}, {"label": "a"}) for text in (ESCAPE, *FORMULAS)]
-    file = io.StringIO()
-    write_predictions(rows, file, "jsonl")
-    assert [json.loads(line)["text"] for line in file.getvalue().splitlines()] == [ESCAPE, *FORMULAS]
-    assert not {"\x1b", "\x9b", "\u202e"} & {*file.getvalue()}
+    texts = [ESCAPE, *FORMULAS]
+    content, _ = written(texts, "jsonl")
+    assert [json.loads(line)["text"] for line in content.splitlines()] == texts
+    assert not {"\x1b", "\x9b", "\u202e"} & {*content}
     for kind, delimiter in (("csv", ","), ("tsv", "\t")):
-        file = io.StringIO()
-        with pytest.warns(UserWarning, match="cells that differ from the original text: 6; .*an apostrophe precedes"):
-            write_predictions(rows, file, kind)
-        cells = [row["text"] for row in csv.DictReader(io.StringIO(file.getvalue()), delimiter=delimiter)]
+        content, warning = written(texts, kind)
+        assert warning is not None
+        assert warning.startswith("cells that differ from the original text: 6; ")
+        assert "an apostrophe precedes" in warning
+        cells = [row["text"] for row in csv.DictReader(io.StringIO(content), delimiter=delimiter)]
         escaped = ["'" + text for text in FORMULAS]
         if kind == "tsv":  # cannot hold a tab
             escaped[-1] = " =1"
@@ -84,14 +91,13 @@ def test_predictions_escape_control_characters_in_json_and_formulas_in_tables() 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_negative_numbers_in_tables_are_not_formulas(kind: str) -> None:
     numbers = ["-5", "-0.5", "-.5", "-1e-05", "-2."]
-    file = io.StringIO()
-    write_predictions([({"text": number}, {"label": "a"}) for number in numbers], file, kind)
-    assert [line[: -len(",a")] for line in file.getvalue().splitlines()[1:]] == numbers
+    content, warning = written(numbers, kind)
+    assert [line[: -len(",a")] for line in content.splitlines()[1:]] == numbers
+    assert warning is None
     for text in ("-5 ", "-5-1", "-", "--5", "-A1", "-\u0665"):
-        file = io.StringIO()
-        with pytest.warns(UserWarning, match="an apostrophe precedes = . - @ at the start of a cell, except in"):
-            write_predictions([({"text": text}, {"label": "a"})], file, kind)
-        assert file.getvalue().splitlines()[1].startswith(f"'{text}")
+        content, warning = written([text], kind)
+        assert "an apostrophe precedes = + - @ at the start of a cell, except in" in str(warning)
+        assert content.splitlines()[1].startswith(f"'{text}")
 
 
 def test_format_table_escapes_column_separators() -> None:

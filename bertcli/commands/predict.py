@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import re
 import sys
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from bertcli.cluster.launch import world_size
-from bertcli.console import Console, escape_control, ignore_broken_pipe, is_first_process
+import bertcli
+from bertcli.console import Console, Display, ignore_broken_pipe, is_first_process
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import (
     DEFAULT_TEXT_COLUMNS,
     PredictionInput,
     load_inputs,
+    parquet_types,
     read_inputs,
     with_input_columns,
 )
 from bertcli.data.sources import split_files
 from bertcli.errors import DataError, UsageError
-from bertcli.files import new_file
+from bertcli.files import hash_files, is_device, new_file
+from bertcli.inference import prediction_stream
 from bertcli.inference.embeddings import FeatureExtractor, write_features
 from bertcli.inference.fill_mask import MaskFiller, has_masked_lm_head
 from bertcli.inference.leaderboard import write_glue_files, write_squad_files
 from bertcli.inference.loaded_model import (
-    CHUNK_SIZE,
     DEFAULT_DATA,
     LoadedModel,
     finetuning_recipe,
     load_for_inference,
-    predict_inputs,
+    predict_rows,
+)
+from bertcli.inference.prediction_formats import (
+    INPUT_PREFIX,
+    Chunk,
+    ParquetWriter,
+    Prediction,
+    PredictionWriter,
+    TextWriter,
+    output_columns,
 )
 from bertcli.inference.prediction_outputs import (
     STDOUT_NAMES,
@@ -46,27 +51,33 @@ from bertcli.inference.prediction_outputs import (
     check_outputs,
     resolve_format,
 )
+from bertcli.inference.prediction_parts import PredictionParts, Progress
+from bertcli.inference.prediction_stream import RowPredictor, predict_chunks
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection, Recipe
-from bertcli.runs.folder import best_seed
+from bertcli.runs.folder import RunFolder, best_seed
 from bertcli.tasks.task import HEADS, Task, load_class
 
-INPUT_PREFIX = "input_"  # for a kept column whose name the prediction also has
-TABLE_OPTIONS: dict[str, dict[str, Any]] = {
-    "csv": {},
-    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None},
-}
-SEPARATOR = re.compile(r"\r\n|[\t\r\n]")  # characters in a text that TSV cannot represent
-NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)  # not a formula
-CSV_CHANGES = (
-    "an apostrophe precedes = + - @ at the start of a cell, except in negative numbers, and control characters are "
-    "written as \\uXXXX"
-)
-TABLE_CHANGES = {"csv": CSV_CHANGES, "tsv": f"tabs and line breaks become spaces, {CSV_CHANGES}"}
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 STDIN = PredictionInput()
 
-Prediction = dict[str, Any]
+
+@dataclass(frozen=True)
+class _Predictor:
+    """Rows, and how to predict them.
+
+    Attributes:
+        read_rows: starts reading the rows.
+        echo_columns: columns to write beside the predictions; None: all.
+    """
+
+    read_rows: Callable[[], Iterator[Row]]
+    predict_rows: RowPredictor
+    echo_columns: set[str | None] | None
+    accelerator: Accelerator
 
 
 def predict(
@@ -113,22 +124,70 @@ def predict(
         )
         return len(files)
     source = ModelSource(best_seed(name), mirror)
+    given = {"--labels": labels, "--top-k": top_k, "--precision": hardware and hardware.precision}
+    parts = _open_parts(source, output, format_name, inputs, given, overwrite=overwrite)
     if labels is None and has_masked_lm_head(source):
         _check_fill_mask_options(source.name, inputs, format_name)
-        predictions = _fill_masks(MaskFiller(source, top_k, hardware), inputs)
-        return _write_output(output, predictions, format_name, console, overwrite=overwrite)
+        predictor = _mask_predictor(MaskFiller(source, top_k, hardware), inputs)
+        return _write_output(predictor, output, format_name, inputs, parts, console)
     loaded = load_for_inference(source, hardware, labels)
+    _check_split(source.name, loaded.task, inputs.split, output, format_name, from_run=loaded.recipe is not None)
+    predictor, task = _head_predictor(loaded, inputs, mirror)
+    if format_name != "squad":
+        return _write_output(predictor, output, format_name, inputs, parts, console)
+    where = inputs.split or inputs.path
+    rows = predictor.read_rows()
+    num_questions = write_squad_files(loaded, task, rows, Path(output), console, where, overwrite=overwrite)
+    console.say(f"wrote {num_questions} predictions to {output}")
+    return num_questions
+
+
+def _head_predictor(loaded: LoadedModel, inputs: PredictionInput, mirror: Path | None) -> tuple[_Predictor, Task]:
+    """Return a predictor for the model's head, and the task that names the columns of the inputs."""
     from_run = loaded.recipe is not None
-    _check_split(source.name, loaded.task, inputs.split, output, format_name, from_run=from_run)
     task = with_input_columns(loaded.task, inputs, from_run=from_run)
-    rows = load_inputs(task, inputs, loaded.head.default_columns, mirror, from_run=from_run)
-    if format_name == "squad":
-        where = inputs.split or inputs.path
-        num_questions = write_squad_files(loaded, task, rows, Path(output), console, where, overwrite=overwrite)
-        console.say(f"wrote {num_questions} predictions to {output}")
-        return num_questions
-    predictions = iter_predictions(loaded, task, rows, console, keep_columns=inputs.keep_columns)
-    return _write_output(output, predictions, format_name, console, overwrite=overwrite)
+    predictor = _Predictor(
+        partial(load_inputs, task, inputs, loaded.head.default_columns, mirror, from_run=from_run),
+        lambda rows, first_row: predict_rows(loaded, task, rows),
+        None if inputs.keep_columns else {*loaded.head.echo_columns(task), task.id_column},
+        loaded.accelerator,
+    )
+    return predictor, task
+
+
+def _open_parts(
+    source: ModelSource,
+    output: str,
+    format_name: str,
+    inputs: PredictionInput,
+    given: dict[str, Any],
+    *,
+    overwrite: bool,
+) -> PredictionParts | None:
+    """Return the parts of an output file; None if the output is a folder, standard output, a pipe or a device.
+
+    Args:
+        given: other command-line options that the predictions depend on.
+    """
+    if format_name == "squad" or output in STDOUT_NAMES or is_device(Path(output)):
+        return None
+
+    @cache
+    def options() -> dict[str, Any]:
+        version = {"bertcli version": bertcli.__version__, "part size": prediction_stream.PART_SIZE}
+        formats = {"--format": format_name, "--keep-columns": inputs.keep_columns}
+        return {"model": _hash_model(source), **formats, **given, **version}
+
+    return PredictionParts(Path(output), options, overwrite=overwrite)
+
+
+def _hash_model(source: ModelSource) -> str:
+    """Return a hash of what the predictions of a model depend on: its files, and the recipe of a run."""
+    folder, recipe = Path(source.path), RunFolder(Path(source.name)).recipe
+    if not folder.is_dir():
+        return f"{source.name}@{source.config._commit_hash}"
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return hash_files(files | ({"recipe": recipe} if recipe.is_file() else {}))
 
 
 def _check_split(
@@ -157,38 +216,22 @@ def _check_fill_mask_options(name: str, inputs: PredictionInput, format_name: st
             )
 
 
-def _fill_masks(filler: MaskFiller, inputs: PredictionInput) -> Iterator[tuple[Row, Prediction]]:
+def _mask_predictor(filler: MaskFiller, inputs: PredictionInput) -> _Predictor:
     column = (inputs.columns or DEFAULT_TEXT_COLUMNS)[0]
-    if inputs.values is not None:
-        return filler.fill(({column: values[0]} for values in inputs.values), column)
-    kept = None if inputs.keep_columns else ()
-    rows = read_inputs(
-        inputs.path,
-        inputs.resolved_format,
-        [column],
-        default_columns=DEFAULT_TEXT_COLUMNS if inputs.columns is None else (),
-        extra_columns=kept,
-        options=inputs.text_options,
-    )
-    return ((_rename_clashes(row, prediction), prediction) for row, prediction in filler.fill(rows, column))
 
+    def read_rows() -> Iterator[Row]:
+        if inputs.values is not None:
+            return ({column: values[0]} for values in inputs.values)
+        return read_inputs(
+            inputs.path,
+            inputs.resolved_format,
+            [column],
+            default_columns=DEFAULT_TEXT_COLUMNS if inputs.columns is None else (),
+            extra_columns=None if inputs.keep_columns else (),
+            options=inputs.text_options,
+        )
 
-def iter_predictions(
-    loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console, *, keep_columns: bool = False
-) -> Iterator[tuple[Row, Prediction]]:
-    """Yield the echoed columns and the prediction of each input; memory does not grow with the number of inputs.
-
-    Args:
-        keep_columns: echo all columns.
-    """
-    echo_columns = {*loaded.head.echo_columns(task), task.id_column}
-    for part_inputs, rows, encoded, logits in predict_inputs(loaded, task, inputs, console):
-        predictions = loaded.head.to_json(task, rows, encoded, logits)
-        for row, prediction in zip(part_inputs, predictions, strict=True):
-            if keep_columns:
-                yield _rename_clashes(row, prediction), prediction
-            else:
-                yield {name: row[name] for name in row if name in echo_columns}, prediction
+    return _Predictor(read_rows, partial(filler.predict_rows, column=column), None, filler.accelerator)
 
 
 def _rename_clashes(row: Row, prediction: Prediction) -> Row:
@@ -197,7 +240,9 @@ def _rename_clashes(row: Row, prediction: Prediction) -> Row:
     Raises:
         DataError: if the row already has a column with the new name.
     """
-    taken = {*prediction, *_table_row({}, prediction)}
+    taken = output_columns(prediction)
+    if taken.isdisjoint(row):
+        return row
     renamed = {f"{INPUT_PREFIX}{name}" if name in taken else name: value for name, value in row.items()}
     if len(renamed) < len(row) or taken & renamed.keys():
         names = {*row, *taken}
@@ -262,129 +307,84 @@ def _feature_task(recipe: Recipe | None) -> Task:
 
 
 def _write_output(
+    predictor: _Predictor,
     output: str,
-    predictions: Iterable[tuple[Row, Prediction]],
     format_name: str,
+    inputs: PredictionInput,
+    parts: PredictionParts | None,
     console: Console,
-    *,
-    overwrite: bool,
 ) -> int:
-    """Write the predictions to a file or standard output and return their number."""
+    """Write the predictions to a file or standard output and return their number.
+
+    Args:
+        parts: the parts of the file; None for standard output, a pipe or a device.
+    """
+    first_row = 0
+    if parts is None:
+        rows = predictor.read_rows()
+    else:
+        rows = parts.skip_finished(predictor.read_rows, can_reread="-" not in inputs.files)
+        first_row = parts.progress.num_rows
+        if first_row:
+            console.say(f"resuming: {first_row} predictions are in {parts.folder}")
+    chunks = predict_chunks(
+        predictor.predict_rows, rows, predictor.accelerator, console, first_row=first_row, is_stream=parts is None
+    )
     if not is_first_process():  # it computes its share of the predictions; the first process writes all
-        return sum(1 for _ in predictions)
+        return sum(map(len, chunks))
     to_stdout = output in STDOUT_NAMES
     # Predictions printed to a terminal already show progress.
     progress = Console(mute=True) if to_stdout and sys.stdout.isatty() else console
-    num_predictions = 0  # if the reader closes the pipe early, the block below ends without a result
-    with _open_output(output, overwrite=overwrite) as file, progress.display("predictions") as display:
-        num_predictions = write_predictions(display.track(predictions), file, format_name, console.warn)
-    if world_size() > 1:  # after such an end, the others still wait for this one's share
-        deque(predictions, maxlen=0)
+    with progress.display("predictions") as display:
+        display.start_at(first_row)
+        echoed = _echo(chunks, predictor.echo_columns, display)
+        writer: PredictionWriter
+        if parts is None:
+            writer = TextWriter(format_name)
+            num_predictions = _write_stream(chunks, echoed, writer, output)
+        else:
+            writer = _build_writer(format_name, inputs, parts.progress)
+            num_predictions = parts.write(echoed, writer)
+    if writer.warning:
+        console.warn(writer.warning)
     if not to_stdout:
         console.say(f"wrote {num_predictions} predictions to {output}")
     return num_predictions
 
 
-def write_predictions(
-    predictions: Iterable[tuple[Row, Prediction]],
-    file: IO[str],
-    format_name: str,
-    warn: Callable[[str], None] = warnings.warn,
-) -> int:
-    """Stream predictions to `file` as JSON Lines, or as a table with the columns of the first one.
+def _build_writer(format_name: str, inputs: PredictionInput, progress: Progress) -> PredictionWriter:
+    if format_name != "parquet":
+        return TextWriter(format_name, progress.columns, progress.num_changed_cells)
+    return ParquetWriter(parquet_types(inputs.path) if inputs.files and inputs.resolved_format == "parquet" else {})
 
-    Args:
-        warn: called with a message if a table cannot represent all texts unchanged.
 
-    Raises:
-        DataError: if the columns of a prediction differ from those of the first one, or a table would have none.
-    """
-    num_predictions = num_changed = 0
-    table: Any = None
-    stream = iter(predictions)
-    if format_name != "jsonl":
-        first = next(stream, None)
-        if first is None:
-            raise DataError(
-                f"found no inputs, so the columns of the {format_name.upper()} table are unknown; add a row, or write "
-                "JSON Lines (--format jsonl)"
-            )
-        names = list(_table_row(*first))
-        table = csv.DictWriter(file, names, lineterminator="\n", **TABLE_OPTIONS[format_name])
-        table.writerow({name: _escape_cell(name, format_name) for name in names})
-        stream = chain([first], stream)
-    for row, prediction in stream:
-        num_predictions += 1
-        if table is None:
-            file.write(escape_control(_to_json(row | prediction)) + "\n")
+def _echo(chunks: Iterable[Chunk], columns: set[str | None] | None, display: Display) -> Iterator[Chunk]:
+    """Reduce rows to the columns to write beside the predictions; None: all, renamed if a prediction has the name."""
+    for chunk in chunks:
+        display.advance(len(chunk))
+        if columns is None:
+            yield [(_rename_clashes(row, prediction), prediction) for row, prediction in chunk]
         else:
-            cells = _table_row(row, prediction)
-            if new := cells.keys() - set(table.fieldnames):
-                raise DataError(
-                    f"row {num_predictions} has the column {min(new):.80}, which the first row does not have; "
-                    "write JSON Lines (--format jsonl)"
-                )
-            escaped = {name: _escape_cell(value, format_name) for name, value in cells.items()}
-            num_changed += sum(escaped[name] != value for name, value in cells.items() if isinstance(value, str))
-            table.writerow(escaped)
-        if num_predictions % CHUNK_SIZE == 0:  # a reader of the pipe may wait for complete chunks
-            file.flush()
-    file.flush()
-    if num_changed:
-        changes = f"cells that differ from the original text: {num_changed}; {TABLE_CHANGES[format_name]}"
-        warn(f"{changes}; --format jsonl keeps all texts unchanged")
-    return num_predictions
+            yield [({name: row[name] for name in row if name in columns}, prediction) for row, prediction in chunk]
 
 
-def _table_row(row: Row, prediction: Prediction) -> dict[str, Any]:
-    """Flatten a row and its prediction for a table: lists are joined, each probability gets its own column."""
-    cells: dict[str, Any] = {}
-    row = {key: _to_json(value) if isinstance(value, dict) else value for key, value in row.items()}
-    for key, value in (row | prediction).items():
-        if isinstance(value, dict):
-            cells |= {f"probability_{label}": probability for label, probability in value.items()}
-        elif isinstance(value, list) and key == "probabilities":
-            cells |= {f"probability_{index}": probability for index, probability in enumerate(value)}
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            cells[key] = _to_json(value)
-        elif isinstance(value, list):
-            cells[key] = (" " if key in ("words", "tags") else ",").join(map(str, value))
-        else:
-            cells[key] = value
-    return cells
-
-
-def _escape_cell(value: Any, format_name: str) -> Any:
-    """Escape a text cell as `TABLE_CHANGES` says, against terminal control codes and spreadsheet formulas (OWASP)."""
-    if not isinstance(value, str):
-        return value
-    text = escape_control(SEPARATOR.sub(" ", value) if format_name == "tsv" else value)
-    is_formula = text.startswith(("=", "+", "-", "@", "\t")) and not NEGATIVE_NUMBER.fullmatch(text)
-    return f"'{text}" if is_formula else text
-
-
-def _to_json(value: Any) -> str:
-    """Return the value as JSON, which has no NaN and no infinity: they become null."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return json.dumps(_without_non_finite(value), ensure_ascii=False)
-
-
-def _without_non_finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_non_finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_non_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _write_stream(chunks: Generator[Chunk], echoed: Iterator[Chunk], writer: TextWriter, output: str) -> int:
+    """Write to standard output, a pipe or a device; if the reader closes it (`| head`), end without an error."""
+    with _open_stream(output) as file:
+        try:
+            return writer.write(echoed, file)
+        except BrokenPipeError as error:
+            with suppress(StopIteration, BrokenPipeError):
+                chunks.throw(error)
+            raise
+    return 0
 
 
 @contextmanager
-def _open_output(output: str, *, overwrite: bool) -> Iterator[IO[str]]:
-    """Open a file, or standard output, where a closed pipe (`| head`) ends the command without an error."""
+def _open_stream(output: str) -> Iterator[IO[str]]:
     if output in STDOUT_NAMES:
         with ignore_broken_pipe():
             yield sys.stdout
-        return
-    with new_file(Path(output), overwrite=overwrite) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
-        yield file
+    else:
+        with new_file(Path(output)) as path, path.open("w", encoding="utf-8", newline="") as file:
+            yield file

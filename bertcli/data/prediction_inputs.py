@@ -26,6 +26,7 @@ from bertcli.errors import DataError, UsageError, did_you_mean
 from bertcli.tasks.task import DELIMITERS, Task, check_encoding
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 DEFAULT_TEXT_COLUMNS = ("text", "text_pair")
@@ -111,11 +112,6 @@ class InputRows:
             if {str, list} <= {*map(type, values)}:
                 raise DataError(f"column {name!r} of the inputs has both texts and lists of texts; use one of them")
 
-    @classmethod
-    def from_rows(cls, rows: Sequence[Row]) -> InputRows:
-        """Build from rows with the columns of the first; values that later rows lack are None."""
-        return cls({name: [row.get(name) for row in rows] for name in rows[0]})
-
     @property
     def column_names(self) -> list[str]:
         """The names of the columns."""
@@ -179,7 +175,7 @@ def read_inputs(
             for name, column in zip(names, columns, strict=True)
         }
         kept = row if extra_columns is None else extra_columns
-        result = {name: _json_value(row[name]) for name in kept if name in row} | inputs
+        result = {name: row[name] for name in kept if name in row} | inputs
         for name, value in result.items():
             if not is_unicode(value):
                 raise DataError(f"{location}: has {NOT_UNICODE.format(name[:80])}")
@@ -258,14 +254,24 @@ def _read_parquet(path: str, needed: set[str] | None) -> Iterator[tuple[str, Row
         raise DataError(f"cannot read {path}: {error}") from error
 
 
+def parquet_types(path: str) -> dict[str, pyarrow.DataType]:
+    """Return the type of each column of a Parquet file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    import pyarrow
+    from pyarrow.parquet import read_schema
+
+    try:
+        return {field.name: field.type for field in read_schema(path)}
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
 def _read_conll(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
     for number, row in enumerate(read_conll(lines, path, require_tags=False), start=1):
         yield f"{path}, sentence {number}", row
-
-
-def _json_value(value: Any) -> Any:
-    """Convert the value of an extra column, such as an ID, to one that JSON can represent."""
-    return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
 
 
 def _input_value(row: Row, name: str, column: str, location: str, *, may_be_list: bool) -> Value:
@@ -299,7 +305,7 @@ def load_inputs(
             return _with_all_columns(task, inputs.split, rows)
         used = [*task.columns, *({task.id_column} & {*rows.column_names})]
         rows = rows.select_columns(column_names(rows) if inputs.keep_columns else used)
-        return ({name: _json_value(value) for name, value in row.items()} for row in rows)
+        return iter(rows)
     if not from_run and inputs.columns is None and task.columns == DEFAULT_TEXT_COLUMNS[:1]:
         kept = None if inputs.keep_columns else DEFAULT_TEXT_COLUMNS[1:]
         options = inputs.text_options

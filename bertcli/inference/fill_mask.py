@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from bertcli.data.batching import token_budget_batches
-from bertcli.data.encoding import encode_texts
+from bertcli.data.encoding import RowWarning, encode_texts
 from bertcli.data.formats import Row
-from bertcli.data.prediction_inputs import batched
 from bertcli.errors import DataError, ModelError
+from bertcli.inference.prediction_formats import Prediction
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.sparse_prediction import SparsePrediction
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 MODEL_CLASS = "AutoModelForMaskedLM"
 MASK_PLACEHOLDER = "[MASK]"  # accepted in texts for every tokenizer, whatever its mask token
-CHUNK_SIZE = 1024  # number of texts in memory
 
 TokenPredictions = list[dict[str, Any]]  # tokens and probabilities for one mask, most probable first
 
@@ -89,19 +87,20 @@ class MaskFiller:
         optimize_forward(model, self.accelerator.device)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True).eval()
 
-    def fill(self, inputs: Iterable[Row], column: str) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """Yield each input row with `masks`, the most probable tokens for each mask in the text of `column`.
+    def predict_rows(self, rows: list[Row], first_row: int, column: str) -> tuple[list[Prediction], list[RowWarning]]:
+        """Return `masks` for each row, the most probable tokens for each mask in the text of `column`; no warnings.
+
+        Args:
+            first_row: index of the first row, for messages.
 
         Raises:
             DataError: if a text has no mask, or a mask beyond the maximum length.
         """
-        for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
-            texts = [str(row[column]).replace(MASK_PLACEHOLDER, self.tokenizer.mask_token) for row in chunk]
-            predictions = self._fill_texts(texts)
-            for index, (row, text) in enumerate(zip(chunk, texts, strict=True)):
-                masks = predictions.get(index, [])
-                self._check_masks(chunk_index * CHUNK_SIZE + index + 1, text, len(masks))
-                yield row, {"masks": masks}
+        texts = [str(row[column]).replace(MASK_PLACEHOLDER, self.tokenizer.mask_token) for row in rows]
+        predictions = self._fill_texts(texts)
+        for index, text in enumerate(texts):
+            self._check_masks(first_row + index + 1, text, len(predictions.get(index, [])))
+        return [{"masks": predictions[index]} for index in range(len(rows))], []
 
     def _fill_texts(self, texts: list[str]) -> dict[int, list[TokenPredictions]]:
         """Return the predictions for each mask of a text, by the text's index; texts without masks are omitted."""

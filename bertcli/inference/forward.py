@@ -6,6 +6,7 @@ Shapes: N items, T tokens in all items, B batch, S sequence, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,15 +42,16 @@ def compute_logits(
     per_token: bool = False,
     get_loss: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
     max_tokens: int,
+    is_shared: bool = True,
     on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> tuple[np.ndarray, float]:
     """Compute the logits of all items as float32 on the CPU, and their summed loss; each item counts exactly once.
 
     Args:
         get_logits: returns the logits in a model output: [B, …] or, if `per_token`, [B, S, …].
-        get_loss: returns the summed loss of a batch, given the model output and the labels. If it is None, or there are
-            no labels, the loss is 0.
+        get_loss: returns the summed loss of a batch, given the model output and the labels; without either, it is 0.
         max_tokens: maximum tokens per batch on one device, padding included.
+        is_shared: divide the batches among all processes, which have the same items; False: every process has others.
         on_batch: called after each batch with its number of items.
 
     Returns:
@@ -72,7 +74,7 @@ def compute_logits(
             on_batch(len(items))
 
     with torch.inference_mode():
-        for items, counts in local_batches(batches, accelerator, model):
+        for items, counts in local_batches(batches, accelerator, model) if is_shared else zip(batches, repeat(True)):
             batch = encoded.batch(items, multiple_of if encoded.lengths[items].max() >= min_length else min_length)
             inputs = prepare_batch(batch, model, accelerator.device)
             labels = inputs.pop("labels", None)
@@ -89,8 +91,8 @@ def compute_logits(
             fetch_pending()
             pending = items, logits
         fetch_pending()
-    total_loss = sum(loss.item() for loss in losses)
-    return _restore_order(encoded, gather_object(parts), per_token), sum(gather_object([total_loss]))
+    gather = gather_object if is_shared else list
+    return _restore_order(encoded, gather(parts), per_token), sum(gather([loss.item() for loss in losses]))
 
 
 def _restore_order(encoded: Encoded, parts: list[tuple[np.ndarray, np.ndarray]], per_token: bool) -> np.ndarray:
@@ -122,9 +124,13 @@ def predict_logits(
     *,
     max_tokens: int,
     with_loss: bool = False,
+    is_shared: bool = True,
     on_batch: Callable[[int], None] = lambda num_items: None,
 ) -> Iterator[Chunk]:
     """Predict one chunk of rows at a time, so that memory holds only the logits of one chunk.
+
+    Args:
+        is_shared: as in `compute_logits`.
 
     Raises:
         TrainingError: if some logits are non-finite.
@@ -138,11 +144,13 @@ def predict_logits(
             per_token=head.per_token,
             get_loss=summed_loss(head) if with_loss else None,
             max_tokens=max_tokens,
+            is_shared=is_shared,
             on_batch=on_batch,
         )
         check_finite(logits)
         yield rows.select(range(chunk_rows.start, chunk_rows.stop)), chunk, logits, loss
-    accelerator.wait_for_everyone()  # a process that exits before the others are done breaks their connections
+    if is_shared:
+        accelerator.wait_for_everyone()  # a process that exits before the others are done breaks their connections
 
 
 def chunks_with_logits(rows: Dataset, encoded: Encoded, head: Head, logits: np.ndarray) -> Iterator[Chunk]:

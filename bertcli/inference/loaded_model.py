@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bertcli.console import Console
-from bertcli.data.encoding import Encoded
+from bertcli.data.encoding import Encoded, RowWarning
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import InputRows, batched
 from bertcli.data.table_files import label_text
@@ -18,6 +18,8 @@ from bertcli.errors import ModelError, RecipeError, UsageError, quoted, shortene
 from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
 from bertcli.inference.forward import predict_logits
+from bertcli.inference.prediction_formats import Prediction
+from bertcli.inference.prediction_stream import CHUNK_SIZE
 from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.tokenizer_matching import check_end_of_text, match_tokenizer, max_input_length
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_DATA = DataSection(max_length=512)  # of models without a run folder; capped at the model's maximum length
-CHUNK_SIZE = 1024  # number of input rows in memory
 
 
 @dataclass(frozen=True)
@@ -147,23 +148,49 @@ def predict_inputs(
     Raises:
         DataError: if a column has both texts and lists of texts.
     """
-
-    def used_values(row: Row) -> Row:
-        used = {name: row[name] for name in row if name in columns}
-        return {name: label_text(value) if name == task.id_column else value for name, value in used.items()}
-
-    columns = {*task.columns, task.id_column}
-
     for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
-        chunk_rows = InputRows.from_rows([*map(used_values, chunk)])
-        encoded = loaded.head.encode(task, chunk_rows, loaded.tokenizer, loaded.data)
+        rows = _used_columns(task, chunk)
+        encoded = loaded.head.encode(task, rows, loaded.tokenizer, loaded.data)
         console.warn_about_rows(encoded.row_warnings, first_row=chunk_index * CHUNK_SIZE)
         remaining = iter(chunk)
-        parts = predict_logits(
-            loaded.accelerator, loaded.model, chunk_rows, encoded, loaded.head, max_tokens=loaded.max_tokens
-        )
-        for rows, part, logits, _ in parts:
-            yield list(islice(remaining, len(rows))), rows, part, logits
+        for part_rows, part, logits, _ in _predict_encoded(loaded, rows, encoded, is_shared=True):
+            yield list(islice(remaining, len(part_rows))), part_rows, part, logits
+
+
+def predict_rows(loaded: LoadedModel, task: Task, rows: list[Row]) -> tuple[list[Prediction], list[RowWarning]]:
+    """Predict rows in this process alone; return predictions as they are written, and warnings about rows.
+
+    Raises:
+        DataError: if a column has both texts and lists of texts.
+    """
+    inputs = _used_columns(task, rows)
+    encoded = loaded.head.encode(task, inputs, loaded.tokenizer, loaded.data)
+    predictions = [
+        prediction
+        for part_rows, part, logits, _ in _predict_encoded(loaded, inputs, encoded, is_shared=False)
+        for prediction in loaded.head.to_json(task, part_rows, part, logits)
+    ]
+    return predictions, list(encoded.row_warnings)
+
+
+def _used_columns(task: Task, rows: list[Row]) -> InputRows:
+    used = {*task.columns, task.id_column}
+    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name in used}
+    if task.id_column in columns:
+        columns[task.id_column] = [*map(label_text, columns[task.id_column])]
+    return InputRows(columns)
+
+
+def _predict_encoded(loaded: LoadedModel, rows: InputRows, encoded: Encoded, *, is_shared: bool) -> Iterator[Any]:
+    return predict_logits(
+        loaded.accelerator,
+        loaded.model,
+        rows,
+        encoded,
+        loaded.head,
+        max_tokens=loaded.max_tokens,
+        is_shared=is_shared,
+    )
 
 
 def _find_head_name(config: PretrainedConfig) -> str | None:

@@ -8,13 +8,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from bertcli.errors import UsageError, did_you_mean
-from bertcli.files import check_output
+from bertcli.files import check_output, is_device
 from bertcli.runs.folder import check_not_run_output
 
-FORMATS = ("jsonl", "csv", "tsv", "glue", "squad")
-FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+FORMATS = ("jsonl", "csv", "tsv", "parquet", "glue", "squad")
+FORMAT_OF_SUFFIX = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
 UNSUPPORTED_SUFFIX = re.compile(
-    r"\.(arrow|avro|bz2|conll|feather|gz|html|np[yz]|ods|orc|parquet|pickle|pkl|xlsx?|xml|xz|ya?ml|zip|zst)"
+    r"\.(arrow|avro|bz2|conll|feather|gz|html|np[yz]|ods|orc|pickle|pkl|xlsx?|xml|xz|ya?ml|zip|zst)"
 )  # other names, such as `out` or `out.txt`, get JSON Lines
 STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1")
 SQUAD_FILES = ("predictions", "nbest_predictions")
@@ -34,7 +41,7 @@ def resolve_format(format_name: str | None, output: str) -> str:
     suffix = Path(output).suffix.lower()
     if format_name is None:
         if UNSUPPORTED_SUFFIX.fullmatch(suffix):
-            raise UsageError(f"found --output {output}, expected a name that ends in .jsonl, .csv or .tsv")
+            raise UsageError(f"found --output {output}, expected a name that ends in .jsonl, .csv, .tsv or .parquet")
         return FORMAT_OF_SUFFIX.get(suffix, "jsonl")
     if format_name not in FORMATS:
         hint = did_you_mean(format_name, FORMATS)
@@ -42,6 +49,8 @@ def resolve_format(format_name: str | None, output: str) -> str:
     if format_name in ("glue", "squad"):
         if output in STDOUT_NAMES:
             raise UsageError(f"--format {format_name} writes several files; set --output to a folder for them")
+    elif format_name == "parquet" and output in STDOUT_NAMES:
+        raise UsageError("--format parquet cannot be written to standard output; set --output to a file")
     elif UNSUPPORTED_SUFFIX.fullmatch(suffix) or FORMAT_OF_SUFFIX.get(suffix, format_name) != format_name:
         raise UsageError(f"found --format {format_name} for {output}; leave out --format, or choose another suffix")
     return format_name
@@ -83,6 +92,8 @@ def check_outputs(format_name: str, output: str, inputs: Sequence[str], *, keep_
         if output not in STDOUT_NAMES:
             check_not_run_output(Path(output))
             check_output(Path(output), overwrite=overwrite)
+            if format_name == "parquet" and is_device(Path(output)):
+                raise UsageError(f"{output} is a pipe or a device, expected a file for --format parquet")
         return
     if keep_columns:
         raise UsageError(

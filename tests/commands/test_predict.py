@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from bertcli.cli.options import hardware_section
-from bertcli.commands.predict import iter_predictions, predict, predict_features, write_predictions
+from bertcli.commands.predict import predict, predict_features
 from bertcli.console import Console
 from bertcli.data.prediction_inputs import PredictionInput, infer_format, read_inputs
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.finetuning.run import finetune
-from bertcli.inference.loaded_model import CHUNK_SIZE, load_for_inference, predict_inputs
+from bertcli.inference.loaded_model import load_for_inference, predict_inputs
+from bertcli.inference.prediction_formats import TextWriter
+from bertcli.inference.prediction_stream import CHUNK_SIZE
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import load_recipe
 from bertcli.runs.folder import RunOptions
@@ -64,7 +62,7 @@ def test_progress_counts_predictions_and_features_on_stderr_only(
     inputs = PredictionInput([("a fine film",), ("a dull film",)])
     assert predict(str(run), inputs, console=Console()) == 2
     printed = capsys.readouterr()
-    assert printed.err.splitlines() == ["predictions 1", "predictions 2"]
+    assert printed.err.splitlines() == ["predictions 2"]
     assert [json.loads(line)["text"] for line in printed.out.splitlines()] == ["a fine film", "a dull film"]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     predict(str(run), inputs, console=Console())
@@ -105,10 +103,9 @@ def test_texts_of_predictions_are_read_back_as_they_were(run: Path, format_name:
         "jsonl": [*ROUND_TRIP_TEXTS, "a\tb", "\tb", "a\nb", *CONTROL_TEXTS, *FORMULA_TEXTS],
     }[format_name]
     name = f"out.{format_name}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with Path(name).open("w", encoding="utf-8", newline="") as file:
-            write_predictions([({"text": text}, {"label": "a"}) for text in texts], file, format_name)
+    writer = TextWriter(format_name)
+    writer.write_file([[({"text": text}, {"label": "a"}) for text in texts]], Path(name), 0)
+    assert writer.warning is None
     assert [row["text"] for row in read_inputs(name, format_name, ["text"])] == texts
     predict(str(run), PredictionInput(path=name), f"again.{format_name}", format_name, console=QUIET)
     assert [row["text"] for row in read_inputs(f"again.{format_name}", format_name, ["text"])] == texts
@@ -127,25 +124,6 @@ def test_tsv_has_spaces_for_tabs_and_line_breaks_and_says_so(run: Path, capsys: 
     message = " ".join(capsys.readouterr().err.split())
     assert "warning: cells that differ from the original text: 2; tabs and line breaks become spaces" in message
     assert "--format jsonl" in message
-
-
-@pytest.mark.parametrize("format_name", ["csv", "tsv"])
-def test_nan_in_a_kept_column_is_not_counted_as_a_changed_cell(format_name: str) -> None:
-    messages: list[str] = []
-    file = io.StringIO()
-    write_predictions([({"text": "a", "price": math.nan}, {"label": "x"})], file, format_name, messages.append)
-    assert messages == []
-    assert "nan" in file.getvalue()
-
-
-@pytest.mark.parametrize("format_name", ["csv", "tsv"])
-def test_tables_say_how_many_texts_they_escape(format_name: str) -> None:
-    texts = [*CONTROL_TEXTS[:5], *FORMULA_TEXTS, "film"]
-    messages: list[str] = []
-    rows = [({"text": text}, {"label": "a"}) for text in texts]
-    write_predictions(rows, io.StringIO(), format_name, messages.append)
-    assert len(messages) == 1
-    assert messages[0].startswith("cells that differ from the original text: 9; ")
 
 
 def test_existing_output_and_unknown_format_raise_errors(run: Path) -> None:
@@ -235,20 +213,6 @@ def test_invalid_input_errors_name_the_line(content: bytes, input_format: str, m
         list(read_inputs("in.dat", input_format, ["text"]))
     with pytest.raises(DataError, match="cannot read"):
         list(read_inputs("missing.txt", "text", ["text"]))
-
-
-def test_predictions_read_one_chunk_of_inputs_at_a_time(run: Path) -> None:
-    num_read = 0
-
-    def endless_inputs() -> Iterator[dict[str, str]]:
-        nonlocal num_read
-        while True:
-            num_read += 1
-            yield {"text": "film"}
-
-    loaded = load_for_inference(ModelSource(str(run)))
-    next(iter_predictions(loaded, loaded.task, endless_inputs(), QUIET))
-    assert num_read == CHUNK_SIZE
 
 
 def test_input_columns_are_the_tasks_unless_named(run: Path) -> None:

@@ -26,6 +26,7 @@ from bertcli.data.prediction_inputs import PredictionInput, load_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError
 from bertcli.finetuning.run import finetune
+from bertcli.inference.prediction_formats import TextWriter
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions
@@ -75,11 +76,17 @@ def call(*arguments: str) -> Result:
         (("--output", "a.csv", "--format", "jsonl"), "found --format jsonl for a.csv; leave out --format"),
         (("--output", "a.JSONL", "--format", "tsv"), "found --format tsv for a.JSONL; leave out --format"),
         (("--output", ""), "--output is empty, expected the name of a file, or - for standard output"),
-        (("--output", "a.csv.gz"), "found --output a.csv.gz, expected a name that ends in .jsonl, .csv or .tsv"),
-        (("--output", "a.XLSX"), "found --output a.XLSX, expected a name that ends in .jsonl, .csv or .tsv"),
+        (
+            ("--output", "a.csv.gz"),
+            "found --output a.csv.gz, expected a name that ends in .jsonl, .csv, .tsv or",
+        ),
+        (("--output", "a.XLSX"), "found --output a.XLSX, expected a name that ends in .jsonl, .csv, .tsv or"),
         (("--output", "a.csv.gz", "--format", "csv"), "found --format csv for a.csv.gz"),
-        (("--output", "a.parquet"), "expected a name that ends in .jsonl, .csv or .tsv"),
+        (("--output", "a.orc"), "expected a name that ends in .jsonl, .csv, .tsv or .parquet"),
+        (("--format", "parquet"), "--format parquet cannot be written to standard output; set --output to a file"),
+        (("--output", "/dev/null", "--format", "parquet"), "/dev/null is a pipe or a device, expected a file"),
         (("--output", "a.parquet", "--format", "csv"), "found --format csv for a.parquet"),
+        (("--output", "a.csv", "--format", "parquet"), "found --format parquet for a.csv"),
         (("--output", "a", "--format", "json"), "Did you mean jsonl?"),
         (("--output", "old.jsonl", "--format", "squad"), "old.jsonl is a file, expected a folder for the files of"),
         (("--output", "folder", "--format", "squad"), "folder/predictions.json already exists"),
@@ -257,7 +264,7 @@ def test_full_disk_names_the_output_and_leaves_nothing(run: str, monkeypatch: py
     def fail(*arguments: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "write_predictions", fail)
+    monkeypatch.setattr(TextWriter, "write_file", fail)
     result = CliRunner().invoke(app, ["predict", run, "--text", "a film", "--output", "out.csv", "--quiet"])
     assert result.exit_code == 1
     assert result.stderr == f"error: cannot use {Path('out.csv').absolute()} (No space left on device)\n"
@@ -325,10 +332,10 @@ def test_kept_nan_and_infinity_are_null_in_json_lines(run: str) -> None:
         assert (line["x"], line["y"], line["z"]) == (None, [None, 1.5], {"a": None})
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv", "out.parquet"])
 def test_table_without_inputs_is_refused_since_it_would_have_no_header(run: str, name: str) -> None:
     Path("in.csv").write_text("text,label\n")
-    with pytest.raises(DataError, match=r"found no inputs, so the columns of the .SV table are unknown; add a row, or"):
+    with pytest.raises(DataError, match=r"found no inputs, so the columns of the .* file are unknown; add a row, or"):
         predict(run, PredictionInput(path="in.csv"), name, console=QUIET)
     assert not Path(name).exists()
     assert predict(run, PredictionInput(path="in.csv"), "out.jsonl", console=QUIET) == 0

@@ -33,7 +33,8 @@ def test_input_rows_are_read_like_a_dataset() -> None:
     from datasets import Dataset
 
     listed = [{"text": "one", "words": ["a", "b"], "id": "7"}, {"text": "two", "words": []}, {"text": "six", "n": 1}]
-    rows, dataset = InputRows.from_rows(listed), Dataset.from_list(listed)
+    dataset = Dataset.from_list(listed)
+    rows = InputRows({name: [row.get(name) for row in listed] for name in listed[0]})
     assert len(rows) == len(dataset) == 3
     assert rows.column_names == dataset.column_names
     assert rows.split is dataset.split is None
@@ -45,7 +46,7 @@ def test_input_rows_are_read_like_a_dataset() -> None:
 
 def test_input_rows_with_texts_and_lists_of_texts_in_a_column_are_refused() -> None:
     with pytest.raises(DataError, match="column 'text' of the inputs has both texts and lists of texts"):
-        InputRows.from_rows([{"text": "one"}, {"text": None}, {"text": ["two"]}])
+        InputRows({"text": ["one", None, ["two"]]})
 
 
 @pytest.mark.parametrize(("values", "option"), [(["a", "b"], "--pair"), (["a", "b", "c"], "--choice")])
