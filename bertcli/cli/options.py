@@ -143,14 +143,14 @@ Output = Annotated[
     str,
     typer.Option(
         help="Output file (folder with --format glue or squad); must not exist unless --overwrite is given; `-` is "
-        "stdout."
+        "stdout. Re-run the same command to resume after it was interrupted."
     ),
 ]
 OutputFormat = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="jsonl, csv, tsv (unquoted: tabs and line breaks become spaces), glue or squad "
+        help="jsonl, csv, tsv (unquoted: tabs and line breaks become spaces), parquet, glue or squad "
         "[default: from the extension of --output, else jsonl].",
     ),
 ]

@@ -192,6 +192,8 @@ def check_json_depth(file: BinaryIO, path: str) -> None:
 
 def is_unicode(value: Any) -> bool:
     """Return whether a value is free of lone surrogates (halves of characters), which JSON escapes may produce."""
+    if not isinstance(value, str | list | dict):
+        return True
     try:
         (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError:

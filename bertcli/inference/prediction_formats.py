@@ -233,7 +233,7 @@ def _not_parquet(error: Exception, where: str = "") -> DataError:
 
 def output_columns(prediction: Prediction) -> set[str]:
     """Return the names of a prediction's columns in any of the formats."""
-    return {*prediction, *_table_row({}, prediction)}
+    return {*prediction, *_split_probabilities(prediction)}
 
 
 def _split_probabilities(prediction: Prediction) -> Prediction:

@@ -19,6 +19,7 @@ from tests.benchmarks import (
     curves,
     encoders,
     finetuning,
+    large_files,
     long_inputs,
     prediction,
     preparing,
@@ -28,7 +29,17 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.measure import run_in_process
 
-TOPICS = ("finetuning", "pretraining", "prediction", "preparing", "curves", "scaling", "encoders", "long_inputs")
+TOPICS = (
+    "finetuning",
+    "pretraining",
+    "prediction",
+    "large_files",
+    "preparing",
+    "curves",
+    "scaling",
+    "encoders",
+    "long_inputs",
+)
 
 
 def main() -> None:
@@ -58,6 +69,8 @@ def main() -> None:
         pretraining.bench(check_mirror(Path(mirror)) if mirror else None, arguments.rounds)
     if "prediction" in arguments.topics:
         prediction.bench(tokenizer, arguments.rounds)
+    if "large_files" in arguments.topics:
+        large_files.bench(tokenizer, arguments.rounds)
     if "preparing" in arguments.topics:
         preparing.bench(tokenizer, arguments.rounds)
     if "curves" in arguments.topics:

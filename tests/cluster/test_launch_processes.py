@@ -212,6 +212,20 @@ def test_two_processes_evaluate_and_predict_each_row_once(small: str) -> None:
         assert second["probabilities"] == pytest.approx(first["probabilities"], abs=1e-5)
 
 
+def test_closed_pipe_ends_all_processes_quietly(small: str) -> None:
+    """As in `bertcli predict … | head -1`: none of them gets as far as the row that has no text."""
+    assert call(1, "finetune", small, "--run", "run").returncode == 0
+    Path("rows.jsonl").write_text('{"text": "a fine film"}\n' * 20_000 + "{}\n")
+    program = command(2, "predict", "run", "--input", "rows.jsonl", "--quiet")
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["text"] == "a fine film"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 def test_failure_of_one_process_stops_all_with_its_message(small: str) -> None:
     Path("sitecustomize.py").write_text(
         "import os\n"

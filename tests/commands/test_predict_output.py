@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -26,9 +27,11 @@ from bertcli.data.prediction_inputs import PredictionInput, load_inputs
 from bertcli.data.sources import load_split
 from bertcli.errors import DataError, UsageError
 from bertcli.finetuning.run import finetune
+from bertcli.inference import prediction_stream
 from bertcli.inference.prediction_formats import TextWriter
+from bertcli.inference.prediction_stream import FIRST_CHUNK_SIZE
 from bertcli.recipe.load import load_recipe
-from bertcli.recipe.schema import Recipe
+from bertcli.recipe.schema import HardwareSection, Recipe
 from bertcli.runs.folder import RunOptions
 from bertcli.tasks import get_task
 from bertcli.tasks.task import Splits, Task
@@ -260,6 +263,61 @@ def test_output_may_be_standard_output_a_named_pipe_or_a_device(run: str, capsys
     assert predict(run, TEXTS, "/dev/null", console=QUIET) == 2
 
 
+def test_first_lines_appear_at_once_and_a_closed_pipe_ends_the_command_quietly(run: str) -> None:
+    """As in `… | bertcli predict … | head -1`, while most of the input is still to come."""
+    command = [sys.executable, "-m", "bertcli", "predict", run, "--input", "-", "--device", "cpu", "--quiet"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("a fine film\n" * FIRST_CHUNK_SIZE)
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["text"] == "a fine film"
+        process.stdout.close()
+        with suppress(BrokenPipeError):
+            process.stdin.write("a dull film\n" * 10 * FIRST_CHUNK_SIZE)
+            process.stdin.flush()
+        assert process.wait() == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def test_killed_prediction_is_resumed_by_the_same_command(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything that the predictions depend on in the manifest."""
+    monkeypatch.setattr(prediction_stream, "PART_SIZE", 50)
+    rows = [{"id": n, "text": f"film {n}", "label": "gold"} for n in range(120)]
+    types = pyarrow.schema({"id": pyarrow.int16(), "text": pyarrow.string(), "label": pyarrow.string()})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*rows, {"text": None}], types), "in.parquet")
+    inputs = PredictionInput(path="in.parquet", keep_columns=True)
+    with pytest.raises(DataError, match=r"in\.parquet, row 121: found None in column 'text'"):
+        predict(run, inputs, "out.parquet", console=QUIET)
+    assert not Path("out.parquet").exists()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, types), "in.parquet")
+    recipe = Path(run, "recipe.yaml")
+    before = recipe.read_text("utf-8")
+    for options, message in (
+        ({"labels": ["bad", "good"]}, "another --labels;"),
+        ({"hardware": HardwareSection(precision="bf16")}, "another --precision;"),
+        ({"format_name": "parquet", "top_k": 1}, "another --top-k;"),
+        ({"inputs": PredictionInput(path="in.parquet")}, "another --keep-columns;"),
+        ({}, "another model;"),
+    ):
+        if not options:
+            recipe.write_text(before + "# changed\n", "utf-8")
+        with pytest.raises(UsageError, match=message):
+            predict(**({"name": run, "inputs": inputs, "output": "out.parquet", "console": QUIET} | options))
+    recipe.write_text(before, "utf-8")
+    assert predict(run, inputs, "out.parquet", console=QUIET) == 120
+    predict(run, inputs, "again.parquet", console=QUIET)
+    table = pyarrow.parquet.read_table("out.parquet")
+    assert table.equals(pyarrow.parquet.read_table("again.parquet"))
+    assert table.column_names[:4] == ["id", "text", "input_label", "label"]
+    assert table.schema.field("id").type == pyarrow.int16()
+    assert {path.name for path in Path().iterdir()} == {"in.parquet", "out.parquet", "again.parquet"}
+
+
 def test_full_disk_names_the_output_and_leaves_nothing(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -428,20 +486,3 @@ def test_keep_columns_needs_a_format_with_free_columns() -> None:
     for format_name in ("glue", "squad"):
         with pytest.raises(UsageError, match=f"--keep-columns has no effect on --format {format_name}"):
             predict("run", PredictionInput(path="in.csv", keep_columns=True), "out", format_name, console=QUIET)
-
-
-@pytest.mark.parametrize(("world_size", "num_computed"), [(1, 1), (2, 9)])
-def test_first_process_computes_its_share_after_the_reader_has_closed_the_pipe(
-    monkeypatch: pytest.MonkeyPatch, world_size: int, num_computed: int
-) -> None:
-    def write(predictions: Any, *_: Any) -> int:
-        next(predictions)
-        raise BrokenPipeError
-
-    computed: list[int] = []
-    predictions = (({}, {"label": str(row)}) for row in range(9) if computed.append(row) is None)
-    monkeypatch.setattr(module, "write_predictions", write)
-    monkeypatch.setattr("bertcli.console.discard_stdout", lambda: None)
-    monkeypatch.setattr(module, "world_size", lambda: world_size)
-    module._write_output("-", predictions, "jsonl", QUIET, overwrite=False)
-    assert len(computed) == num_computed
