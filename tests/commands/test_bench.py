@@ -30,7 +30,7 @@ def test_bench_times_every_form_on_validation_texts(
     finetune(recipe_of("training.max_steps=1"), Path("run"), RunOptions(console=QUIET))
     monkeypatch.setattr(bench_command, "cpu_computes_bf16", lambda: True)
     num_threads = torch.get_num_threads()
-    result = call("run", "--threads", "2", "--json")
+    result = call("run", "--threads", "2", "--seconds", "0.02", "--json")
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
     assert facts["inputs"].startswith("validation texts of ")

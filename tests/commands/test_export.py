@@ -129,7 +129,7 @@ def test_export_in_int8_compares_score_size_and_latency(
     assert exported["scores"].keys() == pytorch["scores"].keys()
 
 
-@pytest.mark.parametrize("is_available", [True, False])
+@pytest.mark.parametrize("is_available", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_export_warns_about_a_worse_or_unknown_score(
     recipe_of: Callable[..., Recipe], reviews: Path, monkeypatch: pytest.MonkeyPatch, is_available: bool
 ) -> None:

@@ -164,7 +164,7 @@ def test_incomplete_line_of_a_killed_process_is_dropped(monkeypatch: pytest.Monk
     train(study := open_study(), 4, closeness)
     assert all_values(study)[:3] == values
     assert len(open_study().records()) == 4
-    monkeypatch.setattr(shared_study, "LOCK_GRACE_SECONDS", 3)
+    monkeypatch.setattr(shared_study, "LOCK_GRACE_SECONDS", 1)
 
     def kill(lock: JournalFileSymlinkLock) -> None:
         raise KeyboardInterrupt

@@ -309,7 +309,7 @@ def folder_content(folder: str) -> dict[str, tuple[bytes, int]]:
     ("overrides", "options"),
     [
         (["training.seed=7"], []),
-        (["training.seed=7"], ["--jobs", "2"]),
+        pytest.param(["training.seed=7"], ["--jobs", "2"], marks=pytest.mark.slow),
         (["training.learning_rate=[1e-4, 1e-3]"], []),  # a grid where there is a single run
     ],
 )

@@ -105,7 +105,10 @@ def test_multitask_seeds_have_extra_validation_splits_predictions_and_a_model_to
     assert len(evaluated["average"].values) == 2
 
 
-@pytest.mark.parametrize("overrides", [(), ("training.strategy=gradual", "training.unfreeze_every_steps=2")])
+GRADUAL = ("training.strategy=gradual", "training.unfreeze_every_steps=2")
+
+
+@pytest.mark.parametrize("overrides", [(), pytest.param(GRADUAL, marks=pytest.mark.slow)])
 def test_multitask_resumed_run_ends_where_an_uninterrupted_one_ends(
     encoder: Path,
     stop_after: Callable[..., None],

@@ -47,7 +47,9 @@ def assert_same_when_compiled(batch_lengths: list[list[int]], family: str) -> No
 
 
 @pytest.mark.usefixtures("eager_backend")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [FAMILIES[0], *(pytest.param(other, marks=pytest.mark.slow) for other in FAMILIES[1:])]
+)
 def test_compile_traced_layers_give_the_same_results(family: str) -> None:
     assert_same_when_compiled([LENGTHS], family)
     assert counters["stats"]["unique_graphs"] == (

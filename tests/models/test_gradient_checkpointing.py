@@ -159,10 +159,10 @@ def weights(run: str) -> dict[str, torch.Tensor]:
     "overrides",
     [
         ["training.strategy=gradual"],
-        ["training.freeze_layers=1"],
+        pytest.param(["training.freeze_layers=1"], marks=pytest.mark.slow),
         ["training.strategy=lora", "training.lora_merge=true"],
-        ["hardware.precision=bf16", "hardware.micro_batch_size=3"],
-        ["training.strategy=features"],
+        pytest.param(["hardware.precision=bf16", "hardware.micro_batch_size=3"], marks=pytest.mark.slow),
+        pytest.param(["training.strategy=features"], marks=pytest.mark.slow),
     ],
 )
 def test_run_learns_the_same_with_checkpointing(recipe_of: Callable[..., Recipe], overrides: list[str]) -> None:

@@ -77,7 +77,10 @@ def gold_and_predicted(run: str) -> tuple[np.ndarray, np.ndarray]:
     return gold, predicted
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1000.0, 10_000.0), (1e-4, -3e-4)])
+UNITS = [(1000.0, 10_000.0), pytest.param(1e-4, -3e-4, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("scale", "shift"), UNITS)
 def test_regression_targets_of_any_size_are_learned_as_standardized_ones(
     recipe_of: Callable[..., Recipe], scale: float, shift: float
 ) -> None:
@@ -91,7 +94,7 @@ def test_regression_targets_of_any_size_are_learned_as_standardized_ones(
     assert predicted == pytest.approx(gold_and_predicted("standardized")[1] * std + mean, abs=0.03 * std)
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1000.0, 10_000.0), (1e-4, -3e-4)])
+@pytest.mark.parametrize(("scale", "shift"), UNITS)
 def test_regression_evaluated_predicted_or_loaded_by_transformers_is_in_units(
     recipe_of: Callable[..., Recipe], scale: float, shift: float
 ) -> None:
