@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bertcli.metrics.answers import Answers, num_rows
-from bertcli.metrics.weighted_scores import weighted_scores
+from bertcli.metrics.weighted_scores import num_columns, weighted_scores
 
 Interval = tuple[float, float]
 """The lower and upper bound of a 95 % confidence interval."""
@@ -18,8 +18,8 @@ Interval = tuple[float, float]
 PERCENTILES = (2.5, 97.5)
 NUM_SAMPLES = 1000
 MIN_SAMPLES = 200
-MAX_DRAWS = 10**8  # rows drawn in all samples, which bounds the time for millions of rows
-MAX_BLOCK = 2**22  # rows drawn in the samples that are scored at once, which bounds the memory
+MAX_DRAWS = 10**8  # values drawn in all samples, which bounds the time for millions of rows
+MAX_BLOCK = 2**22  # values drawn in the samples that are scored at once, which bounds the memory
 
 
 def bootstrap_intervals(answers: Answers, seed: int = 0) -> dict[str, Interval]:
@@ -33,33 +33,41 @@ def bootstrap_intervals(answers: Answers, seed: int = 0) -> dict[str, Interval]:
     """
     functions = weighted_scores(answers)
     values: dict[str, list[np.ndarray]] = {name: [] for name in functions}
-    for counts in bootstrap_samples(num_rows(answers), seed):
+    for counts in bootstrap_samples(num_rows(answers), seed, num_columns(answers)):
         for name, score in functions.items():
             values[name].append(score(answers, counts))
     intervals = {name: percentile_interval(np.concatenate(blocks)) for name, blocks in values.items()}
     return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
-def percentile_interval(values: np.ndarray) -> Interval | None:
-    """Return the interval that holds 95 % of the values of B samples; None if all defined ones are equal."""
+def percentile_interval(values: np.ndarray, scale: float = 0.0) -> Interval | None:
+    """Return the interval that holds 95 % of the values of B samples; None if all defined ones are equal.
+
+    Args:
+        scale: of the numbers that the values are differences of, which have rounding errors of that scale.
+    """
     defined = values[~np.isnan(values)]
-    if len(defined) == 0 or np.ptp(defined) < np.finfo(np.float32).eps * max(1.0, np.abs(defined).max()):
+    if len(defined) == 0 or np.ptp(defined) <= np.finfo(np.float32).eps * max(scale, np.abs(defined).max()):
         return None
     low, high = np.percentile(defined, PERCENTILES)
     return float(low), float(high)
 
 
-def bootstrap_samples(num_rows: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each sample draws each row, in blocks of samples. [B, N]"""
+def bootstrap_samples(num_rows: int, seed: int, num_columns: int = 1) -> Iterator[np.ndarray]:
+    """Yield how often each sample draws each row, in blocks of samples. [B, N]
+
+    Args:
+        num_columns: number of values of a row that are scored at once.
+    """
     generator = np.random.default_rng(seed)
-    for size in block_sizes(num_rows, NUM_SAMPLES):
+    for size in block_sizes(num_rows * num_columns, NUM_SAMPLES):
         drawn = (generator.integers(0, num_rows, num_rows) for _ in range(size))
         yield np.stack([np.bincount(rows, minlength=num_rows) for rows in drawn]).astype(np.float64)
 
 
-def block_sizes(num_rows: int, num_samples: int) -> Iterator[int]:
-    """Yield the sizes of blocks of samples that add up to `num_samples`, or to fewer if there are very many rows."""
-    num_samples = max(MIN_SAMPLES, min(num_samples, MAX_DRAWS // num_rows))
-    size = max(1, MAX_BLOCK // num_rows)
+def block_sizes(num_values: int, num_samples: int) -> Iterator[int]:
+    """Yield the sizes of blocks of samples that add up to `num_samples`, or to fewer if there are very many values."""
+    num_samples = max(MIN_SAMPLES, min(num_samples, MAX_DRAWS // num_values))
+    size = max(1, MAX_BLOCK // num_values)
     for start in range(0, num_samples, size):
         yield min(size, num_samples - start)

@@ -13,7 +13,7 @@ import numpy as np
 from bertcli.errors import DataError
 from bertcli.metrics.answers import GOLD_HASH, METRIC_NAMES, Answers, concatenate_answers, num_rows
 from bertcli.metrics.bootstrap import Interval, block_sizes, bootstrap_samples, percentile_interval
-from bertcli.metrics.weighted_scores import WeightedScore, is_right, weighted_scores
+from bertcli.metrics.weighted_scores import WeightedScore, is_right, num_columns, weighted_scores
 
 NUM_SWAPS = 9999
 RIGHT_OR_WRONG = ("accuracy", "exact_match")  # scores that count right rows, if the answers are labels
@@ -73,15 +73,15 @@ def compare_answers(first: Sequence[Answers], second: Sequence[Answers], seed: i
         first_score, second_score = (_mean_score(score, answers, ones).item() for answers in (first, second))
         samples = [
             _mean_score(score, second, counts) - _mean_score(score, first, counts)
-            for counts in bootstrap_samples(num_rows(first[0]), seed)
+            for counts in bootstrap_samples(num_rows(first[0]), seed, num_columns(first[0]))
         ]
+        scale = max(abs(first_score), abs(second_score))
         if len(first) == 1 and name in RIGHT_OR_WRONG and "predicted" in first[0]:
             p_value, test = mcnemar_p_value(is_right(first[0]), is_right(second[0])), "McNemar's exact test"
         else:
-            p_value, test = _randomization_p_value(score, first, second, seed), "approximate randomization"
-        differences.append(
-            Difference(name, first_score, second_score, percentile_interval(np.concatenate(samples)), p_value, test)
-        )
+            p_value, test = _randomization_p_value(score, first, second, seed, scale), "approximate randomization"
+        interval = percentile_interval(np.concatenate(samples), scale)
+        differences.append(Difference(name, first_score, second_score, interval, p_value, test))
     return differences
 
 
@@ -98,21 +98,24 @@ def mcnemar_p_value(first_right: np.ndarray, second_right: np.ndarray) -> float:
 
 
 def _randomization_p_value(
-    score: WeightedScore, first: Sequence[Answers], second: Sequence[Answers], seed: int
+    score: WeightedScore, first: Sequence[Answers], second: Sequence[Answers], seed: int, scale: float
 ) -> float:
-    """Return the share of random swaps whose difference is at least as large as the observed one."""
+    """Return the share of random swaps whose difference is at least as large as the observed one.
+
+    Args:
+        scale: of the scores, relative to which equal differences may differ in their rounding.
+    """
     both = [concatenate_answers(*pair) for pair in zip(first, second, strict=True)]
     unswapped = np.zeros((1, num_rows(first[0])))
     observed = abs(_swapped_difference(score, both, unswapped).item())
-    values = [np.abs(_swapped_difference(score, both, swaps)) for swaps in _random_swaps(unswapped.shape[1], seed)]
-    differences = np.concatenate(values)
-    tolerance = 1e-9 * max(1.0, observed)  # equal differences differ in their rounding
-    return float(((differences >= observed - tolerance).sum() + 1) / (len(differences) + 1))
+    swaps = _random_swaps(unswapped.shape[1], seed, num_columns(first[0]))
+    differences = np.concatenate([np.abs(_swapped_difference(score, both, block)) for block in swaps])
+    return float(((differences >= observed - 1e-9 * scale).sum() + 1) / (len(differences) + 1))
 
 
-def _random_swaps(num_rows: int, seed: int) -> Iterator[np.ndarray]:
+def _random_swaps(num_rows: int, seed: int, num_columns: int) -> Iterator[np.ndarray]:
     generator = np.random.default_rng(seed)
-    for size in block_sizes(num_rows, NUM_SWAPS):
+    for size in block_sizes(num_rows * num_columns, NUM_SWAPS):
         yield generator.integers(0, 2, (size, num_rows)).astype(np.float64)
 
 

@@ -25,6 +25,7 @@ Scores = dict[str, WeightedScore]
 """Scores of a metric, by name."""
 RowValues = Callable[[Answers], np.ndarray]
 """(answers to N rows) → a value for each row [N]."""
+MAX_ROUNDING = 1e-12  # of a mean of equal numbers, relative to it; float32 predictions differ by more
 
 
 def weighted_scores(answers: Answers) -> dict[str, WeightedScore]:
@@ -41,6 +42,12 @@ def weighted_scores(answers: Answers) -> dict[str, WeightedScore]:
             if has_answer not in answers["has_answer"]:
                 found = {score: function for score, function in found.items() if not score.startswith(group)}
     return found
+
+
+def num_columns(answers: Answers) -> int:
+    """Return how many values of a row are scored at once: C if one of the metrics ranks all labels together, else 1."""
+    pools = {f"{name}_micro" for name in RANKING} & {*str(answers[METRIC_NAMES]).split()}
+    return answers["probabilities"].shape[1] if pools else 1
 
 
 def compute_scores(answers: Answers) -> dict[str, float]:
@@ -151,17 +158,22 @@ def _root_mean_squared_error(answers: Answers, weights: np.ndarray) -> np.ndarra
 
 
 def _r2(answers: Answers, weights: np.ndarray) -> np.ndarray:
-    gold = answers["gold"]
-    deviations = gold - (weights @ gold / weights.sum(1))[:, None]
-    residual, total = weights @ _errors(answers) ** 2, (weights * deviations**2).sum(1)
+    residual, total = weights @ _errors(answers) ** 2, (weights * _deviations(answers["gold"], weights) ** 2).sum(1)
     # For equal gold values, scikit-learn returns 1 if all predictions are right, else 0.
     return np.where(total > 0, 1 - _divide(residual, total), (residual == 0).astype(np.float64))
 
 
+def _deviations(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return values [N] or [B, N] minus their mean; exactly 0 where those of a weighting are equal. [B, N]"""
+    means = (weights * values).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
+    deviations = np.where(weights > 0, values - means, 0.0)
+    is_constant = np.abs(deviations).max(1, keepdims=True) <= MAX_ROUNDING * np.abs(means)
+    return np.where(is_constant, 0.0, deviations)
+
+
 def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the correlation of two variables [N] or [B, N]; 0 if one of them is constant. [B]"""
-    total = weights.sum(1, keepdims=True)
-    first, second = (values - (weights * values).sum(1, keepdims=True) / total for values in (first, second))
+    first, second = (_deviations(values, weights) for values in (first, second))
     covariance = (weights * first * second).sum(1)
     variances = [(weights * values**2).sum(1) for values in (first, second)]
     return _divide(covariance, np.sqrt(variances[0] * variances[1]))
@@ -244,6 +256,7 @@ def _by_average(name: str, score: Callable[[str], WeightedScore], averages: Iter
     return {name: {name: score("binary")}} | averaged
 
 
+RANKING = {"roc_auc": _roc_auc, "average_precision": _average_precision}
 RANKING_AVERAGES = ("macro", "micro")
 ANSWERABLE = {"HasAns": True, "NoAns": False}
 PREDICTED_SHARES = {"precision": 1.0, "recall": 0.0, **{name: 1 / (1 + beta**2) for name, beta in F_BETAS.items()}}
@@ -256,8 +269,11 @@ WEIGHTED_SCORES: dict[str, Scores] = {
         for name, share in PREDICTED_SHARES.items()
         for metric, row in _by_average(name, partial(_f_score, share), AVERAGES).items()
     },
-    **_by_average("roc_auc", partial(_ranking, _roc_auc), RANKING_AVERAGES),
-    **_by_average("average_precision", partial(_ranking, _average_precision), RANKING_AVERAGES),
+    **{
+        metric: row
+        for name, score_label in RANKING.items()
+        for metric, row in _by_average(name, partial(_ranking, score_label), RANKING_AVERAGES).items()
+    },
     "log_loss": {"log_loss": _mean(_row_log_loss)},
     "brier": {"brier": _mean(_row_brier)},
     "calibration_error": {"calibration_error": _calibration_error},

@@ -54,6 +54,14 @@ def test_blocks_bound_memory_and_time() -> None:
     assert sum(block_sizes(10**8, 1000)) == 200
 
 
+def test_intervals_do_not_depend_on_the_unit() -> None:
+    gold, predicted = np.random.default_rng(0).normal(size=(2, 20))
+    for unit in (1e-9, 1e9):
+        answers = [collect_answers(["mae"], "regression", scale * predicted, scale * gold) for scale in (1, unit)]
+        low, high = bootstrap_intervals(answers[0])["mae"]
+        assert bootstrap_intervals(answers[1])["mae"] == pytest.approx((unit * low, unit * high))
+
+
 def test_no_interval_if_all_rows_are_right() -> None:
     random = np.random.default_rng(0)
     assert bootstrap_intervals(labels(random, 20, 1.0)) == {}

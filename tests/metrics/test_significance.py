@@ -78,6 +78,19 @@ def test_seeds_are_compared_by_their_means() -> None:
     assert (same.value, same.p_value, same.interval) == (0, 1, None)
 
 
+def test_p_values_do_not_depend_on_the_unit() -> None:
+    gold, *noise = np.random.default_rng(0).normal(size=(3, 50))
+    found = []
+    for unit in (1, 1e-9):
+        answers = [
+            collect_answers(["mse"], "regression", unit * (gold + error), unit * gold)
+            for error in (noise[0], 0.5 * noise[1])
+        ]
+        found += compare_answers(answers[:1], answers[1:])
+    assert found[0].p_value == found[1].p_value < 0.01
+    assert found[1].interval == pytest.approx([1e-18 * bound for bound in found[0].interval or ()])
+
+
 def test_models_that_answered_other_rows_are_refused() -> None:
     random = np.random.default_rng(0)
     gold = random.integers(0, 2, 50)

@@ -9,7 +9,7 @@ import pytest
 
 from bertcli.metrics.answers import collect_answers
 from bertcli.metrics.scores import METRICS, compute_metrics, score_names
-from bertcli.metrics.weighted_scores import WEIGHTED_SCORES, weighted_scores
+from bertcli.metrics.weighted_scores import WEIGHTED_SCORES, num_columns, weighted_scores
 
 N = 23
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
@@ -75,6 +75,20 @@ def test_scores_that_a_sample_leaves_undefined_are_nan() -> None:
     answers = collect_answers(names, "single_label", gold, gold, probabilities=np.eye(2)[gold])
     for score in weighted_scores(answers).values():
         assert np.isnan(score(answers, np.array([[1.0, 2, 0], [1, 1, 1]]))).tolist() == [True, False]
+
+
+def test_numbers_that_are_equal_in_a_sample_have_no_correlation() -> None:
+    gold, predicted = np.array([0.1, 0.3, 0.7]), np.array([0.2, 0.6, 0.3])
+    answers = collect_answers(["pearson", "spearman", "r2"], "regression", predicted, gold)
+    for score in weighted_scores(answers).values():
+        assert score(answers, 3.0 * np.eye(3)).tolist() == [0, 0, 0]
+
+
+def test_columns_that_are_ranked_together_are_counted() -> None:
+    gold = np.eye(3, dtype=np.float32)
+    for name, expected in (("roc_auc_micro", 3), ("roc_auc_macro", 1), ("f1_micro", 1)):
+        answers = collect_answers([name], "multi_label", gold, gold, probabilities=gold)
+        assert num_columns(answers) == expected
 
 
 def test_questions_without_an_answer_are_scored_apart() -> None:
