@@ -32,7 +32,8 @@ def calibration_error(probabilities: np.ndarray, references: np.ndarray) -> floa
 def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
     """Return the temperature by which to divide the logits to minimize the cross-entropy of the gold labels.
 
-    If it is above 1, the model is overconfident.
+    If it is above 1, the model is overconfident. As in Platt (1999), a gold label counts as certain only to
+    (N + 1) / (N + 2): if all N rows are right, the minimum would otherwise be at the temperature 0.
 
     Args:
         probabilities: probabilities of the labels; if a row has one label, they sum to 1. [N, C]
@@ -45,9 +46,11 @@ def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
         probabilities, gold = probabilities.ravel(), (gold > 0).astype(int).ravel()
         probabilities = np.stack((1 - probabilities, probabilities), axis=1)
     logits = np.log(np.clip(probabilities, 1e-30, None))
-    rows = np.arange(len(gold))
+    num_rows, num_labels = logits.shape
+    targets = np.full(logits.shape, 1 / (num_rows + 2) / max(1, num_labels - 1))
+    targets[np.arange(num_rows), gold] = (num_rows + 1) / (num_rows + 2)
 
     def cross_entropy(log_temperature: float) -> float:
-        return -float(log_softmax(logits / math.exp(log_temperature), axis=-1)[rows, gold].mean())
+        return -float((targets * log_softmax(logits / math.exp(log_temperature), axis=-1)).sum() / num_rows)
 
     return math.exp(minimize_scalar(cross_entropy, bounds=(-3.0, 3.0), method="bounded").x)

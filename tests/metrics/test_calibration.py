@@ -19,6 +19,15 @@ def test_calibration_error_of_rows_in_two_bins() -> None:
     assert scores == {"calibration_error": pytest.approx(expected)}
 
 
+@pytest.mark.parametrize(("num_rows", "least", "most"), [(1, 0.6, 0.7), (100, 0.95, 0.995)])
+def test_rows_that_are_all_right_leave_some_doubt(num_rows: int, least: float, most: float) -> None:
+    gold = np.arange(num_rows) % 2
+    probabilities = np.abs(gold[:, None] - np.array([0.8, 0.2]))
+    temperature = fit_temperature(probabilities, gold)
+    calibrated = softmax(np.log(probabilities) / temperature, axis=1)
+    assert least < calibrated.max(1).mean() < most
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_temperature_of_labels_and_of_label_sets(temperature: float) -> None:
     random = np.random.default_rng(0)
