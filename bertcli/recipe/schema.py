@@ -381,4 +381,9 @@ class Recipe(Section):
                 "answers.thresholds=tuned would tune thresholds on the fold that they are scored on; with data.folds, "
                 "set them as numbers"
             )
+        if self.is_cross_validation and self.answers.calibrated:
+            raise ValueError(
+                "answers.calibrated=true would fit the temperature to the fold that it is scored on; with data.folds, "
+                "remove it"
+            )
         return self

@@ -45,6 +45,7 @@ def test_numbers_beyond_reason_are_refused(override: str, expected: str) -> None
         (["data.folds=3", "training.seed=[1,2]"], "data.folds takes one training.seed, found [1, 2]; set one"),
         (["data.folds=3", "data.max_eval_examples=9"], "predicts every training row; remove data.max_eval_examples"),
         (["data.folds=3", "answers.thresholds=tuned"], "on the fold that they are scored on; with data.folds, set"),
+        (["data.folds=3", "answers.calibrated=true"], "to the fold that it is scored on; with data.folds, remove it"),
     ],
 )
 def test_folds_that_cannot_be_are_refused_with_the_cure(overrides: list[str], expected: str) -> None:
