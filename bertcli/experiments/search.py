@@ -26,6 +26,7 @@ from bertcli.experiments.grid import to_csv
 from bertcli.experiments.run_many import attempt, raise_if_failed, run_workers
 from bertcli.experiments.shared_study import (
     JOURNAL,
+    TRIAL_NAME,
     HeldTrial,
     SharedStudy,
     TrialRecord,
@@ -155,7 +156,8 @@ def _remove(folder: Path) -> None:
             raise RunFolderError(f"{folder / trial.name} is in use by another process; wait until it ends")
     (folder / JOURNAL).unlink(missing_ok=True)  # first: without it, trials that are left over are trained again
     for recipe in sorted(folder.glob("trial-*/recipe.yaml")):
-        remove_run(recipe.parent)
+        if TRIAL_NAME.fullmatch(recipe.parent.name):  # others are copies that a person made
+            remove_run(recipe.parent)
     run = RunFolder(folder)
     for path in (run.results, run.card, run.report, folder / SUMMARY, folder / SEARCH):
         path.unlink(missing_ok=True)

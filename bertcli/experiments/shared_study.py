@@ -7,6 +7,7 @@ it, so a search that was killed and resumed proposes what an undisturbed one doe
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "search.journal"
 LOCK = ".search.lock"  # held while a trial is assigned
+TRIAL_NAME = re.compile(r"trial-\d+")
 NUM_RUNGS = 20  # evaluations are compared at this many shares of a run, whatever its number of steps
 MIN_TRIALS_TO_PRUNE = 5  # no trial is pruned before this many are complete …
 MIN_SCORES_TO_PRUNE = 3  # … and this many of them were evaluated at the same share of the run

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from bertcli.experiments import search as search_module
 from bertcli.experiments.search import claim_search, finetune_search
 from bertcli.experiments.shared_study import SharedStudy
 from bertcli.recipe.expansion import load_recipe_or_grid
-from bertcli.recipe.load import load_recipe
+from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
 from bertcli.runs.folder import RunOptions, chosen_run
@@ -201,11 +202,15 @@ def test_search_with_another_recipe_is_refused_unless_overwritten(fake_runs: Fak
             finetune_search(load("search.trials=2", *overrides), Path("search"), OPTIONS)
     notes = Path("search/trial-0/notes.txt")
     notes.write_text("mine")
+    copied = Path("search/trial-best")
+    shutil.copytree("search/trial-0", copied)
+    (copied / "recipe.yaml").write_text(dump_recipe(load().base))
     Path("search/trial-0/recipe.yaml").write_text("task: sample/sentiment\n")
     changed = load("search.trials=1", "training.warmup_ratio=0.2", "hardware.threads=2")
     results = finetune_search(changed, Path("search"), replace(OPTIONS, overwrite=True))
     assert results.members == ["trial-0"]
     assert notes.read_text() == "mine"
+    assert (copied / "results.json").is_file()
     assert finetune_search(load("search.trials=1", "training.warmup_ratio=0.2"), Path("search"), OPTIONS) == results
 
 
