@@ -23,7 +23,7 @@ from bertcli.inference.predictions import PredictionLines
 from bertcli.inference.scoring import Decoded, decode
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.calibration import fit_temperature
-from bertcli.models.calibration import divide_logits, saved_temperature
+from bertcli.models.calibration import WEIGHTS, divide_logits, saved_temperature
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.padding_free import optimize_forward
 from bertcli.runs.folder import VALIDATION_ANSWERS, VALIDATION_PREDICTIONS
@@ -53,12 +53,15 @@ class BestModelEvaluation:
     ):
         self.setup, self._accelerator, self._folder = setup, accelerator, folder
         self._kept, self._output_layer = logits, output_layer
+        self._logit_scale = 1.0  # by which to multiply the model's logits to undo its calibration
         self._model: PreTrainedModel | None = None  # loaded when it has something to compute
 
     def evaluate(self) -> BestModel:
         """Calibrate the model and tune its thresholds, if the recipe says so; return its answers."""
         found, answers = BestModel(), self.setup.recipe.answers
         name = "validation"
+        if answers.calibrated and self._kept is None:  # a run that was stopped after its calibration
+            self._logit_scale = saved_temperature(self._folder) or 1.0
         if answers.calibrated or answers.thresholds == "tuned":
             found.intervals[name] = bootstrap_intervals(self._decode(name).with_gold(self.setup.references[name]))
         if answers.calibrated:
@@ -90,9 +93,12 @@ class BestModelEvaluation:
         if split == "validation" and self._kept is not None:
             return chunks_with_logits(rows, encoded, setup.head, self._kept)
         max_tokens = setup.recipe.hardware.eval_batch_tokens
-        return predict_logits(
+        chunks = predict_logits(
             self._accelerator, self._load(), rows, encoded, setup.head, max_tokens=max_tokens, with_loss=True
         )
+        if self._logit_scale == 1.0:
+            return chunks
+        return ((part, items, np.float32(self._logit_scale) * logits, loss) for part, items, logits, loss in chunks)
 
     def _load(self) -> torch.nn.Module:
         if self._model is None:
@@ -117,6 +123,10 @@ class BestModelEvaluation:
                 divide_logits(self._folder, self._output_layer, temperature)
             self._accelerator.wait_for_everyone()
             self._model = None
+        elif self._accelerator.is_main_process:
+            with manifest_update(self._folder, WEIGHTS):
+                pass  # list the weights, in case the run was killed before it did
+        self._logit_scale = 1.0
         if self._kept is not None:
             self._kept = self._kept / np.float32(temperature)
         return temperature

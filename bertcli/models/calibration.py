@@ -30,13 +30,21 @@ def saved_temperature(folder: Path) -> float | None:
 
 
 def divide_logits(folder: Path, layer: str, temperature: float) -> None:
-    """Divide the weight and bias of the output layer `layer` of a saved model by `temperature`, in one step."""
+    """Divide the weight and bias of the output layer `layer` of a saved model by `temperature`, in one step.
+
+    Raises:
+        ModelError: if the saved model has no weights of this name.
+    """
     path = folder / WEIGHTS
     with safe_open(path, "pt") as weights:
         metadata = weights.metadata() or {}
     tensors = load_file(path)
+    if f"{layer}.weight" not in tensors:
+        raise ModelError(f"cannot calibrate the model: {path} has no {layer}.weight; remove answers.calibrated")
     for name in {f"{layer}.weight", f"{layer}.bias"} & tensors.keys():
         tensors[name] = (tensors[name].float() / temperature).to(tensors[name].dtype)
+    for leftover in folder.glob(f".{WEIGHTS}.*"):  # of a process that was killed here
+        leftover.unlink()
     temporary = temporary_path(path)
     try:
         save_file(tensors, temporary, metadata | {KEY: repr(temperature)})

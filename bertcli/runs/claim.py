@@ -19,6 +19,9 @@ from bertcli.recipe.schema import RESUME_MAY_CHANGE
 from bertcli.runs.folder import CHECKPOINTS, LOCK, LOG_HEADER, MODEL_LEFTOVERS, RUN_FILES, SEARCH, SUMMARY, RunFolder
 from bertcli.runs.results import RunResults
 
+# Files that the manifest of a model lacks if the run was interrupted while it tuned thresholds or calibrated.
+REWRITTEN = re.compile(r"config\.json|model\.safetensors|\.(?:config\.json|model\.safetensors)\.[0-9a-f]{8}")
+
 
 @dataclass(frozen=True)
 class RunClaim:
@@ -151,8 +154,7 @@ def _runs_to_remove(path: Path) -> list[Path]:
     folders = [*filter(_is_seed_run, path.iterdir()), path]
     for folder in folders:
         run = RunFolder(folder)
-        # `config.json` is missing from the manifest if the run was interrupted while it tuned thresholds.
-        others = [file for file in files_outside_manifest(run.model) if file.name != "config.json"]
+        others = [file for file in files_outside_manifest(run.model) if not REWRITTEN.fullmatch(file.name)]
         others += [file for file in sorted(run.checkpoints.glob("*")) if not CHECKPOINTS.fullmatch(file.name)]
         others += [file for step in sorted(run.checkpoints.glob("*/")) for file in files_outside_manifest(step)]
         if others:

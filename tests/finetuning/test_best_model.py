@@ -13,10 +13,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertcli.commands.evaluate import evaluate
 from bertcli.errors import RecipeError
+from bertcli.files import MANIFEST
 from bertcli.finetuning import best_model as best_model_module
 from bertcli.finetuning.run import finetune
 from bertcli.models.calibration import saved_temperature
+from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.claim import claim_run
 from bertcli.runs.folder import RunOptions
 
 from ..conftest import QUIET
@@ -60,10 +63,18 @@ def test_run_stopped_after_its_calibration_ends_as_an_undisturbed_one(
         with pytest.raises(KeyboardInterrupt):
             finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert saved_temperature(Path("run/model")) is not None
+    manifest = Path("run/model", MANIFEST)
+    listed = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({name: entry for name, entry in listed.items() if name != "model.safetensors"}))
+    claim_run(Path("run"), dump_recipe(recipe), overwrite=True)  # is not refused because of the unlisted file
     if lost_logits:
         Path("run/.logits.safetensors").unlink()
     results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert json.loads(manifest.read_text()) == listed
     assert results.temperature == expected.temperature
+    for split, intervals in expected.intervals.items():
+        for name, interval in intervals.items():
+            assert results.intervals[split][name] == pytest.approx(interval, abs=1e-5)
     assert results.mean_scores("validation_calibrated") == pytest.approx(expected.mean_scores("validation_calibrated"))
     weights = [load_file(f"{run}/model/model.safetensors") for run in ("undisturbed", "run")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
