@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,14 @@ def load_answers(path: Path) -> Answers:
     """
     try:
         with np.load(path) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, BadZipFile) as error:
-        raise DataError(f"cannot read the answers to the validation split in {path}: {error}") from error
+            answers = {name: archive[name] for name in archive.files}
+        if missing := {GOLD_HASH, METRIC_NAMES} - answers.keys():
+            raise ValueError(f"found no {', '.join(sorted(missing))}")
+        if len({len(values) for values in answers.values() if values.ndim}) != 1:
+            raise ValueError("expected arrays with an entry for each row")
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"cannot read the answers to the validation split in {path}: {error}. Restore it, or train the run again "
+            "with --overwrite"
+        ) from error
+    return answers

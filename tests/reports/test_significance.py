@@ -61,7 +61,7 @@ def test_errors_are_compared_in_their_own_units() -> None:
         signs = np.where(gold % 2, 1, -1)
         answers = collect_answers(["mae"], "regression", gold + error * signs * (1 + gold % 3), gold)
         save_answers(Path(name, "predictions/validation.npz"), answers)
-    assert "strong is better: mae -1.00, 95 % interval -1.11 to -0.90, p < 0.001" in report("weak", "strong")
+    assert "strong is better: mae -1, 95 % interval -1.108 to -0.8998, p < 0.001" in report("weak", "strong")
 
 
 def test_seeds_are_averaged() -> None:
@@ -79,5 +79,43 @@ def test_runs_that_cannot_be_compared_are_refused() -> None:
     assert "scored on different rows" in report("first", write_labels("longer", 70, num_rows=110))
     assert "none of them in both" in report("first", write_labels("other", 70, metrics=("f1",)))
     assert "found no bare/predictions/validation.npz" in report("first", write_run("bare", [0.5], "accuracy"))
-    Path("first/predictions/validation.npz").write_bytes(b"PK damaged")
-    assert "cannot read the answers" in report("first", write_labels("second", 71))
+    answers, other = Path("first/predictions/validation.npz"), write_labels("second", 71)
+    saved = answers.read_bytes()
+    position = saved.index(b"predicted.npy") + len("predicted.npy")
+    damaged = bytearray(saved)
+    damaged[position + 25 : position + 60] = bytes(35)  # of its compressed array
+    for content in (b"PK damaged", b"", saved[:-30], bytes(damaged)):
+        answers.write_bytes(content)
+        assert "cannot read the answers" in report("first", other)
+    np.savez(answers, gold=np.zeros(3))
+    assert "found no gold_hash, metrics" in report("first", other)
+
+
+def test_cross_validations_are_compared_on_the_rows_of_all_folds() -> None:
+    for name, counts in (("weak", (30, 40)), ("strong", (36, 46))):
+        folds = {f"fold-{fold}": num_right for fold, num_right in enumerate(counts, start=1)}
+        for (fold, num_right), num_rows in zip(folds.items(), (50, 51), strict=True):
+            write_labels(f"{name}/{fold}", num_right, num_rows=num_rows)
+        Path(name, "results.json").write_text(json.dumps({"folds": {fold: {} for fold in folds}}))
+    (entry,) = json.loads(report("weak", "strong", "--json"))["significance"]
+    assert (entry["first"], entry["second"]) == pytest.approx((70 / 101, 82 / 101))
+    assert entry["test"] == "McNemar's exact test"
+
+
+def test_rows_with_other_texts_are_reported() -> None:
+    names = write_labels("first", 70), write_labels("second", 82)
+    for name, texts in zip(names, ({"a": "x", "b": "y"}, {"b": "y", "c": "z"}), strict=True):
+        Path(name, "predictions/validation.jsonl").write_text(json.dumps({"gold": "no", "texts": texts}) + "\n")
+    assert "differ" not in report(*names)
+    Path("second/predictions/validation.jsonl").write_text(json.dumps({"gold": "no", "texts": {"b": "?"}}) + "\n")
+    assert "the texts of some rows of first and second differ" in report(*names)
+
+
+def test_answers_that_were_changed_after_training_are_named() -> None:
+    names = write_labels("plain", 70), write_labels("tuned", 82)
+    results = Path("tuned/results.json")
+    content = json.loads(results.read_text())
+    content["metrics"]["validation_tuned"] = content["metrics"]["validation"]
+    results.write_text(json.dumps(content | {"temperature": 1.5}))
+    assert "compared are the answers of tuned after calibration and with tuned thresholds" in report(*names)
+    assert "the answers of plain" not in report(*names)
