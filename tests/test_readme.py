@@ -47,6 +47,12 @@ def test_package_tree_matches_the_package() -> None:
         assert (REPOSITORY / folder).is_dir()
 
 
+def test_files_of_the_package_exist() -> None:
+    files = re.findall(r"`(bertcli/[\w/.]+)`", README + RECIPES + STRATEGIES)
+    assert len(files) >= 5
+    assert [file for file in files if not (REPOSITORY / file).exists()] == []
+
+
 def test_run_tree_matches_the_run_folder() -> None:
     tree = next(text for kind, text in BLOCKS if kind == "text" and text.startswith("runs/"))
     listed = set(re.findall(r"^  ([\w.]+)/?\s", tree, re.MULTILINE))
