@@ -46,7 +46,7 @@ def finetune(recipe: Recipe | Grid | Search | Suite, run: Path, options: RunOpti
     with options.console.waiting(LOADING), without_garbage_collection():
         from bertcli.experiments.collection import claim_members
         from bertcli.experiments.cross_validation import cross_validate
-        from bertcli.experiments.grid import claim_grid, finetune_grid
+        from bertcli.experiments.grid import finetune_grid
         from bertcli.experiments.run_many import run_in_parallel
         from bertcli.experiments.search import finetune_search
         from bertcli.experiments.suite import claim_suite, finetune_suite
@@ -59,7 +59,7 @@ def finetune(recipe: Recipe | Grid | Search | Suite, run: Path, options: RunOpti
         if isinstance(recipe, Suite):
             claim_suite(recipe, run, options)
         elif isinstance(recipe, Grid):
-            claim_grid(recipe, run, options)
+            claim_members(run, recipe.points, options)
         elif recipe.is_cross_validation:
             claim_members(run, fold_recipes(recipe), options)
         failed = run_in_parallel(recipes, jobs, options)

@@ -1,7 +1,9 @@
-"""The folder of a collection (a grid, cross-validation or suite): its `results.json`, table, page and charts."""
+"""The folder of a collection (a grid, search, cross-validation or suite): `results.json`, table, page and charts."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +23,7 @@ from bertcli.reports.comparison import Runs, page_links, read_runs, write_run_pa
 from bertcli.reports.pages import Table, comparison_page
 from bertcli.runs.claim import check_is_run, claim_run, remove_run
 from bertcli.runs.folder import OUT_OF_FOLD_PREDICTIONS, SEARCH, SUMMARY, RunFolder, RunOptions, fold_runs
-from bertcli.runs.results import CollectionResults
+from bertcli.runs.results import CollectionResults, RunResults
 
 MAX_CURVES = 8  # one per color of the charts
 
@@ -117,12 +119,43 @@ def check_member(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
         claim_run(folder, dump_recipe(recipe), overwrite=overwrite)
 
 
+def results_of_chosen(
+    chosen: str,
+    points: dict[str, RunResults],
+    failed: dict[str, str],
+    folder: Path,
+    table: list[dict[str, str]],
+    importances: dict[str, float] | None = None,
+) -> CollectionResults:
+    """Return the results of a grid or search in `folder`: those of its `chosen` point, with all points and the table.
+
+    Args:
+        points: the results of the finished points or trials.
+        failed: the errors of the others.
+        importances: only for a search: the share of each key in the variance of the scores.
+    """
+    return CollectionResults(
+        **points[chosen].model_dump(exclude_unset=True, exclude={"folds"})
+        | {
+            "run": str(folder),
+            "train_seconds": sum(results.train_seconds for results in points.values()),
+            "chosen": chosen,
+            "table": table,
+            "points": points,
+            "failed": failed,
+        }
+        | ({} if importances is None else {"importances": importances})
+    )
+
+
 def write_collection(folder: Path, results: CollectionResults, console: Console) -> None:
-    """Write and print the results of a collection."""
+    """Write and print the results of a collection; of a grid or search, the table also as CSV."""
     folder.mkdir(parents=True, exist_ok=True)  # missing if every member failed before it wrote anything
     write_json(RunFolder(folder).results, results.to_json())
     table = collection_table(results)
     write_text(RunFolder(folder).card, f"# {folder.name}\n\n{table}\n")
+    if results.points is not None:
+        write_text(folder / SUMMARY, _to_csv(results.table))
     console.say(f"\n{table}\n")
     page = RunFolder(folder).report
     write_collection_page(folder, results, page)
@@ -214,6 +247,14 @@ def _member_folders(results: CollectionResults, folder: Path) -> dict[str, Path]
     if results.tasks is not None:
         return {name: run_folder(folder, name) for name in results.tasks}
     return {name: folder / name for name in results.members}
+
+
+def _to_csv(table: list[dict[str, str]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
 
 
 def _table(results: CollectionResults) -> Table:

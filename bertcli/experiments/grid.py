@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from functools import partial
 from pathlib import Path
 
 from bertcli.console import format_seconds
 from bertcli.errors import TrainingError
-from bertcli.experiments.collection import SUMMARY, claim_members, write_collection
+from bertcli.experiments.collection import claim_members, results_of_chosen, write_collection
 from bertcli.experiments.cross_validation import cross_validate
 from bertcli.experiments.run_many import raise_if_failed, run_each
-from bertcli.files import write_text
 from bertcli.finetuning.run import finetune
 from bertcli.metrics.scores import best_value, selection_score
 from bertcli.recipe.expansion import Grid
@@ -36,7 +33,7 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     """
     processes, console = join_processes(grid.first.hardware, options.console)
     if processes.is_main_process:
-        claim_grid(grid, folder, options)
+        claim_members(folder, grid.points, options)
     has_folds = grid.first.is_cross_validation
     train = cross_validate if has_folds else finetune
     runs = {name: partial(train, recipe, folder / name, options) for name, recipe in grid.points.items()}
@@ -49,22 +46,12 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     results = _results(grid, folder, finished, failed)
     if processes.is_main_process:
         write_collection(folder, results, console)
-        write_text(folder / SUMMARY, to_csv(results.table))
     split = "folds" if has_folds else "validation split"
     console.say(f"chosen    {results.chosen}, by {results.best_by} on the {split}\nrun       {folder}")
     predict = f'bertcli predict {folder} --text "…"'
     console.say(f"next      {train_without_folds(folder / str(results.chosen)) if has_folds else predict}")
     raise_if_failed(failed, len(grid.points), "points")
     return results
-
-
-def claim_grid(grid: Grid, folder: Path, options: RunOptions) -> None:
-    """Check that `folder` can hold the grid and the run of each of its points; remove what the grid replaces.
-
-    Raises:
-        RunFolderError: if the folder holds other files, or a point with a different recipe.
-    """
-    claim_members(folder, grid.points, options)
 
 
 def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: dict[str, str]) -> CollectionResults:
@@ -86,24 +73,4 @@ def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: 
         }
         for name, results in finished.items()
     ]
-    return CollectionResults(
-        **finished[chosen].model_dump(exclude_unset=True, exclude={"folds"})
-        | {
-            "run": str(folder),
-            "train_seconds": sum(results.train_seconds for results in finished.values()),
-            "chosen": chosen,
-            "best_by": metric,
-            "table": table,
-            "points": finished,
-            "failed": failed,
-        }
-    )
-
-
-def to_csv(table: list[dict[str, str]]) -> str:
-    """Return a table as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
+    return results_of_chosen(chosen, finished, failed, folder, table)

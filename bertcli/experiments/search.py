@@ -21,8 +21,7 @@ from accelerate.utils import broadcast_object_list
 
 from bertcli.console import Console, format_seconds
 from bertcli.errors import RunFolderError, TrainingError, UsageError
-from bertcli.experiments.collection import claim_collection, write_collection
-from bertcli.experiments.grid import to_csv
+from bertcli.experiments.collection import claim_collection, results_of_chosen, write_collection
 from bertcli.experiments.run_many import attempt, raise_if_failed, run_workers
 from bertcli.experiments.shared_study import (
     JOURNAL,
@@ -278,7 +277,6 @@ def _collect(search: Search, study: SharedStudy, folder: Path, console: Console)
         return CollectionResults(run=str(folder), points={}, failed=failed)
     results = _results(search, folder, finished, failed, study.importances())
     write_collection(folder, results, console)
-    write_text(folder / SUMMARY, to_csv(results.table))
     if results.importances:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in results.importances.items())
         console.say(f"keys      {shares} of the variance of the scores")
@@ -317,16 +315,5 @@ def _results(
         }
         for trial, results in finished.items()
     ]
-    return CollectionResults(
-        **finished[chosen].to_json()
-        | {
-            "run": str(folder),
-            "train_seconds": sum(results.train_seconds for results in finished.values()),
-            "chosen": chosen.name,
-            "best_by": metric,
-            "table": table,
-            "points": {trial.name: results for trial, results in finished.items()},
-            "importances": importances,
-            "failed": failed,
-        }
-    )
+    points = {trial.name: results for trial, results in finished.items()}
+    return results_of_chosen(chosen.name, points, failed, folder, table, importances)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bertcli.console import format_seconds
 from bertcli.errors import TrainingError, UsageError
-from bertcli.experiments.collection import check_member, claim_collection, write_collection
-from bertcli.experiments.grid import claim_grid, finetune_grid
+from bertcli.experiments.collection import check_member, claim_collection, claim_members, write_collection
+from bertcli.experiments.grid import finetune_grid
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
@@ -81,7 +81,7 @@ def claim_suite(suite: Suite, folder: Path, options: RunOptions) -> None:
             except (TrainingError, UsageError):  # the run it starts from, which its recipe names, is not finished
                 continue
         if isinstance(member, Grid):
-            claim_grid(member, run_folder(folder, name), replace(options, dry_run=True))
+            claim_members(run_folder(folder, name), member.points, replace(options, dry_run=True))
         else:
             check_member(run_folder(folder, name), member, overwrite=options.overwrite)
     first = next(iter(recipes_by_name(suite).values()))
