@@ -22,9 +22,9 @@ from bertcli.data.sources import load_rows, resolve_dataset
 from bertcli.errors import DataError, ModelError, RecipeError
 from bertcli.inference.prediction_formats import TextWriter
 from bertcli.models.from_pretrained import ModelSource
-from bertcli.recipe.expansion import Grid, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import load_recipe
-from bertcli.recipe.suite import load_suite, recipes_by_folder
+from bertcli.recipe.suite import load_finetuning, load_suite, recipes_by_folder
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import RunOptions
 
@@ -127,7 +127,7 @@ def test_default_run_folder_is_inside_runs(name: str) -> None:
 
 @pytest.mark.parametrize("hostile", ["../../../x", "/tmp/x", "..", ".hidden", "a/./../b", "a\nb", "a\x7fb"])
 def test_grid_points_are_inside_the_run_folder(hostile: str) -> None:
-    grid = load_recipe_or_grid("sample/sentiment", [f"training.teacher={json.dumps([hostile, 'runs/b'])}"])
+    grid = load_finetuning("sample/sentiment", [f"training.teacher={json.dumps([hostile, 'runs/b'])}"])
     assert isinstance(grid, Grid)
     assert [point.training.teacher for point in grid.points.values()] == [hostile, "runs/b"]
     assert list(grid.points)[1] == "teacher=runs-b"
@@ -138,7 +138,7 @@ def test_grid_points_are_inside_the_run_folder(hostile: str) -> None:
 
 def test_runs_with_the_same_folder_are_rejected() -> None:
     with pytest.raises(RecipeError, match="two grid points named 'teacher=a-b'"):
-        load_recipe_or_grid("sample/sentiment", ["training.teacher=[a/b, a-b]"])
+        load_finetuning("sample/sentiment", ["training.teacher=[a/b, a-b]"])
     for name in ("a.yaml", "a.yml"):
         Path(name).write_text("task: sample/topics\n")
     Path("suite.yaml").write_text("suite: [a.yaml, glue/rte, a.yml]\n")

@@ -37,9 +37,9 @@ from bertcli.files import write_json, write_text
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.catalogue import compare_recipe_texts
-from bertcli.recipe.expansion import load_recipe_or_grid
 from bertcli.recipe.schema import HardwareSection
 from bertcli.recipe.search import Search, SearchSection, dump_search
+from bertcli.recipe.suite import load_finetuning
 from bertcli.runs.claim import remove_run
 from bertcli.runs.folder import SEARCH, SUMMARY, RunFolder, RunOptions
 from bertcli.runs.results import CollectionResults, RunResults
@@ -128,7 +128,7 @@ def claim_search(
 
 def _check_same(search: Search, folder: Path) -> None:
     """Raise `RunFolderError` if the folder holds a search with another recipe or other distributions."""
-    earlier = load_recipe_or_grid(str(folder / SEARCH))
+    earlier = load_finetuning(str(folder / SEARCH))
     assert isinstance(earlier, Search)
     if differences := compare_recipe_texts(*map(_text_to_compare, (earlier, search))):
         listed = "".join(f"\n{key}: {before} → {now}" for key, before, now in differences)

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from bertcli.errors import RecipeError, UsageError
-from bertcli.recipe.expansion import NON_GRID_KEYS, Grid
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import (
     dump_recipe,
     find_recipe,
@@ -28,7 +28,7 @@ from bertcli.recipe.load import (
 )
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.search import Search, dump_search, search_schema, space_values
+from bertcli.recipe.search import FIXED_KEYS, Search, dump_search, search_schema, space_values
 from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, recipes_by_name
 from bertcli.tasks import TASKS
 
@@ -224,7 +224,7 @@ def json_schema(kind: str) -> dict[str, Any]:
         schema["properties"] |= suite["properties"]
         schema["$defs"] |= suite["$defs"]
         training = schema["$defs"]["TrainingSection"]["properties"]
-        training |= {key: _value_or_list(known) for key, known in training.items() if key not in NON_GRID_KEYS}
+        training |= {key: _value_or_list(known) for key, known in training.items() if key not in FIXED_KEYS}
     for part in (schema, *schema["$defs"].values()):  # a required key may come from the extended recipe
         part.pop("required", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

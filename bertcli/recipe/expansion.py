@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertcli.errors import RecipeError
-from bertcli.recipe.load import apply_overrides, read_finetune_recipe, resolve_recipe
+from bertcli.recipe.load import apply_overrides, resolve_recipe
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.search import Search, resolve_search
+from bertcli.recipe.search import Search, is_grid_list, resolve_search
 from bertcli.recipe.yaml_layers import RecipeLayer
 
-NON_GRID_KEYS = ("seed",)  # a list of seeds means several runs of one grid point
 UNSAFE_IN_NAME = re.compile(r"(?:\.*[/\x00-\x1f\x7f]\.*)+")  # not allowed in a folder name
 
 
@@ -41,15 +40,6 @@ def fold_recipes(recipe: Recipe) -> dict[str, Recipe]:
     return {f"fold-{fold}": recipe.with_fold(fold) for fold in range(1, (recipe.data.folds or 0) + 1)}
 
 
-def load_recipe_or_grid(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid | Search:
-    """Load a built-in recipe or a YAML file: a recipe, a search, or a grid if keys of `training` hold lists.
-
-    Raises:
-        RecipeError: if the recipe is invalid; the message lists every error as `file:line: found … expected …`.
-    """
-    return expand_recipe(read_finetune_recipe(name_or_path), overrides)
-
-
 def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid | Search:
     """Resolve a partial recipe with `key=value` overrides to a recipe, a search, or, if it has lists, a grid.
 
@@ -65,7 +55,7 @@ def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid
     lists = {
         key: values
         for key, values in (training.items() if isinstance(training, dict) else ())
-        if isinstance(values, list) and key not in NON_GRID_KEYS
+        if is_grid_list(key, values)
     }
     empty = [
         f"{merged.location(('training', key))}: found an empty list for training.{key}, expected at least one value"

@@ -18,7 +18,7 @@ from bertcli.tasks.task import Section
 
 Kind = Literal["uniform", "log_uniform", "int", "choice"]
 KINDS = get_args(Kind)
-FIXED_KEYS = ("seed",)  # keys of `training` that are not searched
+FIXED_KEYS = ("seed",)  # keys of `training` that are not searched; a list of seeds means several runs, not a grid
 EXPECTED = "{uniform: [low, high]}, {log_uniform: [low, high]}, {int: [low, high]} or {choice: [a, b, …]}"
 
 
@@ -125,7 +125,7 @@ def resolve_search(layer: RecipeLayer) -> Search:
         problems.append(f"{layer.location(('search',))}: found no key of training in search, expected {EXPECTED}")
     problems += _conflicts(layer, space)
     if isinstance(training := layer.values.get("training"), dict):  # without lists, which have been reported
-        layer.values["training"] = {key: value for key, value in training.items() if not _is_list(key, value)}
+        layer.values["training"] = {key: value for key, value in training.items() if not is_grid_list(key, value)}
     try:
         base = resolve_recipe(copy.deepcopy(layer), [])
     except RecipeError as error:
@@ -174,7 +174,7 @@ def _conflicts(layer: RecipeLayer, space: Mapping[str, Distribution]) -> Iterato
     training = layer.values.get("training")
     for key, value in training.items() if isinstance(training, dict) else ():
         location, searched = layer.location(("training", key)), layer.location(("search", key))
-        if _is_list(key, value):
+        if is_grid_list(key, value):
             yield (
                 f"{location}: found a list for training.{key}, which means a grid, and search "
                 f"({layer.location(('search',))}); use one of them, such as search.{key}: {{choice: [a, b, …]}}"
@@ -186,8 +186,8 @@ def _conflicts(layer: RecipeLayer, space: Mapping[str, Distribution]) -> Iterato
             )
 
 
-def _is_list(key: str, value: Any) -> bool:
-    """Return whether a value of `training` defines a grid."""
+def is_grid_list(key: str, value: Any) -> bool:
+    """Return whether a value of the key `key` of `training` is a list whose values are the points of a grid."""
     return isinstance(value, list) and key not in FIXED_KEYS
 
 

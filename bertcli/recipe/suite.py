@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import Field
 
 from bertcli.errors import RecipeError, did_you_mean, quoted
-from bertcli.recipe.expansion import Grid, expand_recipe, fold_recipes, load_recipe_or_grid
-from bertcli.recipe.load import find_recipe, read_with_extends, validate_section
+from bertcli.recipe.expansion import Grid, expand_recipe, fold_recipes
+from bertcli.recipe.load import find_recipe, read_finetune_recipe, read_with_extends, validate_section
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
 from bertcli.recipe.yaml_layers import RecipeLayer, merge_layers, parse_overrides
@@ -59,12 +59,14 @@ class Suite:
 
 
 def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid | Search | Suite:
-    """Load anything that `bertcli finetune` accepts: a recipe, a grid, a search or a suite.
+    """Load anything that `bertcli finetune` accepts, by built-in name or from a YAML file.
+
+    That is a recipe, a grid (lists under `training`), a search (the section `search`) or a suite (`suite`).
 
     Raises:
-        RecipeError: if a recipe is invalid; the message lists every error.
+        RecipeError: if a recipe is invalid; the message lists every error as `file:line: found … expected …`.
     """
-    return load_suite(name_or_path, overrides) or load_recipe_or_grid(name_or_path, overrides)
+    return load_suite(name_or_path, overrides) or expand_recipe(read_finetune_recipe(name_or_path), overrides)
 
 
 def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None:

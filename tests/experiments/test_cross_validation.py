@@ -18,9 +18,10 @@ from bertcli.commands.evaluate import evaluate
 from bertcli.errors import DataError, RunFolderError, TrainingError, UsageError
 from bertcli.experiments.cross_validation import cross_validate
 from bertcli.experiments.grid import finetune_grid
-from bertcli.recipe.expansion import Grid, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.suite import load_finetuning
 from bertcli.runs.folder import RunFolder, RunOptions, best_seed, check_not_run_output
 from bertcli.runs.results import CollectionResults, SeedScore
 
@@ -156,7 +157,7 @@ def test_failed_fold_leaves_no_results_of_the_others(
 def test_grid_chooses_the_point_with_the_best_mean_over_the_folds(reviews: Path, encoder: Path) -> None:
     write_recipe("files: {train: reviews.csv}", encoder)
     words = ["data.folds=2", "training.learning_rate=[1e-12, 2e-2]", "evaluation.best_by=loss", "training.max_steps=8"]
-    grid = load_recipe_or_grid("mine.yaml", [*WORDS, *words])
+    grid = load_finetuning("mine.yaml", [*WORDS, *words])
     assert isinstance(grid, Grid)
     for _ in range(2):  # the second time, everything is finished
         results = finetune_grid(grid, Path("grid"), OPTIONS)

@@ -24,9 +24,10 @@ from bertcli.experiments import grid as grid_module
 from bertcli.experiments import run_many
 from bertcli.experiments.grid import finetune_grid
 from bertcli.finetuning.run import finetune
-from bertcli.recipe.expansion import Grid, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
+from bertcli.recipe.suite import load_finetuning
 from bertcli.runs.claim import claim_run
 from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions, chosen_run
 from bertcli.runs.results import RunResults
@@ -37,7 +38,7 @@ SHORT = ["training.max_steps=3", "data.max_train_examples=40", "data.max_eval_ex
 
 
 def load(*overrides: str) -> Grid:
-    grid = load_recipe_or_grid("sample/sentiment", [*SHORT, *overrides])
+    grid = load_finetuning("sample/sentiment", [*SHORT, *overrides])
     assert isinstance(grid, Grid)
     return grid
 

@@ -26,10 +26,10 @@ from bertcli.errors import Interrupted, RunFolderError, TrainingError
 from bertcli.experiments import search as search_module
 from bertcli.experiments.search import claim_search, finetune_search
 from bertcli.experiments.shared_study import SharedStudy
-from bertcli.recipe.expansion import load_recipe_or_grid
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
+from bertcli.recipe.suite import load_finetuning
 from bertcli.runs.folder import RunOptions, chosen_run
 from bertcli.runs.results import CollectionResults, RunResults
 
@@ -41,7 +41,7 @@ OPTIONS = RunOptions(console=QUIET)
 
 
 def load(*overrides: str) -> Search:
-    search = load_recipe_or_grid("sample/sentiment", [*SHORT, *SPACE, *overrides])
+    search = load_finetuning("sample/sentiment", [*SHORT, *SPACE, *overrides])
     assert isinstance(search, Search)
     return search
 

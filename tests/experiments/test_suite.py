@@ -20,10 +20,10 @@ from bertcli.experiments import suite as suite_module
 from bertcli.experiments.grid import finetune_grid
 from bertcli.experiments.suite import finetune_suite
 from bertcli.finetuning.run import finetune
-from bertcli.recipe.expansion import Grid, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import load_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, load_suite
+from bertcli.recipe.suite import Suite, load_finetuning, load_suite
 from bertcli.runs.folder import RunOptions, chosen_run
 from bertcli.runs.results import RunResults, SeedScore
 from bertcli.tasks import TASKS
@@ -170,7 +170,7 @@ extends: sample/sentiment
 
 def finetune_glue_task(name: str, *overrides: str, **fields: str) -> None:
     Path("task.yaml").write_text(GLUE_TASK.format(**fields))
-    recipe = load_recipe_or_grid("task.yaml", [*SHORT, "data.max_length=32", *overrides])
+    recipe = load_finetuning("task.yaml", [*SHORT, "data.max_length=32", *overrides])
     if isinstance(recipe, Grid):
         finetune_grid(recipe, Path(name), RunOptions(console=QUIET))
     else:

@@ -27,10 +27,10 @@ from bertcli.heads.token_classification import TokenClassification, compute_tag_
 from bertcli.heads.word_alignment import UNALIGNED, word_offsets
 from bertcli.metrics.scores import check_metrics, compute_metrics
 from bertcli.models.from_pretrained import ModelSource
-from bertcli.recipe.expansion import Grid, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import DataSection
-from bertcli.recipe.suite import load_suite
+from bertcli.recipe.suite import load_finetuning, load_suite
 from bertcli.reports.analysis import NO_ENTITY, entity_pairs
 from bertcli.reports.pages import read_run
 from bertcli.runs.folder import RunOptions, chosen_run
@@ -368,7 +368,7 @@ def test_parts_of_speech_choose_checkpoint_and_grid_point_by_accuracy(
     write_recipe: Callable[..., Path], encoder: Path
 ) -> None:
     recipe = tagging_recipe(write_recipe, encoder, ["NOUN", "ADJ", "NOUN", None])
-    grid = load_recipe_or_grid(recipe, ["training.learning_rate=[1e-3, 5e-3]"])
+    grid = load_finetuning(recipe, ["training.learning_rate=[1e-3, 5e-3]"])
     results = finetune_grid(cast("Grid", grid), Path("grid"), RunOptions(console=QUIET))
     assert results.best_by == "accuracy"
     assert set(results.mean_scores("validation")) == {"accuracy", "loss"}

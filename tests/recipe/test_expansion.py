@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RecipeError
-from bertcli.recipe.expansion import Grid, fold_recipes, load_recipe_or_grid
+from bertcli.recipe.expansion import Grid, fold_recipes
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, load_finetuning, recipes_by_name
@@ -15,7 +15,7 @@ from bertcli.recipe.suite import Suite, load_finetuning, recipes_by_name
 
 def load(text: str, *overrides: str) -> Recipe | Grid:
     Path("mine.yaml").write_text(text)
-    return load_recipe_or_grid("mine.yaml", overrides)
+    return load_finetuning("mine.yaml", overrides)
 
 
 def test_grid_has_a_point_per_combination_and_none_per_seed() -> None:

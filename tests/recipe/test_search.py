@@ -12,7 +12,6 @@ from bertcli.cli.main import app
 from bertcli.errors import RecipeError
 from bertcli.mirror import requirements
 from bertcli.recipe.catalogue import json_schema
-from bertcli.recipe.expansion import load_recipe_or_grid
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.search import Distribution, Search, dump_search
 from bertcli.recipe.suite import load_finetuning
@@ -32,7 +31,7 @@ search:
 
 def load(text: str, *overrides: str) -> Search:
     Path("mine.yaml").write_text(text)
-    search = load_recipe_or_grid("mine.yaml", overrides)
+    search = load_finetuning("mine.yaml", overrides)
     assert isinstance(search, Search)
     return search
 
