@@ -23,9 +23,9 @@ from bertcli.inference.predictions import PredictionLines
 from bertcli.inference.scoring import Decoded, decode
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.calibration import fit_temperature
-from bertcli.models.calibration import WEIGHTS, divide_logits, saved_temperature
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.padding_free import optimize_forward
+from bertcli.models.temperature_scaling import WEIGHTS, divide_logits, saved_temperature
 from bertcli.runs.folder import VALIDATION_ANSWERS, VALIDATION_PREDICTIONS
 from bertcli.tasks.task import FoldTask
 from bertcli.training.job import BestModel

@@ -20,7 +20,6 @@ from bertcli.finetuning.loss import build_loss
 from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.inference.forward import KeptLogits, predict_logits
 from bertcli.inference.scoring import decode
-from bertcli.models.calibration import find_output_layer
 from bertcli.models.cls_states import record_cls_states
 from bertcli.models.freezing import (
     LayerFreezer,
@@ -32,6 +31,7 @@ from bertcli.models.freezing import (
     reinitialize_layers,
 )
 from bertcli.models.lora import add_lora, save_lora
+from bertcli.models.temperature_scaling import find_output_layer
 from bertcli.recipe.plan import Plan
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import ReasonToStop

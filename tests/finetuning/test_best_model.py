@@ -16,7 +16,7 @@ from bertcli.errors import RecipeError
 from bertcli.files import MANIFEST
 from bertcli.finetuning import best_model as best_model_module
 from bertcli.finetuning.run import finetune
-from bertcli.models.calibration import saved_temperature
+from bertcli.models.temperature_scaling import saved_temperature
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.claim import claim_run

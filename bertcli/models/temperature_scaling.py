@@ -1,6 +1,7 @@
-"""Divide the logits of a saved model by a temperature, so that its probabilities match how often it is right.
+"""Temperature scaling: divide the logits of a saved model, so that its probabilities match how often it is right.
 
-The temperature is merged into the output layer, so that plain transformers and ONNX give the same probabilities.
+`bertcli.metrics.calibration` fits the temperature. It is merged into the output layer, so that plain transformers and
+ONNX give the same probabilities.
 """
 
 from __future__ import annotations
