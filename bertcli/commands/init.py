@@ -114,7 +114,9 @@ def init(
     header = tuple(name.strip() for name in column_names.split(",")) if column_names is not None else ()
     dialects = {path: detect_dialect(path, encoding, delimiter, header) for split in files.values() for path in split}
     _check_columns_option(header, dialects)
-    columns = {split: {path: read_columns(path, dialects[path]) for path in paths} for split, paths in files.items()}
+    columns = {
+        split: {path: read_columns(path, dialects[path]) for path in members} for split, members in files.items()
+    }
     sample = _sample_rows({path: dialects[path] for path in files["train"]})
     training = common_columns(columns.pop("train"), choices)
     if len(files["train"]) > 1:

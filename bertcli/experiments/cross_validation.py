@@ -33,7 +33,7 @@ from bertcli.runs.folder import (
     VALIDATION_PREDICTIONS,
     RunFolder,
     RunOptions,
-    train_without_folds,
+    command_without_folds,
 )
 from bertcli.runs.history import read_records
 from bertcli.runs.results import CollectionResults, RunResults, SeedScore, summarize_seeds
@@ -83,7 +83,7 @@ def cross_validate(recipe: Recipe, folder: Path, options: RunOptions) -> Collect
         write_collection(folder, results, console)
         console.say(f"predicted {file}, each training row by the model that was trained without it")
     console.say(f"run       {folder}, from which no model is chosen; to train one without folds:")
-    console.say(f"next      {train_without_folds(folder)}")
+    console.say(f"next      {command_without_folds(folder)}")
     return results
 
 
@@ -162,10 +162,10 @@ def _results(
 ) -> CollectionResults:
     summary = summarize_seeds([*finished.values()], str(folder))
     names, scores = [*summary.metrics["validation"]], compute_scores(answers)
-    deviations = {
-        name: f"{found.mean:.4f} ± {found.sd:.4f}"
-        for name, found in summary.metrics["validation"].items()
-        if isinstance(found, SeedScore)
+    means = {
+        name: f"{score.mean:.4f} ± {score.sd:.4f}"
+        for name, score in summary.metrics["validation"].items()
+        if isinstance(score, SeedScore)
     }
     total = str(sum(num_rows.values()))
     table = [
@@ -175,7 +175,7 @@ def _results(
         for fold, results in finished.items()
     ]
     time = format_seconds(summary.train_seconds)
-    table.append({"fold": "mean ± sd", "rows": total} | {name: deviations[name] for name in names} | {"time": time})
+    table.append({"fold": "mean ± sd", "rows": total} | {name: means[name] for name in names} | {"time": time})
     pooled = {name: f"{scores[name]:.4f}" if name in scores else "" for name in names}
     table.append({"fold": "out of fold", "rows": total} | pooled | {"time": ""})
     results = CollectionResults(

@@ -14,7 +14,7 @@ from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.finetuning.run import finetune
 from bertcli.metrics.scores import best_value, selection_score
 from bertcli.recipe.expansion import Grid
-from bertcli.runs.folder import RunOptions, train_without_folds
+from bertcli.runs.folder import RunOptions, command_without_folds
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.training.startup import join_processes
 
@@ -49,7 +49,7 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
     split = "folds" if has_folds else "validation split"
     console.say(f"chosen    {results.chosen}, by {results.best_by} on the {split}\nrun       {folder}")
     predict = f'bertcli predict {folder} --text "…"'
-    console.say(f"next      {train_without_folds(folder / str(results.chosen)) if has_folds else predict}")
+    console.say(f"next      {command_without_folds(folder / str(results.chosen)) if has_folds else predict}")
     raise_if_failed(failed, len(grid.points), "points")
     return results
 

@@ -174,7 +174,8 @@ def _dry_run(search: Search, folder: Path, options: RunOptions, console: Console
 def _describe_space(search: Search) -> str:
     """Describe the settings and the distributions of a search in one line."""
     space = "; ".join(
-        f"{key} {one.kind} {', '.join(map(_format_value, one.values))}" for key, one in search.space.items()
+        f"{key} {distribution.kind} {', '.join(map(_format_value, distribution.values))}"
+        for key, distribution in search.space.items()
     )
     budget = f" in at most {search.settings.budget}" if search.settings.budget else ""
     return f"{search.settings.trials} trials{budget}: {space}"

@@ -74,7 +74,7 @@ def _to_optuna(space: Mapping[str, Distribution]) -> dict[str, optuna.distributi
         "int": IntDistribution,
         "choice": lambda *values: CategoricalDistribution(values),
     }
-    return {key: build[one.kind](*one.values) for key, one in space.items()}
+    return {key: build[distribution.kind](*distribution.values) for key, distribution in space.items()}
 
 
 @dataclass(frozen=True, eq=False)

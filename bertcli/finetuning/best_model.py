@@ -58,31 +58,31 @@ class BestModelEvaluation:
 
     def evaluate(self) -> BestModel:
         """Calibrate the model and tune its thresholds, if the recipe says so; return its answers."""
-        found, answers = BestModel(), self.setup.recipe.answers
+        best, answers = BestModel(), self.setup.recipe.answers
         name = "validation"
         if answers.calibrated and self._kept is None:  # a run that was stopped after its calibration
             self._logit_scale = saved_temperature(self._folder) or 1.0
         if answers.calibrated or answers.thresholds == "tuned":
-            found.intervals[name] = bootstrap_intervals(self._decode(name).with_gold(self.setup.references[name]))
+            best.intervals[name] = bootstrap_intervals(self._decode(name).with_gold(self.setup.references[name]))
         if answers.calibrated:
-            found.extras["temperature"] = self._calibrate()
+            best.extras["temperature"] = self._calibrate()
             name = "validation_calibrated"
         if answers.thresholds == "tuned":
-            found.extras |= self._tune_thresholds()
+            best.extras |= self._tune_thresholds()
             name = "validation_tuned"
         num_rows, task = len(self.setup.rows["validation"]), self.setup.task
         lines = PredictionLines(num_rows, self.setup.head, task, all_rows=isinstance(task, FoldTask))
         decoded, gold = self._decode("validation", lines.add), self.setup.references["validation"]
-        found.predictions[VALIDATION_PREDICTIONS] = lines.lines
-        found.answers[VALIDATION_ANSWERS] = decoded.with_gold(gold)
-        found.intervals[name] = bootstrap_intervals(found.answers[VALIDATION_ANSWERS])
+        best.predictions[VALIDATION_PREDICTIONS] = lines.lines
+        best.answers[VALIDATION_ANSWERS] = decoded.with_gold(gold)
+        best.intervals[name] = bootstrap_intervals(best.answers[VALIDATION_ANSWERS])
         if name != "validation":
-            found.scores[name] = decoded.score(gold)
+            best.scores[name] = decoded.score(gold)
         for split in self.setup.task.splits.extra_validation:
             decoded, gold = self._decode(split), self.setup.references[split]
-            found.scores[split] = decoded.score(gold) | {"loss": decoded.loss}
-            found.intervals[split] = bootstrap_intervals(decoded.with_gold(gold))
-        return found
+            best.scores[split] = decoded.score(gold) | {"loss": decoded.loss}
+            best.intervals[split] = bootstrap_intervals(decoded.with_gold(gold))
+        return best
 
     def _decode(self, split: str, on_chunk: Callable[[Chunk], object] = lambda chunk: None) -> Decoded:
         return decode(self._chunks(split), self.setup.head, self.setup.task, on_chunk)

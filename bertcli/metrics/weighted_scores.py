@@ -34,14 +34,14 @@ def weighted_scores(answers: Answers) -> dict[str, WeightedScore]:
     Scores that are tuned on the rows themselves, such as `best_f1` of SQuAD 2.0, are left out, as are those of groups
     that have no rows, such as `NoAns_f1`.
     """
-    found: dict[str, WeightedScore] = {}
+    functions: dict[str, WeightedScore] = {}
     for name in str(answers[METRIC_NAMES]).split():
-        found |= WEIGHTED_SCORES[name]
+        functions |= WEIGHTED_SCORES[name]
     if "has_answer" in answers:
         for group, has_answer in ANSWERABLE.items():
             if has_answer not in answers["has_answer"]:
-                found = {score: function for score, function in found.items() if not score.startswith(group)}
-    return found
+                functions = {score: function for score, function in functions.items() if not score.startswith(group)}
+    return functions
 
 
 def num_columns(answers: Answers) -> int:

@@ -77,7 +77,7 @@ def dump_search(search: Search) -> str:
 
 def space_values(search: Search) -> dict[str, Any]:
     """Return the distributions of a search as they are written in `search`."""
-    return {key: {one.kind: one.values} for key, one in search.space.items()}
+    return {key: {distribution.kind: distribution.values} for key, distribution in search.space.items()}
 
 
 def search_schema() -> dict[str, Any]:
@@ -110,11 +110,11 @@ def resolve_search(layer: RecipeLayer) -> Search:
     section = layer.values.pop("search")
     if not isinstance(section, dict):
         raise RecipeError([f"{layer.location(('search',))}: found {quoted(section)} for search, expected a section"])
-    own = {key: value for key, value in section.items() if key in SearchSection.model_fields}
-    settings, problems = validate_section(SearchSection, own, layer, ("search",))
+    settings_values = {key: value for key, value in section.items() if key in SearchSection.model_fields}
+    settings, problems = validate_section(SearchSection, settings_values, layer, ("search",))
     space: dict[str, Distribution] = {}
     for key, value in section.items():
-        if key in own or value is None:
+        if key in settings_values or value is None:
             continue
         distribution = _parse(key, value)
         if isinstance(distribution, Distribution):
@@ -153,13 +153,13 @@ def _parse(key: str, value: Any) -> Distribution | str:
     if not isinstance(value, dict) or len(value) != 1 or next(iter(value)) not in KINDS:
         return f"{found}, expected {EXPECTED}"
     ((kind, values),) = value.items()
-    if not isinstance(values, list) or not values or any(isinstance(one, list | dict) for one in values):
+    if not isinstance(values, list) or not values or any(isinstance(item, list | dict) for item in values):
         return f"{found}, expected {EXPECTED}"
     if kind == "choice":
-        is_distinct = len({repr(one) for one in values}) == len(values)
+        is_distinct = len({repr(item) for item in values}) == len(values)
         return Distribution(kind, tuple(values)) if is_distinct else f"{found}, expected each value once"
     type_, kind_name = (int, "integers") if kind == "int" else (int | float, "numbers")
-    if len(values) != 2 or any(isinstance(one, bool) or not isinstance(one, type_) for one in values):
+    if len(values) != 2 or any(isinstance(item, bool) or not isinstance(item, type_) for item in values):
         return f"{found}, expected two {kind_name}: the lowest and the highest value"
     low, high = values if kind == "int" else map(float, values)
     if not low < high:

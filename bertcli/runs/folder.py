@@ -297,7 +297,7 @@ def fold_runs(folder: Path) -> list[Path]:
     return [folder / name for name in folds] if isinstance(folds, dict) else []
 
 
-def train_without_folds(folder: Path) -> str:
+def command_without_folds(folder: Path) -> str:
     """Return the command that trains one model with the recipe of a cross-validation."""
     recipe = RunFolder(folder / "fold-1").recipe
     return f"bertcli finetune {recipe} data.folds=null data.fold=null --run FOLDER"
@@ -341,7 +341,7 @@ def check_finished(name: str) -> None:
     if folds := fold_runs(folder.path):
         raise UsageError(
             f"{folder.path} is a cross-validation of {len(folds)} models, of which none is chosen. Train one model "
-            f"without folds with `{train_without_folds(folder.path)}`, or {choice}"
+            f"without folds with `{command_without_folds(folder.path)}`, or {choice}"
         )
     if is_finished:
         raise UsageError(f"{name} holds {len(members)} runs with a model each; {choice}")

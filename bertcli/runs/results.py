@@ -1,4 +1,4 @@
-"""What `results.json` holds: the scores of a run, seeds, folds, a grid or a suite, and how they were achieved."""
+"""What `results.json` holds: the scores of a run, of its seeds or of a collection of runs, and how they came about."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Results(BaseModel):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
-        """Parse the content of the `results.json` of a run, grid or suite.
+        """Parse the content of the `results.json` of a run or a collection of runs.
 
         Raises:
             pydantic.ValidationError: if `content` is not an output of `to_json`.
@@ -182,21 +182,30 @@ class CollectionResults(RunResults):
 
 
 SHARED_BY_SEEDS = (
-    *("task", "head", "model", "size", "best_by", "total_steps", "num_train_examples", "num_parameters", "precision"),
+    "task",
+    "head",
+    "model",
+    "size",
+    "best_by",
+    "total_steps",
+    "num_train_examples",
+    "num_parameters",
+    "precision",
 )
+"""Keys of `RunResults` with an equal value for every seed."""
 
 
 def summarize_seeds(results: Sequence[Results], run: str) -> RunResults:
-    """Combine the results of several seeds: each metric's mean, standard deviation and values."""
+    """Combine the results of several seeds or folds: each metric's mean, standard deviation and values."""
     first = results[0]
     metrics: Metrics = {}
     for split, scores in first.metrics.items():
         metrics[split] = {}
         for name in scores:
-            values = [value for one in results for value in one.values(name, split)]
+            values = [value for seed in results for value in seed.values(name, split)]
             sd = statistics.stdev(values) if len(values) > 1 else 0.0
             metrics[split][name] = SeedScore(mean=statistics.fmean(values), sd=sd, values=values)
     shared = {name: getattr(first, name) for name in SHARED_BY_SEEDS if name in first.model_fields_set}
-    seconds = sum(one.train_seconds for one in results if isinstance(one, RunResults))
-    runs = [one.run for one in results]
+    seconds = sum(seed.train_seconds for seed in results if isinstance(seed, RunResults))
+    runs = [seed.run for seed in results]
     return RunResults(**shared, metrics=metrics, train_seconds=seconds, runs=runs, run=run)
