@@ -137,7 +137,7 @@ def init(
     findings["model"] = f"{section['name']}, texts of up to {data['max_length']} tokens"
     if left_out:
         names = ", ".join(str(path) for path in left_out[:MAX_WARNED_FILES])
-        inferred.doubts.append(f"left out {shortened(names)}, whose names say no split; name the files to use")
+        inferred.doubts.append(f"left out {shortened(names)}, whose names contain no split; name the files to use")
     return InitResult(output, findings, inferred.doubts)
 
 
@@ -156,7 +156,7 @@ def _check_recipe_path(output: Path) -> None:
             f"--output {output} is a folder, expected the name of a file, such as {output / 'recipe.yaml'}"
         )
     if output.exists():
-        raise UsageError(f"{output} already exists and is never replaced; choose another --output")
+        raise UsageError(f"{output} already exists; choose another --output")
 
 
 def _check_options(choices: Choices, encoding: str | None, delimiter: str | None) -> None:

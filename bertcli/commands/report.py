@@ -27,7 +27,7 @@ def report(
     significance: bool = False,
     console: Console | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Compare finished runs, or summarize a run, grid, cross-validation or suite; return results and table.
+    """Compare finished runs, or summarize a run or a collection of runs; return results and table.
 
     The page of what is summarized (`report.html` in its folder) is rewritten unless `html` is given.
 
@@ -53,7 +53,7 @@ def report(
             results["significance"], sentences = compare_two_runs(members)
             table = f"{table}\n\n{sentences}"
     elif significance:
-        raise UsageError(f"{runs[0]} is a grid or a suite; --significance compares two runs: name two of its runs")
+        raise UsageError(f"{runs[0]} holds several runs; --significance compares two: name two of them")
     else:
         members, results = charted_runs(collection, Path(runs[0])), collection.to_json()
         table = collection_table(collection)

@@ -57,8 +57,8 @@ def claim_collection(
     if run.recipe.is_file():
         if not overwrite:
             raise RunFolderError(
-                f"{folder} holds a single run, expected a folder for the runs of a grid, suite or cross-validation. "
-                "Choose another folder with --run, or replace that run with --overwrite."
+                f"{folder} holds a single run, expected a folder for the runs of a grid, search, suite or "
+                "cross-validation. Choose another folder with --run, or replace that run with --overwrite."
             )
         check_is_run(folder)
         if not dry_run:
@@ -81,8 +81,8 @@ def claim_collection(
         existing = [str(path.relative_to(folder)) for path in written if path.exists()]
         if existing:
             raise RunFolderError(
-                f"{folder} contains {existing[0]} but is not the folder of a grid, suite or cross-validation; "
-                "choose another folder with --run"
+                f"{folder} contains {existing[0]} but is not the folder of a grid, search, suite or "
+                "cross-validation; choose another folder with --run"
             )
 
 

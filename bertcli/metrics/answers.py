@@ -1,4 +1,4 @@
-"""The answers of a model to the rows of a split beside the gold values, as arrays that can be saved and resampled.
+"""The answers of a model and the gold values of a split, as arrays that can be saved, resampled and compared.
 
 Shapes: N rows, C labels (or choices).
 """

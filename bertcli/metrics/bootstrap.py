@@ -1,4 +1,4 @@
-"""How sure a score is: confidence intervals by the bootstrap, which draws the rows of a split again and again.
+"""Confidence intervals of scores, by the percentile bootstrap over the rows of a split.
 
 Shapes: N rows, B samples.
 """

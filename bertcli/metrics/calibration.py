@@ -1,6 +1,6 @@
-"""How far probabilities can be trusted: calibration error, and the temperature that corrects it (Guo et al. 2017).
+"""Calibration of probabilities: the expected calibration error, and the temperature that corrects it.
 
-Source: https://arxiv.org/abs/1706.04599. Shapes: N rows, C labels.
+Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599. Shapes: N rows, C labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether one model is better than another, or whether the rows of the split happened to suit it.
+"""Significance of a difference between two models: paired bootstrap, McNemar's test, approximate randomization.
 
 Shapes: N rows, B samples.
 """

@@ -162,7 +162,7 @@ def _read_finished(name: str) -> Run:
     if not RunFolder(Path(name)).results.is_file():
         raise UsageError(f"found no finished run in {name} (no results.json); pass folders of finished runs")
     if not RunFolder(Path(name)).recipe.is_file():
-        raise UsageError(f"{name} is a grid or a suite; pass it on its own, or pass its individual runs")
+        raise UsageError(f"{name} holds several runs; pass it on its own, or pass its individual runs")
     return read_run(Path(name))
 
 

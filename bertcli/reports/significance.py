@@ -1,4 +1,4 @@
-"""Whether one of two runs is better than the other, said in a sentence for each score."""
+"""Say whether one of two runs is better than the other, in a sentence for each score."""
 
 from __future__ import annotations
 

@@ -8,6 +8,9 @@ runs/<name>/
   report.html         curves, mistakes             README.md          model card
   slurm/              batch scripts, logs          trackers/          TensorBoard event files, if enabled
   log.txt             messages of a run started by `--jobs`
+
+The folder of a collection of runs (a grid, search, cross-validation or suite) holds their folders, `results.json`,
+`README.md` and `report.html`, and, of a grid or search, `summary.csv`.
 """
 
 from __future__ import annotations
@@ -231,7 +234,7 @@ def check_not_run_output(output: Path) -> None:
     """Check that a command may write the file `output`, which must not be part of a run, a collection or a model.
 
     Raises:
-        UsageError: if the file is one that a run, grid, cross-validation or suite writes, or part of a saved model.
+        UsageError: if the file is one that a run or a collection of runs writes, or part of a saved model.
     """
     path = Path(os.path.realpath(output))
     for parent in path.parents:
@@ -254,10 +257,10 @@ def _is_run_output(folder: RunFolder, path: Path) -> bool:
 
 
 def chosen_run(name: str) -> str:
-    """Return the best point of a finished grid, or any other name unchanged.
+    """Return the run folder that a finished grid or search has chosen; any other name unchanged.
 
     Raises:
-        UsageError: if the results of the grid cannot be read.
+        UsageError: if the results in the folder cannot be read.
     """
     folder = RunFolder(Path(name))
     chosen = None if folder.recipe.is_file() else folder.read_results_json().get("chosen")
@@ -277,7 +280,7 @@ def seed_folders(parent: Path, seeds: Sequence[int]) -> list[Path]:
 def seed_runs(name: str) -> list[str]:
     """Return the run folder of each seed or fold if `name` holds several, else `name`.
 
-    For a grid, use its chosen point.
+    For a grid or search, use the run that it has chosen.
     """
     name = chosen_run(name)
     folds = fold_runs(Path(name))
@@ -307,7 +310,7 @@ def best_seed(name: str) -> str:
     """Return the run folder of the seed with the best validation score if `name` holds several seeds, else `name`.
 
     Raises:
-        UsageError: if the run, its seeds or the grid are not finished, or the results of a seed cannot be read.
+        UsageError: if the run, its seeds or the collection are not finished, or the results of a seed cannot be read.
     """
     check_finished(name)
     runs = seed_runs(name)
@@ -324,7 +327,7 @@ def best_seed(name: str) -> str:
 
 
 def check_finished(name: str) -> None:
-    """Check that the folder `name`, if it holds a run, a grid or a suite, has a model to use.
+    """Check that the folder `name`, if it holds a run or a collection of runs, has a model to use.
 
     Raises:
         UsageError: if it is not finished, or each of its runs has its own model; the message lists the usable ones.

@@ -81,7 +81,7 @@ def test_compare_runs_rejects_different_tasks_and_metrics() -> None:
 def test_read_runs_rejects_a_suite_among_others() -> None:
     Path("all").mkdir()
     Path("all/results.json").write_text('{"run": "all", "table": [], "tasks": {}, "failed": {}}')
-    with pytest.raises(UsageError, match="all is a grid or a suite; pass it on its own"):
+    with pytest.raises(UsageError, match="all holds several runs; pass it on its own"):
         read_runs(["all", write_run("one", [0.5])])
 
 
