@@ -149,7 +149,7 @@ def _evaluate_model(
         )
         decoded = decode(chunks, loaded.head, task)
     scores = decoded.score(references) | {"loss": decoded.loss}
-    intervals = bootstrap_intervals(decoded.with_gold(references))
+    intervals = bootstrap_intervals(decoded.to_answers(references))
     return EvalResults(
         task=task.name, run=name, num_examples=len(rows), metrics={split: {**scores}}, intervals={split: intervals}
     )

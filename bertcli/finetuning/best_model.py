@@ -63,7 +63,7 @@ class BestModelEvaluation:
         if answers.calibrated and self._kept is None:  # a run that was stopped after its calibration
             self._logit_scale = saved_temperature(self._folder) or 1.0
         if answers.calibrated or answers.thresholds == "tuned":
-            best.intervals[name] = bootstrap_intervals(self._decode(name).with_gold(self.setup.references[name]))
+            best.intervals[name] = bootstrap_intervals(self._decode(name).to_answers(self.setup.references[name]))
         if answers.calibrated:
             best.extras["temperature"] = self._calibrate()
             name = "validation_calibrated"
@@ -74,14 +74,14 @@ class BestModelEvaluation:
         lines = PredictionLines(num_rows, self.setup.head, task, all_rows=isinstance(task, FoldTask))
         decoded, gold = self._decode("validation", lines.add), self.setup.references["validation"]
         best.predictions[VALIDATION_PREDICTIONS] = lines.lines
-        best.answers[VALIDATION_ANSWERS] = decoded.with_gold(gold)
+        best.answers[VALIDATION_ANSWERS] = decoded.to_answers(gold)
         best.intervals[name] = bootstrap_intervals(best.answers[VALIDATION_ANSWERS])
         if name != "validation":
             best.scores[name] = decoded.score(gold)
         for split in self.setup.task.splits.extra_validation:
             decoded, gold = self._decode(split), self.setup.references[split]
             best.scores[split] = decoded.score(gold) | {"loss": decoded.loss}
-            best.intervals[split] = bootstrap_intervals(decoded.with_gold(gold))
+            best.intervals[split] = bootstrap_intervals(decoded.to_answers(gold))
         return best
 
     def _decode(self, split: str, on_chunk: Callable[[Chunk], object] = lambda chunk: None) -> Decoded:

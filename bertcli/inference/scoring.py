@@ -32,8 +32,8 @@ class Decoded:
         """Return the task's metrics, given the gold labels of all rows."""
         return compute_metrics(self.task.metric_names, *self._arguments(references))
 
-    def with_gold(self, references: Any) -> Answers:
-        """Return the predictions beside the gold labels, as intervals and comparisons need them."""
+    def to_answers(self, references: Any) -> Answers:
+        """Return the predictions and the gold labels as arrays, as intervals and comparisons need them."""
         return collect_answers(self.task.metric_names, *self._arguments(references))
 
     def _arguments(self, references: Any) -> tuple[Any, ...]:
