@@ -64,7 +64,7 @@ def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: 
             "metric": metric,
             "mean": f"{statistics.fmean(values[name]):.4f}",
             "sd": f"{statistics.stdev(values[name]):.4f}" if len(values[name]) > 1 else "",
-            "95 % interval": results.interval_text(metric),
+            **({"95 % interval": results.interval_text(metric)} if len(values[name]) == 1 else {}),  # a mean has none
             "median": f"{statistics.median(values[name]):.4f}",
             "best": f"{best_value(metric, values[name]):.4f}",
             "folds" if grid.first.is_cross_validation else "seeds": str(len(values[name])),

@@ -55,6 +55,7 @@ def test_grid_chooses_the_best_point_by_validation_score_and_tabulates_all(monke
     rows = list(csv.DictReader(Path("grid/summary.csv").read_text().splitlines()))
     assert [row["run"] for row in rows] == ["learning_rate=1e-12", "learning_rate=0.001"]
     assert all(row["seeds"] == "2" and row["sd"] and row["median"] for row in rows)
+    assert "95 % interval" not in rows[0]
     assert chosen_run("grid") == f"grid/{results.chosen}"
     page = Path("grid/report.html").read_text()
     assert "2 points of" in page
