@@ -63,6 +63,13 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return `path` or its nearest existing parent, whose disk and permissions apply to what is created at `path`."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def fsync(*paths: Path) -> None:
     """Flush files, and the entries of folders, to disk so that they survive a power loss."""
     for path in paths:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bertcli.console import Console, format_size, format_table
 from bertcli.errors import BertcliError, DataError, HubError, ModelError, UsageError, did_you_mean
-from bertcli.files import file_lock, replace_folder, write_json, write_text
+from bertcli.files import file_lock, nearest_folder, replace_folder, write_json, write_text
 from bertcli.hub import HubFile, Kind, Repository, download, list_repository
 from bertcli.mirror import AnyRecipe, Requirement, requirements
 from bertcli.models.pickled_weights import (
@@ -27,7 +27,6 @@ from bertcli.models.pickled_weights import (
     convert_weights,
 )
 from bertcli.recipe.pretrain_schema import PretrainRecipe
-from bertcli.runs.claim import nearest_folder
 
 SAFETENSORS_FILES = (SAFETENSORS, SAFETENSORS_INDEX, "model-*-of-*.safetensors")
 SHARDED_PICKLE_FILES = (PICKLED_INDEX, "pytorch_model-*-of-*.bin")

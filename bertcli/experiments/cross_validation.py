@@ -60,7 +60,7 @@ def cross_validate(recipe: Recipe, folder: Path, options: RunOptions) -> Collect
     folds = fold_recipes(recipe)
     processes, console = join_processes(recipe.hardware, options.console)
     if processes.is_main_process:
-        _report_folds(folds["fold-1"], options.mirror, console)
+        _report_folds(next(iter(folds.values())), options.mirror, console)
         claim_members(folder, folds, options)
         if not options.overwrite:
             _check_first_finished(folds, folder, options.mirror)
@@ -143,7 +143,8 @@ def _out_of_fold_predictions(setups: Mapping[str, FinetuneSetup], folder: Path) 
     ordered: list[tuple[int, int, dict[str, Any]]] = []
     for name, setup in setups.items():
         task, rows = setup.task, setup.rows["validation"]
-        files, fold = split_files(task, "train"), int(name.removeprefix("fold-"))
+        assert isinstance(task, FoldTask)
+        files = split_files(task, "train")
         named = {"file": FILE_COLUMN, "id": task.id_column or ""}
         extra = {key: column for key, column in named.items() if column in rows.column_names}
         values = rows.select_columns([ROW_COLUMN, *extra.values()])
@@ -151,7 +152,7 @@ def _out_of_fold_predictions(setups: Mapping[str, FinetuneSetup], folder: Path) 
         for line, row in zip(lines, values, strict=True):
             position = files.index(row[FILE_COLUMN]) if FILE_COLUMN in row else 0
             origin = {key: row[column] for key, column in extra.items()}
-            ordered.append((position, row[ROW_COLUMN], {"row": 0, "fold": fold} | origin | line))
+            ordered.append((position, row[ROW_COLUMN], {"row": 0, "fold": task.fold} | origin | line))
     ordered.sort(key=lambda item: item[:2])
     for number, (_, _, line) in enumerate(ordered, start=1):
         yield line | {"row": number}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertcli.errors import RecipeError, RunFolderError
-from bertcli.files import file_lock, files_outside_manifest, write_text
+from bertcli.files import file_lock, files_outside_manifest, nearest_folder, write_text
 from bertcli.recipe.catalogue import compare_recipe_texts
 from bertcli.recipe.load import dump_recipe, load_any_recipe
 from bertcli.recipe.schema import RESUME_MAY_CHANGE
@@ -52,7 +52,7 @@ class RunClaim:
         if current.results is not None:
             return folder
         if current.can_resume:
-            changes = compare_recipe_texts(*map(first_recipe, (resolved_text(folder.recipe), self.recipe_text)))
+            changes = compare_recipe_texts(*map(_first_recipe, (_resolved_text(folder.recipe), self.recipe_text)))
             if changes:
                 listed = ", ".join(f"{key} {before} → {now}" for key, before, now in changes)
                 say(f"resuming {path} with {listed}; without dropout, results stay the same up to rounding")
@@ -92,7 +92,7 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
         _runs_to_remove(path)
     if overwrite or not folder.has_started():
         return RunClaim(folder, recipe_text, overwrite=overwrite)
-    existing = resolved_text(folder.recipe)
+    existing = _resolved_text(folder.recipe)
     if _without_sections(existing, RESUME_MAY_CHANGE) != _without_sections(recipe_text, RESUME_MAY_CHANGE):
         diff = difflib.unified_diff(existing.splitlines(), recipe_text.splitlines(), "existing", "new", "", "", 0, "")
         difference = "\n".join(diff)
@@ -208,13 +208,6 @@ def _is_seed_run(path: Path) -> bool:
     return path.name.startswith("seed-") and RunFolder(path).recipe.is_file()
 
 
-def nearest_folder(path: Path) -> Path:
-    """Return `path` or its nearest existing parent, whose disk and permissions apply to what is created at `path`."""
-    while not path.exists():
-        path = path.parent
-    return path
-
-
 def _is_resolved(recipe: Path, expected: str) -> bool:
     """Return whether a recipe in a run folder was written by a run, not by the user."""
     text = recipe.read_text("utf-8")
@@ -224,7 +217,7 @@ def _is_resolved(recipe: Path, expected: str) -> bool:
         return False
 
 
-def resolved_text(recipe: Path) -> str:
+def _resolved_text(recipe: Path) -> str:
     """Return the text of a resolved recipe; keys that were added after it was written have their defaults."""
     try:
         return dump_recipe(load_any_recipe(str(recipe)))
@@ -232,7 +225,7 @@ def resolved_text(recipe: Path) -> str:
         return recipe.read_text("utf-8")
 
 
-def first_recipe(text: str) -> str:
+def _first_recipe(text: str) -> str:
     """Return the recipe of a run, or the first recipe of a multitask run, whose recipes are YAML comments.
 
     The recipes of a multitask run share every section except `task`.

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from bertcli.console import format_size
 from bertcli.errors import DiskError, TrainingError
-from bertcli.files import FULL_ERRORS
+from bertcli.files import FULL_ERRORS, nearest_folder
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.claim import nearest_folder
 
 MODEL_BYTES = 4  # per parameter
 CHECKPOINT_BYTES = 12  # per parameter: the weight and its two moments
