@@ -8,14 +8,21 @@ from pathlib import Path
 from bertcli.console import Console
 from bertcli.finetuning.data_check import DataCheck, check_data
 from bertcli.recipe.catalogue import run_recipe_path
-from bertcli.recipe.load import load_recipe
+from bertcli.recipe.expansion import Grid, expand_recipe
+from bertcli.recipe.load import read_finetune_recipe
+from bertcli.recipe.search import Search
 
 
 def check(name: str, overrides: Sequence[str], *, mirror: Path | None, console: Console) -> DataCheck:
-    """Check the data of a fine-tuning recipe: a built-in name, a file or a run folder.
+    """Check the data of a fine-tuning recipe, grid or search: a built-in name, a file or a run folder.
 
     Raises:
-        RecipeError: if the recipe is invalid.
+        RecipeError: if the recipe is invalid, or a suite.
         DataError: if its training or validation rows cannot be read.
     """
-    return check_data(load_recipe(run_recipe_path(name), overrides), mirror, console)
+    recipe = expand_recipe(read_finetune_recipe(run_recipe_path(name)), overrides)
+    if isinstance(recipe, Grid):
+        recipe = recipe.first
+    elif isinstance(recipe, Search):
+        recipe = recipe.base
+    return check_data(recipe, mirror, console)

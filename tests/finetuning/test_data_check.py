@@ -228,6 +228,11 @@ def test_command_prints_text_or_json(run_check: Callable[..., DataCheck]) -> Non
     ]
 
 
+@pytest.mark.parametrize("key", ["training.learning_rate=[1e-3, 1e-4]", "search.epochs={int: [1, 4]}"])
+def test_data_of_a_grid_or_search_are_checked(run_check: Callable[..., DataCheck], key: str) -> None:
+    assert len(run_check(clean_rows(20, "a"), clean_rows(10, "one"), key).splits) == 2
+
+
 def test_report_of_clean_data_says_so() -> None:
     assert [*describe(DataCheck("t", 32), "bertcli finetune r.yaml")] == [
         "verdict         no findings",
