@@ -23,7 +23,7 @@ from bertcli.inference.prediction_stream import CHUNK_SIZE
 from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.tokenizer_matching import check_end_of_text, match_tokenizer, max_input_length
-from bertcli.recipe.load import load_any_recipe, load_recipe, recipe_task
+from bertcli.recipe.load import load_recipe, load_single_recipe, recipe_task
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import DataSection, HardwareSection, Recipe
 from bertcli.recipe.suite import run_folder
@@ -215,7 +215,7 @@ def _load_run_recipe(name: str) -> Recipe | PretrainRecipe | None:
     if not folder.recipe.is_file() or multitask_models(name):
         return None
     try:
-        return load_any_recipe(str(folder.recipe))
+        return load_single_recipe(str(folder.recipe))
     except RecipeError as error:
         cause = f"{name} is a run of another version, or its recipe.yaml was edited; this version cannot read it."
         cure = f"Its model works without the recipe: pass {folder.model} (`bertcli eval` also needs --task)."

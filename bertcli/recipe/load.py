@@ -86,8 +86,8 @@ def load_pretrain_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pr
     return recipe
 
 
-def load_any_recipe(name_or_path: str) -> Recipe | PretrainRecipe:
-    """Load a fine-tuning or pretraining recipe by built-in name or from a YAML file.
+def load_single_recipe(name_or_path: str) -> Recipe | PretrainRecipe:
+    """Load the recipe of one run, for fine-tuning or pretraining, by built-in name or from a YAML file.
 
     Raises:
         RecipeError: if the recipe is invalid; the message lists every error.

@@ -14,7 +14,7 @@ from pathlib import Path
 from bertcli.errors import RecipeError, RunFolderError
 from bertcli.files import file_lock, files_outside_manifest, nearest_folder, write_text
 from bertcli.recipe.catalogue import compare_recipe_texts
-from bertcli.recipe.load import dump_recipe, load_any_recipe
+from bertcli.recipe.load import dump_recipe, load_single_recipe
 from bertcli.recipe.schema import RESUME_MAY_CHANGE
 from bertcli.runs.folder import CHECKPOINTS, LOCK, LOG_HEADER, MODEL_LEFTOVERS, RUN_FILES, SEARCH, SUMMARY, RunFolder
 from bertcli.runs.results import RunResults
@@ -212,7 +212,7 @@ def _is_resolved(recipe: Path, expected: str) -> bool:
     """Return whether a recipe in a run folder was written by a run, not by the user."""
     text = recipe.read_text("utf-8")
     try:
-        return text == expected or text == dump_recipe(load_any_recipe(str(recipe)))
+        return text == expected or text == dump_recipe(load_single_recipe(str(recipe)))
     except RecipeError:
         return False
 
@@ -220,7 +220,7 @@ def _is_resolved(recipe: Path, expected: str) -> bool:
 def _resolved_text(recipe: Path) -> str:
     """Return the text of a resolved recipe; keys that were added after it was written have their defaults."""
     try:
-        return dump_recipe(load_any_recipe(str(recipe)))
+        return dump_recipe(load_single_recipe(str(recipe)))
     except RecipeError:  # it is a suite, or has keys that this version no longer supports
         return recipe.read_text("utf-8")
 

@@ -33,9 +33,9 @@ from bertcli.recipe.catalogue import (
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import (
     dump_recipe,
-    load_any_recipe,
     load_pretrain_recipe,
     load_recipe,
+    load_single_recipe,
     shipped_recipes,
 )
 from bertcli.recipe.pretrain_schema import PretrainingSection
@@ -150,7 +150,7 @@ def test_show_describes_each_key_and_its_output_loads_to_the_same_recipe(name: s
     shown = list(zip(documents, show_recipe(name, comments=False).split("---\n"), recipes, strict=True))
     for document, plain, recipe in shown[:3]:  # of a grid's many points, which differ in single values
         Path("shown.yaml").write_text(document, "utf-8")
-        assert load_any_recipe("shown.yaml") == recipe
+        assert load_single_recipe("shown.yaml") == recipe
         whole = dump_search(loaded) if isinstance(loaded, Search) else dump_recipe(recipe)
         assert plain.removeprefix(f"# {plain.partition(chr(10))[0][2:]}\n") == whole
         section = type(recipe).model_fields["training"].annotation
