@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -103,8 +103,7 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
     singles = [single for folder, recipe in recipes.items() for single in _single_seeds(folder, recipe)]
     singles = [(folder, recipe) for folder, recipe in singles if not RunFolder(folder).results.is_file()]
     failed: dict[Path, ProcessError] = {}
-    with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
-        children: list[subprocess.Popen[bytes]] = []
+    with _child_processes(jobs) as (pool, children, stop, scratch):
         slots: SimpleQueue[dict[str, str]] = SimpleQueue()
         for slot in _slots(jobs):
             slots.put(slot)
@@ -117,7 +116,7 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
             slot = slots.get()
             try:
                 claim_run(folder, dump_recipe(recipe)).open(console.say)
-                file = Path(scratch, f"{number}.yaml")
+                file = scratch / f"{number}.yaml"
                 child = start_run(recipe, folder, file, options.mirror, os.environ | slot)
                 children.append(child)
                 code = _wait(child, stop)
@@ -130,15 +129,31 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
             if stop.signal_number is None:
                 console.say(f"{folder}: {'failed' if folder in failed else 'done'}")
 
+        list(pool.map(run, range(len(singles))))
+    return failed
+
+
+@contextmanager
+def _child_processes(
+    jobs: int,
+) -> Iterator[tuple[ThreadPoolExecutor, list[subprocess.Popen[bytes]], StopRequest, Path]]:
+    """Provide `jobs` threads that wait for child processes, the list of these, a request to stop, and a scratch folder.
+
+    A second Ctrl-C kills the processes in the list.
+
+    Raises:
+        Interrupted: if a signal arrived and was passed on; raised when all processes have ended.
+    """
+    with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
+        children: list[subprocess.Popen[bytes]] = []
         try:
-            list(pool.map(run, range(len(singles))))
+            yield pool, children, stop, Path(scratch)
         except KeyboardInterrupt:
             for child in children:
                 child.kill()
             raise
     if stop.signal_number is not None:
         raise Interrupted(stop.signal_number, "stopped and saved all runs; re-run the same command to resume")
-    return failed
 
 
 def _claims(recipes: Mapping[Path, Recipe], options: RunOptions) -> Iterator[RunClaim]:
@@ -174,22 +189,13 @@ def run_workers(
     Raises:
         Interrupted: if a signal arrived and was passed on; all runs are saved.
     """
-    with tempfile.TemporaryDirectory() as scratch, stop_on_signals() as stop, ThreadPoolExecutor(jobs) as pool:
-        outputs = [Path(scratch, f"{number}.json") for number in range(jobs)]
-        children = [
-            _start(recipe, folder, output, options.mirror, os.environ | slot)
-            for output, slot in zip(outputs, _slots(jobs), strict=True)
-        ]
-        try:
-            codes = [pool.submit(_wait, child, stop) for child in children]
-            while wait(codes, timeout=1.0).not_done:
-                on_poll()
-        except KeyboardInterrupt:
-            for child in children:
-                child.kill()
-            raise
-        if stop.signal_number is not None:
-            raise Interrupted(stop.signal_number, "stopped and saved all runs; re-run the same command to resume")
+    with _child_processes(jobs) as (pool, children, stop, scratch):
+        outputs = [scratch / f"{number}.json" for number in range(jobs)]
+        for output, slot in zip(outputs, _slots(jobs), strict=True):
+            children.append(_start(recipe, folder, output, options.mirror, os.environ | slot))
+        codes = [pool.submit(_wait, child, stop) for child in children]
+        while wait(codes, timeout=1.0).not_done:
+            on_poll()
         return [
             _run_error(folder, code.result(), output)
             for code, output in zip(codes, outputs, strict=True)

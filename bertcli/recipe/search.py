@@ -46,6 +46,7 @@ class Search:
     Attributes:
         base: the recipe of every trial, except for the values of these keys.
         space: distributions by key of `training`.
+        settings: the number of trials and the budget.
     """
 
     base: Recipe
