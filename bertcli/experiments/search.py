@@ -150,7 +150,7 @@ def _remove(folder: Path) -> None:
     Raises:
         RunFolderError: if a process trains a trial, or a trial's folder of models or checkpoints holds other files.
     """
-    for trial in SharedStudy(folder, {}, 0).records():
+    for trial in _records_if_readable(folder):
         if trial.is_in_progress:
             raise RunFolderError(f"{folder / trial.name} is in use by another process; wait until it ends")
     (folder / JOURNAL).unlink(missing_ok=True)  # first: without it, trials that are left over are trained again
@@ -160,6 +160,14 @@ def _remove(folder: Path) -> None:
     run = RunFolder(folder)
     for path in (run.results, run.card, run.report, folder / SUMMARY, folder / SEARCH):
         path.unlink(missing_ok=True)
+
+
+def _records_if_readable(folder: Path) -> list[TrialRecord]:
+    """Return all trials; none if the journal is damaged, so that it can be replaced."""
+    try:
+        return SharedStudy(folder, {}, 0).records()
+    except RunFolderError:
+        return []
 
 
 def _dry_run(search: Search, folder: Path, options: RunOptions, console: Console) -> CollectionResults:

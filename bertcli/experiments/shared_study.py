@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertcli.errors import UsageError
+from bertcli.errors import RunFolderError, UsageError
 from bertcli.files import file_lock
 from bertcli.recipe.search import Distribution
 
@@ -106,7 +106,11 @@ def trial_name(number: int) -> str:
 
 
 class SharedStudy:
-    """The trials of a search in a folder, read from and written to its journal."""
+    """The trials of a search in a folder, read from and written to its journal.
+
+    Raises:
+        RunFolderError: if the journal is damaged.
+    """
 
     def __init__(self, folder: Path, space: Mapping[str, Distribution], seed: int):
         check_optuna()
@@ -115,14 +119,20 @@ class SharedStudy:
         self._folder, self._space, self._seed = folder, space, seed
         self._started_at = time.time()
         with self._assigning():
-            self._study = optuna.create_study(
-                study_name="search",
-                direction="maximize",
-                storage=_open_journal(folder / JOURNAL),
-                sampler=optuna.samplers.RandomSampler(),  # not used: `propose` has its own
-                pruner=optuna.pruners.MedianPruner(MIN_TRIALS_TO_PRUNE, n_min_trials=MIN_SCORES_TO_PRUNE),
-                load_if_exists=True,
-            )
+            try:
+                self._study = optuna.create_study(
+                    study_name="search",
+                    direction="maximize",
+                    storage=_open_journal(folder / JOURNAL),
+                    sampler=optuna.samplers.RandomSampler(),  # not used: `propose` has its own
+                    pruner=optuna.pruners.MedianPruner(MIN_TRIALS_TO_PRUNE, n_min_trials=MIN_SCORES_TO_PRUNE),
+                    load_if_exists=True,
+                )
+            except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # of its lines
+                raise RunFolderError(
+                    f"cannot read {folder / JOURNAL}, the journal of the search ({error!s:.80}). Restore it, choose "
+                    "another folder with --run, or start over with --overwrite."
+                ) from error
 
     def records(self) -> list[TrialRecord]:
         """Return all trials by number."""

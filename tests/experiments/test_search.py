@@ -214,6 +214,18 @@ def test_search_with_another_recipe_is_refused_unless_overwritten(fake_runs: Fak
     assert finetune_search(load("search.trials=1", "training.warmup_ratio=0.2"), Path("search"), OPTIONS) == results
 
 
+def test_damaged_journal_is_refused_until_it_is_overwritten(fake_runs: FakeRuns) -> None:
+    finetune_search(load("search.trials=2"), Path("search"), OPTIONS)
+    journal = Path("search/search.journal")
+    lines = journal.read_text().splitlines(keepends=True)
+    for damaged in (["{{\n", *lines], [*lines, "[]\n"], [*lines, "garbage\n"]):
+        journal.write_text("".join(damaged))
+        with pytest.raises(RunFolderError, match=r"cannot read search/search\.journal.* start over with --overwrite"):
+            finetune_search(load("search.trials=2"), Path("search"), OPTIONS)
+    results = finetune_search(load("search.trials=1"), Path("search"), replace(OPTIONS, overwrite=True))
+    assert results.members == ["trial-0"]
+
+
 def test_search_does_not_mix_with_other_runs(fake_runs: FakeRuns) -> None:
     finetune_search(load("search.trials=1"), Path("search"), OPTIONS)
     for overrides in ([], ["training.epochs=[1,2]"]):
