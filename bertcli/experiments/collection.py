@@ -42,7 +42,7 @@ def claim_collection(
 
     Args:
         runs: the run folders of the collection, inside `folder`.
-        overwrite: remove a single run that is in the folder, or the results of other points, folds or tasks.
+        overwrite: remove a single run that is in the folder, or the results of earlier points, folds or tasks.
         dry_run: remove nothing.
         check: called before anything is removed; raises an error if the new runs could not start.
 
@@ -73,9 +73,9 @@ def claim_collection(
                 "lost. Include all of its runs, choose another folder with --run, or replace the results with "
                 "--overwrite."
             )
-        if lost and not dry_run:
+        if overwrite and not dry_run:  # even if no run is lost: until all are trained again, the results are wrong
             check()
-            for path in written:
+            for path in reversed(written):  # the results last: without them, the other files are not recognized
                 path.unlink(missing_ok=True)
     else:
         existing = [str(path.relative_to(folder)) for path in written if path.exists()]

@@ -79,8 +79,8 @@ def cross_validate(recipe: Recipe, folder: Path, options: RunOptions) -> Collect
         file = RunFolder(folder).predictions / OUT_OF_FOLD_PREDICTIONS
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = _out_of_fold_predictions(setups, folder)
+        write_collection(folder, results, console)  # first: without it, the predictions are not recognized as written
         write_chunks(file, (f"{escape_control(json.dumps(line, ensure_ascii=False))}\n" for line in lines))
-        write_collection(folder, results, console)
         console.say(f"predicted {file}, each training row by the model that was trained without it")
     console.say(f"run       {folder}, from which no model is chosen; to train one without folds:")
     console.say(f"next      {command_without_folds(folder)}")

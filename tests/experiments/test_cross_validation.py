@@ -7,6 +7,7 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def predictions(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(folder, "predictions/out-of-fold.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_each_training_row_is_predicted_once_and_counts_once_in_the_pooled_score(reviews: Path, encoder: Path) -> None:
+def test_each_training_row_is_predicted_once_and_counts_once_in_the_pooled_score(
+    reviews: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_recipe("files: {train: reviews.csv, validation: reviews.csv}, metrics: [accuracy, f1, roc_auc]", encoder)
     recipe = load("data.folds=3")
     results = cross_validate(recipe, Path("cv"), OPTIONS)
@@ -79,6 +82,18 @@ def test_each_training_row_is_predicted_once_and_counts_once_in_the_pooled_score
         best_seed("cv")
     with pytest.raises(UsageError, match=r"out-of-fold\.jsonl is a file of the run in .*cv; choose another --output"):
         check_not_run_output(Path("cv/predictions/out-of-fold.jsonl"))
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bertcli.experiments.cross_validation.write_chunks", stop)
+        for name in ("results.json", "README.md", "report.html", "predictions/out-of-fold.jsonl"):
+            Path("cv", name).unlink()
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(recipe, Path("cv"), OPTIONS)
+    assert cross_validate(recipe, Path("cv"), OPTIONS) == results
+    assert predictions("cv") == lines
 
     before, written = Path("cv/predictions/out-of-fold.jsonl").read_bytes(), Path("cv/fold-1/results.json").stat()
     shutil.rmtree("cv/fold-2")
@@ -152,6 +167,15 @@ def test_failed_fold_leaves_no_results_of_the_others(
         cross_validate(load("data.folds=2"), Path("cv"), OPTIONS)
     assert Path("cv/fold-2/results.json").is_file()
     assert not Path("cv/results.json").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(reviews.parent)
+    cross_validate(load("data.folds=2"), Path("cv"), OPTIONS)
+    monkeypatch.setattr(cross_validation, "finetune", fail)
+    changed = load("data.folds=2", "training.learning_rate=1e-3")
+    with pytest.raises(TrainingError, match="1 of 2 folds failed: fold-1"):
+        cross_validate(changed, Path("cv"), replace(OPTIONS, overwrite=True))
+    assert not Path("cv/results.json").exists()  # which had the scores of the earlier folds
+    assert not Path("cv/predictions/out-of-fold.jsonl").exists()
 
 
 def test_grid_chooses_the_point_with_the_best_mean_over_the_folds(reviews: Path, encoder: Path) -> None:
