@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bertcli.console import escape_control
 from bertcli.errors import UsageError
 
 MANIFEST = "manifest.json"
@@ -78,6 +79,11 @@ def fsync(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records to `path` atomically, one per line, with control characters escaped."""
+    write_chunks(path, (f"{escape_control(json.dumps(record, ensure_ascii=False))}\n" for record in records))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ from bertcli.console import Console, format_seconds
 from bertcli.data.sources import load_split, load_training_rows
 from bertcli.errors import DataError, ModelError, UsageError
 from bertcli.heads.labels import check_labels, labelled_rows
-from bertcli.inference.forward import predict_logits
 from bertcli.inference.loaded_model import (
     LoadedModel,
     find_task,
@@ -137,16 +136,7 @@ def _evaluate_model(
     console.warn_about_rows(encoded.row_warnings)
     num_items = math.ceil(len(encoded) / loaded.accelerator.num_processes)  # of this process
     with console.display(f"eval {split}", num_items) as display:
-        chunks = predict_logits(
-            loaded.accelerator,
-            loaded.model,
-            rows,
-            encoded,
-            loaded.head,
-            max_tokens=loaded.max_tokens,
-            with_loss=True,
-            on_batch=display.advance,
-        )
+        chunks = loaded.predict_logits(rows, encoded, with_loss=True, on_batch=display.advance)
         decoded = decode(chunks, loaded.head, task)
     scores = decoded.score(references) | {"loss": decoded.loss}
     intervals = bootstrap_intervals(decoded.to_answers(references))

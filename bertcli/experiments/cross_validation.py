@@ -5,19 +5,18 @@ Each fold is an ordinary run, whose validation split is the fold.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertcli.console import Console, escape_control, format_seconds
+from bertcli.console import Console, format_seconds
 from bertcli.data.sources import FILE_COLUMN, ROW_COLUMN, folds_of_rows, load_training_rows, split_files, strata
 from bertcli.data.splitting import rare_labels
 from bertcli.errors import RunFolderError, shortened
 from bertcli.experiments.collection import claim_members, write_collection
 from bertcli.experiments.run_many import raise_if_failed, run_each
-from bertcli.files import write_chunks
+from bertcli.files import write_json_lines
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.heads.labels import labelled_rows
@@ -78,9 +77,8 @@ def cross_validate(recipe: Recipe, folder: Path, options: RunOptions) -> Collect
     if processes.is_main_process:
         file = RunFolder(folder).predictions / OUT_OF_FOLD_PREDICTIONS
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = _out_of_fold_predictions(setups, folder)
         write_collection(folder, results, console)  # first: without it, the predictions are not recognized as written
-        write_chunks(file, (f"{escape_control(json.dumps(line, ensure_ascii=False))}\n" for line in lines))
+        write_json_lines(file, _out_of_fold_predictions(setups, folder))
         console.say(f"predicted {file}, each training row by the model that was trained without it")
     console.say(f"run       {folder}, from which no model is chosen; to train one without folds:")
     console.say(f"next      {command_without_folds(folder)}")

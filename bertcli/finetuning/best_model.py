@@ -116,8 +116,7 @@ class BestModelEvaluation:
         temperature = saved_temperature(self._folder)
         self._accelerator.wait_for_everyone()  # before the main process changes the weights
         if temperature is None:
-            parts: list[np.ndarray] = []
-            self._decode("validation", lambda chunk: parts.append(self.setup.head.to_probabilities(*chunk[1:3])))
+            parts = [self.setup.head.to_probabilities(*chunk[1:3]) for chunk in self._chunks("validation")]
             temperature = fit_temperature(np.concatenate(parts), self.setup.references["validation"])
             if self._accelerator.is_main_process:
                 divide_logits(self._folder, self._output_layer, temperature)
@@ -136,8 +135,7 @@ class BestModelEvaluation:
 
         They are also written to `config.json` of the model, where `eval` and `predict` read them.
         """
-        parts: list[np.ndarray] = []
-        self._decode("validation", lambda chunk: parts.append(average_windows(*chunk[1:3])))
+        parts = [average_windows(*chunk[1:3]) for chunk in self._chunks("validation")]
         head, gold = cast("TextClassification", self.setup.head), self.setup.references["validation"]
         tuned = head.tune_thresholds(self.setup.task, np.concatenate(parts), gold)
         if self._accelerator.is_main_process:

@@ -17,7 +17,7 @@ from bertcli.data.table_files import label_text
 from bertcli.errors import ModelError, RecipeError, UsageError, quoted, shortened
 from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
-from bertcli.inference.forward import predict_logits
+from bertcli.inference.forward import Chunk, predict_logits
 from bertcli.inference.prediction_formats import Prediction
 from bertcli.inference.prediction_stream import CHUNK_SIZE
 from bertcli.models.from_pretrained import ModelSource, has_head
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from accelerate import Accelerator
+    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_DATA = DataSection(max_length=512)  # of models without a run folder; capped at the model's maximum length
@@ -62,6 +63,12 @@ class LoadedModel:
     model: torch.nn.Module
     data: DataSection
     max_tokens: int
+
+    def predict_logits(self, rows: Dataset | InputRows, encoded: Encoded, **options: Any) -> Iterator[Chunk]:
+        """Predict encoded rows, one chunk at a time; the options are those of `bertcli.inference.forward`."""
+        return predict_logits(
+            self.accelerator, self.model, rows, encoded, self.head, max_tokens=self.max_tokens, **options
+        )
 
 
 def load_for_inference(
@@ -153,7 +160,7 @@ def predict_inputs(
         encoded = loaded.head.encode(task, rows, loaded.tokenizer, loaded.data)
         console.warn_about_rows(encoded.row_warnings, first_row=chunk_index * CHUNK_SIZE)
         remaining = iter(chunk)
-        for part_rows, part, logits, _ in _predict_encoded(loaded, rows, encoded, is_shared=True):
+        for part_rows, part, logits, _ in loaded.predict_logits(rows, encoded, is_shared=True):
             yield list(islice(remaining, len(part_rows))), part_rows, part, logits
 
 
@@ -167,7 +174,7 @@ def predict_rows(loaded: LoadedModel, task: Task, rows: list[Row]) -> tuple[list
     encoded = loaded.head.encode(task, inputs, loaded.tokenizer, loaded.data)
     predictions = [
         prediction
-        for part_rows, part, logits, _ in _predict_encoded(loaded, inputs, encoded, is_shared=False)
+        for part_rows, part, logits, _ in loaded.predict_logits(inputs, encoded, is_shared=False)
         for prediction in loaded.head.to_json(task, part_rows, part, logits)
     ]
     return predictions, list(encoded.row_warnings)
@@ -179,18 +186,6 @@ def _used_columns(task: Task, rows: list[Row]) -> InputRows:
     if task.id_column in columns:
         columns[task.id_column] = [*map(label_text, columns[task.id_column])]
     return InputRows(columns)
-
-
-def _predict_encoded(loaded: LoadedModel, rows: InputRows, encoded: Encoded, *, is_shared: bool) -> Iterator[Any]:
-    return predict_logits(
-        loaded.accelerator,
-        loaded.model,
-        rows,
-        encoded,
-        loaded.head,
-        max_tokens=loaded.max_tokens,
-        is_shared=is_shared,
-    )
 
 
 def _find_head_name(config: PretrainedConfig) -> str | None:

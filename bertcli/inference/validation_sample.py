@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from bertcli.data.encoding import Encoded
 from bertcli.data.sources import load_split, with_row_numbers
 from bertcli.errors import DataError
 from bertcli.heads.labels import labelled_rows
-from bertcli.inference.forward import predict_logits
 from bertcli.inference.loaded_model import LoadedModel, finetuning_recipe, load_for_inference
 from bertcli.inference.scoring import decode
 from bertcli.metrics.scores import is_better_lower, selection_score
@@ -44,11 +43,8 @@ class ValidationSample:
         Raises:
             TrainingError: if some logits are non-finite.
         """
-        loaded = self.loaded
-        chunks = predict_logits(
-            loaded.accelerator, model, self.rows, self.encoded, loaded.head, max_tokens=loaded.max_tokens
-        )
-        return decode(chunks, loaded.head, self.task).score(self.references)
+        chunks = replace(self.loaded, model=model).predict_logits(self.rows, self.encoded)
+        return decode(chunks, self.loaded.head, self.task).score(self.references)
 
     def batches(self, names: list[str], batch_size: int, num_batches: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield padded batches of rows, evenly spaced over the sample; rows are repeated if there are too few."""

@@ -174,9 +174,14 @@ def _brier(probabilities: np.ndarray, references: np.ndarray) -> float:
 
     With more than two labels of which each row has one, it is the sum over the labels, from 0 to 2 (Brier 1950).
     """
+    return float(row_brier(probabilities, references).mean())
+
+
+def row_brier(probabilities: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Return the terms of `brier`, one for each row. [N]"""
     squares = (probabilities - label_indicators(references, probabilities.shape[1])) ** 2
     has_sum = references.ndim == 1 and probabilities.shape[1] > 2
-    return float(squares.sum(1).mean() if has_sum else squares.mean())
+    return np.asarray(squares.sum(1) if has_sum else squares.mean(1))
 
 
 def _mean_reciprocal_rank(probabilities: np.ndarray, references: np.ndarray) -> float:

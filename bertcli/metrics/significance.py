@@ -64,23 +64,24 @@ def compare_answers(first: Sequence[Answers], second: Sequence[Answers], seed: i
         )
     if len({str(answers[GOLD_HASH]) for answers in (*first, *second)}) > 1:
         raise DataError("the models were scored on different rows, or with their labels in another order")
-    functions = {name: score for name, score in weighted_scores(first[0]).items() if name in weighted_scores(second[0])}
+    names = weighted_scores(second[0]).keys()
+    functions = {name: score for name, score in weighted_scores(first[0]).items() if name in names}
     if not functions:
         raise DataError(f"the metrics are {first[0][METRIC_NAMES]} and {second[0][METRIC_NAMES]}, none of them in both")
+    samples: dict[str, list[np.ndarray]] = {name: [] for name in functions}
+    for counts in bootstrap_samples(num_rows(first[0]), seed, num_columns(first[0])):
+        for name, score in functions.items():
+            samples[name].append(_mean_score(score, second, counts) - _mean_score(score, first, counts))
     differences = []
+    ones = np.ones((1, num_rows(first[0])))
     for name, score in functions.items():
-        ones = np.ones((1, num_rows(first[0])))
         first_score, second_score = (_mean_score(score, answers, ones).item() for answers in (first, second))
-        samples = [
-            _mean_score(score, second, counts) - _mean_score(score, first, counts)
-            for counts in bootstrap_samples(num_rows(first[0]), seed, num_columns(first[0]))
-        ]
         scale = max(abs(first_score), abs(second_score))
         if len(first) == 1 and name in RIGHT_OR_WRONG and "predicted" in first[0]:
             p_value, test = mcnemar_p_value(is_right(first[0]), is_right(second[0])), "McNemar's exact test"
         else:
             p_value, test = _randomization_p_value(score, first, second, seed, scale), "approximate randomization"
-        interval = percentile_interval(np.concatenate(samples), scale)
+        interval = percentile_interval(np.concatenate(samples[name]), scale)
         differences.append(Difference(name, first_score, second_score, interval, p_value, test))
     return differences
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from bertcli.metrics.answers import METRIC_NAMES, Answers, num_rows
 from bertcli.metrics.calibration import NUM_BINS, confidence_bins
-from bertcli.metrics.scores import AVERAGES, F_BETAS, label_indicators
+from bertcli.metrics.scores import AVERAGES, F_BETAS, label_indicators, row_brier
 
 WeightedScore = Callable[[Answers, np.ndarray], np.ndarray]
 """(answers to N rows, weights [B, N]) → scores [B]; NaN where the score is undefined."""
@@ -128,12 +128,6 @@ def _row_log_loss(answers: Answers) -> np.ndarray:
     epsilon = np.finfo(values.dtype).eps  # as scikit-learn
     losses = -np.log(np.clip(np.where(is_gold, values, 1 - values), epsilon, 1 - epsilon))
     return np.asarray(losses.mean(1) if answers["gold"].ndim == 2 else losses[is_gold])
-
-
-def _row_brier(answers: Answers) -> np.ndarray:
-    squares = (answers["probabilities"] - _gold_indicators(answers)) ** 2
-    has_sum = answers["gold"].ndim == 1 and squares.shape[1] > 2
-    return np.asarray(squares.sum(1) if has_sum else squares.mean(1))
 
 
 def _reciprocal_ranks(answers: Answers) -> np.ndarray:
@@ -275,7 +269,7 @@ WEIGHTED_SCORES: dict[str, Scores] = {
         for metric, row in _by_average(name, partial(_ranking, score_label), RANKING_AVERAGES).items()
     },
     "log_loss": {"log_loss": _mean(_row_log_loss)},
-    "brier": {"brier": _mean(_row_brier)},
+    "brier": {"brier": _mean(lambda answers: row_brier(answers["probabilities"], answers["gold"]))},
     "calibration_error": {"calibration_error": _calibration_error},
     "mrr": {"mrr": _mean(_reciprocal_ranks)},
     "pearson": {"pearson": _pearson},

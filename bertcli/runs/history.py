@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertcli.errors import RunFolderError
-from bertcli.files import write_chunks
+from bertcli.files import write_json_lines
 
 SCORE_PREFIX = "eval/validation/"  # of the validation scores in the record of an evaluation
 
@@ -51,4 +51,4 @@ def truncate_after(path: Path, step: int) -> None:
     """Drop the records after `step`, which a resumed run will write again."""
     kept = [record for record in read_records(path) if record["step"] <= step]
     if path.is_file():
-        write_chunks(path, (json.dumps(record) + "\n" for record in kept))
+        write_json_lines(path, kept)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from accelerate import Accelerator
 
-from bertcli.console import escape_control
-from bertcli.files import write_chunks, write_json, write_text
+from bertcli.files import write_json, write_json_lines, write_text
 from bertcli.metrics.answers import save_answers
 from bertcli.reports.comparison import write_page
 from bertcli.runs.checkpoint import Progress
@@ -41,8 +39,7 @@ def finalize(
         for name, answers in best.answers.items():
             save_answers(folder.predictions / name, answers)
         for name, lines in best.predictions.items():
-            texts = (f"{escape_control(json.dumps(line, ensure_ascii=False))}\n" for line in lines)
-            write_chunks(folder.predictions / name, texts)
+            write_json_lines(folder.predictions / name, lines)
         write_text(folder.card, job.card(results))
         write_json(folder.results, results.to_json())
         folder.validation_logits.unlink(missing_ok=True)

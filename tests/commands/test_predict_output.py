@@ -263,7 +263,7 @@ def test_output_may_be_standard_output_a_named_pipe_or_a_device(run: str, capsys
     assert predict(run, TEXTS, "/dev/null", console=QUIET) == 2
 
 
-def test_first_lines_appear_at_once_and_a_closed_pipe_ends_the_command_quietly(run: str) -> None:
+def test_first_lines_are_written_immediately_and_a_closed_pipe_ends_the_command_quietly(run: str) -> None:
     """As in `… | bertcli predict … | head -1`, while most of the input is still to come."""
     command = [sys.executable, "-m", "bertcli", "predict", run, "--input", "-", "--device", "cpu", "--quiet"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -87,7 +87,7 @@ def test_each_training_row_is_predicted_once_and_counts_once_in_the_pooled_score
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("bertcli.experiments.cross_validation.write_chunks", stop)
+        patch.setattr("bertcli.experiments.cross_validation.write_json_lines", stop)
         for name in ("results.json", "README.md", "report.html", "predictions/out-of-fold.jsonl"):
             Path("cv", name).unlink()
         with pytest.raises(KeyboardInterrupt):

@@ -229,19 +229,19 @@ def test_lock_names_its_owner_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_lock_file_removed_by_its_holder_is_opened_again_by_those_who_wait(tmp_path: Path) -> None:
-    path, waits, inside, most_inside = tmp_path / ".lock", Event(), list[int](), list[int]()
+    path, waits, inside, numbers_inside = tmp_path / ".lock", Event(), list[int](), list[int]()
 
     def work(number: int) -> None:
         with file_lock(path, lambda owner: waits.set()):
             inside.append(number)
             waits.wait(timeout=20)  # until another thread has opened the file that this one removes
             time.sleep(0.02)
-            most_inside.append(len(inside))
+            numbers_inside.append(len(inside))
             inside.remove(number)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(8)))
-    assert most_inside == [1] * 8
+    assert numbers_inside == [1] * 8
     assert list(tmp_path.iterdir()) == []
 
 
