@@ -185,7 +185,7 @@ def with_row_numbers(rows: Dataset) -> Dataset:
     """Return the rows with their row numbers in the file, for messages about rows selected from them."""
     if ROW_COLUMN in rows.column_names:
         return rows
-    return rows.add_column(ROW_COLUMN, list(range(1, len(rows) + 1)))
+    return rows.add_column(ROW_COLUMN, np.arange(1, len(rows) + 1))  # datasets hashes an array faster than a list
 
 
 def column_names(rows: Dataset) -> list[str]:
