@@ -1,6 +1,6 @@
 """Tiny models of every encoder family of transformers, and what bertcli does with each of them.
 
-`python -m tests.model_families [FAMILY …]` prints the table of `recipes/README.md`.
+`python -m tests.model_families [FAMILY …]` prints the table of `recipes/model-families.md`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .conftest import TEXTS as SENTENCES
 CLASSIFIER = "AutoModelForSequenceClassification"
 TOLERANCE = 1e-4
 FP32 = HardwareSection(device="cpu", precision="fp32")
-TABLE_START, TABLE_END = "<!-- families: start -->", "<!-- families: end -->"  # in recipes/README.md
+TABLE_START, TABLE_END = "<!-- families: start -->", "<!-- families: end -->"  # in recipes/model-families.md
 DECODERS = ("bloom", "gemma2", "gpt2", "gpt_neo", "gpt_neox", "llama", "mistral", "modernbert-decoder", "opt", "phi",
             "qwen2", "qwen3")  # fmt: skip
 BYTE_LEVEL_FAMILIES = ("roberta", "bart", "longformer")
@@ -429,8 +429,8 @@ def read_table(text: str) -> dict[str, dict[str, str]]:
 
 
 def documented_table() -> str:
-    """Return the table in `recipes/README.md`."""
-    text = (REPOSITORY / "recipes" / "README.md").read_text("utf-8")
+    """Return the table in `recipes/model-families.md`."""
+    text = (REPOSITORY / "recipes" / "model-families.md").read_text("utf-8")
     return text.partition(TABLE_START)[2].partition(TABLE_END)[0].strip()
 
 

@@ -44,8 +44,8 @@ def test_header_has_one_expected_result() -> None:
 
 @pytest.mark.parametrize("recipe", MEASURED, ids=lambda recipe: recipe["recipe"])
 def test_expected_result_is_the_measured_one(recipe: dict[str, str | None]) -> None:
-    """Score and time are in one table row or paragraph of a README under recipes/."""
-    text = "\n\n".join(path.read_text("utf-8") for path in sorted((REPOSITORY / "recipes").rglob("README.md")))
+    """Score and time are in one table row or paragraph of a page under recipes/."""
+    text = "\n\n".join(path.read_text("utf-8") for path in sorted((REPOSITORY / "recipes").rglob("*.md")))
     parts = [part for block in text.split("\n\n") for part in (block.splitlines() if block[0] == "|" else [block])]
     numbers = set(re.findall(r"[\d.]+", f"{recipe['score']} {recipe['time'] or ''}"))
     measured = [set(re.findall(r"\d[\d.]*\d|\d", part)) for part in parts if f"`{recipe['recipe']}`" in part]
