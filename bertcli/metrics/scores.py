@@ -71,13 +71,15 @@ def _averaged(function: str, average: str, **parameters: float) -> ScoreFunction
 
 
 def _accuracy(predictions: Any, references: Any) -> float:
-    """Return the fraction of correct predictions; for tags (lists of lists), only words with a gold tag count."""
+    """Return the fraction of correct predictions; for tags (lists of lists), only words with a gold tag count.
+
+    In multi-label tasks, a prediction is correct if all labels of the row are.
+    """
     if not isinstance(references, np.ndarray):
         predictions, references = (list(itertools.chain(*rows)) for rows in _tagged(predictions, references))
         return sum(map(operator.eq, predictions, references)) / max(1, len(references))
-    from sklearn.metrics import accuracy_score
-
-    return accuracy_score(references, predictions)
+    is_right = predictions == references
+    return float((is_right.all(1) if is_right.ndim == 2 else is_right).mean())
 
 
 def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
