@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,8 @@ from bertcli.errors import UsageError
 
 MANIFEST = "manifest.json"
 MEGABYTE = 1 << 20
+MAX_HASHED_BYTES = 2**28  # of several files: half a second to read and hash
+NUM_SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a file, if the files are larger
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # raised on file systems that do not support locking
 
@@ -294,6 +296,35 @@ def hash_files(files: Mapping[str, Path]) -> str:
     """Return a hash of the names and contents of files."""
     fingerprints = {name: _fingerprint(files[name], None) for name in sorted(files)}
     return hashlib.blake2b(json.dumps(fingerprints).encode(), digest_size=16).hexdigest()
+
+
+def hash_data_files(state: hashlib.blake2b, paths: Sequence[Path]) -> None:
+    """Update a hash with the contents of data files, and with their suffixes, which decide how they are read.
+
+    Of files that have more than `MAX_HASHED_BYTES` together, it is updated with sizes, times of change and a sample of
+    the contents.
+    """
+    is_large = sum(path.stat().st_size for path in paths) > MAX_HASHED_BYTES
+    for path in paths:
+        state.update("".join(path.suffixes[-2:]).encode())  # both suffixes of notes.jsonl.gz decide how it is read
+        for part in _sample_content(path) if is_large else _read_content(path):
+            state.update(part)
+
+
+def _read_content(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while part := file.read(4 * MEGABYTE):
+            yield part
+
+
+def _sample_content(path: Path) -> Iterator[bytes]:
+    """Yield a file's size, its time of change, and parts of it at equal distances."""
+    status = path.stat()
+    yield f"{status.st_size} {status.st_mtime_ns}".encode()
+    with path.open("rb") as file:
+        for part in range(NUM_SAMPLES):
+            file.seek(max(0, status.st_size - SAMPLE_BYTES) * part // (NUM_SAMPLES - 1))
+            yield file.read(SAMPLE_BYTES)
 
 
 def _fingerprint(path: Path, first_megabytes: int | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from bertcli.cluster.launch import is_worker_process
 from bertcli.console import LOADING
 from bertcli.data.table_files import check_exists
 from bertcli.errors import UsageError
+from bertcli.finetuning.finished_run import has_same_files
 from bertcli.finetuning.setup import check_recipe
 from bertcli.malloc import without_garbage_collection
 from bertcli.models.added_tokens import read_tokens
@@ -41,8 +42,9 @@ def finetune(recipe: Recipe | Grid | Search | Suite, run: Path, options: RunOpti
         _check_inputs(recipe, options)
     elif isinstance(recipe, Recipe):
         claim = _check(recipe, run, options)
-        if claim.results is not None and not options.dry_run and not is_worker_process():
-            return report_finished(run, claim.results, options.console)
+        finished = None if options.dry_run or is_worker_process() else claim.results
+        if finished is not None and has_same_files([recipe], finished, options.mirror, options.console):
+            return report_finished(run, finished, options.console)
     with options.console.waiting(LOADING), without_garbage_collection():
         from bertcli.experiments.collection import claim_members
         from bertcli.experiments.cross_validation import cross_validate

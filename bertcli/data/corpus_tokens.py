@@ -29,6 +29,7 @@ from bertcli.data.corpus_reading import read_documents, source_files
 from bertcli.data.encoding import special_ids, without_special_pieces
 from bertcli.data.sources import load_rows
 from bertcli.errors import DataError
+from bertcli.files import hash_data_files
 from bertcli.malloc import trim_memory
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
 
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 3  # increase when tokens or flags change, to invalidate cached corpora
-MAX_HASHED_BYTES = 2**28  # of a source: half a second to read and hash
-NUM_SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a file of a larger source
 WORD_START, SENTENCE_START = 1, 2
 CHUNK_CHARACTERS = 1_000_000  # tokenized in one call, on all cores
 UNSPACED_LETTER, UNSPACED_MARK, SPACE = 1, 2, 3  # kinds of characters
@@ -104,8 +103,8 @@ def load_corpus(
 def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None, mirror: Path | None) -> str:
     """Return the cache key of the tokenized corpus, or of the corpus text if `tokenizer` is None.
 
-    Keys of equal options are equal if and only if the contents are equal; for sources of more than `MAX_HASHED_BYTES`,
-    that means that sizes, times of change and a sample of the contents are equal.
+    Keys of equal options are equal if and only if the contents are equal; of large files
+    (`files.MAX_HASHED_BYTES`), that means that sizes, times of change and a sample of the contents are equal.
     """
     state = hashlib.blake2b(digest_size=16)
     state.update(f"{FORMAT_VERSION} {section.max_documents}".encode())
@@ -122,29 +121,8 @@ def corpus_key(section: CorpusSection, tokenizer: PreTrainedTokenizerBase | None
                 state.update(document.encode())
         elif source.dataset is not None:
             state.update(load_rows(source.dataset, source.config, source.split, mirror)._fingerprint.encode())
-        paths = source_files(source) if source.files else []
-        is_large = sum(path.stat().st_size for path in paths) > MAX_HASHED_BYTES
-        for path in paths:
-            state.update("".join(path.suffixes[-2:]).encode())  # both suffixes of notes.jsonl.gz decide how it is read
-            for part in _sample_content(path) if is_large else _read_content(path):
-                state.update(part)
+        hash_data_files(state, source_files(source) if source.files else [])
     return state.hexdigest()
-
-
-def _read_content(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while part := file.read(1 << 22):
-            yield part
-
-
-def _sample_content(path: Path) -> Iterator[bytes]:
-    """Yield a file's size, its time of change, and parts of it at equal distances."""
-    status = path.stat()
-    yield f"{status.st_size} {status.st_mtime_ns}".encode()
-    with path.open("rb") as file:
-        for part in range(NUM_SAMPLES):
-            file.seek(max(0, status.st_size - SAMPLE_BYTES) * part // (NUM_SAMPLES - 1))
-            yield file.read(SAMPLE_BYTES)
 
 
 def _read_corpus(folder: Path) -> Corpus:

@@ -24,6 +24,7 @@ from bertcli.data.spans import CUT_COLUMN
 from bertcli.data.splitting import HELD_OUT_SEED, assign_folds, sample_groups, stratified_sample
 from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, label_text, read_files, summarize_error
 from bertcli.errors import DataError, did_you_mean, quoted
+from bertcli.files import hash_data_files
 from bertcli.tasks.task import SPLITS, FoldTask, Task
 
 if TYPE_CHECKING:
@@ -100,6 +101,27 @@ def split_files(task: Task, split: str) -> tuple[str, ...]:
         return ()
     in_training_files = task.split_column is not None or (split == "validation" and task.holds_out_rows)
     return getattr(task.files, "train" if in_training_files else split)
+
+
+def source_fingerprint(task: Task, mirror: Path | None = None) -> str | None:
+    """Return a hash of the files with the rows of a run, which is computed without reading their rows.
+
+    It covers the files of the training and validation splits, or all files in the folder of a dataset. Other files may
+    have the same rows. None if the files are not on this machine, or for a dataset that is not in a folder or mirror.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    if task.files is not None:
+        splits = ("train", "validation", *task.splits.extra_validation)
+        paths = [*dict.fromkeys(Path(path) for split in splits for path in split_files(task, split))]
+    else:
+        folder = Path(resolve_dataset(str(task.dataset), mirror))
+        is_folder = task.dataset != "sample" and folder.is_dir()
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()] if is_folder else []
+        state.update(json.dumps([path.relative_to(folder).as_posix() for path in paths]).encode())
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    hash_data_files(state, paths)
+    return state.hexdigest()
 
 
 def hold_out_rows(task: Task, rows: Dataset) -> dict[str, Dataset]:

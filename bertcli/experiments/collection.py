@@ -13,6 +13,7 @@ from pathlib import Path
 from bertcli.console import Console, format_table
 from bertcli.errors import RunFolderError, UsageError
 from bertcli.files import write_json, write_text
+from bertcli.finetuning.finished_run import check_finished_run
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.expansion import fold_recipes
 from bertcli.recipe.load import dump_recipe
@@ -92,13 +93,17 @@ def claim_members(folder: Path, recipes: Mapping[str, Recipe], options: RunOptio
     What they replace is removed. They are checked first, so that if one would be refused, the folder stays as it was.
 
     Raises:
-        RunFolderError: if the folder holds other files, or the run of a different recipe.
+        RunFolderError: if the folder holds other files, the run of a different recipe, or one that was trained before
+            the data changed.
     """
     for name, recipe in recipes.items():
         if recipe.is_cross_validation:
             claim_members(folder / name, fold_recipes(recipe), replace(options, dry_run=True))
         else:
-            check_member(folder / name, recipe, overwrite=options.overwrite)
+            check_member(folder / name, recipe, options)
+    finished = {run: recipe for name, recipe in recipes.items() if RunFolder(run := folder / name).results.is_file()}
+    if len(finished) < len(recipes) and not options.overwrite:
+        check_rows_of_finished(finished, options)
     first = next(iter(recipes.values()))
     claim_collection(
         folder,
@@ -109,14 +114,48 @@ def claim_members(folder: Path, recipes: Mapping[str, Recipe], options: RunOptio
     )
 
 
-def check_member(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+def check_member(folder: Path, recipe: Recipe, options: RunOptions) -> None:
     """Check that `folder` can hold the run of one recipe of a collection, without writing anything.
 
     Raises:
-        RunFolderError: if it holds other files or a run with a different recipe, or cannot be written.
+        RunFolderError: if it holds other files, a run with a different recipe, or one that was trained before the data
+            changed; or cannot be written.
     """
     with suppress(UsageError):  # unreadable results of one run do not stop the others
-        claim_run(folder, dump_recipe(recipe), overwrite=overwrite)
+        claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite)
+    if not options.overwrite:
+        check_finished_run(recipe, folder, options.mirror, options.console)
+
+
+def check_rows_of_finished(recipes: Mapping[Path, Recipe], options: RunOptions) -> None:
+    """Check, before more runs on the same data are trained, that finished ones were trained on the data of today.
+
+    This reads the rows of one of them, and so also notices when a dataset without local files has changed.
+
+    Args:
+        recipes: the recipes of the finished runs, by run folder.
+
+    Raises:
+        RunFolderError: if the data have changed.
+    """
+    for run, recipe in [*recipes.items()][:1]:
+        check_finished_run(recipe, run, options.mirror, options.console, compare_rows=True)
+
+
+def check_same_rows(runs: Mapping[str, RunResults], folder: Path) -> None:
+    """Check that runs whose scores are compared were trained and scored on the same rows.
+
+    Raises:
+        RunFolderError: if the data changed between them.
+    """
+    fingerprints = {name: run.data_fingerprint for name, run in runs.items() if run.data_fingerprint is not None}
+    first = next(iter(fingerprints.values()), None)
+    if changed := [name for name, fingerprint in fingerprints.items() if fingerprint != first]:
+        raise RunFolderError(
+            f"{folder / next(iter(fingerprints))} and {folder / changed[0]} were trained or scored on different rows, "
+            "since the data have changed between them, so their scores are not compared. Choose another folder with "
+            "--run, or start over with --overwrite"
+        )
 
 
 def results_of_chosen(
@@ -133,7 +172,11 @@ def results_of_chosen(
         points: the results of the finished points or trials.
         failed: the errors of the others.
         importances: only for a search: the share of each key in the variance of the scores.
+
+    Raises:
+        RunFolderError: if the data have changed between two points.
     """
+    check_same_rows(points, folder)
     return CollectionResults(
         **points[chosen].model_dump(exclude_unset=True, exclude={"folds"})
         | {

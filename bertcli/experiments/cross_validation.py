@@ -13,7 +13,7 @@ from typing import Any
 from bertcli.console import Console, format_seconds
 from bertcli.data.sources import FILE_COLUMN, ROW_COLUMN, folds_of_rows, load_training_rows, split_files, strata
 from bertcli.data.splitting import rare_labels
-from bertcli.errors import RunFolderError, shortened
+from bertcli.errors import shortened
 from bertcli.experiments.collection import claim_members, write_collection
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.files import write_json_lines
@@ -26,6 +26,7 @@ from bertcli.metrics.weighted_scores import compute_scores
 from bertcli.recipe.expansion import fold_recipes
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
+from bertcli.runs.claim import check_same_data
 from bertcli.runs.folder import (
     OUT_OF_FOLD_PREDICTIONS,
     VALIDATION_ANSWERS,
@@ -40,7 +41,12 @@ from bertcli.tasks.task import FoldTask
 from bertcli.training.startup import join_processes
 
 MAX_LISTED_LABELS = 5
-FOLD_DEPENDENT = {"num_train_examples", "total_steps", "runs"}  # keys of a summary that belong to single folds
+FOLD_DEPENDENT = {
+    "num_train_examples",
+    "total_steps",
+    "runs",
+    "data_fingerprint",
+}  # keys of a summary that belong to single folds
 
 
 def cross_validate(recipe: Recipe, folder: Path, options: RunOptions) -> CollectionResults:
@@ -61,15 +67,15 @@ def cross_validate(recipe: Recipe, folder: Path, options: RunOptions) -> Collect
     if processes.is_main_process:
         _report_folds(next(iter(folds.values())), options.mirror, console)
         claim_members(folder, folds, options)
-        if not options.overwrite:
-            _check_first_finished(folds, folder, options.mirror)
     runs = {name: partial(finetune, fold, folder / name, options) for name, fold in folds.items()}
     finished, failed = run_each(runs, processes, console)
     if options.dry_run:
         return CollectionResults(dry_run=True, run=str(folder), failed=failed)
     raise_if_failed(failed, len(folds), "folds")
     with console.waiting("scoring the predictions of all folds"):
-        setups = {name: _set_up_fold(fold, folder / name, options.mirror) for name, fold in folds.items()}
+        setups = {
+            name: _set_up_fold(fold, folder / name, finished[name], options.mirror) for name, fold in folds.items()
+        }
         answers = [load_answers(RunFolder(folder / name).predictions / VALIDATION_ANSWERS) for name in folds]
         pooled = concatenate_answers(*answers)
     num_rows = {name: len(setup.rows["validation"]) for name, setup in setups.items()}
@@ -107,29 +113,14 @@ def _report_folds(recipe: Recipe, mirror: Path | None, console: Console) -> None
         )
 
 
-def _check_first_finished(folds: Mapping[str, Recipe], folder: Path, mirror: Path | None) -> None:
-    """Check, before other folds are trained, that a fold which is finished has the data of today.
-
-    Raises:
-        RunFolderError: if the data have changed.
-    """
-    finished = [name for name in folds if RunFolder(folder / name).results.is_file()]
-    if finished and len(finished) < len(folds):
-        _set_up_fold(folds[finished[0]], folder / finished[0], mirror)
-
-
-def _set_up_fold(recipe: Recipe, run: Path, mirror: Path | None) -> FinetuneSetup:
+def _set_up_fold(recipe: Recipe, run: Path, results: RunResults, mirror: Path | None) -> FinetuneSetup:
     """Load the rows of a finished fold again.
 
     Raises:
         RunFolderError: if they have changed: then the rows that this fold has learned may belong to another one now.
     """
-    setup, results = set_up(recipe, mirror), RunFolder(run).read_results()
-    if results is not None and results.validation_fingerprint != setup.encode("validation").fingerprint:
-        raise RunFolderError(
-            f"the training data have changed since {run} was trained, so it may have learned rows of other folds. "
-            "Restore them, choose another folder with --run, or start over with --overwrite."
-        )
+    setup = set_up(recipe, mirror)
+    check_same_data(run, results, setup.data_fingerprint)
     return setup
 
 

@@ -17,6 +17,7 @@ from accelerate import PartialState
 
 from bertcli.console import Console
 from bertcli.errors import BertcliError, Interrupted, ProcessError, TrainingError, UsageError, describe_exit
+from bertcli.finetuning.finished_run import check_finished_run
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
@@ -92,7 +93,8 @@ def run_in_parallel(recipes: Mapping[Path, Recipe], jobs: int, options: RunOptio
 
     Raises:
         BertcliError: if `overwrite` is set and a recipe has an error.
-        RunFolderError: if a folder holds other files, or cannot be written.
+        RunFolderError: if a folder holds other files, a run with a different recipe, or one that was trained before the
+            data changed; or cannot be written.
         Interrupted: if a signal arrived and was passed on; all runs are saved.
     """
     console = options.console
@@ -160,6 +162,8 @@ def _claims(recipes: Mapping[Path, Recipe], options: RunOptions) -> Iterator[Run
     for folder, recipe in recipes.items():
         with suppress(UsageError):  # unreadable results of one run do not stop the others
             yield claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite)
+        if not options.overwrite:
+            check_finished_run(recipe, folder, options.mirror, options.console)
 
 
 def start_run(

@@ -21,7 +21,12 @@ from accelerate.utils import broadcast_object_list
 
 from bertcli.console import Console, format_seconds
 from bertcli.errors import RunFolderError, TrainingError, UsageError
-from bertcli.experiments.collection import claim_collection, results_of_chosen, write_collection
+from bertcli.experiments.collection import (
+    check_rows_of_finished,
+    claim_collection,
+    results_of_chosen,
+    write_collection,
+)
 from bertcli.experiments.run_many import attempt, raise_if_failed, run_workers
 from bertcli.experiments.shared_study import (
     JOURNAL,
@@ -34,6 +39,7 @@ from bertcli.experiments.shared_study import (
     trial_name,
 )
 from bertcli.files import write_json, write_text
+from bertcli.finetuning.finished_run import check_finished_run
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.catalogue import compare_recipe_texts
@@ -59,7 +65,8 @@ def finetune_search(search: Search, folder: Path, options: RunOptions, *, jobs: 
 
     Raises:
         UsageError: if Optuna is not installed.
-        RunFolderError: if the folder holds other files, or a different search.
+        RunFolderError: if the folder holds other files, or a different search, or the data have changed since a trial
+            was trained.
         Interrupted: if a signal arrived; the trials in progress are saved.
         TrainingError: if a trial failed; the others are finished.
     """
@@ -72,6 +79,8 @@ def finetune_search(search: Search, folder: Path, options: RunOptions, *, jobs: 
         return _dry_run(search, folder, options, console)
     processes.wait_for_everyone()
     study = SharedStudy(folder, search.space, search.base.training.seed[0]) if processes.is_main_process else None
+    if study is not None:
+        _check_data(search, study, folder, options)
     console.say(f"search    {_describe_space(search)}")
     if jobs > 1 and study is not None:
         console.say(f"workers   {jobs}, with their messages in {RunFolder(folder).log}")
@@ -168,6 +177,21 @@ def _records_if_readable(folder: Path) -> list[TrialRecord]:
         return SharedStudy(folder, {}, 0).records()
     except RunFolderError:
         return []
+
+
+def _check_data(search: Search, study: SharedStudy, folder: Path, options: RunOptions) -> None:
+    """Check that the finished trials were trained on the data of today, to which those of more trials are compared.
+
+    Raises:
+        RunFolderError: if the data have changed.
+    """
+    finished = {
+        folder / trial.name: search.trial_recipe(trial.values) for trial in study.records() if trial.is_finished
+    }
+    for run, recipe in finished.items():
+        check_finished_run(recipe, run, options.mirror, options.console)
+    if len(finished) < search.settings.trials:
+        check_rows_of_finished(finished, options)
 
 
 def _dry_run(search: Search, folder: Path, options: RunOptions, console: Console) -> CollectionResults:

@@ -83,7 +83,7 @@ def claim_suite(suite: Suite, folder: Path, options: RunOptions) -> None:
         if isinstance(member, Grid):
             claim_members(run_folder(folder, name), member.points, replace(options, dry_run=True))
         else:
-            check_member(run_folder(folder, name), member, overwrite=options.overwrite)
+            check_member(run_folder(folder, name), member, options)
     first = next(iter(recipes_by_name(suite).values()))
     claim_collection(
         folder,

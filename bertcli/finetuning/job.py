@@ -37,7 +37,6 @@ from bertcli.runs.environment import describe_environment
 from bertcli.runs.folder import ReasonToStop
 from bertcli.runs.model_card import build_model_card
 from bertcli.runs.results import RunResults
-from bertcli.tasks.task import FoldTask
 from bertcli.training.devices import pad_to_multiple_of
 from bertcli.training.job import BestModel, Evaluation, Job, Logits, OnBatch
 from bertcli.training.loop import Loss
@@ -133,8 +132,7 @@ class FinetuneJob(Job):
     @property
     def data_fingerprint(self) -> str:
         """The hashes of the encoded training and validation rows, and of the added tokens."""
-        rows = f"{self.setup.encode('train').fingerprint}-{self.setup.encode('validation').fingerprint}"
-        return f"{rows}-{self.setup.added_tokens.fingerprint}" if self.setup.added_tokens else rows
+        return self.setup.data_fingerprint
 
     @property
     def tokens_per_micro_batch(self) -> float:
@@ -203,12 +201,11 @@ class FinetuneJob(Job):
         return BestModelEvaluation(self.setup, accelerator, model, kept, self._output_layer).evaluate()
 
     def describe(self) -> dict[str, Any]:
-        """Return the task, head and model."""
+        """Return the task, head, model and files with the rows."""
         task, section = self.setup.task, self.setup.recipe.model
         size = section.size if section.name is None else None
         described = {"task": task.name, "head": task.head, "model": section.name, "size": size}
-        if isinstance(task, FoldTask):
-            described["validation_fingerprint"] = self.setup.encode("validation").fingerprint
+        described["source_fingerprint"] = self.setup.source_fingerprint
         return described | self.setup.head.config_extras
 
     def card(self, results: RunResults) -> str:

@@ -17,6 +17,7 @@ from bertcli.console import Console
 from bertcli.data.batching import GlobalBatch
 from bertcli.errors import RecipeError
 from bertcli.files import write_text
+from bertcli.finetuning.finished_run import has_same_files, join_fingerprints
 from bertcli.finetuning.job import FinetuneJob
 from bertcli.finetuning.run import note_duplicates
 from bertcli.finetuning.setup import FinetuneSetup, set_up
@@ -30,7 +31,7 @@ from bertcli.recipe.load import dump_recipe, recipe_task
 from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import MultitaskSection, Suite, recipes_by_name, run_folder
-from bertcli.runs.claim import claim_run
+from bertcli.runs.claim import check_same_data, claim_run
 from bertcli.runs.folder import RunOptions, best_seed
 from bertcli.runs.model_card import build_multitask_card
 from bertcli.runs.results import RunResults
@@ -64,14 +65,18 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
     recipe = next(iter(recipes.values()))
     processes, console = join_processes(recipe.hardware, options.console)
     claim = claim_run(run, text, overwrite=options.overwrite)
-    if claim.results is not None and not options.dry_run:
-        return report_finished(run, claim.results, console, is_main_process=processes.is_main_process)
+    finished = None if options.dry_run else claim.results
+    if finished is not None and has_same_files(recipes.values(), finished, options.mirror, console):
+        return report_finished(run, finished, console, is_main_process=processes.is_main_process)
     _check_multitask(recipes.values())
     with processes.main_process_first(), console.waiting("reading rows"):  # the other processes read the cache it fills
         setups = {name: set_up(task_recipe, options.mirror, console.warn) for name, task_recipe in recipes.items()}
     with console.waiting("tokenizing"):
         sizes = {name: len(setup.encode("train")) for name, setup in setups.items()}
         epoch_sizes = [setup.examples_per_epoch for setup in setups.values()]
+    if finished is not None:
+        check_same_data(run, finished, _data_fingerprint(setups.values()))
+        return report_finished(run, finished, console, is_main_process=processes.is_main_process)
     plan = make_plan(recipe, sum(sizes.values()), processes.num_processes, sum(epoch_sizes))
     probabilities = task_probabilities(epoch_sizes, suite.multitask)
     workloads = [setup.workload(plan) for setup in setups.values()]
@@ -98,12 +103,7 @@ def finetune_multitask(suite: Suite, run: Path, options: RunOptions) -> RunResul
         return RunResults(dry_run=True, run=str(run))
     folder = open_run(processes, claim, console)
     results = train_seeds(
-        recipe.training.seed,
-        build_job,
-        lambda job: f"{text}# seed {job.seed}\n",
-        folder,
-        processes,
-        console,
+        recipe.training.seed, build_job, lambda job: f"{text}# seed {job.seed}\n", folder, processes, console
     )
     log_scores(console, results, folder, model=next(iter(multitask_models(best_seed(str(run))).values())))
     return results
@@ -219,7 +219,7 @@ class MultitaskJob(Job):
     @property
     def data_fingerprint(self) -> str:
         """The hashes of the encoded rows of all tasks."""
-        return " ".join(job.data_fingerprint for job in self.jobs.values())
+        return _data_fingerprint(job.setup for job in self.jobs.values())
 
     @property
     def tokens_per_micro_batch(self) -> float:
@@ -282,15 +282,22 @@ class MultitaskJob(Job):
         return {name: job.setup.recipe for name, job in self.jobs.items()}
 
     def describe(self) -> dict[str, Any]:
-        """Return the tasks and the model."""
+        """Return the tasks, the model and the files with the rows."""
         section = next(iter(self.jobs.values())).setup.recipe.model
         size = section.size if section.name is None else None
-        return {"task": " + ".join(self.jobs), "head": None, "model": section.name, "size": size}
+        files = join_fingerprints(job.setup.source_fingerprint for job in self.jobs.values())
+        described = {"task": " + ".join(self.jobs), "head": None, "model": section.name, "size": size}
+        return described | {"source_fingerprint": files}
 
     def card(self, results: RunResults) -> str:
         """Return the model card, for the models of all tasks."""
         recipes = {run_folder(Path(), name).name: recipe for name, recipe in self._recipes.items()}
         return build_multitask_card(results, recipes)
+
+
+def _data_fingerprint(setups: Iterable[FinetuneSetup]) -> str:
+    """Return the hashes of the encoded rows of all tasks."""
+    return " ".join(setup.data_fingerprint for setup in setups)
 
 
 def _with_task_index(batch: GlobalBatch, index: int) -> GlobalBatch:

@@ -9,12 +9,13 @@ from pathlib import Path
 from bertcli.console import Console
 from bertcli.errors import shortened
 from bertcli.finetuning.distillation import load_teacher
+from bertcli.finetuning.finished_run import has_same_files
 from bertcli.finetuning.job import FinetuneJob
 from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, evaluation_note, make_plan
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.claim import claim_run
+from bertcli.runs.claim import check_same_data, claim_run
 from bertcli.runs.folder import RunOptions, seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.tasks.task import FoldTask
@@ -32,7 +33,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
 
     With one seed `run` is the run folder; with several it holds one run folder per seed (`seed-1` …) and a
     `results.json` with mean and standard deviation. An existing run is resumed; if it is finished, its results
-    are returned.
+    are returned, unless the data have changed.
 
     Raises:
         BertcliError: if the run cannot start or fails; the message says how to fix the problem.
@@ -42,10 +43,14 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
             raise options.failed[folder]
     processes, console = join_processes(recipe.hardware, options.console)
     claim = claim_run(run, dump_recipe(recipe), overwrite=options.overwrite)
-    if claim.results is not None and not options.dry_run:
-        return report_finished(run, claim.results, console, is_main_process=processes.is_main_process)
+    finished = None if options.dry_run else claim.results
+    if finished is not None and has_same_files([recipe], finished, options.mirror, console):
+        return report_finished(run, finished, console, is_main_process=processes.is_main_process)
     with processes.main_process_first(), console.waiting("reading rows"):  # the other processes read the cache it fills
         setup = set_up(recipe, options.mirror, console.warn)
+    if finished is not None:
+        check_same_data(run, finished, setup.data_fingerprint)
+        return report_finished(run, finished, console, is_main_process=processes.is_main_process)
     if len(setup.rows["train"]) > MANY_ROWS:
         console.say(f"data      tokenizing {len(setup.rows['train'])} training rows")
     with console.waiting("tokenizing"):
@@ -77,12 +82,7 @@ def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
     run_folder = open_run(processes, claim, console)
     _warn_about_rows(console, setup, setup.rows)
     results = train_seeds(
-        recipe.training.seed,
-        build_job,
-        lambda job: dump_recipe(job.recipe),
-        run_folder,
-        processes,
-        console,
+        recipe.training.seed, build_job, lambda job: dump_recipe(job.recipe), run_folder, processes, console
     )
     log_scores(console, results, run_folder)
     return results

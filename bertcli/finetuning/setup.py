@@ -24,6 +24,7 @@ from bertcli.data.sources import (
     load_split,
     load_training_rows,
     locate_rows,
+    source_fingerprint,
     with_row_numbers,
 )
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean, quoted
@@ -94,6 +95,7 @@ class FinetuneSetup:
     references: dict[str, Any]  # gold values of the rows, by split
     source: ModelSource | None  # of the encoder; None: randomly initialized
     mirror: Path | None
+    source_fingerprint: str | None = None  # of the files with the rows
     num_skipped: int = 0  # number of rows without a label, in all splits (`data.skip_unlabelled`)
     added_tokens: AddedTokens = NO_ADDED_TOKENS  # to the vocabulary of the tokenizer (`model.add_tokens`)
     warn: Callable[[str], None] = warnings.warn  # prints the warnings of the cache of encoded rows
@@ -106,6 +108,12 @@ class FinetuneSetup:
                 self.head, self.task, self.rows[split], self.tokenizer, self.recipe.data, self.warn
             )
         return self._encoded[split]
+
+    @property
+    def data_fingerprint(self) -> str:
+        """The hashes of the encoded training and validation rows, and of the added tokens."""
+        rows = f"{self.encode('train').fingerprint}-{self.encode('validation').fingerprint}"
+        return f"{rows}-{self.added_tokens.fingerprint}" if self.added_tokens else rows
 
     @property
     def examples_per_epoch(self) -> int:
@@ -313,6 +321,9 @@ def set_up(recipe: Recipe, mirror: Path | None, warn: Callable[[str], None] = wa
     """
     task = recipe_task(recipe)
     check_recipe(recipe, task)
+    files = source_fingerprint(
+        task, mirror
+    )  # before the rows are read: if the files change, the run is of the old ones
     training_rows = load_training_rows(task, mirror)
     rows = hold_out_rows(task, training_rows) if task.holds_out_rows else {"train": training_rows}
     for split in ("validation", *task.splits.extra_validation):
@@ -344,7 +355,7 @@ def set_up(recipe: Recipe, mirror: Path | None, warn: Callable[[str], None] = wa
         if split != "train":
             check_references(task, split, gold, head.positive_label_id(task))
     return FinetuneSetup(
-        recipe, task, head, tokenizer, rows, references, source, mirror, num_skipped, added_tokens, warn
+        recipe, task, head, tokenizer, rows, references, source, mirror, files, num_skipped, added_tokens, warn
     )
 
 

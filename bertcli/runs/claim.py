@@ -104,6 +104,22 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
     return RunClaim(folder, recipe_text, can_resume=results is None, results=results)
 
 
+def check_same_data(path: Path, results: RunResults, data_fingerprint: str) -> None:
+    """Check that the finished run in the folder `path` was trained on the data of today.
+
+    Args:
+        data_fingerprint: of the data of today; versions that recorded none in the results are not compared.
+
+    Raises:
+        RunFolderError: if they have changed.
+    """
+    if results.data_fingerprint not in (None, data_fingerprint):
+        raise RunFolderError(
+            f"the training or validation data have changed since {path} was trained. Restore them, choose another "
+            "folder with --run, or start over with --overwrite"
+        )
+
+
 def _check_writable(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file, expected a folder for the run. Choose another with --run.")

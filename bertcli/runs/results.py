@@ -104,6 +104,7 @@ class RunResults(Results):
     num_trainable_parameters: int | None = None
     device: str | None = None
     precision: str | None = None
+    data_fingerprint: str | None = None  # of the training and validation data as they were encoded
     dry_run: bool = False
     runs: list[str] | None = None
     # Only for pretraining.
@@ -116,7 +117,7 @@ class RunResults(Results):
     # Only for fine-tuning.
     thresholds: dict[str, float] | None = None
     temperature: float | None = None  # that the logits were divided by
-    validation_fingerprint: str | None = None  # of the encoded rows of a fold
+    source_fingerprint: str | None = None  # of the files with the rows; None: they were not in a local folder
     pruned: bool = False  # as a trial of a search
 
     @property
@@ -191,6 +192,8 @@ SHARED_BY_SEEDS = (
     "num_train_examples",
     "num_parameters",
     "precision",
+    "data_fingerprint",
+    "source_fingerprint",
 )
 """Keys of `RunResults` with an equal value for every seed."""
 

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from bertcli.console import Console, format_seconds
 from bertcli.files import write_json
 from bertcli.reports.comparison import write_page
-from bertcli.runs.claim import claim_run
+from bertcli.runs.claim import check_same_data, claim_run
 from bertcli.runs.folder import RunFolder, seed_folders, seed_run
 from bertcli.runs.results import RunResults, SeedScore, summarize_seeds
 from bertcli.training.job import Job
@@ -31,9 +31,17 @@ def train_seeds(
 
     Args:
         recipe_text: the content of a seed's `recipe.yaml`.
+
+    Raises:
+        RunFolderError: if a seed's folder holds other files or a run with a different recipe, or the data have changed
+            since it was trained; nothing is trained then.
     """
     if len(seeds) == 1:
         return train(build_job(seeds[0]), parent, console)
+    for job in map(build_job, seeds):
+        claim = claim_run(seed_run(parent.path, job.seed), recipe_text(job))
+        if claim.results is not None:
+            check_same_data(claim.folder.path, claim.results, job.data_fingerprint)
     each = []
     for seed in seeds:
         job = build_job(seed)
@@ -51,15 +59,19 @@ def train_seeds(
 
 
 def check_resumable(seeds: Sequence[int], build_job: Callable[[int], Job], parent: Path, console: Console) -> None:
-    """Check that `train_seeds` could resume the runs in `parent` that were interrupted, if any; write nothing.
+    """Check that `train_seeds` could use the finished and interrupted runs in `parent`, if any; write nothing.
 
     Raises:
-        RunFolderError: if the data of a run have changed since its newest checkpoint.
+        RunFolderError: if the data have changed since a run finished, or since its newest checkpoint.
         DiskError: if all checkpoints of a run are corrupt.
+        UsageError: if the results of a finished run cannot be read.
     """
     for seed, path in zip(seeds, seed_folders(parent, seeds), strict=True):
         folder = RunFolder(path)
-        if folder.checkpoints.is_dir() and not folder.results.is_file():
+        results = folder.read_results()
+        if results is not None:
+            check_same_data(path, results, build_job(seed).data_fingerprint)
+        elif folder.checkpoints.is_dir():
             find_progress(build_job(seed), folder, console.warn)
 
 

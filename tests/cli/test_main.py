@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
 from bertcli.cli.options import default_run_folder
+from bertcli.data.sources import source_fingerprint
 from bertcli.models.from_pretrained import ModelSource, save_model
-from bertcli.recipe.load import dump_recipe, load_recipe
+from bertcli.recipe.load import dump_recipe, load_recipe, recipe_task
 from bertcli.runs.results import RunResults
 
 UNNEEDED = {"evaluate", "matplotlib", "onnx", "onnxruntime", "optuna", "peft", "seqeval", "sklearn", "tensorboard"}
@@ -258,7 +259,11 @@ def test_mistakes_and_finished_runs_are_reported_before_the_libraries_are_loaded
 ) -> None:
     recipe = write_recipe("task: sample/sentiment\nmodel: {size: tiny}\n")
     no_rows = write_recipe("task: {files: {train: no.csv}, text_columns: [text]}\nmodel: {size: tiny}\n", "rows.yaml")
-    for folder in ("empty", "notes", "started", "done"):
+    Path("rows.csv").write_text("text,label\nfine,good\nawful,bad\n")
+    of_files = write_recipe(
+        "task: {files: {train: rows.csv}, text_columns: [text]}\nmodel: {size: tiny}\n", "mine.yaml"
+    )
+    for folder in ("empty", "notes", "started", "done", "done-files"):
         Path(folder).mkdir()
     Path("notes", "notes.txt").write_text("not from a run")
     for folder in ("started", "done"):
@@ -266,6 +271,11 @@ def test_mistakes_and_finished_runs_are_reported_before_the_libraries_are_loaded
         Path(folder, "train.jsonl").touch()
     Path("done", "results.json").write_text(json.dumps(RunResults(run="done").to_json()))
     Path("done", "report.html").touch()
+    Path("done-files", "recipe.yaml").write_text(dump_recipe(load_recipe(str(of_files))))
+    fingerprint = source_fingerprint(recipe_task(load_recipe(str(of_files))))
+    results = RunResults(run="done-files", source_fingerprint=fingerprint, data_fingerprint="0f")
+    Path("done-files", "results.json").write_text(json.dumps(results.to_json()))
+    Path("done-files", "report.html").touch()
     code = f"""
 import sys
 from typer.testing import CliRunner
@@ -288,8 +298,9 @@ for arguments, exit_code, message in (
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == exit_code, result.stderr
     assert message in result.stderr, result.stderr
-done = CliRunner().invoke(app, ["finetune", {str(recipe)!r}, "--run", "done"])
-assert "done is already finished" in done.stderr, done.stderr
+for folder, recipe in (("done", {str(recipe)!r}), ("done-files", {str(of_files)!r})):
+    done = CliRunner().invoke(app, ["finetune", recipe, "--run", folder])
+    assert f"{{folder}} is already finished" in done.stderr, done.stderr
 heavy = {{"torch", "transformers", "datasets", "pandas"}} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -282,8 +282,8 @@ def test_corpus_cache_is_keyed_by_content_and_tokenizer(encoder: Path, monkeypat
 
 
 def test_key_of_a_large_source_depends_on_sizes_times_and_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_module, "MAX_HASHED_BYTES", 1000)
-    monkeypatch.setattr(corpus_module, "SAMPLE_BYTES", 10)
+    monkeypatch.setattr("bertcli.files.MAX_HASHED_BYTES", 1000)
+    monkeypatch.setattr("bertcli.files.SAMPLE_BYTES", 10)
     path, section = Path("large.txt"), CorpusSection.model_validate({"sources": [{"files": "large.txt"}]})
     content = b"a fine film . " * 1000
 

@@ -106,7 +106,9 @@ def test_each_training_row_is_predicted_once_and_counts_once_in_the_pooled_score
         file.write("one more film,positive\n")
     for unfinished in ("nothing", "fold-2"):
         shutil.rmtree(f"cv/{unfinished}", ignore_errors=True)
-        with pytest.raises(RunFolderError, match="the training data have changed since cv/fold-1 was trained"):
+        with pytest.raises(
+            RunFolderError, match="the training or validation data have changed since cv/fold-1 was trained"
+        ):
             cross_validate(recipe, Path("cv"), OPTIONS)
     assert not Path("cv/fold-2").exists()
     assert Path("cv/predictions/out-of-fold.jsonl").read_bytes() == before

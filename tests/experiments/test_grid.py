@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +98,34 @@ def test_grid_failed_point_does_not_stop_the_others() -> None:
     assert "| warmup_steps=0 | " in result.stdout
     assert 'href="./grid/warmup_steps%3D0/report.html"' in Path("elsewhere.html").read_text()
     assert Path("plots/loss.png").is_file()
+
+
+@pytest.mark.parametrize("options", [[], ["--jobs", "2"]])
+def test_grid_or_seeds_with_a_run_on_other_data_are_refused_as_a_whole(
+    recipe_of: Callable[..., Recipe], reviews: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    recipe_of()  # writes small.yaml
+    monkeypatch.setattr(run_many, "start_run", lambda *_: pytest.fail("a run was started"))
+    command = ["finetune", "small.yaml", "training.max_steps=1", "--run"]
+    grid, seeds = ["grid", "training.learning_rate=[1e-4, 1e-3]"], ["seeds", "training.seed=[1, 2]"]
+    for words in (grid, seeds):
+        assert CliRunner().invoke(app, [*command, *words]).exit_code == 0
+    before = Path("grid/results.json").read_bytes()
+    reviews.write_text(reviews.read_text("utf-8").replace("vile", "grand"), "utf-8")
+    for words, finished in ((grid, "grid/learning_rate=0.0001"), (seeds, "seeds")):
+        result = CliRunner().invoke(app, [*command, *words, *options])
+        assert result.exit_code == 2, result.output
+        assert f"data have changed since {finished} was trained" in " ".join(result.stderr.split())
+    shutil.rmtree("grid/learning_rate=0.0001")
+    shutil.rmtree("seeds/seed-1")
+    Path("seeds/results.json").unlink()
+    for words, finished in ((grid, "grid/learning_rate=0.001"), (seeds, "seeds/seed-2")):
+        result = CliRunner().invoke(app, [*command, *words, *options])
+        assert result.exit_code == 2, result.output
+        assert f"data have changed since {finished} was trained" in " ".join(result.stderr.split())
+        assert [str(path.parent) for path in Path(words[0]).glob("*/results.json")] == [finished]
+    assert Path("grid/results.json").read_bytes() == before
+    assert not Path("seeds/results.json").exists()
 
 
 def test_grid_does_not_replace_other_files_or_runs() -> None:

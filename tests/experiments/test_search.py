@@ -193,6 +193,45 @@ def test_worker_leaves_the_results_to_the_last_one(fake_runs: FakeRuns) -> None:
     assert finetune_search(search, Path("search"), OPTIONS).members == ["trial-0", "trial-1"]
 
 
+@pytest.mark.parametrize("trials", [2, 3])
+def test_search_is_refused_once_the_data_of_its_trials_have_changed(
+    recipe_of: Callable[..., Recipe], reviews: Path, monkeypatch: pytest.MonkeyPatch, trials: int
+) -> None:
+    recipe_of()  # writes small.yaml
+    words = ["training.max_steps=1", "search.learning_rate={log_uniform: [1e-5, 1e-2]}"]
+    search, more = (load_finetuning("small.yaml", [*words, f"search.trials={number}"]) for number in (2, trials))
+    assert isinstance(search, Search)
+    assert isinstance(more, Search)
+    results = finetune_search(search, Path("search"), OPTIONS)
+    assert finetune_search(search, Path("search"), OPTIONS) == results
+    reviews.write_text(reviews.read_text("utf-8").replace("vile", "grand"), "utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "finetune", lambda *_: pytest.fail("a trial was trained"))
+        changed = "data have changed since search/trial-0 was trained.*start over with --overwrite"
+        with pytest.raises(RunFolderError, match=changed):
+            finetune_search(more, Path("search"), OPTIONS)
+        # As for a dataset without local files, whose rows are compared before more trials are trained.
+        patch.setattr("bertcli.finetuning.finished_run.has_same_files", lambda *_: True)
+        if trials > 2:
+            with pytest.raises(RunFolderError, match=changed):
+                finetune_search(more, Path("search"), OPTIONS)
+        else:
+            assert finetune_search(more, Path("search"), OPTIONS) == results
+    assert finetune_search(search, Path("search"), replace(OPTIONS, overwrite=True)) != results
+
+
+def test_trials_on_different_rows_are_not_compared(fake_runs: FakeRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finetune(recipe: Recipe, run: Path, options: RunOptions) -> RunResults:
+        results = fake_runs.finetune(recipe, run, options).model_copy(update={"data_fingerprint": run.name})
+        Path(run, "results.json").write_text(json.dumps(results.to_json() | {"data_fingerprint": run.name}))
+        return results
+
+    monkeypatch.setattr(search_module, "finetune", finetune)
+    with pytest.raises(RunFolderError, match=r"search/trial-0 and search/trial-1 were trained or scored on different"):
+        finetune_search(load("search.trials=2"), Path("search"), OPTIONS)
+    assert not Path("search/results.json").exists()
+
+
 def test_search_with_another_recipe_is_refused_unless_overwritten(fake_runs: FakeRuns) -> None:
     finetune_search(load("search.trials=2"), Path("search"), OPTIONS)
     for overrides in (["training.warmup_ratio=0.2"], ["search.learning_rate={log_uniform: [1e-5, 1e-3]}"]):

@@ -74,6 +74,9 @@ def test_suite_failed_recipe_does_not_stop_the_others_and_is_resumed(capsys: pyt
     assert "| mine.yaml " in result.stdout
     assert Path("all/report.html").read_text() == page
     assert CliRunner().invoke(app, ["report", "all", "--plots", "plots"]).exit_code == 2
+    Path("mine.csv").write_text("text,label\n" + "good,b\nbad,a\n" * 20)
+    with pytest.raises(RunFolderError, match="data have changed since all/mine was trained"):
+        finetune_suite(load(text), Path("all"), RunOptions(console=QUIET))
 
 
 def test_suite_average_weights_tasks_equally_as_fractions(monkeypatch: pytest.MonkeyPatch) -> None:

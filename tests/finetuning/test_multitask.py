@@ -27,6 +27,7 @@ from bertcli.runs.results import SeedScore
 
 from ..conftest import QUIET
 
+OPTIONS = RunOptions(console=QUIET)
 TASKS = ["sentiment", "similarity", "entities", "choices"]
 
 
@@ -151,6 +152,25 @@ def test_multitask_unsupported_keys_are_rejected(encoder: Path, overrides: list[
 
     with pytest.raises(RecipeError, match=message):
         run()
+
+
+def test_multitask_finished_run_is_refused_once_the_rows_of_a_task_have_changed(encoder: Path, reviews: Path) -> None:
+    for name in ("one", "two"):
+        task = f"name: mine/{name}, files: {{train: {reviews}}}, text_columns: [text]"
+        Path(f"{name}.yaml").write_text(f"task: {{{task}}}\n")
+    Path("suite.yaml").write_text(
+        f"suite: [one.yaml, two.yaml]\nmultitask: {{}}\nmodel: {{name: {encoder}}}\ndata: {{max_length: 16}}\n"
+    )
+    suite = load_finetuning("suite.yaml", ["training.max_steps=2"])
+    assert isinstance(suite, Suite)
+    first = finetune_multitask(suite, Path("run"), OPTIONS)
+    assert len(str(first.source_fingerprint).split()) == len(str(first.data_fingerprint).split()) == 2
+    assert finetune_multitask(suite, Path("run"), OPTIONS) == first
+    reviews.write_text(f"{reviews.read_text('utf-8')}\n", "utf-8")  # another file, but the same rows
+    assert finetune_multitask(suite, Path("run"), OPTIONS) == first
+    reviews.write_text(reviews.read_text("utf-8").replace("vile", "grand"), "utf-8")
+    with pytest.raises(RunFolderError, match="the training or validation data have changed since run was trained"):
+        finetune_multitask(suite, Path("run"), OPTIONS)
 
 
 def test_multitask_jobs_are_rejected(encoder: Path) -> None:

@@ -19,7 +19,7 @@ RUN: dict[str, Any] = {
     "tag_scheme": "IOB2",  # of a head, unknown here
 }
 GRID = RUN | {"table": [{"run": "epochs=1", "mean": "0.5"}], "points": {"epochs=1": RUN}, "chosen": "epochs=1"}
-FOLDS = RUN | {"table": [{"fold": "fold-1"}], "folds": {"fold-1": RUN | {"validation_fingerprint": "0f"}}}
+FOLDS = RUN | {"table": [{"fold": "fold-1"}], "folds": {"fold-1": RUN | {"data_fingerprint": "0f"}}}
 SUITE = {"run": "runs/all", "table": [{"task": "a"}], "tasks": {"a": RUN, "b": GRID}, "failed": {"c": "why"}}
 
 

@@ -1,0 +1,62 @@
+"""Finished runs: whether the data are still those that a run was trained on, so that its results may be shown again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bertcli.console import Console
+from bertcli.data.sources import source_fingerprint
+from bertcli.errors import UsageError
+from bertcli.finetuning.setup import set_up
+from bertcli.recipe.load import recipe_task
+from bertcli.recipe.schema import Recipe
+from bertcli.runs.claim import check_same_data
+from bertcli.runs.folder import RunFolder, seed_folders
+from bertcli.runs.results import RunResults
+
+
+def has_same_files(recipes: Iterable[Recipe], results: RunResults, mirror: Path | None, console: Console) -> bool:
+    """Return whether the files with the rows are those that a finished run was trained on, without reading the rows.
+
+    Other files may have the same rows, which `check_same_data` decides. A dataset that is not in a folder or a mirror
+    counts as the same, as do the data of runs of versions that recorded none, and files that are missing now, of which
+    a note is printed.
+
+    Args:
+        recipes: of the run; several for a multitask run.
+    """
+    files = join_fingerprints(source_fingerprint(recipe_task(recipe), mirror) for recipe in recipes)
+    recorded = results.source_fingerprint
+    if files is None and recorded is not None:
+        console.say(f"note      the data of {results.run} are not here, so whether they have changed was not checked")
+    return files in (None, recorded) or results.data_fingerprint is None
+
+
+def join_fingerprints(fingerprints: Iterable[str | None]) -> str | None:
+    """Return the fingerprint of the files of several tasks; None if that of one is None."""
+    known = [*fingerprints]
+    return None if None in known else " ".join(filter(None, known))
+
+
+def check_finished_run(
+    recipe: Recipe, run: Path, mirror: Path | None, console: Console, *, compare_rows: bool = False
+) -> None:
+    """Check that `run`, and those of its seeds that are finished, were trained on the data of today.
+
+    Args:
+        compare_rows: compare the rows even if their files have not changed, or are not in a local folder.
+
+    Results that cannot be read are skipped.
+
+    Raises:
+        RunFolderError: if the data have changed.
+        BertcliError: if the files have changed, and their rows cannot be read.
+    """
+    for folder in dict.fromkeys((run, *seed_folders(run, recipe.training.seed))):
+        try:
+            results = RunFolder(folder).read_results()
+        except UsageError:
+            continue
+        if results is not None and (compare_rows or not has_same_files([recipe], results, mirror, console)):
+            check_same_data(folder, results, set_up(recipe, mirror).data_fingerprint)
