@@ -75,7 +75,7 @@ Fine-tuned with [bertcli](https://pypi.org/project/bertcli) from {start} on {exa
 
 {best} of {results.total_steps}. {_training_summary(results, environment)}
 
-{usage}{_thresholds_note(results.thresholds)}{_tags_note(results)}
+{usage}{_calibration_note(results.temperature)}{_thresholds_note(results.thresholds)}{_tags_note(results)}
 
 {_recipe_section(recipe)}
 """
@@ -221,6 +221,17 @@ def _adapter_usage(head: Any, base: str, *, has_new_head: bool) -> str:
     if head.has_pipeline:
         lines.append(f'pipe = pipeline("{head.pipeline_tag}", model=model, tokenizer=tokenizer)')
     return _block("python", "\n".join(lines))
+
+
+def _calibration_note(temperature: float | None) -> str:
+    """Return a note on how the model was calibrated; empty if it was not."""
+    if temperature is None:
+        return ""
+    return (
+        f"\n\nThe probabilities are calibrated: the logits are divided by {temperature:.4g}, the temperature that fits "
+        "the validation split best. It is merged into the weights, so the code above returns calibrated probabilities. "
+        "Scores of the validation split after the calibration are of the rows that the temperature was fitted to."
+    )
 
 
 def _thresholds_note(thresholds: Mapping[str, float] | None) -> str:

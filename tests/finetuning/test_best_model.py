@@ -37,6 +37,7 @@ def test_calibrated_probabilities_are_those_of_plain_transformers(recipe_of: Cal
     assert after["log_loss"] < before["log_loss"]
     assert after["accuracy"] == before["accuracy"]
     assert saved_temperature(Path("run/model")) == results.temperature
+    assert f"divided by {results.temperature:.4g}, the temperature" in Path("run/README.md").read_text("utf-8")
     tokenizer = AutoTokenizer.from_pretrained("run/model")
     model = AutoModelForSequenceClassification.from_pretrained("run/model")
     lines = predictions("run")

@@ -30,10 +30,15 @@ HOSTILE = 'x: "y" ` <script>\n---\ninjected: true\n```\n# a heading\n````\n<scri
 
 
 def card_of(
-    task: Task, metrics: dict[str, Any], model: str | None = "google-bert/bert-base-uncased", base: str | None = None
+    task: Task,
+    metrics: dict[str, Any],
+    model: str | None = "google-bert/bert-base-uncased",
+    base: str | None = None,
+    **more_results: Any,
 ) -> str:
     recipe = Recipe(task=task, model=ModelSection(name=model))
     results = SHARED | {"metrics": metrics, "model": model, "best_by": "f1", "task": task.name, "head": task.head}
+    results |= more_results
     return build_model_card(RunResults.model_validate(results), recipe, task, ENVIRONMENT, base)
 
 
@@ -87,6 +92,14 @@ def test_card_code_of_each_head_compiles() -> None:
         (names,) = re.findall(r"from transformers import (.*)", code)
         assert names == "pipeline" or all(hasattr(transformers, name) for name in names.split(", "))
         assert data_of(card).library_name == ("transformers" if base is None else "peft")
+
+
+@pytest.mark.parametrize("temperature", [None, 1.0, 1.73456])
+def test_card_says_whether_the_model_is_calibrated(temperature: float | None) -> None:
+    card = card_of(get_task("glue/sst2"), {"validation": {"accuracy": 0.5}}, temperature=temperature)
+    found = re.findall(r"logits are divided by (\S+), the temperature", card)
+    assert found == ([] if temperature is None else [f"{temperature:.4g}"])
+    data_of(card)
 
 
 def test_card_escapes_user_text() -> None:
