@@ -34,6 +34,7 @@ LIGHT = (
     "cli",
     "commands/finetune.py",
     "runs/folder.py",
+    "runs/members.py",
     "runs/claim.py",
     "inference/prediction_outputs.py",
     "__main__",

@@ -316,7 +316,7 @@ def _check_divisible(input_file: str | None, split: str | None, *, is_single: bo
 def _check_model(name: str, mirror: Path | None, format_name: str | None) -> None:
     """Check that a model exists before the libraries are imported."""
     from bertcli.models.from_pretrained import ModelSource
-    from bertcli.runs.folder import best_seed
+    from bertcli.runs.members import best_seed
 
     if format_name != "glue":  # which also predicts with each model of a suite
         ModelSource(best_seed(name), mirror)

@@ -22,7 +22,7 @@ from bertcli.models.onnx_precision import convert_onnx
 from bertcli.models.tokenizer_matching import max_input_length
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.environment import cpu_name, num_cores
-from bertcli.runs.folder import best_seed
+from bertcli.runs.members import best_seed
 from bertcli.training.devices import available_threads, cpu_computes_bf16, restore_num_threads
 
 if TYPE_CHECKING:

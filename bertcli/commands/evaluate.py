@@ -26,7 +26,7 @@ from bertcli.metrics.scores import check_metrics, check_references
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.pretraining.job import score_held_out
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.folder import check_finished, seed_runs
+from bertcli.runs.members import check_finished, seed_runs
 from bertcli.runs.results import EvalResults, Results, summarize_seeds
 from bertcli.tasks.task import Task
 

@@ -16,7 +16,7 @@ from bertcli.models.onnx_export import check_packages, export_onnx, input_names,
 from bertcli.models.onnx_precision import NUM_BITS, onnx_bytes
 from bertcli.models.tokenizer_matching import set_input_names
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.folder import best_seed
+from bertcli.runs.members import best_seed
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,8 @@ from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
 from bertcli.recipe.suite import Suite, independent_recipes_by_folder
 from bertcli.runs.claim import RunClaim, claim_run
-from bertcli.runs.folder import RunOptions, best_seed
+from bertcli.runs.folder import RunOptions
+from bertcli.runs.members import best_seed
 from bertcli.runs.results import RunResults
 from bertcli.training.startup import report_finished
 

@@ -27,7 +27,7 @@ from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
 from bertcli.recipe.load import load_recipe, to_yaml, to_yaml_value
 from bertcli.recipe.yaml_layers import RECIPE_SUFFIXES
-from bertcli.runs.folder import best_seed
+from bertcli.runs.members import best_seed
 from bertcli.tasks.task import DELIMITERS, HEADS, SPLITS, check_encoding, load_class
 
 MAX_SAMPLED_ROWS = 100_000  # read to infer the columns

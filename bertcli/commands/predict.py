@@ -56,7 +56,8 @@ from bertcli.inference.prediction_stream import RowPredictor, predict_chunks
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import HardwareSection, Recipe
-from bertcli.runs.folder import RunFolder, best_seed
+from bertcli.runs.folder import RunFolder
+from bertcli.runs.members import best_seed
 from bertcli.tasks.task import HEADS, Task, load_class
 
 if TYPE_CHECKING:

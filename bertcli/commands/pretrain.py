@@ -29,7 +29,8 @@ from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, complete_plan, evaluation_note
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.runs.claim import claim_run
-from bertcli.runs.folder import RunOptions, best_seed
+from bertcli.runs.folder import RunOptions
+from bertcli.runs.members import best_seed
 from bertcli.runs.results import RunResults
 from bertcli.training.memory import MemoryPlan, plan_memory
 from bertcli.training.resources import check_disk

@@ -11,7 +11,8 @@ from bertcli.console import Console, format_size, format_table
 from bertcli.errors import UsageError
 from bertcli.files import MANIFEST
 from bertcli.hub import check_name, upload
-from bertcli.runs.folder import RunFolder, best_seed
+from bertcli.runs.folder import RunFolder
+from bertcli.runs.members import best_seed
 from bertcli.runs.model_card import MODEL_ARGUMENT
 
 CARD = "README.md"  # the Hub's file name for a model card

@@ -26,7 +26,8 @@ from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
 from bertcli.recipe.suite import Suite, independent_recipes_by_folder, recipes_by_folder
 from bertcli.runs.claim import claim_run, remove_run
-from bertcli.runs.folder import SEARCH, RunFolder, seed_run
+from bertcli.runs.folder import SEARCH, RunFolder
+from bertcli.runs.members import seed_run
 
 DEFAULT_WORKERS = 4  # tasks in the array of a search
 

@@ -23,7 +23,8 @@ from bertcli.reports.charts import Chart, trials_chart
 from bertcli.reports.comparison import Runs, page_links, read_runs, write_run_pages
 from bertcli.reports.pages import Table, comparison_page
 from bertcli.runs.claim import check_is_run, claim_run, remove_run
-from bertcli.runs.folder import OUT_OF_FOLD_PREDICTIONS, SEARCH, SUMMARY, RunFolder, RunOptions, fold_runs
+from bertcli.runs.folder import OUT_OF_FOLD_PREDICTIONS, SEARCH, SUMMARY, RunFolder, RunOptions
+from bertcli.runs.members import fold_runs
 from bertcli.runs.results import CollectionResults, RunResults
 
 MAX_CURVES = 8  # one per color of the charts

@@ -33,9 +33,9 @@ from bertcli.runs.folder import (
     VALIDATION_PREDICTIONS,
     RunFolder,
     RunOptions,
-    command_without_folds,
 )
 from bertcli.runs.history import read_records
+from bertcli.runs.members import command_without_folds
 from bertcli.runs.results import CollectionResults, RunResults, SeedScore, summarize_seeds
 from bertcli.tasks.task import FoldTask
 from bertcli.training.startup import join_processes

@@ -14,7 +14,8 @@ from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.finetuning.run import finetune
 from bertcli.metrics.scores import best_value, selection_score
 from bertcli.recipe.expansion import Grid
-from bertcli.runs.folder import RunOptions, command_without_folds
+from bertcli.runs.folder import RunOptions
+from bertcli.runs.members import command_without_folds
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.training.startup import join_processes
 

@@ -23,7 +23,8 @@ from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.claim import RunClaim, claim_run
 from bertcli.runs.environment import num_cores
-from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions, seed_folders
+from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions
+from bertcli.runs.members import seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.training.signals import StopRequest, stop_on_signals
 

@@ -30,19 +30,18 @@ from bertcli.experiments.collection import (
 from bertcli.experiments.run_many import attempt, raise_if_failed, run_workers
 from bertcli.experiments.shared_study import (
     JOURNAL,
-    TRIAL_NAME,
     HeldTrial,
     SharedStudy,
     TrialRecord,
     check_optuna,
     propose,
-    trial_name,
 )
 from bertcli.files import write_json, write_text
 from bertcli.finetuning.finished_run import check_finished_run
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.catalogue import compare_recipe_texts
+from bertcli.recipe.member_names import TRIAL_NAME, trial_name
 from bertcli.recipe.schema import HardwareSection
 from bertcli.recipe.search import Search, SearchSection, dump_search
 from bertcli.recipe.suite import load_finetuning
@@ -126,10 +125,8 @@ def claim_search(
         _check_same(search, folder)
     else:
         claim_collection(folder, [], overwrite=overwrite, dry_run=dry_run, check=check)
-        if trials := sorted(folder.glob("trial-*")):
-            raise RunFolderError(
-                f"{folder} contains {trials[0].name} but no {SEARCH}; choose another folder with --run"
-            )
+        if trials := [path.name for path in folder.glob("*") if TRIAL_NAME.fullmatch(path.name)]:
+            raise RunFolderError(f"{folder} contains {min(trials)} but no {SEARCH}; choose another folder with --run")
     if not dry_run and not (recipe.is_file() and recipe.read_text("utf-8") == text):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(recipe, text)
@@ -163,7 +160,7 @@ def _remove(folder: Path) -> None:
         if trial.is_in_progress:
             raise RunFolderError(f"{folder / trial.name} is in use by another process; wait until it ends")
     (folder / JOURNAL).unlink(missing_ok=True)  # first: without it, trials that are left over are trained again
-    for recipe in sorted(folder.glob("trial-*/recipe.yaml")):
+    for recipe in sorted(folder.glob("*/recipe.yaml")):
         if TRIAL_NAME.fullmatch(recipe.parent.name):  # others are copies that a person made
             remove_run(recipe.parent)
     run = RunFolder(folder)

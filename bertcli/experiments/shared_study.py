@@ -7,7 +7,6 @@ it, so a search that was killed and resumed proposes what an undisturbed one doe
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 
 from bertcli.errors import RunFolderError, UsageError
 from bertcli.files import file_lock
+from bertcli.recipe.member_names import trial_name
 from bertcli.recipe.search import Distribution
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 JOURNAL = "search.journal"
 LOCK = ".search.lock"  # held while a trial is assigned
-TRIAL_NAME = re.compile(r"trial-\d+")
 NUM_RUNGS = 20  # evaluations are compared at this many shares of a run, whatever its number of steps
 MIN_TRIALS_TO_PRUNE = 5  # no trial is pruned before this many are complete …
 MIN_SCORES_TO_PRUNE = 3  # … and this many of them were evaluated at the same share of the run
@@ -98,11 +97,6 @@ class TrialRecord:
     def name(self) -> str:
         """The name of its run folder."""
         return trial_name(self.number)
-
-
-def trial_name(number: int) -> str:
-    """Return the name of the run folder of a trial."""
-    return f"trial-{number}"
 
 
 class SharedStudy:

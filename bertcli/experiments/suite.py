@@ -19,7 +19,8 @@ from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, recipes_by_folder, recipes_by_name, run_folder
-from bertcli.runs.folder import RunFolder, RunOptions, best_seed
+from bertcli.runs.folder import RunFolder, RunOptions
+from bertcli.runs.members import best_seed
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.tasks.task import Task
 from bertcli.training.startup import join_processes

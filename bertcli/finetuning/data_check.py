@@ -33,7 +33,7 @@ from bertcli.metrics.scores import check_references
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import best_seed
+from bertcli.runs.members import best_seed
 from bertcli.tasks.tags import read_tag_set, split_tags
 from bertcli.tasks.task import Task
 

@@ -28,7 +28,7 @@ from bertcli.inference.loaded_model import LoadedModel, load_for_inference
 from bertcli.models.cls_states import cls_hidden_states, record_cls_states
 from bertcli.models.freezing import encoder_layers
 from bertcli.models.from_pretrained import ModelSource
-from bertcli.runs.folder import best_seed
+from bertcli.runs.members import best_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,8 @@ from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.claim import check_same_data
-from bertcli.runs.folder import RunFolder, seed_folders
+from bertcli.runs.folder import RunFolder
+from bertcli.runs.members import seed_folders
 from bertcli.runs.results import RunResults
 
 

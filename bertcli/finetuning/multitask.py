@@ -32,7 +32,8 @@ from bertcli.recipe.plan import Plan, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import MultitaskSection, Suite, recipes_by_name, run_folder
 from bertcli.runs.claim import check_same_data, claim_run
-from bertcli.runs.folder import RunOptions, best_seed
+from bertcli.runs.folder import RunOptions
+from bertcli.runs.members import best_seed
 from bertcli.runs.model_card import build_multitask_card
 from bertcli.runs.results import RunResults
 from bertcli.training.job import BestModel, Evaluation, Job, Logits, OnBatch

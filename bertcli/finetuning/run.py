@@ -16,7 +16,8 @@ from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.plan import Plan, evaluation_note, make_plan
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.claim import check_same_data, claim_run
-from bertcli.runs.folder import RunOptions, seed_folders
+from bertcli.runs.folder import RunOptions
+from bertcli.runs.members import seed_folders
 from bertcli.runs.results import RunResults
 from bertcli.tasks.task import FoldTask
 from bertcli.training.memory import MemoryPlan, plan_memory

@@ -56,7 +56,7 @@ from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import best_seed
+from bertcli.runs.members import best_seed
 from bertcli.tasks.task import Section, Task
 
 if TYPE_CHECKING:

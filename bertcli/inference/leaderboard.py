@@ -22,7 +22,8 @@ from bertcli.inference.loaded_model import LoadedModel, load_for_inference, mult
 from bertcli.inference.prediction_outputs import NULL_ODDS_FILE, SQUAD_FILES
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.schema import HardwareSection
-from bertcli.runs.folder import RunFolder, best_seed, chosen_run
+from bertcli.runs.folder import RunFolder
+from bertcli.runs.members import best_seed, chosen_run
 from bertcli.tasks import TASKS, get_task
 from bertcli.tasks.task import Task
 

@@ -43,7 +43,7 @@ from bertcli.pretraining.objective import Objective
 from bertcli.recipe.plan import Plan, complete_plan
 from bertcli.recipe.pretrain_schema import Phase, PretrainRecipe, Source
 from bertcli.recipe.schema import parse_seconds
-from bertcli.runs.folder import best_seed
+from bertcli.runs.members import best_seed
 from bertcli.training.memory import Workload
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any
 
 from bertcli.errors import RecipeError
 from bertcli.recipe.load import apply_overrides, resolve_recipe
+from bertcli.recipe.member_names import fold_name
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search, is_grid_list, resolve_search
 from bertcli.recipe.yaml_layers import RecipeLayer
@@ -37,7 +38,7 @@ class Grid:
 
 def fold_recipes(recipe: Recipe) -> dict[str, Recipe]:
     """Return the recipe of each fold of a cross-validation, by the name of its run folder."""
-    return {f"fold-{fold}": recipe.with_fold(fold) for fold in range(1, (recipe.data.folds or 0) + 1)}
+    return {fold_name(fold): recipe.with_fold(fold) for fold in range(1, (recipe.data.folds or 0) + 1)}
 
 
 def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid | Search:

@@ -23,8 +23,9 @@ from bertcli.reports.pages import (
     run_page,
 )
 from bertcli.runs.environment import mask_text
-from bertcli.runs.folder import RunFolder, chosen_run, fold_runs, seed_runs
+from bertcli.runs.folder import RunFolder
 from bertcli.runs.history import SCORE_PREFIX
+from bertcli.runs.members import chosen_run, fold_runs, seed_runs
 
 Runs = dict[str, list[Run]]
 """The seeds of each run, by the run's name."""

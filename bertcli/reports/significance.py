@@ -12,7 +12,8 @@ from bertcli.metrics.scores import is_better_lower
 from bertcli.metrics.significance import Difference, compare_answers
 from bertcli.reports.comparison import Runs
 from bertcli.reports.pages import Run
-from bertcli.runs.folder import VALIDATION_ANSWERS, RunFolder, fold_runs
+from bertcli.runs.folder import VALIDATION_ANSWERS, RunFolder
+from bertcli.runs.members import fold_runs
 
 ALPHA = 0.05
 

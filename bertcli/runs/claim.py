@@ -15,6 +15,7 @@ from bertcli.errors import RecipeError, RunFolderError
 from bertcli.files import file_lock, files_outside_manifest, nearest_folder, write_text
 from bertcli.recipe.catalogue import compare_recipe_texts
 from bertcli.recipe.load import dump_recipe, load_single_recipe
+from bertcli.recipe.member_names import SEED_NAME
 from bertcli.recipe.schema import RESUME_MAY_CHANGE
 from bertcli.runs.folder import CHECKPOINTS, LOCK, LOG_HEADER, MODEL_LEFTOVERS, RUN_FILES, SEARCH, SUMMARY, RunFolder
 from bertcli.runs.results import RunResults
@@ -155,7 +156,7 @@ def remove_run(path: Path) -> None:
             locks.enter_context(exclusive_lock(folder))
         for folder in _runs_to_remove(path):
             _remove_run_files(folder)
-    for folder in (*filter(Path.is_dir, path.glob("seed-*")), path):
+    for folder in (*[entry for entry in path.glob("*/") if SEED_NAME.fullmatch(entry.name)], path):
         with suppress(OSError):  # the folder holds other files
             folder.rmdir()
 
@@ -221,7 +222,7 @@ def _may_precede_run(path: Path) -> bool:
 
 
 def _is_seed_run(path: Path) -> bool:
-    return path.name.startswith("seed-") and RunFolder(path).recipe.is_file()
+    return SEED_NAME.fullmatch(path.name) is not None and RunFolder(path).recipe.is_file()
 
 
 def _is_resolved(recipe: Path, expected: str) -> bool:

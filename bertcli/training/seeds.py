@@ -11,7 +11,8 @@ from bertcli.console import Console, format_seconds
 from bertcli.files import write_json
 from bertcli.reports.comparison import write_page
 from bertcli.runs.claim import check_same_data, claim_run
-from bertcli.runs.folder import RunFolder, seed_folders, seed_run
+from bertcli.runs.folder import RunFolder
+from bertcli.runs.members import seed_folders, seed_run
 from bertcli.runs.results import RunResults, SeedScore, summarize_seeds
 from bertcli.training.job import Job
 from bertcli.training.startup import open_run, report_finished

@@ -23,7 +23,8 @@ from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_finetuning
-from bertcli.runs.folder import RunFolder, RunOptions, best_seed, check_not_run_output
+from bertcli.runs.folder import RunFolder, RunOptions, check_not_run_output
+from bertcli.runs.members import best_seed
 from bertcli.runs.results import CollectionResults, SeedScore
 
 from ..conftest import QUIET

@@ -31,7 +31,8 @@ from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import load_finetuning
 from bertcli.runs.claim import claim_run
-from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions, chosen_run
+from bertcli.runs.folder import LOG_HEADER, RunFolder, RunOptions
+from bertcli.runs.members import chosen_run
 from bertcli.runs.results import RunResults
 
 from ..conftest import QUIET

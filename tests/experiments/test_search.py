@@ -30,7 +30,8 @@ from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
 from bertcli.recipe.suite import load_finetuning
-from bertcli.runs.folder import RunOptions, chosen_run
+from bertcli.runs.folder import RunOptions
+from bertcli.runs.members import chosen_run
 from bertcli.runs.results import CollectionResults, RunResults
 
 from ..conftest import QUIET

@@ -24,7 +24,8 @@ from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import load_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, load_finetuning, load_suite
-from bertcli.runs.folder import RunOptions, chosen_run
+from bertcli.runs.folder import RunOptions
+from bertcli.runs.members import chosen_run
 from bertcli.runs.results import RunResults, SeedScore
 from bertcli.tasks import TASKS
 

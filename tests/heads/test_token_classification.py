@@ -33,7 +33,8 @@ from bertcli.recipe.schema import DataSection
 from bertcli.recipe.suite import load_finetuning, load_suite
 from bertcli.reports.analysis import NO_ENTITY, entity_pairs
 from bertcli.reports.pages import read_run
-from bertcli.runs.folder import RunOptions, chosen_run
+from bertcli.runs.folder import RunOptions
+from bertcli.runs.members import chosen_run
 from bertcli.tasks.task import Task
 
 from ..conftest import QUIET

@@ -105,14 +105,15 @@ def test_overwrite_removes_only_files_of_runs(tmp_path: Path) -> None:
 
 def test_overwrite_keeps_what_a_person_added_to_a_run_or_seed() -> None:
     open_run(Path("run"))
-    for folder in ("run/seed-1", "run/seed-2", "run/another"):
+    for folder in ("run/seed-1", "run/seed-2", "run/another", "run/seed-1-copy"):
         open_run(Path(folder))
         Path(folder, "train.jsonl").touch()
     Path("run/train.jsonl").touch()
     Path("run/seed-1/notes.txt").write_text("mine")
     open_run(Path("run"), overwrite=True)
     files = {path.relative_to("run").as_posix() for path in Path("run").rglob("*") if path.is_file()}
-    assert files == {"recipe.yaml", "seed-1/notes.txt", "another/recipe.yaml", "another/train.jsonl"}
+    copies = {f"{name}/{file}" for name in ("another", "seed-1-copy") for file in ("recipe.yaml", "train.jsonl")}
+    assert files == {"recipe.yaml", "seed-1/notes.txt"} | copies
 
 
 def test_overwrite_keeps_predictions_that_a_person_wrote() -> None:

@@ -1,4 +1,4 @@
-"""What a run folder holds: its results, the point or seed that is chosen, and what is unfinished."""
+"""Folders of several runs: the point or seed that is chosen, and what is unfinished."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from bertcli.errors import UsageError
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.runs.claim import claim_run
-from bertcli.runs.folder import best_seed, chosen_run
+from bertcli.runs.members import best_seed, chosen_run, seed_runs
 
 RECIPE = dump_recipe(load_recipe("glue/rte", ["training.epochs=3", "evaluation.every_epochs=1"]))
 
@@ -84,6 +84,12 @@ def test_best_seed_has_the_highest_score_or_the_lowest_error(metric: str, best: 
         results = {"run": "run", "best_by": metric, "metrics": {"validation": {metric: float(seed)}}}
         Path(f"run/seed-{seed}/results.json").write_text(json.dumps(results))
     assert best_seed("run") == f"run/seed-{best}"
+
+
+def test_copy_of_a_seed_is_not_a_seed() -> None:
+    for name in ("run", "run/seed-1", "run/seed-10", "run/seed-2", "run/seed-2-copy", "run/seed-best"):
+        open_run(Path(name))
+    assert seed_runs("run") == ["run/seed-1", "run/seed-2", "run/seed-10"]
 
 
 def test_unfinished_seeds_or_grid_are_reported_with_what_can_be_used() -> None:
