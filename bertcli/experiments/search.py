@@ -332,13 +332,14 @@ def _results(
     chosen = max(
         (trial for trial in finished if not trial.is_pruned), key=lambda trial: finished[trial].selection_score
     )
-    metric = str(finished[chosen].best_by)
+    metric, has_several_seeds = str(finished[chosen].best_by), len(search.base.training.seed) > 1
     table = [
         {
             "run": trial.name,
             **{key: _format_value(trial.values[key]) for key in search.space},
             "metric": metric,
             "score": f"{results.best_score:.4f}",
+            **({} if has_several_seeds else {"95 % interval": results.interval_text(metric)}),  # a mean has none
             "state": "pruned" if trial.is_pruned else "complete",
             "time": format_seconds(results.train_seconds),
             "chosen": "*" if trial == chosen else "",

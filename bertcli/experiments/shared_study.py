@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "search.journal"
+STUDY_NAME = "search"  # in the journal
 LOCK = ".search.lock"  # held while a trial is assigned
 NUM_RUNGS = 20  # evaluations are compared at this many shares of a run, whatever its number of steps
 MIN_TRIALS_TO_PRUNE = 5  # no trial is pruned before this many are complete …
@@ -114,10 +115,11 @@ class SharedStudy:
         self._started_at = time.time()
         with self._assigning():
             try:
+                self._storage = _open_journal(folder / JOURNAL)
                 self._study = optuna.create_study(
-                    study_name="search",
+                    study_name=STUDY_NAME,
                     direction="maximize",
-                    storage=_open_journal(folder / JOURNAL),
+                    storage=self._storage,
                     sampler=optuna.samplers.RandomSampler(),  # not used: `propose` has its own
                     pruner=optuna.pruners.MedianPruner(MIN_TRIALS_TO_PRUNE, n_min_trials=MIN_SCORES_TO_PRUNE),
                     load_if_exists=True,
@@ -170,7 +172,7 @@ class SharedStudy:
                 held.enter_context(file_lock(self._lock(trial.number), _refuse))
             except _HeldError:
                 continue
-            return HeldTrial(self._study, trial)
+            return self._held_trial(trial)
         return None
 
     def _new(self, held: ExitStack, num_trials: int, budget_seconds: float | None) -> HeldTrial | None:
@@ -184,7 +186,14 @@ class SharedStudy:
         held.enter_context(file_lock(self._lock(len(trials)), _refuse))
         # In one line of the journal, so that no trial lacks some of its values if this process is killed.
         self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=distributions))
-        return HeldTrial(self._study, self._trials()[-1])
+        return self._held_trial(self._trials()[-1])
+
+    def _held_trial(self, trial: optuna.trial.FrozenTrial) -> HeldTrial:
+        import optuna
+
+        study_id = self._storage.get_study_id_from_name(STUDY_NAME)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+        return HeldTrial(self._study, optuna.trial.Trial(self._study, trial_id))
 
     def _is_held(self, number: int) -> bool:
         try:
@@ -216,11 +225,9 @@ class SharedStudy:
 class HeldTrial:
     """A trial that this process trains."""
 
-    def __init__(self, study: optuna.Study, trial: optuna.trial.FrozenTrial):
-        import optuna
-
+    def __init__(self, study: optuna.Study, trial: optuna.trial.Trial):
         self.number, self.values = trial.number, dict(trial.params)
-        self._study, self._trial = study, optuna.trial.Trial(study, trial._trial_id)
+        self._study, self._trial = study, trial
 
     @property
     def is_pruned(self) -> bool:

@@ -75,6 +75,8 @@ def test_search_chooses_the_best_trial_and_goes_on_when_trials_are_added() -> No
     rows = list(csv.DictReader(Path("search/summary.csv").read_text().splitlines()))
     assert [row["run"] for row in rows] == list(results.points)
     assert [row["chosen"] for row in rows].count("*") == 1
+    assert [row["95 % interval"] for row in rows] == [run.interval_text("accuracy") for run in results.points.values()]
+    assert " to " in rows[0]["95 % interval"]
     recipe = load_recipe("search/trial-1/recipe.yaml")
     assert f"{recipe.training.learning_rate:.3g}" == rows[1]["learning_rate"]
     assert str(recipe.training.global_batch_size) == rows[1]["global_batch_size"]
@@ -146,10 +148,9 @@ def test_search_never_chooses_a_pruned_trial_and_marks_it(fake_runs: FakeRuns, m
     assert "pruned" not in json.loads(Path("search/trial-0/results.json").read_text())
     seeds = load("search.trials=2", "search.learning_rate={choice: [1e-3]}", "training.seed=[1, 2]")
     fake_runs.outcomes.clear()
-    assert finetune_search(seeds, Path("seeds"), OPTIONS).members == [
-        "trial-0",
-        "trial-1",
-    ]  # whose seeds are not pruned
+    of_seeds = finetune_search(seeds, Path("seeds"), OPTIONS)
+    assert of_seeds.members == ["trial-0", "trial-1"]  # whose seeds are not pruned
+    assert "95 % interval" not in of_seeds.table[0]
 
 
 def test_failed_trials_are_reported_and_tried_again_with_their_values(fake_runs: FakeRuns) -> None:
