@@ -1,6 +1,6 @@
 """Metrics by name, also as `evaluate.Metric` classes (`evaluate.load` by name requires network access).
 
-scikit-learn, SciPy and seqeval do the arithmetic. A row of `METRICS` says what a metric applies to and needs, and
+scikit-learn and SciPy do most of the arithmetic. A row of `METRICS` says what a metric applies to and needs, and
 whether lower is better; code that compares scores uses `is_better_lower`, `selection_score` or `best_value`.
 
 Shapes: N predictions, C classes (or choices).
@@ -196,7 +196,7 @@ def _mean_reciprocal_rank(probabilities: np.ndarray, references: np.ndarray) -> 
 def _seqeval(
     predictions: list[list[str]], references: list[list[str | None]], labels: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Return entity-level precision, recall and F1 as in conlleval, and token-level accuracy.
+    """Return entity-level precision, recall and F1 as in conlleval and seqeval, and token-level accuracy.
 
     Args:
         predictions: N rows of tags.
@@ -205,16 +205,15 @@ def _seqeval(
             from the tags that occur.
 
     Raises:
-        DataError: if the tags follow no known tagging scheme, or the scheme is ambiguous.
+        DataError: as `count_entities`.
     """
-    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
-
-    accuracy = _accuracy(predictions, references)
-    predicted, gold = _iobes_rows(predictions, references, labels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an entity type without examples
-        precision, recall, f1, _ = precision_recall_fscore_support(gold, predicted, average="micro", zero_division=0)
-    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "accuracy": float(accuracy)}
+    right, predicted, gold = count_entities(predictions, references, labels).sum(0).tolist()
+    return {
+        "precision": right / max(1, predicted),
+        "recall": right / max(1, gold),
+        "f1": 2 * right / max(1, predicted + gold),
+        "accuracy": _accuracy(predictions, references),
+    }
 
 
 def count_entities(
@@ -225,23 +224,14 @@ def count_entities(
     Args: as for the metric `seqeval`.
 
     Raises:
-        DataError: as the metric.
+        DataError: if the tags follow no known tagging scheme, or the scheme is ambiguous.
     """
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    pairs = zip(*_iobes_rows(predictions, references, labels), strict=True)
-    entities = [(set(get_entities(predicted)), set(get_entities(gold))) for predicted, gold in pairs]
-    return np.array([(len(predicted & gold), len(predicted), len(gold)) for predicted, gold in entities])
-
-
-def _iobes_rows(
-    predictions: list[list[str]], references: list[list[str | None]], labels: Sequence[str] | None
-) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the rows of predicted and gold tags in the scheme IOBES, without the words that lack a gold tag."""
     tag_set = read_tag_set(tuple(labels)) if labels else infer_tag_set([*predictions, *references])
     require_readable(tag_set)
-    predicted, gold = (list(map(tag_set.to_iobes, rows)) for rows in _tagged(predictions, references))
-    return predicted, gold
+    rows = zip(*_tagged(predictions, references), strict=True)
+    entities = [tuple({*tag_set.entities(tags)} for tags in pair) for pair in rows]
+    counts = [(len(predicted & gold), len(predicted), len(gold)) for predicted, gold in entities]
+    return np.array(counts).reshape(-1, 3)
 
 
 def count_tags(predictions: list[list[str]], references: list[list[str | None]]) -> np.ndarray:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 
 from bertcli.errors import DataError
 
 POSITIONS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "L", "U": "U", "M": "I", "W": "S"}
 """Position letters, each with its equivalent in IOBES or BILOU."""
-BILOU_TO_IOBES = {"L": "E", "U": "S"}
+FIRST_POSITIONS, LAST_POSITIONS = frozenset("BSU"), frozenset("ESLU")  # of the words that start and end an entity
+OUTSIDE = ("", "")  # position and type of a word outside entities
 OUTSIDE_TAGS = ("O", "o")
 SPECIAL_TOKEN_TAGS = frozenset({"[CLS]", "[SEP]", "[PAD]", "<s>", "</s>", "<pad>"})  # labels of some models on the Hub
 NO_TYPE = "_"  # the entity type of tags that are positions alone, as in seqeval
@@ -52,21 +53,23 @@ class TagSet:
         """Return whether a word with this tag is outside all entities; false for tags that do not mark entities."""
         return self.marks_entities and tag not in self.parts
 
-    def to_iobes(self, tags: Iterable[str]) -> list[str]:
-        """Convert a row of tags to seqeval's IOBES notation: `B-`, `I-`, `E-` or `S-` and the type, or `O`."""
-        return [self._iobes_tags.get(tag, "O") for tag in tags]
-
-    @cached_property
-    def _iobes_tags(self) -> dict[str, str]:
-        return {tag: f"{BILOU_TO_IOBES.get(letter, letter)}-{kind}" for tag, (letter, kind) in self.parts.items()}
-
     def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Return (type, first word, last word) of each entity in a row of tags; none if tags do not mark entities."""
-        if not self.marks_entities:
-            return []
-        from seqeval.metrics.sequence_labeling import get_entities
+        """Return (type, first word, last word) of each entity in a row of tags; none if tags do not mark entities.
 
-        return get_entities(self.to_iobes(tags))
+        Tags that break their scheme count as in conlleval and seqeval: an entity may start with any position, and it
+        ends before a word outside entities, of another type, or with the first position of an entity.
+        """
+        found: list[tuple[str, int, int]] = []
+        position_before, kind_before = OUTSIDE
+        for index, tag in enumerate(tags):
+            position, kind = self.parts.get(tag, OUTSIDE)
+            is_first = kind != kind_before or position in FIRST_POSITIONS or position_before in LAST_POSITIONS
+            if kind and is_first:
+                found.append((kind, index, index))
+            elif kind:
+                found[-1] = kind, found[-1][1], index
+            position_before, kind_before = position, kind
+        return found
 
 
 def _notations() -> list[re.Pattern[str]]:
@@ -95,7 +98,7 @@ def split_tags(tags: Sequence[str]) -> list[tuple[str, str]]:
     tag_set = read_tag_set(tuple(tags))
     if tag_set.problem is not None:
         return [split_tag(tag) for tag in tags]
-    return [tag_set.parts.get(tag, ("", "")) for tag in tags]
+    return [tag_set.parts.get(tag, OUTSIDE) for tag in tags]
 
 
 @cache
@@ -123,7 +126,7 @@ def read_tag_set(tags: tuple[str, ...]) -> TagSet:
         return TagSet(problem=_describe_mixed(mixed, [tag for tag in others if tag not in mixed]))
     if outside is None:
         return TagSet()
-    return TagSet({tag: ("I", tag) for tag in others}, marks_entities=True)
+    return TagSet({tag: ("I", tag or NO_TYPE) for tag in others}, marks_entities=True)
 
 
 def infer_tag_set(rows: Iterable[Iterable[str | None]]) -> TagSet:

@@ -1,20 +1,24 @@
-"""Entity-level scores match conlleval for every tagging scheme."""
+"""Entity-level scores match conlleval and seqeval for every tagging scheme."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 
 from bertcli.data.sources import load_training_rows
 from bertcli.errors import DataError
 from bertcli.heads.token_classification import TokenClassification, resolve_tags
-from bertcli.metrics.scores import compute_metrics
+from bertcli.metrics.scores import compute_metrics, count_entities
+from bertcli.tasks.tags import read_tag_set
 from bertcli.tasks.task import Task
 
 
@@ -100,7 +104,7 @@ DIALECTS: dict[str, tuple[str, Callable[[str, str], str]]] = {  # positions in I
 BILOU, BMEWO = str.maketrans("ES", "LU"), str.maketrans("IS", "MW")
 
 
-def count_entities(tags: list[Tag]) -> set[tuple[str, int, int]]:
+def entities_of(tags: list[Tag]) -> set[tuple[str, int, int]]:
     """conlleval's entities of a row of tags."""
     return chunks_of([position if position == "O" else f"{position}-{kind}" for position, kind in tags])
 
@@ -135,7 +139,7 @@ def test_entity_f1_of_any_tag_sequence_is_that_of_conlleval_in_every_dialect(
         [
             (index, *entity)
             for index, row in enumerate(rows)
-            for entity in count_entities([word[side] for word in row if word[2]])
+            for entity in entities_of([word[side] for word in row if word[2]])
         ]
         for side in (0, 1)
     )
@@ -149,6 +153,52 @@ def test_entity_f1_of_any_tag_sequence_is_that_of_conlleval_in_every_dialect(
             "accuracy": sum(matches) / len(matches),
         }
     )
+
+
+def iobes(tags: list[Tag]) -> list[str]:
+    """The tags as seqeval reads them."""
+    return [position if position == "O" else f"{position}-{kind}" for position, kind in tags]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_entities_of_any_tags_are_those_that_seqeval_finds(dialect: str, data: st.DataObject) -> None:
+    positions, write = DIALECTS[dialect]
+    kinds = ["_"] if dialect == "positions alone" else ["PER", "LOC", "other-PER"]
+    tags: list[Tag] = [("O", ""), *itertools.product(positions, kinds)]
+    names = {tag: "O" if tag[0] == "O" else write(*tag) for tag in tags}
+    tag_set = read_tag_set((*names.values(), "[PAD]"))
+    rows = data.draw(st.lists(st.lists(st.tuples(st.sampled_from(tags), st.sampled_from(tags))), max_size=6))
+    sides = [[[pair[side] for pair in row] for row in rows] for side in (0, 1)]
+    for row in itertools.chain(*sides):
+        found = tag_set.entities([names[tag] for tag in row])
+        expected = [(kind.lower() if "lower-case IOBES" in dialect else kind, *span)
+                    for kind, *span in get_entities(iobes(row))]  # fmt: skip
+        assert found == expected
+        assert tag_set.entities([names[tag] if tag[0] != "O" else "[PAD]" for tag in row]) == expected
+
+    predicted, gold = ([[names[tag] for tag in row] for row in side] for side in sides)
+    counts = count_entities(predicted, gold, [*names.values()])
+    assert counts.tolist() == [
+        [len(found & expected), len(found), len(expected)]
+        for found, expected in zip(*([{*get_entities(iobes(row))} for row in side] for side in sides), strict=True)
+    ]
+    if any(rows):
+        scores = compute_metrics(["seqeval"], "token_classification", predicted, gold, labels=[*names.values()])
+        by_side = [[iobes(row) for row in side] for side in sides]
+        expected = precision_recall_fscore_support(by_side[1], by_side[0], average="micro", zero_division=0)[:3]
+        assert [scores[name] for name in ("precision", "recall", "f1")] == pytest.approx(expected, abs=1e-12)
+
+
+def test_entity_f1_does_not_import_scikit_learn() -> None:
+    """The import takes half a second, of a short command on a CPU one twentieth; seqeval imports it."""
+    code = (
+        "import sys\nfrom bertcli.metrics.scores import compute_metrics\n"
+        "compute_metrics(['seqeval'], 'token_classification', [['O', 'B-X']], [['B-X', 'B-X']])\n"
+        "assert not {'seqeval', 'sklearn'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_parts_of_speech_are_scored_by_accuracy_of_the_tagged_words() -> None:
