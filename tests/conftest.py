@@ -6,7 +6,7 @@ import csv
 import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from bertcli.console import Console
+from bertcli.metrics.answers import collect_answers
+from bertcli.metrics.scores import compute_scores
 from bertcli.recipe.schema import Recipe
 
 gc.disable()  # until the tests are collected
@@ -27,6 +29,13 @@ QUIET = Console(quiet=True)
 
 def allow_missing(weights: object) -> None:
     """Accept a newly initialized head, as training does: for `load_model(on_missing=…)`."""
+
+
+def score_predictions(
+    names: Iterable[str], kind: str, predictions: Any, references: Any, *options: Any, **named: Any
+) -> dict[str, float]:
+    """The scores of predictions of a kind, by name; the options are those of `collect_answers`."""
+    return compute_scores(collect_answers(names, kind, predictions, references, *options, **named))
 
 
 def _overwrite_start(path: Path) -> None:

@@ -22,7 +22,7 @@ from bertcli.inference.loaded_model import (
 )
 from bertcli.inference.scoring import decode, multitask_scores
 from bertcli.metrics.bootstrap import bootstrap_intervals
-from bertcli.metrics.scores import check_metrics, check_references
+from bertcli.metrics.scores import check_metrics, check_references, compute_scores
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.pretraining.job import score_held_out
 from bertcli.recipe.schema import HardwareSection
@@ -137,9 +137,8 @@ def _evaluate_model(
     num_items = math.ceil(len(encoded) / loaded.accelerator.num_processes)  # of this process
     with console.display(f"eval {split}", num_items) as display:
         chunks = loaded.predict_logits(rows, encoded, with_loss=True, on_batch=display.advance)
-        decoded = decode(chunks, loaded.head, task)
-    scores = decoded.score(references) | {"loss": decoded.loss}
-    intervals = bootstrap_intervals(decoded.to_answers(references))
+        answers, loss = decode(chunks, loaded.head, task, references)
+    scores, intervals = compute_scores(answers) | {"loss": loss}, bootstrap_intervals(answers)
     return EvalResults(
         task=task.name, run=name, num_examples=len(rows), metrics={split: {**scores}}, intervals={split: intervals}
     )

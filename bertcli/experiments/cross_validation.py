@@ -22,7 +22,7 @@ from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.heads.labels import labelled_rows
 from bertcli.metrics.answers import Answers, concatenate_answers, load_answers
 from bertcli.metrics.bootstrap import bootstrap_intervals
-from bertcli.metrics.weighted_scores import compute_scores
+from bertcli.metrics.scores import compute_scores
 from bertcli.recipe.expansion import fold_recipes
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe

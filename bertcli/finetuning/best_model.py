@@ -20,9 +20,11 @@ from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.inference.forward import Chunk, chunks_with_logits, predict_logits
 from bertcli.inference.predictions import PredictionLines
-from bertcli.inference.scoring import Decoded, decode
+from bertcli.inference.scoring import decode
+from bertcli.metrics.answers import Answers
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.calibration import fit_temperature
+from bertcli.metrics.scores import compute_scores
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.models.padding_free import optimize_forward
 from bertcli.models.temperature_scaling import WEIGHTS, divide_logits, saved_temperature
@@ -63,7 +65,7 @@ class BestModelEvaluation:
         if answers.calibrated and self._kept is None:  # a run that was stopped after its calibration
             self._logit_scale = saved_temperature(self._folder) or 1.0
         if answers.calibrated or answers.thresholds == "tuned":
-            best.intervals[name] = bootstrap_intervals(self._decode(name).to_answers(self.setup.references[name]))
+            best.intervals[name] = bootstrap_intervals(self._decode(name)[0])
         if answers.calibrated:
             best.extras["temperature"] = self._calibrate()
             name = "validation_calibrated"
@@ -72,20 +74,21 @@ class BestModelEvaluation:
             name = "validation_tuned"
         num_rows, task = len(self.setup.rows["validation"]), self.setup.task
         lines = PredictionLines(num_rows, self.setup.head, task, all_rows=isinstance(task, FoldTask))
-        decoded, gold = self._decode("validation", lines.add), self.setup.references["validation"]
+        decoded, _ = self._decode("validation", lines.add)
         best.predictions[VALIDATION_PREDICTIONS] = lines.lines
-        best.answers[VALIDATION_ANSWERS] = decoded.to_answers(gold)
-        best.intervals[name] = bootstrap_intervals(best.answers[VALIDATION_ANSWERS])
+        best.answers[VALIDATION_ANSWERS] = decoded
+        best.intervals[name] = bootstrap_intervals(decoded)
         if name != "validation":
-            best.scores[name] = decoded.score(gold)
+            best.scores[name] = compute_scores(decoded)
         for split in self.setup.task.splits.extra_validation:
-            decoded, gold = self._decode(split), self.setup.references[split]
-            best.scores[split] = decoded.score(gold) | {"loss": decoded.loss}
-            best.intervals[split] = bootstrap_intervals(decoded.to_answers(gold))
+            decoded, loss = self._decode(split)
+            best.scores[split] = compute_scores(decoded) | {"loss": loss}
+            best.intervals[split] = bootstrap_intervals(decoded)
         return best
 
-    def _decode(self, split: str, on_chunk: Callable[[Chunk], object] = lambda chunk: None) -> Decoded:
-        return decode(self._chunks(split), self.setup.head, self.setup.task, on_chunk)
+    def _decode(self, split: str, on_chunk: Callable[[Chunk], object] = lambda chunk: None) -> tuple[Answers, float]:
+        references = self.setup.references[split]
+        return decode(self._chunks(split), self.setup.head, self.setup.task, references, on_chunk)
 
     def _chunks(self, split: str) -> Iterator[Chunk]:
         setup = self.setup

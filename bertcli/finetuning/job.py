@@ -20,6 +20,7 @@ from bertcli.finetuning.loss import build_loss
 from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.inference.forward import KeptLogits, predict_logits
 from bertcli.inference.scoring import decode
+from bertcli.metrics.scores import compute_scores
 from bertcli.models.cls_states import record_cls_states
 from bertcli.models.freezing import (
     LayerFreezer,
@@ -188,8 +189,8 @@ class FinetuneJob(Job):
                 on_batch=on_batch,
             )
         )
-        decoded = decode(chunks, setup.head, setup.task)
-        scores = decoded.score(setup.references[split]) | {"loss": decoded.loss}
+        answers, loss = decode(chunks, setup.head, setup.task, setup.references[split])
+        scores = compute_scores(answers) | {"loss": loss}
         return Evaluation(scores, {} if chunks.logits is None else {encoded.fingerprint: chunks.logits})
 
     def _encoded_split(self, split: str) -> Encoded:

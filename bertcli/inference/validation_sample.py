@@ -14,7 +14,7 @@ from bertcli.errors import DataError
 from bertcli.heads.labels import labelled_rows
 from bertcli.inference.loaded_model import LoadedModel, finetuning_recipe, load_for_inference
 from bertcli.inference.scoring import decode
-from bertcli.metrics.scores import is_better_lower, selection_score
+from bertcli.metrics.scores import compute_scores, is_better_lower, selection_score
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.schema import HardwareSection
 from bertcli.tasks.task import Task
@@ -44,7 +44,8 @@ class ValidationSample:
             TrainingError: if some logits are non-finite.
         """
         chunks = replace(self.loaded, model=model).predict_logits(self.rows, self.encoded)
-        return decode(chunks, self.loaded.head, self.task).score(self.references)
+        answers, _ = decode(chunks, self.loaded.head, self.task, self.references)
+        return compute_scores(answers)
 
     def batches(self, names: list[str], batch_size: int, num_batches: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield padded batches of rows, evenly spaced over the sample; rows are repeated if there are too few."""

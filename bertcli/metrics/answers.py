@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import operator
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,21 +19,27 @@ import numpy as np
 
 from bertcli.errors import DataError
 from bertcli.files import write_bytes
-from bertcli.metrics.scores import DTYPES, count_entities, count_tags
-from bertcli.metrics.squad import squad_question_scores, squad_v2_question_scores
+from bertcli.metrics.squad import squad_answers, squad_v2_answers
+from bertcli.tasks.tags import infer_tag_set, read_tag_set, require_readable
 
 Answers = dict[str, np.ndarray]
 """What the scores of a split are computed from: arrays with an entry for each of the N rows, and scalars.
 
-The scalars are the names of the metrics, and a hash of the gold values.
+The scalars are the names of the metrics, a hash of the gold values, and the ID of the positive label.
 """
 
 GOLD_HASH, METRIC_NAMES = "gold_hash", "metrics"
-QUESTION_SCORES = {"squad": squad_question_scores, "squad_v2": squad_v2_question_scores}
+DTYPES = {  # of predictions and gold values that are arrays
+    "single_label": np.int64,
+    "multiple_choice": np.int64,
+    "multi_label": np.float32,
+    "regression": np.float64,
+}
+QUESTION_ANSWERS = {"squad": squad_answers, "squad_v2": squad_v2_answers}
 
 
 def collect_answers(
-    metric_names: Iterable[str],
+    names: Iterable[str],
     answer_kind: str,
     predictions: Any,
     references: Any,
@@ -46,32 +53,81 @@ def collect_answers(
     needs them; for tags, counts of `words` and `entities` (see `count_tags` and `count_entities`); and for questions,
     the scores of each.
 
-    Args: as `bertcli.metrics.scores.compute_metrics`.
+    Args:
+        names: of the metrics.
+        answer_kind: the kind of predictions (`Head.answer_kind`).
+        predictions: N predictions of that kind.
+        references: N gold values.
+        pos_label: ID of the positive label, for metrics of the second of two labels.
+        labels: all labels of the model, for tags; None: the labels that occur.
+        probabilities: [N, C] in the order of the label IDs, if a metric needs them.
+
+    Raises:
+        DataError: if the metric `seqeval` cannot read the tags.
     """
-    names = [*metric_names]
-    answers = {GOLD_HASH: np.array(_hash_gold(references, labels)), METRIC_NAMES: np.array(" ".join(names))}
+    names = [*names]
+    gold = np.asarray(references).tolist() if answer_kind in DTYPES else references
+    answers = {GOLD_HASH: np.array(_hash_gold(gold, labels)), METRIC_NAMES: np.array(" ".join(names))}
     if answer_kind in DTYPES:
         dtype = DTYPES[answer_kind]
         answers |= {"predicted": np.asarray(predictions, dtype), "gold": np.asarray(references, dtype)}
         if answer_kind == "single_label":
             answers["pos_label"] = np.array(pos_label)
         if probabilities is not None:
-            answers["probabilities"] = probabilities
+            answers["probabilities"] = np.asarray(probabilities, np.float64)
     elif answer_kind == "token_classification":
         answers["words"] = count_tags(predictions, references)
         if "seqeval" in names:
             answers["entities"] = count_entities(predictions, references, labels)
     else:
-        for name in QUESTION_SCORES.keys() & {*names}:
-            scores = QUESTION_SCORES[name](predictions, references)
-            answers |= {score: np.array(values) for score, values in scores.items()}
         answers["has_answer"] = np.array([bool(texts) for texts in references])
+        for name in names:
+            answers |= QUESTION_ANSWERS[name](predictions, references)
     return answers
 
 
-def _hash_gold(references: Any, labels: Sequence[str] | None) -> str:
+def count_tags(predictions: list[list[str]], references: list[list[str | None]]) -> np.ndarray:
+    """Return the numbers of right predictions and of words with a gold tag (not None) of each row. [N, 2]"""
+    rows = zip(*_tagged(predictions, references), strict=True)
+    counts = [(sum(map(operator.eq, predicted, gold)), len(gold)) for predicted, gold in rows]
+    return np.array(counts).reshape(-1, 2)
+
+
+def count_entities(
+    predictions: list[list[str]], references: list[list[str | None]], labels: Sequence[str] | None = None
+) -> np.ndarray:
+    """Return the numbers of right, predicted and gold entities of each row, from which F1 is computed. [N, 3]
+
+    Args:
+        predictions: N rows of tags.
+        references: N rows of gold tags; None for words without one, which are ignored.
+        labels: all tags, from which the tagging scheme is inferred (see `bertcli.tasks.tags`); if None, it is inferred
+            from the tags that occur.
+
+    Raises:
+        DataError: if the tags follow no known tagging scheme, or the scheme is ambiguous.
+    """
+    tag_set = read_tag_set(tuple(labels)) if labels else infer_tag_set([*predictions, *references])
+    require_readable(tag_set)
+    rows = zip(*_tagged(predictions, references), strict=True)
+    entities = [tuple({*tag_set.entities(tags)} for tags in pair) for pair in rows]
+    counts = [(len(predicted & gold), len(predicted), len(gold)) for predicted, gold in entities]
+    return np.array(counts).reshape(-1, 3)
+
+
+def _tagged(predictions: Any, references: Any) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the rows of predicted and gold tags without the words that lack a gold tag (None)."""
+    if not any(None in row for row in references):
+        return predictions, references
+    kept = [[index for index, tag in enumerate(row) if tag is not None] for row in references]
+    return tuple(  # type: ignore[return-value]
+        [[row[index] for index in indices] for row, indices in zip(rows, kept, strict=True)]
+        for rows in (predictions, references)
+    )
+
+
+def _hash_gold(gold: list[Any], labels: Sequence[str] | None) -> str:
     """Return a hash of the gold values and of the names of the labels: equal if two models answered the same rows."""
-    gold = references.tolist() if isinstance(references, np.ndarray) else references
     return hashlib.sha256(json.dumps([gold, list(labels or ())]).encode()).hexdigest()
 
 
@@ -82,6 +138,11 @@ def concatenate_answers(*parts: Answers) -> Answers:
     together = {name: np.concatenate(values) if values[0].ndim else values[0] for name, values in arrays.items()}
     hashes = "".join(str(answers[GOLD_HASH]) for answers in parts)
     return together | {GOLD_HASH: np.array(hashlib.sha256(hashes.encode()).hexdigest())}
+
+
+def metric_names(answers: Answers) -> list[str]:
+    """Return the names of the metrics that the answers were collected for."""
+    return str(answers[METRIC_NAMES]).split()
 
 
 def num_rows(answers: Answers) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bertcli.metrics.answers import Answers, num_rows
-from bertcli.metrics.weighted_scores import num_columns, weighted_scores
+from bertcli.metrics.scores import num_columns, score_functions
 
 Interval = tuple[float, float]
 """The lower and upper bound of a 95 % confidence interval."""
@@ -31,7 +31,7 @@ def bootstrap_intervals(answers: Answers, seed: int = 0) -> dict[str, Interval]:
     Args:
         seed: of the samples.
     """
-    functions = weighted_scores(answers)
+    functions = score_functions(answers)
     values: dict[str, list[np.ndarray]] = {name: [] for name in functions}
     for counts in bootstrap_samples(num_rows(answers), seed, num_columns(answers)):
         for name, score in functions.items():

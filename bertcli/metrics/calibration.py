@@ -1,4 +1,4 @@
-"""Calibration of probabilities: the expected calibration error, and the temperature that corrects it.
+"""Calibration of probabilities: the bins of the expected calibration error, and the temperature that corrects it.
 
 Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599. Shapes: N rows, C labels.
 """
@@ -15,18 +15,6 @@ NUM_BINS = 10
 def confidence_bins(confidences: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     """Return which of equally wide bins (low, high] each confidence is in, from 0. [N]"""
     return np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
-
-
-def calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
-    """Return the expected calibration error: the mean, over the rows, of |accuracy - mean confidence| of their bin.
-
-    Args:
-        probabilities: probabilities of the labels. [N, C]
-        references: ids of the gold labels. [N]
-    """
-    confidences, is_right = probabilities.max(1), probabilities.argmax(1) == references
-    excess = np.bincount(confidence_bins(confidences), weights=confidences - is_right)
-    return float(np.abs(excess).sum() / len(confidences))
 
 
 def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:

@@ -13,7 +13,8 @@ import numpy as np
 from bertcli.errors import DataError
 from bertcli.metrics.answers import GOLD_HASH, METRIC_NAMES, Answers, concatenate_answers, num_rows
 from bertcli.metrics.bootstrap import Interval, block_sizes, bootstrap_samples, percentile_interval
-from bertcli.metrics.weighted_scores import WeightedScore, is_right, num_columns, weighted_scores
+from bertcli.metrics.scores import num_columns, score_functions
+from bertcli.metrics.weighted_scores import WeightedScore, is_right
 
 NUM_SWAPS = 9999
 RIGHT_OR_WRONG = ("accuracy", "exact_match")  # scores that count right rows, if the answers are labels
@@ -64,8 +65,8 @@ def compare_answers(first: Sequence[Answers], second: Sequence[Answers], seed: i
         )
     if len({str(answers[GOLD_HASH]) for answers in (*first, *second)}) > 1:
         raise DataError("the models were scored on different rows, or with their labels in another order")
-    names = weighted_scores(second[0]).keys()
-    functions = {name: score for name, score in weighted_scores(first[0]).items() if name in names}
+    names = score_functions(second[0]).keys()
+    functions = {name: score for name, score in score_functions(first[0]).items() if name in names}
     if not functions:
         raise DataError(f"the metrics are {first[0][METRIC_NAMES]} and {second[0][METRIC_NAMES]}, none of them in both")
     samples: dict[str, list[np.ndarray]] = {name: [] for name in functions}

@@ -1,59 +1,26 @@
-"""Scores of weighted rows, for many weightings at once, as resampling needs them.
+"""Scores as functions of weighted rows, for many weightings at once.
 
-A bootstrap sample is how often each row was drawn, so 1,000 samples cost some matrix products here instead of 1,000
-calls of scikit-learn. For every weighting by whole numbers, a score is that of `bertcli.metrics.scores` on the rows,
-each repeated as often as its weight says.
+With weights of 1, they are the scores of a split. A bootstrap sample is how often each row was drawn, so 1,000 samples
+cost some matrix products instead of 1,000 calls of scikit-learn, whose scores these are: for every weighting by whole
+numbers, those of the rows, each repeated as often as its weight says.
 
 Shapes: N rows, B weightings, C labels (or choices), G groups of rows with equal values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from operator import itemgetter
+from collections.abc import Callable
 
 import numpy as np
 
-from bertcli.metrics.answers import METRIC_NAMES, Answers, num_rows
+from bertcli.metrics.answers import Answers
 from bertcli.metrics.calibration import NUM_BINS, confidence_bins
-from bertcli.metrics.scores import AVERAGES, F_BETAS, label_indicators, row_brier
 
 WeightedScore = Callable[[Answers, np.ndarray], np.ndarray]
 """(answers to N rows, weights [B, N]) → scores [B]; NaN where the score is undefined."""
-Scores = dict[str, WeightedScore]
-"""Scores of a metric, by name."""
 RowValues = Callable[[Answers], np.ndarray]
 """(answers to N rows) → a value for each row [N]."""
 MAX_ROUNDING = 1e-12  # of a mean of equal numbers, relative to it; float32 predictions differ by more
-
-
-def weighted_scores(answers: Answers) -> dict[str, WeightedScore]:
-    """Return the functions for the scores of the answers' metrics, by the name of the score.
-
-    Scores that are tuned on the rows themselves, such as `best_f1` of SQuAD 2.0, are left out, as are those of groups
-    that have no rows, such as `NoAns_f1`.
-    """
-    functions: dict[str, WeightedScore] = {}
-    for name in str(answers[METRIC_NAMES]).split():
-        functions |= WEIGHTED_SCORES[name]
-    if "has_answer" in answers:
-        for group, has_answer in ANSWERABLE.items():
-            if has_answer not in answers["has_answer"]:
-                functions = {score: function for score, function in functions.items() if not score.startswith(group)}
-    return functions
-
-
-def num_columns(answers: Answers) -> int:
-    """Return how many values of a row are scored at once: C if one of the metrics ranks all labels together, else 1."""
-    pools = {f"{name}_micro" for name in RANKING} & {*str(answers[METRIC_NAMES]).split()}
-    return answers["probabilities"].shape[1] if pools else 1
-
-
-def compute_scores(answers: Answers) -> dict[str, float]:
-    """Return the scores of the answers, by name, as far as they are functions of weighted rows."""
-    ones = np.ones((1, num_rows(answers)))
-    return {name: score(answers, ones).item() for name, score in weighted_scores(answers).items()}
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray, default: float = 0.0) -> np.ndarray:
@@ -61,7 +28,8 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray, default: float = 0.0
     return np.divide(numerator, denominator, out=np.full_like(denominator, default), where=denominator != 0)
 
 
-def _mean(row_values: RowValues, scale: float = 1.0) -> WeightedScore:
+def mean(row_values: RowValues, scale: float = 1.0) -> WeightedScore:
+    """Return the score that is the mean of a value of each row, times `scale`."""
     return lambda answers, weights: scale * (weights @ row_values(answers)) / weights.sum(1)
 
 
@@ -71,9 +39,15 @@ def is_right(answers: Answers) -> np.ndarray:
     return is_equal.all(1) if is_equal.ndim == 2 else is_equal
 
 
-def _accuracy(answers: Answers, weights: np.ndarray) -> np.ndarray:
+def label_indicators(gold: np.ndarray, num_labels: int) -> np.ndarray:
+    """Return whether each row has each label, from label IDs [N] or multi-hot labels [N, C]. [N, C]"""
+    return gold > 0 if gold.ndim == 2 else gold[:, None] == np.arange(num_labels)
+
+
+def accuracy(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    """Return the share of right rows; of tags, the share of right words among those with a gold tag."""
     if "words" not in answers:
-        return _mean(is_right)(answers, weights)
+        return mean(is_right)(answers, weights)
     right, total = (weights @ answers["words"]).T
     return _divide(right, total)
 
@@ -81,13 +55,24 @@ def _accuracy(answers: Answers, weights: np.ndarray) -> np.ndarray:
 def _label_totals(answers: Answers, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the total weights of right predictions, predictions and gold labels, by label. Each [B, C]"""
     predicted, gold = answers["predicted"], answers["gold"]
-    num_labels = 1 + int(max(predicted.max(), gold.max(), answers.get("pos_label", 0)))
-    is_predicted, is_gold = (label_indicators(values, num_labels).astype(np.float64) for values in (predicted, gold))
-    return weights @ (is_predicted * is_gold), weights @ is_predicted, weights @ is_gold
+    num_labels = 1 + int(max(predicted.max(), gold.max(), answers.get("pos_label", 0)))  # only of label IDs
+    if gold.ndim == 2:
+        is_predicted, is_gold = (
+            label_indicators(values, num_labels).astype(np.float64) for values in (predicted, gold)
+        )
+        return weights @ (is_predicted * is_gold), weights @ is_predicted, weights @ is_gold
+
+    def totals(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.stack([np.bincount(labels, row_weights, num_labels) for row_weights in weights])
+
+    right = predicted == gold
+    return totals(gold[right], weights[:, right]), totals(predicted, weights), totals(gold, weights)
 
 
-def _f_score(predicted_share: float, average: str) -> WeightedScore:
+def f_score(predicted_share: float, average: str) -> WeightedScore:
     """Return precision (`predicted_share` 1), recall (0), or the F score between them (F1: 0.5), as scikit-learn does.
+
+    Without predictions (or rows) of a label, it is 0.
 
     Args:
         average: over labels: `macro`, `micro`, `weighted` (by gold labels), or `binary` for the positive label only.
@@ -110,7 +95,7 @@ def _f_score(predicted_share: float, average: str) -> WeightedScore:
     return score
 
 
-def _matthews(answers: Answers, weights: np.ndarray) -> np.ndarray:
+def matthews(answers: Answers, weights: np.ndarray) -> np.ndarray:
     """Return the correlation coefficient of Gorodkin (2004), which is that of Matthews for two labels."""
     right, predicted, gold = _label_totals(answers, weights)
     total = weights.sum(1)
@@ -123,19 +108,33 @@ def _gold_indicators(answers: Answers) -> np.ndarray:
     return label_indicators(answers["gold"], answers["probabilities"].shape[1])
 
 
-def _row_log_loss(answers: Answers) -> np.ndarray:
+def row_log_loss(answers: Answers) -> np.ndarray:
+    """Return -ln(p) of the gold label; in multi-label tasks, the mean over each label's presence or absence. [N]"""
     values, is_gold = answers["probabilities"], _gold_indicators(answers)
     epsilon = np.finfo(values.dtype).eps  # as scikit-learn
     losses = -np.log(np.clip(np.where(is_gold, values, 1 - values), epsilon, 1 - epsilon))
     return np.asarray(losses.mean(1) if answers["gold"].ndim == 2 else losses[is_gold])
 
 
-def _reciprocal_ranks(answers: Answers) -> np.ndarray:
+def row_brier(answers: Answers) -> np.ndarray:
+    """Return the mean squared difference between the probability of a label and whether the row has it. [N]
+
+    With more than two labels of which each row has one, it is the sum over the labels, from 0 to 2 (Brier 1950).
+    """
+    values = answers["probabilities"]
+    squares = (values - _gold_indicators(answers)) ** 2
+    has_sum = answers["gold"].ndim == 1 and values.shape[1] > 2
+    return np.asarray(squares.sum(1) if has_sum else squares.mean(1))
+
+
+def reciprocal_ranks(answers: Answers) -> np.ndarray:
+    """Return 1 / rank of the gold choice; among equal probabilities, it ranks last. [N]"""
     values = answers["probabilities"]
     return np.asarray(1 / (values >= values[_gold_indicators(answers)][:, None]).sum(1))
 
 
-def _calibration_error(answers: Answers, weights: np.ndarray) -> np.ndarray:
+def calibration_error(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    """Return the expected calibration error: the mean, over the rows, of |accuracy - mean confidence| of their bin."""
     values = answers["probabilities"]
     confidences = values.max(1)
     excess = confidences - (values.argmax(1) == answers["gold"])
@@ -143,16 +142,24 @@ def _calibration_error(answers: Answers, weights: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(weights @ (excess[:, None] * in_bin)).sum(1) / weights.sum(1))
 
 
-def _errors(answers: Answers) -> np.ndarray:
-    return answers["predicted"] - answers["gold"]
+def squared_errors(answers: Answers) -> np.ndarray:
+    """Return the squared error of each number. [N]"""
+    return (answers["predicted"] - answers["gold"]) ** 2
 
 
-def _root_mean_squared_error(answers: Answers, weights: np.ndarray) -> np.ndarray:
-    return np.sqrt(_mean(lambda answers: _errors(answers) ** 2)(answers, weights))
+def absolute_errors(answers: Answers) -> np.ndarray:
+    """Return the absolute error of each number. [N]"""
+    return np.abs(answers["predicted"] - answers["gold"])
 
 
-def _r2(answers: Answers, weights: np.ndarray) -> np.ndarray:
-    residual, total = weights @ _errors(answers) ** 2, (weights * _deviations(answers["gold"], weights) ** 2).sum(1)
+def root_mean_squared_error(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    """Return the square root of the mean squared error."""
+    return np.sqrt(mean(squared_errors)(answers, weights))
+
+
+def r2(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    """Return the coefficient of determination."""
+    residual, total = weights @ squared_errors(answers), (weights * _deviations(answers["gold"], weights) ** 2).sum(1)
     # For equal gold values, scikit-learn returns 1 if all predictions are right, else 0.
     return np.where(total > 0, 1 - _divide(residual, total), (residual == 0).astype(np.float64))
 
@@ -173,11 +180,13 @@ def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> 
     return _divide(covariance, np.sqrt(variances[0] * variances[1]))
 
 
-def _pearson(answers: Answers, weights: np.ndarray) -> np.ndarray:
+def pearson(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    """Return the correlation of predictions and gold numbers; 0 if the predictions are constant, as for Matthews."""
     return _correlation(answers["predicted"], answers["gold"], weights)
 
 
-def _spearman(answers: Answers, weights: np.ndarray) -> np.ndarray:
+def spearman(answers: Answers, weights: np.ndarray) -> np.ndarray:
+    """Return the correlation of the ranks of predictions and gold numbers; 0 if the predictions are constant."""
     return _correlation(_ranks(answers["predicted"], weights), _ranks(answers["gold"], weights), weights)
 
 
@@ -195,7 +204,7 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.asarray((totals.cumsum(1) - totals / 2)[:, groups])
 
 
-def _roc_auc(values: np.ndarray, is_gold: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def roc_auc(values: np.ndarray, is_gold: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the chance that a row with the label has a higher value than one without it; equal ones count half. [B]"""
     _, positive = _group_totals(values, weights * is_gold)
     _, negative = _group_totals(values, weights * ~is_gold)
@@ -203,7 +212,7 @@ def _roc_auc(values: np.ndarray, is_gold: np.ndarray, weights: np.ndarray) -> np
     return _divide((positive * lower).sum(1), positive.sum(1) * negative.sum(1), np.nan)
 
 
-def _average_precision(values: np.ndarray, is_gold: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def average_precision(values: np.ndarray, is_gold: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the mean precision over the rows with the label, each at the threshold of its value. [B]"""
     _, positive = _group_totals(-values, weights * is_gold)
     _, total = _group_totals(-values, weights)
@@ -211,8 +220,15 @@ def _average_precision(values: np.ndarray, is_gold: np.ndarray, weights: np.ndar
     return _divide((precision * positive).sum(1), positive.sum(1), np.nan)
 
 
-def _ranking(score_label: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray], average: str) -> WeightedScore:
-    """Return a score of how well probabilities rank rows: of the positive label, or averaged over labels."""
+def ranking(score_label: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray], average: str) -> WeightedScore:
+    """Return a score of how well the probability of a label ranks the rows that have it.
+
+    Labels without a defined score are left out of a macro average: those that no row has and, for ROC-AUC, those that
+    every row has.
+
+    Args:
+        average: `binary` for the positive label only; `macro` over labels; `micro` for all labels together.
+    """
 
     def score(answers: Answers, weights: np.ndarray) -> np.ndarray:
         values, is_gold = answers["probabilities"], _gold_indicators(answers)
@@ -226,7 +242,9 @@ def _ranking(score_label: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndar
     return score
 
 
-def _entity_score(predicted_share: float) -> WeightedScore:
+def entity_score(predicted_share: float) -> WeightedScore:
+    """Return precision, recall or an F score of entities, as `f_score`."""
+
     def score(answers: Answers, weights: np.ndarray) -> np.ndarray:
         right, predicted, gold = (weights @ answers["entities"]).T
         return _divide(right, predicted_share * predicted + (1 - predicted_share) * gold)
@@ -234,7 +252,7 @@ def _entity_score(predicted_share: float) -> WeightedScore:
     return score
 
 
-def _question_mean(name: str, has_answer: bool) -> WeightedScore:
+def question_mean(name: str, has_answer: bool) -> WeightedScore:
     """Return the mean of a score, in percent, over the questions that have an answer, or over those that have none."""
 
     def score(answers: Answers, weights: np.ndarray) -> np.ndarray:
@@ -242,49 +260,3 @@ def _question_mean(name: str, has_answer: bool) -> WeightedScore:
         return 100 * _divide(members @ answers[name], members.sum(1), np.nan)
 
     return score
-
-
-def _by_average(name: str, score: Callable[[str], WeightedScore], averages: Iterable[str]) -> dict[str, Scores]:
-    """Return the rows of a metric of the positive label, and of its averages over labels."""
-    averaged = {f"{name}_{average}": {f"{name}_{average}": score(average)} for average in averages}
-    return {name: {name: score("binary")}} | averaged
-
-
-RANKING = {"roc_auc": _roc_auc, "average_precision": _average_precision}
-RANKING_AVERAGES = ("macro", "micro")
-ANSWERABLE = {"HasAns": True, "NoAns": False}
-PREDICTED_SHARES = {"precision": 1.0, "recall": 0.0, **{name: 1 / (1 + beta**2) for name, beta in F_BETAS.items()}}
-WEIGHTED_SCORES: dict[str, Scores] = {
-    "accuracy": {"accuracy": _accuracy},
-    "exact_match": {"exact_match": _accuracy},
-    "matthews": {"matthews": _matthews},
-    **{
-        metric: row
-        for name, share in PREDICTED_SHARES.items()
-        for metric, row in _by_average(name, partial(_f_score, share), AVERAGES).items()
-    },
-    **{
-        metric: row
-        for name, score_label in RANKING.items()
-        for metric, row in _by_average(name, partial(_ranking, score_label), RANKING_AVERAGES).items()
-    },
-    "log_loss": {"log_loss": _mean(_row_log_loss)},
-    "brier": {"brier": _mean(lambda answers: row_brier(answers["probabilities"], answers["gold"]))},
-    "calibration_error": {"calibration_error": _calibration_error},
-    "mrr": {"mrr": _mean(_reciprocal_ranks)},
-    "pearson": {"pearson": _pearson},
-    "spearman": {"spearman": _spearman},
-    "mse": {"mse": _mean(lambda answers: _errors(answers) ** 2)},
-    "rmse": {"rmse": _root_mean_squared_error},
-    "mae": {"mae": _mean(lambda answers: np.abs(_errors(answers)))},
-    "r2": {"r2": _r2},
-    "seqeval": {name: _entity_score(PREDICTED_SHARES[name]) for name in ("precision", "recall", "f1")}
-    | {"accuracy": _accuracy},
-    "squad": {name: _mean(itemgetter(name), 100) for name in ("exact_match", "f1")},
-    "squad_v2": {name: _mean(itemgetter(name), 100) for name in ("exact", "f1")}
-    | {
-        f"{group}_{name}": _question_mean(name, has_answer)
-        for group, has_answer in ANSWERABLE.items()
-        for name in ("exact", "f1")
-    },
-}

@@ -25,7 +25,7 @@ from bertcli.finetuning.setup import set_up
 from bertcli.heads.labels import label_config_fields
 from bertcli.heads.token_classification import TokenClassification, compute_tag_weights, resolve_tags
 from bertcli.heads.word_alignment import UNALIGNED, word_offsets
-from bertcli.metrics.scores import check_metrics, compute_metrics
+from bertcli.metrics.scores import check_metrics
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import load_recipe
@@ -37,7 +37,7 @@ from bertcli.runs.folder import RunOptions
 from bertcli.runs.members import chosen_run
 from bertcli.tasks.task import Task
 
-from ..conftest import QUIET
+from ..conftest import QUIET, score_predictions
 
 TAGS = ("O", "B-X", "I-X")
 
@@ -243,11 +243,11 @@ def test_missing_tags_are_not_labels_and_are_left_out_of_loss_and_scores(tags: l
     answers = head.with_gold(task, rows, encoded, logits)
     assert [(answer["right"], answer["loss"]) for answer in answers] == [(True, 0.0), (False, 1.0)]
     predictions = head.to_predictions(task, rows, encoded, logits)
-    assert compute_metrics(["accuracy"], "token_classification", predictions, gold) == pytest.approx(
+    assert score_predictions(["accuracy"], "token_classification", predictions, gold) == pytest.approx(
         {"accuracy": 2 / 3}
     )
     if labels[0] == "O":
-        scores = compute_metrics(["seqeval"], "token_classification", predictions, gold, labels=labels)
+        scores = score_predictions(["seqeval"], "token_classification", predictions, gold, labels=labels)
         assert scores == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "accuracy": 2 / 3})
 
 

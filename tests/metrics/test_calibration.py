@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from bertcli.metrics.calibration import calibration_error, fit_temperature
-from bertcli.metrics.scores import compute_metrics
+from bertcli.metrics.calibration import fit_temperature
+
+from ..conftest import score_predictions
 
 
 def test_calibration_error_of_rows_in_two_bins() -> None:
     probabilities = np.array([[0.85, 0.15], [0.1, 0.9], [0.45, 0.55], [0.58, 0.42]])
     gold = np.array([0, 0, 1, 0])
     expected = (abs(1 - (0.85 + 0.9)) + abs(2 - (0.55 + 0.58))) / 4  # sums of the bins
-    assert calibration_error(probabilities, gold) == pytest.approx(expected)
-    scores = compute_metrics(["calibration_error"], "single_label", gold, gold, probabilities=probabilities)
+    scores = score_predictions(["calibration_error"], "single_label", gold, gold, probabilities=probabilities)
     assert scores == {"calibration_error": pytest.approx(expected)}
 
 

@@ -17,9 +17,11 @@ from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fsc
 from bertcli.data.sources import load_training_rows
 from bertcli.errors import DataError
 from bertcli.heads.token_classification import TokenClassification, resolve_tags
-from bertcli.metrics.scores import compute_metrics, count_entities
+from bertcli.metrics.answers import count_entities
 from bertcli.tasks.tags import read_tag_set
 from bertcli.tasks.task import Task
+
+from ..conftest import score_predictions
 
 
 def chunks_of(tags: list[str]) -> set[tuple[str, int, int]]:
@@ -64,7 +66,7 @@ def scores_of(predictions: list[list[str]], references: list[list[str]]) -> dict
     ],
 )
 def test_seqeval_matches_conlleval_on_edge_cases(predicted: list[str], gold: list[str]) -> None:
-    scores = compute_metrics(("seqeval",), "token_classification", [predicted], [gold])
+    scores = score_predictions(("seqeval",), "token_classification", [predicted], [gold])
     assert scores == pytest.approx(scores_of([predicted], [gold]))
 
 
@@ -77,14 +79,14 @@ def test_seqeval_matches_conlleval_on_random_sequences(prefixes: str) -> None:
         return [prefix if prefix == "O" else f"{prefix}-{rng.choice(['PER', 'LOC'])}" for prefix in drawn]
 
     predictions, references = [tags() for _ in range(80)], [tags() for _ in range(80)]
-    scores = compute_metrics(("seqeval",), "token_classification", predictions, references)
+    scores = score_predictions(("seqeval",), "token_classification", predictions, references)
     assert scores == pytest.approx(scores_of(predictions, references))
 
 
 def test_seqeval_reads_bilou_as_iobes() -> None:
     gold = [["U-A", "U-A", "O", "B-B", "I-B", "L-B", "B-A", "L-A"]]
     predicted = [["U-A", "U-A", "O", "B-B", "I-B", "L-B", "B-A", "L-B"]]
-    scores = compute_metrics(["seqeval"], "token_classification", predicted, gold)
+    scores = score_predictions(["seqeval"], "token_classification", predicted, gold)
     assert (scores["precision"], scores["recall"]) == (pytest.approx(3 / 5), pytest.approx(3 / 4))
 
 
@@ -133,7 +135,7 @@ def test_entity_f1_of_any_tag_sequence_is_that_of_conlleval_in_every_dialect(
     head = TokenClassification(resolve_tags(task, split))
     references = head.references(task, split)
     predictions = [[names[predicted] for _, predicted, _ in row] for row in rows]
-    scores = compute_metrics(("seqeval",), "token_classification", predictions, references, labels=head.labels)
+    scores = score_predictions(("seqeval",), "token_classification", predictions, references, labels=head.labels)
 
     gold, predicted = (
         [
@@ -185,7 +187,7 @@ def test_entities_of_any_tags_are_those_that_seqeval_finds(dialect: str, data: s
         for found, expected in zip(*([{*get_entities(iobes(row))} for row in side] for side in sides), strict=True)
     ]
     if any(rows):
-        scores = compute_metrics(["seqeval"], "token_classification", predicted, gold, labels=[*names.values()])
+        scores = score_predictions(["seqeval"], "token_classification", predicted, gold, labels=[*names.values()])
         by_side = [[iobes(row) for row in side] for side in sides]
         expected = precision_recall_fscore_support(by_side[1], by_side[0], average="micro", zero_division=0)[:3]
         assert [scores[name] for name in ("precision", "recall", "f1")] == pytest.approx(expected, abs=1e-12)
@@ -194,8 +196,10 @@ def test_entities_of_any_tags_are_those_that_seqeval_finds(dialect: str, data: s
 def test_entity_f1_does_not_import_scikit_learn() -> None:
     """The import takes half a second, of a short command on a CPU one twentieth; seqeval imports it."""
     code = (
-        "import sys\nfrom bertcli.metrics.scores import compute_metrics\n"
-        "compute_metrics(['seqeval'], 'token_classification', [['O', 'B-X']], [['B-X', 'B-X']])\n"
+        "import sys\nfrom bertcli.metrics.answers import collect_answers\n"
+        "from bertcli.metrics.scores import compute_scores\n"
+        "rows = [['O', 'B-X']], [['B-X', 'B-X']]\n"
+        "compute_scores(collect_answers(['seqeval'], 'token_classification', *rows))\n"
         "assert not {'seqeval', 'sklearn'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -203,6 +207,8 @@ def test_entity_f1_does_not_import_scikit_learn() -> None:
 
 def test_parts_of_speech_are_scored_by_accuracy_of_the_tagged_words() -> None:
     gold, predicted = [["NOUN", None, "VERB"], ["X"]], [["NOUN", "X", "NOUN"], ["X"]]
-    assert compute_metrics(("accuracy",), "token_classification", predicted, gold) == {"accuracy": pytest.approx(2 / 3)}
+    assert score_predictions(("accuracy",), "token_classification", predicted, gold) == {
+        "accuracy": pytest.approx(2 / 3)
+    }
     with pytest.raises(DataError, match=r"do not mark entities.*set task.metrics to \[accuracy\]"):
-        compute_metrics(("seqeval",), "token_classification", predicted, gold)
+        score_predictions(("seqeval",), "token_classification", predicted, gold)

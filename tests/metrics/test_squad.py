@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bertcli.metrics.squad import score_squad, score_squad_v2
+from ..conftest import score_predictions
 
 CASES = [  # predicted answer, gold answers
     ("the Beatles", ["Beatles", "The Beatles!"]),
@@ -66,18 +66,24 @@ def prediction(text: str, best_text: str | None = None, null_odds: float = 0.0) 
     return {"text": text, "best_text": text if best_text is None else best_text, "null_odds": null_odds}
 
 
+def squad_scores(name: str, predictions: list[dict[str, Any]], golds: list[list[str]]) -> dict[str, float]:
+    return score_predictions([name], "question_answering", predictions, golds)
+
+
 @pytest.mark.parametrize(("answer", "golds"), CASES)
 def test_squad_scores_match_the_official_rules(answer: str, golds: list[str]) -> None:
     exact, f1 = scores_of(answer, golds, 1)
-    assert score_squad([prediction(answer)], [golds]) == pytest.approx({"exact_match": 100 * exact, "f1": 100 * f1})
+    assert squad_scores("squad", [prediction(answer)], [golds]) == pytest.approx(
+        {"exact_match": 100 * exact, "f1": 100 * f1}
+    )
     exact, f1 = scores_of(answer, golds, 2)
-    scores = score_squad_v2([prediction(answer)], [golds])
+    scores = squad_scores("squad_v2", [prediction(answer)], [golds])
     assert (scores["exact"], scores["f1"]) == (pytest.approx(100 * exact), pytest.approx(100 * f1))
 
 
 def test_squad_f1_computed_by_hand() -> None:
     """2/3 and 2/4 shared tokens give F1 4/7."""
-    scores = score_squad([prediction("red green blue")], [["red green black white"]])
+    scores = squad_scores("squad", [prediction("red green blue")], [["red green black white"]])
     assert scores == {"exact_match": 0.0, "f1": pytest.approx(400 / 7)}
 
 
@@ -121,13 +127,13 @@ def test_squad_scores_equal_those_of_the_official_scripts_to_the_last_digit(seed
 
     golds = [[text(7) for _ in range(rng.choice([0, 1, 1, 3]))] for _ in range(997)]
     answers = [prediction(rng.choice(["", text(9)]), text(9), rng.uniform(-9, 9)) for _ in golds]
-    assert score_squad_v2(answers, golds) == script_v2(answers, golds)
+    assert squad_scores("squad_v2", answers, golds) == script_v2(answers, golds)
     golds = [texts or ["one"] for texts in golds]
-    assert score_squad(answers, golds) == script_v1(answers, golds)
+    assert squad_scores("squad", answers, golds) == script_v1(answers, golds)
 
 
 def test_squad_v2_question_whose_gold_answer_is_only_an_article_has_an_answer() -> None:
-    scores = score_squad_v2([prediction(""), prediction("a dog")], [["the"], []])
+    scores = squad_scores("squad_v2", [prediction(""), prediction("a dog")], [["the"], []])
     assert (scores["HasAns_exact"], scores["NoAns_exact"]) == (100.0, 0.0)
 
 
@@ -142,7 +148,7 @@ def test_squad_v2_thresholds_match_an_exhaustive_search() -> None:
         )
         for _ in golds
     ]
-    scores = score_squad_v2(answers, golds)
+    scores = squad_scores("squad_v2", answers, golds)
     assert scores["NoAns_exact"] == 100.0
     assert scores["HasAns_exact"] == 0.0
     for name, index in (("exact", 0), ("f1", 1)):

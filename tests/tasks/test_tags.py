@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +10,10 @@ from hypothesis import strategies as st
 
 from bertcli.errors import DataError
 from bertcli.heads.tag_decoding import allowed_transitions, detect_tag_scheme
-from bertcli.metrics.scores import METRICS, compute_metrics
 from bertcli.reports.analysis import entity_pairs, extract_entities, per_label_scores
 from bertcli.tasks.tags import infer_tag_set, read_tag_set, require_readable
+
+from ..conftest import score_predictions
 
 Entity = tuple[str, int, int]  # type, first word, last word
 TYPES = ("PER", "LOC", "ORGANIZATION", "person-other")
@@ -108,7 +108,7 @@ def test_entity_f1_is_an_independent_count_in_every_dialect(dialect: str, rows: 
             assert tag_set.entities(tag_rows[-1]) == expected
             spans += [(index, *entity) for entity in expected]
     num_correct = len({*gold} & {*predicted})
-    scores = cast("dict[str, float]", METRICS["seqeval"].compute(predicted_rows, gold_rows, labels))
+    scores = score_predictions(["seqeval"], "token_classification", predicted_rows, gold_rows, labels=labels)
     assert scores["precision"] == pytest.approx(num_correct / len(predicted) if predicted else 0.0)
     assert scores["recall"] == pytest.approx(num_correct / len(gold) if gold else 0.0)
     total = len(gold) + len(predicted)
@@ -122,7 +122,7 @@ def test_entity_f1_is_an_independent_count_in_every_dialect(dialect: str, rows: 
 
 def test_plain_tag_that_begins_with_o_is_an_entity() -> None:
     def f1(predicted: list[str], gold: list[str]) -> float:
-        return compute_metrics(["seqeval"], "token_classification", [predicted], [gold])["f1"]
+        return score_predictions(["seqeval"], "token_classification", [predicted], [gold])["f1"]
 
     assert f1(["O", "O", "PERSON"], ["ORGANIZATION", "O", "PERSON"]) == pytest.approx(2 / 3)
     assert f1(["location-other", "O"], ["person-other", "O"]) == 0
@@ -175,7 +175,7 @@ def test_any_tags_are_read_or_refused(rows: list[list[str]]) -> None:
         for _, first, last in tag_set.entities(row):
             assert 0 <= first <= last < len(row)
     if tag_set.marks_entities:
-        assert cast("dict[str, float]", METRICS["seqeval"].compute(rows, rows))["accuracy"] == float(any(rows))
+        assert score_predictions(["seqeval"], "token_classification", rows, rows)["accuracy"] == float(any(rows))
 
 
 @pytest.mark.parametrize("tags", ["B-X I-X O", "b-x i-x o", "B_X I_X O", "X-B X-I O", "B I O"])
