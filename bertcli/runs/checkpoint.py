@@ -59,9 +59,10 @@ def save_checkpoint(
     *,
     keep: int = 1,
 ) -> Path:
-    """Save `folder/step-…` atomically, then delete all but the newest `keep` checkpoints.
+    """Save `folder/step-…` atomically, then delete all but this and the `keep - 1` checkpoints before it.
 
-    If saving fails, earlier checkpoints are kept.
+    If saving fails, all other checkpoints are kept. Those of later steps are deleted, too: they are corrupt, since the
+    run was resumed from an earlier one, and would displace intact ones.
 
     Args:
         optimizer: state dict of the optimizer.
@@ -84,7 +85,8 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
-    for old in list_checkpoints(folder)[:-keep]:
+    earlier = [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint <= target]
+    for old in {*list_checkpoints(folder)} - {*earlier[-keep:]}:
         shutil.rmtree(old)
     return target
 
@@ -119,6 +121,23 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     if corrupt:
         raise DiskError(f"{'; '.join(corrupt)}. To start over, remove the run or use --overwrite.")
     return None
+
+
+def selects_newer_model(checkpoint: Path, progress: Progress) -> bool:
+    """Return whether a later checkpoint than `checkpoint`, a corrupt one, may have replaced the best model.
+
+    Args:
+        progress: that of `checkpoint`.
+    """
+    for later in list_checkpoints(checkpoint.parent):
+        if later > checkpoint:
+            try:
+                best_step = read_progress(later).best_step
+            except (OSError, ValueError, TypeError, RecursionError):  # this file is corrupt
+                return True
+            if best_step != progress.best_step:
+                return True
+    return False
 
 
 @dataclass(frozen=True)

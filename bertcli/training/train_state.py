@@ -32,6 +32,7 @@ from bertcli.runs.checkpoint import (
     newest_checkpoint,
     read_progress,
     save_checkpoint,
+    selects_newer_model,
 )
 from bertcli.runs.folder import RunFolder
 from bertcli.training.fsdp import copy_full_parameters, full_optimizer_state, load_full_optimizer_state, shard
@@ -77,7 +78,12 @@ class TrainState:
         if seen_ids is not None:
             train_seen_rows_only(self.module, seen_ids)
         self._full_module: torch.nn.Module | None = None  # for saving, if the module is sharded
-        self.ensure_best_model()  # before the weights are loaded, because it may load different ones
+        # Before the weights are loaded, because it may load different ones.
+        self.ensure_best_model(
+            is_newer=checkpoint is not None
+            and accelerator.is_main_process
+            and selects_newer_model(checkpoint, self.progress)
+        )
         saved = load_checkpoint(checkpoint, self.module) if checkpoint else None
         is_sharded = hardware.shard and accelerator.num_processes > 1
         if hardware.shard and not is_sharded:
@@ -157,10 +163,15 @@ class TrainState:
             replace_folder(self._folder.unpublished_model(step), self._folder.model)
             fsync(self._folder.path)
 
-    def ensure_best_model(self) -> None:
-        """Check the saved best model; if it is damaged, restore it from the checkpoint of its step.
+    def ensure_best_model(self, *, is_newer: bool = False) -> None:
+        """Check the saved best model; if it is damaged or too new, restore it from the checkpoint of its step.
 
-        Restoring replaces the weights in memory. All processes must call it together.
+        Restoring replaces the weights in memory. Without that checkpoint, a model that is too new is kept until the
+        next evaluation, whose model is then the best so far. All processes must call it together.
+
+        Args:
+            is_newer: whether the model may be of a later step than the one that the run resumes from; only that of the
+                main process counts.
 
         Raises:
             DiskError: if the model is damaged, and there is no intact checkpoint of its step.
@@ -169,16 +180,26 @@ class TrainState:
         if step is None:
             return
         checkpoint = checkpoint_of_step(self._folder.checkpoints, step)
+        state = "damaged"
         problem, can_restore = None, False
         if self._accelerator.is_main_process:
             restore_folder(self._folder.model)
             self.publish_model()  # if the run was killed after the checkpoint of that step
             problem = self._folder.model_problem()
+            if problem is None and is_newer:
+                state, problem = "replaced", "by that of a later step, whose checkpoint is corrupt"
             can_restore = problem is not None and manifest_problem(checkpoint) is None
-        problem, can_restore = broadcast_object_list([problem, can_restore])
+        state, problem, can_restore = broadcast_object_list([state, problem, can_restore])
         if problem is None:
             return
-        message = f"the best model in {self._folder.model} (step {step}) is damaged ({problem})"
+        message = f"the best model in {self._folder.model} (step {step}) is {state} ({problem})"
+        if not can_restore and state == "replaced":
+            self.progress.best_score = self.progress.best_loss = self.progress.best_step = None
+            self.progress.evals_without_improvement = 0
+            self._console.warn(
+                f"{message}; the best model will be chosen among those of steps after {self.progress.step}"
+            )
+            return
         if not can_restore:
             raise DiskError(
                 f"{message}, and there is no intact checkpoint of that step. To start over, remove the run or use "

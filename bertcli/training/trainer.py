@@ -102,7 +102,7 @@ class Trainer:
     def fit(self) -> None:
         """Run the remaining optimizer steps; log, evaluate, save and stop between them."""
         progress, plan = self.progress, self.plan
-        if self._reason_to_stop() is not None:
+        if progress.best_step is not None and self._reason_to_stop() is not None:
             return
         self.job.on_train_start(self.accelerator, self.state.module, self.console)
         self.job.set_trainable(progress.step)

@@ -88,6 +88,20 @@ def test_corrupt_checkpoint_is_skipped(tmp_path: Path, harm: str) -> None:
         newest_checkpoint(tmp_path, warnings.append)
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(1, [3]), (2, [2, 3])])
+def test_corrupt_checkpoints_of_later_steps_do_not_displace_intact_ones(
+    tmp_path: Path, keep: int, kept: list[int]
+) -> None:
+    model, optimizer = make_model()
+    state, rng_states = optimizer.state_dict(), [get_rng_states()]
+    for number in (1, 2, 4, 6):
+        save_checkpoint(tmp_path, Progress(step=number), model, state, None, rng_states, keep=9)
+    for number in (4, 6):
+        corrupt(tmp_path / f"step-{number:08d}", "truncated")
+    save_checkpoint(tmp_path, Progress(step=3), model, state, None, rng_states, keep=keep)
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"step-{number:08d}" for number in kept]
+
+
 def corrupt(checkpoint: Path, harm: str) -> None:
     weights, manifest = checkpoint / "model.safetensors", checkpoint / "manifest.json"
     content = weights.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -50,16 +51,20 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture
 def stopped(recipe_of: Callable[..., Recipe], stop_after: Callable[..., None]) -> Callable[..., Recipe]:
-    """Stop a run after its step 4, in the folder `run`; its best model is of step `best_step`."""
+    """Stop a run after its step 4, in the folder `run`; its best model is of step `best_step`.
 
-    def stop(best_step: int, *overrides: str) -> Recipe:
+    Of several steps in `best_steps`, a later one is better.
+    """
+
+    def stop(best_step: int, *overrides: str, best_steps: tuple[int, ...] = ()) -> Recipe:
         recipe = recipe_of(EVERY_STEP, *overrides)
         with pytest.MonkeyPatch.context() as patch:
             evaluate_now = trainer.Trainer._evaluate
 
             def scored(self: trainer.Trainer, on_batch: Callable[[int], None]) -> None:
                 step = self.progress.step
-                patch.setattr(self.job, "selection_score", lambda scores: float(-abs(step - best_step)))
+                score = step if step in best_steps else -abs(step - best_step)
+                patch.setattr(self.job, "selection_score", lambda scores: float(score))
                 evaluate_now(self, on_batch)
 
             patch.setattr(trainer.Trainer, "_evaluate", scored)
@@ -186,3 +191,47 @@ def test_saved_model_is_that_of_the_best_step_after_a_kill(
     assert results.best_step == best_step
     assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
     assert not [*Path("run").glob(".model*")]
+
+
+@pytest.mark.parametrize(
+    ("best_steps", "message", "expected"),
+    [
+        (
+            (4,),
+            "is replaced (by that of a later step, whose checkpoint is corrupt); restored it from step-00000003",
+            {3},
+        ),
+        ((3,), None, {3}),
+        ((1,), None, {1}),
+        ((1, 4), "corrupt); the best model will be chosen among those of steps after 3", {4, 5, 6, 7, 8, 9, 10}),
+    ],
+)
+def test_corrupt_newest_checkpoint_and_the_best_model(
+    stopped: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    best_steps: tuple[int, ...],
+    message: str | None,
+    expected: set[int],
+) -> None:
+    """The run resumes from step 3, but `model/` may hold the model of step 4."""
+    recipe = stopped(best_steps[-1], "evaluation.keep_checkpoints=2", best_steps=best_steps)
+    os.truncate("run/checkpoints/step-00000004/optimizer.pt", 100)
+    # On a GPU, or with other `hardware` keys, a repeated step may have a lower score.
+    monkeypatch.setattr("bertcli.finetuning.job.FinetuneJob.selection_score", lambda job, scores: -100.0)
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    warnings = " ".join(capsys.readouterr().err.split())
+    assert "step-00000004 is corrupt (optimizer.pt has 100 bytes" in warnings
+    assert ("the best model" in warnings) == (message is not None)
+    assert message is None or message in warnings
+    assert results.best_step in expected
+    assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
+
+
+def test_unreadable_progress_of_the_newest_checkpoint_restores_the_best_model(
+    stopped: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = stopped(3, "evaluation.keep_checkpoints=2")
+    os.truncate("run/checkpoints/step-00000004/progress.json", 100)
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert "restored it from step-00000003" in " ".join(capsys.readouterr().err.split())
