@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from bertcli.errors import UsageError
 
 MANIFEST = "manifest.json"
 MEGABYTE = 1 << 20
-MAX_HASHED_BYTES = 2**28  # of several files: half a second to read and hash
-NUM_SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a file, if the files are larger
+MAX_HASHED_BYTES = 256 * MEGABYTE  # of several data files: half a second to read and hash
+MIN_SAMPLED_BYTES = 16 * MEGABYTE  # the hash of a sample covers smaller files entirely
+SAMPLED_SHARE = 0.01  # and at least this share of larger ones, which takes 0.1 s or less per gigabyte
+SAMPLE_BYTES = 1 << 16  # of each part of the sample; damage that spans 7 MB is certain to be noticed
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # raised on file systems that do not support locking
 
@@ -236,14 +238,14 @@ def is_device(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def write_manifest(folder: Path, first_megabytes: int | None = None) -> None:
+def write_manifest(folder: Path, *, sampled: bool = False) -> None:
     """Write `manifest.json` in `folder`, with the size and hash of each file in the folder and its subfolders.
 
     Args:
-        first_megabytes: hash only this many megabytes at the start of each file; None: hash the whole file.
+        sampled: hash only a sample of each large file, in parts that are spread evenly over the file.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = {name: _fingerprint(path, first_megabytes) for name, path in files.items() if name != MANIFEST}
+    manifest = {name: _fingerprint(path, sampled=sampled) for name, path in files.items() if name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
 
 
@@ -260,11 +262,11 @@ def manifest_update(folder: Path, name: str) -> Iterator[None]:
     manifest = json.loads(path.read_text("utf-8"))
     write_json(path, {key: value for key, value in manifest.items() if key != name})
     yield
-    write_json(path, manifest | {name: _fingerprint(folder / name, None)})
+    write_json(path, manifest | {name: _fingerprint(folder / name)})
 
 
-def manifest_problem(folder: Path, first_megabytes: int | None = None) -> str | None:
-    """Return the first mismatch between `folder` and its manifest (of the same `first_megabytes`), or None."""
+def manifest_problem(folder: Path, *, sampled: bool = False) -> str | None:
+    """Return the first mismatch between `folder` and its manifest (written with the same `sampled`), or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if not manifest:
@@ -273,7 +275,7 @@ def manifest_problem(folder: Path, first_megabytes: int | None = None) -> str | 
             size = (folder / name).stat().st_size
             if size != expected["bytes"]:
                 return f"{name} has {size} bytes, expected {expected['bytes']}"
-            if _fingerprint(folder / name, first_megabytes) != expected:
+            if _fingerprint(folder / name, sampled=sampled) != expected:
                 return f"the hash of {name} does not match"
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
@@ -294,7 +296,7 @@ def files_outside_manifest(folder: Path) -> list[Path]:
 
 def hash_files(files: Mapping[str, Path]) -> str:
     """Return a hash of the names and contents of files."""
-    fingerprints = {name: _fingerprint(files[name], None) for name in sorted(files)}
+    fingerprints = {name: _fingerprint(files[name]) for name in sorted(files)}
     return hashlib.blake2b(json.dumps(fingerprints).encode(), digest_size=16).hexdigest()
 
 
@@ -307,29 +309,29 @@ def hash_data_files(state: hashlib.blake2b, paths: Sequence[Path]) -> None:
     is_large = sum(path.stat().st_size for path in paths) > MAX_HASHED_BYTES
     for path in paths:
         state.update("".join(path.suffixes[-2:]).encode())  # both suffixes of notes.jsonl.gz decide how it is read
-        for part in _sample_content(path) if is_large else _read_content(path):
+        if is_large:
+            status = path.stat()
+            state.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        for part in _read_parts(path, sampled=is_large):
             state.update(part)
 
 
-def _read_content(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while part := file.read(4 * MEGABYTE):
-            yield part
-
-
-def _sample_content(path: Path) -> Iterator[bytes]:
-    """Yield a file's size, its time of change, and parts of it at equal distances."""
-    status = path.stat()
-    yield f"{status.st_size} {status.st_mtime_ns}".encode()
-    with path.open("rb") as file:
-        for part in range(NUM_SAMPLES):
-            file.seek(max(0, status.st_size - SAMPLE_BYTES) * part // (NUM_SAMPLES - 1))
-            yield file.read(SAMPLE_BYTES)
-
-
-def _fingerprint(path: Path, first_megabytes: int | None) -> dict[str, Any]:
+def _fingerprint(path: Path, *, sampled: bool = False) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        for chunk in islice(iter(lambda: file.read(MEGABYTE), b""), first_megabytes):
-            digest.update(chunk)
+    for part in _read_parts(path, sampled=sampled):
+        digest.update(part)
     return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def _read_parts(path: Path, *, sampled: bool) -> Iterator[bytes]:
+    """Yield the contents of a file or, if it is large and `sampled`, parts of it at equal distances."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if not sampled or size <= MIN_SAMPLED_BYTES:
+            while part := file.read(MEGABYTE):
+                yield part
+            return
+        num_parts = math.ceil(max(MIN_SAMPLED_BYTES, SAMPLED_SHARE * size) / SAMPLE_BYTES)
+        for index in range(num_parts):
+            file.seek((size - SAMPLE_BYTES) * index // (num_parts - 1))
+            yield file.read(SAMPLE_BYTES)

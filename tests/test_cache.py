@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
 from threading import Barrier, Event
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
-from bertcli.cache import create_atomically, get_or_create
+from bertcli.cache import _in_use, _remove_entry, create_atomically, get_or_create
 from bertcli.data.corpus_tokens import load_corpus
+from bertcli.errors import UsageError
 from bertcli.files import file_lock
 from bertcli.models.from_pretrained import ModelSource
 from bertcli.recipe.pretrain_schema import CorpusSection, Source
@@ -26,7 +31,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _verify_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bertcli.cache.VERIFIED_MEGABYTES", 1)
+    monkeypatch.setattr("bertcli.files.MIN_SAMPLED_BYTES", MEGABYTE)
 
 
 def create(folder: Path) -> None:
@@ -49,6 +54,24 @@ def test_cache_reports_and_rebuilds_a_damaged_entry(tmp_path: Path, name: str, h
     get_or_create(entry, lambda _: pytest.fail("created again"), pytest.fail)
     assert (entry / "about.json").read_text() == '{"number": 7}'
     assert sorted(path.name.partition(".")[2].partition(".")[0] for path in entry.parent.iterdir()) == ["", "damaged"]
+
+
+@pytest.mark.parametrize("position", [0.0, 0.3, 0.7, 1.0])
+def test_cache_notices_damage_anywhere_in_a_large_file(tmp_path: Path, position: float) -> None:
+    """A part of a file that a crash left empty is far larger than the distance between two parts of the sample."""
+    entry, size = tmp_path / "cache" / "entry", 40 * MEGABYTE
+
+    def create_large(folder: Path) -> None:
+        (folder / "states.npy").write_bytes(b"state" * (size // 5))
+
+    get_or_create(entry, create_large, pytest.fail)
+    get_or_create(entry, pytest.fail, pytest.fail)
+    with (entry / "states.npy").open("r+b") as file:
+        file.seek(int(position * (size - 3 * MEGABYTE)))
+        file.write(bytes(3 * MEGABYTE))
+    warnings: list[str] = []
+    get_or_create(entry, create_large, warnings.append)
+    assert "the hash of states.npy does not match" in warnings[0]
 
 
 def test_cache_names_the_entry_if_the_disk_is_full(tmp_path: Path) -> None:
@@ -125,6 +148,92 @@ def test_valid_cache_entry_is_read_without_its_lock(tmp_path: Path) -> None:
     get_or_create(entry, create, pytest.fail)
     with file_lock(entry.with_name(".entry.lock"), pytest.fail):
         get_or_create(entry, pytest.fail, pytest.fail)
+
+
+def make_entries(cache: Path, *names: str) -> list[Path]:
+    """Create entries in another process, which ends, and then uses none of them; the first was used first."""
+    script = (
+        "import sys; from pathlib import Path; from bertcli.cache import get_or_create\n"
+        "for name in sys.argv[2:]:\n"
+        "    get_or_create(Path(name), lambda tmp: (tmp / 'a').write_bytes(bytes(300_000)), sys.exit)\n"
+    )
+    entries = [cache / f"kind-{index % 2}" / name for index, name in enumerate(names)]
+    subprocess.run([sys.executable, "-c", script, "-", *map(str, entries)], check=True)
+    for number, entry in enumerate(entries):
+        os.utime(entry / "manifest.json", (number + 1, number + 1))
+    return entries
+
+
+A, B, C, D = (letter * 32 for letter in "abcd")
+
+
+@pytest.mark.parametrize(("max_gb", "removed"), [("0.00125", 0), ("0.00095", 1), ("0.0005", 3), ("0", 3), ("inf", 0)])
+def test_cache_removes_the_least_recently_used_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_gb: str, removed: int
+) -> None:
+    entries = make_entries(tmp_path, A, B, C)
+    get_or_create(entries[0], pytest.fail, pytest.fail)  # the least recently used one is now B
+    _in_use.pop(entries[0]).close()
+    monkeypatch.setenv("BERTCLI_CACHE_MAX_GB", max_gb)
+    get_or_create(tmp_path / "kind-0" / D, lambda tmp: (tmp / "a").write_bytes(bytes(300_000)), pytest.fail)
+    order = [entries[1], entries[2], entries[0]]
+    assert [entry.exists() for entry in order] == [index >= removed for index in range(3)]
+    assert {path.name for path in tmp_path.glob("*/*")} == {D, *(entry.name for entry in order[removed:])}
+
+
+def test_cache_keeps_entries_in_use_and_what_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, unused = make_entries(tmp_path, A, B)
+    foreign = [tmp_path / "kind-0" / name for name in ("papers", "e" * 32, ".lock")]
+    for folder in foreign:
+        folder.mkdir()
+        (folder / "mine.txt").write_text("mine")
+    damaged, leftover = tmp_path / "kind-0" / f"{C}.damaged.01234567", tmp_path / "kind-1" / f".{C}.01234567"
+    for folder in damaged, leftover:
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+    monkeypatch.setenv("BERTCLI_CACHE_MAX_GB", "0")
+    script = (
+        "import sys; from pathlib import Path; from bertcli.cache import get_or_create\n"
+        "get_or_create(Path(sys.argv[1]), sys.exit, sys.exit); print('ready', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(used)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        get_or_create(tmp_path / "kind-0" / D, create, pytest.fail)
+        assert used.is_dir()
+        process.communicate()
+    assert not any(path.exists() for path in (unused, damaged, leftover))
+    get_or_create(tmp_path / "kind-1" / D, create, pytest.fail)
+    assert not used.exists()
+    assert all((folder / "mine.txt").is_file() for folder in foreign)
+    assert (tmp_path / "kind-0" / D).is_dir()  # this process uses it
+
+
+def test_cache_entry_removed_after_it_was_found_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process removes the entry after this one opened its manifest, but before it locked it."""
+    (entry,) = make_entries(tmp_path, A)
+    flock = fcntl.flock
+
+    def remove_first(file: BinaryIO, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        _remove_entry(entry)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    get_or_create(entry, create, pytest.fail)
+    assert (entry / "about.json").is_file()
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "nan"])
+def test_cache_rejects_an_invalid_maximum_size_before_it_creates_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("BERTCLI_CACHE_MAX_GB", value)
+    with pytest.raises(UsageError, match=f"BERTCLI_CACHE_MAX_GB='{value}', expected a number of gigabytes"):
+        get_or_create(tmp_path / "cache" / A, pytest.fail, pytest.fail)
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "flags.bin", "documents.npy", "corpus.json"])

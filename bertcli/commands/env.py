@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bertcli.cache import cache_folder
+from bertcli.cache import cache_folder, find_entries, max_cache_gb
 from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.environment import describe_environment
 from bertcli.training.devices import choose_precision, native_precisions
@@ -26,7 +27,9 @@ def env(mirror: Path | None) -> tuple[dict[str, Any], str]:
         "precisions": native_precisions(HardwareSection()),
         "gpu_driver": _nvidia_driver_version() if facts["gpus"] else None,
         "mirror": None if mirror is None else _folder_status(mirror),
-        "corpus_cache": _folder_status(cache_folder()),
+        "cache": _folder_status(cache_folder()),
+        "cache_gb": round(sum(find_entries(cache_folder()).values()) / 1e9, 1),
+        "cache_max_gb": max_cache_gb() if math.isfinite(max_cache_gb()) else None,
         "hub_cache": _folder_status(Path(constants.HF_HUB_CACHE)),
         "hub_offline": constants.is_offline_mode(),
         "free_disk_gb": round(shutil.disk_usage(Path()).free / 1e9, 1),

@@ -88,13 +88,14 @@ def test_key_changes_with_rows_labels_tokenizer_and_settings(
 def test_damaged_entry_is_rebuilt_and_an_unwritable_cache_is_not_needed(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bertcli.cache.VERIFIED_MEGABYTES", 0)  # by default, only the sizes of files are verified
+    for name, value in {"MIN_SAMPLED_BYTES": 2, "SAMPLE_BYTES": 1}.items():  # by default, few bytes are verified
+        monkeypatch.setattr(f"bertcli.files.{name}", value)
     warnings: list[str] = []
     setup = set_up(recipe_of(), None, warnings.append)
     expected = setup.encode("train")
     (entry,) = Path("cache/encoded").glob(f"[!.]*/{FILE}")
     content = entry.read_bytes()
-    for damaged in (content[:-4], content[:-4] + b"\1\1\1\1"):
+    for damaged in (content[:-4], content[:-8] + b"\1\1\1\1" + content[-4:]):
         entry.write_bytes(damaged)
         assert_equal(encode_rows(*arguments(setup), warn=warnings.append), expected)
         assert "damaged" in warnings.pop()
