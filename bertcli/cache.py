@@ -109,11 +109,9 @@ def is_valid_entry(folder: Path, warn: Callable[[str], None], *, verify_all: boo
 
     It is not removed from the cache while this process runs.
     """
-    if not folder.is_dir():
-        return False
     _mark_in_use(folder)
     problem = manifest_problem(folder, sampled=not verify_all)
-    if problem is not None:
+    if problem is not None and folder.is_dir():
         warn(f"{folder} in the cache is damaged ({problem}); rebuilding it and keeping the damaged copy next to it")
     return problem is None
 
