@@ -85,8 +85,7 @@ def get_or_create(
     Raises:
         UsageError: if `BERTCLI_CACHE_MAX_GB` is invalid.
     """
-    _mark_in_use(folder)
-    if manifest_problem(folder, sampled=not verify_all) is not None:
+    if _entry_problem(folder, verify_all=verify_all) is not None:
         with _entry_lock(folder, warn):
             # Another process may have created it in the meantime.
             if not is_valid_entry(folder, warn, verify_all=verify_all):
@@ -109,21 +108,38 @@ def is_valid_entry(folder: Path, warn: Callable[[str], None], *, verify_all: boo
 
     It is not removed from the cache while this process runs.
     """
-    _mark_in_use(folder)
-    problem = manifest_problem(folder, sampled=not verify_all)
+    problem = _entry_problem(folder, verify_all=verify_all)
     if problem is not None and folder.is_dir():
         warn(f"{folder} in the cache is damaged ({problem}); rebuilding it and keeping the damaged copy next to it")
     return problem is None
 
 
-def _mark_in_use(folder: Path) -> None:
-    """Note the time of this use of an entry, if it exists, and keep it from being removed while this process runs."""
-    with suppress(OSError):  # it is being removed; or its files belong to another user, or locks are not supported
-        manifest = _in_use.get(folder) or _shared_lock(folder)
-        if not os.path.samestat(os.fstat(manifest.fileno()), (folder / MANIFEST).stat()):  # it has been replaced
-            manifest = _shared_lock(folder)
-        _in_use[folder] = manifest
-        os.utime(folder / MANIFEST)
+def _entry_problem(folder: Path, *, verify_all: bool = False) -> str | None:
+    """Return what is wrong with an entry; if nothing is, it is not removed while this process runs."""
+    is_marked = False
+    while not is_marked:  # another process may have removed it, and a third one created it again
+        is_marked = _mark_in_use(folder)
+        problem = manifest_problem(folder, sampled=not verify_all)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _mark_in_use(folder: Path) -> bool:
+    """Note the time of this use of an entry, and keep it from being removed; return whether it exists."""
+    with suppress(OSError):  # its files belong to another user, or locks are not supported
+        try:
+            while folder not in _in_use or not _is_manifest(_in_use[folder], folder):
+                _in_use[folder] = _shared_lock(folder)
+            os.utime(folder / MANIFEST)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def _is_manifest(file: BinaryIO, folder: Path) -> bool:
+    """Return whether an open file is the manifest of `folder`, not of a folder that it has replaced."""
+    return os.path.samestat(os.fstat(file.fileno()), (folder / MANIFEST).stat())
 
 
 def _shared_lock(folder: Path) -> BinaryIO:
@@ -151,10 +167,8 @@ def create_atomically(folder: Path, create: Callable[[Path], None]) -> None:
         UsageError: if `BERTCLI_CACHE_MAX_GB` is invalid.
     """
     with _filled_folder(folder, create) as tmp, _entry_lock(folder, lambda message: None):
-        if manifest_problem(folder, sampled=True) is not None:
+        if _entry_problem(folder) is not None:
             _move_into_place(tmp, folder)
-        else:
-            _mark_in_use(folder)
     _remove_unused(folder.parent.parent)
 
 
@@ -230,5 +244,7 @@ def _remove_entry(entry: Path) -> None:
     with manifest.open("r+b") if manifest.exists() else nullcontext() as file:
         if file is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_manifest(file, entry):
+                raise BlockingIOError(f"{entry} has just been created again")
         entry.rename(tmp)  # a process that has not locked it yet will find it missing
         shutil.rmtree(tmp, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,6 +226,25 @@ def test_cache_entry_removed_after_it_was_found_is_created_again(
     monkeypatch.setattr(fcntl, "flock", remove_first)
     get_or_create(entry, create, pytest.fail)
     assert (entry / "about.json").is_file()
+
+
+def test_cache_entry_created_again_while_it_is_being_removed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third process creates the entry again after this one opened the manifest that another process removed."""
+    (entry,) = make_entries(tmp_path, A)
+    flock = fcntl.flock
+
+    def create_again_first(file: BinaryIO, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        shutil.rmtree(entry)
+        make_entries(tmp_path, A)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", create_again_first)
+    with pytest.raises(BlockingIOError):
+        _remove_entry(entry)
+    assert (entry / "a").is_file()
 
 
 @pytest.mark.parametrize("value", ["many", "-1", "nan"])
