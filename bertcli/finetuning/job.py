@@ -132,7 +132,7 @@ class FinetuneJob(Job):
 
     @property
     def data_fingerprint(self) -> str:
-        """The hashes of the encoded training and validation rows, and of the added tokens."""
+        """As `FinetuneSetup.data_fingerprint`."""
         return self.setup.data_fingerprint
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -111,9 +113,16 @@ class FinetuneSetup:
 
     @property
     def data_fingerprint(self) -> str:
-        """The hashes of the encoded training and validation rows, and of the added tokens."""
-        rows = f"{self.encode('train').fingerprint}-{self.encode('validation').fingerprint}"
-        return f"{rows}-{self.added_tokens.fingerprint}" if self.added_tokens else rows
+        """The hashes of the encoded training and validation rows, the added tokens, and the gold validation values.
+
+        The encoded labels do not determine the gold values: not further answers to a question, nor tags of words that
+        were truncated.
+        """
+        gold = self.references["validation"]
+        text = json.dumps(gold.tolist() if isinstance(gold, np.ndarray) else gold)
+        hashes = [self.encode("train").fingerprint, self.encode("validation").fingerprint]
+        hashes += [self.added_tokens.fingerprint] if self.added_tokens else []
+        return "-".join([*hashes, hashlib.blake2b(text.encode(), digest_size=16).hexdigest()])
 
     @property
     def examples_per_epoch(self) -> int:

@@ -6,6 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from bertcli.training.optimizer import build_optimizer
 def find_progress(job: Job, folder: RunFolder, warn: Callable[[str], None]) -> tuple[Path | None, Progress]:
     """Return the newest intact checkpoint of a run and its progress, or None and no progress; write nothing.
 
-    The progress has the fingerprint of the job's data, which earlier versions did not save.
+    The progress has the fingerprint of the job's data, of which earlier versions saved nothing or only the first part.
 
     Args:
         warn: called with a message for each newer checkpoint that is corrupt.
@@ -54,7 +55,9 @@ def find_progress(job: Job, folder: RunFolder, warn: Callable[[str], None]) -> t
     """
     checkpoint = newest_checkpoint(folder.checkpoints, warn)
     progress, fingerprint = read_progress(checkpoint) if checkpoint else Progress(), job.data_fingerprint
-    if progress.data_fingerprint not in (None, fingerprint):
+    saved = fingerprint if progress.data_fingerprint is None else progress.data_fingerprint
+    parts = [*zip_longest(saved.split(), fingerprint.split(), fillvalue="")]  # one for each task
+    if not all(earlier and now.startswith(earlier) for earlier, now in parts):
         raise RunFolderError(
             f"{folder.path} cannot be resumed: its training or validation data have changed since step "
             f"{progress.step}. Restore them, choose another folder with --run, or start over with --overwrite"

@@ -15,7 +15,9 @@ from safetensors.torch import load, save_file
 
 from bertcli.commands.evaluate import evaluate
 from bertcli.errors import DiskError, Interrupted, RunFolderError
+from bertcli.files import write_manifest
 from bertcli.finetuning.run import finetune
+from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.checkpoint import read_progress
 from bertcli.runs.folder import RunFolder, RunOptions
@@ -167,6 +169,45 @@ def test_run_is_not_resumed_on_changed_rows(stopped: Callable[..., Recipe], revi
         for dry_run in (True, False):
             with pytest.raises(RunFolderError, match=r"run cannot be resumed: .* data have changed since step 4.*--ov"):
                 finetune(recipe, Path("run"), RunOptions(console=QUIET, dry_run=dry_run))
+    reviews.write_text(original, "utf-8")
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
+
+
+def test_run_is_not_resumed_on_changed_validation_answers(
+    encoder: Path, write_recipe: Callable[..., Path], stop_after: Callable[..., None]
+) -> None:
+    """The labels do not show further answers: only the first one has a span."""
+    row = {"question": "what", "context": "it is fine", "answers": {"text": ["it", "it is"], "answer_start": [0, 0]}}
+    for name in ("train.jsonl", "dev.jsonl"):
+        Path(name).write_text(f"{json.dumps(row)}\n" * 8, "utf-8")
+    files = "files: {train: train.jsonl, validation: dev.jsonl}"
+    text = f"task: {{head: question_answering, {files}, text_columns: [question, context], label_column: answers}}\n"
+    text += f"model: {{name: {encoder}}}\ntraining: {{epochs: 2, global_batch_size: 4}}\n"
+    recipe = load_recipe(str(write_recipe(text)), ["data.max_length=16", EVERY_STEP])
+    stop_after(2)
+    with pytest.raises(Interrupted):
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    original = Path("dev.jsonl").read_text("utf-8")
+    Path("dev.jsonl").write_text(original.replace('"it is"]', '"is fine"]', 1), "utf-8")
+    with pytest.raises(RunFolderError, match="validation data have changed since step 2"):
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    Path("dev.jsonl").write_text(original, "utf-8")
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
+
+
+def test_run_of_an_earlier_version_whose_fingerprint_lacks_the_gold_values_is_resumed(
+    stopped: Callable[..., Recipe], reviews: Path
+) -> None:
+    recipe = stopped(1, "evaluation.keep_checkpoints=1")
+    (checkpoint,) = Path("run/checkpoints").iterdir()
+    progress = json.loads((checkpoint / "progress.json").read_text("utf-8"))
+    progress["data_fingerprint"] = "-".join(progress["data_fingerprint"].split("-")[:2])
+    (checkpoint / "progress.json").write_text(json.dumps(progress), "utf-8")
+    write_manifest(checkpoint)
+    original = reviews.read_text("utf-8")
+    reviews.write_text(original.replace("was fine,positive", "was fine,negative"), "utf-8")
+    with pytest.raises(RunFolderError, match="data have changed"):
+        finetune(recipe, Path("run"), RunOptions(console=QUIET))
     reviews.write_text(original, "utf-8")
     finetune(recipe, Path("run"), RunOptions(console=QUIET))
 
