@@ -29,6 +29,7 @@ from bertcli.data.sources import (
     source_fingerprint,
     with_row_numbers,
 )
+from bertcli.data.spans import word_spans
 from bertcli.errors import DataError, ModelError, RecipeError, did_you_mean, quoted
 from bertcli.finetuning.encoding_cache import encode_rows
 from bertcli.heads.base import Head
@@ -195,8 +196,20 @@ class FinetuneSetup:
             yield f"{number} training text{'s have' if number > 1 else ' has'} two labels, for example {example}"
 
     def word_notes(self) -> Iterator[str]:
-        """Yield a warning if words get other tokens than in running text, in the first training rows or once saved."""
+        """Yield a warning if words get other tokens than in running text, in the first training rows or once saved.
+
+        Yield another one if added tokens are not words of texts with annotated spans.
+        """
         name = self.recipe.model.tokenizer or self.recipe.model.name
+        if self.task.span_column is not None:
+            added: Any = self.tokenizer.convert_ids_to_tokens([*self.added_tokens.pieces])
+            divided = [token for token in added if len(word_spans(token)) > 1]
+            if divided:
+                yield (
+                    f"{len(divided)} of the tokens in model.add_tokens, such as {quoted(divided[0])}, are never found: "
+                    "texts with spans are divided into words at punctuation. Remove them, or give lists of words and "
+                    "tags instead of task.span_column"
+                )
         if not self.head.reads_words or name is None:
             return
         num_rows = min(WORD_ROWS, len(self.rows["train"]))

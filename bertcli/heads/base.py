@@ -109,6 +109,10 @@ class Head(ABC):
         """Return this head with its labels in another order."""
         return self
 
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Return this head for inputs that the tokenizer will read; it has the tokens that were added in training."""
+        return self
+
     def positive_label_id(self, task: Task) -> int:
         """Return the model's id for the second of the task's two labels, which F1 and other binary metrics score."""
         return self.labels.index(task.labels[1]) if len(task.labels) == len(self.labels) == 2 else 1

@@ -9,6 +9,7 @@ Shapes: R rows, N windows, T tokens in all windows, C tags.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -37,7 +38,15 @@ from bertcli.heads.labels import (
 from bertcli.heads.losses import label_loss
 from bertcli.heads.span_decoding import strip_span
 from bertcli.heads.tag_decoding import TAG_SCHEMES, allowed_transitions, detect_tag_scheme, viterbi_decode
-from bertcli.heads.word_alignment import UNALIGNED, casing_token_type_ids, row_words, tokenize_words, word_offsets
+from bertcli.heads.word_alignment import (
+    UNALIGNED,
+    WORD_PATTERN,
+    casing_token_type_ids,
+    row_words,
+    tokenize_words,
+    word_offsets,
+    word_pattern,
+)
 from bertcli.recipe.schema import DataSection, Recipe, TrainingSection
 from bertcli.tasks.tags import TagSet, read_tag_set
 from bertcli.tasks.task import Task
@@ -71,6 +80,7 @@ class TokenClassification(Head):
         self.class_weights = class_weights  # [C]; None: all equal
         self.tag_scheme = tag_scheme  # for constrained decoding; None: every tag sequence is valid
         self.casing_feature = casing_feature  # whether token type 1 marks words with capital letters
+        self.word_pattern = WORD_PATTERN  # of words in plain texts
 
     @classmethod
     def find_problem(cls, task: Task) -> str | None:
@@ -132,6 +142,12 @@ class TokenClassification(Head):
         weights = None if self.class_weights is None else [self.class_weights[index] for index in order]
         return type(self)(labels, weights, self.tag_scheme, casing_feature=self.casing_feature)
 
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Return this head; tokens that were added to the tokenizer stay whole when it splits texts into words."""
+        head = copy.copy(self)
+        head.word_pattern = word_pattern(tokenizer)
+        return head
+
     @cached_property
     def tag_set(self) -> TagSet:
         """How the tags mark entities."""
@@ -159,7 +175,7 @@ class TokenClassification(Head):
 
     def encode(self, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Encoded:
         """Encode rows as windows; `alignment` [T] holds the index of the word that a token predicts, or `UNALIGNED`."""
-        all_words = row_words(task, rows)
+        all_words = row_words(task, rows, self.word_pattern)
         tags = self.references(task, rows)
         template, builder = special_tokens_template(tokenizer, pair=False), EncodedBuilder()
         max_tokens = data.max_length - template.num_special_tokens
@@ -247,7 +263,8 @@ class TokenClassification(Head):
         """Decode logits [T, C] to the tags of each row's words."""
         assert encoded.alignment is not None
         scores = logits[np.flatnonzero(encoded.alignment != UNALIGNED)]  # in the order of the rows and their words
-        bounds = np.concatenate(([0], np.cumsum([len(words) for words in row_words(task, rows)], dtype=np.int64)))
+        num_words = [len(words) for words in row_words(task, rows, self.word_pattern)]
+        bounds = np.concatenate(([0], np.cumsum(num_words, dtype=np.int64)))
         allowed = allowed_transitions(self.labels, self.tag_scheme) if self.tag_scheme else None
         tag_ids = [viterbi_decode(scores[start:end], allowed) for start, end in pairwise(bounds)]
         return [[self.labels[tag_id] for tag_id in row] for row in tag_ids]
@@ -260,7 +277,7 @@ class TokenClassification(Head):
         entries = []
         predictions = self.to_predictions(task, rows, encoded, logits)
         values = rows[task.text_columns[0]][:]
-        for value, words, tags in zip(values, row_words(task, rows), predictions, strict=True):
+        for value, words, tags in zip(values, row_words(task, rows, self.word_pattern), predictions, strict=True):
             text = value if isinstance(value, str) else " ".join(words)
             offsets = word_offsets(text, words)
             entities = []

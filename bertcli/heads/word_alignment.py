@@ -22,9 +22,31 @@ WORD_PATTERN = re.compile(r"\w+(?:['’.&/-]\w+)*|[^\w\s]")
 UNALIGNED = -1  # alignment of a token that is not used to predict a word's tag
 
 
-def row_words(task: Task, rows: Dataset) -> list[list[str]]:
-    """Return the words of each row; plain texts are split at whitespace and punctuation."""
-    pattern = WORD_PATTERN if task.span_column is None else SPAN_WORD_PATTERN
+def word_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Return the pattern of words in plain texts: `WORD_PATTERN`, but tokens added to the vocabulary stay whole.
+
+    In a list of words, `[DRUG]` is one word, and the tokenizer finds it; in `[`, `DRUG` and `]` it would not.
+    """
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    ignores_case = normalizer is not None and normalizer.normalize_str("A") == "a"
+    patterns = []
+    for token in sorted(tokenizer.added_tokens_decoder.values(), key=lambda token: -len(token.content)):
+        if token.special or re.search(r"\s", token.content) or WORD_PATTERN.fullmatch(token.content):
+            continue  # special tokens are ordinary text
+        pattern = re.escape(token.content)
+        if token.single_word:
+            pattern = rf"(?<!\w){pattern}(?!\w)"
+        patterns.append(f"(?i:{pattern})" if token.normalized and ignores_case else pattern)
+    return re.compile("|".join([*patterns, WORD_PATTERN.pattern])) if patterns else WORD_PATTERN
+
+
+def row_words(task: Task, rows: Dataset, pattern: re.Pattern[str] = WORD_PATTERN) -> list[list[str]]:
+    """Return the words of each row; plain texts are split at whitespace and punctuation.
+
+    Args:
+        pattern: of words in plain texts, unless the task has spans, whose texts are always split in the same way.
+    """
+    pattern = pattern if task.span_column is None else SPAN_WORD_PATTERN
     return [pattern.findall(row) if isinstance(row, str) else row for row in rows[task.text_columns[0]][:]]
 
 

@@ -118,7 +118,7 @@ def load_for_inference(
         name=source.name,
         recipe=recipe,
         task=task,
-        head=head,
+        head=head.with_tokenizer(tokenizer),
         tokenizer=tokenizer,
         accelerator=accelerator,
         model=accelerator.prepare_model(model, evaluation_mode=True),

@@ -133,3 +133,42 @@ def test_missing_file_of_tokens_is_refused_before_the_libraries_are_loaded(
 
     with pytest.raises(DataError, match=r"cannot read .*nowhere\.txt, the file of model\.add_tokens"):
         command(recipe_with_tokens("model.add_tokens=nowhere.txt"), Path("run"), RunOptions(console=QUIET))
+
+
+@pytest.fixture
+def tagger_recipe(encoder: Path, write_recipe: Callable[..., Path]) -> Callable[..., Recipe]:
+    """Build the recipe of a tagger whose rows have added tokens, as lists of words or as texts with spans."""
+    words = ["the", "C++", "film", "[DRUG]", "was", "il-2", "."]
+    tags = ["O", "B-X", "O", "B-Y", "O", "B-Z", "O"]
+    row = {"tokens": words, "tags": tags, "text": " ".join(words), "spans": [[4, 7, "X"], [13, 19, "Y"]]}
+    Path("rows.jsonl").write_text(f"{json.dumps(row)}\n" * 12, "utf-8")
+
+    def build(task: str) -> Recipe:
+        text = f"task: {{head: token_classification, files: {{train: rows.jsonl}}, {task}}}\n"
+        text += f"model: {{name: {encoder}}}\ntraining: {{epochs: 9, learning_rate: 1e-2, global_batch_size: 4}}\n"
+        return load_recipe(str(write_recipe(text)), ['model.add_tokens=["[DRUG]", C++, IL-2]', "data.max_length=32"])
+
+    return build
+
+
+def test_words_of_a_plain_text_keep_added_tokens_whole(tagger_recipe: Callable[..., Recipe]) -> None:
+    run(tagger_recipe("text_columns: [tokens], label_column: tags"))
+    text = "The C++ film[DRUG], was C++x (IL-2)."
+    expected = ["The", "C++", "film", "[DRUG]", ",", "was", "C", "+", "+", "x", "(", "IL-2", ")", "."]
+    predict("run", PredictionInput([[text]]), "text.jsonl", console=QUIET)
+    prediction = json.loads(Path("text.jsonl").read_text("utf-8"))
+    assert prediction["words"] == expected
+    drug = next(entity for entity in prediction["entities"] if entity["label"] == "Y")
+    assert (drug["start"], drug["text"]) == (12, "[DRUG]")
+    Path("words.jsonl").write_text(json.dumps({"tokens": expected}), "utf-8")
+    predict("run", PredictionInput(path="words.jsonl"), "out.jsonl", console=QUIET)
+    assert json.loads(Path("out.jsonl").read_text("utf-8"))["tags"] == prediction["tags"]
+
+
+def test_added_tokens_that_are_not_words_of_texts_with_spans_are_reported(
+    tagger_recipe: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tagger_recipe("text_columns: [text], span_column: spans"), dry_run=True, console=Console())
+    assert "3 of the tokens in model.add_tokens, such as '[DRUG]', are never" in " ".join(
+        capsys.readouterr().err.split()
+    )
