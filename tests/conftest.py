@@ -7,10 +7,13 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
+import typer.testing
 from transformers import PreTrainedTokenizerBase
 
 from bertcli.console import Console
@@ -71,6 +74,14 @@ def _without_fsync() -> Iterator[None]:
     """No test survives a power loss, and waiting for a disk takes as long as many tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _command_built_once() -> Iterator[None]:
+    """`CliRunner` would build all commands from their functions each time it calls one of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
         yield
 
 

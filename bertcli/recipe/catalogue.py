@@ -197,6 +197,8 @@ def compare_recipes(*names: str) -> list[tuple[str, ...]]:
 
 def compare_recipe_texts(*texts: str) -> list[tuple[str, ...]]:
     """Compare the YAML texts of resolved recipes, like `compare_recipes`."""
+    if len(set(texts)) == 1:
+        return []
     recipes = [dict(_flatten(YAML(typ="safe").load(io.StringIO(text)))) for text in texts]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     rows = ((key, *(str(recipe.get(key, "-")) for recipe in recipes)) for key in keys)

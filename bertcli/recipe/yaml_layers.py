@@ -117,7 +117,7 @@ def _data_problem(path: Path, schema: type[BaseModel]) -> str:
     return f"{path} is data, not a recipe. {cure}."
 
 
-@lru_cache(maxsize=8)  # a recipe is read once to determine its kind and once to load it
+@lru_cache(maxsize=64)  # a recipe, and those that it extends, are read to determine its kind and again to load it
 def _compose(text: str, path: str | None) -> tuple[str | None, Node | None]:
     """Parse YAML; return the problem, if any, and the root node (None if there is no content)."""
     location = f"{path}:1" if path else COMMAND_LINE
