@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,24 +12,19 @@ from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
 from bertcli.commands import bench as bench_command
-from bertcli.finetuning.run import finetune
-from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunOptions
 
-from ..conftest import QUIET
+from .conftest import ExportedRun
 
 
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["bench", *arguments, "--seconds", "0.01"])
 
 
-def test_bench_times_every_form_on_validation_texts(
-    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finetune(recipe_of("training.max_steps=1"), Path("run"), RunOptions(console=QUIET))
+@pytest.mark.usefixtures("_traced")
+def test_bench_times_every_form_on_validation_texts(exported_run: ExportedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_command, "cpu_computes_bf16", lambda: True)
     num_threads = torch.get_num_threads()
-    result = call("run", "--threads", "2", "--seconds", "0.02", "--json")
+    result = call(str(exported_run.run), "--threads", "2", "--seconds", "0.02", "--json")
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
     assert facts["inputs"].startswith("validation texts of ")

@@ -25,6 +25,7 @@ from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions
 
 from ..conftest import QUIET, REPOSITORY, TEXTS
+from .conftest import ExportedRun
 
 HEADS = {
     "AutoModelForSequenceClassification": {"num_labels": 3},
@@ -75,102 +76,94 @@ def assert_same_outputs(model: Path, exported: Path, model_class: str) -> None:
             assert torch.allclose(tensor, torch.from_numpy(array), atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def classifier(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
-    return save(tmp_path_factory.mktemp("classifier"), encoder, "AutoModelForSequenceClassification", **names)
-
-
-@pytest.fixture(scope="module")
-def exported(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("exports") / "classifier"
-    result = call(str(classifier), "--output", str(output), "--json")
-    assert result.exit_code == 0, result.stderr
-    facts = json.loads(result.stdout)
+def test_onnx_text_classification_matches_the_model(exported_run: ExportedRun) -> None:
+    exported, facts = exported_run.output, exported_run.facts
     assert facts["largest_difference"] < 1e-4
     assert (facts["metric"], [entry["scores"] for entry in facts["comparison"]]) == (None, [None, None])
-    assert "is not a fine-tuning run, so its task is unknown" in result.stderr
-    return output
-
-
-def test_onnx_text_classification_matches_the_model(classifier: Path, exported: Path) -> None:
+    assert "is not a fine-tuning run, so its task is unknown" in exported_run.messages
     assert {path.name for path in exported.iterdir()} == {
         *("model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json")
     }
     assert exported.stat().st_mode & 0o777 == 0o755
     graph = (exported / "model.onnx").read_bytes()
     assert not any(str(path).encode() in graph for path in (REPOSITORY, Path(torch.__file__).parent, Path.cwd()))
-    assert_same_outputs(classifier, exported, "AutoModelForSequenceClassification")
+    assert_same_outputs(exported_run.run / "model", exported, "AutoModelForSequenceClassification")
 
 
-def test_onnx_example_of_the_readme_runs(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_onnx_example_of_the_readme_runs(exported_run: ExportedRun, capsys: pytest.CaptureFixture[str]) -> None:
     readme = (REPOSITORY / "README.md").read_text("utf-8")
     program = next(text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "onnxruntime" in text)
-    Path("exported").symlink_to(exported)
+    Path("exported").symlink_to(exported_run.output)
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip() in ("good", "bad")
 
 
+@pytest.mark.usefixtures("_traced")
 def test_export_in_int8_compares_score_size_and_latency(
-    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+    exported_run: ExportedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetune(recipe_of("task.metrics=[f1]"), Path("run"), RunOptions(console=QUIET))
     monkeypatch.setattr(export_command, "MAX_POINTS_LOST", 100.0)
-    result = call("run", "--output", "exported", "--precision", "int8", "--json")
+    result = call(str(exported_run.run), "--output", "exported", "--precision", "int8", "--json")
     assert result.exit_code == 0, result.stderr
     assert "warning" not in result.stderr
     facts = json.loads(result.stdout)
     assert (facts["precision"], facts["metric"], facts["num_rows"]) == ("int8", "f1", 4)
     pytorch, exported = facts["comparison"]
-    assert pytorch["scores"]["f1"] == evaluate("run", console=QUIET).mean_scores("validation")["f1"]
-    assert exported["bytes"] == Path("exported/model.onnx").stat().st_size
+    assert pytorch["scores"]["f1"] == evaluate(str(exported_run.run), console=QUIET).mean_scores("validation")["f1"]
+    assert exported["bytes"] == Path("exported/model.onnx").stat().st_size < exported_run.facts["bytes"]
     assert min(entry["latency_ms"] for entry in facts["comparison"]) > 0
     assert all(entry["form"] in result.stderr for entry in facts["comparison"])
     assert exported["scores"].keys() == pytorch["scores"].keys()
 
 
-@pytest.mark.parametrize("is_available", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_export_warns_about_a_worse_or_unknown_score(
-    recipe_of: Callable[..., Recipe], reviews: Path, monkeypatch: pytest.MonkeyPatch, is_available: bool
-) -> None:
-    finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
+@pytest.mark.usefixtures("_traced")
+def test_export_warns_about_a_worse_score(exported_run: ExportedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_command.OnnxModel, "forward", wrong_logits)
     monkeypatch.setattr(export_command, "MAX_POINTS_LOST", -100.0)
-    if not is_available:
-        reviews.unlink()
+    result = call(str(exported_run.run), "--output", "exported", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert Path("exported/model.onnx").is_file()
+    assert re.search(r"f1 is worse by -?\d+\.\d points in fp32: .* --precision fp32", result.stderr)
+
+
+@pytest.mark.slow
+def test_export_warns_that_the_score_is_unknown(recipe_of: Callable[..., Recipe], reviews: Path) -> None:
+    finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
+    reviews.unlink()
     result = call("run", "--output", "exported", "--quiet")
     assert result.exit_code == 0, result.stderr
     assert Path("exported/model.onnx").is_file()
-    if is_available:
-        assert re.search(r"accuracy is worse by -?\d+\.\d points in fp32: .* --precision fp32", result.stderr)
-    else:
-        assert re.search(r"not scored: .*reviews\.csv", result.stderr)
+    assert re.search(r"not scored: .*reviews\.csv", result.stderr)
 
 
-def test_export_keeps_an_existing_folder(classifier: Path) -> None:
+def test_export_keeps_an_existing_folder(exported_run: ExportedRun) -> None:
     Path("mine").mkdir()
-    result = call(str(classifier), "--output", "mine")
+    result = call(str(exported_run.run), "--output", "mine")
     assert result.exit_code == 2
     assert "mine already exists" in result.stderr
-    assert call(str(classifier), "--output", "x", "--format", "torchscript").exit_code == 2
-    assert "expected one of fp32, fp16, int8" in call(str(classifier), "--output", "x", "--precision", "bf16").stderr
+    assert call(str(exported_run.run), "--output", "x", "--format", "torchscript").exit_code == 2
+    assert (
+        "expected one of fp32, fp16, int8" in call(str(exported_run.run), "--output", "x", "--precision", "bf16").stderr
+    )
 
 
-def test_export_removes_a_graph_with_different_outputs(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_removes_a_graph_with_different_outputs(
+    exported_run: ExportedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnx_export, "write_onnx", lambda model, names, path: path.write_bytes(b"graph"))
     for difference in (0.5, float("nan")):
         monkeypatch.setattr(onnx_export, "largest_difference", lambda *_, value=difference: value)
-        result = call(str(classifier), "--output", "exported")
+        result = call(str(exported_run.run), "--output", "exported")
         assert result.exit_code == 1
         assert "differ from the model's by" in result.stderr
     assert list(Path().iterdir()) == []
 
 
 def test_export_without_its_packages_says_how_to_install_them(
-    classifier: Path, monkeypatch: pytest.MonkeyPatch
+    exported_run: ExportedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    result = call(str(classifier), "--output", "exported")
+    result = call(str(exported_run.run), "--output", "exported")
     assert result.exit_code == 1
     assert 'pip install "bertcli[export]"' in result.stderr
 
@@ -200,7 +193,13 @@ def test_onnx_of_every_problem_type_matches_the_model(encoder: Path, problem: st
     assert_same_outputs(Path("model"), Path("exported"), "AutoModelForSequenceClassification")
 
 
-def test_onnx_of_a_model_without_token_types_ignores_those_of_its_tokenizer(encoder: Path) -> None:
+@pytest.mark.parametrize("is_traced", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_onnx_of_a_model_without_token_types_ignores_those_of_its_tokenizer(
+    encoder: Path, is_traced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_traced:
+        monkeypatch.setattr(export_command, "export_onnx", lambda *_: 0.0)
+        monkeypatch.setattr(export_command, "_compare", lambda *_: {})
     tokenizer = ModelSource(str(encoder)).load_tokenizer()
     fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = transformers.RobertaConfig(

@@ -148,10 +148,15 @@ def test_file_of_the_split_is_never_replaced_by_its_predictions(
 
 def test_standard_input_is_never_replaced_by_predictions() -> None:
     Path("in.txt").write_text("a film\n")
-    code = "from bertcli.commands.predict import predict; predict('run', output='in.txt', overwrite=True)"
-    with Path("in.txt").open() as file:
-        result = subprocess.run([sys.executable, "-c", code], stdin=file, capture_output=True, text=True, check=False)
-    assert "UsageError: in.txt is also an input file, which would be lost" in result.stderr
+    stdin = os.dup(0)
+    try:
+        with Path("in.txt").open() as file:
+            os.dup2(file.fileno(), 0)
+        with pytest.raises(UsageError, match=r"^in\.txt is also an input file, which would be lost"):
+            predict("run", output="in.txt", overwrite=True)
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
     assert Path("in.txt").read_text() == "a film\n"
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -60,7 +61,12 @@ SMALL = "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, interme
 @pytest.fixture(autouse=True)
 def _cache_and_corpus(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BERTCLI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    Path("corpus.txt").write_text("\n\n".join(sample_documents(400)))
+    Path("corpus.txt").write_text(_corpus())
+
+
+@cache
+def _corpus() -> str:
+    return "\n\n".join(sample_documents(400))
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_split_is_predicted_in_its_order(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("kind", ["csv", "tsv"])
+@pytest.mark.parametrize("kind", ["csv", pytest.param("tsv", marks=pytest.mark.slow)])
 def test_csv_output_of_every_head_has_the_same_columns_in_every_line(
     runs: dict[str, Path], name: str, kind: str
 ) -> None:

@@ -78,31 +78,33 @@ def stopped(recipe_of: Callable[..., Recipe], stop_after: Callable[..., None]) -
     return stop
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_best_model_is_restored_from_its_checkpoint(
-    stopped: Callable[..., Recipe], damage: str, capsys: pytest.CaptureFixture[str]
+    stopped: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = stopped(3, "evaluation.early_stopping_patience=1", "evaluation.keep_checkpoints=3")
     before = read_weights(Path("run") / WEIGHTS)
-    DAMAGES[damage](Path("run"))
-    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
-    message = " ".join(capsys.readouterr().err.split())
-    assert "the best model in run/model (step 3) is damaged (" in message
-    assert "restored it from step-00000003" in message
-    assert results.best_step == 3
-    after = read_weights(Path("run") / WEIGHTS)
-    assert all((after[name] == tensor).all() for name, tensor in before.items())
-    assert RunFolder(Path("run")).model_problem() is None
-    assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
+    for name, damage in DAMAGES.items():
+        run = Path(name)
+        shutil.copytree("run", run)
+        damage(run)
+        results = finetune(recipe, run, RunOptions(console=QUIET))
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"the best model in {run}/model (step 3) is damaged (" in message
+        assert "restored it from step-00000003" in message
+        assert results.best_step == 3
+        after = read_weights(run / WEIGHTS)
+        assert all((after[name] == tensor).all() for name, tensor in before.items())
+        assert RunFolder(run).model_problem() is None
+        assert evaluate(str(run), console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
 
 
-@pytest.mark.parametrize("damage", ["changed", "folder missing"])
-def test_damaged_best_model_without_a_checkpoint_is_refused(stopped: Callable[..., Recipe], damage: str) -> None:
+def test_damaged_best_model_without_a_checkpoint_is_refused(stopped: Callable[..., Recipe]) -> None:
     recipe = stopped(1, "evaluation.keep_checkpoints=1")
-    DAMAGES[damage](Path("run"))
-    with pytest.raises(DiskError, match=r"run/model \(step 1\) is damaged \(.*no intact checkpoint.*--overwrite"):
-        finetune(recipe, Path("run"), RunOptions(console=QUIET))
-    assert not Path("run/results.json").exists()
+    for damage in ("changed", "folder missing"):
+        DAMAGES[damage](Path("run"))
+        with pytest.raises(DiskError, match=r"run/model \(step 1\) is damaged \(.*no intact checkpoint.*--overwrite"):
+            finetune(recipe, Path("run"), RunOptions(console=QUIET))
+        assert not Path("run/results.json").exists()
     finetune(recipe, Path("run"), RunOptions(console=QUIET, overwrite=True))
 
 
