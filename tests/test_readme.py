@@ -9,6 +9,7 @@ import shutil
 import signal
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -223,3 +224,11 @@ def test_error_messages_are_as_shown() -> None:
             with pytest.raises(RecipeError) as caught_override:
                 load_recipe("glue/sst2", [f"training.{line.split(chr(39))[1]}=8"])
             assert caught_override.value.problems == [line]
+
+
+def test_metrics_can_be_computed_in_python() -> None:
+    snippet = next(text for kind, text in BLOCKS if kind == "python" and "load_metric" in text)
+    *statements, expression = snippet.strip().splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(statements), names)
+    assert eval(expression, names) == {"f1_macro": pytest.approx((1 + 2 / 3 + 0) / 3)}
