@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bertcli.console import Console, format_table
 from bertcli.errors import RunFolderError, UsageError
+from bertcli.experiments.shared_study import remove_search
 from bertcli.files import write_json, write_text
 from bertcli.finetuning.finished_run import check_finished_run
 from bertcli.finetuning.setup import set_up
@@ -44,17 +45,25 @@ def claim_collection(
 
     Args:
         runs: the run folders of the collection, inside `folder`.
-        overwrite: remove a single run that is in the folder, or the results of earlier points, folds or tasks.
+        overwrite: remove a single run or a search that is in the folder, or the results of earlier points, folds or
+            tasks.
         dry_run: remove nothing.
         check: called before anything is removed; raises an error if the new runs could not start.
 
     Raises:
-        RunFolderError: if `folder` holds a search or a run (with `overwrite`, a run in progress), or files that no run
+        RunFolderError: if `folder` holds a search or a run (with `overwrite`, one in progress), or files that no run
             wrote and that would be replaced, or (without `overwrite`) the results of a collection with other runs.
     """
     run = RunFolder(folder)
     if (folder / SEARCH).is_file():
-        raise RunFolderError(f"{folder} holds a search; choose another folder with --run")
+        if not overwrite:
+            raise RunFolderError(
+                f"{folder} holds a search; choose another folder with --run, or replace that search with --overwrite"
+            )
+        if not dry_run:
+            check()
+            remove_search(folder)
+        return
     written = (run.results, run.card, run.report, folder / SUMMARY, run.predictions / OUT_OF_FOLD_PREDICTIONS)
     if run.recipe.is_file():
         if not overwrite:

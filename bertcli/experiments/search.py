@@ -29,12 +29,12 @@ from bertcli.experiments.collection import (
 )
 from bertcli.experiments.run_many import attempt, raise_if_failed, run_workers
 from bertcli.experiments.shared_study import (
-    JOURNAL,
     HeldTrial,
     SharedStudy,
     TrialRecord,
     check_optuna,
     propose,
+    remove_search,
 )
 from bertcli.files import write_json, write_text
 from bertcli.finetuning.finished_run import check_finished_run
@@ -45,8 +45,7 @@ from bertcli.recipe.member_names import TRIAL_NAME, trial_name
 from bertcli.recipe.schema import HardwareSection
 from bertcli.recipe.search import Search, SearchSection, dump_search
 from bertcli.recipe.suite import load_finetuning
-from bertcli.runs.claim import remove_run
-from bertcli.runs.folder import SEARCH, SUMMARY, RunFolder, RunOptions
+from bertcli.runs.folder import SEARCH, RunFolder, RunOptions
 from bertcli.runs.results import CollectionResults, RunResults
 from bertcli.training.startup import join_processes
 
@@ -120,7 +119,7 @@ def claim_search(
     if recipe.is_file() and overwrite:
         check()
         if not dry_run:
-            _remove(folder)
+            remove_search(folder)
     elif recipe.is_file():
         _check_same(search, folder)
     else:
@@ -148,32 +147,6 @@ def _text_to_compare(search: Search) -> str:
     """Return the text of a search without what may differ when it is resumed."""
     base = search.base.model_copy(update={"hardware": HardwareSection()})
     return dump_search(Search(base, search.space, SearchSection()))
-
-
-def _remove(folder: Path) -> None:
-    """Remove the trials of a search, its journal and its results; other files are kept.
-
-    Raises:
-        RunFolderError: if a process trains a trial, or a trial's folder of models or checkpoints holds other files.
-    """
-    for trial in _records_if_readable(folder):
-        if trial.is_in_progress:
-            raise RunFolderError(f"{folder / trial.name} is in use by another process; wait until it ends")
-    (folder / JOURNAL).unlink(missing_ok=True)  # first: without it, trials that are left over are trained again
-    for recipe in sorted(folder.glob("*/recipe.yaml")):
-        if TRIAL_NAME.fullmatch(recipe.parent.name):  # others are copies that a person made
-            remove_run(recipe.parent)
-    run = RunFolder(folder)
-    for path in (run.results, run.card, run.report, folder / SUMMARY, folder / SEARCH):
-        path.unlink(missing_ok=True)
-
-
-def _records_if_readable(folder: Path) -> list[TrialRecord]:
-    """Return all trials; none if the journal is damaged, so that it can be replaced."""
-    try:
-        return SharedStudy(folder, {}, 0).records()
-    except RunFolderError:
-        return []
 
 
 def _check_data(search: Search, study: SharedStudy, folder: Path, options: RunOptions) -> None:

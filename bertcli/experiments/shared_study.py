@@ -18,8 +18,10 @@ import numpy as np
 
 from bertcli.errors import RunFolderError, UsageError
 from bertcli.files import file_lock
-from bertcli.recipe.member_names import trial_name
+from bertcli.recipe.member_names import TRIAL_NAME, trial_name
 from bertcli.recipe.search import Distribution
+from bertcli.runs.claim import remove_run
+from bertcli.runs.folder import SEARCH, SUMMARY, RunFolder
 
 if TYPE_CHECKING:
     import optuna
@@ -135,7 +137,7 @@ class SharedStudy:
         with self._assigning():
             # In this order, a trial that finishes meanwhile is not taken for an interrupted one.
             unfinished = [trial.number for trial in self._trials() if not trial.state.is_finished()]
-            in_progress = {number for number in unfinished if self._is_held(number)}
+            in_progress = {number for number in unfinished if _is_held(self._lock(number))}
             trials = self._trials()
         return [
             TrialRecord(
@@ -194,13 +196,6 @@ class SharedStudy:
         study_id = self._storage.get_study_id_from_name(STUDY_NAME)
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
         return HeldTrial(self._study, optuna.trial.Trial(self._study, trial_id))
-
-    def _is_held(self, number: int) -> bool:
-        try:
-            with file_lock(self._lock(number), _refuse):
-                return False
-        except _HeldError:
-            return True
 
     def importances(self) -> dict[str, float]:
         """Return the share of each key in the variance of the scores (fANOVA), largest first.
@@ -273,8 +268,36 @@ class HeldTrial:
         self._trial.set_user_attr("failed_at", time.time())
 
 
+def remove_search(folder: Path) -> None:
+    """Remove the trials of a search, its journal and its results; other files are kept.
+
+    Raises:
+        RunFolderError: if a process trains a trial, or a trial's folder of models or checkpoints holds other files.
+    """
+    for lock in sorted(folder.glob(".*.lock")):
+        trial = lock.stem.removeprefix(".")
+        if TRIAL_NAME.fullmatch(trial) and _is_held(lock):
+            raise RunFolderError(f"{folder / trial} is in use by another process; wait until it ends")
+    (folder / JOURNAL).unlink(missing_ok=True)  # first: without it, trials that are left over are trained again
+    for recipe in sorted(folder.glob("*/recipe.yaml")):
+        if TRIAL_NAME.fullmatch(recipe.parent.name):  # others are copies that a person made
+            remove_run(recipe.parent)
+    run = RunFolder(folder)
+    for path in (run.results, run.card, run.report, folder / SUMMARY, folder / SEARCH):
+        path.unlink(missing_ok=True)
+
+
 class _HeldError(Exception):
     """Another process holds the lock."""
+
+
+def _is_held(lock: Path) -> bool:
+    """Return whether a process holds the lock of a trial, which it trains."""
+    try:
+        with file_lock(lock, _refuse):
+            return False
+    except _HeldError:
+        return True
 
 
 def _refuse(owner: str) -> None:

@@ -24,8 +24,11 @@ from bertcli.commands.evaluate import evaluate
 from bertcli.commands.submit import plan_jobs
 from bertcli.errors import Interrupted, RunFolderError, TrainingError
 from bertcli.experiments import search as search_module
+from bertcli.experiments.grid import finetune_grid
 from bertcli.experiments.search import claim_search, finetune_search
 from bertcli.experiments.shared_study import SharedStudy
+from bertcli.files import file_lock
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe, load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
@@ -255,6 +258,35 @@ def test_search_with_another_recipe_is_refused_unless_overwritten(fake_runs: Fak
     assert finetune_search(load("search.trials=1", "training.warmup_ratio=0.2"), Path("search"), OPTIONS) == results
 
 
+def test_grid_and_search_replace_each_other_only_with_overwrite(fake_runs: FakeRuns) -> None:
+    words = [*SHORT, "training.learning_rate=[1e-4, 1e-3]"]
+    grid, search = load_finetuning("sample/sentiment", words), load("search.trials=2")
+    assert isinstance(grid, Grid)
+    finetune_search(search, Path("runs"), OPTIONS)
+    for name in ("trial-0", "trial-1"):
+        Path("runs", name, "recipe.yaml").write_text(dump_recipe(search.base))
+    Path("runs/notes.txt").write_text("mine")
+    Path("runs/trial-1/notes.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="runs holds a search; choose another folder with --run, or rep"):
+        finetune_grid(grid, Path("runs"), OPTIONS)
+    with (
+        file_lock(Path("runs/.trial-1.lock"), lambda _: None),
+        pytest.raises(RunFolderError, match="runs/trial-1 is in use by another process"),
+    ):
+        finetune_grid(grid, Path("runs"), replace(OPTIONS, overwrite=True))
+    assert Path("runs/trial-0/results.json").is_file()
+    results = finetune_grid(grid, Path("runs"), replace(OPTIONS, overwrite=True))
+    assert results.members == ["learning_rate=0.0001", "learning_rate=0.001"]
+    names = {"notes.txt", "trial-1", *results.members, "results.json", "README.md", "summary.csv"}
+    assert {path.name for path in Path("runs").iterdir()} - {"report.html"} == names
+    assert [path.name for path in Path("runs/trial-1").iterdir()] == ["notes.txt"]
+    with pytest.raises(RunFolderError, match="runs holds a grid, suite or cross-validation with other runs"):
+        finetune_search(search, Path("runs"), OPTIONS)
+    shutil.rmtree("runs/trial-1")
+    again = finetune_search(search, Path("runs"), replace(OPTIONS, overwrite=True))
+    assert again.members == ["trial-0", "trial-1"]
+
+
 def test_damaged_journal_is_refused_until_it_is_overwritten(fake_runs: FakeRuns) -> None:
     finetune_search(load("search.trials=2"), Path("search"), OPTIONS)
     journal = Path("search/search.journal")
@@ -269,12 +301,12 @@ def test_damaged_journal_is_refused_until_it_is_overwritten(fake_runs: FakeRuns)
 
 def test_search_does_not_mix_with_other_runs(fake_runs: FakeRuns) -> None:
     finetune_search(load("search.trials=1"), Path("search"), OPTIONS)
-    for overrides in ([], ["training.epochs=[1,2]"]):
-        for overwrite in ([], ["--overwrite"]):
-            result = CliRunner().invoke(
-                app, ["finetune", "sample/sentiment", *overrides, "--run", "search", *overwrite]
-            )
-            assert result.exit_code == 2
+    before = {path: path.read_bytes() for path in Path("search").rglob("*") if path.is_file()}
+    grid = ["training.epochs=[1,2]"]
+    for words in ([], ["--overwrite"], grid, [*grid, "--overwrite", "--dry-run"], [*grid, "--overwrite", "task=none"]):
+        result = CliRunner().invoke(app, ["finetune", "sample/sentiment", "--run", "search", *words])
+        assert (result.exit_code == 0) == ("--dry-run" in words), result.output
+        assert {path: path.read_bytes() for path in Path("search").rglob("*") if path.is_file()} == before
     Path("other/trial-0").mkdir(parents=True)
     with pytest.raises(RunFolderError, match=r"other contains trial-0 but no search\.yaml; choose another folder"):
         finetune_search(load(), Path("other"), OPTIONS)
