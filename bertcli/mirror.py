@@ -12,11 +12,11 @@ from bertcli.recipe.load import recipe_task
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
-from bertcli.recipe.suite import Suite, recipes_by_name
+from bertcli.recipe.suite import Experiment, Suite, recipes_by_name
 from bertcli.tasks import TASKS
 from bertcli.tasks.task import Task
 
-AnyRecipe = Recipe | PretrainRecipe | Grid | Search | Suite
+AnyRecipe = PretrainRecipe | Experiment
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from pathlib import Path
 from bertcli.console import Console
 from bertcli.finetuning.data_check import DataCheck, check_data
 from bertcli.recipe.catalogue import run_recipe_path
-from bertcli.recipe.expansion import Grid, expand_recipe
+from bertcli.recipe.expansion import expand_recipe
 from bertcli.recipe.load import read_finetune_recipe
-from bertcli.recipe.search import Search
 
 
 def check(name: str, overrides: Sequence[str], *, mirror: Path | None, console: Console) -> DataCheck:
@@ -21,8 +20,4 @@ def check(name: str, overrides: Sequence[str], *, mirror: Path | None, console: 
         DataError: if its training or validation rows cannot be read.
     """
     recipe = expand_recipe(read_finetune_recipe(run_recipe_path(name)), overrides)
-    if isinstance(recipe, Grid):
-        recipe = recipe.first
-    elif isinstance(recipe, Search):
-        recipe = recipe.base
-    return check_data(recipe, mirror, console)
+    return check_data(recipe.representative, mirror, console)

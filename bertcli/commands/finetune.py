@@ -14,11 +14,11 @@ from bertcli.finetuning.setup import check_recipe
 from bertcli.malloc import without_garbage_collection
 from bertcli.models.added_tokens import read_tokens
 from bertcli.models.from_pretrained import ModelSource
-from bertcli.recipe.expansion import Grid, fold_recipes
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
-from bertcli.recipe.suite import Suite, independent_recipes_by_folder
+from bertcli.recipe.suite import Experiment, Suite, independent_recipes_by_folder
 from bertcli.runs.claim import RunClaim, claim_run
 from bertcli.runs.folder import RunOptions
 from bertcli.runs.members import best_seed
@@ -26,7 +26,7 @@ from bertcli.runs.results import RunResults
 from bertcli.training.startup import report_finished
 
 
-def finetune(recipe: Recipe | Grid | Search | Suite, run: Path, options: RunOptions, *, jobs: int = 1) -> RunResults:
+def finetune(recipe: Experiment, run: Path, options: RunOptions, *, jobs: int = 1) -> RunResults:
     """Fine-tune as the recipe, grid, search or suite says, or once per fold; return the content of `results.json`.
 
     Args:
@@ -47,12 +47,12 @@ def finetune(recipe: Recipe | Grid | Search | Suite, run: Path, options: RunOpti
         if finished is not None and has_same_files([recipe], finished, options.mirror, options.console):
             return report_finished(run, finished, options.console)
     with options.console.waiting(LOADING), without_garbage_collection():
-        from bertcli.experiments.collection import claim_members
         from bertcli.experiments.cross_validation import cross_validate
         from bertcli.experiments.grid import finetune_grid
+        from bertcli.experiments.preparation import prepare_members
         from bertcli.experiments.run_many import run_in_parallel
         from bertcli.experiments.search import finetune_search
-        from bertcli.experiments.suite import claim_suite, finetune_suite
+        from bertcli.experiments.suite import finetune_suite, prepare_suite
         from bertcli.finetuning.multitask import finetune_multitask
         from bertcli.finetuning.run import finetune as finetune_recipe
     if isinstance(recipe, Search):
@@ -60,11 +60,9 @@ def finetune(recipe: Recipe | Grid | Search | Suite, run: Path, options: RunOpti
     if jobs > 1 and not options.dry_run:
         recipes = independent_recipes_by_folder(recipe, run)
         if isinstance(recipe, Suite):
-            claim_suite(recipe, run, options)
-        elif isinstance(recipe, Grid):
-            claim_members(run, recipe.points, options)
-        elif recipe.is_cross_validation:
-            claim_members(run, fold_recipes(recipe), options)
+            prepare_suite(recipe, run, options)
+        elif recipe.members:
+            prepare_members(run, recipe.members, options)
         failed = run_in_parallel(recipes, jobs, options)
         options = replace(options, overwrite=False, failed=failed)  # the earlier runs have been replaced
     if isinstance(recipe, Suite):

@@ -15,7 +15,7 @@ from pathlib import Path
 from bertcli.cluster.slurm import JobCommand, JobEnvironment, JobResources, batch_script
 from bertcli.console import Console
 from bertcli.errors import ClusterError, UsageError
-from bertcli.experiments.collection import claim_collection
+from bertcli.experiments.preparation import prepare_folder
 from bertcli.files import write_text
 from bertcli.mirror import AnyRecipe, missing_requirements
 from bertcli.recipe.catalogue import load_any, run_recipe_path
@@ -245,14 +245,14 @@ def _prepare_run_folders(plan: JobPlan, run: Path, console: Console, *, overwrit
         RunFolderError: if a folder holds other files, or a run with a different recipe.
     """
     if isinstance(plan.recipe, Search):
-        from bertcli.experiments.search import claim_search
+        from bertcli.experiments.search import prepare_search
 
-        claim_search(plan.recipe, run, overwrite=overwrite)
+        prepare_search(plan.recipe, run, overwrite=overwrite)
     elif plan.is_multitask:
         if overwrite and run.is_dir():
             remove_run(run)
     elif run not in plan.recipes:
-        claim_collection(run, [*plan.recipes, *plan.dependent_folders], overwrite=overwrite)
+        prepare_folder(run, [*plan.recipes, *plan.dependent_folders], overwrite=overwrite)
     claims = [claim_run(path, dump_recipe(recipe), overwrite=overwrite) for path, recipe in plan.recipes.items()]
     for claim in claims:
         claim.open(console.say)

@@ -14,7 +14,8 @@ from bertcli.console import Console, format_seconds
 from bertcli.data.sources import FILE_COLUMN, ROW_COLUMN, folds_of_rows, load_training_rows, split_files, strata
 from bertcli.data.splitting import rare_labels
 from bertcli.errors import shortened
-from bertcli.experiments.collection import claim_members, write_collection
+from bertcli.experiments.collection import write_collection
+from bertcli.experiments.preparation import prepare_members
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.files import write_json_lines
 from bertcli.finetuning.run import finetune
@@ -23,7 +24,6 @@ from bertcli.heads.labels import labelled_rows
 from bertcli.metrics.answers import Answers, concatenate_answers, load_answers
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.scores import compute_scores
-from bertcli.recipe.expansion import fold_recipes
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.claim import check_same_data
@@ -62,11 +62,11 @@ def cross_validate(recipe: Recipe, folder: Path, options: RunOptions) -> Collect
         Interrupted: if a signal arrived; the run in progress is saved.
         TrainingError: if a fold failed; the others are finished.
     """
-    folds = fold_recipes(recipe)
+    folds = recipe.members
     processes, console = join_processes(recipe.hardware, options.console)
     if processes.is_main_process:
         _report_folds(next(iter(folds.values())), options.mirror, console)
-        claim_members(folder, folds, options)
+        prepare_members(folder, folds, options)
     runs = {name: partial(finetune, fold, folder / name, options) for name, fold in folds.items()}
     finished, failed = run_each(runs, processes, console)
     if options.dry_run:

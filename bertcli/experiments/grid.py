@@ -8,8 +8,9 @@ from pathlib import Path
 
 from bertcli.console import format_seconds
 from bertcli.errors import TrainingError
-from bertcli.experiments.collection import claim_members, results_of_chosen, write_collection
+from bertcli.experiments.collection import results_of_chosen, write_collection
 from bertcli.experiments.cross_validation import cross_validate
+from bertcli.experiments.preparation import prepare_members
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.finetuning.run import finetune
 from bertcli.metrics.scores import best_value, selection_score
@@ -32,10 +33,10 @@ def finetune_grid(grid: Grid, folder: Path, options: RunOptions) -> CollectionRe
         Interrupted: if a signal arrived; the run in progress is saved.
         TrainingError: if a point failed; the others are finished.
     """
-    processes, console = join_processes(grid.first.hardware, options.console)
+    processes, console = join_processes(grid.representative.hardware, options.console)
     if processes.is_main_process:
-        claim_members(folder, grid.points, options)
-    has_folds = grid.first.is_cross_validation
+        prepare_members(folder, grid.members, options)
+    has_folds = grid.representative.is_cross_validation
     train = cross_validate if has_folds else finetune
     runs = {name: partial(train, recipe, folder / name, options) for name, recipe in grid.points.items()}
     finished, failed = run_each(runs, processes, console)
@@ -68,7 +69,7 @@ def _results(grid: Grid, folder: Path, finished: dict[str, RunResults], failed: 
             **({"95 % interval": results.interval_text(metric)} if len(values[name]) == 1 else {}),  # a mean has none
             "median": f"{statistics.median(values[name]):.4f}",
             "best": f"{best_value(metric, values[name]):.4f}",
-            "folds" if grid.first.is_cross_validation else "seeds": str(len(values[name])),
+            "folds" if grid.representative.is_cross_validation else "seeds": str(len(values[name])),
             "time": format_seconds(results.train_seconds),
             "chosen": "*" if name == chosen else "",
         }

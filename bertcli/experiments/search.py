@@ -21,12 +21,8 @@ from accelerate.utils import broadcast_object_list
 
 from bertcli.console import Console, format_seconds
 from bertcli.errors import RunFolderError, TrainingError, UsageError
-from bertcli.experiments.collection import (
-    check_rows_of_finished,
-    claim_collection,
-    results_of_chosen,
-    write_collection,
-)
+from bertcli.experiments.collection import results_of_chosen, write_collection
+from bertcli.experiments.preparation import prepare_folder
 from bertcli.experiments.run_many import attempt, raise_if_failed, run_workers
 from bertcli.experiments.shared_study import (
     HeldTrial,
@@ -72,7 +68,7 @@ def finetune_search(search: Search, folder: Path, options: RunOptions, *, jobs: 
     processes, console = join_processes(search.base.hardware, options.console)
     if processes.is_main_process:
         check = partial(set_up, search.base, options.mirror)
-        claim_search(search, folder, overwrite=options.overwrite, dry_run=options.dry_run, check=check)
+        prepare_search(search, folder, overwrite=options.overwrite, dry_run=options.dry_run, check=check)
     if options.dry_run:
         return _dry_run(search, folder, options, console)
     processes.wait_for_everyone()
@@ -95,7 +91,7 @@ def finetune_search(search: Search, folder: Path, options: RunOptions, *, jobs: 
     return results
 
 
-def claim_search(
+def prepare_search(
     search: Search,
     folder: Path,
     *,
@@ -123,7 +119,7 @@ def claim_search(
     elif recipe.is_file():
         _check_same(search, folder)
     else:
-        claim_collection(folder, [], overwrite=overwrite, dry_run=dry_run, check=check)
+        prepare_folder(folder, [], overwrite=overwrite, dry_run=dry_run, check=check)
         if trials := [path.name for path in folder.glob("*") if TRIAL_NAME.fullmatch(path.name)]:
             raise RunFolderError(f"{folder} contains {min(trials)} but no {SEARCH}; choose another folder with --run")
     if not dry_run and not (recipe.is_file() and recipe.read_text("utf-8") == text):
@@ -158,10 +154,10 @@ def _check_data(search: Search, study: SharedStudy, folder: Path, options: RunOp
     finished = {
         folder / trial.name: search.trial_recipe(trial.values) for trial in study.records() if trial.is_finished
     }
-    for run, recipe in finished.items():
-        check_finished_run(recipe, run, options.mirror, options.console)
-    if len(finished) < search.settings.trials:
-        check_rows_of_finished(finished, options)
+    has_more = len(finished) < search.settings.trials
+    for number, (run, recipe) in enumerate(finished.items()):
+        compare_rows = has_more and number == 0  # their files may be unchanged, or not in a local folder
+        check_finished_run(recipe, run, options.mirror, options.console, compare_rows=compare_rows)
 
 
 def _dry_run(search: Search, folder: Path, options: RunOptions, console: Console) -> CollectionResults:

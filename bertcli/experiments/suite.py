@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from bertcli.console import format_seconds
 from bertcli.errors import TrainingError, UsageError
-from bertcli.experiments.collection import check_member, claim_collection, claim_members, write_collection
+from bertcli.experiments.collection import write_collection
 from bertcli.experiments.grid import finetune_grid
+from bertcli.experiments.preparation import check_member, prepare_folder
 from bertcli.experiments.run_many import raise_if_failed, run_each
 from bertcli.finetuning.run import finetune
 from bertcli.finetuning.setup import set_up
@@ -18,7 +18,7 @@ from bertcli.metrics.scores import averaged_scores, best_value, score_names, tas
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.recipe.suite import Suite, recipes_by_folder, recipes_by_name, run_folder
+from bertcli.recipe.suite import Suite, recipes_by_folder, run_folder
 from bertcli.runs.folder import RunFolder, RunOptions
 from bertcli.runs.members import best_seed
 from bertcli.runs.results import CollectionResults, RunResults
@@ -39,10 +39,9 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
         Interrupted: if a signal arrived; the run in progress is saved.
         TrainingError: if a recipe failed; the others are finished.
     """
-    first = next(iter(recipes_by_name(suite).values()))
-    processes, console = join_processes(first.hardware, options.console)
+    processes, console = join_processes(suite.representative.hardware, options.console)
     if processes.is_main_process:
-        claim_suite(suite, folder, options)
+        prepare_suite(suite, folder, options)
 
     def run(name: str) -> RunResults:
         member = suite.recipes[name]
@@ -67,7 +66,7 @@ def finetune_suite(suite: Suite, folder: Path, options: RunOptions) -> Collectio
     return results
 
 
-def claim_suite(suite: Suite, folder: Path, options: RunOptions) -> None:
+def prepare_suite(suite: Suite, folder: Path, options: RunOptions) -> None:
     """Check that `folder` can hold the suite and the run of each of its recipes; remove what the suite replaces.
 
     The recipes are checked first, so that a suite of which one run would be refused leaves the folder as it was.
@@ -81,18 +80,9 @@ def claim_suite(suite: Suite, folder: Path, options: RunOptions) -> None:
                 member = _start_from(member, _source_run(suite, name, folder))
             except (TrainingError, UsageError):  # the run it starts from, which its recipe names, is not finished
                 continue
-        if isinstance(member, Grid):
-            claim_members(run_folder(folder, name), member.points, replace(options, dry_run=True))
-        else:
-            check_member(run_folder(folder, name), member, options)
-    first = next(iter(recipes_by_name(suite).values()))
-    claim_collection(
-        folder,
-        [*recipes_by_folder(suite, folder)],
-        overwrite=options.overwrite,
-        dry_run=options.dry_run,
-        check=partial(set_up, first, options.mirror),
-    )
+        check_member(run_folder(folder, name), member, options)
+    runs, check = [*recipes_by_folder(suite, folder)], partial(set_up, suite.representative, options.mirror)
+    prepare_folder(folder, runs, overwrite=options.overwrite, dry_run=options.dry_run, check=check)
 
 
 def _source_run(suite: Suite, name: str, folder: Path) -> str:
@@ -126,7 +116,7 @@ def _results(suite: Suite, folder: Path, finished: dict[str, RunResults], failed
         if name in failed:
             table.append(dict.fromkeys(HEADER, "") | {"task": name, "metric": "failed"})
             continue
-        tasks[name] = recipe_task(member.first if isinstance(member, Grid) else member)
+        tasks[name] = recipe_task(member.representative)
         table += _rows(name, tasks[name], finished[name])
     average = {}
     if tasks and all(map(averaged_scores, tasks.values())):

@@ -29,7 +29,7 @@ from bertcli.recipe.load import (
 from bertcli.recipe.pretrain_schema import PretrainRecipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import FIXED_KEYS, Search, dump_search, search_schema, space_values
-from bertcli.recipe.suite import Suite, SuiteKeys, load_finetuning, recipes_by_name
+from bertcli.recipe.suite import Experiment, Suite, SuiteKeys, load_finetuning, recipes_by_name
 from bertcli.tasks import TASKS
 
 END_OF_SENTENCE = re.compile(r"(?<! al\.)(?<=[.?]) (?=[A-Z\d])")
@@ -39,7 +39,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {"finetune": Recipe, "pretrain": PretrainR
 YAML_INDENT = 2
 
 
-def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | PretrainRecipe | Grid | Search | Suite:
+def load_any(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe | Experiment:
     """Load a recipe, grid, search or suite by built-in name, file or run folder, with `key=value` overrides.
 
     Raises:

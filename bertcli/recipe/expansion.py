@@ -1,4 +1,4 @@
-"""Expand a recipe: a grid into its points, cross-validation into a recipe per fold; or resolve a search."""
+"""Expand a recipe with lists to the points of a grid; or resolve a search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 from bertcli.errors import RecipeError
 from bertcli.recipe.load import apply_overrides, resolve_recipe
-from bertcli.recipe.member_names import fold_name
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search, is_grid_list, resolve_search
 from bertcli.recipe.yaml_layers import RecipeLayer
@@ -31,14 +30,14 @@ class Grid:
     points: dict[str, Recipe]
 
     @property
-    def first(self) -> Recipe:
+    def representative(self) -> Recipe:
         """The recipe of the first point, used for everything that all points share."""
         return next(iter(self.points.values()))
 
-
-def fold_recipes(recipe: Recipe) -> dict[str, Recipe]:
-    """Return the recipe of each fold of a cross-validation, by the name of its run folder."""
-    return {fold_name(fold): recipe.with_fold(fold) for fold in range(1, (recipe.data.folds or 0) + 1)}
+    @property
+    def members(self) -> dict[str, Recipe]:
+        """The recipe of each point, by the name of its run folder."""
+        return self.points
 
 
 def expand_recipe(layer: RecipeLayer, overrides: Sequence[str]) -> Recipe | Grid | Search:

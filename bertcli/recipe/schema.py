@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema, field_validator, model_validator
 
 from bertcli.errors import quoted
+from bertcli.recipe.member_names import fold_name
 from bertcli.tasks.task import PATH_OR_LIST_SCHEMA, Section, Task
 
 Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
@@ -348,6 +349,18 @@ class Recipe(Section):
     def is_cross_validation(self) -> bool:
         """Whether the recipe stands for a run per fold of the training rows."""
         return self.data.folds is not None and self.data.fold is None
+
+    @property
+    def representative(self) -> Self:
+        """The recipe itself, as `Grid.representative` is one of its recipes."""
+        return self
+
+    @property
+    def members(self) -> dict[str, Self]:
+        """The recipe of each fold of a cross-validation, by the name of its run folder; empty for a single run."""
+        if not self.is_cross_validation:
+            return {}
+        return {fold_name(fold): self.with_fold(fold) for fold in range(1, (self.data.folds or 0) + 1)}
 
     def with_fold(self, fold: int) -> Self:
         """Return a copy for one fold, from 1."""

@@ -54,6 +54,11 @@ class Search:
     settings: SearchSection
 
     @property
+    def representative(self) -> Recipe:
+        """The recipe of every trial except for the keys in `space`."""
+        return self.base
+
+    @property
     def budget_seconds(self) -> float | None:
         """The total time of trials after which no more are started."""
         return parse_seconds(self.settings.budget)

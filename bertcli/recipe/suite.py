@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from bertcli.errors import RecipeError, did_you_mean, quoted
-from bertcli.recipe.expansion import Grid, expand_recipe, fold_recipes
+from bertcli.recipe.expansion import Grid, expand_recipe
 from bertcli.recipe.load import find_recipe, read_finetune_recipe, read_with_extends, validate_section
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.search import Search
@@ -57,8 +57,26 @@ class Suite:
     start_from: dict[str, str]
     multitask: MultitaskSection | None = None
 
+    @property
+    def representative(self) -> Recipe:
+        """The first recipe, used for everything that all recipes share, such as the hardware."""
+        return next(iter(self.recipes.values())).representative
 
-def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | Grid | Search | Suite:
+    @property
+    def members(self) -> dict[str, Recipe | Grid]:
+        """The recipes by the names of their folders."""
+        return {run_folder(Path(), name).name: recipe for name, recipe in self.recipes.items()}
+
+
+Experiment = Recipe | Grid | Search | Suite
+"""Anything that `bertcli finetune` accepts.
+
+All have a `representative` recipe, and all but a search have `members`: the recipes of the runs in folders inside the
+run folder, which are empty for a single run.
+"""
+
+
+def load_finetuning(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
     """Load anything that `bertcli finetune` accepts, by built-in name or from a YAML file.
 
     That is a recipe, a grid (lists under `training`), a search (the section `search`) or a suite (`suite`).
@@ -117,7 +135,7 @@ def load_suite(name_or_path: str, overrides: Sequence[str] = ()) -> Suite | None
     problems += [
         f"found data.folds with {name}, expected no folds in a suite: cross-validate each recipe by itself"
         for name, member in recipes.items()
-        if (member.first if isinstance(member, Grid) else member).data.folds is not None
+        if member.representative.data.folds is not None
     ]
     problems += _folder_conflicts(names)
     if keys.multitask is not None and not problems:
@@ -198,17 +216,12 @@ def recipes_by_name(suite_or_grid: Suite | Grid) -> dict[str, Recipe]:
 
 def recipes_by_folder(recipe: Recipe | Grid | Suite, folder: Path) -> dict[Path, Recipe]:
     """Return the recipe of each run by its folder: `folder`, or those inside it of folds, grid points and a suite."""
-    members: Mapping[Path, Recipe | Grid]
-    if isinstance(recipe, Recipe):
-        if not recipe.is_cross_validation:
-            return {folder: recipe}
-        members = {folder / name: fold for name, fold in fold_recipes(recipe).items()}
-    elif isinstance(recipe, Grid):
-        members = {folder / name: point for name, point in recipe.points.items()}
-    else:
-        members = {run_folder(folder, name): member for name, member in recipe.recipes.items()}
+    if isinstance(recipe, Recipe) and not recipe.members:
+        return {folder: recipe}
     return {
-        path: single for path, member in members.items() for path, single in recipes_by_folder(member, path).items()
+        path: single
+        for name, member in recipe.members.items()
+        for path, single in recipes_by_folder(member, folder / name).items()
     }
 
 

@@ -131,7 +131,7 @@ def test_grid_or_seeds_with_a_run_on_other_data_are_refused_as_a_whole(
 
 def test_grid_does_not_replace_other_files_or_runs() -> None:
     grid = load("training.learning_rate=[1e-4, 1e-3]")
-    finetune(grid.first, Path("run"), RunOptions(console=QUIET))
+    finetune(grid.representative, Path("run"), RunOptions(console=QUIET))
     single_results = Path("run/results.json").read_text()
     for dry_run in (True, False):
         with pytest.raises(RunFolderError, match="run holds a single run, expected a folder for the runs of a grid"):
@@ -154,7 +154,7 @@ def test_grid_does_not_replace_other_files_or_runs() -> None:
     results = finetune_grid(grid, Path("run"), RunOptions(console=QUIET, overwrite=True))
     assert not Path("run/recipe.yaml").exists()
     with pytest.raises(RunFolderError, match="not empty and is not a run"):
-        finetune(grid.first, Path("run"), RunOptions(console=QUIET))
+        finetune(grid.representative, Path("run"), RunOptions(console=QUIET))
     assert finetune_grid(grid, Path("run"), RunOptions(console=QUIET)) == results
 
 

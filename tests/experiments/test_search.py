@@ -25,7 +25,7 @@ from bertcli.commands.submit import plan_jobs
 from bertcli.errors import Interrupted, RunFolderError, TrainingError
 from bertcli.experiments import search as search_module
 from bertcli.experiments.grid import finetune_grid
-from bertcli.experiments.search import claim_search, finetune_search
+from bertcli.experiments.search import finetune_search, prepare_search
 from bertcli.experiments.shared_study import SharedStudy
 from bertcli.files import file_lock
 from bertcli.recipe.expansion import Grid
@@ -187,7 +187,7 @@ def test_search_by_loss_chooses_the_lowest(fake_runs: FakeRuns, monkeypatch: pyt
 
 def test_worker_leaves_the_results_to_the_last_one(fake_runs: FakeRuns) -> None:
     search = load("search.trials=2")
-    claim_search(search, Path("search"), overwrite=False)
+    prepare_search(search, Path("search"), overwrite=False)
     with SharedStudy(Path("search"), search.space, 1).next_trial(2, None) as other:
         assert other is not None
         assert finetune_search(search, Path("search"), OPTIONS).points is None

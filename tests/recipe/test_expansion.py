@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RecipeError
-from bertcli.recipe.expansion import Grid, fold_recipes
+from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import dump_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.recipe.suite import Suite, load_finetuning, recipes_by_name
@@ -31,7 +31,7 @@ def test_grid_has_a_point_per_combination_and_none_per_seed() -> None:
     ]
     last = grid.points["learning_rate=3e-05,global_batch_size=32"].training
     assert (last.learning_rate, last.global_batch_size, last.seed) == (3e-5, 32, (1, 2))
-    assert grid.first.training.global_batch_size == 16
+    assert grid.representative.training.global_batch_size == 16
 
 
 def test_grid_needs_a_list_that_no_later_override_replaces() -> None:
@@ -59,7 +59,7 @@ def test_grid_reports_each_error_once() -> None:
 def test_folds_are_a_recipe_each_that_differs_only_in_the_fold() -> None:
     recipe = load("task: glue/rte\ndata: {folds: 3}\n")
     assert isinstance(recipe, Recipe)
-    folds = fold_recipes(recipe)
+    folds = recipe.members
     assert list(folds) == ["fold-1", "fold-2", "fold-3"]
     assert [fold.data.fold for fold in folds.values()] == [1, 2, 3]
     assert load(dump_recipe(folds["fold-2"])) == folds["fold-2"]
