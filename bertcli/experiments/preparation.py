@@ -134,7 +134,7 @@ def check_member(folder: Path, member: Recipe | Grid, options: RunOptions) -> No
     with suppress(UsageError):  # unreadable results of one run do not stop the others
         claim_run(folder, dump_recipe(member), overwrite=options.overwrite)
     if not options.overwrite:
-        check_finished_run(member, folder, options.mirror, options.console)
+        check_finished_run(member, folder, options.mirror)
 
 
 def _check_rows(recipes: Mapping[Path, Recipe], options: RunOptions) -> None:
@@ -151,4 +151,4 @@ def _check_rows(recipes: Mapping[Path, Recipe], options: RunOptions) -> None:
     finished = [run for run in recipes if RunFolder(run).results.is_file()]
     if finished and len(finished) < len(recipes) and not options.overwrite:
         run = finished[0]
-        check_finished_run(recipes[run], run, options.mirror, options.console, compare_rows=True)
+        check_finished_run(recipes[run], run, options.mirror, compare_rows=True)

@@ -164,7 +164,7 @@ def _claims(recipes: Mapping[Path, Recipe], options: RunOptions) -> Iterator[Run
         with suppress(UsageError):  # unreadable results of one run do not stop the others
             yield claim_run(folder, dump_recipe(recipe), overwrite=options.overwrite)
         if not options.overwrite:
-            check_finished_run(recipe, folder, options.mirror, options.console)
+            check_finished_run(recipe, folder, options.mirror)
 
 
 def start_run(

@@ -146,7 +146,9 @@ def _text_to_compare(search: Search) -> str:
 
 
 def _check_data(search: Search, study: SharedStudy, folder: Path, options: RunOptions) -> None:
-    """Check that the finished trials were trained on the data of today, to which those of more trials are compared.
+    """Check that a finished trial was trained on the data of today; `results_of_chosen` checks that all have the same.
+
+    Before more trials are trained, the rows are compared, even if their files are not in a local folder.
 
     Raises:
         RunFolderError: if the data have changed.
@@ -154,10 +156,8 @@ def _check_data(search: Search, study: SharedStudy, folder: Path, options: RunOp
     finished = {
         folder / trial.name: search.trial_recipe(trial.values) for trial in study.records() if trial.is_finished
     }
-    has_more = len(finished) < search.settings.trials
-    for number, (run, recipe) in enumerate(finished.items()):
-        compare_rows = has_more and number == 0  # their files may be unchanged, or not in a local folder
-        check_finished_run(recipe, run, options.mirror, options.console, compare_rows=compare_rows)
+    for run, recipe in [*finished.items()][:1]:
+        check_finished_run(recipe, run, options.mirror, compare_rows=len(finished) < search.settings.trials)
 
 
 def _dry_run(search: Search, folder: Path, options: RunOptions, console: Console) -> CollectionResults:

@@ -40,9 +40,7 @@ def join_fingerprints(fingerprints: Iterable[str | None]) -> str | None:
     return None if None in known else " ".join(filter(None, known))
 
 
-def check_finished_run(
-    recipe: Recipe, run: Path, mirror: Path | None, console: Console, *, compare_rows: bool = False
-) -> None:
+def check_finished_run(recipe: Recipe, run: Path, mirror: Path | None, *, compare_rows: bool = False) -> None:
     """Check that `run`, and those of its seeds that are finished, were trained on the data of today.
 
     Args:
@@ -54,6 +52,7 @@ def check_finished_run(
         RunFolderError: if the data have changed.
         BertcliError: if the files have changed, and their rows cannot be read.
     """
+    console = Console(mute=True)  # `finetune` prints the note for the same run
     for folder in dict.fromkeys((run, *seed_folders(run, recipe.training.seed))):
         try:
             results = RunFolder(folder).read_results()

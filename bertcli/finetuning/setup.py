@@ -114,16 +114,16 @@ class FinetuneSetup:
 
     @property
     def data_fingerprint(self) -> str:
-        """The hashes of the encoded training and validation rows, the added tokens, and the gold validation values.
+        """The hashes of the encoded rows of all splits, the added tokens, and the gold values of the validation splits.
 
         The encoded labels do not determine the gold values: not further answers to a question, nor tags of words that
         were truncated.
         """
-        gold = self.references["validation"]
-        text = json.dumps(gold.tolist() if isinstance(gold, np.ndarray) else gold)
-        hashes = [self.encode("train").fingerprint, self.encode("validation").fingerprint]
+        splits = [split for split in self.rows if split != "train"]
+        gold = {split: np.asarray(self.references[split], dtype=object).tolist() for split in splits}
+        hashes = [self.encode(split).fingerprint for split in ("train", *splits)]
         hashes += [self.added_tokens.fingerprint] if self.added_tokens else []
-        return "-".join([*hashes, hashlib.blake2b(text.encode(), digest_size=16).hexdigest()])
+        return "-".join([*hashes, hashlib.blake2b(json.dumps(gold).encode(), digest_size=16).hexdigest()])
 
     @property
     def examples_per_epoch(self) -> int:

@@ -49,14 +49,14 @@ def test_finished_run_is_refused_once_its_data_have_changed(
         assert finetune(recipe, Path("run"), OPTIONS) == first
     reviews.write_text(f"{reviews.read_text('utf-8')}\n", "utf-8")  # other files, but the same rows
     assert finetune(recipe, Path("run"), OPTIONS) == first
-    check_finished_run(recipe, Path("run"), None, QUIET)
+    check_finished_run(recipe, Path("run"), None)
     replace_in(reviews, "the film was superb,positive", "the film was superb,negative")
     for options in (OPTIONS, RunOptions(console=QUIET, dry_run=True)):
         run = "run" if seeds == "1" or not options.dry_run else "run/seed-1"
         with pytest.raises(RunFolderError, match=CHANGED.format(run=run)):
             finetune(recipe, Path("run"), options)
     with pytest.raises(RunFolderError, match=CHANGED.format(run="run")):
-        check_finished_run(recipe, Path("run"), None, QUIET)
+        check_finished_run(recipe, Path("run"), None)
     assert Path("run/results.json").read_bytes() == results
     again = finetune(recipe, Path("run"), RunOptions(console=QUIET, overwrite=True))
     assert again.data_fingerprint != first.data_fingerprint
@@ -72,7 +72,7 @@ def test_seeds_trained_on_other_data_are_refused_before_the_others_are_trained(
     shutil.rmtree("run/seed-3")
     Path("run/results.json").unlink()
     replace_in(reviews, "vile", "grand")
-    for check in (finetune, lambda recipe, run, _: check_finished_run(recipe, run, None, QUIET)):
+    for check in (finetune, lambda recipe, run, _: check_finished_run(recipe, run, None)):
         with pytest.raises(RunFolderError, match=CHANGED.format(run="run/seed-2")):
             check(recipe, Path("run"), OPTIONS)
     assert not Path("run/seed-1").exists()
@@ -93,8 +93,9 @@ def test_data_of_the_mirror_are_compared_by_their_rows_if_a_file_was_added(
 ) -> None:
     folder = Path("mirror/datasets/me/reviews")
     folder.mkdir(parents=True)
-    shutil.copy(reviews, folder / "train.csv")
-    task = "dataset: me/reviews, text_columns: [text], splits: {validation: null}"
+    for name in ("train.csv", "test.csv"):
+        shutil.copy(reviews, folder / name)
+    task = "dataset: me/reviews, text_columns: [text], splits: {validation: null, extra_validation: [test]}"
     path = write_recipe(f"task: {{{task}}}\nmodel: {{name: {encoder}}}\ndata: {{max_length: 16}}\n")
     recipe, options = load_recipe(str(path), ["training.max_steps=1"]), RunOptions(Path("mirror"), console=QUIET)
     first = finetune(recipe, Path("run"), options)
@@ -102,9 +103,12 @@ def test_data_of_the_mirror_are_compared_by_their_rows_if_a_file_was_added(
     (folder / "README.md").write_text("# Reviews\n")
     assert not has_same_files([recipe], first, options.mirror, QUIET)
     assert finetune(recipe, Path("run"), options) == first
-    replace_in(folder / "train.csv", "vile", "grand")
-    with pytest.raises(RunFolderError, match=CHANGED.format(run="run")):
-        finetune(recipe, Path("run"), options)
+    for name in ("train.csv", "test.csv"):
+        before = (folder / name).read_bytes()
+        replace_in(folder / name, "vile", "grand")
+        with pytest.raises(RunFolderError, match=CHANGED.format(run="run")):
+            finetune(recipe, Path("run"), options)
+        (folder / name).write_bytes(before)
     assert finetune(recipe, Path("run"), OPTIONS) == first  # without the mirror, there is nothing to compare
 
 
