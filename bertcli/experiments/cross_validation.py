@@ -41,12 +41,8 @@ from bertcli.tasks.task import FoldTask
 from bertcli.training.startup import join_processes
 
 MAX_LISTED_LABELS = 5
-FOLD_DEPENDENT = {
-    "num_train_examples",
-    "total_steps",
-    "runs",
-    "data_fingerprint",
-}  # keys of a summary that belong to single folds
+# Keys of a summary that belong to single folds.
+FOLD_DEPENDENT = {"num_train_examples", "total_steps", "runs", "data_fingerprint"}
 
 
 def cross_validate(recipe: Recipe, folder: Path, options: RunOptions) -> CollectionResults:

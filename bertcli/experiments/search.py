@@ -30,7 +30,6 @@ from bertcli.experiments.shared_study import (
     TrialRecord,
     check_optuna,
     propose,
-    remove_search,
 )
 from bertcli.files import write_json, write_text
 from bertcli.finetuning.finished_run import check_finished_run
@@ -112,16 +111,13 @@ def prepare_search(
         RunFolderError: if the folder holds other files, or a different search.
     """
     recipe, text = folder / SEARCH, dump_search(search)
-    if recipe.is_file() and overwrite:
-        check()
-        if not dry_run:
-            remove_search(folder)
-    elif recipe.is_file():
+    trials = [path.name for path in folder.glob("*") if TRIAL_NAME.fullmatch(path.name)]
+    if recipe.is_file() and not overwrite:
         _check_same(search, folder)
+    elif trials and not recipe.is_file():
+        raise RunFolderError(f"{folder} contains {min(trials)} but no {SEARCH}; choose another folder with --run")
     else:
         prepare_folder(folder, [], overwrite=overwrite, dry_run=dry_run, check=check)
-        if trials := [path.name for path in folder.glob("*") if TRIAL_NAME.fullmatch(path.name)]:
-            raise RunFolderError(f"{folder} contains {min(trials)} but no {SEARCH}; choose another folder with --run")
     if not dry_run and not (recipe.is_file() and recipe.read_text("utf-8") == text):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(recipe, text)

@@ -36,17 +36,17 @@ def has_same_files(recipes: Iterable[Recipe], results: RunResults, mirror: Path 
 
 def join_fingerprints(fingerprints: Iterable[str | None]) -> str | None:
     """Return the fingerprint of the files of several tasks; None if that of one is None."""
-    known = [*fingerprints]
-    return None if None in known else " ".join(filter(None, known))
+    parts = [*fingerprints]
+    return None if None in parts else " ".join(filter(None, parts))
 
 
 def check_finished_run(recipe: Recipe, run: Path, mirror: Path | None, *, compare_rows: bool = False) -> None:
     """Check that `run`, and those of its seeds that are finished, were trained on the data of today.
 
+    Results that cannot be read are skipped.
+
     Args:
         compare_rows: compare the rows even if their files have not changed, or are not in a local folder.
-
-    Results that cannot be read are skipped.
 
     Raises:
         RunFolderError: if the data have changed.

@@ -280,9 +280,12 @@ def test_grid_and_search_replace_each_other_only_with_overwrite(fake_runs: FakeR
     names = {"notes.txt", "trial-1", *results.members, "results.json", "README.md", "summary.csv"}
     assert {path.name for path in Path("runs").iterdir()} - {"report.html"} == names
     assert [path.name for path in Path("runs/trial-1").iterdir()] == ["notes.txt"]
+    with pytest.raises(RunFolderError, match=r"runs contains trial-1 but no search\.yaml"):
+        finetune_search(search, Path("runs"), replace(OPTIONS, overwrite=True))
+    assert Path("runs/results.json").is_file()
+    shutil.rmtree("runs/trial-1")
     with pytest.raises(RunFolderError, match="runs holds a grid, suite or cross-validation with other runs"):
         finetune_search(search, Path("runs"), OPTIONS)
-    shutil.rmtree("runs/trial-1")
     again = finetune_search(search, Path("runs"), replace(OPTIONS, overwrite=True))
     assert again.members == ["trial-0", "trial-1"]
 
