@@ -119,9 +119,9 @@ class FinetuneSetup:
         The encoded labels do not determine the gold values: not further answers to a question, nor tags of words that
         were truncated.
         """
-        splits = [split for split in self.rows if split != "train"]
-        gold = {split: np.asarray(self.references[split], dtype=object).tolist() for split in splits}
-        hashes = [self.encode(split).fingerprint for split in ("train", *splits)]
+        validation = {split: gold for split, gold in self.references.items() if split != "train"}
+        gold = {split: gold.tolist() if isinstance(gold, np.ndarray) else gold for split, gold in validation.items()}
+        hashes = [self.encode(split).fingerprint for split in self.rows]
         hashes += [self.added_tokens.fingerprint] if self.added_tokens else []
         return "-".join([*hashes, hashlib.blake2b(json.dumps(gold).encode(), digest_size=16).hexdigest()])
 
