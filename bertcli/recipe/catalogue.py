@@ -19,6 +19,7 @@ from bertcli.errors import RecipeError, UsageError
 from bertcli.recipe.expansion import Grid
 from bertcli.recipe.load import (
     dump_recipe,
+    dump_values,
     find_recipe,
     is_pretraining,
     load_pretrain_recipe,
@@ -138,7 +139,7 @@ def _annotate(section: BaseModel, depth: int, *, comments: bool = True) -> Comme
             above = f"\n{_capitalized(field.description)}" if depth == 0 else field.description
             mapping.yaml_set_comment_before_after_key(name, before=above, indent=YAML_INDENT * depth)
         else:
-            line = to_yaml({name: mapping[name]}).rstrip("\n")
+            line = dump_values({name: value}).rstrip("\n")
             column = YAML_INDENT * depth + len(line) + 2  # two spaces before `#`
             mapping.yaml_add_eol_comment(field.description, name, column=column)
     return mapping

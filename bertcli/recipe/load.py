@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +138,17 @@ def apply_overrides(layer: RecipeLayer, overrides: Sequence[str]) -> list[str]:
 
 def dump_recipe(recipe: Recipe | PretrainRecipe) -> str:
     """Return the resolved recipe as YAML text, which `load_recipe` loads back to an equal recipe."""
-    return to_yaml(to_yaml_value(recipe.model_dump()))
+    return dump_values(recipe.model_dump())
+
+
+def dump_values(values: dict[str, Any]) -> str:
+    """Return plain values as YAML; tuples become lists on one line."""
+    return _dump_pickled(pickle.dumps(values))  # pickled: dictionaries cannot be keys of a cache
+
+
+@lru_cache(maxsize=512)  # a run writes its recipe several times, and the recipes of a grid have most keys in common
+def _dump_pickled(values: bytes) -> str:
+    return to_yaml(to_yaml_value(pickle.loads(values)))
 
 
 def to_yaml(value: Any) -> str:
