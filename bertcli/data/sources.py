@@ -22,7 +22,7 @@ from bertcli.data.formats import check_json_depth, join_words
 from bertcli.data.row_layouts import arrange_rows
 from bertcli.data.spans import CUT_COLUMN
 from bertcli.data.splitting import HELD_OUT_SEED, assign_folds, sample_groups, stratified_sample
-from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, label_text, read_files, summarize_error
+from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, label_text, read_files, summarize_error, to_dataset
 from bertcli.errors import DataError, did_you_mean, quoted
 from bertcli.files import hash_data_files
 from bertcli.tasks.task import SPLITS, FoldTask, Task
@@ -289,8 +289,6 @@ def _select_split(task: Task, split: str, rows: Dataset) -> Dataset:
     Raises:
         DataError: if the column is missing, or no row belongs to the split.
     """
-    from datasets import Dataset, NamedSplit
-
     assert task.split_column is not None
     _check_names(task, split, rows, {task.split_column: "split_column"})
     name = getattr(task.splits, split) if split in SPLITS else split
@@ -303,7 +301,7 @@ def _select_split(task: Task, split: str, rows: Dataset) -> Dataset:
             f"Set task.splits.{split}, or to null if there is no such split."
         )
     part = with_row_numbers(rows).select(selected).remove_columns(task.split_column)
-    return Dataset(part.with_format(None).flatten_indices().data.table, split=NamedSplit(split))
+    return to_dataset(part.with_format(None).flatten_indices().data.table, split)
 
 
 def _load_dataset_split(task: Task, name: str, mirror: Path | None) -> Dataset:

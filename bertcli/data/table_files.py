@@ -75,7 +75,7 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
         DataError: if a file is missing or unreadable, its encoding or format is unknown, or the files' columns differ.
     """
     import pyarrow
-    from datasets import Dataset, NamedSplit, disable_progress_bars
+    from datasets import disable_progress_bars
 
     disable_progress_bars()  # of what is done with the rows later
     tables = []
@@ -87,9 +87,18 @@ def read_files(paths: Sequence[str], task: Task | None = None, split: str | None
             raise DataError(f"cannot read {path}: {_explain(error)}") from error
     table = tables[0] if len(tables) == 1 else _concatenate(tables, paths, task)
     try:
-        return Dataset(table, split=None if split is None else NamedSplit(split))
+        return to_dataset(table, split)
     except (ValueError, TypeError, NotImplementedError, pyarrow.ArrowException) as error:  # an unsupported type
         raise DataError(f"cannot read {', '.join(map(str, paths))}: {summarize_error(error)}") from error
+
+
+def to_dataset(table: pyarrow.Table, split: str | None) -> Dataset:
+    """Return a table as a split; its rows are not hashed, as nothing is cached under their fingerprint."""
+    from datasets import Dataset, NamedSplit
+    from datasets.fingerprint import generate_random_fingerprint
+
+    name = None if split is None else NamedSplit(split)
+    return Dataset(table, split=name, fingerprint=generate_random_fingerprint())
 
 
 def check_exists(path: Path) -> None:
