@@ -252,6 +252,7 @@ def pickled(*names: str) -> dict[str, bytes]:
 
 
 def test_fetch_converts_pickled_weights_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bertcli.commands.fetch.convert_weights", pickled_weights._convert)
     hub.repositories["model", "org/encoder", None] = pickled("pytorch_model.bin")
     dry = call("mine.yaml", "--mirror", "mirror", "--dry-run")
     assert re.search(r"total +\S+ \S+ to fetch and \S+ \S+ to convert, ", dry.stderr)

@@ -493,9 +493,8 @@ ELECTRA = [
     [
         pytest.param(2**25, [6], [], marks=pytest.mark.slow),
         pytest.param(700, [6], [], marks=pytest.mark.slow),
-        (700, [6], ["packing=true"]),
         (700, [6], ["objective.pairs=next_sentence"]),
-        (700, [5, 10], TWO_PHASES),
+        (700, [5, 10], ["packing=true", *TWO_PHASES]),
         (700, [6], ELECTRA),
     ],
 )
@@ -527,7 +526,7 @@ def test_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("overrides", [["objective.pairs=next_sentence"], ["packing=true"], TWO_PHASES])
+@pytest.mark.parametrize("overrides", [["objective.pairs=next_sentence"], ["packing=true", *TWO_PHASES]])
 def test_resumed_run_does_not_rebuild_earlier_shards(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
     monkeypatch.setattr("bertcli.pretraining.batches.SHARD_TOKENS", 700)
     built: list[tuple[int, int, int]] = []

@@ -16,6 +16,7 @@ from bertcli.commands.predict import predict, predict_features
 from bertcli.data.prediction_inputs import PredictionInput
 from bertcli.errors import ModelError, UsageError
 from bertcli.models.from_pretrained import ModelSource
+from bertcli.recipe.schema import HardwareSection
 
 from ..conftest import QUIET
 from ..model_families import CLASSIFIER, save
@@ -23,8 +24,9 @@ from ..model_families import CLASSIFIER, save
 TEXTS = ["a film", "what a lovely day the soup was awful i love the harbour", "bad train", "film", ""]
 
 
-def probabilities(family: str, output: str, *values: list[str]) -> np.ndarray:
-    predict(family, PredictionInput([*values]), output, console=QUIET)
+def probabilities(family: str, output: str, *values: list[str], is_batched: bool = True) -> np.ndarray:
+    hardware = None if is_batched else HardwareSection.model_construct(eval_batch_tokens=1)
+    predict(family, PredictionInput([*values]), output, hardware=hardware, console=QUIET)
     lines = [json.loads(line) for line in Path(output).read_text().splitlines()]
     return np.asarray([list(line["probabilities"].values()) for line in lines])
 
@@ -38,9 +40,9 @@ def assert_independent_of_the_batch(
     family: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
 ) -> None:
     together = probabilities(family, "together.jsonl", *[[text] for text in texts])
+    alone = probabilities(family, "alone.jsonl", *[[text] for text in texts], is_batched=False)
     for row, text in enumerate(texts):
-        alone = probabilities(family, f"{row}.jsonl", [text])
-        assert np.allclose(together[row], alone[0], atol=3e-6)
+        assert np.allclose(together[row], alone[row], atol=3e-6)
         if tokenizer(text)["input_ids"]:
             assert np.allclose(together[row], plain(model, tokenizer, text), atol=3e-6)
 
