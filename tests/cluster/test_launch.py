@@ -94,6 +94,7 @@ def launch_programs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return subprocess.Popen([sys.executable, "-c", PRELUDE + programs[rank]], env=environment)
 
         monkeypatch.setattr(module, "start_process", start_process)
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.005)
         monkeypatch.setattr(module, "free_port", lambda: module.MIN_PORT)  # tests have no sockets
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         launch(len(programs), ["finetune"])
