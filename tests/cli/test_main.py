@@ -169,15 +169,26 @@ def test_eval_reports_missing_splits_and_different_labels(small: Path, write_csv
     assert "labels do not match" in other.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGTERM, 143),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, 85, marks=pytest.mark.slow),
-    ],
+SIGNALS = pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 85)]
 )
-def test_signal_saves_and_sets_the_exit_code(small: Path, number: int, code: int) -> None:
+
+
+@SIGNALS
+def test_signal_saves_and_sets_the_exit_code(
+    small: Path, number: int, code: int, stop_after: Callable[..., None]
+) -> None:
+    stop_after(2, number)
+    result = call("finetune", str(small), "training.max_steps=100")
+    assert result.exit_code == code, result.stderr
+    assert "re-run the same command to resume" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in Path("runs/small/checkpoints").iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.slow
+@SIGNALS
+def test_signal_to_a_process_saves_and_sets_its_exit_code(small: Path, number: int, code: int) -> None:
     process = start("finetune", str(small), "training.max_steps=100000", "hardware.log_every_steps=1")
     history = Path("runs/small/train.jsonl")
     while not (history.is_file() and history.stat().st_size) and process.poll() is None:

@@ -268,8 +268,33 @@ def test_output_may_be_standard_output_a_named_pipe_or_a_device(run: str, capsys
     assert predict(run, TEXTS, "/dev/null", console=QUIET) == 2
 
 
-def test_first_lines_are_written_immediately_and_a_closed_pipe_ends_the_command_quietly(run: str) -> None:
+def test_first_lines_are_written_immediately_and_a_closed_pipe_ends_the_command_quietly(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As in `… | bertcli predict … | head -1`, while most of the input is still to come."""
+    os.mkfifo("pipe.jsonl")
+    source, target = os.pipe()
+    received: list[str] = []
+
+    def write_and_read() -> None:
+        with os.fdopen(target, "wb", 0) as lines:
+            lines.write(b"a fine film\n" * FIRST_CHUNK_SIZE)
+            with Path("pipe.jsonl").open() as predictions:
+                received.append(predictions.readline())
+            lines.write(b"a dull film\n" * 10 * FIRST_CHUNK_SIZE)
+
+    with os.fdopen(source) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        others = Thread(target=write_and_read)
+        others.start()
+        predict(run, output="pipe.jsonl", hardware=HardwareSection(device="cpu"), console=QUIET)
+        others.join()
+    assert [json.loads(line)["text"] for line in received] == ["a fine film"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_closed_standard_output_ends_a_process_quietly(run: str) -> None:
     command = [sys.executable, "-m", "bertcli", "predict", run, "--input", "-", "--device", "cpu", "--quiet"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:
