@@ -176,8 +176,9 @@ def _open_parts(
     @cache
     def options() -> dict[str, Any]:
         version = {"bertcli version": bertcli.__version__, "part size": prediction_stream.PART_SIZE}
-        formats = {"--format": format_name, "--keep-columns": inputs.keep_columns}
-        return {"model": _hash_model(source), **formats, **given, **version}
+        # Kept rows are the same whichever of their columns are the texts.
+        columns = {"--columns": inputs.columns and list(inputs.columns), "--keep-columns": inputs.keep_columns}
+        return {"model": _hash_model(source), "--format": format_name, **columns, **given, **version}
 
     return PredictionParts(Path(output), options, overwrite=overwrite)
 
@@ -326,6 +327,8 @@ def _write_output(
     else:
         rows = parts.skip_finished(predictor.read_rows, can_reread="-" not in inputs.files)
         first_row = parts.progress.num_rows
+        if parts.damaged_part is not None:
+            console.warn(f"{parts.damaged_part} is damaged or missing; predicting from row {first_row + 1} on again")
         if first_row:
             console.say(f"resuming: {first_row} predictions are in {parts.folder}")
     chunks = predict_chunks(

@@ -332,6 +332,7 @@ def test_killed_prediction_is_resumed_by_the_same_command(run: str, monkeypatch:
         ({"hardware": HardwareSection(precision="bf16")}, "another --precision;"),
         ({"format_name": "parquet", "top_k": 1}, "another --top-k;"),
         ({"inputs": PredictionInput(path="in.parquet")}, "another --keep-columns;"),
+        ({"inputs": PredictionInput(path="in.parquet", keep_columns=True, columns=["label"])}, "another --columns;"),
         ({}, "another model;"),
     ):
         if not options:

@@ -193,3 +193,36 @@ def test_output_that_another_process_is_writing_is_refused() -> None:
     with file_lock(Path("out.csv.parts/lock"), pytest.fail):
         assert in_process(write_again, 0) == 0
     assert write("out.csv")[0] == 18
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("part", "num_predicted"), [("part-00000", 38), ("part-00001", 28)])
+@pytest.mark.parametrize("damage", ["removed", "truncated", "edited"])
+def test_damaged_part_and_those_after_it_are_predicted_again(
+    name: str, part: str, num_predicted: int, damage: str
+) -> None:
+    undisturbed = f"expected{Path(name).suffix}"
+    write(undisturbed)
+    with pytest.raises(DataError, match="failed"):
+        write(name, fail_at=25)
+    path = Path(f"{name}.parts", part)
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "removed":
+        path.write_bytes(content[:-5] if damage == "truncated" else content.replace(b"film", b"filn"))
+    assert write(name)[0] == num_predicted
+    assert Path(name).read_bytes() == Path(undisturbed).read_bytes()
+
+
+def test_parts_that_another_process_finishes_in_the_meantime_are_not_joined() -> None:
+    with pytest.raises(DataError, match="failed"):
+        write("out.csv", fail_at=25)
+    late = PredictionParts(Path("out.csv"), lambda: OPTIONS, overwrite=True)
+    write("out.csv")
+    expected = Path("out.csv").read_bytes()
+    with pytest.raises(
+        UsageError, match=r"out\.csv\.parts was changed by another process in the meantime; run the same"
+    ):
+        late.write(iter([]), TextWriter("csv"))
+    assert visible() == {"out.csv"}
+    assert Path("out.csv").read_bytes() == expected
