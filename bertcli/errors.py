@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 REQUEUE_EXIT_CODE = 85
 MAX_QUOTED_CHARS = 80  # of a person's data in a message
+MAX_REASON_CHARS = 200  # of a library's error message
 MAX_PROBLEMS = 50  # listed in the error message for a recipe
 
 
@@ -109,6 +110,11 @@ def quoted(value: object) -> str:
 def shortened(text: str) -> str:
     """Return the text, truncated for a message."""
     return text if len(text) <= MAX_QUOTED_CHARS else f"{text[: MAX_QUOTED_CHARS - 1]}…"
+
+
+def describe_error(error: Exception) -> str:
+    """Return the type of a library's error and its message in one line, truncated."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON_CHARS].rstrip('.')}"
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, are_paths: bool = False) -> str:

@@ -7,18 +7,16 @@ import inspect
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertcli.errors import ModelError, did_you_mean, quoted
+from bertcli.errors import ModelError, describe_error, did_you_mean, quoted
 from bertcli.models.missing_weights import (
     MissingWeights,
     describe_missing,
-    describe_tensors,
     encoder_prefix,
     is_encoder_tensor,
 )
@@ -31,6 +29,7 @@ from bertcli.models.pickled_weights import (
     find_weights_on_hub,
     missing_weights_note,
 )
+from bertcli.models.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
 from bertcli.models.saved_weights import check_dtypes, check_finite, check_names, check_shapes
 from bertcli.models.split_words import with_spaces_before_words
 from bertcli.models.tokenizer_matching import PADDING_SENSITIVE_FAMILIES
@@ -70,10 +69,7 @@ CHOICE_PROBLEMS = {  # why the prediction for a choice would depend on the other
     **dict.fromkeys(PADDING_SENSITIVE_FAMILIES, "mix padding into the text"),
     "roformer": "read the last position, which is padding",
 }
-ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's file name
 LOADABLE_WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, ADAPTER_WEIGHTS, PICKLED, PICKLED_INDEX)
-ADAPTER_PREFIX = "base_model.model."  # peft's, of tensor names
-MAX_REASON_CHARS = 200  # of a library's error message
 CONFIG_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
 """What transformers raises while it builds a model from an invalid configuration."""
 
@@ -108,6 +104,9 @@ class ModelSource:
         """
         from transformers import AutoConfig
 
+        if self._is_bare_adapter:
+            self._adapter.check_weights()
+            return self._adapter.derive_config(self._adapter_base.config)
         config = _from_pretrained(AutoConfig.from_pretrained, "configuration", self.path)
         architectures = config.architectures or []
         if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
@@ -150,6 +149,8 @@ class ModelSource:
         """
         from transformers import AutoTokenizer
 
+        if self._is_bare_adapter and not (Path(self.path) / "tokenizer_config.json").is_file():
+            return self._adapter_base.load_tokenizer(is_split_into_words=is_split_into_words)
         load = partial(_from_pretrained, AutoTokenizer.from_pretrained, "tokenizer", self.path)
         tokenizer = load()
         if not tokenizer.is_fast:
@@ -266,92 +267,64 @@ class ModelSource:
             ModelError: if the adapter or its base model cannot be read, or the adapter is of another kind.
         """
         import transformers
-        from peft import PeftModel, get_peft_model_state_dict
-        from safetensors import SafetensorError, safe_open
 
+        base, config = self._adapter_base, copy.deepcopy(self.config)
+        if base.config.model_type != config.model_type:
+            raise ModelError(
+                f"the LoRA adapter in {self.path} is for the model type {config.model_type}, but its base model "
+                f"{base.name} is of type {base.config.model_type}; correct base_model_name_or_path in its "
+                f"{ADAPTER_CONFIG}"
+            )
+        architecture = (config.architectures or ["AutoModel"])[0]
+        with invalid_config_errors(self.name):
+            model = getattr(transformers, architecture)(config)
+        head = f"AutoModel{architecture[architecture.find('For') :]}" if "For" in architecture else "AutoModel"
+        if base.config.architectures != config.architectures or base.config.num_labels != config.num_labels:
+            head = "AutoModel"  # the adapter has a head of its own
+        saved, missing, _ = base._load_weights(head, copy.deepcopy(base.config))
+        if type(saved) is type(model):
+            model.load_state_dict(saved.state_dict())
+        else:
+            missing = _copy_encoder(saved, model, missing)
+        merged, replaced = self._adapter.merge_into(model)
+        return merged, missing - replaced
+
+    @property
+    def _adapter(self) -> SavedAdapter:
+        return SavedAdapter(self.path)
+
+    @property
+    def _adapter_base(self) -> ModelSource:
+        """The base model of the LoRA adapter.
+
+        Raises:
+            ModelError: if the adapter's configuration cannot be read, or the base model is not found.
+        """
+        name = self._adapter.base_name
         try:
-            base_source = ModelSource(self._read_base_name(), self.mirror)
-            config = copy.deepcopy(self.config)
-            if base_source.config.model_type != config.model_type:
-                raise ModelError(
-                    f"the LoRA adapter in {self.path} is for the model type {config.model_type}, but its base model "
-                    f"{base_source.name} is of type {base_source.config.model_type}; correct base_model_name_or_path "
-                    "in its adapter_config.json"
-                )
-            with invalid_config_errors(self.name):
-                model = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
-            encoder, missing_in_base, _ = base_source._load_weights("AutoModel", copy.deepcopy(base_source.config))
-            missing = _copy_encoder(encoder, model, missing_in_base)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about missing tensors, which are an error below
-                peft_model = PeftModel.from_pretrained(model, self.path, ignore_mismatched_sizes=True)
-            state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-            needed = {*state}
-            with safe_open(Path(self.path) / ADAPTER_WEIGHTS, "pt") as file:
-                shapes = {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
-            saved = {*shapes}
-            mismatched = [
-                (name.removeprefix(ADAPTER_PREFIX), shapes[name], state[name].shape)
-                for name in needed & saved
-                if shapes[name] != [*state[name].shape]
-            ]
-            check_shapes(mismatched, self.path, "adapter_config.json")
-            check_dtypes(Path(self.path), needed)
-            check_finite(state.items(), self.path)
-            self._check_adapter(needed - saved, needed)
-            if unused := saved - needed:
-                names = describe_tensors([name.removeprefix(ADAPTER_PREFIX) for name in unused], ())
-                raise ModelError(
-                    f"the LoRA adapter in {self.path} has weights that its configuration does not use: {names}; "
-                    "restore its adapter_config.json"
-                )
-            return peft_model.merge_and_unload(), missing - {name.removeprefix(ADAPTER_PREFIX) for name in saved}
-        except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
-            if str(error.args[0] if error.args else "").startswith(ADAPTER_PREFIX):  # peft's, for a tensor of the head
-                self._check_adapter({error.args[0]}, set())
-            raise ModelError(f"cannot read the LoRA adapter in {self.path}: {_reason(error)}") from error
-
-    def _read_base_name(self) -> str:
-        """Return the name of the adapter's base model.
-
-        Raises:
-            ModelError: if adapter_config.json is missing, or that of an adapter of another kind.
-        """
-        from peft import PeftConfig
-
-        file = Path(self.path) / "adapter_config.json"
-        if not file.is_file():  # peft would ask the Hub for it
-            raise ModelError(f"cannot read the LoRA adapter in {self.path}: {file.name} is missing; restore it")
-        fields = json.loads(file.read_text("utf-8"))
-        kind = fields.get("peft_type", "LORA") if isinstance(fields, dict) else "LORA"  # peft refuses other content
-        if kind != "LORA":
+            base = ModelSource(name, self.mirror)
+            base.config  # noqa: B018
+        except ModelError as error:
             raise ModelError(
-                f"the adapter in {self.path} has the peft_type {quoted(kind)}, expected 'LORA'; merge it into its base "
-                "model with merge_and_unload of peft, and use the saved result"
-            )
-        return str(PeftConfig.from_pretrained(self.path).base_model_name_or_path)
+                f"cannot load the base model {quoted(name)} of the LoRA adapter in {self.path}: {error} Or correct "
+                f"base_model_name_or_path in its {ADAPTER_CONFIG}"
+            ) from error
+        return base
 
-    def _check_adapter(self, missing: set[str], needed: set[str]) -> None:
-        """Check that no tensors of the adapter are missing.
-
-        Raises:
-            ModelError: if some are missing; the message lists the first few.
-        """
-        if missing:
-            names, all_names = (
-                [name.removeprefix(ADAPTER_PREFIX) for name in sorted(part)] for part in (missing, needed)
-            )
-            raise ModelError(
-                f"the LoRA adapter in {self.path} lacks weights that its configuration needs: "
-                f"{describe_tensors(names, all_names)}. Restore its files"
-            )
+    @property
+    def _is_bare_adapter(self) -> bool:
+        """Whether the model is a LoRA adapter without a config.json."""
+        folder = Path(self.path)
+        return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def _resolve(name: str, mirror: Path | None) -> str:
     folder = Path(name)
     if folder.is_dir():
         model_folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-        if any((model_folder / file).is_file() for file in ("config.json", "tokenizer.json", "vocab.txt")):
+        if any(
+            (model_folder / file).is_file() for file in ("config.json", "tokenizer.json", "vocab.txt", ADAPTER_CONFIG)
+        ):
             return str(model_folder)
         task_models = sorted(str(config.parent) for config in folder.glob("model/*/config.json"))
         cure = f"; use one of its models: {', '.join(task_models)}" if task_models else ""
@@ -443,12 +416,7 @@ def invalid_config_errors(name: str) -> Iterator[None]:
 
 
 def _invalid_config(name: str, error: Exception) -> ModelError:
-    return ModelError(f"the config.json of {name} cannot be used ({_reason(error)}); correct or restore it")
-
-
-def _reason(error: Exception) -> str:
-    """Return the type of a library's error and its message in one line, truncated."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON_CHARS].rstrip('.')}"
+    return ModelError(f"the config.json of {name} cannot be used ({describe_error(error)}); correct or restore it")
 
 
 def _remove_missing_pooler(model: PreTrainedModel, missing: set[str]) -> None:

@@ -12,8 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from bertcli.errors import ModelError
 from bertcli.models.freezing import encoder_layers
-from bertcli.models.from_pretrained import ADAPTER_WEIGHTS, save_model
+from bertcli.models.from_pretrained import save_model
 from bertcli.models.regression_output import state_dict_in_units
+from bertcli.models.saved_adapter import ADAPTER_WEIGHTS
 from bertcli.recipe.schema import StrategySection
 
 if TYPE_CHECKING:

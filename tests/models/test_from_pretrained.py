@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -366,3 +368,87 @@ def test_adapter_saved_as_integers_or_with_an_invalid_configuration_is_refused(e
     set_in_json(Path("adapter/config.json"), num_attention_heads=0)
     with pytest.raises(ModelError, match=r"the config\.json of adapter cannot be used \(ZeroDivisionError"):
         ModelSource("adapter").load_model(CLASSIFIER)
+
+
+def save_with_peft(base: Path, model_class: str, task_type: str | None, **config_fields: Any) -> torch.nn.Module:
+    """Save an adapter in the folder `adapter` as peft does, without config.json and tokenizer; return the model."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    model = getattr(transformers, model_class).from_pretrained(base, **config_fields).eval()
+    adapter = LoraConfig(task_type=task_type, r=2, target_modules=["query", "value"])
+    peft_model = get_peft_model(model, adapter).eval()
+    for name, part in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(part)
+    peft_model.save_pretrained("adapter")
+    assert not Path("adapter/config.json").exists()
+    return peft_model
+
+
+@pytest.mark.parametrize(
+    ("model_class", "task_type", "num_labels"),
+    [
+        (CLASSIFIER, "SEQ_CLS", 3),
+        (CLASSIFIER, "SEQ_CLS", 1),
+        ("AutoModelForTokenClassification", "TOKEN_CLS", 5),
+        ("AutoModelForQuestionAnswering", "QUESTION_ANS", 2),
+        ("AutoModel", "FEATURE_EXTRACTION", None),
+    ],
+)
+def test_adapter_saved_by_peft_without_a_configuration_is_loaded_with_its_base(
+    encoder: Path, model_class: str, task_type: str, num_labels: int | None
+) -> None:
+    expected = save_with_peft(
+        encoder, model_class, task_type, **({} if num_labels is None else {"num_labels": num_labels})
+    )
+    source = ModelSource("adapter")
+    model = source.load_model(model_class).eval()
+    ids = torch.tensor([source.load_tokenizer()("a fine film")["input_ids"]])
+    with torch.no_grad():
+        outputs, expected_outputs = model(ids), expected(ids)
+    for name, values in expected_outputs.items():
+        torch.testing.assert_close(outputs[name], values)
+    assert num_labels is None or model.config.num_labels == num_labels
+
+
+def test_adapter_without_a_configuration_whose_base_or_class_is_unknown_is_refused(encoder: Path) -> None:
+    save_with_peft(encoder, CLASSIFIER, "SEQ_CLS", num_labels=3)
+    file = Path("adapter/adapter_config.json")
+    set_in_json(file, task_type=None)
+    with pytest.raises(ModelError, match=r"adapter in adapter has no config\.json.* no class of bert models.*save_pre"):
+        ModelSource("adapter").load_model(CLASSIFIER)
+    set_in_json(file, task_type="SEQ_CLS", base_model_name_or_path="./nowhere")
+    with pytest.raises(ModelError, match=r"base model './nowhere' of the LoRA adapter in adapter: found no folder"):
+        ModelSource("adapter").load_model(CLASSIFIER)
+
+
+def test_adapter_of_a_language_model_keeps_the_head_of_its_base(encoder: Path) -> None:
+    base = save("base", encoder, "AutoModelForMaskedLM")
+    expected = save_with_peft(base, "AutoModelForMaskedLM", None)
+    source, ids = ModelSource("adapter"), torch.tensor([[2, 9, 4, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(source.load_model("AutoModelForMaskedLM").eval()(ids).logits, expected(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("renamed", "message"), [("adapter_model.bin", "pickled LoRA adapter"), ("gone", "is missing")]
+)
+def test_adapter_without_a_configuration_and_weights_is_refused(encoder: Path, renamed: str, message: str) -> None:
+    save_with_peft(encoder, CLASSIFIER, "SEQ_CLS", num_labels=3)
+    Path("adapter/adapter_model.safetensors").rename(f"adapter/{renamed}")
+    with pytest.raises(ModelError, match=f"^no weights in adapter: .*{message}"):
+        ModelSource("adapter").load_model(CLASSIFIER)
+
+
+def test_adapter_without_a_configuration_is_found_in_the_mirror_with_its_base(encoder: Path) -> None:
+    save_with_peft(encoder, "AutoModelForMaskedLM", None)
+    set_in_json(Path("adapter/adapter_config.json"), base_model_name_or_path="some/base")
+    shutil.copytree("adapter", "mirror/models/some/adapter")
+    shutil.copytree(encoder, "mirror/models/some/base")
+    source = ModelSource("some/adapter", Path("mirror"))
+    assert source.config.architectures == ["BertForMaskedLM"]
+    model = source.load_model(CLASSIFIER, {"num_labels": 4}, on_missing=allow_missing)
+    key = "encoder.layer.0.attention.self.query.weight"
+    base = ModelSource(str(encoder)).load_model("AutoModel").state_dict()[key]
+    assert not torch.equal(model.base_model.state_dict()[key], base)
