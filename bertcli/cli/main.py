@@ -21,6 +21,7 @@ from bertcli.cli.options import (
     Device,
     DryRun,
     Features,
+    InputColumnNames,
     InputDelimiter,
     InputEncoding,
     InputFile,
@@ -240,6 +241,7 @@ def predict(
     input_format: InputFormat = None,
     input_encoding: InputEncoding = None,
     input_delimiter: InputDelimiter = None,
+    input_column_names: InputColumnNames = None,
     split: PredictSplit = None,
     columns: Columns = None,
     output: Output = "-",
@@ -266,10 +268,7 @@ def predict(
     Example: `bertcli predict runs/glue-sst2 --input reviews.csv --output predictions.csv`
     """
     _check_inputs(text, input_file, split, format_name)
-    if labels and (features or format_name == "glue"):
-        raise UsageError("--labels has no effect with --features or --format glue; leave it out")
-    if keep_columns and (features or text):
-        raise UsageError("--keep-columns has no effect with --text or --features; leave it out")
+    _check_have_effect(labels, keep_columns, features, text, format_name)
     if _has_several_processes(processes):
         _check_divisible(input_file, split, is_single=features or format_name in ("glue", "squad"))
     values = build_inputs(text, pair, choice)
@@ -285,7 +284,8 @@ def predict(
         from bertcli.data.prediction_inputs import PredictionInput
     new_labels, names = split_names("--labels", labels), split_names("--columns", columns)
     source = (input_file or "-", input_format, split, names, keep_columns)
-    inputs = PredictionInput(values, *source, input_encoding, input_delimiter)
+    header = split_names("--input-column-names", input_column_names)
+    inputs = PredictionInput(values, *source, input_encoding, input_delimiter, header)
     if features:
         write = partial(command.predict_features, layers=parse_integers("--layers", layers), pooling=pooling)
     else:
@@ -294,6 +294,15 @@ def predict(
 
 
 add_tools(app)
+
+
+def _check_have_effect(
+    labels: str | None, keep_columns: bool, features: bool, text: list[str] | None, format_name: str | None
+) -> None:
+    if labels and (features or format_name == "glue"):
+        raise UsageError("--labels has no effect with --features or --format glue; leave it out")
+    if keep_columns and (features or text):
+        raise UsageError("--keep-columns has no effect with --text or --features; leave it out")
 
 
 def _check_inputs(text: list[str] | None, input_file: str | None, split: str | None, format_name: str | None) -> None:

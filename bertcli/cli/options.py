@@ -137,6 +137,13 @@ InputDelimiter = Annotated[
     str | None,
     typer.Option(help="Separator of a CSV --input: comma, semicolon, tab or pipe [default: detected]."),
 ]
+InputColumnNames = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated names of the columns of a CSV or TSV --input without a header, in their order [default: "
+        "the first line has the names]."
+    ),
+]
 PredictSplit = Annotated[str | None, typer.Option(help="Predict on this split of the run's task.")]
 Columns = Annotated[str | None, typer.Option(help="Comma-separated names of the input columns [default: the task's].")]
 Output = Annotated[

@@ -62,7 +62,8 @@ def find_delimiter(
 
     The separator is the one set in `options` or in a first line such as Excel's `sep=;`. Otherwise it is the one with
     the most `columns` in the header and, if several tie, the one that gives every row as many values as the header.
-    Without a header, it is one that gives the first row as many values as there are column names.
+    Without a header, it is one that gives the first row as many values as there are column names. For one name,
+    it is the one that divides all rows alike, so that the row is refused, else the comma.
 
     Args:
         sample: the first lines, with their line endings.
@@ -78,6 +79,9 @@ def find_delimiter(
     headers = {delimiter: next(_rows(sample, delimiter), []) for delimiter in DELIMITERS.values()}
     num_named = {delimiter: len({*columns} & {*names}) for delimiter, names in headers.items() if len(names) > 1}
     candidates = [delimiter for delimiter in num_named if num_named[delimiter] == max(num_named.values())]
+    if len(options.column_names) == 1:  # every separator that does not occur gives one value, so expect none that does
+        dividing = (delimiter for delimiter in num_named if _widths_agree(sample, delimiter))
+        return next(dividing, ",") if len(sample) > 1 else ",", 0
     if options.column_names:
         candidates = [delimiter for delimiter, row in headers.items() if len(row) == len(options.column_names)]
     if len(candidates) > 1:

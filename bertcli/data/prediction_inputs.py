@@ -22,7 +22,7 @@ from bertcli.data.formats import (
 from bertcli.data.sources import column_names, load_split, split_files
 from bertcli.data.table_files import FILE_COLUMN, FORMAT_OF_SUFFIX, FORMATS, ROW_COLUMN, format_of, text_options
 from bertcli.data.text_files import TextOptions, is_utf8, read_lines, read_text, without_compression_suffix
-from bertcli.errors import DataError, UsageError, did_you_mean
+from bertcli.errors import DataError, UsageError, did_you_mean, quoted
 from bertcli.tasks.task import DELIMITERS, Task, check_encoding
 
 if TYPE_CHECKING:
@@ -48,9 +48,11 @@ class PredictionInput:
         keep_columns: whether rows keep the columns that are not inputs.
         encoding: encoding of a text file without a byte order mark; None: UTF-8.
         delimiter: separator of CSV, a key of `DELIMITERS`; None: detect it.
+        column_names: names of the columns of CSV or TSV without a header; None: it has one.
 
     Raises:
-        UsageError: on construction, if the encoding or separator is unknown or has no effect, or a value is not text.
+        UsageError: on construction, if the encoding, the separator or the column names are invalid or have no effect,
+            or a value is not text.
     """
 
     values: Sequence[Sequence[str]] | None = None
@@ -61,6 +63,7 @@ class PredictionInput:
     keep_columns: bool = False
     encoding: str | None = None
     delimiter: str | None = None
+    column_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         input_format = None if self.values is not None or self.split is not None else self.resolved_format
@@ -77,6 +80,14 @@ class PredictionInput:
             if self.delimiter not in DELIMITERS:
                 found = f"found --input-delimiter {self.delimiter[:80]!r}"
                 raise UsageError(f"{found}, expected one of {', '.join(DELIMITERS)}")
+        if self.column_names is not None:
+            if input_format not in ("csv", "tsv"):
+                raise UsageError("--input-column-names applies only to CSV and TSV files (--input); leave it out")
+            if len({*self.column_names}) < len(self.column_names) or "" in self.column_names:
+                raise UsageError(
+                    f"found --input-column-names {quoted(','.join(self.column_names))}, expected a different name for "
+                    "each column"
+                )
         for number, texts in enumerate(self.values or (), start=1):
             if not all(map(is_unicode, texts)):
                 raise UsageError(f"input {number} has a lone surrogate (half of a character) or is not UTF-8; fix it")
@@ -94,7 +105,8 @@ class PredictionInput:
     @property
     def text_options(self) -> TextOptions:
         """The options for reading a text file."""
-        return replace(INPUT_OPTIONS, encoding=self.encoding, delimiter=self.delimiter)
+        names = tuple(self.column_names or ())
+        return replace(INPUT_OPTIONS, encoding=self.encoding, delimiter=self.delimiter, column_names=names)
 
 
 class InputRows:
@@ -166,12 +178,14 @@ def read_inputs(
             f"found input format {input_format!r}, expected one of {', '.join(FORMATS)}."
             f"{did_you_mean(input_format, FORMATS)}"
         )
+    cure = "; if the file has no header, name its columns with --input-column-names"
+    cure = cure if input_format in ("csv", "tsv") and not options.column_names else ""
     needed = None if extra_columns is None else {*columns, *default_columns, *extra_columns}
     for location, row in read_rows(path, input_format, columns, needed, options):
         use_defaults = columns[0] not in row and len(default_columns) >= len(columns)
         names = default_columns[: len(columns)] if use_defaults else columns
         inputs = {
-            column: _input_value(row, name, column, location, may_be_list=column in list_columns)
+            column: _input_value(row, name, column, location, cure, may_be_list=column in list_columns)
             for name, column in zip(names, columns, strict=True)
         }
         kept = row if extra_columns is None else extra_columns
@@ -274,7 +288,7 @@ def _read_conll(lines: Iterable[str], path: str) -> Iterator[tuple[str, Row]]:
         yield f"{path}, sentence {number}", row
 
 
-def _input_value(row: Row, name: str, column: str, location: str, *, may_be_list: bool) -> Value:
+def _input_value(row: Row, name: str, column: str, location: str, cure: str, *, may_be_list: bool) -> Value:
     value = row.get(name)
     value = parse_cell(value) if may_be_list and isinstance(parse_cell(value), list) else value
     if may_be_list and isinstance(value, list) and all(isinstance(part, str) for part in value):
@@ -282,7 +296,8 @@ def _input_value(row: Row, name: str, column: str, location: str, *, may_be_list
     if not isinstance(value, str):
         found = f"columns {list(row)!r:.80}" if name not in row else f"{value!r:.80} in column {name!r}"
         other = "" if name == column else f" (or {name!r})"
-        raise DataError(f"{location}: found {found}, expected text in column {column!r}{other}")
+        cure = "" if name in row else cure
+        raise DataError(f"{location}: found {found}, expected text in column {column!r}{other}{cure}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Prediction inputs: files with a column twice are refused."""
+"""Prediction inputs: files with a column twice, or without a header that is not announced, are refused."""
 
 from __future__ import annotations
 
@@ -54,3 +54,26 @@ def test_model_of_single_texts_refuses_a_second_one(values: list[str], option: s
     task = Task(dataset="x", text_columns=("text",))
     with pytest.raises(UsageError, match=f"this model takes one text; leave out {option}"):
         list(load_inputs(task, PredictionInput(values=[values]), (), None, from_run=True))
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
+def test_file_without_a_header_needs_the_names_of_its_columns(name: str, separator: str) -> None:
+    Path(name).write_text(f"pos{separator}fine{separator}1\nneg{separator}bad, really{separator}2\n".replace(", ", " "))
+    task = Task(dataset="x", text_columns=("text",))
+
+    def texts(names: list[str] | None) -> list[str]:
+        inputs = PredictionInput(path=name, column_names=names)
+        return [row["text"] for row in load_inputs(task, inputs, (), None, from_run=True)]
+
+    assert texts(["label", "text", "number"]) == ["fine", "bad really"]
+    with pytest.raises(
+        DataError, match=rf"^{name}:2: .*; if the file has no header, name its columns with --input-col"
+    ):
+        texts(None)
+    with pytest.raises(DataError, match=rf"^{name}:1: found columns .*, expected text in column 'text'$"):
+        texts(["label", "x", "y"])
+    with pytest.raises(DataError, match=rf"^{name}:1: found .* expected 1 for the given column names"):
+        texts(["text"])
+    Path(name).write_text(f"text{separator}label\nfine{separator}pos\n")
+    with pytest.raises(DataError, match=rf"^{name}:1: this line has the names of the columns"):
+        texts(["text", "label"])

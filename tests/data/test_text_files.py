@@ -318,10 +318,16 @@ def test_options_of_prediction_inputs_are_checked() -> None:
     for options, message in (
         ({"encoding": "utf-9"}, "--input-encoding: found 'utf-9', expected an encoding such as"),
         ({"delimiter": ":"}, "found --input-delimiter ':', expected one of comma, semicolon, tab, pipe"),
+        ({"column_names": ["a", "a"]}, "found --input-column-names 'a,a', expected a different name for each"),
     ):
         with pytest.raises(UsageError, match=message):
             PredictionInput(path="a.csv", **options)
-    for has_no_effect in ({"path": "a.tsv", "delimiter": "tab"}, {"values": [["a"]], "encoding": "utf-8"}):
+    for has_no_effect in (
+        {"path": "a.tsv", "delimiter": "tab"},
+        {"values": [["a"]], "encoding": "utf-8"},
+        {"path": "a.jsonl", "column_names": ["a"]},
+        {"values": [["a"]], "column_names": ["a"]},
+    ):
         with pytest.raises(UsageError, match="applies only to"):
             PredictionInput(**has_no_effect)  # type: ignore[arg-type]
 
