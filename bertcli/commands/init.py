@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -44,6 +46,7 @@ MAX_WARNED_FILES = 3
 KEY_COMMENTS = {
     "text_columns": "two columns for pairs of texts",
     "labels": "the second one is the positive one if `metrics` has f1",
+    "answer_start_column": "offset in the passage, in characters",
     "label_delimiter": "between the labels in a cell",
     "label_columns": "each holds 0 or 1",
     "span_column": "start, end and label of each span",
@@ -222,8 +225,37 @@ def _data_files(path: Path) -> list[Path]:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not files:
-        raise UsageError(f"found no data files in {path}, expected {', '.join(FORMAT_OF_SUFFIX)}; name the files")
+        expected = f"found no data files in {path}, expected {', '.join(FORMAT_OF_SUFFIX)}"
+        raise UsageError(_folders_of_texts(path) or f"{expected}; name the files")
     return files
+
+
+def _folders_of_texts(path: Path) -> str | None:
+    """Return how to convert a folder of `.txt` files for each label, as in IMDb's original layout; None without them.
+
+    The command converts one split: the training files, if folders are named after their split.
+    """
+    names: dict[Path, set[str]] = {}
+    for file in path.rglob("*/*.txt"):
+        if file.parent != path and split_of_name(file.parent.name) is None:
+            names.setdefault(file.parent.parent, set()).add(file.parent.name)
+    splits = [folder for folder in sorted(names) if len(names[folder]) > 1]
+    if not splits:
+        return None
+    folder = next((folder for folder in splits if split_of_name(folder.name) == "train"), splits[0])
+    labels = sorted(names[folder])
+    script = (
+        f'import csv, pathlib; w = csv.writer(open("{split_of_name(folder.name) or "train"}.csv", "x", '
+        'encoding="utf-8", newline="")); w.writerow(["text", "label"]); '
+        'w.writerows([f.read_text("utf-8"), f.parent.name] for f in '
+        f'sorted(pathlib.Path({json.dumps(str(folder))}).glob("*/*.txt")) if f.parent.name in {json.dumps(labels)})'
+    )
+    others = [other.name for other in splits if other != folder]
+    return (
+        f"found a folder of .txt files for each of {quoted(labels)} in {folder}, expected one file with a row for each "
+        "text. Convert them, leaving out folders that are not a label, and run init on the result:\n  python -c "
+        f"{shlex.quote(script)}" + (f"\nConvert {quoted(others)} in the same way." if others else "")
+    )
 
 
 def _sample_rows(dialects: Mapping[Path, FileDialect]) -> list[Row]:

@@ -26,7 +26,8 @@ from bertcli.errors import UsageError, quoted, shortened
 from bertcli.tasks.task import label_key
 
 QUESTION_NAMES, CONTEXT_NAMES = ("question", "query"), ("context", "passage", "paragraph", "article", "text")
-ANSWER_NAMES = ("answers", "answer", "answer_text")
+ANSWER_NAMES = ("answers", "answer", "answer_text", "answers.text", "answers_text", "answer.text")
+START_NAMES = ("answer_start", "answers.answer_start", "answers_answer_start", "answer.answer_start", "start")
 CHOICE_LIST_NAMES = ("choices", "options", "endings", "candidates")
 CHOICE_COLUMN = re.compile(
     r"(?:(?P<stem>choice|option|ending|answer|solution|candidate|opt|sol)[ _]?)?(?P<at>[a-j]|\d)", re.I
@@ -247,7 +248,11 @@ def find_questions(columns: dict[str, Column], choices: Choices) -> InferredTask
     texts = chosen_columns(columns, choices.text)
     question = texts[0] if len(texts) == 2 else first_named(columns.values(), QUESTION_NAMES)
     context = texts[1] if len(texts) == 2 else first_named(columns.values(), CONTEXT_NAMES)
-    answers = next(iter(chosen_columns(columns, choices.label)), None) or first_named(columns.values(), ANSWER_NAMES)
+    start = first_named(columns.values(), START_NAMES)
+    start = start if start is not None and (start.is_integral or start.are_lists) else None
+    rest = [column for column in columns.values() if column not in (question, context)]
+    answers = next(iter(chosen_columns(columns, choices.label)), None) or first_named(rest, ANSWER_NAMES)
+    answers = answers or (first_named(rest, ("text",)) if start is not None else None)
     if question is None or context is None or answers is None or not question.texts or not context.texts:
         return None
     pairs = [(str(passage), answer) for passage, answer in zip(context.values, answers.values, strict=True)]
@@ -275,7 +280,9 @@ def find_questions(columns: dict[str, Column], choices: Choices) -> InferredTask
             f"{quoted(context.name)}); correct them, or set --problem single_label if the answers are labels"
         )
     repeated = sum(passage.count(str(answer)) > 1 for passage, answer in pairs) if answers.texts else 0
-    if repeated:
+    if start is not None and start is not answers and not any(isinstance(value, dict) for value in answers.present):
+        _add_starts(inferred, context, answers, start)
+    elif repeated:
         inferred.doubts.append(
             f"{repeated} answers occur several times in their passage, and the first place is used; --label COLUMN "
             "names a column with `answer_start`, as in SQuAD"
@@ -284,6 +291,22 @@ def find_questions(columns: dict[str, Column], choices: Choices) -> InferredTask
     if identifier is not None and len(identifier.counts) == len(identifier.values):
         inferred.keys["id_column"] = identifier.name
     return inferred
+
+
+def _add_starts(inferred: InferredTask, context: Column, answers: Column, start: Column) -> None:
+    """Set the column of the starts of the answers; how many answers are not there is a doubt."""
+    inferred.keys["answer_start_column"] = start.name
+    rows = [
+        (str(passage), str(answer), label_key(label_text(offset) or ""))
+        for passage, answer, offset in zip(context.values, answers.values, start.values, strict=True)
+        if not is_missing(answer)
+    ] if answers.texts else []  # fmt: skip
+    moved = sum(not passage.startswith(answer, int(key)) for passage, answer, key in rows if key.isdecimal())
+    if moved:
+        inferred.doubts.append(
+            f"{moved} of {len(rows)} answers are not at their start (column {quoted(start.name)}, in characters from "
+            "0), and the nearest place is used; correct the column, or remove task.answer_start_column"
+        )
 
 
 def _has_answer(value: Any) -> bool:

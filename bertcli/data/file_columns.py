@@ -14,7 +14,7 @@ from bertcli.errors import UsageError, did_you_mean, quoted
 
 MAX_COLUMN_ROWS = 1000  # read per file; a row of JSON Lines may lack a column
 TEXT_KEYS = ("text_columns", "choice_columns", "sentence_column")
-LABEL_KEYS = ("label_column", "label_columns", "span_column")
+LABEL_KEYS = ("label_column", "label_columns", "span_column", "answer_start_column")
 
 FileColumns = dict[str, bool]
 """The columns of a file, and whether their values are lists or objects, as the reader of files distinguishes."""

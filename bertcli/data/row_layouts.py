@@ -1,6 +1,7 @@
 """Rows as people's files have them, arranged as heads read them: one text with its labels, or its words and their tags.
 
-Files may have a column of 0 and 1 for each label, a row for each word, spans instead of tags, or lists printed as text.
+Files may have a column of 0 and 1 for each label, a row for each word, spans instead of tags, a column for the starts
+of answers, or lists printed as text.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def arrange_rows(task: Task, rows: Dataset, locate: Locate) -> Dataset:
     """
     if task.label_columns and task.label_columns[0] in rows.column_names:
         rows = combine_flags(rows, task.label_columns, task.label_column, locate)
+    if task.answer_start_column is not None and {task.label_column, task.answer_start_column} <= {*rows.column_names}:
+        rows = join_answers(rows, task.label_column, task.answer_start_column, locate)
     if task.sentence_column is not None:
         rows = group_words(rows, task.text_columns[0], task.label_column, task.sentence_column, locate)
     if task.span_column is not None and {task.span_column, *task.text_columns} <= {*rows.column_names}:
@@ -60,6 +63,41 @@ def combine_flags(rows: Dataset, flag_columns: Sequence[str], label_column: str,
         labels.append(None if None in flags else [name for name, flag in zip(flag_columns, flags, strict=True) if flag])
     rows = rows.remove_columns([*{*flag_columns, label_column} & {*rows.column_names}])
     return rows.add_column(label_column, labels, feature=List(Value("string")))
+
+
+def join_answers(rows: Dataset, text_column: str, start_column: str, locate: Locate) -> Dataset:
+    """Return the rows with the texts and starts of their answers under `text_column`, as in SQuAD on the Hub.
+
+    A cell holds one text and one start, or (printed) lists of them. Without a text, the question has no answer.
+
+    Raises:
+        DataError: if a start is not a whole number from 0, or texts and starts differ in number; the message names the
+            row.
+    """
+    from datasets import List, Value
+
+    answers = []
+    for row, (text, start) in enumerate(zip(rows[text_column][:], rows[start_column][:], strict=True)):
+        texts = [value for value in _cells(text) if value is not None and str(value).strip()]
+        keys = [label_key(label_text(value) or "") for value in _cells(start)] if texts else []
+        if not all(key.isdecimal() for key in keys):
+            raise DataError(
+                f"{locate([row])} has {quoted(start)} in column {start_column!r:.80}, expected the offset of the "
+                "answer in the passage, in characters from 0"
+            )
+        if len(texts) != len(keys):
+            raise DataError(
+                f"{locate([row])} has {len(texts)} answers in column {text_column!r:.80}, but {len(keys)} starts in "
+                f"column {start_column!r:.80}"
+            )
+        answers.append({"text": [str(value) for value in texts], "answer_start": [int(key) for key in keys]})
+    feature = {"text": List(Value("string")), "answer_start": List(Value("int64"))}
+    return rows.remove_columns([text_column, start_column]).add_column(text_column, answers, feature=feature)
+
+
+def _cells(value: Any) -> list[Any]:
+    parsed = parse_cell(value)
+    return parsed if isinstance(parsed, list) else [value]
 
 
 def _flags(values: list[Any], name: str, locate: Locate) -> list[bool | None]:

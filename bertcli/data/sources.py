@@ -86,6 +86,8 @@ def _layout_keys(task: Task, split: str, rows: Dataset) -> dict[str, str]:
     keys = {} if task.sentence_column is None else {task.sentence_column: "sentence_column"}
     if task.span_column is not None and split == "train":
         keys[task.span_column] = "span_column"
+    if task.answer_start_column is not None and (split == "train" or task.label_column in rows.column_names):
+        keys[task.answer_start_column] = "answer_start_column"
     is_labelled = split == "train" or not {*task.label_columns}.isdisjoint(rows.column_names)
     return keys | (dict.fromkeys(task.label_columns, "label_columns") if is_labelled else {})
 

@@ -182,6 +182,7 @@ def _used_columns(task: Task) -> list[str]:
         task.group_by,
         task.split_column,
         task.sentence_column,
+        task.answer_start_column,
     )
     return list(dict.fromkeys(name for name in names if name is not None))
 

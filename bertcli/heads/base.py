@@ -57,6 +57,8 @@ class Head(ABC):
             return f"`choice_columns` requires the head multiple_choice, found {task.head}"
         if task.label_columns:
             return f"`label_columns` requires the head text_classification, found {task.head}"
+        if task.answer_start_column is not None:
+            return f"`answer_start_column` requires the head question_answering, found {task.head}"
         for key in ("span_column", "sentence_column"):
             if getattr(task, key) is not None and not cls.reads_words:
                 return f"`{key}` requires the head token_classification, found {task.head}"

@@ -58,7 +58,7 @@ class QuestionAnswering(Head):
             return "found `labels`, but question_answering tasks have none; remove them"
         if len(task.text_columns) != 2:
             return "question_answering needs two `text_columns`: the question and the passage"
-        return super().find_problem(task.model_copy(update={"unanswerable": False}))
+        return super().find_problem(task.model_copy(update={"unanswerable": False, "answer_start_column": None}))
 
     @classmethod
     def default_metrics(cls, task: Task) -> tuple[str, ...]:

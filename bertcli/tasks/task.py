@@ -198,6 +198,11 @@ class Task(Section):
     )
     choice_columns: Names = Field((), description="columns of the choices, or one that holds a list (multiple_choice)")
     label_column: str = Field("label", description="column of the label or answer")
+    answer_start_column: str | None = Field(
+        None,
+        description="column of the offset of the answer in the passage, in characters from 0, if `label_column` holds "
+        "only its text (question_answering)",
+    )
     label_columns: Names = Field(
         (), description="columns that hold 0 or 1, one per label, instead of `label_column` (multi_label)"
     )

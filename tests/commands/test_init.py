@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,6 +122,16 @@ def questions() -> list[list[str]]:
         [str(at), f"where is {name} ?", f"{name} went to {city} by train, number {at}.", city]
         for at, (name, city) in enumerate((NAMES[at % 4], CITIES[at % 3]) for at in range(16))
     ]
+
+
+def flat_answers(text: str, start: str, *, printed: bool = False, offset: int = 0) -> str:
+    """Return questions whose answer occurs twice in its passage; the last place is meant."""
+    rows: list[list[object]] = []
+    for _, question, passage, answer in questions():
+        passage = f"{answer} is far. {passage}"
+        position = passage.rindex(answer) + offset
+        rows.append([question, passage, *([str([answer]), str([position])] if printed else [answer, position])])
+    return table(["question", "context", text, start], [*rows, ["why ?", "No answer.", "[]", "[]"]][: 16 + printed])
 
 
 @dataclass(frozen=True)
@@ -261,6 +273,21 @@ CASES = {
     "Excel's separator line": Case(
         {"sep.csv": "sep=;\r\n" + table(["text", "label"], [[text, label] for text, label in reviews()], ";")},
         {"text_columns": ("text",)},
+    ),
+    "answers with a column for their start": Case(
+        {"qa.csv": flat_answers("answer_text", "answer_start")},
+        {"head": "question_answering", "label_column": "answer_text", "answer_start_column": "answer_start"},
+        "questions",
+    ),
+    "answers flattened by pandas": Case(
+        {"qa.csv": flat_answers("answers.text", "answers.answer_start", printed=True)},
+        {"label_column": "answers.text", "answer_start_column": "answers.answer_start", "unanswerable": True},
+        "1 of 17 questions have no answer",
+    ),
+    "answers named text with starts that count from 1": Case(
+        {"qa.csv": flat_answers("text", "start", offset=1)},
+        {"label_column": "text", "answer_start_column": "start"},
+        "16 of 16 answers are not at their start (column 'start', in characters from 0)",
     ),
     "Kaggle's rows of words": Case(
         {"ner.csv": kaggle_ner().encode("windows-1252")},
@@ -430,6 +457,7 @@ def test_recipe_of_messy_files_is_ready_for_training(name: str, encoder: Path) -
         "Kaggle's rows of words",
         "Label Studio",
         "questions in CSV",
+        "answers with a column for their start",
     ],
 )
 def test_training_and_prediction_follow_without_an_edit(name: str, encoder: Path) -> None:
@@ -440,7 +468,12 @@ def test_training_and_prediction_follow_without_an_edit(name: str, encoder: Path
     finetune(load_recipe("recipe.yaml", words), Path("run"), RunOptions(console=QUIET))
     number = predict("run", PredictionInput(path=str(path)), "out.jsonl", console=QUIET)
     answers = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    expected = {"Kaggle's rows of words": 16, "Label Studio": 18, "questions in CSV": 16}.get(name, 24)
+    expected = {
+        "Kaggle's rows of words": 16,
+        "Label Studio": 18,
+        "questions in CSV": 16,
+        "answers with a column for their start": 16,
+    }.get(name, 24)
     assert number == len(answers) == (40 if "split" in name else expected)
     if "Windows" in name:
         assert answers[0]["Kommentar"].endswith("überraschend")
@@ -846,3 +879,24 @@ def test_column_names_that_do_not_fit_are_refused(content: str, columns: str, me
     Path("data.csv").write_text(content)
     with pytest.raises((UsageError, DataError), match=message):
         init([Path("data.csv")], Choices(), column_names=columns)
+
+
+def test_folders_of_texts_for_each_label_are_refused_with_a_command_that_converts_them(encoder: Path) -> None:
+    for split, number in (("train", 24), ("test", 8)):
+        for at, (text, is_good) in enumerate(reviews(number)):
+            path = Path("it's IMDb", split, "pos" if is_good else "neg", f"{at}_7.txt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\nand über.", "utf-8")
+        path.parent.with_name("urls_pos.txt").write_text("http://…", "utf-8")
+    with pytest.raises(
+        UsageError, match=r"for each of \['neg', 'pos'\] in it's IMDb/train, .*\n.*\n.*\['test'\] in"
+    ) as caught:
+        init([Path("it's IMDb")], Choices(), model=str(encoder))
+    command = str(caught.value).splitlines()[1]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    assert subprocess.run(command.replace("python", sys.executable, 1), shell=True, capture_output=True).returncode == 1
+    init([Path("train.csv")], Choices(), model=str(encoder))
+    task = recipe_task(load_recipe("recipe.yaml"))
+    rows = load_training_rows(task, None)
+    assert (len(rows), task.labels) == (24, ("neg", "pos"))
+    assert (rows[23]["text"], rows[23]["label"]) == (f"{reviews()[9][0]}\nand über.", "pos")  # 9_7.txt

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from bertcli.data.prediction_inputs import PredictionInput, load_inputs
 from bertcli.data.sources import load_split, locate_rows
 from bertcli.errors import DataError, RecipeError
 from bertcli.heads.labels import label_names
+from bertcli.heads.question_answering import answer_spans
 from bertcli.recipe.load import load_recipe
 from bertcli.tasks.task import Files, Splits, Task
 
@@ -155,6 +158,7 @@ def test_split_column_divides_the_rows_of_a_file(write_csv: WriteCsv) -> None:
         ("label_columns: [a, b], problem: multi_label, labels: [a]", "`labels` differs from `label_columns`"),
         ("head: question_answering, label_columns: [a], text_columns: [q, p]", "requires the head text_classification"),
         ("span_column: spans", "`span_column` requires the head token_classification"),
+        ("answer_start_column: s", "`answer_start_column` requires the head question_answering"),
         ("sentence_column: s", "`sentence_column` requires the head token_classification"),
         ("head: token_classification, sentence_column: s, span_column: p", "expected one of them"),
         ("split_column: part, files: {train: a.csv, test: b.csv}", "`split_column` divides the training files"),
@@ -166,3 +170,49 @@ def test_keys_of_layouts_that_do_not_fit_are_refused(keys: str, message: str) ->
     Path("r.yaml").write_text(f"task: {{{files}{texts}{keys}}}\n")
     with pytest.raises(RecipeError, match=message):
         load_recipe("r.yaml")
+
+
+def answer_task(**columns: list[Any]) -> tuple[Task, Dataset]:
+    Path("qa.jsonl").write_text(
+        "".join(f"{json.dumps(dict(zip(columns, row, strict=True)))}\n" for row in zip(*columns.values(), strict=True))
+    )
+    task = Task(
+        head="question_answering",
+        files=Files(train=("qa.jsonl",), validation=("qa.jsonl",)),
+        text_columns=("q", "p"),
+        label_column="a",
+        answer_start_column="s",
+    )
+    return task, load_split(task, "train")
+
+
+def test_starts_of_answers_in_a_column_decide_which_occurrence_is_meant() -> None:
+    texts = {"q": ["where"] * 4, "p": ["Oslo or Oslo"] * 4}
+    task, rows = answer_task(**texts, a=["Oslo", "Oslo", "", None], s=["8", "0", "-1", None])
+    assert rows["a"][:] == [
+        {"text": ["Oslo"], "answer_start": [8]},
+        {"text": ["Oslo"], "answer_start": [0]},
+        *[{"text": [], "answer_start": []}] * 2,
+    ]
+    assert answer_spans(task, rows) == [(8, 12), (0, 4), None, None]
+    _, rows = answer_task(**texts, a=[["Oslo", "or"]] * 4, s=[[8, 5]] * 4)
+    assert rows["a"][0] == {"text": ["Oslo", "or"], "answer_start": [8, 5]}
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        (["0", "two"], r"row 2 has 'two' in column 's', expected the offset of the answer in the passage"),
+        (["0", "-1"], r"row 2 has '-1' in column 's'"),
+        (["0", None], r"row 2 has None in column 's'"),
+        (["0", "[0, 8]"], r"row 2 has 1 answers in column 'a', but 2 starts in column 's'"),
+    ],
+)
+def test_starts_that_are_no_offsets_are_refused(starts: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        answer_task(q=["where"] * 2, p=["Oslo or Oslo"] * 2, a=["Oslo"] * 2, s=starts)
+
+
+def test_missing_column_of_starts_is_named() -> None:
+    with pytest.raises(DataError, match=r"no column 's'.*task\.answer_start_column"):
+        answer_task(q=["where"] * 2, p=["Oslo or Oslo"] * 2, a=["Oslo"] * 2, start=[0, 8])
