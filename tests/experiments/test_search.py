@@ -306,7 +306,13 @@ def test_search_does_not_mix_with_other_runs(fake_runs: FakeRuns) -> None:
     finetune_search(load("search.trials=1"), Path("search"), OPTIONS)
     before = {path: path.read_bytes() for path in Path("search").rglob("*") if path.is_file()}
     grid = ["training.epochs=[1,2]"]
-    for words in ([], ["--overwrite"], grid, [*grid, "--overwrite", "--dry-run"], [*grid, "--overwrite", "task=none"]):
+    for words in (
+        [],
+        ["--overwrite"],
+        grid,
+        [*grid, "--overwrite", "--dry-run"],
+        [*grid, "--overwrite", "model.name=./no"],
+    ):
         result = CliRunner().invoke(app, ["finetune", "sample/sentiment", "--run", "search", *words])
         assert (result.exit_code == 0) == ("--dry-run" in words), result.output
         assert {path: path.read_bytes() for path in Path("search").rglob("*") if path.is_file()} == before
