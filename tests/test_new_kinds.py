@@ -108,7 +108,7 @@ def test_new_head_trains_evaluates_predicts_reports_and_has_a_card(
     Path("rating.yaml").write_text(
         f"task: {{head: rating, files: {{train: {data}, validation: {data}}}, text_columns: [text]}}\n"
         f"model: {{name: {encoder}}}\ndata: {{max_length: 16}}\n"
-        "training: {max_steps: 90, global_batch_size: 10, learning_rate: 1e-2}\n"
+        "training: {max_steps: 150, global_batch_size: 10, learning_rate: 1e-2}\n"
     )
     run("finetune", "rating.yaml", "--run", "run")
     results = json.loads(Path("run/results.json").read_text())

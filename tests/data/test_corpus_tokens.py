@@ -283,6 +283,7 @@ def test_corpus_cache_is_keyed_by_content_and_tokenizer(encoder: Path, monkeypat
 
 def test_key_of_a_large_source_depends_on_sizes_times_and_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bertcli.files.MAX_HASHED_BYTES", 1000)
+    monkeypatch.setattr("bertcli.files.MIN_SAMPLED_BYTES", 500)
     monkeypatch.setattr("bertcli.files.SAMPLE_BYTES", 10)
     path, section = Path("large.txt"), CorpusSection.model_validate({"sources": [{"files": "large.txt"}]})
     content = b"a fine film . " * 1000
