@@ -74,10 +74,12 @@ class Rating(Head):
     def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
         return [{"rating": int(rating)} for rating in self.to_predictions(task, rows, encoded, logits)]
 
-    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        gold, ratings = self.references(task, rows), self.to_predictions(task, rows, encoded, logits)
+    def with_gold(
+        self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray, predictions: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        gold = self.references(task, rows)
         assert gold is not None
-        pairs = zip(gold.tolist(), ratings.tolist(), strict=True)
+        pairs = zip(gold.tolist(), map(int, predictions), strict=True)
         return [{"gold": str(a), "predicted": str(b), "right": a == b, "loss": abs(a - b)} for a, b in pairs]
 
 

@@ -137,8 +137,9 @@ def _evaluate_model(
     num_items = math.ceil(len(encoded) / loaded.accelerator.num_processes)  # of this process
     with console.display(f"eval {split}", num_items) as display:
         chunks = loaded.predict_logits(rows, encoded, with_loss=True, on_batch=display.advance)
-        answers, loss = decode(chunks, loaded.head, task, references)
-    scores, intervals = compute_scores(answers) | {"loss": loss}, bootstrap_intervals(answers)
+        decoded = decode(chunks, loaded.head, task, references)
+    scores = compute_scores(decoded.answers) | {"loss": decoded.loss}
+    intervals = bootstrap_intervals(decoded.answers)
     return EvalResults(
         task=task.name, run=name, num_examples=len(rows), metrics={split: {**scores}}, intervals={split: intervals}
     )

@@ -6,10 +6,11 @@ Shapes: R rows, C labels (or choices).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,8 +21,7 @@ from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.heads.text_classification import TextClassification, average_windows
 from bertcli.inference.forward import Chunk, chunks_with_logits, predict_logits
 from bertcli.inference.predictions import PredictionLines
-from bertcli.inference.scoring import decode
-from bertcli.metrics.answers import Answers
+from bertcli.inference.scoring import Decoded, decode
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.calibration import fit_temperature
 from bertcli.metrics.scores import compute_scores
@@ -42,6 +42,7 @@ class BestModelEvaluation:
     Args:
         folder: the model folder.
         logits: of the evaluation that selected the model on the validation split, if they were kept.
+        decoded: what that evaluation decoded, if it was in this process.
         output_layer: name of the layer that computes the logits, if the model is to be calibrated.
     """
 
@@ -51,10 +52,12 @@ class BestModelEvaluation:
         accelerator: Accelerator,
         folder: Path,
         logits: np.ndarray | None,
+        decoded: Decoded | None,
         output_layer: str | None = None,
     ):
         self.setup, self._accelerator, self._folder = setup, accelerator, folder
         self._kept, self._output_layer = logits, output_layer
+        self._decoded = decoded  # of the validation split; None once the model or the head has changed
         self._logit_scale = 1.0  # by which to multiply the model's logits to undo its calibration
         self._model: PreTrainedModel | None = None  # loaded when it has something to compute
 
@@ -65,28 +68,40 @@ class BestModelEvaluation:
         if answers.calibrated and self._kept is None:  # a run that was stopped after its calibration
             self._logit_scale = saved_temperature(self._folder) or 1.0
         if answers.calibrated or answers.thresholds == "tuned":
-            best.intervals[name] = bootstrap_intervals(self._decode(name)[0])
+            before = self._decoded or self._decode("validation")
+            best.intervals[name] = bootstrap_intervals(before.answers)
+            self._decoded = None
         if answers.calibrated:
             best.extras["temperature"] = self._calibrate()
             name = "validation_calibrated"
         if answers.thresholds == "tuned":
             best.extras |= self._tune_thresholds()
             name = "validation_tuned"
-        num_rows, task = len(self.setup.rows["validation"]), self.setup.task
-        lines = PredictionLines(num_rows, self.setup.head, task, all_rows=isinstance(task, FoldTask))
-        decoded, _ = self._decode("validation", lines.add)
-        best.predictions[VALIDATION_PREDICTIONS] = lines.lines
-        best.answers[VALIDATION_ANSWERS] = decoded
-        best.intervals[name] = bootstrap_intervals(decoded)
+        decoded, best.predictions[VALIDATION_PREDICTIONS] = self._decode_to_lines()
+        best.answers[VALIDATION_ANSWERS] = decoded.answers
+        best.intervals[name] = bootstrap_intervals(decoded.answers)
         if name != "validation":
-            best.scores[name] = compute_scores(decoded)
+            best.scores[name] = compute_scores(decoded.answers)
         for split in self.setup.task.splits.extra_validation:
-            decoded, loss = self._decode(split)
-            best.scores[split] = compute_scores(decoded) | {"loss": loss}
-            best.intervals[split] = bootstrap_intervals(decoded)
+            decoded = self._decode(split)
+            best.scores[split] = compute_scores(decoded.answers) | {"loss": decoded.loss}
+            best.intervals[split] = bootstrap_intervals(decoded.answers)
         return best
 
-    def _decode(self, split: str, on_chunk: Callable[[Chunk], object] = lambda chunk: None) -> tuple[Answers, float]:
+    def _decode_to_lines(self) -> tuple[Decoded, list[dict[str, Any]]]:
+        """Return the decoded validation split, decoding it only if that is still to be done, and its predictions."""
+        num_rows, task = len(self.setup.rows["validation"]), self.setup.task
+        lines = PredictionLines(num_rows, self.setup.head, task, all_rows=isinstance(task, FoldTask))
+        if self._decoded is None:
+            return self._decode("validation", lines.add), lines.lines
+        predictions = iter(self._decoded.predictions)
+        for chunk in self._chunks("validation"):
+            lines.add(chunk, [*islice(predictions, len(chunk[0]))])
+        return self._decoded, lines.lines
+
+    def _decode(
+        self, split: str, on_chunk: Callable[[Chunk, Sequence[Any]], object] = lambda chunk, predictions: None
+    ) -> Decoded:
         references = self.setup.references[split]
         return decode(self._chunks(split), self.setup.head, self.setup.task, references, on_chunk)
 

@@ -19,7 +19,7 @@ from bertcli.finetuning.frozen_outputs import with_frozen_outputs
 from bertcli.finetuning.loss import build_loss
 from bertcli.finetuning.setup import FinetuneSetup
 from bertcli.inference.forward import KeptLogits, predict_logits
-from bertcli.inference.scoring import decode
+from bertcli.inference.scoring import Decoded, decode
 from bertcli.metrics.scores import compute_scores
 from bertcli.models.cls_states import record_cls_states
 from bertcli.models.freezing import (
@@ -189,17 +189,20 @@ class FinetuneJob(Job):
                 on_batch=on_batch,
             )
         )
-        answers, loss = decode(chunks, setup.head, setup.task, setup.references[split])
-        scores = compute_scores(answers) | {"loss": loss}
-        return Evaluation(scores, {} if chunks.logits is None else {encoded.fingerprint: chunks.logits})
+        decoded = decode(chunks, setup.head, setup.task, setup.references[split])
+        scores = compute_scores(decoded.answers) | {"loss": decoded.loss}
+        logits = {} if chunks.logits is None else {encoded.fingerprint: chunks.logits}
+        return Evaluation(scores, logits, decoded)
 
     def _encoded_split(self, split: str) -> Encoded:
         return self._encoded.get(split) or self.setup.encode(split)
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> BestModel:
+    def evaluate_best(
+        self, accelerator: Accelerator, model: Path, logits: Logits, decoded: Decoded | None
+    ) -> BestModel:
         """Calibrate the best model and tune its thresholds, if the recipe says so; return its answers."""
         kept = logits.get(self.setup.encode("validation").fingerprint)
-        return BestModelEvaluation(self.setup, accelerator, model, kept, self._output_layer).evaluate()
+        return BestModelEvaluation(self.setup, accelerator, model, kept, decoded, self._output_layer).evaluate()
 
     def describe(self) -> dict[str, Any]:
         """Return the task, head, model and files with the rows."""

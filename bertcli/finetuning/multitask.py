@@ -22,7 +22,7 @@ from bertcli.finetuning.job import FinetuneJob
 from bertcli.finetuning.run import note_duplicates
 from bertcli.finetuning.setup import FinetuneSetup, set_up
 from bertcli.inference.loaded_model import multitask_models
-from bertcli.inference.scoring import multitask_scores
+from bertcli.inference.scoring import Decoded, multitask_scores
 from bertcli.metrics.scores import averaged_scores
 from bertcli.models.freezing import LayerFreezer, build_freezer, lr_scales, reinitialize_layers
 from bertcli.models.from_pretrained import save_model
@@ -260,15 +260,18 @@ class MultitaskJob(Job):
         pairs = zip(self.jobs.items(), cast("SharedEncoder", model).models, strict=True)
         each = {name: job.evaluate(accelerator, task_model, split, on_batch) for (name, job), task_model in pairs}
         logits = {f"{name}/{key}": values for name, task in each.items() for key, values in task.logits.items()}
-        return Evaluation(multitask_scores(self._recipes, {name: task.scores for name, task in each.items()}), logits)
+        scores = multitask_scores(self._recipes, {name: task.scores for name, task in each.items()})
+        return Evaluation(scores, logits, {name: task.decoded for name, task in each.items()})
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> BestModel:
+    def evaluate_best(
+        self, accelerator: Accelerator, model: Path, logits: Logits, decoded: Mapping[str, Decoded] | None
+    ) -> BestModel:
         """Return what the model of each task answers; scores and files are prefixed with the task's name."""
         all_tasks = BestModel()
         for name, job in self.jobs.items():
             task_folder, prefix = run_folder(model, name), f"{name}/"
             own = {key.removeprefix(prefix): values for key, values in logits.items() if key.startswith(prefix)}
-            best = job.evaluate_best(accelerator, task_folder, own)
+            best = job.evaluate_best(accelerator, task_folder, own, None if decoded is None else decoded[name])
             for split, scores in best.scores.items():
                 all_tasks.scores.setdefault(split, {}).update({prefix + score: scores[score] for score in scores})
             for split, intervals in best.intervals.items():

@@ -7,6 +7,7 @@ in a batch, S tokens in the longest item of a batch, C classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bertcli.data.encoding import Encoded
@@ -192,9 +193,14 @@ class Head(ABC):
         """Decode logits to R predictions as `bertcli predict` writes them."""
 
     @abstractmethod
-    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+    def with_gold(
+        self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray, predictions: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """Return R predictions next to the gold values (`predicted`, `gold`), for reports and error analysis.
 
         Optional keys: `confidence`, the probability of the prediction; `right`, whether it is correct; `loss`, a
         measure of how wrong it is; `probabilities`, the most probable labels with their probabilities.
+
+        Args:
+            predictions: of these rows, from `to_predictions`.
         """

@@ -5,6 +5,7 @@ Shapes: N questions, K choices each (the same number for all questions).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -166,11 +167,15 @@ class MultipleChoice(Head):
             for texts, row in zip(row_choices(task, rows), self.to_probabilities(encoded, logits), strict=True)
         ]
 
-    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+    def with_gold(
+        self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray, predictions: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """Return the predicted choices next to the gold ones, as indices from 0."""
         gold = self.references(task, rows)
         assert gold is not None
-        return labels_with_gold([str(index) for index in range(logits.shape[-1])], logits, logits.argmax(-1), gold)
+        return labels_with_gold(
+            [str(index) for index in range(logits.shape[-1])], logits, np.asarray(predictions), gold
+        )
 
 
 def row_choices(task: Task, rows: Dataset) -> list[list[str]]:

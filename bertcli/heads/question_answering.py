@@ -7,7 +7,7 @@ Shapes: R rows, N windows, T tokens in all windows, P tokens in a passage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -163,27 +163,41 @@ class QuestionAnswering(Head):
         return functional.cross_entropy(logits, labels, reduction="sum") / 2
 
     def to_predictions(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Return the predicted text, the text of the best span and the null odds of each row."""
-        return [
-            {"text": prediction.text, "best_text": prediction.best_text, "null_odds": prediction.null_odds}
-            for prediction in self.decode(task, rows, encoded, logits)
-        ]
+        """Return the predicted text of each row, its probability and its character offsets in the passage.
+
+        `best_text` is the text of the best span, which `null_odds`, the log odds of no answer, may have ruled out.
+        """
+        predictions = []
+        for prediction in self.decode(task, rows, encoded, logits):
+            best = next(candidate for candidate in prediction.candidates if candidate.text == prediction.text)
+            predictions.append(
+                {
+                    "text": prediction.text,
+                    "probability": best.probability,
+                    "start": best.start,
+                    "end": best.end,
+                    "best_text": prediction.best_text,
+                    "null_odds": prediction.null_odds,
+                }
+            )
+        return predictions
 
     def to_json(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
         """Return the predicted answer, its probability and its character offsets in the passage."""
         entries = []
-        for prediction in self.decode(task, rows, encoded, logits):
-            best = next(candidate for candidate in prediction.candidates if candidate.text == prediction.text)
+        for prediction in self.to_predictions(task, rows, encoded, logits):
             entry = {
-                "answer": prediction.text,
-                "probability": round(best.probability, 6),
-                "start": best.start,
-                "end": best.end,
+                "answer": prediction["text"],
+                "probability": round(prediction["probability"], 6),
+                "start": prediction["start"],
+                "end": prediction["end"],
             }
-            entries.append(entry | ({"null_odds": round(prediction.null_odds, 4)} if task.unanswerable else {}))
+            entries.append(entry | ({"null_odds": round(prediction["null_odds"], 4)} if task.unanswerable else {}))
         return entries
 
-    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+    def with_gold(
+        self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray, predictions: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """Return R predictions next to the gold answers.
 
         `start` and `gold_start` are character offsets in the passage, None for no answer. `right` is whether the
@@ -195,8 +209,8 @@ class QuestionAnswering(Head):
         assert gold is not None
         assert spans is not None
         entries = []
-        for prediction, texts, span in zip(self.to_json(task, rows, encoded, logits), gold, spans, strict=True):
-            answer = prediction["answer"]
+        for prediction, texts, span in zip(predictions, gold, spans, strict=True):
+            answer = prediction["text"]
             entries.append(
                 {
                     "gold": list(dict.fromkeys(texts)),
@@ -204,7 +218,7 @@ class QuestionAnswering(Head):
                     "predicted": answer,
                     "start": prediction["start"] if answer else None,
                     "end": prediction["end"] if answer else None,
-                    "confidence": prediction["probability"],
+                    "confidence": round(prediction["probability"], 6),
                     "right": any(exact_match(answer, text) for text in texts or [""]),
                     "loss": 1 - max(token_f1_v2(answer, text) for text in texts or [""]),
                 }

@@ -322,20 +322,22 @@ class TextClassification(Head):
                 entries.append({"labels": names, "probabilities": probabilities})
         return entries
 
-    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+    def with_gold(
+        self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray, predictions: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """Return R predictions next to the gold values."""
         gold, logits = self.references(task, rows), average_windows(encoded, logits)
         assert gold is not None
         if self.problem == "single_label":
-            return labels_with_gold(self.labels, logits, self.apply_thresholds(logits), gold)
+            return labels_with_gold(self.labels, logits, np.asarray(predictions), gold)
         if self.problem == "regression":
-            pairs = zip(gold.tolist(), logits[:, 0].tolist(), strict=True)
+            pairs = zip(gold.tolist(), np.asarray(predictions).tolist(), strict=True)
             return [{"gold": target, "predicted": score, "loss": (target - score) ** 2} for target, score in pairs]
         entries: list[dict[str, Any]] = []
         # The binary cross-entropy of a logit, ln(1 + exp(x)) - y x, averaged over the labels.
         losses = (np.logaddexp(0.0, logits) - gold * logits).mean(-1).tolist()
         for row_gold, predicted, probabilities, loss in zip(
-            gold, self.apply_thresholds(logits), self.probabilities(logits), losses, strict=True
+            gold, predictions, self.probabilities(logits), losses, strict=True
         ):
             gold_names, predicted_names = (
                 [self.labels[index] for index in np.flatnonzero(row)] for row in (row_gold, predicted)

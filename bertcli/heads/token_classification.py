@@ -288,9 +288,11 @@ class TokenClassification(Head):
             entries.append({"text": text, "words": words, "tags": tags, "entities": entities if is_clear else None})
         return entries
 
-    def with_gold(self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray) -> list[dict[str, Any]]:
+    def with_gold(
+        self, task: Task, rows: Dataset, encoded: Encoded, logits: np.ndarray, predictions: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """Return R rows of predicted tags next to the gold ones; `loss` is the fraction of words with a wrong tag."""
-        gold, predictions = self.references(task, rows), self.to_predictions(task, rows, encoded, logits)
+        gold = self.references(task, rows)
         assert gold is not None
         entries: list[dict[str, Any]] = []
         for gold_tags, tags in zip(gold, predictions, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bertcli.data.encoding import Encoded
@@ -31,11 +32,11 @@ class PredictionLines:
         self._num_rows = 0  # so far
         self.lines: list[dict[str, Any]] = []
 
-    def add(self, chunk: Chunk) -> None:
-        """Add the lines of the next chunk of rows."""
+    def add(self, chunk: Chunk, predictions: Sequence[Any]) -> None:
+        """Add the lines of the next chunk of rows, given their predictions from `Head.to_predictions`."""
         rows, encoded, logits, _ = chunk
         num_tokens = _num_tokens_of_rows(encoded)
-        lines = self._head.with_gold(self._task, rows, encoded, logits)
+        lines = self._head.with_gold(self._task, rows, encoded, logits, predictions)
         for index in range(-self._num_rows % self._stride, len(rows), self._stride):
             row = rows[index]
             texts = {name: row[name] for name in self._task.columns}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,34 @@ from bertcli.recipe.schema import Recipe
 from bertcli.tasks.task import Task
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What the logits of a split were decoded to.
+
+    Attributes:
+        predictions: of all rows, as `Head.to_predictions` returns them.
+        answers: what scores, intervals and comparisons are computed from.
+        loss: the mean loss; 0 if it was not computed.
+    """
+
+    predictions: list[Any]
+    answers: Answers
+    loss: float
+
+
 def decode(
     chunks: Iterable[Chunk],
     head: Head,
     task: Task,
     references: Any,
-    on_chunk: Callable[[Chunk], object] = lambda chunk: None,
-) -> tuple[Answers, float]:
-    """Return the answers of a split from its logits, and the mean loss (0 if it was not computed).
+    on_chunk: Callable[[Chunk, Sequence[Any]], object] = lambda chunk, predictions: None,
+) -> Decoded:
+    """Decode the logits of a split.
 
     Args:
         chunks: from `predict_logits`.
         references: the gold values of all rows.
-        on_chunk: called with each chunk, for what else is made of the logits.
+        on_chunk: called with each chunk and its predictions, for what else is made of the logits.
 
     Raises:
         TrainingError: if some logits are non-finite.
@@ -38,9 +54,10 @@ def decode(
     probabilities: list[np.ndarray] = []
     total, num_targets = 0.0, 0
     for chunk in chunks:
-        on_chunk(chunk)
         rows, encoded, logits, loss = chunk
-        predictions.extend(head.to_predictions(task, rows, encoded, logits))
+        of_chunk = head.to_predictions(task, rows, encoded, logits)
+        on_chunk(chunk, of_chunk)
+        predictions.extend(of_chunk)
         if needs_probabilities(task.metric_names):
             probabilities.append(head.to_probabilities(encoded, logits))
         total += loss
@@ -54,7 +71,7 @@ def decode(
         head.labels,
         np.concatenate(probabilities) if probabilities else None,
     )
-    return answers, total / max(1, num_targets)
+    return Decoded(predictions, answers, total / max(1, num_targets))
 
 
 def multitask_scores(recipes: Mapping[str, Recipe], each: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -44,8 +44,7 @@ class ValidationSample:
             TrainingError: if some logits are non-finite.
         """
         chunks = replace(self.loaded, model=model).predict_logits(self.rows, self.encoded)
-        answers, _ = decode(chunks, self.loaded.head, self.task, self.references)
-        return compute_scores(answers)
+        return compute_scores(decode(chunks, self.loaded.head, self.task, self.references).answers)
 
     def batches(self, names: list[str], batch_size: int, num_batches: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield padded batches of rows, evenly spaced over the sample; rows are repeated if there are too few."""

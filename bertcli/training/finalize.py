@@ -23,15 +23,17 @@ def finalize(
     progress: Progress,
     setup: dict[str, Any],
     validation_logits: Logits,
+    decoded: Any,
 ) -> RunResults:
     """Write all outputs of a finished run, `results.json` last except for the report; return the results.
 
     Args:
         setup: how the run was executed, such as its device and precision.
         validation_logits: of the best model, as far as they were kept.
+        decoded: as in `Job.evaluate_best`.
     """
     accelerator.wait_for_everyone()  # the main process may still be writing the model
-    best = job.evaluate_best(accelerator, folder.model, validation_logits)
+    best = job.evaluate_best(accelerator, folder.model, validation_logits, decoded)
     results = _summarize(job, folder, progress, best, setup)
     if accelerator.is_main_process:
         if best.predictions:

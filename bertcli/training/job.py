@@ -41,10 +41,16 @@ OnBatch = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of a model on a split, and the logits they were computed from, unless those are too large to keep."""
+    """The evaluation of a model on a split.
+
+    Attributes:
+        logits: what the scores were computed from, unless it is too large to keep.
+        decoded: what the job made of the logits, in whatever form it wants to have it back in `evaluate_best`.
+    """
 
     scores: dict[str, float]
     logits: Logits = field(default_factory=dict)
+    decoded: Any = None
 
 
 @dataclass
@@ -152,11 +158,12 @@ class Job(ABC):
         """Return the score used to select the best model, negated if lower is better: the highest is the best."""
         return selection_score(self.best_by, scores[self.best_by])
 
-    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits) -> BestModel:
+    def evaluate_best(self, accelerator: Accelerator, model: Path, logits: Logits, decoded: Any) -> BestModel:
         """Return what the best model answers after training; by default, nothing.
 
         Args:
             logits: of the evaluation that selected the model, as far as they were kept.
+            decoded: of that evaluation; None if another process computed it, before this one resumed the run.
         """
         return BestModel()
 

@@ -64,7 +64,9 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
             with console.waiting("evaluating the best model and writing the report"):
                 trainer.state.ensure_best_model()
                 logits = trainer.state.validation_logits()
-                results = finalize(job, folder, trainer.accelerator, trainer.progress, trainer.setup, logits)
+                results = finalize(
+                    job, folder, trainer.accelerator, trainer.progress, trainer.setup, logits, trainer.best_decoded
+                )
     if trainer.stopped_by is not None:
         raise Interrupted(trainer.stopped_by, f"{folder.path} is finished; re-run the same command for the rest")
     return results
@@ -90,6 +92,7 @@ class Trainer:
             num_threads = choose_num_threads(recipe.hardware, module, tokens, saved)
             torch.set_num_threads(num_threads)
             self.progress.num_threads = saved or num_threads  # it may be resumed again where there are more cores
+        self.best_decoded: Any = None  # of the evaluation that selected the best model; not saved in checkpoints
         self.stopped_by: int | None = None  # the signal that arrived during the last step
         budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
         self.clock = RunClock(self.accelerator, job.plan.total_steps, budget, elapsed)
@@ -263,6 +266,7 @@ class Trainer:
         if progress.best_score is None or score > progress.best_score or (score == progress.best_score and is_surer):
             progress.best_score, progress.best_loss, progress.best_step = score, loss, progress.step
             progress.evals_without_improvement = 0
+            self.best_decoded = evaluation.decoded
             self.state.save_model(evaluation.logits)
         else:
             progress.evals_without_improvement += 1

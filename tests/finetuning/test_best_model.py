@@ -1,11 +1,13 @@
-"""Calibration of the best model: merged into its weights once, whatever interrupts it."""
+"""The end of a run: what the best evaluation decoded is used again, and the model is calibrated once."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,11 +18,13 @@ from bertcli.errors import RecipeError
 from bertcli.files import MANIFEST
 from bertcli.finetuning import best_model as best_model_module
 from bertcli.finetuning.run import finetune
+from bertcli.metrics.answers import load_answers
 from bertcli.models.temperature_scaling import saved_temperature
-from bertcli.recipe.load import dump_recipe
+from bertcli.recipe.load import dump_recipe, load_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.claim import claim_run
 from bertcli.runs.folder import RunOptions
+from bertcli.training import trainer as trainer_module
 
 from ..conftest import QUIET
 
@@ -88,6 +92,47 @@ def test_thresholds_are_tuned_on_calibrated_probabilities(recipe_of: Callable[..
     tuned = results.mean_scores("validation_tuned")
     evaluated = evaluate("run", console=QUIET).mean_scores("validation")
     assert {name: evaluated[name] for name in tuned} == pytest.approx(tuned)
+
+
+def same_end(first: Path, second: Path) -> bool:
+    """Whether predictions, answers, scores and intervals of two runs are equal in every digit."""
+    lines = [(run / "predictions/validation.jsonl").read_bytes() for run in (first, second)]
+    arrays = [load_answers(run / "predictions/validation.npz") for run in (first, second)]
+    results = [json.loads((run / "results.json").read_text()) for run in (first, second)]
+    return (
+        lines[0] == lines[1]
+        and arrays[0].keys() == arrays[1].keys()
+        and all(np.array_equal(values, arrays[1][name]) for name, values in arrays[0].items())
+        and all(results[0][key] == results[1][key] for key in ("metrics", "intervals"))
+    )
+
+
+@pytest.mark.parametrize("name", ["sentiment", "entities", "questions", "open-questions", "choices", "similarity"])
+def test_validation_rows_are_decoded_once_per_evaluation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["training.max_steps=4", "evaluation.every_steps=2", "data.max_length=64", "data.max_eval_examples=30"]
+    recipe = load_recipe(f"sample/{name}", [*overrides, "data.max_train_examples=40", "model.vocab_size=400"])
+    head = recipe_task(recipe).head_class
+    decoded: list[int] = []
+    original = head.to_predictions
+
+    def count(self: Any, task: Any, rows: Any, encoded: Any, logits: Any) -> Any:
+        decoded.append(len(rows))
+        return original(self, task, rows, encoded, logits)
+
+    monkeypatch.setattr(head, "to_predictions", count)
+    finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert decoded == [30, 30]
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "finalize", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(recipe, Path("resumed"), RunOptions(console=QUIET))
+    finetune(recipe, Path("resumed"), RunOptions(console=QUIET))  # has only what is on the disk
+    assert decoded == [30] * 5
+    assert same_end(Path("run"), Path("resumed"))
 
 
 def test_adapters_are_not_calibrated(recipe_of: Callable[..., Recipe]) -> None:

@@ -91,9 +91,8 @@ def test_answers_begin_with_their_first_letter_where_tokens_hold_the_space_befor
     assert [answer["answer"] for answer in answers] == golds
     assert [answer["start"] for answer in answers] == [passage.index(gold) for gold in golds]
     assert [answer["end"] for answer in answers] == [passage.index(gold) + len(gold) for gold in golds]
-    assert [entry["gold_start"] for entry in head.with_gold(task, rows, encoded, logits)] == [
-        passage.index(gold) for gold in golds
-    ]
+    entries = head.with_gold(task, rows, encoded, logits, head.to_predictions(task, rows, encoded, logits))
+    assert [entry["gold_start"] for entry in entries] == [passage.index(gold) for gold in golds]
 
 
 def test_tokens_of_white_space_are_no_answers() -> None:

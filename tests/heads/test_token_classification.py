@@ -240,9 +240,9 @@ def test_missing_tags_are_not_labels_and_are_left_out_of_loss_and_scores(tags: l
     assert encoded.labels[encoded.labels != IGNORED_LABEL].tolist() == [0, 1, 1]
     logits = np.zeros((len(encoded.labels), 2), dtype=np.float32)
     logits[encoded.alignment != UNALIGNED, [0, 1, 0, 0, 1, 1]] = 1
-    answers = head.with_gold(task, rows, encoded, logits)
-    assert [(answer["right"], answer["loss"]) for answer in answers] == [(True, 0.0), (False, 1.0)]
     predictions = head.to_predictions(task, rows, encoded, logits)
+    answers = head.with_gold(task, rows, encoded, logits, predictions)
+    assert [(answer["right"], answer["loss"]) for answer in answers] == [(True, 0.0), (False, 1.0)]
     assert score_predictions(["accuracy"], "token_classification", predictions, gold) == pytest.approx(
         {"accuracy": 2 / 3}
     )
