@@ -21,6 +21,7 @@ from bertcli.inference.loaded_model import (
     pretraining_recipe,
 )
 from bertcli.inference.scoring import decode, multitask_scores
+from bertcli.metrics.answers import GROUP
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.scores import check_metrics, check_references, compute_scores
 from bertcli.models.from_pretrained import ModelSource
@@ -140,8 +141,16 @@ def _evaluate_model(
         decoded = decode(chunks, loaded.head, task, references)
     scores = compute_scores(decoded.answers) | {"loss": decoded.loss}
     intervals = bootstrap_intervals(decoded.answers)
+    grouped = {"group_by": task.group_by} if GROUP in decoded.answers else {}
+    if grouped:
+        console.say(f"intervals resample groups of rows with the same {task.group_by!r:.80}")
     return EvalResults(
-        task=task.name, run=name, num_examples=len(rows), metrics={split: {**scores}}, intervals={split: intervals}
+        task=task.name,
+        run=name,
+        num_examples=len(rows),
+        metrics={split: {**scores}},
+        intervals={split: intervals},
+        **grouped,
     )
 
 

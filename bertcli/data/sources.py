@@ -180,11 +180,18 @@ def strata(task: Task, rows: Dataset) -> list[str] | None:
     return [str(value).strip() for value in values]
 
 
+def row_groups(task: Task, rows: Dataset) -> list[Any] | None:
+    """Return the group of each row (`task.group_by`), None for a row without one; None if rows are not grouped."""
+    if task.group_by is None or task.group_by not in rows.column_names:
+        return None
+    return [_group_value(value) for value in rows[task.group_by][:]]
+
+
 def _groups(task: Task, rows: Dataset) -> list[Any]:
     """Return the group of each row."""
     assert task.group_by is not None
     _check_names(task, "train", rows, {task.group_by: "group_by"})
-    values = [_group_value(value) for value in rows[task.group_by][:]]
+    values = row_groups(task, rows) or []
     if None in values:
         where = locate_rows(task, rows, [values.index(None)])
         raise DataError(f"{where} has no value in column {task.group_by!r}; add one")
@@ -265,9 +272,12 @@ def _load_named_split(task: Task, split: str, mirror: Path | None) -> Dataset:
             held_out = ("validation",) if task.holds_out_rows else ()
             given = [name for name in SPLITS if getattr(task.files, name) or name in held_out]
             raise DataError(f"{task.name}: split {split!r} has no files, expected one of {given}")
-        is_grouped = split == "train" and task.holds_out_rows
-        used = task if is_grouped else task.model_copy(update={"group_by": None})
-        return read_files(getattr(task.files, split), used, split)
+        paths = getattr(task.files, split)
+        if split != "train" or task.holds_out_rows:
+            rows = read_files(paths, task, split)
+            if split == "train" or task.group_by is None or task.group_by in rows.column_names:
+                return rows
+        return read_files(paths, task.model_copy(update={"group_by": None}), split)
     name = getattr(task.splits, split) if split in SPLITS else split
     if name is None:
         raise DataError(f"{task.name}: the task has no {split} split")

@@ -22,6 +22,7 @@ from bertcli.heads.text_classification import TextClassification, average_window
 from bertcli.inference.forward import Chunk, chunks_with_logits, predict_logits
 from bertcli.inference.predictions import PredictionLines
 from bertcli.inference.scoring import Decoded, decode
+from bertcli.metrics.answers import GROUP
 from bertcli.metrics.bootstrap import bootstrap_intervals
 from bertcli.metrics.calibration import fit_temperature
 from bertcli.metrics.scores import compute_scores
@@ -79,6 +80,8 @@ class BestModelEvaluation:
             name = "validation_tuned"
         decoded, best.predictions[VALIDATION_PREDICTIONS] = self._decode_to_lines()
         best.answers[VALIDATION_ANSWERS] = decoded.answers
+        if GROUP in decoded.answers:
+            best.extras["group_by"] = self.setup.task.group_by
         best.intervals[name] = bootstrap_intervals(decoded.answers)
         if name != "validation":
             best.scores[name] = compute_scores(decoded.answers)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bertcli.data.sources import row_groups
 from bertcli.heads.base import Head
 from bertcli.inference.forward import Chunk
 from bertcli.metrics.answers import Answers, collect_answers
@@ -52,12 +53,14 @@ def decode(
     """
     predictions: list[Any] = []
     probabilities: list[np.ndarray] = []
+    groups: list[Any] = []
     total, num_targets = 0.0, 0
     for chunk in chunks:
         rows, encoded, logits, loss = chunk
         of_chunk = head.to_predictions(task, rows, encoded, logits)
         on_chunk(chunk, of_chunk)
         predictions.extend(of_chunk)
+        groups.extend(row_groups(task, rows) or ())
         if needs_probabilities(task.metric_names):
             probabilities.append(head.to_probabilities(encoded, logits))
         total += loss
@@ -70,6 +73,7 @@ def decode(
         head.positive_label_id(task),
         head.labels,
         np.concatenate(probabilities) if probabilities else None,
+        groups or None,
     )
     return Decoded(predictions, answers, total / max(1, num_targets))
 

@@ -25,10 +25,11 @@ from bertcli.tasks.tags import infer_tag_set, read_tag_set, require_readable
 Answers = dict[str, np.ndarray]
 """What the scores of a split are computed from: arrays with an entry for each of the N rows, and scalars.
 
-The scalars are the names of the metrics, a hash of the gold values, and the ID of the positive label.
+The scalars are the names of the metrics, a hash of the gold values, and the ID of the positive label. If rows are
+grouped, `group` has a hash of the group of each row; rows of a group are not independent of each other.
 """
 
-GOLD_HASH, METRIC_NAMES = "gold_hash", "metrics"
+GOLD_HASH, METRIC_NAMES, GROUP = "gold_hash", "metrics", "group"
 DTYPES = {  # of predictions and gold values that are arrays
     "single_label": np.int64,
     "multiple_choice": np.int64,
@@ -46,6 +47,7 @@ def collect_answers(
     pos_label: int = 1,
     labels: Sequence[str] | None = None,
     probabilities: np.ndarray | None = None,
+    groups: Sequence[Any] | None = None,
 ) -> Answers:
     """Return the arrays from which these metrics are computed for N rows, or for a sample of them.
 
@@ -61,6 +63,7 @@ def collect_answers(
         pos_label: ID of the positive label, for metrics of the second of two labels.
         labels: all labels of the model, for tags; None: the labels that occur.
         probabilities: [N, C] in the order of the label IDs, if a metric needs them.
+        groups: the group of each row, if rows are grouped; None for a row that belongs to no other.
 
     Raises:
         DataError: if the metric `seqeval` cannot read the tags.
@@ -68,6 +71,9 @@ def collect_answers(
     names = [*names]
     gold = np.asarray(references).tolist() if answer_kind in DTYPES else references
     answers = {GOLD_HASH: np.array(_hash_gold(gold, labels)), METRIC_NAMES: np.array(" ".join(names))}
+    if groups is not None:
+        names_of_groups = [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(groups)]
+        answers[GROUP] = np.array([_hash_group(name) for name in names_of_groups], np.uint64)
     if answer_kind in DTYPES:
         dtype = DTYPES[answer_kind]
         answers |= {"predicted": np.asarray(predictions, dtype), "gold": np.asarray(references, dtype)}
@@ -126,6 +132,10 @@ def _tagged(predictions: Any, references: Any) -> tuple[list[list[str]], list[li
     )
 
 
+def _hash_group(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
 def _hash_gold(gold: list[Any], labels: Sequence[str] | None) -> str:
     """Return a hash of the gold values and of the names of the labels: equal if two models answered the same rows."""
     return hashlib.sha256(json.dumps([gold, list(labels or ())]).encode()).hexdigest()
@@ -148,6 +158,17 @@ def metric_names(answers: Answers) -> list[str]:
 def num_rows(answers: Answers) -> int:
     """Return the number of rows, N."""
     return next(len(values) for values in answers.values() if values.ndim)
+
+
+def group_indices(answers: Answers) -> np.ndarray:
+    """Return the index of the group of each row, from 0 in the order of the rows; without groups, that of the row. [N]
+
+    It is the same for any names of the same groups.
+    """
+    if GROUP not in answers:
+        return np.arange(num_rows(answers))
+    _, first_rows, indices = np.unique(answers[GROUP], return_index=True, return_inverse=True)
+    return np.unique(first_rows[indices], return_inverse=True)[1]
 
 
 def save_answers(path: Path, answers: Answers) -> None:

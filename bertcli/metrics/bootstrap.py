@@ -1,6 +1,6 @@
-"""Confidence intervals of scores, by the percentile bootstrap over the rows of a split.
+"""Confidence intervals of scores, by the percentile bootstrap over the rows of a split, or over groups of them.
 
-Shapes: N rows, B samples.
+Shapes: N rows, G groups, B samples.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bertcli.metrics.answers import Answers, num_rows
+from bertcli.metrics.answers import Answers, group_indices
 from bertcli.metrics.scores import num_columns, score_functions
 
 Interval = tuple[float, float]
@@ -25,6 +25,8 @@ MAX_BLOCK = 2**22  # values drawn in the samples that are scored at once, which 
 def bootstrap_intervals(answers: Answers, seed: int = 0) -> dict[str, Interval]:
     """Return the percentile interval of each score (Efron and Tibshirani 1993), by the name of the score.
 
+    If rows are grouped, samples draw whole groups (the cluster bootstrap, Davison and Hinkley 1997, section 3.8).
+
     Scores that cannot be computed for a sample have none, nor have those that are equal in all samples, as when every
     row is right: the bootstrap does not know how a model might fail on other rows.
 
@@ -33,7 +35,7 @@ def bootstrap_intervals(answers: Answers, seed: int = 0) -> dict[str, Interval]:
     """
     functions = score_functions(answers)
     values: dict[str, list[np.ndarray]] = {name: [] for name in functions}
-    for counts in bootstrap_samples(num_rows(answers), seed, num_columns(answers)):
+    for counts in bootstrap_samples(group_indices(answers), seed, num_columns(answers)):
         for name, score in functions.items():
             values[name].append(score(answers, counts))
     intervals = {name: percentile_interval(np.concatenate(blocks)) for name, blocks in values.items()}
@@ -53,16 +55,19 @@ def percentile_interval(values: np.ndarray, scale: float = 0.0) -> Interval | No
     return float(low), float(high)
 
 
-def bootstrap_samples(num_rows: int, seed: int, num_columns: int = 1) -> Iterator[np.ndarray]:
+def bootstrap_samples(groups: np.ndarray, seed: int, num_columns: int = 1) -> Iterator[np.ndarray]:
     """Yield how often each sample draws each row, in blocks of samples. [B, N]
 
+    A sample draws as many groups as there are, each with all its rows.
+
     Args:
+        groups: index of the group of each row, from 0. [N]
         num_columns: number of values of a row that are scored at once.
     """
-    generator = np.random.default_rng(seed)
-    for size in block_sizes(num_rows * num_columns, NUM_SAMPLES):
-        drawn = (generator.integers(0, num_rows, num_rows) for _ in range(size))
-        yield np.stack([np.bincount(rows, minlength=num_rows) for rows in drawn]).astype(np.float64)
+    generator, num_groups = np.random.default_rng(seed), int(groups.max()) + 1
+    for size in block_sizes(len(groups) * num_columns, NUM_SAMPLES):
+        drawn = (generator.integers(0, num_groups, num_groups) for _ in range(size))
+        yield np.stack([np.bincount(draws, minlength=num_groups)[groups] for draws in drawn]).astype(np.float64)
 
 
 def block_sizes(num_values: int, num_samples: int) -> Iterator[int]:

@@ -34,6 +34,9 @@ def compare_two_runs(runs: Runs) -> tuple[list[dict[str, Any]], str]:
         raise UsageError(f"cannot compare {first_name} with {second_name}: {error}") from error
     in_percent = first[0].results.head == "question_answering"
     sentences = [_sentence(difference, first_name, second_name, in_percent=in_percent) for difference in differences]
+    if any(difference.is_by_group for difference in differences):
+        column = next((run.results.group_by for run in (*first, *second) if run.results.group_by), "group")
+        sentences.append(f"rows with the same {column!r:.80} are not independent: they were drawn and swapped together")
     changes = {name: dict.fromkeys(change for run in seeds for change in _changes(run)) for name, seeds in runs.items()}
     if any(map(_have_other_texts, first, second)):
         sentences.append(

@@ -41,6 +41,7 @@ class Results(BaseModel):
     model: str | None = None
     metrics: Metrics = {}
     intervals: Intervals = {}  # not for the mean of several seeds
+    group_by: str | None = None  # column of the groups of rows that were resampled for the intervals; None: rows were
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -188,6 +189,7 @@ SHARED_BY_SEEDS = (
     "model",
     "size",
     "best_by",
+    "group_by",
     "total_steps",
     "num_train_examples",
     "num_parameters",

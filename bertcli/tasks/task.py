@@ -188,7 +188,7 @@ class Task(Section):
     group_by: str | None = Field(
         None,
         description="column by which held-out rows are grouped, such as an article's title: rows with the same value "
-        "stay in one split",
+        "stay in one split, and are drawn together for confidence intervals",
     )
     text_columns: Names = Field(
         min_length=1,

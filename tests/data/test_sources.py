@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bertcli.data.sources import load_split, load_training_rows, locate_rows
+from bertcli.data.sources import column_names, load_split, load_training_rows, locate_rows, row_groups
 from bertcli.data.table_files import read_files
 from bertcli.errors import DataError
 from bertcli.tasks.task import FoldTask, Task
@@ -132,6 +132,19 @@ def test_group_by_column_may_be_missing_from_files_of_which_no_rows_are_held_out
     files = {split: str(path) for split, path in paths.items()}
     task = Task.model_validate({"files": files, "text_columns": ("text",), "group_by": "title"})
     assert [load_split(task, split)["label"][:] for split in files] == [["x", "y"]] * 3
+
+
+def test_group_by_column_of_other_splits_is_kept_if_they_have_it(tmp_path: Path) -> None:
+    files = {split: str(tmp_path / f"{split}.csv") for split in ("train", "validation", "test")}
+    for path in files.values():
+        Path(path).write_text("text,label,title,other\na,x,T,1\nb,y,,2\n")
+    Path(files["test"]).write_text("text,label,other\na,x,1\nb,y,2\n")
+    task = Task.model_validate({"files": files, "text_columns": ("text",), "group_by": "title"})
+    assert row_groups(task, load_split(task, "validation")) == ["T", None]
+    for split in ("train", "test"):  # no row of the training files is held out
+        rows = load_split(task, split)
+        assert column_names(rows) == ["text", "label"]
+        assert row_groups(task, rows) is None
 
 
 def test_group_by_treats_nan_as_a_missing_value(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ import pytest
 import sklearn.metrics
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
+from bertcli.cli.main import app
 from bertcli.commands.evaluate import evaluate
 from bertcli.data.encoding import Encoded
 from bertcli.errors import DataError
 from bertcli.finetuning.run import finetune
 from bertcli.heads.question_answering import QuestionAnswering
+from bertcli.metrics.answers import group_indices, load_answers
 from bertcli.recipe.load import load_recipe
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunOptions
@@ -102,3 +105,30 @@ def test_other_kinds_of_tasks_are_scored_by_probabilities_and_errors(encoder: Pa
     assert results.best_score == (min if task == "similarity" else max)(history)
     if task == "topics":
         assert results.mean("log_loss") == pytest.approx(results.mean("loss"), abs=1e-5)
+
+
+def test_rows_of_a_group_are_resampled_together_by_training_evaluation_and_report(
+    recipe_of: Callable[..., Recipe], write_csv: Callable[..., Path]
+) -> None:
+    rows = [["a fine film", "positive", f"author {row // 4}"] if row % 3 else ["a dull film", "negative",
+            f"author {row // 4}"] for row in range(64)]  # fmt: skip
+    train = write_csv("train.csv", ["text", "label", "author"], rows)
+    test = write_csv("test.csv", ["text", "label", "author"], rows[:20])
+    bare = write_csv("bare.csv", ["text", "label"], [row[:2] for row in rows[:20]])
+    overrides = (f"task.files.train={train}", f"task.files.test={test}", "task.held_out_fraction=0.5")
+    recipe = recipe_of(*overrides, "task.group_by=author", "training.max_steps=1")
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert results.group_by == "author"
+    answers = load_answers(Path("run/predictions/validation.npz"))
+    assert len(answers["gold"]) == 32
+    assert group_indices(answers).tolist() == [row // 4 for row in range(32)]
+    assert evaluate("run", split="test", console=QUIET).group_by == "author"
+    assert "drawn together" in Path("run/report.html").read_text()
+    finetune(recipe_of(*overrides, "task.group_by=author", "training.seed=2"), Path("other"), RunOptions(console=QUIET))
+    output = CliRunner().invoke(app, ["report", "run", "other", "--significance"]).output
+    assert "rows with the same 'author' are not independent: they were drawn and swapped together" in " ".join(
+        output.split()
+    )
+    recipe = recipe_of(*overrides[:1], f"task.files.test={bare}", *overrides[2:], "task.group_by=author")
+    finetune(recipe, Path("bare"), RunOptions(console=QUIET))
+    assert evaluate("bare", split="test", console=QUIET).group_by is None

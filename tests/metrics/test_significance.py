@@ -99,3 +99,59 @@ def test_models_that_answered_other_rows_are_refused() -> None:
         compare_answers([first], [second])
     with pytest.raises(DataError, match="found 1 and 2 seeds"):
         compare_answers([first], [first, first])
+
+
+def test_grouped_rows_are_compared_by_whole_groups() -> None:
+    """Groups of five rows that are right or wrong together say as much as one row each."""
+    random = np.random.default_rng(5)
+    gold = random.integers(0, 2, 60)
+    one_each = [classify(gold, random, accuracy) for accuracy in (0.65, 0.8)]
+    repeated = [
+        collect_answers(
+            ["accuracy"],
+            "single_label",
+            np.repeat(answers["predicted"], 5),
+            np.repeat(gold, 5),
+            groups=np.repeat(np.arange(60), 5).tolist(),
+        )
+        for answers in one_each
+    ]
+    (found,) = compare_answers(repeated[:1], repeated[1:])
+    assert (found.test, found.is_by_group) == ("approximate randomization by group", True)
+    expected, _ = compare_answers(one_each[:1], one_each[1:])
+    assert found.interval == expected.interval
+    assert found.p_value == pytest.approx(expected.p_value, abs=0.02)
+    ungrouped = [{name: values for name, values in answers.items() if name != "group"} for answers in repeated]
+    (as_rows,) = compare_answers(ungrouped[:1], ungrouped[1:])
+    assert as_rows.p_value < found.p_value / 10
+    (of_one_run,) = compare_answers(ungrouped[:1], repeated[1:])
+    assert of_one_run == found
+
+
+def test_runs_whose_rows_are_grouped_differently_are_refused() -> None:
+    gold = np.zeros(4, dtype=int)
+    first, second = (
+        collect_answers(["accuracy"], "single_label", gold, gold, groups=groups) for groups in ("aabb", "abab")
+    )
+    with pytest.raises(DataError, match=r"grouped differently.*same task\.group_by"):
+        compare_answers([first], [second])
+
+
+@pytest.mark.slow
+def test_equal_models_are_rarely_called_different_on_grouped_rows() -> None:
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 5)
+    gold = np.zeros(300, dtype=int)
+
+    def answers() -> Answers:
+        right = random.random(300) < random.beta(0.6, 0.3, 60)[groups]
+        return collect_answers(["accuracy"], "single_label", np.where(right, 0, 1), gold, groups=groups.tolist())
+
+    pairs = [(answers(), answers()) for _ in range(200)]
+    p_values = [compare_answers([first], [second], seed)[0].p_value for seed, (first, second) in enumerate(pairs)]
+    assert np.mean(np.array(p_values) < 0.05) <= 0.09
+    for pair in pairs:
+        for each in pair:
+            del each["group"]
+    p_values = [compare_answers([first], [second], seed)[0].p_value for seed, (first, second) in enumerate(pairs)]
+    assert np.mean(np.array(p_values) < 0.05) >= 0.15  # McNemar's test takes the rows for independent
