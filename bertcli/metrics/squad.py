@@ -101,7 +101,7 @@ def score_squad_v2(answers: Mapping[str, np.ndarray]) -> dict[str, float]:
     for group, is_member in ANSWERABLE.items():
         if is_member in has_answer:
             scores |= {f"{group}_{name}": _percent(answers[name][has_answer == is_member]) for name in RULES_V2}
-    for name in RULES_V2:
+    for name in RULES_V2 if "null_odds" in answers else ():  # earlier versions did not save them
         best, threshold = best_no_answer_threshold(
             answers[f"span_{name}"], answers["has_span"], answers["null_odds"], has_answer
         )

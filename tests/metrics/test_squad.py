@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from bertcli.metrics.answers import collect_answers
+from bertcli.metrics.scores import compute_scores
+
 from ..conftest import score_predictions
 
 CASES = [  # predicted answer, gold answers
@@ -135,6 +138,13 @@ def test_squad_scores_equal_those_of_the_official_scripts_to_the_last_digit(seed
 def test_squad_v2_question_whose_gold_answer_is_only_an_article_has_an_answer() -> None:
     scores = squad_scores("squad_v2", [prediction(""), prediction("a dog")], [["the"], []])
     assert (scores["HasAns_exact"], scores["NoAns_exact"]) == (100.0, 0.0)
+
+
+def test_answers_that_an_earlier_version_saved_have_scores_without_a_best_threshold() -> None:
+    answers = collect_answers(["squad_v2"], "question_answering", [prediction("dog"), prediction("")], [["a dog"], []])
+    saved = {name: values for name, values in answers.items() if "span" not in name and name != "null_odds"}
+    groups = [f"{group}_{name}" for group in ("HasAns", "NoAns") for name in ("exact", "f1")]
+    assert compute_scores(saved) == dict.fromkeys(("exact", "f1", *groups), 100.0)
 
 
 def test_squad_v2_thresholds_match_an_exhaustive_search() -> None:
