@@ -208,7 +208,7 @@ def test_hidden_states_loss_is_added_with_its_weight() -> None:
     assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("hidden_weight", [0, 2])
+@pytest.mark.parametrize("hidden_weight", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_resumed_student_ends_where_an_uninterrupted_one_ends(
     recipe_of: Callable[..., Recipe], stop_after: Callable[..., None], hidden_weight: float
 ) -> None:

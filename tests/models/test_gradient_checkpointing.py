@@ -174,7 +174,11 @@ def test_run_learns_the_same_with_checkpointing(recipe_of: Callable[..., Recipe]
 
 @pytest.mark.parametrize(
     ("family", "overrides"),
-    [("bert", ["packing=true"]), ("bert", []), ("electra", ["objective.kind=replaced_token_detection"])],
+    [
+        ("bert", ["packing=true"]),
+        pytest.param("bert", [], marks=pytest.mark.slow),
+        ("electra", ["objective.kind=replaced_token_detection"]),
+    ],
 )
 def test_pretraining_learns_the_same_with_checkpointing(
     monkeypatch: pytest.MonkeyPatch, family: str, overrides: list[str]
@@ -194,7 +198,7 @@ def test_pretraining_learns_the_same_with_checkpointing(
 
 
 def test_hidden_states_are_distilled_with_checkpointing(recipe_of: Callable[..., Recipe]) -> None:
-    finetune(recipe_of(), Path("teacher"), RunOptions(console=QUIET))
+    finetune(recipe_of("training.max_steps=1"), Path("teacher"), RunOptions(console=QUIET))
     for setting in ("false", "true"):
         recipe = recipe_of(
             "training.teacher=teacher", "training.teacher_hidden_weight=1", f"hardware.gradient_checkpointing={setting}"
