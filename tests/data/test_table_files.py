@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bertcli.data.prediction_inputs import infer_format, read_inputs
+from bertcli.data.sources import load_split
 from bertcli.data.table_files import read_files
 from bertcli.errors import DataError
 from bertcli.tasks.task import Task
@@ -209,3 +210,14 @@ def test_values_that_a_library_quotes_are_truncated() -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl: Could not convert 'SECRET") as caught:
         read_files(["rows.jsonl"], task_of(problem="multi_label"))
     assert "SECRET" * 14 not in str(caught.value)
+
+
+def test_rows_are_not_hashed(write_csv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes longer, and more memory, than to read them."""
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", lambda *_: pytest.fail("the rows were hashed"))
+    path = write_csv("rows.csv", ["text", "split"], [["a", "train"], ["b", "dev"]])
+    assert len(read_files([str(path)])) == 2
+    task = Task.model_validate(
+        {"files": {"train": str(path)}, "text_columns": ("text",), "split_column": "split", "splits": {"train": "dev"}}
+    )
+    assert load_split(task, "train", None)["text"][:] == ["b"]

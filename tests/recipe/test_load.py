@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bertcli.errors import RecipeError
+from bertcli.recipe import load
 from bertcli.recipe.catalogue import complete_key
 from bertcli.recipe.hf_arguments import KEY_ALIASES
 from bertcli.recipe.load import FORMER_RECIPES, dump_recipe, load_pretrain_recipe, load_recipe, shipped_recipes
@@ -338,3 +339,18 @@ def test_recipe_is_frozen() -> None:
 def test_shipped_recipes_are_found_by_name() -> None:
     assert "glue/sst2" in shipped_recipes()
     assert isinstance(load_recipe("glue/sst2"), Recipe)
+
+
+def test_equal_recipes_are_dumped_once_but_numbers_of_another_type_are_not_equal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load._dump_literal.cache_clear()
+    dumped: list[object] = []
+    to_yaml = load.to_yaml
+    monkeypatch.setattr(load, "to_yaml", lambda value: dumped.append(value) or to_yaml(value))
+    texts = [
+        dump_recipe(load_pretrain_recipe("pretrain/tiny", [f"model.config_overrides={{odd: {value}}}"]))
+        for value in ("1", "1.0", "true", "1")
+    ]
+    assert len(dumped) == len(set(texts)) == 3
+    assert texts[0] == texts[3]
