@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from bertcli.cli.main import app
 from bertcli.commands import bench as bench_command
+from bertcli.models import onnx_export
 
 from .conftest import ExportedRun
 
@@ -23,13 +24,23 @@ def call(*arguments: str) -> Result:
 @pytest.mark.usefixtures("_traced")
 def test_bench_times_every_form_on_validation_texts(exported_run: ExportedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_command, "cpu_computes_bf16", lambda: True)
-    num_threads = torch.get_num_threads()
+    num_threads, num_session_threads = [torch.get_num_threads()], []
+    # Two threads would wait for each other on a busy machine.
+    monkeypatch.setattr(torch, "set_num_threads", num_threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads[-1])
+
+    def load_session(path: Path, num_threads: int) -> object:
+        num_session_threads.append(num_threads)
+        return onnx_export.load_session(path, 1)
+
+    monkeypatch.setattr("bertcli.inference.onnx_model.load_session", load_session)
     result = call(str(exported_run.run), "--threads", "2", "--seconds", "0.02", "--json")
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
     assert facts["inputs"].startswith("validation texts of ")
     assert ", 2 threads on " in facts["machine"]
-    assert torch.get_num_threads() == num_threads
+    assert (num_threads[-1], {*num_threads[1:-1]}) == (num_threads[0], {2})
+    assert num_session_threads == [2, 2]
     forms = ("PyTorch fp32", "PyTorch bf16", "ONNX fp32", "ONNX int8")
     assert [(entry["form"], entry["batch_size"]) for entry in facts["results"]] == [
         (form, size) for form in forms for size in (1, 8, 32)
