@@ -436,7 +436,10 @@ def test_kept_columns_of_a_split_include_its_labels(run: str) -> None:
     assert {"text", "input_label", "label", "probabilities"} <= line.keys()
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    "name",  # TSV is read like CSV, and JSON like JSON Lines
+    [pytest.param(name, marks=pytest.mark.slow if name in ("in.tsv", "in.json") else ()) for name in WRITERS],
+)
 def test_kept_columns_of_a_split_are_those_of_its_files(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
