@@ -201,9 +201,12 @@ class ParquetWriter:
         cells = [row | prediction for (row, _), prediction in zip(rows, predictions, strict=True)]
         columns = {}
         for name in dict.fromkeys(chain.from_iterable(cells)):
+            values = [row.get(name) for row in cells]
+            kind = None if name in predicted else self._type_of(name)
+            # Lists of words or choices that the input has as text were parsed.
+            is_parsed = kind is not None and not pyarrow.types.is_nested(kind) and list in map(type, values)
             try:
-                kind = None if name in predicted else self._type_of(name)
-                columns[name] = pyarrow.array([row.get(name) for row in cells], kind)
+                columns[name] = pyarrow.array(values, None if is_parsed else kind)
             except (pyarrow.ArrowException, OverflowError, TypeError, ValueError) as error:
                 raise _not_parquet(error, f"column {name[:80]!r}: ") from error
         return pyarrow.table(columns)
@@ -250,10 +253,14 @@ def _split_probabilities(prediction: Prediction) -> Prediction:
 
 
 def _table_row(row: Row, prediction: Prediction) -> dict[str, Any]:
-    """Flatten a row and its prediction for a table: lists are joined, each probability gets its own column."""
+    """Flatten a row and its prediction for a table: lists are joined, each probability gets its own column.
+
+    Objects, and lists that contain lists or objects, become JSON.
+    """
     cells: dict[str, Any] = {}
     for key, value in (row | _split_probabilities(prediction)).items():
-        if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+        is_nested = isinstance(value, list) and any(isinstance(part, dict | list | tuple) for part in value)
+        if isinstance(value, dict) or is_nested:
             cells[key] = _to_json(value)
         elif isinstance(value, list):
             cells[key] = (" " if key in ("words", "tags") else ",").join(map(str, value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import io
 import math
@@ -13,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from bertcli.errors import DataError
-from bertcli.inference.prediction_formats import Chunk, ParquetWriter, TextWriter
+from bertcli.inference.prediction_formats import TABLE_OPTIONS, Chunk, ParquetWriter, TextWriter
 
 CONTROL_TEXTS = ["a\x00b", "a\x85b", "a\u2028b", "\x1b[31m", "a\u202eb"]
 FORMULA_TEXTS = ["=1+1", "+1", "- a dash", "@a"]
@@ -40,6 +41,31 @@ def test_dates_and_bytes_are_text_in_json_lines_at_any_depth() -> None:
     assert file.getvalue() == (
         '{"day": "2020-01-02", "all": [{"day": "2020-01-02"}], "raw": "b\'a\'", "score": null}\n'
     )
+
+
+@pytest.mark.parametrize("format_name", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (["a", "b"], "a,b"),
+        ([["a", "b"], []], '[["a", "b"], []]'),
+        ([("k", 1)], '[["k", 1]]'),  # a map in Parquet
+        ([None, {"a": 1}], '[null, {"a": 1}]'),
+    ],
+)
+def test_lists_of_lists_are_json_in_tables(format_name: str, value: list[Any], cell: str) -> None:
+    writer, file = TextWriter(format_name), io.StringIO()
+    writer.write([[({"list": value}, {"label": "x"})]], file)
+    reader = csv.DictReader(io.StringIO(file.getvalue()), **TABLE_OPTIONS[format_name])
+    assert [row["list"] for row in reader] == [cell]
+
+
+def test_parquet_text_that_was_parsed_as_a_list_is_written_as_one() -> None:
+    rows = [({"choices": ["a", "b"], "text": text}, {"choice": 0}) for text in "xy"]
+    ParquetWriter({"choices": pyarrow.string(), "text": pyarrow.large_string()}).write_file([rows], Path("a"), 0)
+    schema = pyarrow.parquet.read_schema("a")
+    assert schema.field("choices").type == pyarrow.list_(pyarrow.string())
+    assert schema.field("text").type == pyarrow.large_string()
 
 
 TYPES: dict[str, pyarrow.DataType] = {
