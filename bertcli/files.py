@@ -219,7 +219,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # replace the target of a symbolic link, not the link
     check_output(path, overwrite=overwrite)
     if is_device(path):
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError), named_in_errors(path):
             yield path
         return
     tmp = temporary_path(path)

@@ -149,6 +149,10 @@ def _message_and_exit_code(error: BaseException, *, debug: bool) -> tuple[str, i
 
 def _system_message(error: OSError) -> str:
     """Return which path cannot be used and why, and the environment variable that sets its folder."""
+    from bertcli.files import FULL_ERRORS
+
+    if error.filename is None and error.errno in FULL_ERRORS:  # standard output has no path
+        return f"cannot write the output ({error.strerror}); free some disk space"
     if error.filename is None or error.strerror is None:
         is_temporary = "temporary directory" in str(error)
         return "found no folder for temporary files; set TMPDIR to a writable folder" if is_temporary else ""

@@ -360,6 +360,20 @@ def test_full_disk_names_the_output_and_leaves_nothing(run: str, monkeypatch: py
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("/dev/full", "cannot use /dev/full (No space left on device)"),
+        ("-", "cannot write the output (No space left on device); free some disk space"),
+    ],
+)
+def test_full_disk_of_standard_output_or_a_device_is_named(run: str, output: str, message: str) -> None:
+    command = [sys.executable, "-m", "bertcli", "predict", run, "--text", "a film", "--output", output, "--quiet"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, f"error: {message}\n")
+
+
 ROWS: list[dict[str, Any]] = [
     {"id": 7, "text": "a fine film", "label": "gold", "note": "=1"},
     {"id": 8, "text": "a dull film", "label": "gold", "note": ""},
