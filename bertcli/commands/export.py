@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertcli.console import Console, format_size, format_table
-from bertcli.errors import DataError, UsageError
+from bertcli.errors import BertcliError, UsageError
 from bertcli.files import atomic_folder
 from bertcli.inference.latency import measure_latency
 from bertcli.inference.onnx_model import OnnxModel
@@ -104,7 +104,7 @@ def _compare(
 def _load_sample(source: ModelSource, model: PreTrainedModel, console: Console) -> ValidationSample | None:
     try:
         sample = load_validation_sample(source, model, ON_CPU)
-    except DataError as error:
+    except BertcliError as error:  # of the data, or a recipe of another version; the model is exported already
         console.warn(f"not scored: {error}")
         return None
     if sample is None:

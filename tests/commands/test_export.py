@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +18,8 @@ from typer.testing import CliRunner, Result
 from bertcli.cli.main import app
 from bertcli.commands import export as export_command
 from bertcli.commands.evaluate import evaluate
-from bertcli.finetuning.run import finetune
 from bertcli.models import onnx_export
 from bertcli.models.from_pretrained import ModelSource, save_model
-from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunOptions
 
 from ..conftest import QUIET, REPOSITORY, TEXTS
 from .conftest import ExportedRun
@@ -126,14 +123,22 @@ def test_export_warns_about_a_worse_score(exported_run: ExportedRun, monkeypatch
     assert re.search(r"f1 is worse by -?\d+\.\d points in fp32: .* --precision fp32", result.stderr)
 
 
-@pytest.mark.slow
-def test_export_warns_that_the_score_is_unknown(recipe_of: Callable[..., Recipe], reviews: Path) -> None:
-    finetune(recipe_of(), Path("run"), RunOptions(console=QUIET))
-    reviews.unlink()
+@pytest.mark.usefixtures("_traced")
+@pytest.mark.parametrize("problem", ["data", "recipe"])
+def test_export_warns_that_the_score_is_unknown(exported_run: ExportedRun, problem: str) -> None:
+    shutil.copytree(exported_run.run, "run")
+    path = Path("run/recipe.yaml")
+    recipe = path.read_text("utf-8")
+    changed = {
+        "data": recipe.replace("reviews.csv", "missing.csv"),
+        "recipe": recipe + "other: 1\n",
+    }  # of a new version
+    path.write_text(changed[problem], "utf-8")
     result = call("run", "--output", "exported", "--quiet")
     assert result.exit_code == 0, result.stderr
     assert Path("exported/model.onnx").is_file()
-    assert re.search(r"not scored: .*reviews\.csv", result.stderr)
+    named = {"data": r"missing\.csv", "recipe": "run is a run of another version"}[problem]
+    assert re.search(f"not scored: .*{named}", result.stderr)
 
 
 def test_export_keeps_an_existing_folder(exported_run: ExportedRun) -> None:
