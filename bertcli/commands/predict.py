@@ -149,7 +149,7 @@ def _head_predictor(loaded: LoadedModel, inputs: PredictionInput, mirror: Path |
     task = with_input_columns(loaded.task, inputs, from_run=from_run)
     predictor = _Predictor(
         partial(load_inputs, task, inputs, loaded.head.default_columns, mirror, from_run=from_run),
-        lambda rows, first_row: predict_rows(loaded, task, rows),
+        lambda rows, first_row: predict_rows(loaded, task, rows, first_row, next(iter(inputs.files), None)),
         None if inputs.keep_columns else {*loaded.head.echo_columns(task), task.id_column},
         loaded.accelerator,
     )
@@ -363,13 +363,12 @@ def _build_writer(format_name: str, inputs: PredictionInput, progress: Progress)
 
 
 def _echo(chunks: Iterable[Chunk], columns: set[str | None] | None, display: Display) -> Iterator[Chunk]:
-    """Reduce rows to the columns to write beside the predictions; None: all, renamed if a prediction has the name."""
+    """Reduce rows to the columns to write beside the predictions (None: all), renamed if a prediction has the name."""
     for chunk in chunks:
         display.advance(len(chunk))
-        if columns is None:
-            yield [(_rename_clashes(row, prediction), prediction) for row, prediction in chunk]
-        else:
-            yield [({name: row[name] for name in row if name in columns}, prediction) for row, prediction in chunk]
+        if columns is not None:
+            chunk = [({name: row[name] for name in row if name in columns}, prediction) for row, prediction in chunk]
+        yield [(_rename_clashes(row, prediction), prediction) for row, prediction in chunk]
 
 
 def _write_stream(chunks: Generator[Chunk], echoed: Iterator[Chunk], writer: TextWriter, output: str) -> int:

@@ -22,7 +22,7 @@ from bertcli.data.formats import (
 from bertcli.data.sources import column_names, load_split, split_files
 from bertcli.data.table_files import FILE_COLUMN, FORMAT_OF_SUFFIX, FORMATS, ROW_COLUMN, format_of, text_options
 from bertcli.data.text_files import TextOptions, is_utf8, read_lines, read_text, without_compression_suffix
-from bertcli.errors import DataError, UsageError, did_you_mean, quoted
+from bertcli.errors import DataError, UsageError, did_you_mean, quoted, shortened
 from bertcli.tasks.task import DELIMITERS, Task, check_encoding
 
 if TYPE_CHECKING:
@@ -122,7 +122,12 @@ class InputRows:
         self._columns = columns
         for name, values in columns.items():
             if {str, list} <= {*map(type, values)}:
-                raise DataError(f"column {name!r} of the inputs has both texts and lists of texts; use one of them")
+                rows = columns.get(ROW_COLUMN, range(1, len(values) + 1))
+                text, texts = (rows[[*map(type, values)].index(kind)] for kind in (str, list))
+                raise DataError(
+                    f"column {name[:80]!r} of the inputs has a text in row {text} and a list of texts in row {texts}; "
+                    "use one of them"
+                )
 
     @property
     def column_names(self) -> list[str]:
@@ -224,6 +229,8 @@ def read_rows(
         else:
             rows = read_tsv(lines, path, options) if input_format == "tsv" else read_csv(lines, path, options, columns)
             _, names = next(rows)
+            if needed is None:
+                _check_unnamed_columns(names, path)
             yield from ((f"{path}:{line}", dict(zip(names, row, strict=True))) for line, row in rows)
 
 
@@ -257,15 +264,50 @@ def _read_parquet(path: str, needed: set[str] | None) -> Iterator[tuple[str, Row
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
             check_column_names(names, path)
+            if needed is None:
+                _check_unnamed_columns(names, path)
             columns = [name for name in names if needed is None or name in needed]
             if not columns:
                 raise DataError(f"{path}: found columns {names!r:.80}, expected one of {sorted(needed or ())}")
             for batch in file.iter_batches(PARQUET_BATCH_SIZE, columns=columns):
-                for row in batch.to_pylist():
+                for row in _batch_rows(batch, path, number):
                     number += 1
                     yield f"{path}, row {number}", row
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _batch_rows(batch: pyarrow.RecordBatch, path: str, first_row: int) -> list[Row]:
+    """Return the rows of a part of a Parquet file as Python values.
+
+    Raises:
+        DataError: if a value has no equivalent in Python, such as a five-digit year or a time with nanoseconds, or is
+            not UTF-8; the message names its row and column.
+    """
+    import pyarrow
+
+    errors = (ValueError, OverflowError, pyarrow.ArrowException)
+    times = {field.name for field in batch.schema if field.type == pyarrow.time64("ns")}
+    microseconds = pyarrow.time64("us")  # those of Python, which would truncate nanoseconds
+    try:
+        for name in times:
+            batch.column(name).cast(microseconds)
+        return batch.to_pylist()
+    except errors:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            for row, value in enumerate(column, start=first_row + 1):
+                try:
+                    (value.cast(microseconds) if name in times else value).as_py()
+                except errors as error:
+                    where = f"{path}, row {row}: cannot read the value in column {name[:80]!r}"
+                    raise DataError(f"{where} ({shortened(str(error))}); correct it, or remove the column") from error
+        raise
+
+
+def _check_unnamed_columns(names: Sequence[str], path: str) -> None:
+    """Check that at most one column has no name, since a row has one value for each name."""
+    if [*names].count("") > 1:
+        raise DataError(f"{path} has several columns without a name, which cannot all be kept; name or remove them")
 
 
 def parquet_types(path: str) -> dict[str, pyarrow.DataType]:

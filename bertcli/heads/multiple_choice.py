@@ -18,7 +18,7 @@ from bertcli.data.encoding import (
     special_tokens_template,
 )
 from bertcli.data.formats import parse_cell
-from bertcli.data.sources import locate_rows, origin
+from bertcli.data.sources import locate_rows, origin, row_number
 from bertcli.data.table_files import label_text
 from bertcli.errors import DataError
 from bertcli.heads.base import Head
@@ -192,7 +192,7 @@ def row_choices(task: Task, rows: Dataset) -> list[list[str]]:
         if len(row) < 2 or len(row) != len(choices[0]):
             raise DataError(
                 f"{locate_rows(task, rows, [index])} has {len(row)} choice{'s' * (len(row) != 1)}, expected "
-                f"{'at least two' if index == 0 else f'{len(choices[0])}, as in the first row'}"
+                f"{'at least two' if index == 0 else f'{len(choices[0])}, as in row {row_number(rows, 0)}'}"
             )
     return choices
 

@@ -123,7 +123,7 @@ def write_squad_files(
         display = stack.enter_context(console.display("predictions"))
         paths = {name: stack.enter_context(new_file(output / f"{name}.json", overwrite=overwrite)) for name in names}
         files = {name: stack.enter_context(_JsonObjectWriter(path)) for name, path in paths.items()}
-        answers = display.track(_span_predictions(loaded, head, task, rows, console))
+        answers = display.track(_span_predictions(loaded, head, task, rows, console, source))
         for key, answer in _with_question_ids(answers, task.id_column, source, console):
             num_questions += 1
             files["predictions"].write(key, answer.text)
@@ -195,9 +195,9 @@ class _JsonObjectWriter:
 
 
 def _span_predictions(
-    loaded: LoadedModel, head: QuestionAnswering, task: Task, inputs: Iterator[Row], console: Console
+    loaded: LoadedModel, head: QuestionAnswering, task: Task, inputs: Iterator[Row], console: Console, source: str
 ) -> Iterator[tuple[Row, SpanPrediction]]:
-    for part_inputs, rows, encoded, logits in predict_inputs(loaded, task, inputs, console):
+    for part_inputs, rows, encoded, logits in predict_inputs(loaded, task, inputs, console, source):
         yield from zip(part_inputs, head.decode(task, rows, encoded, logits), strict=True)
 
 

@@ -13,7 +13,7 @@ from bertcli.console import Console
 from bertcli.data.encoding import Encoded, RowWarning
 from bertcli.data.formats import Row
 from bertcli.data.prediction_inputs import InputRows, batched
-from bertcli.data.table_files import label_text
+from bertcli.data.table_files import FILE_COLUMN, ROW_COLUMN, label_text
 from bertcli.errors import ModelError, RecipeError, UsageError, quoted, shortened
 from bertcli.heads.base import Head
 from bertcli.heads.labels import label_config_fields
@@ -145,9 +145,12 @@ def _rename_labels(config: PretrainedConfig, labels: Sequence[str], head: Head, 
 
 
 def predict_inputs(
-    loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console
+    loaded: LoadedModel, task: Task, inputs: Iterable[Row], console: Console, path: str | None = None
 ) -> Iterator[tuple[list[Row], InputRows, Encoded, np.ndarray]]:
     """Predict a stream of inputs one chunk at a time, so that memory use does not grow with their number.
+
+    Args:
+        path: the file that the inputs were read from, for messages; None: another source.
 
     Yields:
         The inputs of a chunk, the same inputs by column, their encoded items, and the logits.
@@ -156,22 +159,27 @@ def predict_inputs(
         DataError: if a column has both texts and lists of texts.
     """
     for chunk_index, chunk in enumerate(batched(inputs, CHUNK_SIZE)):
-        rows = _used_columns(task, chunk)
-        encoded = loaded.head.encode(task, rows, loaded.tokenizer, loaded.data)
-        console.warn_about_rows(encoded.row_warnings, first_row=chunk_index * CHUNK_SIZE)
+        first_row = chunk_index * CHUNK_SIZE
+        rows, encoded = _encode(loaded, task, chunk, first_row, path)
+        console.warn_about_rows(encoded.row_warnings, first_row=first_row)
         remaining = iter(chunk)
         for part_rows, part, logits, _ in loaded.predict_logits(rows, encoded, is_shared=True):
             yield list(islice(remaining, len(part_rows))), part_rows, part, logits
 
 
-def predict_rows(loaded: LoadedModel, task: Task, rows: list[Row]) -> tuple[list[Prediction], list[RowWarning]]:
+def predict_rows(
+    loaded: LoadedModel, task: Task, rows: list[Row], first_row: int, path: str | None
+) -> tuple[list[Prediction], list[RowWarning]]:
     """Predict rows in this process alone; return predictions as they are written, and warnings about rows.
 
+    Args:
+        first_row: index of the first row, for messages.
+        path: as for `predict_inputs`.
+
     Raises:
-        DataError: if a column has both texts and lists of texts.
+        DataError: if a row is invalid, or a column has both texts and lists of texts.
     """
-    inputs = _used_columns(task, rows)
-    encoded = loaded.head.encode(task, inputs, loaded.tokenizer, loaded.data)
+    inputs, encoded = _encode(loaded, task, rows, first_row, path)
     predictions = [
         prediction
         for part_rows, part, logits, _ in loaded.predict_logits(inputs, encoded, is_shared=False)
@@ -180,12 +188,21 @@ def predict_rows(loaded: LoadedModel, task: Task, rows: list[Row]) -> tuple[list
     return predictions, list(encoded.row_warnings)
 
 
-def _used_columns(task: Task, rows: list[Row]) -> InputRows:
+def _encode(
+    loaded: LoadedModel, task: Task, rows: list[Row], first_row: int, path: str | None
+) -> tuple[InputRows, Encoded]:
+    """Return the columns of rows that the model reads, with what messages need to name a row, and the encoded rows."""
     used = {*task.columns, task.id_column}
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name in used}
     if task.id_column in columns:
         columns[task.id_column] = [*map(label_text, columns[task.id_column])]
-    return InputRows(columns)
+    columns[ROW_COLUMN] = [*range(first_row + 1, first_row + len(rows) + 1)]
+    if path is not None:
+        columns[FILE_COLUMN] = [path] * len(rows)
+    if task.label_column in columns:  # the name of an input here
+        task = task.model_copy(update={"label_column": ""})
+    inputs = InputRows(columns)
+    return inputs, loaded.head.encode(task, inputs, loaded.tokenizer, loaded.data)
 
 
 def _find_head_name(config: PretrainedConfig) -> str | None:

@@ -132,7 +132,7 @@ def test_export_warns_that_the_score_is_unknown(exported_run: ExportedRun, probl
     changed = {
         "data": recipe.replace("reviews.csv", "missing.csv"),
         "recipe": recipe + "other: 1\n",
-    }  # of a new version
+    }
     path.write_text(changed[problem], "utf-8")
     result = call("run", "--output", "exported", "--quiet")
     assert result.exit_code == 0, result.stderr

@@ -167,7 +167,7 @@ def test_parquet_inputs_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [next(inputs), next(inputs)] == [{"n": 1, "text": "one"}, {"n": 2, "text": "two"}]
     with pytest.raises(DataError, match=r"a\.parquet, row 3: found None in column 'text'"):
         next(inputs)
-    with pytest.raises(DataError, match=r"cannot read a\.parquet"):
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: cannot read the value in column 'date'"):
         next(read_inputs("a.parquet", "parquet", ["text"], extra_columns=["date"]))
     with pytest.raises(DataError, match=r"found columns \['text', 'n', 'date'\]"):
         next(read_inputs("a.parquet", "parquet", ["words"], default_columns=["words"]))
@@ -182,6 +182,16 @@ def test_ids_of_mixed_types_are_kept_with_the_predictions(run: Path) -> None:
     ((chunk, rows, _, _),) = predict_inputs(loaded, task, inputs, QUIET)
     assert chunk == inputs
     assert rows["id"][:] == ["1", "1", None]
+
+
+def test_bad_row_of_a_later_chunk_is_named_by_its_number_in_the_file(encoder: Path) -> None:
+    overrides = [f"model.name={encoder}", "training.max_steps=1", "data.max_train_examples=8", "data.max_length=16"]
+    finetune(load_recipe("sample/choices", overrides), Path("choices"), RunOptions(console=QUIET))
+    rows = [{"text": "a", "choices": ["b", "c"]}] * (CHUNK_SIZE + 10) + [{"text": "a", "choices": ["b"]}]
+    Path("a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    bad, first = len(rows), CHUNK_SIZE + 1
+    with pytest.raises(DataError, match=rf"a\.jsonl: row {bad} has 1 choice, expected 2, as in row {first}"):
+        predict("choices", PredictionInput(path="a.jsonl"), "out.jsonl", console=QUIET)
 
 
 def test_extra_id_column_is_kept_unchanged() -> None:

@@ -412,6 +412,17 @@ def test_kept_columns_stand_beside_the_predictions(run: str, name: str) -> None:
         assert (cells["input_label"], cells["id"]) == ("gold", str(row["id"]))
 
 
+@pytest.mark.parametrize("keep_columns", [False, True])
+@pytest.mark.parametrize("folder", ["", "model"])
+def test_texts_may_be_in_a_column_with_the_name_of_the_labels(run: str, folder: str, keep_columns: bool) -> None:
+    predict(run, TEXTS, "expected.jsonl", console=QUIET)
+    Path("in.csv").write_text("label\n" + "".join(f"{text}\n" for (text,) in TEXTS.values or ()))
+    inputs = PredictionInput(path="in.csv", columns=["label"], keep_columns=keep_columns)
+    predict(str(Path(run, folder)), inputs, "out.jsonl", console=QUIET)
+    lines = Path("out.jsonl").read_text()
+    assert lines.replace('"input_label"', '"text"') == Path("expected.jsonl").read_text()
+
+
 def test_kept_columns_of_any_type_do_not_reach_the_model(run: str) -> None:
     rows = [{"text": "one", "x": [1], "y": {"a": 1}}, {"text": "two", "x": "b", "y": None}]
     Path("in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -1,12 +1,15 @@
-"""Prediction inputs: files with a column twice, or without a header that is not announced, are refused."""
+"""Prediction inputs: columns that cannot be kept, unreadable values and missing headers are refused by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow
 import pytest
 
-from bertcli.data.prediction_inputs import InputRows, PredictionInput, load_inputs, read_inputs
+from bertcli.data.formats import Row
+from bertcli.data.prediction_inputs import PARQUET_BATCH_SIZE, InputRows, PredictionInput, load_inputs, read_inputs
+from bertcli.data.table_files import ROW_COLUMN
 from bertcli.errors import DataError, UsageError
 from bertcli.tasks.task import Task
 
@@ -16,7 +19,6 @@ from bertcli.tasks.task import Task
 def test_input_column_that_is_there_twice_is_refused_with_its_name(
     tmp_path: Path, input_format: str, name: str
 ) -> None:
-    import pyarrow
     from pyarrow import parquet
 
     path, names = tmp_path / "rows", ["text", "meta", name]
@@ -45,8 +47,56 @@ def test_input_rows_are_read_like_a_dataset() -> None:
 
 
 def test_input_rows_with_texts_and_lists_of_texts_in_a_column_are_refused() -> None:
-    with pytest.raises(DataError, match="column 'text' of the inputs has both texts and lists of texts"):
+    with pytest.raises(
+        DataError, match="'text' of the inputs has a text in row 1 and a list of texts in row 3; use one"
+    ):
         InputRows({"text": ["one", None, ["two"]]})
+    with pytest.raises(DataError, match="a text in row 8 and a list of texts in row 7"):
+        InputRows({"text": [["two"], "one"], ROW_COLUMN: [7, 8]})
+
+
+@pytest.mark.parametrize("input_format", ["csv", "tsv", "parquet"])
+def test_columns_without_a_name_are_kept_only_if_none_is_lost(tmp_path: Path, input_format: str) -> None:
+    from pyarrow import parquet
+
+    path = tmp_path / "rows"
+
+    def read(names: list[str], extra_columns: tuple[str, ...] | None) -> list[Row]:
+        if input_format == "parquet":
+            values = [pyarrow.array([letter]) for letter in "abc"[: len(names)]]
+            parquet.write_table(pyarrow.Table.from_arrays(values, names), path)
+        else:
+            separator = "," if input_format == "csv" else "\t"
+            path.write_text(f"{separator.join(names)}\n{separator.join('abc'[: len(names)])}\n")
+        return list(read_inputs(str(path), input_format, ["text"], extra_columns=extra_columns))
+
+    assert read(["text", ""], None) == [{"text": "a", "": "b"}]
+    assert read(["text", "", ""], ()) == [{"text": "a"}]
+    with pytest.raises(DataError, match="has several columns without a name, which cannot all be kept; name or remove"):
+        read(["text", "", ""], None)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (pyarrow.array([0, 1000, 1001], pyarrow.time64("ns")), "would lose data: 1001"),
+        (pyarrow.array([0, 1, 2**53], pyarrow.timestamp("s")), ""),
+        (pyarrow.array([b"", b"a", b"\xff"]).cast(pyarrow.string(), safe=False), "can't decode byte 0xff"),
+    ],
+    ids=["nanosecond", "year", "bytes"],
+)
+def test_parquet_values_that_python_does_not_have_are_named(tmp_path: Path, values: pyarrow.Array, reason: str) -> None:
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    texts = ["a"] * (2 * PARQUET_BATCH_SIZE)
+    column = pyarrow.concat_arrays([pyarrow.nulls(len(texts) - 3, values.type), values])
+    parquet.write_table(pyarrow.table({"text": texts, "x": column}), path)
+    assert len(list(read_inputs(str(path), "parquet", ["text"]))) == len(texts)
+    with pytest.raises(
+        DataError, match=rf"rows.parquet, row {len(texts)}: cannot read the value in column 'x'.*{reason}"
+    ):
+        list(read_inputs(str(path), "parquet", ["text"], extra_columns=None))
 
 
 @pytest.mark.parametrize(("values", "option"), [(["a", "b"], "--pair"), (["a", "b", "c"], "--choice")])

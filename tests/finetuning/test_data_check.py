@@ -150,7 +150,7 @@ def test_labels_that_training_refuses_are_findings(run_check: Callable[..., Data
     files = "files: {train: t.jsonl, validation: t.jsonl}"
     Path("r.yaml").write_text(f"task: {{{task}, {files}}}\nmodel: {{name: {encoder}}}\n")
     result = check("r.yaml", ["data.max_length=32"], mirror=None, console=QUIET)
-    assert findings(result, "labels")[0].message == "t.jsonl: row 2 has 3 choices, expected 2, as in the first row"
+    assert findings(result, "labels")[0].message == "t.jsonl: row 2 has 3 choices, expected 2, as in row 1"
     assert result.notes == ["rows are numbered as in their files, the first one after any header being row 1"]
 
 
