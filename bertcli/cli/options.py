@@ -150,7 +150,7 @@ Output = Annotated[
     str,
     typer.Option(
         help="Output file (folder with --format glue or squad); must not exist unless --overwrite is given; `-` is "
-        "stdout. Re-run the same command to resume after it was interrupted."
+        "stdout. Re-run the same command to resume after it was interrupted; --features, glue and squad start over."
     ),
 ]
 OutputFormat = Annotated[

@@ -17,9 +17,10 @@ import numpy as np
 from bertcli.data.encoding import Encoded, encode_texts, special_tokens_template
 from bertcli.data.formats import Row, join_words
 from bertcli.data.prediction_inputs import batched
-from bertcli.errors import UsageError
+from bertcli.errors import DataError, UsageError
 from bertcli.files import new_file
 from bertcli.inference.forward import compute_logits
+from bertcli.inference.prediction_formats import INPUT_PREFIX
 from bertcli.inference.prediction_outputs import check_feature_output
 from bertcli.models.big_bird_attention import reset_attention_type
 from bertcli.models.deberta_attention import attend_in_one_precision
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK_SIZE = 256  # number of rows whose token features are in memory
+NO_INPUTS = "found no inputs, so there are no features to write; add a row"
 
 
 class FeatureExtractor:
@@ -112,12 +114,13 @@ def write_features(
 ) -> int:
     """Write the features of each row's text (or pair) and return the number of rows; rows are streamed.
 
-    Parquet files contain the texts and a column `layer_<n>` per layer; `.npy` files contain an array [N, H], or
-    [N, L, H] for several layers.
+    Parquet files contain the texts, with `input_` before a name that is taken, and a column `layer_<n>` per layer;
+    `.npy` files contain an array [N, H], or [N, L, H] for several layers.
 
     Raises:
         UsageError: if `check_feature_output` rejects the output, for example because the file exists and `overwrite` is
             not set, or `pooling` is `cls` but the tokenizer adds no [CLS] token.
+        DataError: if there are no rows.
     """
     check_feature_output(output, pooling, overwrite=overwrite)
     if pooling == "cls" and not extractor.has_cls_token:
@@ -152,6 +155,8 @@ def _write_npy(chunks: Iterator[np.ndarray], output: Path, layers: list[int]) ->
         for chunk in chunks:
             num_rows, hidden_size = num_rows + len(chunk), chunk.shape[-1]
             body.write(np.ascontiguousarray(chunk, dtype="<f4").tobytes())
+        if not num_rows:
+            raise DataError(NO_INPUTS)
         shape = (num_rows, len(layers), hidden_size) if len(layers) > 1 else (num_rows, hidden_size)
         np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         body.seek(0)
@@ -165,7 +170,8 @@ def _feature_tables(
     import pyarrow
 
     for texts, encoded, hidden_states in _encoded_chunks(extractor, rows, columns):
-        cells: dict[str, Any] = {**texts}
+        reserved = {*(f"layer_{layer}" for layer in extractor.layers), *["tokens"] * (pooling == "tokens")}
+        cells: dict[str, Any] = {f"{INPUT_PREFIX * (name in reserved)}{name}": texts[name] for name in texts}
         offsets = pyarrow.array(encoded.offsets, pyarrow.int32())
         if pooling == "tokens":
             tokens = extractor.tokenizer.convert_ids_to_tokens(encoded.input_ids.tolist())
@@ -189,6 +195,7 @@ def _write_parquet(tables: Iterator[pyarrow.Table], output: Path) -> int:
         writer = writer or pyarrow.parquet.ParquetWriter(output, table.schema)
         writer.write_table(table)
         num_rows += len(table)
-    if writer:
-        writer.close()
+    if writer is None:
+        raise DataError(NO_INPUTS)
+    writer.close()
     return num_rows

@@ -11,7 +11,7 @@ import torch
 
 from bertcli.commands.predict import predict_features
 from bertcli.data.prediction_inputs import PredictionInput
-from bertcli.errors import UsageError
+from bertcli.errors import DataError, UsageError
 
 from ..conftest import QUIET
 
@@ -78,3 +78,22 @@ def test_features_do_not_overwrite_a_file(encoder: Path) -> None:
     with pytest.raises(UsageError, match="already exists"):
         write_features(encoder, "mine.npy", [-1], "mean")
     assert Path("mine.npy").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
+def test_features_of_no_inputs_are_refused(encoder: Path, name: str) -> None:
+    Path("in.jsonl").touch()
+    with pytest.raises(DataError, match="found no inputs"):
+        predict_features(
+            str(encoder), PredictionInput(path="in.jsonl"), name, layers=[-1], pooling="mean", console=QUIET
+        )
+    assert not Path(name).exists()
+
+
+def test_token_features_stand_beside_a_column_of_the_same_name(encoder: Path) -> None:
+    Path("in.csv").write_text("tokens\na fine film\n")
+    inputs = PredictionInput(path="in.csv", columns=["tokens"])
+    predict_features(str(encoder), inputs, "x.parquet", layers=[-1], pooling="tokens", console=QUIET)
+    table = pyarrow.parquet.read_table("x.parquet")
+    assert table.column_names == ["input_tokens", "tokens", "layer_-1"]
+    assert table["input_tokens"].to_pylist() == ["a fine film"]
