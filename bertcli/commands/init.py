@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,10 +13,11 @@ from typing import Any
 from bertcli.console import format_count
 from bertcli.data.file_columns import check_splits, common_columns, read_columns
 from bertcli.data.file_detection import FileDialect, detect_dialect
+from bertcli.data.file_discovery import data_name, files_by_split
 from bertcli.data.formats import Row, parse_cell
 from bertcli.data.inferred_task import KINDS, Choices, InferredTask
 from bertcli.data.prediction_inputs import read_rows
-from bertcli.data.schema_inference import infer_task, split_of_name
+from bertcli.data.schema_inference import infer_task
 from bertcli.data.spans import word_spans
 from bertcli.data.table_files import FORMAT_OF_SUFFIX, declared_names
 from bertcli.data.text_files import without_compression_suffix
@@ -27,10 +25,10 @@ from bertcli.errors import DataError, UsageError, did_you_mean, quoted, shortene
 from bertcli.heads.labels import labels_from_config
 from bertcli.models.from_pretrained import ModelSource, has_head
 from bertcli.models.tokenizer_matching import match_tokenizer, max_input_length
-from bertcli.recipe.load import load_recipe, to_yaml, to_yaml_value
-from bertcli.recipe.yaml_layers import RECIPE_SUFFIXES
+from bertcli.recipe.commented_yaml import to_commented_yaml
+from bertcli.recipe.load import load_recipe
 from bertcli.runs.members import best_seed
-from bertcli.tasks.task import DELIMITERS, HEADS, SPLITS, check_encoding, load_class
+from bertcli.tasks.task import DELIMITERS, HEADS, check_encoding, load_class
 
 MAX_SAMPLED_ROWS = 100_000  # read to infer the columns
 MODELS = {"uncased": "google-bert/bert-base-uncased", "cased": "google-bert/bert-base-cased"}
@@ -43,22 +41,6 @@ QUANTILE = 0.95  # of the rows that are not truncated
 BATCH_SIZE = 32
 MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 300, 3, 20
 MAX_WARNED_FILES = 3
-KEY_COMMENTS = {
-    "text_columns": "two columns for pairs of texts",
-    "labels": "the second one is the positive one if `metrics` has f1",
-    "answer_start_column": "offset in the passage, in characters",
-    "label_delimiter": "between the labels in a cell",
-    "label_columns": "each holds 0 or 1",
-    "span_column": "start, end and label of each span",
-    "sentence_column": "each row is one word",
-    "split_column": "names each row's split",
-    "group_by": "rows with the same value stay in one split",
-    "held_out_fraction": "of the training rows, or of their groups, for validation",
-    "column_names": "the files have no header",
-    "skip_empty": "rows without a text",
-    "skip_unlabelled": "rows without a label",
-    "unanswerable": "some questions have no answer in the passage",
-}
 
 
 @dataclass(frozen=True)
@@ -131,10 +113,10 @@ def init(
     if inferred.skips_unlabelled:
         data["skip_unlabelled"] = True
     section_of_files = _files_section(files, dialects, inferred, output)
-    text = recipe_text(inferred, data_name(paths), section_of_files, section, data, output, len(sample))
+    recipe = _recipe(inferred, data_name(paths), section_of_files, section, data, len(sample))
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("x", encoding="utf-8") as file:
-        file.write(text)
+        file.write(to_commented_yaml(recipe, _comments(inferred, output)))
     load_recipe(str(output))
     findings = {"data": _describe_files(files, dialects, len(sample))} | inferred.findings
     findings["model"] = f"{section['name']}, texts of up to {data['max_length']} tokens"
@@ -142,15 +124,6 @@ def init(
         names = ", ".join(str(path) for path in left_out[:MAX_WARNED_FILES])
         inferred.doubts.append(f"left out {shortened(names)}, whose names contain no split; name the files to use")
     return InitResult(output, findings, inferred.doubts)
-
-
-def data_name(paths: Sequence[Path]) -> str:
-    """Return a name for data files: that of the first file or folder, or of its folder if it only says the split."""
-    path = paths[0].resolve()
-    name = path.name if path.is_dir() else without_compression_suffix(path.name).stem
-    if split_of_name(name) is not None and path.parent.name:
-        name = path.parent.name
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "custom"
 
 
 def _check_recipe_path(output: Path) -> None:
@@ -181,81 +154,6 @@ def _check_columns_option(names: Sequence[str], dialects: Mapping[Path, FileDial
     other = next((path for path, dialect in dialects.items() if names and not dialect.column_names), None)
     if other is not None:
         raise UsageError(f"--columns names the columns of CSV and TSV files without a header, but found {other}")
-
-
-def files_by_split(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Return the files of each split, and files that are left out because the names of the others say their split.
-
-    Raises:
-        UsageError: if a path does not exist or is a recipe, a folder has no data files, or none of the files is for
-            training.
-    """
-    named: dict[str | None, list[Path]] = {split: [] for split in (*SPLITS, None)}
-    seen: set[Path] = set()
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"found no file or folder {path}")
-        if path.is_file() and path.suffix.lower() in RECIPE_SUFFIXES:
-            raise UsageError(f"{path} is a recipe, not data; train with `bertcli finetune {path}`, or name data files")
-        for file in _data_files(path):
-            if file.resolve() in seen:
-                continue
-            seen.add(file.resolve())
-            name = file.name if path.is_file() else str(file.relative_to(path))
-            named[split_of_name(without_compression_suffix(name).stem if path.is_file() else name)].append(file)
-    unnamed = named.pop(None)
-    files = {split: named[split] for split in SPLITS}
-    if files["train"]:
-        return files, unnamed
-    if unnamed:
-        return files | {"train": unnamed}, []
-    if sum(map(len, files.values())) == 1:  # a single file is for training, whatever its name
-        return {split: [] for split in SPLITS} | {"train": next(filter(None, files.values()))}, []
-    raise UsageError("found no training file, expected one whose name has `train`, or no split in its name")
-
-
-def _data_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    files = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-        and without_compression_suffix(file).suffix.lower() in FORMAT_OF_SUFFIX
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    ]
-    if not files:
-        expected = f"found no data files in {path}, expected {', '.join(FORMAT_OF_SUFFIX)}"
-        raise UsageError(_folders_of_texts(path) or f"{expected}; name the files")
-    return files
-
-
-def _folders_of_texts(path: Path) -> str | None:
-    """Return how to convert a folder of `.txt` files for each label, as in IMDb's original layout; None without them.
-
-    The command converts one split: the training files, if folders are named after their split.
-    """
-    names: dict[Path, set[str]] = {}
-    for file in path.rglob("*/*.txt"):
-        if file.parent != path and split_of_name(file.parent.name) is None:
-            names.setdefault(file.parent.parent, set()).add(file.parent.name)
-    splits = [folder for folder in sorted(names) if len(names[folder]) > 1]
-    if not splits:
-        return None
-    folder = next((folder for folder in splits if split_of_name(folder.name) == "train"), splits[0])
-    labels = sorted(names[folder])
-    script = (
-        f'import csv, pathlib; w = csv.writer(open("{split_of_name(folder.name) or "train"}.csv", "x", '
-        'encoding="utf-8", newline="")); w.writerow(["text", "label"]); '
-        'w.writerows([f.read_text("utf-8"), f.parent.name] for f in '
-        f'sorted(pathlib.Path({json.dumps(str(folder))}).glob("*/*.txt")) if f.parent.name in {json.dumps(labels)})'
-    )
-    others = [other.name for other in splits if other != folder]
-    return (
-        f"found a folder of .txt files for each of {quoted(labels)} in {folder}, expected one file with a row for each "
-        "text. Convert them, leaving out folders that are not a label, and run init on the result:\n  python -c "
-        f"{shlex.quote(script)}" + (f"\nConvert {quoted(others)} in the same way." if others else "")
-    )
 
 
 def _sample_rows(dialects: Mapping[Path, FileDialect]) -> list[Row]:
@@ -400,49 +298,36 @@ def _is_ascii(path: Path) -> bool:
         return all(block.isascii() for block in iter(lambda: file.read(1 << 20), b""))
 
 
-def recipe_text(
+def _recipe(
     inferred: InferredTask,
     name: str,
     files: Mapping[str, Any],
     model: Mapping[str, Any],
     data: Mapping[str, Any],
-    output: Path,
     num_rows: int,
-) -> str:
-    """Return the recipe as YAML with comments."""
-    what = f"{inferred.kind} of {', '.join(map(str, inferred.keys['text_columns']))}".replace("\n", " ")
-    lines = [
-        f"# {shortened(what)}; written by `bertcli init`. `bertcli recipes show {output.name}` lists all keys.",
-        f"#   bertcli finetune {output.name}",
-        *(f"# unsure: {doubt}" for doubt in inferred.doubts),
-        "task:",
-        *_yaml_lines({"name": name}, 1),
-        "  files:",
-        *_yaml_lines(files, 2),
-    ]
+) -> dict[str, Any]:
+    """Return the keys of the recipe, by section."""
     keys = dict(inferred.keys)
     if "validation" not in files and ("splits" not in keys or keys["splits"]["validation"] is None):
         keys["held_out_fraction"] = 0.1
     if keys.get("problem") == "single_label":
         del keys["problem"]
-    lines += [*_yaml_lines(keys, 1), "model:", *_yaml_lines(model, 1), "data:", *_yaml_lines(data, 1)]
     learning_rate = 5e-5 if inferred.kind in ("tags", "spans") else 3e-5
     training = {"epochs": choose_epochs(num_rows), "global_batch_size": BATCH_SIZE, "learning_rate": learning_rate}
-    return "\n".join([*lines, "training:", *_yaml_lines(training | {"seed": 1}, 1)]) + "\n"
+    task = {"name": name, "files": files} | keys
+    return {"task": task, "model": model, "data": data, "training": training | {"seed": 1}}
+
+
+def _comments(inferred: InferredTask, output: Path) -> list[str]:
+    """Return the comments at the beginning of the recipe."""
+    what = f"{inferred.kind} of {', '.join(map(str, inferred.keys['text_columns']))}".replace("\n", " ")
+    return [
+        f"{shortened(what)}; written by `bertcli init`. `bertcli recipes show {output.name}` lists all keys.",
+        f"  bertcli finetune {output.name}",
+        *(f"unsure: {doubt}" for doubt in inferred.doubts),
+    ]
 
 
 def choose_epochs(num_rows: int) -> int:
     """Return a number of epochs with at least `MIN_STEPS` steps, as few rows need more epochs (Mosbach et al. 2021)."""
     return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(MIN_STEPS * BATCH_SIZE / num_rows)))
-
-
-def _yaml_lines(section: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """Yield a section's keys as YAML lines, with a comment where a key needs one."""
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield f"{'  ' * depth}{key}:"
-            yield from _yaml_lines(value, depth + 1)
-            continue
-        line = to_yaml({key: to_yaml_value(value)}).rstrip("\n").removesuffix("\n...")
-        comment = f"  # {KEY_COMMENTS[key]}" if key in KEY_COMMENTS and "\n" not in line else ""
-        yield from (f"{'  ' * depth}{part}" for part in f"{line}{comment}".splitlines())
