@@ -71,13 +71,18 @@ def join_answers(rows: Dataset, text_column: str, start_column: str, locate: Loc
     A cell holds one text and one start, or (printed) lists of them. Without a text, the question has no answer.
 
     Raises:
-        DataError: if a start is not a whole number from 0, or texts and starts differ in number; the message names the
-            row.
+        DataError: if a start is not a whole number from 0, texts and starts differ in number, or a text is an object;
+            the message names the row.
     """
     from datasets import List, Value
 
     answers = []
     for row, (text, start) in enumerate(zip(rows[text_column][:], rows[start_column][:], strict=True)):
+        if any(isinstance(value, dict) for value in _cells(text)):
+            raise DataError(
+                f"{locate([row])} has {quoted(text)} in column {text_column!r:.80}, which seems to hold the starts "
+                "of answers, too; remove task.answer_start_column"
+            )
         texts = [value for value in _cells(text) if value is not None and str(value).strip()]
         keys = [label_key(label_text(value) or "") for value in _cells(start)] if texts else []
         if not all(key.isdecimal() for key in keys):

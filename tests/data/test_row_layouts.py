@@ -213,6 +213,12 @@ def test_starts_that_are_no_offsets_are_refused(starts: list[Any], message: str)
         answer_task(q=["where"] * 2, p=["Oslo or Oslo"] * 2, a=["Oslo"] * 2, s=starts)
 
 
+def test_answers_that_have_starts_need_no_column_of_starts() -> None:
+    answers = {"text": ["Oslo"], "answer_start": [8]}
+    with pytest.raises(DataError, match=r"row 1 has \{'text'.* in column 'a'.*; remove task\.answer_start_column"):
+        answer_task(q=["where"] * 2, p=["Oslo or Oslo"] * 2, a=[answers] * 2, s=[8] * 2)
+
+
 def test_missing_column_of_starts_is_named() -> None:
     with pytest.raises(DataError, match=r"no column 's'.*task\.answer_start_column"):
         answer_task(q=["where"] * 2, p=["Oslo or Oslo"] * 2, a=["Oslo"] * 2, start=[0, 8])
