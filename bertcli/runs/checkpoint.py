@@ -34,6 +34,7 @@ class Progress:
     best_score: float | None = None  # `Job.selection_score`: the highest is the best
     best_loss: float | None = None  # on the same evaluation; of equal scores, the one with the lowest loss is the best
     best_step: int | None = None
+    best_model: str | None = None  # hash of the manifest of the model of that step, as it was saved
     evals_without_improvement: int = 0
     train_seconds: float = 0.0
     elapsed_seconds: float = 0.0  # including evaluation and saving
@@ -121,23 +122,6 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
     if corrupt:
         raise DiskError(f"{'; '.join(corrupt)}. To start over, remove the run or use --overwrite.")
     return None
-
-
-def selects_newer_model(checkpoint: Path, progress: Progress) -> bool:
-    """Return whether a later checkpoint than `checkpoint`, a corrupt one, may have replaced the best model.
-
-    Args:
-        progress: that of `checkpoint`.
-    """
-    for later in list_checkpoints(checkpoint.parent):
-        if later > checkpoint:
-            try:
-                best_step = read_progress(later).best_step
-            except (OSError, ValueError, TypeError, RecursionError):  # this file is corrupt
-                return True
-            if best_step != progress.best_step:
-                return True
-    return False
 
 
 @dataclass(frozen=True)

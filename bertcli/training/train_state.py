@@ -18,7 +18,16 @@ from safetensors import SafetensorError, safe_open
 
 from bertcli.console import Console
 from bertcli.errors import DiskError, RunFolderError, UsageError
-from bertcli.files import fsync, manifest_problem, replace_folder, restore_folder, write_bytes, write_manifest
+from bertcli.files import (
+    MANIFEST,
+    fsync,
+    hash_files,
+    manifest_problem,
+    replace_folder,
+    restore_folder,
+    write_bytes,
+    write_manifest,
+)
 from bertcli.models.compile import compile_layers
 from bertcli.models.freezing import all_encoder_layers
 from bertcli.models.gradient_checkpointing import checkpoint_layers
@@ -28,12 +37,12 @@ from bertcli.runs.checkpoint import (
     Progress,
     checkpoint_of_step,
     get_rng_states,
+    list_checkpoints,
     load_checkpoint,
     load_weights,
     newest_checkpoint,
     read_progress,
     save_checkpoint,
-    selects_newer_model,
 )
 from bertcli.runs.folder import RunFolder
 from bertcli.training.fsdp import copy_full_parameters, full_optimizer_state, load_full_optimizer_state, shard
@@ -83,9 +92,7 @@ class TrainState:
         self._full_module: torch.nn.Module | None = None  # for saving, if the module is sharded
         # Before the weights are loaded, because it may load different ones.
         self.ensure_best_model(
-            is_newer=checkpoint is not None
-            and accelerator.is_main_process
-            and selects_newer_model(checkpoint, self.progress)
+            skipped_newer=checkpoint is not None and checkpoint < list_checkpoints(folder.checkpoints)[-1]
         )
         saved = load_checkpoint(checkpoint, self.module) if checkpoint else None
         is_sharded = hardware.shard and accelerator.num_processes > 1
@@ -157,6 +164,7 @@ class TrainState:
         shutil.rmtree(folder, ignore_errors=True)
         self._job.save_model(module, folder)
         write_manifest(folder)
+        self.progress.best_model = hash_files({MANIFEST: folder / MANIFEST})
         fsync(*folder.rglob("*"), folder)
 
     def publish_model(self) -> None:
@@ -166,15 +174,15 @@ class TrainState:
             replace_folder(self._folder.unpublished_model(step), self._folder.model)
             fsync(self._folder.path)
 
-    def ensure_best_model(self, *, is_newer: bool = False) -> None:
-        """Check the saved best model; if it is damaged or too new, restore it from the checkpoint of its step.
+    def ensure_best_model(self, *, skipped_newer: bool = False) -> None:
+        """Check the saved best model; if it is damaged or was replaced, restore it from the checkpoint of its step.
 
-        Restoring replaces the weights in memory. Without that checkpoint, a model that is too new is kept until the
-        next evaluation, whose model is then the best so far. All processes must call it together.
+        Restoring replaces the weights in memory. If there is no such checkpoint of a model that was replaced, the best
+        model is chosen among those of the remaining steps. All processes must call it together.
 
         Args:
-            is_newer: whether the model may be of a later step than the one that the run resumes from; only that of the
-                main process counts.
+            skipped_newer: whether the run resumes before a corrupt checkpoint, whose model may have replaced the best
+                one.
 
         Raises:
             DiskError: if the model is damaged, and there is no intact checkpoint of its step.
@@ -189,7 +197,7 @@ class TrainState:
             restore_folder(self._folder.model)
             self.publish_model()  # if the run was killed after the checkpoint of that step
             problem = self._folder.model_problem()
-            if problem is None and is_newer:
+            if problem is None and skipped_newer and self.progress.best_model != self._published_hash():
                 state, problem = "replaced", "by that of a later step, whose checkpoint is corrupt"
             can_restore = problem is not None and manifest_problem(checkpoint) is None
         state, problem, can_restore = broadcast_object_list([state, problem, can_restore])
@@ -197,7 +205,8 @@ class TrainState:
             return
         message = f"the best model in {self._folder.model} (step {step}) is {state} ({problem})"
         if not can_restore and state == "replaced":
-            self.progress.best_score = self.progress.best_loss = self.progress.best_step = None
+            self.progress.best_score = self.progress.best_loss = None
+            self.progress.best_step = self.progress.best_model = None
             self.progress.evals_without_improvement = 0
             self._console.warn(
                 f"{message}; the best model will be chosen among those of steps after {self.progress.step}"
@@ -215,6 +224,10 @@ class TrainState:
             self.publish_model()
         self._console.warn(f"{message}; restored it from {checkpoint.name}")
         self._accelerator.wait_for_everyone()
+
+    def _published_hash(self) -> str | None:
+        manifest = self._folder.model / MANIFEST
+        return hash_files({MANIFEST: manifest}) if manifest.is_file() else None
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint. All processes must call it together."""

@@ -272,10 +272,14 @@ def test_corrupt_newest_checkpoint_and_the_best_model(
     assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
 
 
-def test_unreadable_progress_of_the_newest_checkpoint_restores_the_best_model(
-    stopped: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+def test_best_model_is_kept_if_all_files_of_the_newest_checkpoint_are_corrupt(
+    stopped: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = stopped(3, "evaluation.keep_checkpoints=2")
-    os.truncate("run/checkpoints/step-00000004/progress.json", 100)
-    finetune(recipe, Path("run"), RunOptions(console=QUIET))
-    assert "restored it from step-00000003" in " ".join(capsys.readouterr().err.split())
+    recipe = stopped(1, "evaluation.keep_checkpoints=2")
+    for file in Path("run/checkpoints/step-00000004").iterdir():
+        os.truncate(file, 10)
+    monkeypatch.setattr("bertcli.finetuning.job.FinetuneJob.selection_score", lambda job, scores: -100.0)
+    results = finetune(recipe, Path("run"), RunOptions(console=QUIET))
+    assert "the best model" not in capsys.readouterr().err
+    assert results.best_step == 1
+    assert evaluate("run", console=QUIET).metrics["validation"] == pytest.approx(results.metrics["validation"])
