@@ -236,7 +236,7 @@ def test_csv_output_of_every_head_has_the_same_columns_in_every_line(
 
 def test_mixed_inputs_are_rejected(runs: dict[str, Path]) -> None:
     Path("in.jsonl").write_text('{"tokens": ["a", "b"]}\n{"tokens": "a b"}\n')
-    with pytest.raises(DataError, match="has both texts and lists of texts"):
+    with pytest.raises(DataError, match="has a text in row 2 and a list of texts in row 1"):
         predictions(runs["entities"], path="in.jsonl")
 
 

@@ -344,7 +344,7 @@ def test_shipped_recipes_are_found_by_name() -> None:
 def test_equal_recipes_are_dumped_once_but_numbers_of_another_type_are_not_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    load._dump_literal.cache_clear()
+    load._dump_pickled.cache_clear()
     dumped: list[object] = []
     to_yaml = load.to_yaml
     monkeypatch.setattr(load, "to_yaml", lambda value: dumped.append(value) or to_yaml(value))
