@@ -1,4 +1,4 @@
-"""Finished runs: whether the data are still those that a run was trained on, so that its results may be shown again."""
+"""Finished runs: whether data and models are still those of the training, so that results may be shown again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from bertcli.console import Console
 from bertcli.data.sources import source_fingerprint
-from bertcli.errors import UsageError
+from bertcli.errors import RunFolderError, UsageError
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
 from bertcli.runs.claim import check_same_data
 from bertcli.runs.folder import RunFolder
-from bertcli.runs.members import seed_folders
+from bertcli.runs.members import hash_models, seed_folders
 from bertcli.runs.results import RunResults
 
 
@@ -26,12 +26,34 @@ def has_same_files(recipes: Iterable[Recipe], results: RunResults, mirror: Path 
 
     Args:
         recipes: of the run; several for a multitask run.
+
+    Raises:
+        RunFolderError: if a run that its model came from was trained again.
     """
+    recipes = [*recipes]
+    check_same_models(recipes, results)
     files = join_fingerprints(source_fingerprint(recipe_task(recipe), mirror) for recipe in recipes)
     recorded = results.source_fingerprint
     if files is None and recorded is not None:
         console.say(f"note      the data of {results.run} are not here, so whether they have changed was not checked")
     return files in (None, recorded) or results.data_fingerprint is None
+
+
+def check_same_models(recipes: Iterable[Recipe], results: RunResults) -> None:
+    """Check that the runs whose models a finished run started from, or was distilled from, still hold these models.
+
+    Other models are not compared, nor are those of runs of versions that recorded no hash, or that are missing now.
+
+    Raises:
+        RunFolderError: if a model has changed.
+    """
+    models = hash_models(name for recipe in recipes for name in (recipe.model.name, recipe.training.teacher))
+    for name, recorded in (results.start_models or {}).items():
+        if models.get(name, recorded) != recorded:
+            raise RunFolderError(
+                f"the model of {name[:80]} has changed since {results.run} was trained from it. Choose another folder "
+                "with --run, or start over with --overwrite"
+            )
 
 
 def join_fingerprints(fingerprints: Iterable[str | None]) -> str | None:
@@ -49,7 +71,7 @@ def check_finished_run(recipe: Recipe, run: Path, mirror: Path | None, *, compar
         compare_rows: compare the rows even if their files have not changed, or are not in a local folder.
 
     Raises:
-        RunFolderError: if the data have changed.
+        RunFolderError: if the data have changed, or a run that its model came from was trained again.
         BertcliError: if the files have changed, and their rows cannot be read.
     """
     console = Console(mute=True)  # `finetune` prints the note for the same run
@@ -58,5 +80,7 @@ def check_finished_run(recipe: Recipe, run: Path, mirror: Path | None, *, compar
             results = RunFolder(folder).read_results()
         except UsageError:
             continue
+        if results is not None:
+            check_same_models([recipe], results)
         if results is not None and (compare_rows or not has_same_files([recipe], results, mirror, console)):
             check_same_data(folder, results, set_up(recipe, mirror).data_fingerprint)

@@ -205,11 +205,13 @@ class FinetuneJob(Job):
         return BestModelEvaluation(self.setup, accelerator, model, kept, decoded, self._output_layer).evaluate()
 
     def describe(self) -> dict[str, Any]:
-        """Return the task, head, model and files with the rows."""
+        """Return the task, head and model, and the hashes of the files and runs that the model came from."""
         task, section = self.setup.task, self.setup.recipe.model
         size = section.size if section.name is None else None
-        described = {"task": task.name, "head": task.head, "model": section.name, "size": size}
+        described: dict[str, Any] = {"task": task.name, "head": task.head, "model": section.name, "size": size}
         described["source_fingerprint"] = self.setup.source_fingerprint
+        if self.setup.start_models:
+            described["start_models"] = dict(self.setup.start_models)
         return described | self.setup.head.config_extras
 
     def card(self, results: RunResults) -> str:

@@ -286,12 +286,13 @@ class MultitaskJob(Job):
         return {name: job.setup.recipe for name, job in self.jobs.items()}
 
     def describe(self) -> dict[str, Any]:
-        """Return the tasks, the model and the files with the rows."""
+        """Return the tasks and the model, and the hashes of the files and runs that the model came from."""
         section = next(iter(self.jobs.values())).setup.recipe.model
         size = section.size if section.name is None else None
         files = join_fingerprints(job.setup.source_fingerprint for job in self.jobs.values())
         described = {"task": " + ".join(self.jobs), "head": None, "model": section.name, "size": size}
-        return described | {"source_fingerprint": files}
+        start_models = {name: value for job in self.jobs.values() for name, value in job.setup.start_models.items()}
+        return described | {"source_fingerprint": files, **({"start_models": start_models} if start_models else {})}
 
     def card(self, results: RunResults) -> str:
         """Return the model card, for the models of all tasks."""

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.members import best_seed
+from bertcli.runs.members import best_seed, hash_models
 from bertcli.tasks.task import Section, Task
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class FinetuneSetup:
     source: ModelSource | None  # of the encoder; None: randomly initialized
     mirror: Path | None
     source_fingerprint: str | None = None  # of the files with the rows
+    start_models: Mapping[str, str] = field(default_factory=dict)  # hashes of the models of runs that it starts from
     num_skipped: int = 0  # number of rows without a label, in all splits (`data.skip_unlabelled`)
     added_tokens: AddedTokens = NO_ADDED_TOKENS  # to the vocabulary of the tokenizer (`model.add_tokens`)
     warn: Callable[[str], None] = warnings.warn  # prints the warnings of the cache of encoded rows
@@ -343,9 +344,9 @@ def set_up(recipe: Recipe, mirror: Path | None, warn: Callable[[str], None] = wa
     """
     task = recipe_task(recipe)
     check_recipe(recipe, task)
-    files = source_fingerprint(
-        task, mirror
-    )  # before the rows are read: if the files change, the run is of the old ones
+    # Before they are read: if the files or models change in the meantime, the run is of the old ones.
+    files = source_fingerprint(task, mirror)
+    start_models = hash_models([recipe.model.name, recipe.training.teacher])
     training_rows = load_training_rows(task, mirror)
     rows = hold_out_rows(task, training_rows) if task.holds_out_rows else {"train": training_rows}
     for split in ("validation", *task.splits.extra_validation):
@@ -377,8 +378,9 @@ def set_up(recipe: Recipe, mirror: Path | None, warn: Callable[[str], None] = wa
         if split != "train":
             check_references(task, split, gold, head.positive_label_id(task))
     return FinetuneSetup(
-        recipe, task, head, tokenizer, rows, references, source, mirror, files, num_skipped, added_tokens, warn
-    )
+        recipe, task, head, tokenizer, rows, references, source, mirror, files, start_models, num_skipped, added_tokens,
+        warn,
+    )  # fmt: skip
 
 
 def check_recipe(recipe: Recipe, task: Task) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bertcli.errors import UsageError
+from bertcli.files import MANIFEST
 from bertcli.recipe.member_names import SEED_NAME, fold_name, seed_name
 from bertcli.runs.folder import RunFolder
 
@@ -81,6 +84,22 @@ def best_seed(name: str) -> str:
         except ValueError as error:
             raise UsageError(f"cannot choose the best seed of {name}: {run}/results.json has {error}") from error
     return max(scores, key=lambda run: scores[run])
+
+
+def hash_models(names: Iterable[str | None]) -> dict[str, str]:
+    """Return the recorded hashes of the weights of the models of runs, by name, without reading the weights.
+
+    Models that are not those of a finished run have none.
+    """
+    hashes = {}
+    for name in filter(None, names):
+        with suppress(UsageError, OSError, ValueError, TypeError, KeyError, AttributeError):
+            run = Path(best_seed(name))
+            manifest = RunFolder(run).model / MANIFEST
+            entries = json.loads((manifest if manifest.is_file() else run / MANIFEST).read_text("utf-8"))
+            weights = [entries[file]["blake2b"] for file in sorted(entries) if file.endswith((".safetensors", ".bin"))]
+            hashes[name] = " ".join(weights)
+    return hashes
 
 
 def check_finished(name: str) -> None:

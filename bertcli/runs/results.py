@@ -119,6 +119,7 @@ class RunResults(Results):
     thresholds: dict[str, float] | None = None
     temperature: float | None = None  # that the logits were divided by
     source_fingerprint: str | None = None  # of the files with the rows; None: they were not in a local folder
+    start_models: dict[str, str] | None = None  # hashes of the weights of runs that it started or learned from, by name
     pruned: bool = False  # as a trial of a search
 
     @property
@@ -196,6 +197,7 @@ SHARED_BY_SEEDS = (
     "precision",
     "data_fingerprint",
     "source_fingerprint",
+    "start_models",
 )
 """Keys of `RunResults` with an equal value for every seed."""
 

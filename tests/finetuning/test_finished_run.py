@@ -119,3 +119,25 @@ def test_runs_without_recorded_data_are_shown() -> None:
     Path("sample/notes.txt").write_text("not the data of the sample")
     assert source_fingerprint(recipe_task(recipe)) is None
     assert has_same_files([recipe], RunResults(run="run"), None, Console())
+
+
+@pytest.mark.parametrize("key", ["model.name", "training.teacher"])
+def test_finished_run_is_refused_once_the_run_it_came_from_was_trained_again(
+    recipe_of: Callable[..., Recipe], key: str
+) -> None:
+    first = recipe_of("training.max_steps=1")
+    finetune(first, Path("first"), OPTIONS)
+    recipe = recipe_of(f"{key}=first", "training.max_steps=1")
+    results = finetune(recipe, Path("second"), OPTIONS)
+    assert results.start_models is not None
+    assert finetune(recipe, Path("second"), OPTIONS) == results
+    finetune(first, Path("first"), RunOptions(console=QUIET, overwrite=True))  # the same weights
+    assert finetune(recipe, Path("second"), OPTIONS) == results
+    finetune(recipe_of("training.max_steps=2"), Path("first"), RunOptions(console=QUIET, overwrite=True))
+    for check in (finetune, lambda recipe, run, _: check_finished_run(recipe, run, None, compare_rows=True)):
+        with pytest.raises(RunFolderError, match=r"the model of first has changed since second was trained .*--overwr"):
+            check(recipe, Path("second"), OPTIONS)
+    shutil.rmtree("first")
+    assert finetune(recipe, Path("second"), OPTIONS) == results
+    finetune(first, Path("first"), OPTIONS)
+    finetune(recipe, Path("second"), RunOptions(console=QUIET, overwrite=True))
