@@ -113,8 +113,45 @@ def _convert_to_fp16(model: onnx.ModelProto, target: Path, external: bool) -> No
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    converted = convert_float_to_float16(model, keep_io_types=True)
+    fp32_nodes = _single_output_layers(model)
+    converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=fp32_nodes)
+    if fp32_nodes:
+        _remove_round_trips(converted)
     onnx.save(converted, target, save_as_external_data=external, location=f"{target.name}.data")
+
+
+def _single_output_layers(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes from a last linear layer with a single output, such as that of a regression, on.
+
+    They stay in fp32: numbers in the units of the targets may be beyond the range or the resolution of fp16.
+    """
+    graph = model.graph
+    sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    names = []
+    pending = [output.name for output in graph.output]
+    while pending:
+        node = producers.get(pending.pop())
+        if node is None:
+            continue
+        names.append(node.name)
+        if node.op_type in ("Gemm", "MatMul"):
+            if not any(1 in sizes.get(name, ()) and len(sizes[name]) == 2 for name in node.input):
+                return []
+        else:
+            pending += node.input
+    return names
+
+
+def _remove_round_trips(model: onnx.ModelProto) -> None:
+    """Remove casts to fp16 and back, which the converter inserts between an fp32 node and an fp32 output."""
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
+    outputs = {output.name for output in model.graph.output}
+    for name in outputs & casts.keys():
+        inner = casts.get(casts[name].input[0])
+        if inner is not None:
+            casts[name].input[0] = inner.input[0]
+            model.graph.node.remove(inner)
 
 
 def _axis(node: onnx.NodeProto) -> int:

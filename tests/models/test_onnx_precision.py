@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from bertcli.models.onnx_export import MAX_DIFFERENCES, largest_difference, write_onnx
+from bertcli.models.onnx_export import MAX_DIFFERENCES, largest_difference, load_session, write_onnx
 from bertcli.models.onnx_precision import convert_onnx, onnx_bytes
 
 NAMES = ["input_ids", "attention_mask"]
@@ -45,6 +45,22 @@ def test_onnx_precision_keeps_outputs_in_a_smaller_file(
     entries = [[*onnx.load(path).graph.input, *onnx.load(path).graph.output] for path in (graph, target)]
     types = [[(entry.name, entry.type.tensor_type.elem_type) for entry in part] for part in entries]
     assert types[0] == types[1]
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1e-6, 1e-6), (300_000.0, 10.0)])
+def test_fp16_keeps_regression_outputs_beyond_its_range_and_resolution(mean: float, std: float) -> None:
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=1, **fields)).eval()
+    with torch.no_grad():
+        model.classifier.weight.mul_(std)
+        model.classifier.bias.fill_(mean)
+    write_onnx(model, NAMES, Path("model.onnx"))
+    convert_onnx(Path("model.onnx"), Path("fp16.onnx"), "fp16")
+    inputs = {"input_ids": torch.arange(12).reshape(3, 4), "attention_mask": torch.ones(3, 4, dtype=torch.long)}
+    with torch.inference_mode():
+        expected = model(**inputs).logits.numpy()
+    outputs = load_session(Path("fp16.onnx")).run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    assert abs(outputs[0] - expected).max() < 0.01 * std
 
 
 def test_int8_quantizes_linear_layers_and_embeddings(graph: Path) -> None:
