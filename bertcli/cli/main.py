@@ -382,4 +382,10 @@ def main() -> None:
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore", FutureWarning)  # library deprecations that users of bertcli cannot act on
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        from bertcli.cluster.launch import end_process
+
+        end_process(end.code if isinstance(end.code, int) else 0)
+        raise

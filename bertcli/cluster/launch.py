@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -128,9 +128,20 @@ def report_failure(message: str, exit_code: int) -> None:
         return
     failure = {"message": message, "exit_code": exit_code, "time": time.time()}
     write_json(Path(file), failure)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)  # without the exit handlers of torch, which abort if another process is gone
+    end_process(exit_code)
+
+
+def end_process(exit_code: int) -> None:
+    """Exit without the exit handlers of torch, which abort if another process is gone, and at times on a busy machine.
+
+    Does nothing in a process that `launch` did not start.
+    """
+    if FAILURE_VARIABLE not in os.environ:
+        return
+    with suppress(OSError):  # the reader has closed the pipe
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def wait_for_all(

@@ -202,3 +202,22 @@ def test_failure_of_any_process_is_one_json_object(monkeypatch: pytest.MonkeyPat
     assert json.loads(result.stdout) == {"error": "process 1: no rows", "exit_code": 1}
     assert result.stderr == "error: process 1: no rows\n"
     assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("recipes", "check", "sample/sentiment", "no.key=1")])
+def test_launched_process_ends_without_exit_handlers(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    code = f"""
+import atexit, os, sys
+from bertcli.cli.main import main
+atexit.register(os.abort)
+sys.argv = ["bertcli", *{arguments!r}]
+main()
+"""
+    command, abort = [sys.executable, "-c", code], -signal.SIGABRT
+    variables = {name: value for name, value in os.environ.items() if name != FAILURE_VARIABLE}
+    ended = subprocess.run(command, env=variables, capture_output=True, check=False)
+    launched = subprocess.run(
+        command, env=variables | {FAILURE_VARIABLE: str(tmp_path / "failure")}, capture_output=True, check=False
+    )
+    assert (ended.returncode, launched.returncode) == (abort, 0 if "--help" in arguments else 2)
+    assert launched.stdout == ended.stdout

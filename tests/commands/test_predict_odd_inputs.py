@@ -97,11 +97,11 @@ def test_prediction_memory_does_not_grow_with_the_number_of_inputs(encoder: Path
         """Peak memory of a process that predicts `num_lines` lines."""
         Path("lines.txt").write_text("the soup was not bad\n" * num_lines)
         code = (
-            "import resource; from bertcli.commands.predict import predict; from bertcli.console import Console\n"
+            "import re; from bertcli.commands.predict import predict; from bertcli.console import Console\n"
             "from bertcli.data.prediction_inputs import PredictionInput\n"
             "inputs = PredictionInput(path='lines.txt')\n"
             f"assert predict({run!r}, inputs, 'out.jsonl', console=Console()) == {num_lines}\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+            "print(int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
         )
         process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         Path("out.jsonl").unlink()
