@@ -7,11 +7,11 @@ from pathlib import Path
 
 from bertcli.console import Console
 from bertcli.data.sources import source_fingerprint
-from bertcli.errors import RunFolderError, UsageError
+from bertcli.errors import UsageError
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.claim import check_same_data
+from bertcli.runs.claim import check_same_data, check_same_models
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.members import hash_models, seed_folders
 from bertcli.runs.results import RunResults
@@ -31,7 +31,7 @@ def has_same_files(recipes: Iterable[Recipe], results: RunResults, mirror: Path 
         RunFolderError: if a run that its model came from was trained again.
     """
     recipes = [*recipes]
-    check_same_models(recipes, results)
+    _check_start_models(recipes, results)
     files = join_fingerprints(source_fingerprint(recipe_task(recipe), mirror) for recipe in recipes)
     recorded = results.source_fingerprint
     if files is None and recorded is not None:
@@ -39,21 +39,9 @@ def has_same_files(recipes: Iterable[Recipe], results: RunResults, mirror: Path 
     return files in (None, recorded) or results.data_fingerprint is None
 
 
-def check_same_models(recipes: Iterable[Recipe], results: RunResults) -> None:
-    """Check that the runs whose models a finished run started from, or was distilled from, still hold these models.
-
-    Other models are not compared, nor are those of runs of versions that recorded no hash, or that are missing now.
-
-    Raises:
-        RunFolderError: if a model has changed.
-    """
-    models = hash_models(name for recipe in recipes for name in (recipe.model.name, recipe.training.teacher))
-    for name, recorded in (results.start_models or {}).items():
-        if models.get(name, recorded) != recorded:
-            raise RunFolderError(
-                f"the model of {name[:80]} has changed since {results.run} was trained from it. Choose another folder "
-                "with --run, or start over with --overwrite"
-            )
+def _check_start_models(recipes: Iterable[Recipe], results: RunResults) -> None:
+    names = (name for recipe in recipes for name in (recipe.model.name, recipe.training.teacher))
+    check_same_models(Path(results.run), results.start_models, hash_models(names))
 
 
 def join_fingerprints(fingerprints: Iterable[str | None]) -> str | None:
@@ -81,6 +69,6 @@ def check_finished_run(recipe: Recipe, run: Path, mirror: Path | None, *, compar
         except UsageError:
             continue
         if results is not None:
-            check_same_models([recipe], results)
+            _check_start_models([recipe], results)
         if results is not None and (compare_rows or not has_same_files([recipe], results, mirror, console)):
             check_same_data(folder, results, set_up(recipe, mirror).data_fingerprint)

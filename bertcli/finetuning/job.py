@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -136,6 +136,11 @@ class FinetuneJob(Job):
         return self.setup.data_fingerprint
 
     @property
+    def start_models(self) -> Mapping[str, str]:
+        """As `FinetuneSetup.start_models`."""
+        return self.setup.start_models
+
+    @property
     def tokens_per_micro_batch(self) -> float:
         """The average number of tokens in a micro-batch of training rows."""
         encoded = self.setup.encode("train")
@@ -210,8 +215,8 @@ class FinetuneJob(Job):
         size = section.size if section.name is None else None
         described: dict[str, Any] = {"task": task.name, "head": task.head, "model": section.name, "size": size}
         described["source_fingerprint"] = self.setup.source_fingerprint
-        if self.setup.start_models:
-            described["start_models"] = dict(self.setup.start_models)
+        if self.start_models:
+            described["start_models"] = dict(self.start_models)
         return described | self.setup.head.config_extras
 
     def card(self, results: RunResults) -> str:

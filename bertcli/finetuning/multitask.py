@@ -223,6 +223,11 @@ class MultitaskJob(Job):
         return _data_fingerprint(job.setup for job in self.jobs.values())
 
     @property
+    def start_models(self) -> Mapping[str, str]:
+        """Those of all tasks."""
+        return {name: value for job in self.jobs.values() for name, value in job.start_models.items()}
+
+    @property
     def tokens_per_micro_batch(self) -> float:
         """The average number of tokens in a micro-batch, over all tasks."""
         return statistics.fmean(job.tokens_per_micro_batch for job in self.jobs.values())
@@ -290,9 +295,10 @@ class MultitaskJob(Job):
         section = next(iter(self.jobs.values())).setup.recipe.model
         size = section.size if section.name is None else None
         files = join_fingerprints(job.setup.source_fingerprint for job in self.jobs.values())
-        described = {"task": " + ".join(self.jobs), "head": None, "model": section.name, "size": size}
-        start_models = {name: value for job in self.jobs.values() for name, value in job.setup.start_models.items()}
-        return described | {"source_fingerprint": files, **({"start_models": start_models} if start_models else {})}
+        described: dict[str, Any] = {"task": " + ".join(self.jobs), "head": None, "model": section.name, "size": size}
+        if self.start_models:
+            described["start_models"] = dict(self.start_models)
+        return described | {"source_fingerprint": files}
 
     def card(self, results: RunResults) -> str:
         """Return the model card, for the models of all tasks."""

@@ -46,6 +46,7 @@ class Progress:
     micro_batch_size: int | None = None  # set if reduced after running out of memory
     num_threads: int | None = None  # on a CPU
     data_fingerprint: str | None = None  # hash of the training and validation data
+    start_models: dict[str, str] | None = None  # hashes of the models of runs that it started or learns from, by name
     stream_position: list[int] | None = None  # position in the training data, as the job defines it
     step_meter: dict[str, float] | None = None  # totals of the steps since the last line of the training history
 

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,24 @@ def check_same_data(path: Path, results: RunResults, data_fingerprint: str) -> N
             f"the training or validation data have changed since {path} was trained. Restore them, choose another "
             "folder with --run, or start over with --overwrite"
         )
+
+
+def check_same_models(path: Path, recorded: Mapping[str, str] | None, models: Mapping[str, str]) -> None:
+    """Check that the runs whose models the run in `path` started or learned from still hold these models.
+
+    Args:
+        recorded: the hashes of the models at that time, by name; versions that recorded none are not compared.
+        models: the hashes of today, from `hash_models`; a model that is missing now is not compared.
+
+    Raises:
+        RunFolderError: if a model has changed.
+    """
+    for name, value in (recorded or {}).items():
+        if models.get(name, value) != value:
+            raise RunFolderError(
+                f"the model of {name[:80]} has changed since {path} was trained from it. Choose another folder with "
+                "--run, or start over with --overwrite"
+            )
 
 
 def _check_writable(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +129,11 @@ class Job(ABC):
     @abstractmethod
     def data_fingerprint(self) -> str:
         """A hash of the training and validation data, which must not change while the run is interrupted."""
+
+    @property
+    def start_models(self) -> Mapping[str, str]:
+        """The hashes of the models of runs that it starts or learns from, by name; they must not change either."""
+        return {}
 
     @property
     @abstractmethod

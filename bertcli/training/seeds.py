@@ -10,7 +10,7 @@ from accelerate import PartialState
 from bertcli.console import Console, format_seconds
 from bertcli.files import write_json
 from bertcli.reports.comparison import write_page
-from bertcli.runs.claim import check_same_data, claim_run
+from bertcli.runs.claim import check_same_data, check_same_models, claim_run
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.members import seed_folders, seed_run
 from bertcli.runs.results import RunResults, SeedScore, summarize_seeds
@@ -34,15 +34,15 @@ def train_seeds(
         recipe_text: the content of a seed's `recipe.yaml`.
 
     Raises:
-        RunFolderError: if a seed's folder holds other files or a run with a different recipe, or the data have changed
-            since it was trained; nothing is trained then.
+        RunFolderError: if a seed's folder holds other files or a run with a different recipe, or the data, or the
+            model that it started from, have changed since it was trained; nothing is trained then.
     """
     if len(seeds) == 1:
         return train(build_job(seeds[0]), parent, console)
     for job in map(build_job, seeds):
         claim = claim_run(seed_run(parent.path, job.seed), recipe_text(job))
         if claim.results is not None:
-            check_same_data(claim.folder.path, claim.results, job.data_fingerprint)
+            _check_finished(claim.folder.path, claim.results, job)
     each = []
     for seed in seeds:
         job = build_job(seed)
@@ -63,7 +63,8 @@ def check_resumable(seeds: Sequence[int], build_job: Callable[[int], Job], paren
     """Check that `train_seeds` could use the finished and interrupted runs in `parent`, if any; write nothing.
 
     Raises:
-        RunFolderError: if the data have changed since a run finished, or since its newest checkpoint.
+        RunFolderError: if the data, or the model of a run that it started from, have changed since a run finished, or
+            since its newest checkpoint.
         DiskError: if all checkpoints of a run are corrupt.
         UsageError: if the results of a finished run cannot be read.
     """
@@ -71,9 +72,14 @@ def check_resumable(seeds: Sequence[int], build_job: Callable[[int], Job], paren
         folder = RunFolder(path)
         results = folder.read_results()
         if results is not None:
-            check_same_data(path, results, build_job(seed).data_fingerprint)
+            _check_finished(path, results, build_job(seed))
         elif folder.checkpoints.is_dir():
             find_progress(build_job(seed), folder, console.warn)
+
+
+def _check_finished(path: Path, results: RunResults, job: Job) -> None:
+    check_same_data(path, results, job.data_fingerprint)
+    check_same_models(path, results.start_models, job.start_models)
 
 
 def log_scores(console: Console, results: RunResults, folder: RunFolder, model: str | None = None) -> None:

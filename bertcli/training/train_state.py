@@ -44,6 +44,7 @@ from bertcli.runs.checkpoint import (
     read_progress,
     save_checkpoint,
 )
+from bertcli.runs.claim import check_same_models
 from bertcli.runs.folder import RunFolder
 from bertcli.training.fsdp import copy_full_parameters, full_optimizer_state, load_full_optimizer_state, shard
 from bertcli.training.job import Job, Logits
@@ -59,7 +60,8 @@ def find_progress(job: Job, folder: RunFolder, warn: Callable[[str], None]) -> t
         warn: called with a message for each newer checkpoint that is corrupt.
 
     Raises:
-        RunFolderError: if the data of the job have changed since the checkpoint.
+        RunFolderError: if the data of the job, or a model that it started or learns from, have changed since the
+            checkpoint.
         DiskError: if all checkpoints are corrupt.
     """
     checkpoint = newest_checkpoint(folder.checkpoints, warn)
@@ -71,7 +73,9 @@ def find_progress(job: Job, folder: RunFolder, warn: Callable[[str], None]) -> t
             f"{folder.path} cannot be resumed: its training or validation data have changed since step "
             f"{progress.step}. Restore them, choose another folder with --run, or start over with --overwrite"
         )
+    check_same_models(folder.path, progress.start_models, job.start_models)
     progress.data_fingerprint = fingerprint
+    progress.start_models = {**job.start_models} or progress.start_models
     return checkpoint, progress
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from bertcli.console import Console
 from bertcli.data.sources import source_fingerprint
-from bertcli.errors import RunFolderError
+from bertcli.errors import Interrupted, RunFolderError
 from bertcli.finetuning.finished_run import check_finished_run, has_same_files
 from bertcli.finetuning.run import finetune
 from bertcli.recipe.load import load_recipe, recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.folder import RunOptions
+from bertcli.runs.folder import RunFolder, RunOptions
 from bertcli.runs.results import RunResults
 
 from ..conftest import QUIET
@@ -141,3 +141,24 @@ def test_finished_run_is_refused_once_the_run_it_came_from_was_trained_again(
     assert finetune(recipe, Path("second"), OPTIONS) == results
     finetune(first, Path("first"), OPTIONS)
     finetune(recipe, Path("second"), RunOptions(console=QUIET, overwrite=True))
+
+
+@pytest.mark.parametrize("key", ["model.name", "training.teacher"])
+def test_run_is_not_resumed_once_the_run_it_came_from_was_trained_again(
+    recipe_of: Callable[..., Recipe], stop_after: Callable[..., None], key: str
+) -> None:
+    finetune(recipe_of("training.max_steps=1"), Path("first"), OPTIONS)
+    one, two, both = (
+        recipe_of(f"{key}=first", "training.max_steps=2", f"training.seed={seeds}") for seeds in ("1", "2", "[1,2]")
+    )
+    finetune(one, Path("second/seed-1"), OPTIONS)
+    stop_after(1)
+    with pytest.raises(Interrupted):
+        finetune(two, Path("second/seed-2"), OPTIONS)
+    finetune(recipe_of("training.max_steps=2"), Path("first"), RunOptions(console=QUIET, overwrite=True))
+    for recipe, folder, seed in ((both, "second", 1), (two, "second/seed-2", 2)):
+        changed = f"the model of first has changed since second/seed-{seed} was trained .*--overwr"
+        for options in (OPTIONS, RunOptions(console=QUIET, dry_run=True)):
+            with pytest.raises(RunFolderError, match=changed):
+                finetune(recipe, Path(folder), options)
+    assert not RunFolder(Path("second")).results.is_file()
