@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
+MAX_START_DIGITS = 18  # of an offset in 64 bits
 MISSING_FLAGS = ("", "-1", "nan", "NaN")  # -1 as in the hidden test labels of Jigsaw
 
 Locate = Callable[[Sequence[int]], str]
@@ -68,7 +69,8 @@ def combine_flags(rows: Dataset, flag_columns: Sequence[str], label_column: str,
 def join_answers(rows: Dataset, text_column: str, start_column: str, locate: Locate) -> Dataset:
     """Return the rows with the texts and starts of their answers under `text_column`, as in SQuAD on the Hub.
 
-    A cell holds one text and one start, or (printed) lists of them. Without a text, the question has no answer.
+    A cell holds one text and one start, or (printed) lists of them. Without a text, the question has no answer. If the
+    start is a single number, a text such as `[2010]` is not a list, but the answer itself.
 
     Raises:
         DataError: if a start is not a whole number from 0, texts and starts differ in number, or a text is an object;
@@ -83,9 +85,11 @@ def join_answers(rows: Dataset, text_column: str, start_column: str, locate: Loc
                 f"{locate([row])} has {quoted(text)} in column {text_column!r:.80}, which seems to hold the starts "
                 "of answers, too; remove task.answer_start_column"
             )
-        texts = [value for value in _cells(text) if value is not None and str(value).strip()]
-        keys = [label_key(label_text(value) or "") for value in _cells(start)] if texts else []
-        if not all(key.isdecimal() for key in keys):
+        is_single = isinstance(text, str) and _start_key(start).isdecimal() and parse_cell(text) != []
+        values = [text] if is_single else _cells(text)
+        texts = [value for value in values if value is not None and str(value).strip()]
+        keys = [_start_key(value) for value in _cells(start)] if texts else []
+        if not all(key.isdecimal() and len(key) <= MAX_START_DIGITS for key in keys):
             raise DataError(
                 f"{locate([row])} has {quoted(start)} in column {start_column!r:.80}, expected the offset of the "
                 "answer in the passage, in characters from 0"
@@ -98,6 +102,10 @@ def join_answers(rows: Dataset, text_column: str, start_column: str, locate: Loc
         answers.append({"text": [str(value) for value in texts], "answer_start": [int(key) for key in keys]})
     feature = {"text": List(Value("string")), "answer_start": List(Value("int64"))}
     return rows.remove_columns([text_column, start_column]).add_column(text_column, answers, feature=feature)
+
+
+def _start_key(value: Any) -> str:
+    return label_key(label_text(value) or "")
 
 
 def _cells(value: Any) -> list[Any]:

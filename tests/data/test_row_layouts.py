@@ -205,12 +205,20 @@ def test_starts_of_answers_in_a_column_decide_which_occurrence_is_meant() -> Non
         (["0", "two"], r"row 2 has 'two' in column 's', expected the offset of the answer in the passage"),
         (["0", "-1"], r"row 2 has '-1' in column 's'"),
         (["0", None], r"row 2 has None in column 's'"),
+        (["0", "9" * 20], r"row 2 has '9999\d*' in column 's'"),
         (["0", "[0, 8]"], r"row 2 has 1 answers in column 'a', but 2 starts in column 's'"),
     ],
 )
 def test_starts_that_are_no_offsets_are_refused(starts: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         answer_task(q=["where"] * 2, p=["Oslo or Oslo"] * 2, a=["Oslo"] * 2, s=starts)
+
+
+def test_bracketed_answer_next_to_a_single_start_is_not_a_list() -> None:
+    texts = {"q": ["when"] * 4, "p": ["from [1, 2] to [1992]"] * 4}
+    task, rows = answer_task(**texts, a=["[1992]", "[1, 2]", "['from', 'to']", "[]"], s=["15", "5", "[0, 12]", "0"])
+    assert [answers["text"] for answers in rows["a"][:]] == [["[1992]"], ["[1, 2]"], ["from", "to"], []]
+    assert answer_spans(task, rows) == [(15, 21), (5, 11), (0, 4), None]
 
 
 def test_answers_that_have_starts_need_no_column_of_starts() -> None:
