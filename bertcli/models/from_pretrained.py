@@ -298,11 +298,13 @@ class ModelSource:
         """The base model of the LoRA adapter.
 
         Raises:
-            ModelError: if the adapter's configuration cannot be read, or the base model is not found.
+            ModelError: if the adapter cannot be read, or its base model is not found or is the adapter itself.
         """
         name = self._adapter.base_name
         try:
             base = ModelSource(name, self.mirror)
+            if Path(base.path).resolve() == Path(self.path).resolve():  # it was saved in the folder of its base model
+                raise ModelError("that is the folder of the adapter; move the adapter_* files to another folder.")
             base.config  # noqa: B018
         except ModelError as error:
             raise ModelError(

@@ -79,8 +79,18 @@ class SavedAdapter:
 
     @property
     def base_name(self) -> str:
-        """The name of the base model."""
-        return str(self.settings.base_model_name_or_path)
+        """The name of the base model.
+
+        Raises:
+            ModelError: if the adapter does not name one, or cannot be read.
+        """
+        name = self.settings.base_model_name_or_path
+        if not isinstance(name, str) or not name.strip():  # null if the model was created in memory
+            raise ModelError(
+                f"the {ADAPTER_CONFIG} in {self.path} does not name the base model of the LoRA adapter: found "
+                f"base_model_name_or_path {quoted(name)}, expected its folder or its name on the Hub"
+            )
+        return name
 
     def derive_config(self, base: PretrainedConfig) -> PretrainedConfig:
         """Return the configuration of the base model, with the architecture and the number of labels of the adapter.

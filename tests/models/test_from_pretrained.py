@@ -423,6 +423,26 @@ def test_adapter_without_a_configuration_whose_base_or_class_is_unknown_is_refus
         ModelSource("adapter").load_model(CLASSIFIER)
 
 
+def test_adapter_without_the_name_of_its_base_is_refused(encoder: Path) -> None:
+    save_with_peft(encoder, CLASSIFIER, "SEQ_CLS", num_labels=3)
+    for name in (None, "", 5):
+        set_in_json(Path("adapter/adapter_config.json"), base_model_name_or_path=name)
+        with pytest.raises(
+            ModelError, match=r"^the adapter_config\.json in adapter does not name the base model .*Hub$"
+        ):
+            ModelSource("adapter").load_model(CLASSIFIER)
+
+
+@pytest.mark.parametrize("has_config", [False, True])
+def test_adapter_in_the_folder_of_its_base_is_refused(encoder: Path, has_config: bool) -> None:
+    save_with_peft(encoder, CLASSIFIER, "SEQ_CLS", num_labels=3)
+    if has_config:
+        shutil.copytree(save("base", encoder, CLASSIFIER), "adapter", dirs_exist_ok=True)
+    set_in_json(Path("adapter/adapter_config.json"), base_model_name_or_path=str(Path("adapter").resolve()))
+    with pytest.raises(ModelError, match=r"base model .* of the LoRA adapter in adapter: that is the folder of the ad"):
+        ModelSource("adapter").load_model(CLASSIFIER)
+
+
 def test_adapter_of_a_language_model_keeps_the_head_of_its_base(encoder: Path) -> None:
     base = save("base", encoder, "AutoModelForMaskedLM")
     expected = save_with_peft(base, "AutoModelForMaskedLM", None)
