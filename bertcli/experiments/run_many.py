@@ -77,9 +77,10 @@ def attempt(name: str, run: Callable[[], RunResults], processes: PartialState, c
 def raise_if_failed(failed: Mapping[str, str], num_runs: int, kind: str) -> None:
     """Raise `TrainingError` if some runs failed."""
     if failed:
+        others = "; the others are finished" if len(failed) < num_runs else ""
         raise TrainingError(
             f"{len(failed)} of {num_runs} {kind} failed: {'; '.join(failed)}. "
-            "Re-run the same command to try them again; the others are finished."
+            f"Re-run the same command to try them again{others}."
         )
 
 
