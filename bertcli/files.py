@@ -241,12 +241,17 @@ def is_device(path: Path) -> bool:
 def write_manifest(folder: Path, *, sampled: bool = False) -> None:
     """Write `manifest.json` in `folder`, with the size and hash of each file in the folder and its subfolders.
 
+    The files get the permissions of new ones, which follow the umask: safetensors writes files that only their owner
+    can read.
+
     Args:
         sampled: hash only a sample of each large file, in parts that are spread evenly over the file.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = {name: _fingerprint(path, sampled=sampled) for name, path in files.items() if name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    for path in files.values():
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 @contextmanager

@@ -57,9 +57,14 @@ def test_umask_sets_the_permissions_of_what_is_written_atomically(umask: int, of
         write_text(Path("text"), "a")
         with atomic_folder(Path("exported")) as tmp:
             (tmp / "inner").touch()
+            (tmp / "weights").touch(0o600)  # as safetensors does
+            write_manifest(tmp)
         get_or_create(Path("cache/entry"), lambda folder: (folder / "inner").touch(), pytest.fail)
     finally:
         os.umask(previous)
-    paths = [Path(name) for name in ("text", "exported", "exported/inner", "cache", "cache/entry", "cache/entry/inner")]
+    paths = [
+        Path(name) for name in ("text", "exported", "exported/inner", "exported/weights", "exported/manifest.json")
+    ]
+    paths += [Path(name) for name in ("cache", "cache/entry", "cache/entry/inner")]
     modes = {str(path): path.stat().st_mode & 0o777 for path in paths}
     assert modes == {str(path): of_folders if path.is_dir() else of_files for path in paths}

@@ -6,6 +6,7 @@ ONNX give the same probabilities.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from safetensors import safe_open
@@ -49,6 +50,7 @@ def divide_logits(folder: Path, layer: str, temperature: float) -> None:
     temporary = temporary_path(path)
     try:
         save_file(tensors, temporary, metadata | {KEY: repr(temperature)})
+        shutil.copymode(path, temporary)
         with manifest_update(folder, path.name):
             temporary.replace(path)
     finally:
