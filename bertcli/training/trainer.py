@@ -60,6 +60,7 @@ def train(job: Job, folder: RunFolder, console: Console) -> RunResults:
         max_bytes = max_run_bytes(job.recipe, trainer.state.num_parameters)
         tracking = track_run(trainer.accelerator, trainer.progress.step)
         with report_full_disk(folder.path, max_bytes), report_out_of_memory(), tracking:
+            trainer.prepare_folder()
             trainer.fit()
             with console.waiting("evaluating the best model and writing the report"):
                 trainer.state.ensure_best_model()
@@ -96,11 +97,14 @@ class Trainer:
         self.stopped_by: int | None = None  # the signal that arrived during the last step
         budget, elapsed = job.plan.budget_seconds, self.progress.elapsed_seconds
         self.clock = RunClock(self.accelerator, job.plan.total_steps, budget, elapsed)
-        if self.is_main_process:  # steps after the checkpoint will be repeated
-            truncate_after(folder.train_history, self.progress.step)
-            truncate_after(folder.eval_history, self.progress.step)
-            folder.clean_up()
-            write_json(folder.environment, describe_environment())
+
+    def prepare_folder(self) -> None:
+        """Remove what is left of steps after the checkpoint, which will be repeated; record the environment."""
+        if self.is_main_process:
+            truncate_after(self.folder.train_history, self.progress.step)
+            truncate_after(self.folder.eval_history, self.progress.step)
+            self.folder.clean_up()
+            write_json(self.folder.environment, describe_environment())
 
     def fit(self) -> None:
         """Run the remaining optimizer steps; log, evaluate, save and stop between them."""
