@@ -211,19 +211,24 @@ def test_cache_keeps_entries_in_use_and_what_is_not_its_own(tmp_path: Path, monk
     assert (tmp_path / "kind-0" / D).is_dir()  # this process uses it
 
 
+def before_next_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have another process act between opening and locking the next manifest."""
+    flock = fcntl.flock
+
+    def act_and_lock(file: BinaryIO, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        act()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", act_and_lock)
+
+
 def test_cache_entry_removed_after_it_was_found_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process removes the entry after this one opened its manifest, but before it locked it."""
     (entry,) = make_entries(tmp_path, A)
-    flock = fcntl.flock
-
-    def remove_first(file: BinaryIO, operation: int) -> None:
-        monkeypatch.setattr(fcntl, "flock", flock)
-        _remove_entry(entry)
-        flock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", remove_first)
+    before_next_lock(monkeypatch, lambda: _remove_entry(entry))
     get_or_create(entry, create, pytest.fail)
     assert (entry / "about.json").is_file()
 
@@ -233,15 +238,12 @@ def test_cache_entry_created_again_while_it_is_being_removed_is_kept(
 ) -> None:
     """A third process creates the entry again after this one opened the manifest that another process removed."""
     (entry,) = make_entries(tmp_path, A)
-    flock = fcntl.flock
 
-    def create_again_first(file: BinaryIO, operation: int) -> None:
-        monkeypatch.setattr(fcntl, "flock", flock)
+    def create_again() -> None:
         shutil.rmtree(entry)
         make_entries(tmp_path, A)
-        flock(file, operation)
 
-    monkeypatch.setattr(fcntl, "flock", create_again_first)
+    before_next_lock(monkeypatch, create_again)
     with pytest.raises(BlockingIOError):
         _remove_entry(entry)
     assert (entry / "a").is_file()

@@ -11,9 +11,9 @@ from bertcli.errors import UsageError
 from bertcli.finetuning.setup import set_up
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.claim import check_same_data, check_same_models
+from bertcli.runs.claim import check_same_models, check_same_sources
 from bertcli.runs.folder import RunFolder
-from bertcli.runs.members import hash_models, seed_folders
+from bertcli.runs.members import hash_start_models, seed_folders
 from bertcli.runs.results import RunResults
 
 
@@ -31,17 +31,12 @@ def has_same_files(recipes: Iterable[Recipe], results: RunResults, mirror: Path 
         RunFolderError: if a run that its model came from was trained again.
     """
     recipes = [*recipes]
-    _check_start_models(recipes, results)
+    check_same_models(Path(results.run), results.start_models, hash_start_models(recipes))
     files = join_fingerprints(source_fingerprint(recipe_task(recipe), mirror) for recipe in recipes)
     recorded = results.source_fingerprint
     if files is None and recorded is not None:
         console.say(f"note      the data of {results.run} are not here, so whether they have changed was not checked")
     return files in (None, recorded) or results.data_fingerprint is None
-
-
-def _check_start_models(recipes: Iterable[Recipe], results: RunResults) -> None:
-    names = (name for recipe in recipes for name in (recipe.model.name, recipe.training.teacher))
-    check_same_models(Path(results.run), results.start_models, hash_models(names))
 
 
 def join_fingerprints(fingerprints: Iterable[str | None]) -> str | None:
@@ -68,7 +63,6 @@ def check_finished_run(recipe: Recipe, run: Path, mirror: Path | None, *, compar
             results = RunFolder(folder).read_results()
         except UsageError:
             continue
-        if results is not None:
-            _check_start_models([recipe], results)
         if results is not None and (compare_rows or not has_same_files([recipe], results, mirror, console)):
-            check_same_data(folder, results, set_up(recipe, mirror).data_fingerprint)
+            setup = set_up(recipe, mirror)
+            check_same_sources(folder, results, setup.data_fingerprint, setup.start_models)

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ from bertcli.models.tokenizer_training import train_tokenizer
 from bertcli.recipe.load import recipe_task
 from bertcli.recipe.plan import Plan
 from bertcli.recipe.schema import Recipe
-from bertcli.runs.members import best_seed, hash_models
+from bertcli.runs.members import best_seed, hash_start_models
 from bertcli.tasks.task import Section, Task
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class FinetuneSetup:
             )
         return self._encoded[split]
 
-    @property
+    @cached_property
     def data_fingerprint(self) -> str:
         """The hashes of the encoded rows of all splits, the added tokens, and the gold values of the validation splits.
 
@@ -346,7 +346,7 @@ def set_up(recipe: Recipe, mirror: Path | None, warn: Callable[[str], None] = wa
     check_recipe(recipe, task)
     # Before they are read: if the files or models change in the meantime, the run is of the old ones.
     files = source_fingerprint(task, mirror)
-    start_models = hash_models([recipe.model.name, recipe.training.teacher])
+    start_models = hash_start_models([recipe])
     training_rows = load_training_rows(task, mirror)
     rows = hold_out_rows(task, training_rows) if task.holds_out_rows else {"train": training_rows}
     for split in ("validation", *task.splits.extra_validation):

@@ -280,7 +280,7 @@ class ModelSource:
             model = getattr(transformers, architecture)(config)
         head = f"AutoModel{architecture[architecture.find('For') :]}" if "For" in architecture else "AutoModel"
         if base.config.architectures != config.architectures or base.config.num_labels != config.num_labels:
-            head = "AutoModel"  # the adapter has a head of its own
+            head = "AutoModel"  # the adapter includes the head
         saved, missing, _ = base._load_weights(head, copy.deepcopy(base.config))
         if type(saved) is type(model):
             model.load_state_dict(saved.state_dict())

@@ -105,6 +105,18 @@ def claim_run(path: Path, recipe_text: str, *, overwrite: bool = False) -> RunCl
     return RunClaim(folder, recipe_text, can_resume=results is None, results=results)
 
 
+def check_same_sources(path: Path, results: RunResults, data_fingerprint: str, start_models: Mapping[str, str]) -> None:
+    """Check that neither the data nor the models that a finished run came from have changed since.
+
+    Args: as for `check_same_data` and `check_same_models`.
+
+    Raises:
+        RunFolderError: if they have.
+    """
+    check_same_data(path, results, data_fingerprint)
+    check_same_models(path, results.start_models, start_models)
+
+
 def check_same_data(path: Path, results: RunResults, data_fingerprint: str) -> None:
     """Check that the finished run in the folder `path` was trained on the data of today.
 
@@ -126,7 +138,7 @@ def check_same_models(path: Path, recorded: Mapping[str, str] | None, models: Ma
 
     Args:
         recorded: the hashes of the models at that time, by name; versions that recorded none are not compared.
-        models: the hashes of today, from `hash_models`; a model that is missing now is not compared.
+        models: the hashes of today, from `hash_start_models`; a model that is missing now is not compared.
 
     Raises:
         RunFolderError: if a model has changed.

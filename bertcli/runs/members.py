@@ -11,6 +11,7 @@ from pathlib import Path
 from bertcli.errors import UsageError
 from bertcli.files import MANIFEST
 from bertcli.recipe.member_names import SEED_NAME, fold_name, seed_name
+from bertcli.recipe.schema import Recipe
 from bertcli.runs.folder import RunFolder
 
 MAX_LISTED = 5  # maximum number of runs named in a message
@@ -86,12 +87,13 @@ def best_seed(name: str) -> str:
     return max(scores, key=lambda run: scores[run])
 
 
-def hash_models(names: Iterable[str | None]) -> dict[str, str]:
-    """Return the recorded hashes of the weights of the models of runs, by name, without reading the weights.
+def hash_start_models(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """Return hashes of the models that recipes start from or distill, by name, without reading the weights.
 
-    Models that are not those of a finished run have none.
+    They are recorded with the model of a finished run; other models have none.
     """
     hashes = {}
+    names = (name for recipe in recipes for name in (recipe.model.name, recipe.training.teacher))
     for name in filter(None, names):
         with suppress(UsageError, OSError, ValueError, TypeError, KeyError, AttributeError):
             run = Path(best_seed(name))

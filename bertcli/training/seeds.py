@@ -10,7 +10,7 @@ from accelerate import PartialState
 from bertcli.console import Console, format_seconds
 from bertcli.files import write_json
 from bertcli.reports.comparison import write_page
-from bertcli.runs.claim import check_same_data, check_same_models, claim_run
+from bertcli.runs.claim import check_same_sources, claim_run
 from bertcli.runs.folder import RunFolder
 from bertcli.runs.members import seed_folders, seed_run
 from bertcli.runs.results import RunResults, SeedScore, summarize_seeds
@@ -42,7 +42,7 @@ def train_seeds(
     for job in map(build_job, seeds):
         claim = claim_run(seed_run(parent.path, job.seed), recipe_text(job))
         if claim.results is not None:
-            _check_finished(claim.folder.path, claim.results, job)
+            check_same_sources(claim.folder.path, claim.results, job.data_fingerprint, job.start_models)
     each = []
     for seed in seeds:
         job = build_job(seed)
@@ -72,14 +72,10 @@ def check_resumable(seeds: Sequence[int], build_job: Callable[[int], Job], paren
         folder = RunFolder(path)
         results = folder.read_results()
         if results is not None:
-            _check_finished(path, results, build_job(seed))
+            job = build_job(seed)
+            check_same_sources(path, results, job.data_fingerprint, job.start_models)
         elif folder.checkpoints.is_dir():
             find_progress(build_job(seed), folder, console.warn)
-
-
-def _check_finished(path: Path, results: RunResults, job: Job) -> None:
-    check_same_data(path, results, job.data_fingerprint)
-    check_same_models(path, results.start_models, job.start_models)
 
 
 def log_scores(console: Console, results: RunResults, folder: RunFolder, model: str | None = None) -> None:

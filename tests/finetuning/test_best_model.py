@@ -32,6 +32,10 @@ from ..conftest import QUIET
 CALIBRATED = ("answers.calibrated=true", "task.metrics=[accuracy, log_loss, calibration_error]")
 
 
+def interrupt(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
 def predictions(run: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in Path(run, "predictions/validation.jsonl").read_text().splitlines()]
 
@@ -60,11 +64,8 @@ def test_run_stopped_after_its_calibration_ends_as_an_undisturbed_one(
     recipe = recipe_of(*CALIBRATED)
     expected = finetune(recipe, Path("undisturbed"), RunOptions(console=QUIET))
 
-    def stop(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(best_model_module, "PredictionLines", stop)
+        patch.setattr(best_model_module, "PredictionLines", interrupt)
         with pytest.raises(KeyboardInterrupt):
             finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert saved_temperature(Path("run/model")) is not None
@@ -126,11 +127,8 @@ def test_validation_rows_are_decoded_once_per_evaluation(name: str, monkeypatch:
     finetune(recipe, Path("run"), RunOptions(console=QUIET))
     assert decoded == [30, 30]
 
-    def stop(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "finalize", stop)
+        patch.setattr(trainer_module, "finalize", interrupt)
         with pytest.raises(KeyboardInterrupt):
             finetune(recipe, Path("resumed"), RunOptions(console=QUIET))
     finetune(recipe, Path("resumed"), RunOptions(console=QUIET))  # has only what is on the disk
