@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from bertcli.data.encoding import IGNORED_LABEL
+
 if TYPE_CHECKING:
     import torch
 
 MAX_REAL_FRACTION = 0.9  # on a CPU, batches with a larger fraction of real tokens run as fast with their padding
 SIZES_PER_OCTAVE = 16  # distinct token counts per power of two on a CPU, where each count compiles its own bf16 matmuls
-OutputTokens = Literal["all", "first", "targets"]
-"""The tokens whose last hidden states the head uses: all, the first of each sequence, or `target_positions`."""
+OutputTokens = Literal["all", "first", "targets", "labeled"]
+"""The tokens whose last hidden states the head uses: all, the first of each sequence, the `target_positions` of the
+batch, or those if it has any (the labeled tokens, in training) and otherwise all."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,19 @@ def build_token_index(
     )
 
 
+def labeled_tokens(batch: dict[str, torch.Tensor], *, on_cpu: bool) -> torch.Tensor:
+    """Return which tokens of a batch have a label, such as the first one of each word. [B, S]
+
+    On a CPU, a few others are included, which round their number up to one of `SIZES_PER_OCTAVE` sizes.
+    """
+    is_labeled = batch["labels"] != IGNORED_LABEL
+    if on_cpu:
+        num_more = _num_fill_tokens(int(is_labeled.sum()))
+        others = (~is_labeled & batch["attention_mask"].bool()).flatten().nonzero()[:num_more, 0]
+        is_labeled = is_labeled.flatten().index_fill(0, others, True).view_as(is_labeled)
+    return is_labeled
+
+
 def add_token_index(
     batch: dict[str, Any], output_tokens: OutputTokens, *, on_cpu: bool, has_local_attention: bool = False
 ) -> dict[str, Any]:
@@ -85,6 +101,8 @@ def add_token_index(
             sequences packed into a row.
         has_local_attention: whether tokens attend by their distance, so that none within a sequence can be dropped.
     """
+    if output_tokens == "labeled":
+        output_tokens = "targets" if "target_positions" in batch else "all"
     mask = batch["attention_mask"].numpy()
     mask = mask.reshape(-1, mask.shape[-1])
     is_packed = "position_ids" in batch

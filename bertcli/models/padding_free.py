@@ -3,7 +3,8 @@
 Forward hooks remove padding before an encoder's layers and restore it afterwards, so heads and saved weights remain
 those of transformers. This works for each family whose attention goes through the attention interface of transformers
 and whose layers do nothing else across positions; `FAMILIES` lists them. In some, the last layer is computed only for
-the tokens that the head uses: the first one for a classifier, the target positions for a masked language model.
+the tokens that the head uses: the first one for a classifier, the target positions for a masked language model and, in
+training, the labeled tokens for a tagger.
 Padding removal: ByteTransformer (Zhai et al. 2022, https://arxiv.org/abs/2210.03052), MosaicBERT (Portes et al. 2023,
 https://arxiv.org/abs/2312.17482).
 Shapes as in `bertcli.data.token_index`, and H hidden.
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from bertcli.data.token_index import OutputTokens
 from bertcli.models.big_bird_attention import reset_attention_type
 from bertcli.models.cpu_dropout import use_cpu_dropout
 from bertcli.models.deberta_attention import attend_in_one_precision, skip_unused_relative_positions
@@ -31,6 +33,7 @@ from bertcli.models.tokenizer_matching import first_position_id
 from bertcli.models.varlen_attention import ATTENTION, pad_input, varlen_attention_forward
 
 FIRST_TOKEN_MODELS = ("ForSequenceClassification", "ForMultipleChoice")
+TAGGERS = "ForTokenClassification"
 
 
 def optimize_forward(model: nn.Module, device: torch.device) -> None:
@@ -77,9 +80,9 @@ class PaddingFree:
 
     def __init__(self, model: nn.Module, encoders: list[PreTrainedModel]):
         families = [FAMILIES[encoder.config.model_type] for encoder in encoders]
-        self.output_tokens = "all"
+        self.output_tokens: OutputTokens = "all"
         if all(family.last_layer for family in families):
-            self.output_tokens = "first" if _uses_first_token(model) else getattr(model, "output_tokens", "all")
+            self.output_tokens = _output_tokens(model)
         self.has_local_attention = any(_layer_kinds(encoder) & {"sliding_attention"} for encoder in encoders)
         self.unpadded: Any = None  # `bertcli.data.token_index.TokenIndex`; None: the batch stays padded
         self.output_positions: Any = None  # `TokenIndex`; None: the last layer processes all tokens
@@ -186,10 +189,14 @@ class PaddingFree:
         return partial_forward(layer, self.output_positions.indices, attention, inputs)
 
 
-def _uses_first_token(model: Any) -> bool:
-    """Return whether the model's head uses only the first token of each sequence."""
+def _output_tokens(model: Any) -> OutputTokens:
+    """Return the tokens whose last hidden states the model's head uses."""
     pooling = getattr(getattr(model, "config", None), "classifier_pooling", "cls")
-    return type(model).__name__.endswith(FIRST_TOKEN_MODELS) and pooling in ("cls", "bos")
+    if type(model).__name__.endswith(FIRST_TOKEN_MODELS) and pooling in ("cls", "bos"):
+        return "first"
+    if type(model).__name__.endswith(TAGGERS):
+        return "labeled"
+    return getattr(model, "output_tokens", "all")
 
 
 def _bert_layer(

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 
-from bertcli.data.token_index import add_block_mask, add_token_index
+from bertcli.data.token_index import add_block_mask, add_token_index, labeled_tokens
 from bertcli.errors import UsageError
 from bertcli.malloc import retain_freed_memory
 from bertcli.recipe.schema import HardwareSection
@@ -130,20 +130,23 @@ def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device
     """Turn a batch into the inputs of `model` and move them to `device` without synchronizing.
 
     The mask `target_positions` [B, S] becomes the indices of its positions in the flattened batch [M]; `labels` are
-    reduced to those positions.
+    reduced to those positions. In training, the targets of a tagger are the labeled tokens.
     """
-    if "target_positions" in batch and "labels" in batch:  # on the CPU: indexing by a mask on a GPU synchronizes
-        batch = batch | {"labels": batch["labels"][batch["target_positions"]]}
     cpu_inputs: dict[str, Any] = {}
+    on_cpu = device.type == "cpu"
     task_model: Any = getattr(model, "module", model)
     if "task" in batch:  # a plain number, which the model reads without synchronizing
         cpu_inputs["task"] = int(batch["task"][0])
         batch = {name: value for name, value in batch.items() if name != "task"}
         task_model = task_model.models[cpu_inputs["task"]]
-    padding_free = getattr(task_model, "padding_free", None)
-    if padding_free is not None and "frozen_hidden_states" not in batch:
+    padding_free = None if "frozen_hidden_states" in batch else getattr(task_model, "padding_free", None)
+    is_tagger = padding_free is not None and padding_free.output_tokens == "labeled"
+    if is_tagger and task_model.training and "labels" in batch:
+        batch = batch | {"target_positions": labeled_tokens(batch, on_cpu=on_cpu)}
+    if "target_positions" in batch and "labels" in batch:  # on the CPU: indexing by a mask on a GPU synchronizes
+        batch = batch | {"labels": batch["labels"][batch["target_positions"]]}
+    if padding_free is not None:
         is_local = padding_free.has_local_attention
-        on_cpu = device.type == "cpu"
         batch = add_token_index(batch, padding_free.output_tokens, on_cpu=on_cpu, has_local_attention=is_local)
     elif "position_ids" in batch:
         batch = add_block_mask(batch)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from bertcli.data.encoding import IGNORED_LABEL, Encoded
 from bertcli.data.packing import PackedSequences
-from bertcli.data.token_index import add_token_index
+from bertcli.data.token_index import add_token_index, labeled_tokens
 from bertcli.models.cls_states import cls_hidden_states, record_cls_states
 from bertcli.models.freezing import encoder_layers
 from bertcli.models.from_pretrained import set_dropout
@@ -123,6 +123,58 @@ def test_padding_free_classifier_skips_padding_and_its_last_layer_other_tokens(
     assert first == [sum(lengths)]
     assert last == [len(lengths)]
     assert_same(padded, loss_and_gradients(model, batch))  # a plain batch still works
+
+
+@on_each_batch
+def test_padding_free_tagger_skips_tokens_without_a_label_in_the_last_layer_in_training(
+    family: str, on_cpu: bool, lengths: list[int]
+) -> None:
+    batch = encode(lengths, labels="tokens").batch(np.arange(len(lengths)))
+    batch["labels"].clamp_(max=1)
+    num_labeled = int((batch["labels"] != IGNORED_LABEL).sum())
+    padded = loss_and_gradients(build(family, "AutoModelForTokenClassification"), batch)
+    model = build(family, "AutoModelForTokenClassification")
+    optimize_forward(model, CPU)
+    model.train()
+    first, last = map(count_tokens, first_and_last_linear(model))
+    assert_same(padded, loss_and_gradients(model, prepare_batch(batch, model, CPU)))
+    assert (first, last) == ([sum(lengths)], [num_labeled])
+    targets = labeled_tokens(batch, on_cpu=on_cpu)
+    labeled = batch | {"target_positions": targets, "labels": batch["labels"][targets]}
+    assert_same(padded, loss_and_gradients(model, add_token_index(labeled, "labeled", on_cpu=on_cpu)))
+    model.eval()
+    unlabeled = {name: value for name, value in batch.items() if name != "labels"}
+    expected = build(family, "AutoModelForTokenClassification").eval()(**unlabeled).logits
+    for whole in (prepare_batch(unlabeled, model, CPU), prepare_batch(batch, model, CPU)):
+        whole.pop("labels", None)
+        is_token = batch["attention_mask"].bool()
+        assert torch.allclose(model(**whole).logits[is_token], expected[is_token], atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_without_any_label_trains_a_padding_free_tagger_on_nothing(family: str) -> None:
+    batch = encode(LENGTHS, labels="tokens").batch(np.arange(len(LENGTHS)))
+    batch["labels"].fill_(IGNORED_LABEL)
+    model = build(family, "AutoModelForTokenClassification")
+    optimize_forward(model, CPU)
+    inputs = prepare_batch(batch, model.train(), CPU)
+    labels = inputs.pop("labels")
+    logits = model(**inputs).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
+    loss.backward()
+    assert loss == 0
+    unused = {name for name, part in model.named_parameters() if part.grad is None}
+    assert not unused  # other processes wait for the gradients of all parameters
+    assert not any(part.grad.any() for part in model.parameters() if part.grad is not None)
+
+
+def test_labeled_tokens_on_a_cpu_are_rounded_up_to_few_sizes() -> None:
+    batch = encode([30] * 10, labels="tokens").batch(np.arange(10))
+    is_labeled = batch["labels"] != IGNORED_LABEL
+    rounded = labeled_tokens(batch, on_cpu=True)
+    assert (int(is_labeled.sum()), int(rounded.sum())) == (99, 100)
+    assert not (is_labeled & ~rounded).any()
+    assert torch.equal(labeled_tokens(batch, on_cpu=False), is_labeled)
 
 
 @on_each_batch
@@ -235,6 +287,7 @@ def test_masked_tokens_are_skipped_only_if_their_output_is_unused(family: str) -
     assert_same(padded, loss_and_gradients(model, prepared))
     tagger = build(family, "AutoModelForTokenClassification")
     optimize_forward(tagger, CPU)
+    del batch["labels"]
     assert "unpadded" not in prepare_batch(batch, tagger, CPU)
 
 
