@@ -25,7 +25,6 @@ from bertcli.errors import UsageError, quoted
 from bertcli.files import (
     MANIFEST,
     file_lock,
-    fsync,
     manifest_problem,
     named_in_errors,
     temporary_path,
@@ -184,7 +183,6 @@ def _filled_folder(folder: Path, create: Callable[[Path], None], *, verify_all: 
         with named_in_errors(folder):
             create(tmp)
             write_manifest(tmp, sampled=not verify_all)
-            fsync(*tmp.rglob("*"), tmp)  # a power loss must not leave parts empty that the sample does not cover
         yield tmp
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

@@ -11,7 +11,9 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ MAX_HASHED_BYTES = 256 * MEGABYTE  # of several data files: half a second to rea
 MIN_SAMPLED_BYTES = 16 * MEGABYTE  # the hash of a sample covers smaller files entirely
 SAMPLED_SHARE = 0.01  # and at least this share of larger ones, which takes 0.1 s or less per gigabyte
 SAMPLE_BYTES = 1 << 16  # of each part of the sample; damage that spans 7 MB is certain to be noticed
+NUM_SAVING_THREADS = 4  # some wait for the disk while others hash
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # raised on file systems that do not support locking
 
@@ -241,17 +244,24 @@ def is_device(path: Path) -> bool:
 def write_manifest(folder: Path, *, sampled: bool = False) -> None:
     """Write `manifest.json` in `folder`, with the size and hash of each file in the folder and its subfolders.
 
-    The files get the permissions of new ones, which follow the umask: safetensors writes files that only their owner
-    can read.
+    All of them are flushed to disk, while they are hashed. They get the permissions of new files, which follow the
+    umask: safetensors writes files that only their owner can read.
 
     Args:
         sampled: hash only a sample of each large file, in parts that are spread evenly over the file.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = {name: _fingerprint(path, sampled=sampled) for name, path in files.items() if name != MANIFEST}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    for path in files.values():
+    paths = [path for path in sorted(folder.rglob("*")) if path != folder / MANIFEST]
+    files = [path for path in paths if path.is_file()]
+    for path in files:
         path.chmod(path.parent.stat().st_mode & 0o666)
+    with ThreadPoolExecutor(NUM_SAVING_THREADS) as pool:
+        flushes = [pool.submit(fsync, path) for path in paths]
+        fingerprints = pool.map(partial(_fingerprint, sampled=sampled), files)
+        manifest = {path.relative_to(folder).as_posix(): part for path, part in zip(files, fingerprints, strict=True)}
+        for flush in flushes:
+            flush.result()
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    fsync(folder / MANIFEST, folder)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -68,3 +69,25 @@ def test_umask_sets_the_permissions_of_what_is_written_atomically(umask: int, of
     paths += [Path(name) for name in ("cache", "cache/entry", "cache/entry/inner")]
     modes = {str(path): path.stat().st_mode & 0o777 for path in paths}
     assert modes == {str(path): of_folders if path.is_dir() else of_files for path in paths}
+
+
+def test_manifest_and_all_that_it_lists_are_flushed_to_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    write_manifest(folder)
+    names = ("a.txt", "inner", "inner/b.txt", "manifest.json", "")
+    assert sorted(flushed) == sorted((folder / name).resolve() for name in names)
+    assert flushed[-2:] == [(folder / "manifest.json").resolve(), folder.resolve()]
+
+
+def test_manifest_is_not_written_if_a_file_cannot_be_flushed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / "manifest.json").read_text()
+    (folder / "a.txt").write_text("c")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_manifest(folder)
+    assert (folder / "manifest.json").read_text() == before

@@ -81,7 +81,6 @@ def save_checkpoint(
         torch.save(rng_states, tmp / "random.pt")
         write_json(tmp / "progress.json", asdict(progress))
         write_manifest(tmp)
-        fsync(*tmp.iterdir(), tmp)
         replace_folder(tmp, target)
         fsync(folder)
     except BaseException:

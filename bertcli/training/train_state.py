@@ -169,7 +169,6 @@ class TrainState:
         self._job.save_model(module, folder)
         write_manifest(folder)
         self.progress.best_model = hash_files({MANIFEST: folder / MANIFEST})
-        fsync(*folder.rglob("*"), folder)
 
     def publish_model(self) -> None:
         """Replace `model/` with the model of the best step if that is not published yet; for the main process."""
