@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_REAL_FRACTION = 0.9  # on a CPU, batches with a larger fraction of real tokens run as fast with their padding
 SIZES_PER_OCTAVE = 16  # distinct token counts per power of two on a CPU, where each count compiles its own bf16 matmuls
+MIN_OUTPUT_TOKENS = 2  # `torch.compile` compiles 0 and 1 separately
 OutputTokens = Literal["all", "first", "targets", "labeled"]
 """The tokens whose last hidden states the head uses: all, the first of each sequence, the `target_positions` of the
 batch, or those if it has any (the labeled tokens, in training) and otherwise all."""
@@ -79,14 +80,14 @@ def build_token_index(
 def labeled_tokens(batch: dict[str, torch.Tensor], *, on_cpu: bool) -> torch.Tensor:
     """Return which tokens of a batch have a label, such as the first one of each word. [B, S]
 
-    On a CPU, a few others are included, which round their number up to one of `SIZES_PER_OCTAVE` sizes.
+    Others are included if there are fewer than `MIN_OUTPUT_TOKENS`, and, on a CPU, to round their number up to one of
+    `SIZES_PER_OCTAVE` sizes.
     """
     is_labeled = batch["labels"] != IGNORED_LABEL
-    if on_cpu:
-        num_more = _num_fill_tokens(int(is_labeled.sum()))
-        others = (~is_labeled & batch["attention_mask"].bool()).flatten().nonzero()[:num_more, 0]
-        is_labeled = is_labeled.flatten().index_fill(0, others, True).view_as(is_labeled)
-    return is_labeled
+    num_labeled = int(is_labeled.sum())
+    num_more = max(_num_fill_tokens(num_labeled) if on_cpu else 0, MIN_OUTPUT_TOKENS - num_labeled)
+    others = (~is_labeled & batch["attention_mask"].bool()).flatten().nonzero()[:num_more, 0]
+    return is_labeled.flatten().index_fill(0, others, True).view_as(is_labeled)
 
 
 def add_token_index(

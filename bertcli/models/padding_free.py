@@ -115,6 +115,7 @@ class PaddingFree:
     def _end(self, _: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         """Mask the span logits of padding, which were not computed and must not compete with those of real tokens."""
         mask, self.unpadded, self.output_positions, self._mask = self._mask, None, None, None
+        self._is_full = False  # models of several tasks share the encoder, and so its hooks
         if mask is not None and "start_logits" in (outputs or ()):
             for name in ("start_logits", "end_logits"):
                 outputs[name] = outputs[name].masked_fill(mask == 0, torch.finfo(outputs[name].dtype).min)
@@ -129,7 +130,8 @@ class PaddingFree:
         inputs = _bind(encoder, args, inputs)
         mask = None if self._is_full or self.unpadded is not None else inputs.get("attention_mask")
         kinds = _layer_kinds(encoder)
-        if "sliding_attention" in kinds:
+        # The hook of another task's model on the same encoder may have made one mask per kind already.
+        if "sliding_attention" in kinds and not isinstance(mask, dict):
             if mask is not None and mask.dim() == 2:
                 mask = mask.bool()[:, None, None]
             mask = dict.fromkeys(kinds, mask)

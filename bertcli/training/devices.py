@@ -130,7 +130,7 @@ def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device
     """Turn a batch into the inputs of `model` and move them to `device` without synchronizing.
 
     The mask `target_positions` [B, S] becomes the indices of its positions in the flattened batch [M]; `labels` are
-    reduced to those positions. In training, the targets of a tagger are the labeled tokens.
+    reduced to those positions. In training on a single task, the targets of a tagger are the labeled tokens.
     """
     cpu_inputs: dict[str, Any] = {}
     on_cpu = device.type == "cpu"

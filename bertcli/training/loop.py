@@ -68,9 +68,10 @@ def train_steps(
     Raises:
         torch.OutOfMemoryError: if a micro-batch does not fit in memory, and halving it is disabled or impossible.
     """
-    parameters = list(model.parameters())
+    parameters, modules = list(model.parameters()), list(model.modules())
     for step, batch in enumerate(batches, start=start_step):
-        if not model.training:  # an evaluation between two steps has left it in eval mode
+        # Parts of it are in evaluation mode when they were loaded, and after they were evaluated between two steps.
+        if not all(module.training for module in modules):
             model.train()
         learning_rate = learning_rate_at(step)
         for group in optimizer.param_groups:

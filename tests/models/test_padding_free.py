@@ -20,6 +20,7 @@ from bertcli.models.freezing import encoder_layers
 from bertcli.models.from_pretrained import set_dropout
 from bertcli.models.padding_free import FAMILIES as SUPPORTED
 from bertcli.models.padding_free import optimize_forward
+from bertcli.models.shared_encoder import SharedEncoder
 from bertcli.models.sparse_prediction import SparsePrediction
 from bertcli.models.tokenizer_matching import first_position_id
 from bertcli.models.varlen_attention import varlen_attention_forward
@@ -175,6 +176,8 @@ def test_labeled_tokens_on_a_cpu_are_rounded_up_to_few_sizes() -> None:
     assert (int(is_labeled.sum()), int(rounded.sum())) == (99, 100)
     assert not (is_labeled & ~rounded).any()
     assert torch.equal(labeled_tokens(batch, on_cpu=False), is_labeled)
+    batch["labels"].fill_(IGNORED_LABEL)
+    assert int(labeled_tokens(batch, on_cpu=False).sum()) == 2
 
 
 @on_each_batch
@@ -303,6 +306,26 @@ def test_fill_tokens_on_a_cpu_round_the_token_count_up_and_change_no_result(fami
     first, _ = map(count_tokens, first_and_last_linear(model))
     assert_same(padded, loss_and_gradients(model, add_token_index(batch, output_tokens, on_cpu=True)))
     assert (sum(lengths), first) == (133, [136])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_batch_of_one_task_does_not_change_the_padded_batch_of_another(family: str) -> None:
+    shared = SharedEncoder(
+        [build(family, f"AutoModelFor{kind}Classification").eval() for kind in ("Token", "Sequence")]
+    )
+    optimize_forward(shared, CPU)
+    full = encode([6] * 12, labels="items").batch(np.arange(12))
+    padded = encode([6] * 12 + [3], labels="items").batch(np.arange(13))  # so little padding that it stays
+    outputs = []
+    for batches in ([padded], [full, padded]):
+        for batch in batches:
+            task = torch.full((len(batch["input_ids"]),), int(batch is padded))
+            inputs = prepare_batch(
+                {name: batch[name] for name in ("input_ids", "attention_mask")} | {"task": task}, shared, CPU
+            )
+            logits = shared(**inputs).logits
+        outputs.append(logits)
+    assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

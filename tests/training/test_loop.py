@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from torch.nn.parallel import DistributedDataParallel
 
 from bertcli.data.batching import training_batches
 from bertcli.data.encoding import Encoded, encode_texts
@@ -104,6 +106,36 @@ def test_gradient_clipping_changes_the_step(encoder: Path) -> None:
     _, unclipped = train_model(encoder, 13, num_steps=1, max_grad_norm=None)
     assert records[0].grad_norm > 1e-3
     assert not all(torch.equal(value, unclipped.get_parameter(name)) for name, value in clipped.named_parameters())
+
+
+@pytest.mark.parametrize("wraps", [torch.nn.Sequential, DistributedDataParallel])
+def test_every_part_of_the_model_is_in_training_mode_in_each_step(
+    encoder: Path, wraps: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The wrapper itself stays in training mode when the model in it was loaded or evaluated.
+    monkeypatch.setattr(torch.nn.Sequential, "forward", lambda self, **inputs: self[0](**inputs))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = build_model(encoder)
+        assert not model.training
+        wrapper = wraps(model)
+        accelerator = Accelerator(cpu=True)
+        optimizer = accelerator.prepare_optimizer(
+            build_optimizer(model, learning_rate=1e-3, weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
+        )
+        batches = training_batches(
+            encode_rows(encoder), global_batch_size=13, micro_batch_size=13, seed=1, start_step=0, total_steps=4
+        )
+        modes: list[bool] = []
+        model.register_forward_pre_hook(lambda *_: modes.extend(part.training for part in model.modules()))
+        for record in train_steps(
+            accelerator, wrapper, optimizer, lambda step: 1e-3, batches, build_loss(HEAD), max_grad_norm=1.0
+        ):
+            assert modes
+            assert all(modes)
+            (model if record.step % 2 else model.base_model).eval()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_weight_decay_excludes_biases_and_normalization(encoder: Path) -> None:
