@@ -22,7 +22,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from bertcli.data.token_index import OutputTokens
 from bertcli.models.big_bird_attention import reset_attention_type
 from bertcli.models.cpu_dropout import use_cpu_dropout
 from bertcli.models.deberta_attention import attend_in_one_precision, skip_unused_relative_positions
@@ -80,7 +79,7 @@ class PaddingFree:
 
     def __init__(self, model: nn.Module, encoders: list[PreTrainedModel]):
         families = [FAMILIES[encoder.config.model_type] for encoder in encoders]
-        self.output_tokens: OutputTokens = "all"
+        self.output_tokens = "all"  # `bertcli.data.token_index.OutputTokens`
         if all(family.last_layer for family in families):
             self.output_tokens = _output_tokens(model)
         self.has_local_attention = any(_layer_kinds(encoder) & {"sliding_attention"} for encoder in encoders)
@@ -191,8 +190,8 @@ class PaddingFree:
         return partial_forward(layer, self.output_positions.indices, attention, inputs)
 
 
-def _output_tokens(model: Any) -> OutputTokens:
-    """Return the tokens whose last hidden states the model's head uses."""
+def _output_tokens(model: Any) -> str:
+    """Return the tokens whose last hidden states the model's head uses, as `bertcli.data.token_index.OutputTokens`."""
     pooling = getattr(getattr(model, "config", None), "classifier_pooling", "cls")
     if type(model).__name__.endswith(FIRST_TOKEN_MODELS) and pooling in ("cls", "bos"):
         return "first"
