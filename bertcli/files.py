@@ -244,8 +244,9 @@ def is_device(path: Path) -> bool:
 def write_manifest(folder: Path, *, sampled: bool = False) -> None:
     """Write `manifest.json` in `folder`, with the size and hash of each file in the folder and its subfolders.
 
-    All of them are flushed to disk, while they are hashed. They get the permissions of new files, which follow the
-    umask: safetensors writes files that only their owner can read.
+    All of them are flushed to disk, while they are hashed: a power loss must not leave parts empty that a sample does
+    not cover. They get the permissions of new files, which follow the umask: safetensors writes files that only their
+    owner can read.
 
     Args:
         sampled: hash only a sample of each large file, in parts that are spread evenly over the file.

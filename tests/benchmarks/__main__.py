@@ -27,7 +27,7 @@ from tests.benchmarks import (
     scaling,
     search,
 )
-from tests.benchmarks.measure import run_in_process
+from tests.benchmarks.measure import ALL, run_in_process
 
 TOPICS = (
     "finetuning",
@@ -45,10 +45,12 @@ TOPICS = (
 def main() -> None:
     """Run the selected benchmarks; all by default."""
     parser = argparse.ArgumentParser(prog="bench")
-    parser.add_argument("topics", nargs="*", choices=(*TOPICS, "search"), default=TOPICS)
+    parser.add_argument("topics", nargs="*", choices=(*TOPICS, "search", ALL), default=ALL)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=20, help="of `search`, which is not run by default")
     arguments = parser.parse_args()
+    if ALL in arguments.topics:
+        arguments.topics = [*TOPICS]
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

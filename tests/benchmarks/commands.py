@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.measure import ALL
+
 
 @dataclass(frozen=True)
 class Command:
@@ -55,11 +57,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="commands")
     parser.add_argument("mirror", type=Path)
     parser.add_argument("model", type=Path)
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", choices=[*COMMANDS, ALL], default=ALL)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     table = Table("command", "bertcli, wall s", "peer, wall s", "speedup", "min", "max", "CPU s")
-    for name in arguments.names or COMMANDS:
+    for name in COMMANDS if ALL in arguments.names else arguments.names:
         with tempfile.TemporaryDirectory() as folder:
             table.add_row(name, *_compare(COMMANDS[name], arguments, Path(folder)))
     Console(width=120).print(table)

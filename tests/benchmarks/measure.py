@@ -20,6 +20,8 @@ from rich.table import Table
 
 from bertcli.training.devices import cpu_computes_bf16
 
+ALL = "all"  # default of a program's arguments: a string, since argparse checks a list against the choices as a whole
+
 
 @dataclass(frozen=True)
 class Contender:
