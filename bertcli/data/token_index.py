@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_REAL_FRACTION = 0.9  # on a CPU, batches with a larger fraction of real tokens run as fast with their padding
-SIZES_PER_OCTAVE = 16  # distinct token counts per power of two on a CPU, where each count compiles its own bf16 matmuls
+SIZES_PER_OCTAVE = 16  # distinct token counts per power of two, where each count compiles its own matrix products
 MIN_OUTPUT_TOKENS = 2  # `torch.compile` compiles 0 and 1 separately
 OutputTokens = Literal["all", "first", "targets", "labeled"]
 """The tokens whose last hidden states the head uses: all, the first of each sequence, the `target_positions` of the
@@ -77,21 +77,29 @@ def build_token_index(
     )
 
 
-def labeled_tokens(batch: dict[str, torch.Tensor], *, on_cpu: bool) -> torch.Tensor:
-    """Return which tokens of a batch have a label, such as the first one of each word. [B, S]
+def labeled_tokens(batch: dict[str, torch.Tensor], *, round_up: bool) -> torch.Tensor:
+    """Return which tokens of a batch have a label: the masked ones, or the first one of each word. [B, S]
 
-    Others are included if there are fewer than `MIN_OUTPUT_TOKENS`, and, on a CPU, to round their number up to one of
+    Others are included if there are fewer than `MIN_OUTPUT_TOKENS`, and to `round_up` their number to one of
     `SIZES_PER_OCTAVE` sizes.
     """
     is_labeled = batch["labels"] != IGNORED_LABEL
     num_labeled = int(is_labeled.sum())
-    num_more = max(_num_fill_tokens(num_labeled) if on_cpu else 0, MIN_OUTPUT_TOKENS - num_labeled)
-    others = (~is_labeled & batch["attention_mask"].bool()).flatten().nonzero()[:num_more, 0]
-    return is_labeled.flatten().index_fill(0, others, True).view_as(is_labeled)
+    num_more = max(_num_fill_tokens(num_labeled) if round_up else 0, MIN_OUTPUT_TOKENS - num_labeled)
+    others = ~is_labeled
+    if (mask := batch["attention_mask"]).shape == others.shape:  # the labels of a decoder have another length
+        others &= mask.bool()
+    chosen = others.flatten().nonzero()[:num_more, 0]
+    return is_labeled.flatten().index_fill(0, chosen, True).view_as(is_labeled)
 
 
 def add_token_index(
-    batch: dict[str, Any], output_tokens: OutputTokens, *, on_cpu: bool, has_local_attention: bool = False
+    batch: dict[str, Any],
+    output_tokens: OutputTokens,
+    *,
+    on_cpu: bool,
+    round_up: bool = False,
+    has_local_attention: bool = False,
 ) -> dict[str, Any]:
     """Return the batch with the inputs of a padding-free model: `unpadded`, `output_positions` and `is_full`.
 
@@ -100,6 +108,7 @@ def add_token_index(
     Args:
         batch: collated tensors. `attention_mask` [B, S] (or [B, K, S]) is 0 for padding; other numbers distinguish the
             sequences packed into a row.
+        round_up: include padding to round the number of unpadded tokens up to one of `SIZES_PER_OCTAVE` sizes.
         has_local_attention: whether tokens attend by their distance, so that none within a sequence can be dropped.
     """
     if output_tokens == "labeled":
@@ -118,7 +127,7 @@ def add_token_index(
     order, sequence_ids = np.arange(mask.size), np.repeat(np.arange(len(mask)), mask.shape[1])
     if unpads:
         order, sequence_ids = _real_tokens(mask)
-        padding = np.flatnonzero(mask.ravel() == 0)[: _num_fill_tokens(len(order))] if on_cpu else None
+        padding = np.flatnonzero(mask.ravel() == 0)[: _num_fill_tokens(len(order))] if round_up else None
         batch = batch | {"unpadded": build_token_index(order, sequence_ids, int(sequence_ids[-1]) + 1, padding)}
     if output_tokens == "all":
         return batch

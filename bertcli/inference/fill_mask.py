@@ -22,7 +22,7 @@ from bertcli.models.padding_free import optimize_forward
 from bertcli.models.sparse_prediction import SparsePrediction
 from bertcli.models.tokenizer_matching import is_padding_sensitive, match_tokenizer, max_input_length
 from bertcli.recipe.schema import HardwareSection
-from bertcli.training.devices import build_accelerator, pad_to_multiple_of, prepare_batch
+from bertcli.training.devices import build_accelerator, compiles_each_size, pad_to_multiple_of, prepare_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,7 +122,9 @@ class MaskFiller:
         is_mask = batch["input_ids"] == self.tokenizer.mask_token_id
         text_indices = is_mask.nonzero()[:, 0]  # [M]
         with torch.inference_mode():
-            inputs = prepare_batch(batch | {"target_positions": is_mask}, self.model, self.accelerator.device)
+            batch = batch | {"target_positions": is_mask}
+            round_up = compiles_each_size(self.accelerator)
+            inputs = prepare_batch(batch, self.model, self.accelerator.device, round_up=round_up)
             probabilities = self.model(**inputs).logits[:, : len(self.tokenizer)].float().softmax(-1)  # [M, V]
             top = probabilities.topk(min(self.top_k, probabilities.shape[-1]))  # [M, K]
         predictions: list[list[TokenPredictions]] = [[] for _ in range(len(batch["input_ids"]))]

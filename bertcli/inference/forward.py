@@ -20,7 +20,7 @@ from bertcli.data.encoding import Encoded
 from bertcli.errors import TrainingError
 from bertcli.heads.base import Head
 from bertcli.models.tokenizer_matching import is_padding_sensitive, min_sequence_length
-from bertcli.training.devices import pad_to_multiple_of, prepare_batch
+from bertcli.training.devices import compiles_each_size, pad_to_multiple_of, prepare_batch
 from bertcli.training.fsdp import local_batches
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def compute_logits(
     with torch.inference_mode():
         for items, counts in local_batches(batches, accelerator, model) if is_shared else zip(batches, repeat(True)):
             batch = encoded.batch(items, multiple_of if encoded.lengths[items].max() >= min_length else min_length)
-            inputs = prepare_batch(batch, model, accelerator.device)
+            inputs = prepare_batch(batch, model, accelerator.device, round_up=compiles_each_size(accelerator))
             labels = inputs.pop("labels", None)
             with accelerator.autocast():  # Accelerate wraps only whole models in autocast, not submodules
                 outputs = model(**inputs)

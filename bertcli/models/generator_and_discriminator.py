@@ -1,6 +1,6 @@
 """ELECTRA pretraining: a generator and a discriminator with shared embeddings.
 
-Shapes: B sequences in a batch, S length of its longest sequence, M masked tokens in a batch, V vocabulary.
+Shapes: B sequences in a batch, S length of its longest sequence, M tokens that the generator predicts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bertcli.models.sparse_prediction import SparsePrediction
 class GeneratorAndDiscriminatorOutput:
     """The logits of both models; `in` looks up field names, as for model outputs of transformers."""
 
-    logits: torch.Tensor  # [M, V] the generator's, for the masked tokens
+    logits: torch.Tensor  # [M, V] the generator's
     discriminator_logits: torch.Tensor  # [B, S]
     is_replaced: torch.Tensor  # [B, S] whether the generator's token differs from the original
     attention_mask: torch.Tensor  # [B, S]
@@ -44,6 +44,7 @@ class GeneratorAndDiscriminator(torch.nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         original_ids: torch.Tensor,
+        is_masked: torch.Tensor,
         target_positions: torch.Tensor,
         **inputs: torch.Tensor,
     ) -> GeneratorAndDiscriminatorOutput:
@@ -52,7 +53,9 @@ class GeneratorAndDiscriminator(torch.nn.Module):
         Args:
             input_ids: [B, S] with masked tokens.
             original_ids: [B, S] before masking.
-            target_positions: [M] positions of the masked tokens in the flattened `input_ids`.
+            is_masked: [B, S] whether a token is masked, so that the generator replaces it.
+            target_positions: [M] positions in the flattened `input_ids` for which the generator computes logits: at
+                least those of the masked tokens.
         """
         logits = self.generator(
             target_positions=target_positions, input_ids=input_ids, attention_mask=attention_mask, **inputs
@@ -61,7 +64,7 @@ class GeneratorAndDiscriminator(torch.nn.Module):
         if len(logits):  # short texts may have no masked token
             samples = torch.distributions.Categorical(logits=logits.detach().float(), validate_args=False).sample()
             sampled_ids = sampled_ids.index_copy(0, target_positions, samples)
-        sampled_ids = sampled_ids.view_as(original_ids)
+        sampled_ids = sampled_ids.view_as(original_ids).where(is_masked, original_ids)
         discriminator_logits = self.discriminator(input_ids=sampled_ids, attention_mask=attention_mask, **inputs).logits
         is_replaced = sampled_ids != original_ids
         return GeneratorAndDiscriminatorOutput(logits, discriminator_logits, is_replaced, attention_mask)

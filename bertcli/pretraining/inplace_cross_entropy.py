@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from bertcli.data.encoding import IGNORED_LABEL
+
 MAX_CHUNK_LOGITS = 2**22  # 16 MB in fp32: small enough for a CPU's cache, large enough to keep a GPU busy
 
 
 def inplace_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Compute the cross-entropy of the `labels` [M], summed over the tokens, in fp32.
 
-    If the `logits` [M, V] require a gradient, they are overwritten: do not use them afterwards.
+    Tokens whose label is `IGNORED_LABEL` do not count. If the `logits` [M, V] require a gradient, they are overwritten:
+    do not use them afterwards.
     """
     loss: torch.Tensor = _InplaceCrossEntropy.apply(logits, labels)
     return loss
@@ -29,18 +32,22 @@ class _InplaceCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         buffer = logits.detach()
         chunk_size = max(1, MAX_CHUNK_LOGITS // logits.shape[-1])
+        is_target = (labels != IGNORED_LABEL)[:, None]
+        label_ids = labels.clamp(min=0)[:, None]
         total = logits.new_zeros((), dtype=torch.float32)
-        for chunk, chunk_labels in zip(buffer.split(chunk_size), labels[:, None].split(chunk_size), strict=True):
+        for chunk, ids, counts in zip(
+            buffer.split(chunk_size), label_ids.split(chunk_size), is_target.split(chunk_size), strict=True
+        ):
             log_probs = torch.log_softmax(chunk, -1, dtype=torch.float32)
-            total -= log_probs.gather(-1, chunk_labels).sum()
+            total -= (log_probs.gather(-1, ids) * counts).sum()
             if ctx.needs_input_grad[0]:  # the gradient is softmax(logits) - one_hot(labels)
                 chunk.copy_(log_probs.exp_())
-                chunk.scatter_add_(-1, chunk_labels, chunk.new_full(chunk_labels.shape, -1.0))
-        ctx.save_for_backward(buffer)
+                chunk.scatter_add_(-1, ids, chunk.new_full(ids.shape, -1.0))
+        ctx.save_for_backward(buffer, is_target)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (grad_logits,) = ctx.saved_tensors
-        return grad_logits.mul_(grad_output), None
+        grad_logits, is_target = ctx.saved_tensors
+        return grad_logits.mul_(grad_output * is_target), None

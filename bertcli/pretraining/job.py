@@ -34,7 +34,7 @@ from bertcli.recipe.schema import HardwareSection
 from bertcli.runs.environment import describe_environment
 from bertcli.runs.model_card import build_pretraining_card
 from bertcli.runs.results import EvalResults, RunResults
-from bertcli.training.devices import build_accelerator, pad_to_multiple_of, prepare_batch
+from bertcli.training.devices import build_accelerator, compiles_each_size, pad_to_multiple_of, prepare_batch
 from bertcli.training.fsdp import local_batches
 from bertcli.training.job import Evaluation, Job, OnBatch
 from bertcli.training.loop import Loss
@@ -139,7 +139,7 @@ class PretrainJob(Job):
             torch.manual_seed(EVAL_SEED)
             for items, counts in local_batches(batches, accelerator, model):
                 batch = held_out.batch(items, multiple_of)
-                inputs = prepare_batch(batch, model, accelerator.device)
+                inputs = prepare_batch(batch, model, accelerator.device, round_up=compiles_each_size(accelerator))
                 targets = {name: inputs.pop(name) for name in held_out.num_targets if name in inputs}
                 for name, sum_and_number in objective.score_batch(model(**inputs), targets).items():
                     sums[name] = sums.get(name, np.zeros(2)) + np.asarray(sum_and_number) * counts

@@ -190,10 +190,11 @@ class TokenObjective(Objective):
         from torch.nn import functional
 
         logits, labels = _token_logits(outputs), targets["labels"]
-        loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
+        loss = functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED_LABEL)
+        num_labels = int((labels != IGNORED_LABEL).sum())
         return {
-            "loss": (float(loss), len(labels)),
-            "accuracy": (float((logits.argmax(-1) == labels).sum()), len(labels)),
+            "loss": (float(loss), num_labels),
+            "accuracy": (float((logits.argmax(-1) == labels).sum()), num_labels),
         }
 
 

@@ -35,9 +35,11 @@ class ReplacedTokenTargets(TokenTargets):
         return super().num_targets | {ALL_TOKENS: int(self.num_tokens.sum())}
 
     def batch(self, items: np.ndarray, multiple_of: int = 1) -> dict[str, torch.Tensor]:
-        """Collate masked inputs, labels and original token ids. [B, S]"""
+        """Collate masked inputs, labels, original token ids and which tokens are masked. [B, S]"""
         tensors = super().batch(items, multiple_of)
-        return tensors | {"original_ids": tensors["labels"].where(tensors["target_positions"], tensors["input_ids"])}
+        is_masked = tensors["target_positions"]
+        original_ids = tensors["labels"].where(is_masked, tensors["input_ids"])
+        return tensors | {"original_ids": original_ids, "is_masked": is_masked}
 
 
 class ReplacedTokenDetection(MaskedLM):

@@ -126,11 +126,16 @@ def choose_num_threads(
     return min(available, max(1, round(flops / FLOPS_PER_THREAD)))
 
 
-def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device: torch.device) -> dict[str, Any]:
+def prepare_batch(
+    batch: dict[str, torch.Tensor], model: torch.nn.Module, device: torch.device, *, round_up: bool = False
+) -> dict[str, Any]:
     """Turn a batch into the inputs of `model` and move them to `device` without synchronizing.
 
     The mask `target_positions` [B, S] becomes the indices of its positions in the flattened batch [M]; `labels` are
     reduced to those positions. In training on a single task, the targets of a tagger are the labeled tokens.
+
+    Args:
+        round_up: whether numbers of tokens are rounded up (`compiles_each_size`), by padding and targets without label.
     """
     cpu_inputs: dict[str, Any] = {}
     on_cpu = device.type == "cpu"
@@ -140,14 +145,19 @@ def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device
         batch = {name: value for name, value in batch.items() if name != "task"}
         task_model = task_model.models[cpu_inputs["task"]]
     padding_free = None if "frozen_hidden_states" in batch else getattr(task_model, "padding_free", None)
-    is_tagger = padding_free is not None and padding_free.output_tokens == "labeled"
-    if is_tagger and task_model.training and "labels" in batch:
-        batch = batch | {"target_positions": labeled_tokens(batch, on_cpu=on_cpu)}
+    is_tagger = padding_free is not None and padding_free.output_tokens == "labeled" and task_model.training
+    if "labels" in batch and (is_tagger or (round_up and "target_positions" in batch)):
+        batch = batch | {"target_positions": labeled_tokens(batch, round_up=round_up)}
     if "target_positions" in batch and "labels" in batch:  # on the CPU: indexing by a mask on a GPU synchronizes
         batch = batch | {"labels": batch["labels"][batch["target_positions"]]}
     if padding_free is not None:
-        is_local = padding_free.has_local_attention
-        batch = add_token_index(batch, padding_free.output_tokens, on_cpu=on_cpu, has_local_attention=is_local)
+        batch = add_token_index(
+            batch,
+            padding_free.output_tokens,
+            on_cpu=on_cpu,
+            round_up=round_up,
+            has_local_attention=padding_free.has_local_attention,
+        )
     elif "position_ids" in batch:
         batch = add_block_mask(batch)
     if "is_full" in batch:
@@ -157,6 +167,11 @@ def prepare_batch(batch: dict[str, torch.Tensor], model: torch.nn.Module, device
     if device.type == "cuda":  # only copies from pinned memory are asynchronous
         batch = {name: value.pin_memory() for name, value in batch.items()}
     return cpu_inputs | {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def compiles_each_size(accelerator: Accelerator) -> bool:
+    """Return whether matrix products are compiled for each number of tokens: those in bf16 on a CPU, by oneDNN."""
+    return accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
 
 
 def pad_to_multiple_of(accelerator: Accelerator) -> int:

@@ -13,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch.nn.utils import get_total_norm
 
 from bertcli.data.batching import GlobalBatch
-from bertcli.training.devices import prepare_batch
+from bertcli.training.devices import compiles_each_size, prepare_batch
 from bertcli.training.fsdp import full_tensor, no_gradient_sync
 
 Targets = dict[str, torch.Tensor]
@@ -129,7 +129,7 @@ def _accumulate_gradient(
     total = torch.zeros((), device=accelerator.device)
     last = len(batch.micro_batches) - 1
     for index, micro in enumerate(batch.micro_batches):
-        inputs = prepare_batch(micro, model, accelerator.device)
+        inputs = prepare_batch(micro, model, accelerator.device, round_up=compiles_each_size(accelerator))
         targets = {name: inputs.pop(name) for name in batch.num_targets if name in inputs}
         with nullcontext() if index == last else no_gradient_sync(accelerator, model):
             loss = compute_loss(model(**inputs), targets, batch.num_targets) * (index <= last - batch.num_dummy_batches)

@@ -419,6 +419,24 @@ def test_packed_sequences_have_the_same_losses_as_alone(family: str) -> None:
         assert losses == pytest.approx([loss for sequence in row for loss in expected[sequence]], abs=1e-4)
 
 
+@pytest.mark.parametrize(("precision", "is_rounded"), [("bf16", True), ("fp32", False)])
+def test_number_of_predicted_tokens_is_rounded_up_where_each_compiles_its_own_products(
+    precision: str, is_rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, prepare = [], prepare_batch
+
+    def record(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs = prepare(*args, **kwargs)
+        lengths.append(len(inputs["labels"]))
+        return inputs
+
+    for module in ("bertcli.training.loop", "bertcli.pretraining.job"):
+        monkeypatch.setattr(f"{module}.prepare_batch", record)
+    run("training.max_steps=8", f"hardware.precision={precision}")
+    assert all(length % 4 == 0 for length in lengths if 64 <= length < 128) == is_rounded
+    assert len(lengths) > 8  # evaluations included
+
+
 def test_packing_fills_rows_and_warns_if_the_family_does_not_support_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,7 +120,7 @@ def test_padding_free_classifier_skips_padding_and_its_last_layer_other_tokens(
     model = build(family, "AutoModelForSequenceClassification")
     optimize_forward(model, CPU)
     first, last = map(count_tokens, first_and_last_linear(model))
-    assert_same(padded, loss_and_gradients(model, add_token_index(batch, "first", on_cpu=on_cpu)))
+    assert_same(padded, loss_and_gradients(model, add_token_index(batch, "first", on_cpu=on_cpu, round_up=on_cpu)))
     assert first == [sum(lengths)]
     assert last == [len(lengths)]
     assert_same(padded, loss_and_gradients(model, batch))  # a plain batch still works
@@ -140,9 +140,9 @@ def test_padding_free_tagger_skips_tokens_without_a_label_in_the_last_layer_in_t
     first, last = map(count_tokens, first_and_last_linear(model))
     assert_same(padded, loss_and_gradients(model, prepare_batch(batch, model, CPU)))
     assert (first, last) == ([sum(lengths)], [num_labeled])
-    targets = labeled_tokens(batch, on_cpu=on_cpu)
+    targets = labeled_tokens(batch, round_up=on_cpu)
     labeled = batch | {"target_positions": targets, "labels": batch["labels"][targets]}
-    assert_same(padded, loss_and_gradients(model, add_token_index(labeled, "labeled", on_cpu=on_cpu)))
+    assert_same(padded, loss_and_gradients(model, add_token_index(labeled, "labeled", on_cpu=on_cpu, round_up=on_cpu)))
     model.eval()
     unlabeled = {name: value for name, value in batch.items() if name != "labels"}
     expected = build(family, "AutoModelForTokenClassification").eval()(**unlabeled).logits
@@ -172,12 +172,12 @@ def test_batch_without_any_label_trains_a_padding_free_tagger_on_nothing(family:
 def test_labeled_tokens_on_a_cpu_are_rounded_up_to_few_sizes() -> None:
     batch = encode([30] * 10, labels="tokens").batch(np.arange(10))
     is_labeled = batch["labels"] != IGNORED_LABEL
-    rounded = labeled_tokens(batch, on_cpu=True)
+    rounded = labeled_tokens(batch, round_up=True)
     assert (int(is_labeled.sum()), int(rounded.sum())) == (99, 100)
     assert not (is_labeled & ~rounded).any()
-    assert torch.equal(labeled_tokens(batch, on_cpu=False), is_labeled)
+    assert torch.equal(labeled_tokens(batch, round_up=False), is_labeled)
     batch["labels"].fill_(IGNORED_LABEL)
-    assert int(labeled_tokens(batch, on_cpu=False).sum()) == 2
+    assert int(labeled_tokens(batch, round_up=False).sum()) == 2
 
 
 @on_each_batch
@@ -192,7 +192,7 @@ def test_padding_free_masked_lm_skips_padding_and_its_last_layer_other_tokens(
     optimize_forward(model, CPU)
     first, last = map(count_tokens, first_and_last_linear(model))
     flat = batch | {"labels": batch["labels"][target_positions], "target_positions": target_positions}
-    loss, gradients = loss_and_gradients(model, add_token_index(flat, "targets", on_cpu=on_cpu))
+    loss, gradients = loss_and_gradients(model, add_token_index(flat, "targets", on_cpu=on_cpu, round_up=on_cpu))
     assert_same(padded, (loss, {name.removeprefix("model."): gradient for name, gradient in gradients.items()}))
     assert first == [sum(lengths)]
     assert last == [int(target_positions.sum())]
@@ -269,7 +269,9 @@ def test_packed_rows_give_the_loss_of_separate_sequences(family: str, on_cpu: bo
             model = SparsePrediction(model)
             packed |= {"labels": packed["labels"][target_positions], "target_positions": target_positions}
         optimize_forward(model, CPU)
-        loss, gradients = loss_and_gradients(model, add_token_index(packed, output_tokens, on_cpu=on_cpu))
+        loss, gradients = loss_and_gradients(
+            model, add_token_index(packed, output_tokens, on_cpu=on_cpu, round_up=on_cpu)
+        )
         if output_tokens == "targets":
             gradients = {name.removeprefix("model."): gradient for name, gradient in gradients.items()}
         assert_same(padded, (loss, gradients))
@@ -304,7 +306,7 @@ def test_fill_tokens_on_a_cpu_round_the_token_count_up_and_change_no_result(fami
     model = build(family, f"AutoModelFor{model_class}")
     optimize_forward(model, CPU)
     first, _ = map(count_tokens, first_and_last_linear(model))
-    assert_same(padded, loss_and_gradients(model, add_token_index(batch, output_tokens, on_cpu=True)))
+    assert_same(padded, loss_and_gradients(model, add_token_index(batch, output_tokens, on_cpu=True, round_up=True)))
     assert (sum(lengths), first) == (133, [136])
 
 
@@ -335,7 +337,7 @@ def test_span_logits_of_padding_are_masked(on_cpu: bool) -> None:
     model = build("bert", "AutoModelForQuestionAnswering").eval()
     plain = model(**batch).start_logits
     optimize_forward(model, CPU)
-    for inputs in (batch, add_token_index(batch, "all", on_cpu=on_cpu)):
+    for inputs in (batch, add_token_index(batch, "all", on_cpu=on_cpu, round_up=on_cpu)):
         logits = model(**inputs).start_logits
         for row, length in enumerate(LENGTHS):
             assert torch.allclose(logits[row].softmax(-1)[:length], plain[row, :length].softmax(-1), atol=1e-6)
@@ -385,7 +387,7 @@ def test_cls_states_match_the_padded_model(family: str, on_cpu: bool, lengths: l
     expected = torch.stack([layer[:, 0] for layer in hidden[1:]], 1)
     final_norm = getattr(plain.base_model, "final_norm", lambda states: states)  # not part of the last layer
     for _ in range(2):  # the second batch must see nothing of the first
-        outputs = model.eval()(**add_token_index(batch, "first", on_cpu=on_cpu))
+        outputs = model.eval()(**add_token_index(batch, "first", on_cpu=on_cpu, round_up=on_cpu))
         states = cls_hidden_states(outputs)
         states = torch.cat((states[:, :-1], final_norm(states[:, -1:])), 1)
         assert torch.allclose(states, expected, atol=1e-5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bertcli.data.encoding import IGNORED_LABEL
 from bertcli.pretraining.inplace_cross_entropy import inplace_cross_entropy
 
 MAX_CHUNK_LOGITS = "bertcli.pretraining.inplace_cross_entropy.MAX_CHUNK_LOGITS"
@@ -32,6 +33,20 @@ def test_cross_entropy_and_gradients_equal_pytorch(
     loss = inplace_cross_entropy(hidden @ projection, labels) / 3
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     gradients = torch.autograd.grad(loss, (hidden, projection))
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        assert torch.allclose(gradient, expected_gradient, atol=1e-6)
+
+
+def test_tokens_without_label_have_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MAX_CHUNK_LOGITS, 170)  # three tokens
+    hidden, projection, labels = random_inputs(7)
+    labels[[1, 5, 6]] = IGNORED_LABEL
+    expected = torch.nn.functional.cross_entropy(hidden @ projection, labels, reduction="sum")
+    expected_gradients = torch.autograd.grad(expected, (hidden, projection))
+    loss = inplace_cross_entropy(hidden @ projection, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    gradients = torch.autograd.grad(loss, (hidden, projection))
+    assert not gradients[0][[1, 5, 6]].any()
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         assert torch.allclose(gradient, expected_gradient, atol=1e-6)
 

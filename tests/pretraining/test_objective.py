@@ -100,8 +100,11 @@ def test_masked_lm_never_masks_special_or_unknown_tokens(tokenizer: PreTrainedTo
     assert not set(masked_ids.tolist()) & set(tokenizer.all_special_ids)
 
 
+@pytest.mark.parametrize("round_up", [False, True])
 @pytest.mark.parametrize("pairs", [None, "next_sentence"])
-def test_masked_lm_loss_and_gradients_equal_transformers(tokenizer: PreTrainedTokenizerBase, pairs: Any) -> None:
+def test_masked_lm_loss_and_gradients_equal_transformers(
+    tokenizer: PreTrainedTokenizerBase, pairs: Any, round_up: bool
+) -> None:
     from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
     objective = MaskedLM(ObjectiveSection(pairs=pairs), tokenizer)
@@ -116,8 +119,13 @@ def test_masked_lm_loss_and_gradients_equal_transformers(tokenizer: PreTrainedTo
     expected_gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     module = objective.build_module(model)
-    inputs = prepare_batch(batch, module, torch.device("cpu"))
+    inputs = prepare_batch(batch, module, torch.device("cpu"), round_up=round_up)
     targets = {name: inputs.pop(name) for name in sequences.num_targets}
+    num_masked, num_rounded = (85, 88) if pairs else (81, 84)
+    assert int((batch["labels"] != -100).sum()) == num_masked
+    assert len(targets["labels"]) == (num_rounded if round_up else num_masked)
+    with torch.inference_mode():
+        assert objective.score_batch(module(**inputs), targets)["accuracy"][1] == num_masked
     loss = objective.loss(module(**inputs), targets, sequences.num_targets)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
@@ -139,7 +147,11 @@ def test_generator_gets_no_gradient_from_the_discriminator_and_shares_its_embedd
     masked_ids = original_ids.clone()
     masked_ids[:, ::4] = 3
     target_positions = (masked_ids == 3).flatten().nonzero()[:, 0]
-    output = joint(masked_ids, torch.ones_like(masked_ids), original_ids, target_positions)
-    assert not output.is_replaced[:, 1::4].any()
+    further = torch.tensor([1, 2, 15])  # targets that round their number up
+    is_masked = masked_ids == 3
+    positions = torch.cat([target_positions, further])
+    output = joint(masked_ids, torch.ones_like(masked_ids), original_ids, is_masked, positions)
+    assert not output.is_replaced[~is_masked].any()
+    assert output.is_replaced[is_masked].any()
     output.discriminator_logits.sum().backward()
     assert all(parameter.grad is None for name, parameter in joint.generator.named_parameters() if "encoder" in name)

@@ -10,7 +10,13 @@ import torch
 from bertcli.data.token_index import TokenIndex
 from bertcli.recipe.schema import HardwareSection
 from bertcli.training import devices
-from bertcli.training.devices import build_accelerator, choose_num_threads, prepare_batch, restore_num_threads
+from bertcli.training.devices import (
+    build_accelerator,
+    choose_num_threads,
+    compiles_each_size,
+    prepare_batch,
+    restore_num_threads,
+)
 
 
 class RecordingTensor:
@@ -47,6 +53,7 @@ def test_precision_may_differ_between_consecutive_runs() -> None:
         with accelerator.autocast():
             assert layer(values).dtype == dtype
     assert (fp32.mixed_precision, bf16.mixed_precision) == ("no", "bf16")
+    assert (compiles_each_size(fp32), compiles_each_size(bf16)) == (False, True)
 
 
 TINY, LARGE = torch.nn.Linear(16, 16), torch.nn.Linear(1024, 1024)
