@@ -40,14 +40,15 @@ class _InplaceCrossEntropy(torch.autograd.Function):
         ):
             log_probs = torch.log_softmax(chunk, -1, dtype=torch.float32)
             total -= (log_probs.gather(-1, ids) * counts).sum()
-            if ctx.needs_input_grad[0]:  # the gradient is softmax(logits) - one_hot(labels)
-                chunk.copy_(log_probs.exp_())
-                chunk.scatter_add_(-1, ids, chunk.new_full(ids.shape, -1.0))
-        ctx.save_for_backward(buffer, is_target)
+            if ctx.needs_input_grad[0]:  # the gradient is softmax(logits) - one_hot(labels), or 0 without a label
+                torch.mul(log_probs.exp_(), counts, out=chunk)
+                chunk.scatter_add_(-1, ids, -counts.to(chunk.dtype))
+        ctx.save_for_backward(buffer)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
-        grad_logits, is_target = ctx.saved_tensors
-        return grad_logits.mul_(grad_output * is_target), None
+        (grad_logits,) = ctx.saved_tensors
+        # Only by a scalar: on a CPU, bf16 times a tensor in fp32 would be computed in fp32 copies of all logits.
+        return grad_logits.mul_(grad_output), None

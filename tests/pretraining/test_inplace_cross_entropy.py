@@ -86,3 +86,16 @@ def test_cross_entropy_allocates_only_chunks(monkeypatch: pytest.MonkeyPatch) ->
     with RecordAllocations():
         torch.autograd.grad(inplace_cross_entropy(logits, labels), logits)
     assert max(allocated) <= 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_pass_of_cross_entropy_allocates_no_copy_of_the_logits(dtype: torch.dtype) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    logits, labels = torch.randn(40, 5000, dtype=dtype, requires_grad=True), torch.randint(5000, (40,))
+    labels[::7] = IGNORED_LABEL
+    loss = inplace_cross_entropy(logits * 1, labels)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        loss.backward()
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiled.events())
+    assert allocated < logits.nbytes + 10_000  # the gradient of `logits * 1`, which is the test's own
