@@ -83,13 +83,17 @@ def labeled_tokens(batch: dict[str, torch.Tensor], *, round_up: bool) -> torch.T
     Others are included if there are fewer than `MIN_OUTPUT_TOKENS`, and to `round_up` their number to one of
     `SIZES_PER_OCTAVE` sizes.
     """
+    import torch
+
     is_labeled = batch["labels"] != IGNORED_LABEL
     num_labeled = int(is_labeled.sum())
     num_more = max(_num_fill_tokens(num_labeled) if round_up else 0, MIN_OUTPUT_TOKENS - num_labeled)
     others = ~is_labeled
     if (mask := batch["attention_mask"]).shape == others.shape:  # the labels of a decoder have another length
         others &= mask.bool()
-    chosen = others.flatten().nonzero()[:num_more, 0]
+    candidates = others.flatten().nonzero()[:, 0]
+    # Evenly spaced: the last layer pads the queries of each row to the number of the row with the most.
+    chosen = candidates[torch.arange(min(num_more, len(candidates))) * len(candidates) // max(1, num_more)]
     return is_labeled.flatten().index_fill(0, chosen, True).view_as(is_labeled)
 
 

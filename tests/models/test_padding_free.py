@@ -180,6 +180,14 @@ def test_labeled_tokens_on_a_cpu_are_rounded_up_to_few_sizes() -> None:
     assert int(labeled_tokens(batch, round_up=False).sum()) == 2
 
 
+def test_tokens_that_round_the_number_of_labeled_ones_up_are_spread_over_the_rows() -> None:
+    batch = encode([38] * 60, labels="tokens").batch(np.arange(60))
+    is_labeled = batch["labels"] != IGNORED_LABEL
+    further = (labeled_tokens(batch, round_up=True) & ~is_labeled).sum(1)
+    assert int(further.sum()) > 10
+    assert int(further.max()) == 1  # the last layer pads the queries of each row to those of the longest
+
+
 @on_each_batch
 def test_padding_free_masked_lm_skips_padding_and_its_last_layer_other_tokens(
     family: str, on_cpu: bool, lengths: list[int]
