@@ -77,11 +77,14 @@ def build_token_index(
     )
 
 
-def labeled_tokens(batch: dict[str, torch.Tensor], *, round_up: bool) -> torch.Tensor:
+def labeled_tokens(batch: dict[str, torch.Tensor], *, round_up: bool, may_be_padding: bool = False) -> torch.Tensor:
     """Return which tokens of a batch have a label: the masked ones, or the first one of each word. [B, S]
 
     Others are included if there are fewer than `MIN_OUTPUT_TOKENS`, and to `round_up` their number to one of
     `SIZES_PER_OCTAVE` sizes.
+
+    Args:
+        may_be_padding: whether the others may be padding, which padding-free models do not compute.
     """
     import torch
 
@@ -89,11 +92,12 @@ def labeled_tokens(batch: dict[str, torch.Tensor], *, round_up: bool) -> torch.T
     num_labeled = int(is_labeled.sum())
     num_more = max(_num_fill_tokens(num_labeled) if round_up else 0, MIN_OUTPUT_TOKENS - num_labeled)
     others = ~is_labeled
-    if (mask := batch["attention_mask"]).shape == others.shape:  # the labels of a decoder have another length
-        others &= mask.bool()
+    if not may_be_padding:
+        others &= batch["attention_mask"].bool()
     candidates = others.flatten().nonzero()[:, 0]
+    num_more = min(num_more, len(candidates))
     # Evenly spaced: the last layer pads the queries of each row to the number of the row with the most.
-    chosen = candidates[torch.arange(min(num_more, len(candidates))) * len(candidates) // max(1, num_more)]
+    chosen = candidates[torch.arange(num_more) * len(candidates) // max(1, num_more)]
     return is_labeled.flatten().index_fill(0, chosen, True).view_as(is_labeled)
 
 

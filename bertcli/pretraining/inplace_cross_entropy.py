@@ -41,7 +41,7 @@ class _InplaceCrossEntropy(torch.autograd.Function):
             log_probs = torch.log_softmax(chunk, -1, dtype=torch.float32)
             total -= (log_probs.gather(-1, ids) * counts).sum()
             if ctx.needs_input_grad[0]:  # the gradient is softmax(logits) - one_hot(labels), or 0 without a label
-                torch.mul(log_probs.exp_(), counts, out=chunk)
+                chunk.copy_(log_probs.exp_().mul_(counts))
                 chunk.scatter_add_(-1, ids, -counts.to(chunk.dtype))
         ctx.save_for_backward(buffer)
         return total

@@ -147,7 +147,8 @@ def prepare_batch(
     padding_free = None if "frozen_hidden_states" in batch else getattr(task_model, "padding_free", None)
     is_tagger = padding_free is not None and padding_free.output_tokens == "labeled" and task_model.training
     if "labels" in batch and (is_tagger or (round_up and "target_positions" in batch)):
-        batch = batch | {"target_positions": labeled_tokens(batch, round_up=round_up)}
+        is_target = labeled_tokens(batch, round_up=round_up, may_be_padding=padding_free is None)
+        batch = batch | {"target_positions": is_target}
     if "target_positions" in batch and "labels" in batch:  # on the CPU: indexing by a mask on a GPU synchronizes
         batch = batch | {"labels": batch["labels"][batch["target_positions"]]}
     if padding_free is not None:

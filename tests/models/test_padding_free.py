@@ -186,6 +186,12 @@ def test_tokens_that_round_the_number_of_labeled_ones_up_are_spread_over_the_row
     further = (labeled_tokens(batch, round_up=True) & ~is_labeled).sum(1)
     assert int(further.sum()) > 10
     assert int(further.max()) == 1  # the last layer pads the queries of each row to those of the longest
+    few = {"labels": batch["labels"].masked_fill(~is_labeled, 0), "attention_mask": batch["attention_mask"]}
+    few["labels"][0, :3] = IGNORED_LABEL
+    assert bool(labeled_tokens(few, round_up=True).all())  # fewer candidates than it takes
+    few["attention_mask"][0, :3] = 0
+    assert int(labeled_tokens(few, round_up=True).sum()) == is_labeled.numel() - 3
+    assert bool(labeled_tokens(few, round_up=True, may_be_padding=True).all())
 
 
 @on_each_batch
