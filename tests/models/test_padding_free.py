@@ -169,7 +169,7 @@ def test_batch_without_any_label_trains_a_padding_free_tagger_on_nothing(family:
     assert not any(part.grad.any() for part in model.parameters() if part.grad is not None)
 
 
-def test_labeled_tokens_on_a_cpu_are_rounded_up_to_few_sizes() -> None:
+def test_labeled_tokens_are_rounded_up_to_few_sizes() -> None:
     batch = encode([30] * 10, labels="tokens").batch(np.arange(10))
     is_labeled = batch["labels"] != IGNORED_LABEL
     rounded = labeled_tokens(batch, round_up=True)
@@ -312,7 +312,7 @@ def test_masked_tokens_are_skipped_only_if_their_output_is_unused(family: str) -
 
 @pytest.mark.parametrize("model_class", ["SequenceClassification", "TokenClassification"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fill_tokens_on_a_cpu_round_the_token_count_up_and_change_no_result(family: str, model_class: str) -> None:
+def test_fill_tokens_round_the_token_count_up_and_change_no_result(family: str, model_class: str) -> None:
     lengths, output_tokens = [32, *[10] * 10, 1], "first" if model_class.startswith("S") else "all"
     batch = encode(lengths, labels="items" if output_tokens == "first" else "tokens").batch(np.arange(len(lengths)))
     batch["labels"].clamp_(max=1)
